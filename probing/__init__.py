@@ -1,0 +1,84 @@
+"""What happened inside an open-weight language model: numbers from its hidden states that can be trusted.
+
+Every public name is imported when it is first used, so that ``import probing`` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probing.errors import (
+        DataInvalid,
+        FolderBusy,
+        LayerNotFound,
+        ModelInvalid,
+        NotFinite,
+        OutOfMemory,
+        ProbingError,
+        SourceMismatch,
+        StoreCorrupt,
+        UsageError,
+    )
+    from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
+    from probing.models.load import LanguageModel, load
+    from probing.runs.filter import filter_pairs
+    from probing.runs.pair_scores import score_pairs
+    from probing.types import PreferencePair, Report, Source
+
+_PLACES = {
+    "ches": "probing.metrics.similarity",
+    "ches_normalized": "probing.metrics.similarity",
+    "edit_similarity": "probing.metrics.similarity",
+    "last_state_similarity": "probing.metrics.similarity",
+    "LanguageModel": "probing.models.load",
+    "load": "probing.models.load",
+    "filter_pairs": "probing.runs.filter",
+    "score_pairs": "probing.runs.pair_scores",
+    "PreferencePair": "probing.types",
+    "Report": "probing.types",
+    "Source": "probing.types",
+    "DataInvalid": "probing.errors",
+    "FolderBusy": "probing.errors",
+    "LayerNotFound": "probing.errors",
+    "ModelInvalid": "probing.errors",
+    "NotFinite": "probing.errors",
+    "OutOfMemory": "probing.errors",
+    "ProbingError": "probing.errors",
+    "SourceMismatch": "probing.errors",
+    "StoreCorrupt": "probing.errors",
+    "UsageError": "probing.errors",
+}
+
+__all__ = [
+    "DataInvalid",
+    "FolderBusy",
+    "LanguageModel",
+    "LayerNotFound",
+    "ModelInvalid",
+    "NotFinite",
+    "OutOfMemory",
+    "PreferencePair",
+    "ProbingError",
+    "Report",
+    "Source",
+    "SourceMismatch",
+    "StoreCorrupt",
+    "UsageError",
+    "ches",
+    "ches_normalized",
+    "edit_similarity",
+    "filter_pairs",
+    "last_state_similarity",
+    "load",
+    "score_pairs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'probing' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

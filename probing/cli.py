@@ -1,0 +1,131 @@
+"""The command line: ``probing COMMAND --options``; what each command does is in ``probing.runs``."""
+
+import dataclasses
+import errno
+import importlib
+import json
+import logging
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from probing.errors import ProbingError
+
+COMMANDS = {
+    "score": "score a preference dataset by CHES and its relatives",
+    "filter": "keep the pairs of a scored dataset whose responses look least alike",
+    "demo": "run every job on the bundled model and data",
+    "doctor": "show what this machine can do and what will run, and why",
+}
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its status: 0 done, 2 the caller's mistake, 1 anything else, 130 interrupted."""
+    sys.exit(_status(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _status(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stderr if not arguments else sys.stdout)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"probing {version('probing')}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"probing: no command '{arguments[0]}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    return _guarded(arguments[0], arguments[1:])
+
+
+def _overview() -> str:
+    lines = [f"  {name:<8}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: probing COMMAND [options]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "probing COMMAND --help lists a command's options.",
+        ]
+    )
+
+
+def _guarded(command: str, arguments: list[str]) -> int:
+    """Run, and turn what went wrong into one line and a status."""
+    try:
+        _run(command, arguments)
+    except ProbingError as error:
+        print(f"probing {command}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"\nprobing {command}: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        print(
+            f"probing {command}: cannot write {error.filename or 'the output'}: {error.strerror}; nothing partial was "
+            f"left. Make room (or choose another --out), then run the same command again",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    job = importlib.import_module(f"probing.runs.{command}")
+    config_type = typing.get_type_hints(job.run)["config"]
+    config, as_json = _parse(command, config_type, arguments)
+    report = job.run(config)
+    if as_json:
+        tables = {title: json.loads(table.to_json(orient="records")) for title, table in report.tables.items()}
+        print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str))
+        return
+    from probing.report.tables import render
+
+    print(render(report.tables))
+
+
+def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, bool]:
+    """The job's options from ``--config FILE.yaml`` and from flags, which win."""
+    from docstring_parser import parse as parse_docstring
+    from jsonargparse import ActionYesNo, ArgumentParser
+
+    described = parse_docstring(config_type.__doc__ or "")
+    parser = ArgumentParser(prog=f"probing {command}", description=described.short_description)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    helps = {parameter.arg_name: parameter.description for parameter in described.params}
+    hints = typing.get_type_hints(config_type)
+    for entry in dataclasses.fields(config_type):
+        option = f"--{entry.name.replace('_', '-')}"
+        if hints[entry.name] is bool:
+            parser.add_argument(
+                option, action=ActionYesNo(no_prefix="no-"), default=entry.default, help=helps[entry.name]
+            )
+        elif entry.default is dataclasses.MISSING:
+            parser.add_argument(option, type=hints[entry.name], required=True, help=helps[entry.name])
+        else:
+            parser.add_argument(option, type=hints[entry.name], default=entry.default, help=helps[entry.name])
+    values = parser.parse_args([_hyphenated(argument) for argument in arguments]).as_dict()
+    as_json = values.pop("json")
+    del values["config"]
+    try:
+        config = config_type(**values)
+    except ValueError as error:
+        parser.error(str(error))
+    return config, as_json
+
+
+def _hyphenated(argument: str) -> str:
+    """``--batch_tokens=5`` as ``--batch-tokens=5``."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value

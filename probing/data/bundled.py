@@ -1,0 +1,17 @@
+"""The small model and the data sets that come with the package, so that everything can be tried without a hub."""
+
+from pathlib import Path
+from typing import Literal
+
+BUNDLED = "bundled"
+_ROOT = Path(__file__).parents[1] / "bundled"
+
+
+def bundled_model() -> Path:
+    """Folder of the bundled chat model."""
+    return _ROOT / "model"
+
+
+def bundled_data(name: Literal["pairs", "prompts", "statements"] = "pairs") -> Path:
+    """A bundled JSONL file: preference pairs of four kinds, labelled prompts, or statements with their opposites."""
+    return _ROOT / "data" / f"{name}.jsonl"

@@ -1,0 +1,105 @@
+"""Where things are in a model, and whether they are what they seem."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probing.errors import LayerNotFound, ModelInvalid
+from probing.models.load import LanguageModel
+
+TRIAL_TOKENS = 12
+"""Length of the sequence that ``find_backbone`` tries the model on."""
+
+
+def find_backbone(language_model: LanguageModel) -> nn.Module:
+    """The part of a causal language model below its output head, tried before it is trusted.
+
+    A few tokens are run to prove that (1) what the backbone returns is exactly what the output head multiplies, so it
+    is the state after the final norm, and (2) a state does not depend on later tokens, so padding on the right and
+    leaving out the last token change nothing.
+
+    Returns:
+        A module that takes ``input_ids`` and ``use_cache``; its ``last_hidden_state`` is [row token width].
+
+    Raises:
+        LayerNotFound: no backbone or no output head was found, or the states are not what the head multiplies.
+        ModelInvalid: the model looks at later tokens, as encoders do.
+    """
+    model = language_model.model
+    backbone, head = model.base_model, model.get_output_embeddings()
+    if backbone is model or head is None:
+        kinds = ", ".join(name for name, _ in model.named_children())
+        raise LayerNotFound(f"{type(model).__name__} is not a backbone with an output head; its parts are {kinds}")
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, TRIAL_TOKENS + 1, device=language_model.device)[None] * 7 % rows
+    with torch.inference_mode():
+        states = last_hidden_state(backbone, ids)
+        multiplied = _input_of(head, model, ids)
+        shorter = last_hidden_state(backbone, ids[:, :-3])
+    if not torch.isfinite(states).all():
+        return backbone  # broken weights are reported pair by pair, with the layer
+    tolerance = 1e-4 if states.dtype == torch.float32 else 3e-2
+    if multiplied.shape != states.shape or _difference(states, multiplied) > tolerance:
+        raise LayerNotFound(
+            f"what {type(backbone).__name__} returns is not what the output head of {type(model).__name__} multiplies "
+            f"(shapes {tuple(states.shape)} and {tuple(multiplied.shape)}); this family is not supported yet"
+        )
+    if _difference(states[:, :-3], shorter) > tolerance:
+        raise ModelInvalid(
+            f"{type(model).__name__} is not causal: states depend on later tokens, so it has no response likelihood"
+        )
+    return backbone
+
+
+def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
+    """States after the final norm, [row token width], of right-padded or unpadded ids.
+
+    No attention mask is passed: padding on the right lies in every real token's future, and without a mask attention
+    takes its fast causal form and builds no [token token] tensor.
+    """
+    states: Tensor = backbone(input_ids=ids, use_cache=False).last_hidden_state
+    if states.ndim != 3:
+        raise LayerNotFound(
+            f"{type(backbone).__name__} returns states of shape {tuple(states.shape)}, not [row token width]"
+        )
+    return states
+
+
+def first_nonfinite_place(backbone: nn.Module, ids: Tensor) -> str | None:
+    """Name the first place whose states are NaN or infinite for this one sequence; None if all are finite."""
+    with torch.inference_mode():
+        output = backbone(input_ids=ids, use_cache=False, output_hidden_states=True)
+    # The entries are the embedding, then the output of each layer, but the last of them after the final norm.
+    below = [torch.isfinite(states).all().item() for states in output.hidden_states[:-1]]
+    if not all(below):
+        index = below.index(False)
+        return "the embedding" if index == 0 else f"layer {index - 1}"
+    if torch.isfinite(output.last_hidden_state).all():
+        return None
+    return f"layer {len(below) - 1} or the final norm"
+
+
+def _difference(states: Tensor, others: Tensor) -> float:
+    return float((states.float() - others.float()).abs().max() / states.float().abs().max())
+
+
+def _input_of(module: nn.Module, model: Any, ids: Tensor) -> Tensor:
+    """What reaches ``module`` when the whole model runs."""
+    seen: list[Tensor] = []
+    with _hooked(module, seen):
+        model(input_ids=ids, use_cache=False)
+    if len(seen) != 1:
+        raise LayerNotFound(f"the output head of {type(model).__name__} ran {len(seen)} times in one pass, not once")
+    return seen[0]
+
+
+@contextlib.contextmanager
+def _hooked(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,48 @@
+"""A progress bar in pairs, with tokens a second and the time left."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} pairs [{elapsed}<{remaining}{postfix}]"
+
+
+class PairProgress:
+    """Shown on stderr once a job takes longer than two seconds; a line every ten seconds where there is no terminal.
+
+    Args:
+        total: pairs in all.
+        done: pairs that an earlier run has already scored.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        live = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            delay=2,
+            bar_format=_FORMAT,
+            mininterval=0.2 if live else 10.0,
+            dynamic_ncols=live,
+            desc="scoring ",
+        )
+        self._tokens = 0
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def advance(self, pairs: float, tokens: int) -> None:
+        """Count pairs (fractions are fine) and tokens as done."""
+        self._tokens += tokens
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
+        self._bar.update(pairs)

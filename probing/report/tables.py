@@ -1,0 +1,61 @@
+"""Small tables for people."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from probing.types import PreferencePair, Text, message_text
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+TEXT_WIDTH = 34
+
+
+def quantiles(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Quantiles of some columns over the rows that have a value, one row a column."""
+    table = frame[list(columns)].quantile(list(QUANTILES)).T
+    table.columns = pd.Index([f"{share:.0%}" for share in QUANTILES])
+    table.insert(0, "pairs", frame[list(columns)].notna().sum())
+    return table.rename_axis("score").reset_index()
+
+
+def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows: int, highest: bool) -> pd.DataFrame:
+    """The rows with the highest (or lowest) score, with their texts shortened; ties by id."""
+    scored = frame[frame[by].notna()].sort_values([by, "id"], ascending=[not highest, True]).head(rows)
+    texts = {pair.id: pair for pair in pairs if pair.id in set(scored["id"])}
+    return pd.DataFrame(
+        {
+            by: scored[by],
+            "id": [shorten(identity, 24) for identity in scored["id"]],
+            "prompt": [shorten(plain(texts[identity].prompt), TEXT_WIDTH, end=True) for identity in scored["id"]],
+            "chosen": [shorten(plain(texts[identity].chosen), TEXT_WIDTH) for identity in scored["id"]],
+            "rejected": [shorten(plain(texts[identity].rejected), TEXT_WIDTH) for identity in scored["id"]],
+        }
+    )
+
+
+def counts(values: Mapping[str, int], name: str) -> pd.DataFrame:
+    """A count a row, largest first."""
+    ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))
+    return pd.DataFrame(ordered, columns=[name, "pairs"])
+
+
+def plain(text: Text) -> str:
+    """Text or messages on one line."""
+    joined = text if isinstance(text, str) else " / ".join(message_text(message) for message in text)
+    return " ".join(joined.split())
+
+
+def shorten(text: str, width: int, end: bool = False) -> str:
+    """At most ``width`` characters: the beginning, or the end."""
+    if len(text) <= width:
+        return text
+    return f"…{text[-width + 1 :]}" if end else f"{text[: width - 1]}…"
+
+
+def render(tables: Mapping[str, pd.DataFrame]) -> str:
+    """All tables as text, with their titles."""
+    blocks = []
+    for title, table in tables.items():
+        body = table.to_string(index=False, float_format=lambda value: f"{value:.4g}") if len(table) else "(none)"
+        blocks.append(f"{title}\n{body}")
+    return "\n\n".join(blocks)

@@ -1,0 +1,62 @@
+"""The job ``probing demo``: every job on the bundled model and data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probing.data.bundled import BUNDLED
+from probing.runs import filter as filtering
+from probing.runs import score
+from probing.types import Report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEEP_LOWEST = 0.5
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Score and filter the bundled preference pairs with the bundled model.
+
+    Args:
+        out: folder for everything that is made.
+    """
+
+    out: Path
+
+
+def run(config: DemoConfig) -> Report:
+    """Run each job once; the tables are those of the jobs, and one by kind of pair."""
+    out = Path(config.out)
+    scored = score.run(score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"))
+    kept = filtering.run(
+        filtering.FilterConfig(
+            data=BUNDLED,
+            scores=out / "scores",
+            by="ches_normalized",
+            keep_lowest=KEEP_LOWEST,
+            out=out / "kept.jsonl",
+            bad="drop",
+            overwrite=True,
+        )
+    )
+    tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}
+    return Report(tables, {"score": scored.facts, "filter": kept.facts})
+
+
+def _titled(job: str, report: Report) -> "dict[str, pd.DataFrame]":
+    return {f"[{job}] {title}": table for title, table in report.tables.items()}
+
+
+def _by_kind(out: Path) -> "pd.DataFrame":
+    """The mean score of each kind, and how many of it were kept."""
+    import pandas as pd
+
+    table, pairs = score.read_pairs(BUNDLED, None, None)
+    kinds = pd.DataFrame({"id": [pair.id for pair in pairs], "kind": [row["kind"] for row in table.rows]})
+    joined = kinds.merge(pd.read_parquet(out / "scores" / score.SCORES_FILE), on="id", validate="one_to_one")
+    kept = {row["id"] for row in score.read_pairs(str(out / "kept.jsonl"), None, None)[0].rows}
+    joined["kept"] = joined["id"].isin(kept)
+    means = {name: (name, "mean") for name in ("ches_normalized", "edit_similarity")}
+    return joined.groupby("kind", as_index=False).agg(pairs=("id", "size"), kept=("kept", "sum"), **means)

@@ -1,0 +1,74 @@
+"""The job ``probing score``: a whole dataset, in shards, resumable, every row accounted for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from probing.data.bundled import BUNDLED, bundled_data
+from probing.data.pairs import pairs_from_table
+from probing.data.tables import Table, read_table
+from probing.store.manifest import claim
+from probing.types import PreferencePair, Report
+
+SCORES_FILE = "scores.parquet"
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score every pair of a preference dataset by CHES and its relatives.
+
+    Args:
+        model: folder or hub id of a causal language model, or "bundled" for the small one in this package.
+        data: JSONL, JSON, CSV or Parquet file (also gzipped), saved datasets folder, hub id, or "bundled".
+        out: folder for scores.parquet and run.json; an interrupted run in it is continued.
+        split: which split, where the data have several.
+        id_column: column of unique ids; by default "id" if there is one, otherwise ids are made from the content.
+        revision: branch, tag or commit of a hub model.
+        dtype: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        batch_tokens: padded tokens a batch; by default found from the memory of the device.
+        max_length: longest sequence in tokens; longer pairs are marked, not cut. By default the model's limit.
+        eos: whether the end of turn belongs to the response, as in training.
+        trust_remote_code: run code that the checkpoint brings with it.
+        shard_pairs: pairs that are scored together and saved; an interrupted run loses at most one shard.
+    """
+
+    model: str
+    data: str
+    out: Path
+    split: str | None = None
+    id_column: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    batch_tokens: int | None = None
+    max_length: int | None = None
+    eos: bool = True
+    trust_remote_code: bool = False
+    shard_pairs: int = 512
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_tokens", 1), ("max_length", 2), ("shard_pairs", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def run(config: ScoreConfig) -> Report:
+    """Score the dataset into ``config.out``, or go on where an interrupted run stopped.
+
+    Raises:
+        ProbingError: see ``probing.errors``; nothing that was there is written over.
+    """
+    table, pairs = read_pairs(config.data, config.split, config.id_column)
+    with claim(Path(config.out), "score") as folder:
+        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        from probing.runs.score_shards import score_into
+
+        return score_into(folder, config, table, pairs)
+
+
+def read_pairs(data: str, split: str | None, id_column: str | None) -> tuple[Table, list[PreferencePair]]:
+    """The dataset as it lies there, and its rows as pairs."""
+    table = read_table(str(bundled_data()) if data == BUNDLED else data, split)
+    return table, pairs_from_table(table, id_column)

@@ -1,0 +1,161 @@
+"""The folder of one run: claimed by one process, bound to what it was made from, resumable."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probing.errors import FolderBusy, SourceMismatch, StoreCorrupt
+from probing.store.files import new_file, remove_leftovers
+
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A claimed output folder.
+
+    Attributes:
+        path: the folder.
+        command: the job that writes it.
+    """
+
+    path: Path
+    command: str
+
+    @property
+    def shards(self) -> Path:
+        """Where finished parts lie until the whole is done."""
+        return self.path / "shards"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in this folder is complete."""
+        return bool(self.facts().get("status") == "done")
+
+    def facts(self) -> dict[str, Any]:
+        """The content of ``run.json``; empty before the run began.
+
+        Raises:
+            StoreCorrupt: the file is damaged.
+        """
+        return read_run(self.path) if (self.path / RUN_FILE).exists() else {}
+
+    def begin(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Start the run, or go on with it if everything it depends on is the same.
+
+        Args:
+            identity: what the numbers depend on: hashes, options, versions.
+            facts: what else to write into ``run.json``.
+
+        Raises:
+            SourceMismatch: the folder's run was made from something else; names each difference.
+        """
+        known = self.facts()
+        if known:
+            differences = _differences(known.get("identity", {}), identity)
+            if differences:
+                raise SourceMismatch(
+                    f"{self.path} holds a run that was made from something else: {'; '.join(differences)}. "
+                    f"Choose another --out, or delete the folder to start anew"
+                )
+            return
+        self.write({**facts, "status": "running", "identity": dict(identity)})
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Write ``run.json``."""
+        content = {"schema_version": SCHEMA_VERSION, "command": self.command, **facts}
+        with new_file(self.path / RUN_FILE) as temporary:
+            temporary.write_text(
+                json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+            )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The ``run.json`` of a folder.
+
+    Raises:
+        SourceMismatch: there is none, so the folder holds no run.
+        StoreCorrupt: it is damaged.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise SourceMismatch(f"{folder}: holds no {RUN_FILE}, so it is not the output folder of a run")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise StoreCorrupt(f"{path}: damaged ({error}); delete the folder and run again") from error
+    if not isinstance(facts, dict):
+        raise StoreCorrupt(f"{path}: damaged (not an object); delete the folder and run again")
+    return facts
+
+
+@contextlib.contextmanager
+def claim(path: Path, command: str) -> Iterator[RunFolder]:
+    """Hold an output folder against every other process; a folder made here and left without a run is removed again.
+
+    Raises:
+        SourceMismatch: the folder holds files of something else, or the run of another command.
+        FolderBusy: another process holds it.
+    """
+    if path.exists() and not path.is_dir():
+        raise SourceMismatch(f"{path}: is a file; give a folder as --out")
+    made = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FolderBusy(
+                f"{path}: another process is writing there; wait for it, or choose another --out"
+            ) from error
+        remove_leftovers(path)
+        _check_content(path, command)
+        yield RunFolder(path, command)
+    finally:
+        if made and not any(path.iterdir()):
+            path.rmdir()
+        os.close(handle)
+
+
+def _check_content(path: Path, command: str) -> None:
+    if not (path / RUN_FILE).exists():
+        foreign = sorted(entry.name for entry in path.iterdir())
+        if foreign:
+            raise SourceMismatch(
+                f"{path}: is not empty and holds no run ({', '.join(foreign[:5])}); choose another --out, nothing "
+                f"there was touched"
+            )
+        return
+    other = read_run(path).get("command")
+    if other != command:
+        raise SourceMismatch(
+            f"{path}: holds a run of 'probing {other}', not of 'probing {command}'; choose another --out"
+        )
+
+
+def _differences(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    before, after = _flat(known), _flat(now)
+    return [
+        f"{name} was {_short(before.get(name))}, is {_short(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text
