@@ -1,0 +1,41 @@
+# make demo    score and filter the bundled data with the bundled model
+# make test    run the tests
+# make check   format, lint, types
+# Each makes its own environment in .venv the first time. Where there is a CUDA card, both use it.
+# Other interpreter or place: make test PYTHON=python3.12 VENV=/tmp/venv
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo-out
+CARD := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
+comma := ,
+CUDA := $(if $(filter-out 0,$(CARD)),$(comma)cuda)
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/probing demo --out $(OUT)
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) $(OUT)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "probing needs Python 3.11 or later; name one with: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".$(if $(CUDA),[cuda])"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev$(CUDA)]"
+	touch $@ $(VENV)/.demo

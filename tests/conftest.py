@@ -1,0 +1,38 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked while the tests run, and only then.
+with install_import_hook(["probing.metrics", "probing.kernels", "probing.capture"], "beartype.beartype"):
+    import probing.capture.stream
+    import probing.kernels.segment_pool
+    import probing.metrics.similarity  # noqa: F401
+
+import tiny
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test may wait for a hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    folder = os.environ.get("PROBING_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("PROBING_REAL_DATA names no folder with the public datasets")
+    return Path(folder)

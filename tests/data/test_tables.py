@@ -1,0 +1,184 @@
+import gzip
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from probing.data.tables import file_format, read_table, write_rows
+from probing.errors import DataInvalid, UsageError
+
+ROWS = [
+    {"id": "a", "prompt": "Is it?", "chosen": " No\u2028or", "rejected": " Né, \"so\"\nsaid", "score": 3},
+    {"id": "b", "prompt": "Where?", "chosen": " Here", "rejected": " There", "score": 4},
+    {"id": "c", "prompt": "Who?", "chosen": " Me", "rejected": " You", "score": 5},
+]
+
+
+def jsonl(rows=ROWS):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def save(tmp_path, name):
+    path = tmp_path / name
+    content = path.name.removesuffix(".gz")
+    if content.endswith((".jsonl", ".ndjson")):
+        data = jsonl().encode()
+    elif content.endswith(".json"):
+        data = json.dumps(ROWS).encode()
+    elif content.endswith(".csv"):
+        import csv
+        import io
+
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(ROWS[0]))
+        writer.writeheader()
+        writer.writerows(ROWS)
+        data = text.getvalue().encode()
+    else:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(ROWS), sink)
+        data = sink.getvalue().to_pybytes()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+FILES = [name + suffix for name in ("p.jsonl", "p.json", "p.csv", "p.parquet", "p.ndjson") for suffix in ("", ".gz")]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_reads_the_same_rows(tmp_path, name):
+    table = read_table(str(save(tmp_path, name)))
+    text_only = [{**row, "score": str(row["score"])} for row in ROWS]
+    assert list(table.rows) == (text_only if ".csv" in name else ROWS)
+    assert table.format == file_format(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("target", ["out.jsonl", "out.json.gz", "out.csv", "out.parquet", "out_folder"])
+def test_rows_survive_writing_in_every_format(tmp_path, name, target):
+    table = read_table(str(save(tmp_path, name)))
+    form = file_format(tmp_path / target) or "datasets"
+    write_rows(table, [2, 0], tmp_path / target, form)
+    again = read_table(str(tmp_path / target))
+    expected = [table.rows[2], table.rows[0]]
+    assert [dict(row) for row in again.rows] == ([{**row, "score": str(row["score"])} for row in expected] if "csv" in target else expected)
+
+
+def test_a_saved_dataset_with_its_splits(tmp_path):
+    data = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(str(tmp_path / "both"))
+    assert len(read_table(str(tmp_path / "both"), "test").rows) == 1
+    with pytest.raises(DataInvalid, match=r"splits train, test; choose one with --split"):
+        read_table(str(tmp_path / "both"))
+    with pytest.raises(DataInvalid, match="no split 'dev'"):
+        read_table(str(tmp_path / "both"), "dev")
+    data.save_to_disk(str(tmp_path / "one"))
+    table = read_table(str(tmp_path / "one"))
+    assert table.format == "datasets"
+    assert list(table.rows) == ROWS
+    with pytest.raises(UsageError, match="single unnamed split"):
+        read_table(str(tmp_path / "one"), "train")
+
+
+def test_a_folder_of_data_files_is_read_by_the_same_loader(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.jsonl").write_text(jsonl(ROWS[:2]), encoding="utf-8")
+    assert [row["id"] for row in read_table(str(tmp_path / "folder")).rows] == ["a", "b"]
+
+
+def test_jsonl_rows_are_written_byte_for_byte(tmp_path):
+    odd = b'{"prompt":"a",  "chosen": "\\u00e9", "rejected":"\xc3\xa9", "n": 1.10}\r\n\n  {"prompt":"b","chosen":"x","rejected":"y"}'
+    (tmp_path / "odd.jsonl").write_bytes(b"\xef\xbb\xbf" + odd)
+    table = read_table(str(tmp_path / "odd.jsonl"))
+    assert table.lines == ["line 1", "line 3"]
+    write_rows(table, [0, 1], tmp_path / "out.jsonl", "jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == odd.replace(b"\n\n", b"\n") + b"\n"
+
+
+def test_parquet_keeps_its_schema(tmp_path):
+    schema = pa.schema([("chosen", pa.large_string()), ("rejected", pa.string()), ("n", pa.int8())], metadata={"made": "by us"})
+    pq.write_table(pa.Table.from_pylist([{"chosen": "a", "rejected": "b", "n": 1}], schema=schema), tmp_path / "p.parquet")
+    write_rows(read_table(str(tmp_path / "p.parquet")), [0], tmp_path / "q.parquet", "parquet")
+    assert pq.read_schema(tmp_path / "q.parquet").equals(schema, check_metadata=True)
+
+
+def test_gzip_output_has_no_time_in_it(tmp_path):
+    table = read_table(str(save(tmp_path, "p.jsonl")))
+    write_rows(table, [0], tmp_path / "x.jsonl.gz", "jsonl")
+    assert (tmp_path / "x.jsonl.gz").read_bytes()[4:8] == bytes(4)
+
+
+def test_further_columns_go_beside_the_rest(tmp_path):
+    table = read_table(str(save(tmp_path, "p.csv")))
+    write_rows(table, [1], tmp_path / "x.csv", "csv", [{"probing_ches": 0.5}])
+    assert read_table(str(tmp_path / "x.csv")).rows[0] == {**table.rows[1], "probing_ches": "0.5"}
+
+
+def test_messages_in_csv_are_json(tmp_path):
+    messages = [{"role": "user", "content": "hi"}]
+    text = "chosen,rejected\n" + '"' + json.dumps(messages).replace('"', '""') + '",[brackets] are text\n'
+    (tmp_path / "m.csv").write_text(text)
+    assert read_table(str(tmp_path / "m.csv")).rows == [{"chosen": messages, "rejected": "[brackets] are text"}]
+
+
+def test_json_lines_under_the_name_json(tmp_path):
+    (tmp_path / "p.json").write_text(jsonl(), encoding="utf-8")
+    assert read_table(str(tmp_path / "p.json")).format == "jsonl"
+
+
+BAD = {
+    "missing": ("missing.jsonl", None, r"missing\.jsonl: no such file"),
+    "empty": ("p.jsonl", b"", r"p\.jsonl: the file is empty"),
+    "blank": ("p.jsonl", b"\n \n", r"the file is empty"),
+    "no rows": ("p.csv", b"chosen,rejected\n", r"there are no rows"),
+    "empty list": ("p.json", b"[]", r"there are no rows"),
+    "broken line": ("p.jsonl", b'{"a": 1}\n{"a": \n', r"p\.jsonl, line 2: broken JSON at column 7"),
+    "not an object": ("p.jsonl", b"[1, 2]\n", r"line 1: expected an object .* found list"),
+    "broken json": ("p.json", b'[{"a": 1},\n {"a" 2}]', r"p\.json, line 2: broken JSON at column 7"),
+    "json of numbers": ("p.json", b"[1]", r"entry 1: expected an object, found int"),
+    "latin1": ("p.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', r"line 2: byte 0xe9 is not UTF-8; convert"),
+    "csv latin1": ("p.csv", b"a,b\n1,\xe9\n", r"line 2: byte 0xe9 is not UTF-8"),
+    "csv ragged": ("p.csv", b"a,b\n1,2\n1,2,3\n", r"p\.csv, line 3: 3 fields where the header names 2"),
+    "csv open quote": ("p.csv", b'a,b\n1,"2\n', r"broken CSV"),
+    "csv twice": ("p.csv", b"a,a\n1,2\n", r"column name occurs twice"),
+    "parquet": ("p.parquet", b"PAR1 cut short", r"not a whole Parquet file"),
+    "gzip": ("p.jsonl.gz", gzip.compress(b'{"a": 1}' * 99)[:-9], r"not a whole gzip file"),
+    "not gzip": ("p.jsonl.gz", b'{"a": 1}', r"not a whole gzip file"),
+    "suffix": ("p.tsv", b"a\tb\n", r"the name ends in none of \.jsonl"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_with_the_line(tmp_path, case):
+    name, content, message = BAD[case]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataInvalid, match=message):
+        read_table(str(tmp_path / name))
+
+
+def test_an_unknown_hub_id_is_explained(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataInvalid, match=r"nobody/nothing: neither a file or dataset folder here nor a dataset of the hub"):
+        read_table("nobody/nothing")
+
+
+def test_a_split_of_a_single_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="has no splits"):
+        read_table(str(save(tmp_path, "p.jsonl")), "train")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    table = read_table(str(save(tmp_path, "p.jsonl")))
+    (tmp_path / "out.jsonl").write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_rows(table, [0], tmp_path / "out.jsonl", "jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "p.jsonl"]

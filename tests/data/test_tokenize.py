@@ -1,0 +1,197 @@
+import logging
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probing import PreferencePair
+from probing.data.tokenize import template_sha256, tokenize_pairs
+from probing.errors import DataInvalid, ModelInvalid
+
+TOKENIZER = tiny.make_tokenizer()
+EOS, BOS = TOKENIZER.eos_token_id, TOKENIZER.bos_token_id
+
+
+def tokenized(prompt="Is it ok?", chosen=" No", rejected=" Never", tokenizer=TOKENIZER, **options):
+    return tokenize_pairs(tokenizer, [PreferencePair("x", prompt, chosen, rejected)], **options)[0]
+
+
+def chat(prompt="Is it ok?", chosen="No", rejected="Never", tokenizer=TOKENIZER, **options):
+    pair = PreferencePair(
+        "x",
+        [{"role": "user", "content": prompt}],
+        [{"role": "assistant", "content": chosen}],
+        [{"role": "assistant", "content": rejected}],
+    )
+    return tokenize_pairs(tokenizer, [pair], **options)[0]
+
+
+def text_of(ids):
+    return TOKENIZER.decode(ids)
+
+
+def test_text_is_prompt_and_response_with_one_bos_and_one_eos():
+    pair = tokenized()
+    assert text_of(pair.chosen[: pair.prompt_tokens]) == "<|bos|>Is it ok?"
+    assert text_of(pair.chosen[pair.prompt_tokens :]) == " No<|eos|>"
+    assert text_of(pair.rejected[pair.prompt_tokens :]) == " Never<|eos|>"
+    assert pair.chosen.count(BOS) == pair.chosen.count(EOS) == 1
+
+
+def test_a_token_across_the_border_belongs_to_the_response():
+    """The prompt alone ends in a token of its own, which the full text merges with what follows."""
+    prompt, chosen = "The answer is near", "er"
+    alone = TOKENIZER(prompt)["input_ids"]
+    full = TOKENIZER(prompt + chosen)["input_ids"]
+    assert full[: len(alone)] != alone, "the example no longer merges; choose another"
+    pair = tokenized(prompt, chosen, "!")
+    assert pair.prompt_tokens < len(alone)
+    assert pair.chosen == [*full, EOS]
+    assert pair.chosen[: pair.prompt_tokens] == pair.rejected[: pair.prompt_tokens]
+
+
+@given(*[st.text("newarst .?", max_size=8)] * 3)
+def test_the_border_is_the_longest_prefix_that_all_share(prompt, chosen, rejected):
+    pair = tokenized(prompt, chosen, rejected)
+    sequences = [TOKENIZER(text)["input_ids"] for text in (prompt, prompt + chosen, prompt + rejected)]
+    border = pair.prompt_tokens
+    assert sequences[0][:border] == sequences[1][:border] == sequences[2][:border]
+    assert border <= len(sequences[0])
+    following = {tuple(sequence[border : border + 1]) for sequence in sequences}
+    assert len(following) > 1 or following == {()}
+
+
+def test_the_border_never_goes_past_the_prompt():
+    """Both answers begin with the same words; those are still answer."""
+    pair = tokenized("Q:", " I cannot help", " I cannot say")
+    assert text_of(pair.chosen[pair.prompt_tokens :]) == " I cannot help<|eos|>"
+
+
+def test_a_template_is_rendered_once():
+    pair = chat()
+    assert text_of(pair.chosen) == "<|bos|><|user|>Is it ok?<|eos|>\n<|assistant|>No<|eos|>\n"
+    assert text_of(pair.chosen[: pair.prompt_tokens]) == "<|bos|><|user|>Is it ok?<|eos|>\n<|assistant|>"
+    assert pair.chosen.count(BOS) == 1
+
+
+def test_an_end_of_turn_is_appended_only_where_the_template_brought_none():
+    open_ended = tiny.make_tokenizer(template=tiny.TEMPLATE.replace(" + eos_token + '\n'", " + '\n'"))
+    pair = chat(tokenizer=open_ended)
+    assert text_of(pair.chosen[pair.prompt_tokens :]) == "No\n<|eos|>"
+
+
+def test_text_that_was_rendered_before_gets_nothing_twice():
+    pair = tokenized("<|bos|><|user|>Hi<|eos|>\n<|assistant|>", "No<|eos|>\n", "Never<|eos|>")
+    assert text_of(pair.chosen) == "<|bos|><|user|>Hi<|eos|>\n<|assistant|>No<|eos|>\n"
+    assert text_of(pair.rejected[pair.prompt_tokens :]) == "Never<|eos|>"
+
+
+def test_without_eos_the_end_of_turn_is_cut_off():
+    assert text_of(tokenized(eos=False).chosen) == "<|bos|>Is it ok? No"
+    pair = chat(eos=False)
+    assert text_of(pair.chosen[pair.prompt_tokens :]) == "No"
+    assert tokenized("Q", " a\n", " b", eos=False).chosen == TOKENIZER("Q a\n")["input_ids"]
+
+
+def test_padding_side_changes_nothing():
+    left = tiny.make_tokenizer(padding_side="left")
+    assert chat(tokenizer=left) == chat()
+    assert tokenized(tokenizer=left) == tokenized()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "detail"),
+    [
+        ({}, "ok", ""),
+        ({"rejected": " No"}, "identical", "the same"),
+        ({"chosen": "  "}, "empty_response", "chosen response is empty"),
+        ({"rejected": ""}, "empty_response", "rejected response is empty"),
+        ({"max_length": 8}, "prompt_too_long", "the prompt alone has"),
+        ({"max_length": 11}, "truncated", "the limit is 11"),
+    ],
+)
+def test_status_of_pairs_that_cannot_be_trusted(arguments, status, detail):
+    assert tokenized().prompt_tokens in (8, 9, 10)
+    if "max_length" in arguments:
+        arguments = {"max_length": tokenized().prompt_tokens + (0 if status == "prompt_too_long" else 1)}
+        detail = detail.replace("11", str(arguments["max_length"]))
+    pair = tokenized(**arguments)
+    assert pair.status == status
+    assert detail in pair.detail
+
+
+def test_a_pair_that_just_fits_is_not_truncated():
+    longest = max(len(tokenized().chosen), len(tokenized().rejected))
+    assert tokenized(max_length=longest).status == "ok"
+    assert tokenized(max_length=longest - 1).status == "truncated"
+
+
+def test_no_token_before_the_response():
+    bare = tiny.make_tokenizer(bos=False)
+    assert tokenized("", "No", "Never", tokenizer=bare).status == "empty_prompt"
+    assert tokenized("", "No", "Never").status == "ok"  # the BOS predicts the first token
+
+
+def test_a_tool_call_is_an_answer():
+    calling = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    pair = PreferencePair("x", [{"role": "user", "content": "q"}], [calling], [{"role": "assistant", "content": "No"}])
+    assert tokenize_pairs(TOKENIZER, [pair])[0].status == "ok"
+
+
+def test_template_arguments_of_a_row_reach_the_template():
+    template = "{{ style }}{% for t in tools or [] %}[{{ t['name'] }}]{% endfor %}" + tiny.TEMPLATE.replace("{{ bos_token }}", "")
+    tokenizer = tiny.make_tokenizer(template=template)
+    messages = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    pair = PreferencePair("x", *messages, tools=[{"name": "clock"}], chat_template_kwargs={"style": "short"})
+    assert text_of(tokenize_pairs(tokenizer, [pair])[0].chosen).startswith("short[clock]<|user|>")
+
+
+def test_a_prompt_that_ends_with_the_assistant_is_continued():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "I"}]
+    pair = PreferencePair("x", messages, [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}])
+    assert text_of(tokenize_pairs(TOKENIZER, [pair])[0].chosen[:9]).startswith("<|bos|><|user|>q<|eos|>\n<|assistant|>I")
+
+
+def test_no_chat_template():
+    with pytest.raises(DataInvalid, match=r"pair 'x': the pair is made of messages, but the tokenizer has no chat template"):
+        chat(tokenizer=tiny.make_tokenizer(template=None))
+
+
+def test_a_template_that_refuses():
+    template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataInvalid, match=r"line 7: the chat template refuses this conversation: roles must alternate"):
+        chat(tokenizer=tiny.make_tokenizer(template=template), where=lambda index: "line 7")
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused():
+    template = "{{ messages | length }}" + tiny.TEMPLATE
+    with pytest.raises(DataInvalid, match="writes the prompt differently once an answer follows"):
+        chat(tokenizer=tiny.make_tokenizer(template=template))
+
+
+def test_two_bos_are_refused():
+    with pytest.raises(DataInvalid, match="begins with two BOS tokens"):
+        chat(tokenizer=tiny.make_tokenizer(template="{{ bos_token }}" + tiny.TEMPLATE))
+
+
+def test_a_template_without_bos_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        chat()
+        tokenized()
+        assert not caplog.records
+        chat(tokenizer=tiny.make_tokenizer(template=tiny.TEMPLATE.replace("{{ bos_token }}", "")))
+    assert "writes no BOS" in caplog.text
+
+
+def test_a_tokenizer_without_eos():
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelInvalid, match="no EOS token .* --no-eos"):
+        tokenized(tokenizer=tokenizer)
+    assert tokenized(tokenizer=tokenizer, eos=False).status == "ok"
+
+
+def test_template_hash():
+    assert template_sha256(tiny.make_tokenizer(template=None)) is None
+    assert template_sha256(TOKENIZER) != template_sha256(tiny.make_tokenizer(template="x"))
