@@ -1,6 +1,8 @@
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test may wait for a hub
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -14,10 +16,8 @@ with install_import_hook(["probing.metrics", "probing.kernels", "probing.capture
 import tiny
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    """No test may wait for a hub."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+# The models are tiny: a second thread only waits for the first.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def choose_batch_tokens(backbone: nn.Module, device: torch.device) -> TokenBudge
     return TokenBudget(tokens, f"half of {free / 2**30:.1f} GiB free at {per_token / 2**10:.0f} KiB a token")
 
 
-def fit_batch_tokens(free_bytes: float, bytes_per_token: float) -> int:
+def fit_batch_tokens(free_bytes: int, bytes_per_token: float) -> int:
     """Tokens that fill half of the free memory, as a multiple of 1024 between 1024 and 65536."""
     tokens = int(free_bytes / 2 / max(bytes_per_token, 1.0)) // LEAST_BATCH_TOKENS * LEAST_BATCH_TOKENS
     return min(max(tokens, LEAST_BATCH_TOKENS), MOST_BATCH_TOKENS)

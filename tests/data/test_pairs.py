@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from probing.data.pairs import content_sha256, pairs_from_rows
 from probing.errors import DataInvalid
 
-USER, SURE, NO = ({"role": role, "content": text} for role, text in (("user", "Hi?"), ("assistant", "Sure"), ("assistant", "No")))
+USER, SURE, NO = (
+    {"role": role, "content": text} for role, text in (("user", "Hi?"), ("assistant", "Sure"), ("assistant", "No"))
+)
 
 
 def sides(**row):
@@ -52,7 +54,11 @@ def dialogue(*turns):
     [
         (dialogue(" hi", " I can", " ok", " yes"), dialogue(" hi", " I can", " ok", " yep"), (" yes", " yep")),
         (dialogue(" hi", " I can"), dialogue(" hi", " I cannot"), (" I can", " I cannot")),
-        (dialogue(" hi", " I can", " more", " x"), dialogue(" hi", " no"), (" I can\n\nHuman: more\n\nAssistant: x", " no")),
+        (
+            dialogue(" hi", " I can", " more", " x"),
+            dialogue(" hi", " no"),
+            (" I can\n\nHuman: more\n\nAssistant: x", " no"),
+        ),
         (dialogue(" hi", ""), dialogue(" hi", " no"), ("", " no")),
         (dialogue(" a", " x"), dialogue(" b", " x"), (dialogue(" a", " x"), dialogue(" b", " x"))),
     ],
@@ -96,7 +102,10 @@ def test_longer_dialogues_share_all_but_the_answer():
 
 
 def rows_with(**columns):
-    return [{"prompt": "p", "chosen": "a", "rejected": "b", **{k: v[i] for k, v in columns.items()}} for i in range(len(next(iter(columns.values()))))]
+    return [
+        {"prompt": "p", "chosen": "a", "rejected": "b", **{k: v[i] for k, v in columns.items()}}
+        for i in range(len(next(iter(columns.values()))))
+    ]
 
 
 def ids(rows, **options):
@@ -109,7 +118,9 @@ def test_ids_come_from_the_column():
 
 
 def test_ids_from_content_are_unique_and_do_not_feel_the_order():
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "n": n} for n in (2, 0, 1, 0)] + [{"chosen": "x y", "rejected": "x z"}]
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "n": n} for n in (2, 0, 1, 0)] + [
+        {"chosen": "x y", "rejected": "x z"}
+    ]
     made = ids(rows)
     assert len(set(made)) == 5
     order = [4, 2, 0, 3, 1]
@@ -131,19 +142,46 @@ def test_content_hash_depends_on_texts_alone():
 
 
 BAD = {
-    "no column": ([{"prompt": "p", "chosen": "a", "answer": "b"}], r"row 0: there is no column 'rejected'; the columns are prompt, chosen, answer"),
-    "in one row": (rows_with(id=[1]) + [{"prompt": "p", "chosen": "a", "id": 2}], r"row 1 \(id '2'\): this row has no 'rejected', though others have"),
-    "type": ([{"prompt": "p", "chosen": 5, "rejected": "b", "id": "k"}], r"row 0 \(id 'k'\): 'chosen' must be text or a list of messages, found int \(5\)"),
+    "no column": (
+        [{"prompt": "p", "chosen": "a", "answer": "b"}],
+        r"row 0: there is no column 'rejected'; the columns are prompt, chosen, answer",
+    ),
+    "in one row": (
+        rows_with(id=[1]) + [{"prompt": "p", "chosen": "a", "id": 2}],
+        r"row 1 \(id '2'\): this row has no 'rejected', though others have",
+    ),
+    "type": (
+        [{"prompt": "p", "chosen": 5, "rejected": "b", "id": "k"}],
+        r"row 0 \(id 'k'\): 'chosen' must be text or a list of messages, found int \(5\)",
+    ),
     "none": ([{"prompt": "p", "chosen": None, "rejected": "b"}], r"found NoneType"),
     "empty list": ([{"chosen": [], "rejected": [SURE]}], r"'chosen' must be .* found an empty list"),
-    "mixed": ([{"prompt": "p", "chosen": "a", "rejected": [SURE]}], r"one of 'chosen' and 'rejected' is text, the other a list"),
+    "mixed": (
+        [{"prompt": "p", "chosen": "a", "rejected": [SURE]}],
+        r"one of 'chosen' and 'rejected' is text, the other a list",
+    ),
     "no role": ([{"prompt": [USER], "chosen": [{"content": "x"}], "rejected": [NO]}], r"'chosen' has no 'role'"),
     "no message": ([{"prompt": [USER], "chosen": ["x"], "rejected": [NO]}], r"'chosen' must hold messages like"),
-    "image": ([{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": [SURE], "rejected": [NO]}], r"images are not read"),
-    "foreign": ([{"prompt": "other", "chosen": [USER, SURE], "rejected": [USER, NO]}], r"messages of the responses do not begin with it"),
-    "no shared": ([{"chosen": [USER, SURE], "rejected": [{"role": "user", "content": "Ho"}, NO]}], r"share no message that could be the prompt"),
-    "surrogate": ([{"prompt": "p", "chosen": "a\ud800", "rejected": "b"}], r"'chosen' holds half of a surrogate pair at character 1"),
-    "duplicate": (rows_with(id=["x", "y", "x"]), r"row 2: id 'x' in column 'id' was already used at row 0; .* --id-column"),
+    "image": (
+        [{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": [SURE], "rejected": [NO]}],
+        r"images are not read",
+    ),
+    "foreign": (
+        [{"prompt": "other", "chosen": [USER, SURE], "rejected": [USER, NO]}],
+        r"messages of the responses do not begin with it",
+    ),
+    "no shared": (
+        [{"chosen": [USER, SURE], "rejected": [{"role": "user", "content": "Ho"}, NO]}],
+        r"share no message that could be the prompt",
+    ),
+    "surrogate": (
+        [{"prompt": "p", "chosen": "a\ud800", "rejected": "b"}],
+        r"'chosen' holds half of a surrogate pair at character 1",
+    ),
+    "duplicate": (
+        rows_with(id=["x", "y", "x"]),
+        r"row 2: id 'x' in column 'id' was already used at row 0; .* --id-column",
+    ),
     "some ids": (rows_with(id=["x", None]), r"row 1: there is no id in column 'id'"),
     "empty id": (rows_with(id=[""]), r"the id in column 'id' is empty"),
 }

@@ -10,7 +10,7 @@ from probing.data.tables import file_format, read_table, write_rows
 from probing.errors import DataInvalid, UsageError
 
 ROWS = [
-    {"id": "a", "prompt": "Is it?", "chosen": " No\u2028or", "rejected": " Né, \"so\"\nsaid", "score": 3},
+    {"id": "a", "prompt": "Is it?", "chosen": " No\u2028or", "rejected": ' Né, "so"\nsaid', "score": 3},
     {"id": "b", "prompt": "Where?", "chosen": " Here", "rejected": " There", "score": 4},
     {"id": "c", "prompt": "Who?", "chosen": " Me", "rejected": " You", "score": 5},
 ]
@@ -63,7 +63,9 @@ def test_rows_survive_writing_in_every_format(tmp_path, name, target):
     write_rows(table, [2, 0], tmp_path / target, form)
     again = read_table(str(tmp_path / target))
     expected = [table.rows[2], table.rows[0]]
-    assert [dict(row) for row in again.rows] == ([{**row, "score": str(row["score"])} for row in expected] if "csv" in target else expected)
+    assert [dict(row) for row in again.rows] == (
+        [{**row, "score": str(row["score"])} for row in expected] if "csv" in target else expected
+    )
 
 
 def test_a_saved_dataset_with_its_splits(tmp_path):
@@ -98,8 +100,12 @@ def test_jsonl_rows_are_written_byte_for_byte(tmp_path):
 
 
 def test_parquet_keeps_its_schema(tmp_path):
-    schema = pa.schema([("chosen", pa.large_string()), ("rejected", pa.string()), ("n", pa.int8())], metadata={"made": "by us"})
-    pq.write_table(pa.Table.from_pylist([{"chosen": "a", "rejected": "b", "n": 1}], schema=schema), tmp_path / "p.parquet")
+    schema = pa.schema(
+        [("chosen", pa.large_string()), ("rejected", pa.string()), ("n", pa.int8())], metadata={"made": "by us"}
+    )
+    pq.write_table(
+        pa.Table.from_pylist([{"chosen": "a", "rejected": "b", "n": 1}], schema=schema), tmp_path / "p.parquet"
+    )
     write_rows(read_table(str(tmp_path / "p.parquet")), [0], tmp_path / "q.parquet", "parquet")
     assert pq.read_schema(tmp_path / "q.parquet").equals(schema, check_metadata=True)
 
@@ -159,9 +165,10 @@ def test_bad_files_are_named_with_the_line(tmp_path, case):
         read_table(str(tmp_path / name))
 
 
-def test_an_unknown_hub_id_is_explained(monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataInvalid, match=r"nobody/nothing: neither a file or dataset folder here nor a dataset of the hub"):
+def test_an_unknown_hub_id_is_explained():
+    with pytest.raises(
+        DataInvalid, match=r"nobody/nothing: neither a file or dataset folder here nor a dataset of the hub"
+    ):
         read_table("nobody/nothing")
 
 

@@ -107,15 +107,11 @@ def test_padding_side_changes_nothing():
         ({"rejected": " No"}, "identical", "the same"),
         ({"chosen": "  "}, "empty_response", "chosen response is empty"),
         ({"rejected": ""}, "empty_response", "rejected response is empty"),
-        ({"max_length": 8}, "prompt_too_long", "the prompt alone has"),
-        ({"max_length": 11}, "truncated", "the limit is 11"),
+        ({"max_length": 5}, "prompt_too_long", "the prompt alone has 5 tokens, the limit is 5"),
+        ({"max_length": 6}, "truncated", "7 tokens, the limit is 6"),
     ],
 )
 def test_status_of_pairs_that_cannot_be_trusted(arguments, status, detail):
-    assert tokenized().prompt_tokens in (8, 9, 10)
-    if "max_length" in arguments:
-        arguments = {"max_length": tokenized().prompt_tokens + (0 if status == "prompt_too_long" else 1)}
-        detail = detail.replace("11", str(arguments["max_length"]))
     pair = tokenized(**arguments)
     assert pair.status == status
     assert detail in pair.detail
@@ -140,21 +136,33 @@ def test_a_tool_call_is_an_answer():
 
 
 def test_template_arguments_of_a_row_reach_the_template():
-    template = "{{ style }}{% for t in tools or [] %}[{{ t['name'] }}]{% endfor %}" + tiny.TEMPLATE.replace("{{ bos_token }}", "")
+    template = "{{ style }}{% for t in tools or [] %}[{{ t['name'] }}]{% endfor %}" + tiny.TEMPLATE.replace(
+        "{{ bos_token }}", ""
+    )
     tokenizer = tiny.make_tokenizer(template=template)
-    messages = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    messages = (
+        [{"role": "user", "content": "q"}],
+        [{"role": "assistant", "content": "a"}],
+        [{"role": "assistant", "content": "b"}],
+    )
     pair = PreferencePair("x", *messages, tools=[{"name": "clock"}], chat_template_kwargs={"style": "short"})
     assert text_of(tokenize_pairs(tokenizer, [pair])[0].chosen).startswith("short[clock]<|user|>")
 
 
 def test_a_prompt_that_ends_with_the_assistant_is_continued():
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "I"}]
-    pair = PreferencePair("x", messages, [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}])
-    assert text_of(tokenize_pairs(TOKENIZER, [pair])[0].chosen[:9]).startswith("<|bos|><|user|>q<|eos|>\n<|assistant|>I")
+    pair = PreferencePair(
+        "x", messages, [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    )
+    assert text_of(tokenize_pairs(TOKENIZER, [pair])[0].chosen[:9]).startswith(
+        "<|bos|><|user|>q<|eos|>\n<|assistant|>I"
+    )
 
 
 def test_no_chat_template():
-    with pytest.raises(DataInvalid, match=r"pair 'x': the pair is made of messages, but the tokenizer has no chat template"):
+    with pytest.raises(
+        DataInvalid, match=r"pair 'x': the pair is made of messages, but the tokenizer has no chat template"
+    ):
         chat(tokenizer=tiny.make_tokenizer(template=None))
 
 

@@ -55,6 +55,8 @@ def test_bounds_outside_are_refused(generator, bounds):
 
 def test_pair_dot_is_float64(generator):
     left, right = torch.randn(4, 9, generator=generator), torch.randn(4, 9, generator=generator)
-    expected = [sum(a * b for a, b in zip(x.tolist(), y.tolist(), strict=True)) for x, y in zip(left, right, strict=True)]
+    expected = [
+        sum(a * b for a, b in zip(x.tolist(), y.tolist(), strict=True)) for x, y in zip(left, right, strict=True)
+    ]
     assert pair_dot(left, right).dtype == torch.float64
     assert pair_dot(left, right).tolist() == pytest.approx(expected, rel=1e-14)

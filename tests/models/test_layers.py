@@ -1,0 +1,124 @@
+import pytest
+import tiny
+import torch
+import transformers
+
+from probing import LanguageModel
+from probing.errors import LayerNotFound, ModelInvalid
+from probing.models.layers import find_backbone, first_nonfinite_place, last_hidden_state
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_backbone_gives_the_state_that_the_head_multiplies(family):
+    language_model = tiny.make_model(family)
+    backbone = find_backbone(language_model)
+    with torch.no_grad():
+        states = last_hidden_state(backbone, IDS)
+        full = language_model.model(input_ids=IDS, output_hidden_states=True)
+    torch.testing.assert_close(states, full.hidden_states[-1])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_output_head_is_not_run(family):
+    language_model = tiny.make_model(family)
+    backbone = find_backbone(language_model)
+    calls = []
+    handle = language_model.model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    last_hidden_state(backbone, IDS)
+    handle.remove()
+    assert not calls
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_trying_the_model_leaves_no_hook():
+    language_model = tiny.make_model()
+    before = hooks(language_model.model)
+    find_backbone(language_model)
+    assert hooks(language_model.model) == before
+
+
+def test_no_hook_is_left_when_the_model_fails(monkeypatch):
+    language_model = tiny.make_model()
+    before = hooks(language_model.model)
+
+    def fail(*_, **__):
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(language_model.model, "forward", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        find_backbone(language_model)
+    assert hooks(language_model.model) == before
+
+
+def test_a_head_on_something_else_is_found_out(monkeypatch):
+    language_model = tiny.make_model()
+    plain = language_model.model.forward
+
+    def scaled(**options):
+        language_model.model.lm_head(language_model.model.model(**options).last_hidden_state * 2)
+        return None
+
+    monkeypatch.setattr(language_model.model, "forward", scaled)
+    with pytest.raises(LayerNotFound, match="is not what the output head of LlamaForCausalLM multiplies"):
+        find_backbone(language_model)
+    assert plain is not None
+
+
+def test_an_encoder_is_found_out():
+    config = transformers.BertConfig(
+        vocab_size=420,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        is_decoder=False,
+    )
+    torch.manual_seed(0)
+    model = transformers.BertLMHeadModel(config).eval()
+    with pytest.raises((ModelInvalid, LayerNotFound)):
+        find_backbone(LanguageModel(model, tiny.make_tokenizer()))
+
+
+def test_later_tokens_that_are_seen_are_found_out(monkeypatch):
+    language_model = tiny.make_model()
+    backbone = language_model.model.model
+    plain = backbone.forward
+
+    def peeking(input_ids, **options):
+        output = plain(input_ids=input_ids, **options)
+        output.last_hidden_state = output.last_hidden_state + input_ids.sum()
+        return output
+
+    monkeypatch.setattr(backbone, "forward", peeking)
+    with pytest.raises(ModelInvalid, match="is not causal"):
+        find_backbone(language_model)
+
+
+def poisoned(place):
+    language_model = tiny.make_model()
+    with torch.no_grad():
+        place(language_model.model)[0] = float("nan")
+    return find_backbone(language_model)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (lambda model: model.model.layers[0].mlp.down_proj.weight, "layer 0"),
+        (lambda model: model.model.layers[1].self_attn.o_proj.weight, "layer 1"),
+        (lambda model: model.model.layers[2].mlp.up_proj.weight, "layer 2 or the final norm"),
+        (lambda model: model.model.norm.weight, "layer 2 or the final norm"),
+        (lambda model: model.model.embed_tokens.weight[5:], "the embedding"),
+    ],
+)
+def test_the_first_bad_place_is_named(place, name):
+    assert first_nonfinite_place(poisoned(place), IDS) == name
+
+
+def test_finite_states_have_no_bad_place():
+    assert first_nonfinite_place(find_backbone(tiny.make_model()), IDS) is None
