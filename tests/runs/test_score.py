@@ -1,0 +1,329 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+
+from probing import load, score_pairs
+from probing.errors import DataInvalid, FolderBusy, NotFinite, SourceMismatch, StoreCorrupt
+from probing.runs import score
+from probing.runs.score import ScoreConfig
+from probing.store.manifest import claim
+
+PROBING = str(Path(sys.executable).with_name("probing"))
+
+
+def make_rows(count, seed=0):
+    generator = random.Random(seed)
+    words = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
+
+    def phrase(most):
+        return "".join(" " + generator.choice(words) for _ in range(generator.randint(1, most)))
+
+    return [{"id": f"r{n}", "prompt": "Q:" + phrase(9), "chosen": phrase(30), "rejected": phrase(30)} for n in range(count)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "pairs.jsonl", make_rows(40))
+
+
+@pytest.fixture
+def config(model_folder, data, tmp_path):
+    def make(**changes):
+        values = {"model": str(model_folder), "data": str(data), "out": tmp_path / "out", "shard_pairs": 8} | changes
+        return ScoreConfig(**values)
+
+    return make
+
+
+def scores(folder):
+    return pd.read_parquet(folder / "scores.parquet")
+
+
+def test_a_run_accounts_for_every_row_in_order(config, tmp_path, model_folder, data):
+    report = score.run(config())
+    frame = scores(tmp_path / "out")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    assert frame["id"].tolist() == [row["id"] for row in rows]
+    pd.testing.assert_frame_equal(frame, score_pairs(load(str(model_folder)), rows), check_exact=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+    assert list(report.tables) == [
+        "Pairs by status",
+        "Quantiles of the scores (higher: the responses look more alike to the model)",
+        "Most alike by ches_normalized",
+        "Least alike by ches_normalized",
+    ]
+
+
+def test_run_json_tells_what_was_done(config, tmp_path, model_folder, data):
+    write(data, [*make_rows(3), {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a"}])
+    score.run(config(max_length=200))
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["status"] == "done"
+    assert facts["config"]["max_length"] == 200
+    assert facts["rows_by_status"] == {"identical": 1, "ok": 3}
+    assert facts["problems"] == [
+        {"id": "same", "status": "identical", "detail": "chosen and rejected are the same", "line": "line 4"}
+    ]
+    assert len(facts["model"]["weights_sha256"]) == len(facts["data"]["sha256"]) == len(facts["model"]["tokenizer_sha256"]) == 64
+    assert facts["identity"]["versions"]["torch"]
+    assert facts["tokens"] > 0
+    assert facts["tokens_per_second"] > 0
+    assert facts["wall_seconds"] >= facts["scoring_seconds"] > 0
+
+
+def test_a_finished_run_is_answered_again_without_work(config, tmp_path, monkeypatch):
+    first = score.run(config())
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    monkeypatch.setattr("probing.runs.score_shards.PairScorer", None)
+    again = score.run(config())
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
+    for title, table in first.tables.items():
+        pd.testing.assert_frame_equal(again.tables[title], table)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, stop):
+    score.run(config(out=tmp_path / "whole"))
+    from probing.runs import score_shards
+
+    made, plain = [], score_shards._new_shard
+
+    def interrupted(*arguments):
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append(1)
+        return plain(*arguments)
+
+    monkeypatch.setattr(score_shards, "_new_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config())
+    assert not (tmp_path / "out" / "scores.parquet").exists()
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == stop
+    made.clear()
+    monkeypatch.setattr(score_shards, "_new_shard", lambda *arguments: made.append(1) or plain(*arguments))
+    score.run(config())
+    assert len(made) == 5 - stop
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
+
+
+def test_a_damaged_shard_is_made_again(config, tmp_path, monkeypatch):
+    score.run(config(out=tmp_path / "whole"))
+    from probing.runs import score_shards
+
+    monkeypatch.setattr(score_shards, "join_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config())
+    shards = sorted((tmp_path / "out" / "shards").iterdir())
+    content = bytearray(shards[1].read_bytes())
+    content[60] ^= 0xFF
+    shards[1].write_bytes(content)
+    shards[2].write_bytes(shards[2].read_bytes()[:-20])
+    shutil.copy(shards[0], shards[3])
+    monkeypatch.undo()
+    score.run(config())
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
+
+
+def test_a_budget_that_shrank_stays_so_after_a_restart(config, tmp_path, monkeypatch):
+    """The budget is part of what a later shard is computed with; a restart must not forget it."""
+    from probing.runs import score_shards
+
+    budgets, plain = [], score_shards._new_shard
+
+    def shrinking(scorer, *arguments):
+        budgets.append(scorer.budget.tokens)
+        if len(budgets) == 2:
+            scorer.budget.shrink(64)
+        if len(budgets) == 4:
+            raise KeyboardInterrupt
+        return plain(scorer, *arguments)
+
+    monkeypatch.setattr(score_shards, "_new_shard", shrinking)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config(batch_tokens=100))
+    score.run(config(batch_tokens=100))
+    assert budgets == [100, 100, 32, 32, 32, 32]
+
+
+def changed_model(config, tmp_path, model_folder):
+    return config(model=str(tiny.save_model(tmp_path / "other", seed=1)))
+
+
+def changed_data(config, tmp_path, model_folder):
+    write(tmp_path / "pairs.jsonl", make_rows(41))
+    return config()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (changed_model, r"model\.weights_sha256 was \w{12}\.\.\., is \w{12}"),
+        (changed_data, r"data\.sha256 was"),
+        (lambda config, *_: config(eos=False), r"options\.eos was True, is False"),
+        (lambda config, *_: config(max_length=100), r"options\.max_length was None, is 100"),
+        (lambda config, *_: config(dtype="bfloat16"), r"dtype was float32, is bfloat16"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_with_what_changed(config, tmp_path, model_folder, change, told):
+    score.run(config())
+    before = (tmp_path / "out" / "scores.parquet").read_bytes()
+    with pytest.raises(SourceMismatch, match=told):
+        score.run(change(config, tmp_path, model_folder))
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == before
+
+
+def test_the_same_model_and_data_may_lie_elsewhere(config, tmp_path, model_folder, data):
+    score.run(config())
+    moved = shutil.copytree(model_folder, tmp_path / "moved")
+    score.run(config(model=str(moved), data=str(shutil.copy(data, tmp_path / "copy.jsonl"))))
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    with pytest.raises(SourceMismatch, match=r"is not empty and holds no run \(thesis\.tex\)"):
+        score.run(config())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_another_command_is_refused(config, tmp_path):
+    with claim(tmp_path / "out", "capture") as folder:
+        folder.begin({}, {})
+    with pytest.raises(SourceMismatch, match="holds a run of 'probing capture', not of 'probing score'"):
+        score.run(config())
+
+
+def test_a_file_as_folder_is_refused(config, tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(SourceMismatch, match="is a file"):
+        score.run(config())
+
+
+def test_a_second_writer_is_refused(config, tmp_path):
+    with claim(tmp_path / "out", "score"), pytest.raises(FolderBusy, match="another process is writing there"):
+        score.run(config())
+
+
+def test_a_damaged_run_json_is_named(config, tmp_path):
+    score.run(config())
+    (tmp_path / "out" / "run.json").write_text("{")
+    with pytest.raises(StoreCorrupt, match=r"run\.json: damaged"):
+        score.run(config())
+
+
+def test_a_run_that_fails_before_it_began_leaves_no_folder(config, tmp_path):
+    with pytest.raises(DataInvalid):
+        score.run(config(data=str(tmp_path / "missing.jsonl")))
+    with pytest.raises(Exception, match="no config"):
+        (tmp_path / "empty").mkdir()
+        score.run(config(model=str(tmp_path / "empty")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_when_no_pair_can_be_scored_there_is_an_error_and_a_list(config, tmp_path):
+    folder = tiny.save_model(tmp_path / "broken")
+    language_model = tiny.make_model()
+    language_model.model.model.layers[0].mlp.down_proj.weight.data[:] = float("nan")
+    language_model.model.save_pretrained(folder)
+    with pytest.raises(NotFinite, match=r"40 not_finite.*first: line 1 \(id 'r0'\): states are NaN or infinite from layer 0 on"):
+        score.run(config(model=str(folder)))
+    assert set(scores(tmp_path / "out")["status"]) == {"not_finite"}
+
+
+def test_a_shuffled_file_has_the_same_scores(config, tmp_path, data):
+    score.run(config())
+    rows = make_rows(40)
+    random.Random(1).shuffle(rows)
+    score.run(config(data=str(write(tmp_path / "shuffled.jsonl", rows)), out=tmp_path / "out2"))
+    first, second = (scores(tmp_path / name).set_index("id") for name in ("out", "out2"))
+    pd.testing.assert_frame_equal(first, second.loc[first.index], check_exact=True)
+
+
+def command(config, **environment):
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items() if name in ("model", "data", "out", "shard_pairs")]
+    return subprocess.Popen(
+        [PROBING, "score", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(config, tmp_path):
+    """kill -9 at three moments, each when some more shards are there, then one run to the end."""
+    write(tmp_path / "pairs.jsonl", make_rows(1500))
+    score.run(config(out=tmp_path / "whole", shard_pairs=20))
+    killed, generator = 0, random.Random()
+    for least in (1, 10, 25):
+        process = command(config(shard_pairs=20))
+        while process.poll() is None and len(list((tmp_path / "out" / "shards").glob("*.parquet"))) < least:
+            time.sleep(0.01)
+        time.sleep(generator.random() * 0.1)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        process.communicate()
+        assert not (tmp_path / "out" / "scores.parquet").exists()
+    assert killed == 3
+    process = command(config(shard_pairs=20))
+    assert process.communicate() and process.returncode == 0
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
+    write(tmp_path / "pairs.jsonl", make_rows(1500))
+    process = command(config(shard_pairs=20))
+    while process.poll() is None and not list((tmp_path / "out" / "shards").glob("*.parquet")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from here" in errors
+    assert "Traceback" not in errors
+    score.run(config(shard_pairs=20))
+    assert len(scores(tmp_path / "out")) == 1500
+
+
+REAL = "hh-rlhf-harmless-test.jsonl.gz"
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data, tmp_path, config):
+    from probing.data.pairs import pairs_from_table
+    from probing.data.tables import read_table, write_rows
+
+    table = read_table(str(real_data / REAL))
+    order = list(range(len(table.rows)))
+    random.Random(0).shuffle(order)
+    write_rows(table, order, tmp_path / "shuffled.jsonl", "jsonl")
+    folder = tiny.save_model(tmp_path / "long", max_position_embeddings=2048)
+    runs = {"small": (REAL, 512), "large": (REAL, 16384), "shuffled": ("shuffled.jsonl", 2048)}
+    frames = {}
+    for name, (file, tokens) in runs.items():
+        path = real_data / file if file == REAL else tmp_path / file
+        score.run(config(model=str(folder), data=str(path), out=tmp_path / name, batch_tokens=tokens, shard_pairs=512))
+        frames[name] = scores(tmp_path / name).set_index("id")
+    assert len(frames["small"]) == 2312
+    assert frames["small"].index.tolist() == [pair.id for pair in pairs_from_table(table)]
+    assert frames["small"]["status"].value_counts()["empty_response"] == 4
+    for other in ("large", "shuffled"):
+        pd.testing.assert_frame_equal(frames[other].loc[frames["small"].index], frames["small"], rtol=1e-5, atol=0)
