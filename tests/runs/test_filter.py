@@ -1,0 +1,228 @@
+import gzip
+import json
+import random
+
+import datasets
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from probing import filter_pairs
+from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
+from probing.runs import filter as filtering
+from probing.runs import score
+from probing.runs.filter import FilterConfig
+
+ROWS = [
+    {"id": f"r{n}", "prompt": "Is it ok?", "chosen": f" {'never ' * n}no", "rejected": " always", "source": {"n": n}, "rank": n}
+    for n in range(10)
+]
+BAD = {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a", "source": {"n": 99}, "rank": 99}
+
+
+def spaced(row):
+    """A spelling that no writer of ours would choose."""
+    return json.dumps(row, separators=(" ,  ", " :")) + "\n"
+
+
+@pytest.fixture(scope="module")
+def scored(model_folder, tmp_path_factory):
+    """A dataset of ten good pairs and a bad one, scored."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "pairs.jsonl").write_text("".join(map(spaced, [*ROWS[:5], BAD, *ROWS[5:]])))
+    score.run(score.ScoreConfig(model=str(model_folder), data=str(folder / "pairs.jsonl"), out=folder / "scores"))
+    return folder
+
+
+@pytest.fixture
+def config(scored, tmp_path):
+    def make(**changes):
+        values = {
+            "data": str(scored / "pairs.jsonl"),
+            "scores": scored / "scores",
+            "by": "ches_normalized",
+            "out": tmp_path / "kept.jsonl",
+            "bad": "drop",
+            "keep_lowest": 0.5,
+        } | changes
+        return FilterConfig(**values)
+
+    return make
+
+
+def lowest(scored, count):
+    frame = pd.read_parquet(scored / "scores" / "scores.parquet").dropna()
+    return set(frame.sort_values(["ches_normalized", "id"])["id"].head(count))
+
+
+def test_kept_rows_are_the_lines_of_the_input_byte_for_byte(config, scored, tmp_path):
+    filtering.run(config())
+    wanted = lowest(scored, 5)
+    lines = (scored / "pairs.jsonl").read_text().splitlines(keepends=True)
+    assert (tmp_path / "kept.jsonl").read_text() == "".join(line for line in lines if json.loads(line)["id"] in wanted)
+
+
+def test_dropped_rows_go_to_a_side_file_with_their_scores(config, scored, tmp_path):
+    filtering.run(config())
+    dropped = [json.loads(line) for line in (tmp_path / "kept.dropped.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in dropped} == {row["id"] for row in [*ROWS, BAD]} - lowest(scored, 5)
+    frame = pd.read_parquet(scored / "scores" / "scores.parquet").set_index("id")
+    for row in dropped:
+        assert row["source"]["n"] == row["rank"]
+        if row["id"] == "same":
+            assert row["probing_status"] == "identical"
+            assert row["probing_ches"] is None
+        else:
+            assert row["probing_ches"] == frame.loc[row["id"], "ches"]
+
+
+def test_the_summary_counts_every_row(config):
+    report = filtering.run(config())
+    counts = report.tables["Pairs"].set_index("status")
+    assert counts.loc["ok"].tolist() == [5, 5]
+    assert counts.loc["identical"].tolist() == [0, 1]
+    spread = report.tables["Quantiles of ches_normalized"].set_index("rows")
+    assert spread.loc["kept", "100%"] <= spread.loc["dropped", "0%"]
+    assert spread["pairs"].tolist() == [10, 5, 5]
+    assert report.facts["kept"] == 5
+
+
+def test_pairs_without_a_score_are_refused_unless_said_otherwise(config, tmp_path):
+    with pytest.raises(DataInvalid, match=r"1 of 11 pairs .*\(1 identical\); first: .*line 6 \(id 'same'\): identical.*--bad"):
+        filtering.run(config(bad="fail"))
+    assert not list(tmp_path.iterdir())
+    filtering.run(config(bad="keep"))
+    assert '"same"' in (tmp_path / "kept.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("rule", "count"), [({"keep_lowest": None, "drop_highest": 0.3}, 7), ({"keep_lowest": None, "below": 1e9}, 10)])
+def test_every_rule(config, tmp_path, rule, count):
+    assert filtering.run(config(**rule)).facts["kept"] == count
+
+
+def test_any_score_column_will_do(config, tmp_path, scored):
+    filtering.run(config(by="edit_similarity", keep_lowest=0.2))
+    frame = pd.read_parquet(scored / "scores" / "scores.parquet").dropna().sort_values(["edit_similarity", "id"])
+    kept = {json.loads(line)["id"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()}
+    assert kept == set(frame["id"].head(2))
+
+
+def test_reordered_rows_and_further_columns_are_the_same_pairs(config, scored, tmp_path):
+    rows = [{**row, "new": 1} for row in [*ROWS, BAD]]
+    random.Random(0).shuffle(rows)
+    (tmp_path / "again.jsonl").write_text("".join(map(spaced, rows)))
+    filtering.run(config(data=str(tmp_path / "again.jsonl")))
+    assert {json.loads(line)["id"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()} == lowest(scored, 5)
+
+
+def test_other_texts_under_the_same_ids_are_refused(config, tmp_path):
+    (tmp_path / "other.jsonl").write_text("".join(map(spaced, [*ROWS, {**BAD, "chosen": " b"}])))
+    with pytest.raises(SourceMismatch, match=r"are not the pairs that were scored into .*11 rows of"):
+        filtering.run(config(data=str(tmp_path / "other.jsonl")))
+
+
+def test_a_bare_scores_file_is_joined_by_id(config, scored, tmp_path):
+    frame = pd.read_parquet(scored / "scores" / "scores.parquet")
+    frame.sample(frac=1, random_state=0).to_parquet(tmp_path / "mine.parquet")
+    filtering.run(config(scores=tmp_path / "mine.parquet"))
+    assert {json.loads(line)["id"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()} == lowest(scored, 5)
+    frame[:-1].to_parquet(tmp_path / "fewer.parquet")
+    with pytest.raises(SourceMismatch, match="1 pairs have no score, 0 scores no pair"):
+        filtering.run(config(scores=tmp_path / "fewer.parquet"))
+
+
+@pytest.mark.parametrize("out", ["kept.jsonl.gz", "kept.json", "kept.csv", "kept.parquet"])
+def test_the_name_of_the_output_chooses_the_format(config, tmp_path, out):
+    from probing.data.tables import read_table
+
+    filtering.run(config(out=tmp_path / out))
+    stem, _, suffix = out.partition(".")
+    assert len(read_table(str(tmp_path / out)).rows) == 5
+    assert len(read_table(str(tmp_path / f"{stem}.dropped.{suffix}")).rows) == 6
+    if out.endswith(".gz"):
+        assert gzip.decompress((tmp_path / out).read_bytes()).startswith(b"{")
+
+
+def test_format_wins_over_the_name(config, tmp_path):
+    filtering.run(config(out=tmp_path / "kept", format="datasets"))
+    assert len(datasets.load_from_disk(str(tmp_path / "kept"))) == 5
+    assert len(datasets.load_from_disk(str(tmp_path / "kept.dropped"))) == 6
+    filtering.run(config(out=tmp_path / "kept.txt", format="parquet"))
+    assert pq.read_table(tmp_path / "kept.txt").num_rows == 5
+
+
+def test_an_unnamed_output_takes_the_format_of_the_input(config, tmp_path):
+    filtering.run(config(out=tmp_path / "kept"))
+    assert (tmp_path / "kept").read_text().startswith("{")
+
+
+def test_nothing_is_written_over(config, tmp_path):
+    (tmp_path / "kept.jsonl").write_text("mine")
+    with pytest.raises(UsageError, match=r"kept\.jsonl: exists already"):
+        filtering.run(config())
+    (tmp_path / "kept.jsonl").rename(tmp_path / "kept.dropped.jsonl")
+    with pytest.raises(UsageError, match=r"kept\.dropped\.jsonl: exists already"):
+        filtering.run(config())
+    assert (tmp_path / "kept.dropped.jsonl").read_text() == "mine"
+    filtering.run(config(overwrite=True))
+
+
+BAD_REQUESTS = {
+    "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are prompt_tokens, .*ches_normalized"),
+    "text column": ({"by": "status"}, UsageError, r"no score column 'status'"),
+    "nothing kept": ({"keep_lowest": None, "below": -1e9}, UsageError, "no pair of 11 would be kept"),
+    "no scores": ({"scores": "missing"}, UsageError, "give the output folder of 'probing score'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_requests_that_cannot_be_met(config, tmp_path, case):
+    changes, error, message = BAD_REQUESTS[case]
+    with pytest.raises(error, match=message):
+        filtering.run(config(**changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_rules_or_none(config):
+    with pytest.raises(ValueError, match="keep_lowest and below"):
+        config(below=1.0)
+    with pytest.raises(ValueError, match="given: none"):
+        config(keep_lowest=None)
+
+
+def test_a_damaged_scores_file(config, tmp_path):
+    (tmp_path / "scores.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StoreCorrupt, match="not a whole Parquet file"):
+        filtering.run(config(scores=tmp_path / "scores.parquet"))
+
+
+def test_an_unfinished_run_is_named(config, tmp_path):
+    from probing.store.manifest import claim
+
+    with claim(tmp_path / "half", "score") as folder:
+        folder.begin({}, {})
+    with pytest.raises(UsageError, match="is not finished; run the same 'probing score' again"):
+        filtering.run(config(scores=tmp_path / "half"))
+
+
+FRAME = pd.DataFrame({"id": [row["id"] for row in ROWS], "status": "ok", "ches_normalized": [float(n % 4) for n in range(10)]})
+
+
+@pytest.mark.parametrize("hold", [list, datasets.Dataset.from_list, pd.DataFrame], ids=["list", "dataset", "frame"])
+def test_filter_pairs_answers_in_kind(hold):
+    pairs = hold(ROWS)
+    kept = filter_pairs(pairs, FRAME.sample(frac=1, random_state=1), keep_lowest=0.5)
+    assert type(kept) is type(pairs)
+    kept_ids = kept["id"].tolist() if isinstance(kept, pd.DataFrame) else [row["id"] for row in kept]
+    assert kept_ids == ["r0", "r1", "r4", "r5", "r8"]
+
+
+def test_filter_pairs_refuses_what_it_cannot_trust():
+    bad = FRAME.assign(status=["ok"] * 9 + ["truncated"], ches_normalized=[*FRAME["ches_normalized"][:9], float("nan")])
+    with pytest.raises(DataInvalid, match=r"1 truncated.*\(id 'r9'\)"):
+        filter_pairs(ROWS, bad, keep_lowest=0.5)
+    assert len(filter_pairs(ROWS, bad, below=9.0, bad="drop")) == 9
+    with pytest.raises(ValueError, match="exactly one"):
+        filter_pairs(ROWS, FRAME)
+    with pytest.raises(SourceMismatch, match="0 pairs have no score, 5 scores no pair"):
+        filter_pairs(ROWS[:5], FRAME, below=1.0)
