@@ -128,4 +128,5 @@ def _hyphenated(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    name = name.replace("_", "-")
+    return ("--print_config" if name == "--print-config" else name) + equals + value

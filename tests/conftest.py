@@ -1,11 +1,10 @@
 import os
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test may wait for a hub
-
 import pytest
-import torch
 from jaxtyping import install_import_hook
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported below: no test may wait for a hub
 
 # Shapes in signatures are checked while the tests run, and only then.
 with install_import_hook(["probing.metrics", "probing.kernels", "probing.capture"], "beartype.beartype"):
@@ -14,7 +13,7 @@ with install_import_hook(["probing.metrics", "probing.kernels", "probing.capture
     import probing.metrics.similarity  # noqa: F401
 
 import tiny
-
+import torch
 
 # The models are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)

@@ -115,7 +115,9 @@ def test_importing_probing_brings_nothing_optional():
 
 
 def test_importing_probing_alone_is_cheap():
-    code = "import probing, sys; print([n for n in ('torch', 'transformers', 'pandas', 'datasets') if n in sys.modules])"
+    code = (
+        "import probing, sys; print([n for n in ('torch', 'transformers', 'pandas', 'datasets') if n in sys.modules])"
+    )
     assert run_python(code) == "[]"
 
 

@@ -137,9 +137,12 @@ def _try(
 
 
 def _run(backbone: nn.Module, segments: Sequence[Segment], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    ids = torch.zeros((len(segments), length), dtype=torch.long)
+    ids = torch.empty((len(segments), length), dtype=torch.long)
     for row, segment in enumerate(segments):
         ids[row, : segment.stop] = torch.tensor(segment.ids[: segment.stop])
+        # Attention multiplies even masked values, by zero: a pad whose state is NaN would spoil the whole row. So a
+        # sequence is padded with a token of its own.
+        ids[row, segment.stop :] = segment.ids[segment.stop - 1]
     with torch.inference_mode():
         states = last_hidden_state(backbone, ids.to(device)).flatten(0, 1)
         starts = torch.tensor([row * length + segment.start for row, segment in enumerate(segments)])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probing.data.batches import padded_length
 from probing.errors import LayerNotFound, ModelInvalid
 from probing.models.load import LanguageModel
 
@@ -68,10 +69,16 @@ def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
     return states
 
 
-def first_nonfinite_place(backbone: nn.Module, ids: Tensor) -> str | None:
-    """Name the first place whose states are NaN or infinite for this one sequence; None if all are finite."""
+def first_nonfinite_place(backbone: nn.Module, ids: Tensor, limit: int | None = None) -> str | None:
+    """Name the first place whose states are NaN or infinite for this one sequence; None if all are finite.
+
+    The sequence is padded as it is for scoring: on the CPU, torch's attention turns NaN queries into finite numbers
+    when there are fewer than 16 of them (seen with torch 2.13).
+    """
+    missing = padded_length(ids.shape[1], limit) - ids.shape[1]
+    padded = torch.cat([ids, ids[:, -1:].expand(1, missing)], dim=1)
     with torch.inference_mode():
-        output = backbone(input_ids=ids, use_cache=False, output_hidden_states=True)
+        output = backbone(input_ids=padded, use_cache=False, output_hidden_states=True)
     # The entries are the embedding, then the output of each layer, but the last of them after the final norm.
     below = [torch.isfinite(states).all().item() for states in output.hidden_states[:-1]]
     if not all(below):

@@ -138,7 +138,8 @@ class PairScorer:
             return "states are NaN or infinite"
         self._located = True
         for ids in (pair.chosen, pair.rejected):
-            place = first_nonfinite_place(self._backbone, torch.tensor([ids], device=self.language_model.device))
+            one_row = torch.tensor([ids[:-1]], device=self.language_model.device)
+            place = first_nonfinite_place(self._backbone, one_row, self.language_model.max_positions)
             if place:
                 return f"states are NaN or infinite from {place} on"
         return "the states are finite, but their products are not: the model's states are too large"

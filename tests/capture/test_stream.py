@@ -58,6 +58,18 @@ def test_states_equal_the_plain_model_on_unpadded_ids():
         torch.testing.assert_close(states.last[row], plain[-1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [0, 399])
+def test_a_token_that_breaks_the_model_spoils_only_the_rows_that_hold_it(bad):
+    """Padding must not bring it in: attention multiplies a masked NaN by zero, which is NaN."""
+    language_model = tiny.make_model("llama")
+    segments = segments_of([20, 20, 30])
+    segments[1].ids[4] = bad
+    with torch.no_grad():
+        language_model.model.model.embed_tokens.weight[bad] = float("nan")
+    states = run(segments, 1000, backbone=find_backbone(language_model))
+    assert torch.isfinite(states.total).all(1).tolist() == [True, False, True]
+
+
 def test_tokens_after_the_stop_are_not_run():
     short, long = Segment([5, 6, 7], 0, 3), Segment([5, 6, 7, 8, 9], 0, 3)
     assert torch.equal(run([short]).total, run([long]).total)
@@ -74,7 +86,7 @@ def test_progress_counts_every_token_once():
 class Small(nn.Module):
     """A backbone whose memory ends at a number of tokens."""
 
-    def __init__(self, most, error=torch.OutOfMemoryError("CUDA out of memory")):
+    def __init__(self, most, error):
         super().__init__()
         self.most, self.error, self.sizes = most, error, []
 
@@ -105,7 +117,7 @@ def test_out_of_memory_halves_the_budget_for_good_and_loses_nothing(error, caplo
 
 def test_a_sequence_that_never_fits_is_an_error():
     with pytest.raises(OutOfMemory, match="single sequence of 16 tokens does not fit"):
-        run(segments_of([16, 16]), backbone=Small(3))
+        run(segments_of([16, 16]), backbone=Small(3, torch.OutOfMemoryError()))
 
 
 def test_other_errors_are_not_swallowed():

@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ def test_every_row_once_and_within_the_budget(lengths, budget):
 @given(LENGTHS, st.integers(1, 400))
 def test_batches_are_as_full_as_the_budget_allows(lengths, budget):
     made = batches(lengths, budget)
-    for rows, following in zip(made, made[1:], strict=False):
+    for rows, following in itertools.pairwise(made):
         length = lengths[rows[0]]
         assert lengths[following[0]] < length or (len(rows) + 1) * length > budget
 

@@ -16,7 +16,11 @@ def ids_of(scores):
 
 
 def kept(scores, **rule):
-    return {identity for identity, keep in zip(ids_of(scores), keep_mask(ids_of(scores), scores, **rule), strict=True) if keep}
+    return {
+        identity
+        for identity, keep in zip(ids_of(scores), keep_mask(ids_of(scores), scores, **rule), strict=True)
+        if keep
+    }
 
 
 @given(SCORES, SHARES)
@@ -45,7 +49,9 @@ def test_below_is_strict():
     assert kept([1.0, 0.0, -1.0], below=0.0) == {"i2"}
 
 
-@pytest.mark.parametrize(("share", "rows", "count"), [(0.29, 100, 29), (0.05, 200, 10), (0.05, 10, 1), (0.05, 9, 0), (1, 7, 7)])
+@pytest.mark.parametrize(
+    ("share", "rows", "count"), [(0.29, 100, 29), (0.05, 200, 10), (0.05, 10, 1), (0.05, 9, 0), (1, 7, 7)]
+)
 def test_shares_are_whole_rows(share, rows, count):
     scores = [random.Random(row).random() for row in range(rows)]
     assert len(kept(scores, keep_lowest=share)) == count

@@ -147,7 +147,7 @@ BAD = {
         r"row 0: there is no column 'rejected'; the columns are prompt, chosen, answer",
     ),
     "in one row": (
-        rows_with(id=[1]) + [{"prompt": "p", "chosen": "a", "id": 2}],
+        [*rows_with(id=[1]), {"prompt": "p", "chosen": "a", "id": 2}],
         r"row 1 \(id '2'\): this row has no 'rejected', though others have",
     ),
     "type": (

@@ -91,7 +91,10 @@ def test_a_folder_of_data_files_is_read_by_the_same_loader(tmp_path):
 
 
 def test_jsonl_rows_are_written_byte_for_byte(tmp_path):
-    odd = b'{"prompt":"a",  "chosen": "\\u00e9", "rejected":"\xc3\xa9", "n": 1.10}\r\n\n  {"prompt":"b","chosen":"x","rejected":"y"}'
+    odd = (
+        b'{"prompt":"a",  "chosen": "\\u00e9", "rejected":"\xc3\xa9", "n": 1.10}\r\n\n'
+        b'  {"prompt":"b","chosen":"x","rejected":"y"}'
+    )
     (tmp_path / "odd.jsonl").write_bytes(b"\xef\xbb\xbf" + odd)
     table = read_table(str(tmp_path / "odd.jsonl"))
     assert table.lines == ["line 1", "line 3"]

@@ -195,7 +195,7 @@ def test_a_template_without_bos_is_said(caplog):
 def test_a_tokenizer_without_eos():
     tokenizer = tiny.make_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ModelInvalid, match="no EOS token .* --no-eos"):
+    with pytest.raises(ModelInvalid, match=r"no EOS token .* --no-eos"):
         tokenized(tokenizer=tokenizer)
     assert tokenized(tokenizer=tokenizer, eos=False).status == "ok"
 

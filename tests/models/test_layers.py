@@ -111,6 +111,7 @@ def poisoned(place):
     [
         (lambda model: model.model.layers[0].mlp.down_proj.weight, "layer 0"),
         (lambda model: model.model.layers[1].self_attn.o_proj.weight, "layer 1"),
+        (lambda model: model.model.layers[1].self_attn.q_proj.weight, "layer 1"),
         (lambda model: model.model.layers[2].mlp.up_proj.weight, "layer 2 or the final norm"),
         (lambda model: model.model.norm.weight, "layer 2 or the final norm"),
         (lambda model: model.model.embed_tokens.weight[5:], "the embedding"),

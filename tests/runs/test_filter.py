@@ -14,7 +14,14 @@ from probing.runs import score
 from probing.runs.filter import FilterConfig
 
 ROWS = [
-    {"id": f"r{n}", "prompt": "Is it ok?", "chosen": f" {'never ' * n}no", "rejected": " always", "source": {"n": n}, "rank": n}
+    {
+        "id": f"r{n}",
+        "prompt": "Is it ok?",
+        "chosen": f" {'never ' * n}no",
+        "rejected": " always",
+        "source": {"n": n},
+        "rank": n,
+    }
     for n in range(10)
 ]
 BAD = {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a", "source": {"n": 99}, "rank": 99}
@@ -88,14 +95,18 @@ def test_the_summary_counts_every_row(config):
 
 
 def test_pairs_without_a_score_are_refused_unless_said_otherwise(config, tmp_path):
-    with pytest.raises(DataInvalid, match=r"1 of 11 pairs .*\(1 identical\); first: .*line 6 \(id 'same'\): identical.*--bad"):
+    with pytest.raises(
+        DataInvalid, match=r"1 of 11 pairs .*\(1 identical\); first: .*line 6 \(id 'same'\): identical.*--bad"
+    ):
         filtering.run(config(bad="fail"))
     assert not list(tmp_path.iterdir())
     filtering.run(config(bad="keep"))
     assert '"same"' in (tmp_path / "kept.jsonl").read_text()
 
 
-@pytest.mark.parametrize(("rule", "count"), [({"keep_lowest": None, "drop_highest": 0.3}, 7), ({"keep_lowest": None, "below": 1e9}, 10)])
+@pytest.mark.parametrize(
+    ("rule", "count"), [({"keep_lowest": None, "drop_highest": 0.3}, 7), ({"keep_lowest": None, "below": 1e9}, 10)]
+)
 def test_every_rule(config, tmp_path, rule, count):
     assert filtering.run(config(**rule)).facts["kept"] == count
 
@@ -205,7 +216,9 @@ def test_an_unfinished_run_is_named(config, tmp_path):
         filtering.run(config(scores=tmp_path / "half"))
 
 
-FRAME = pd.DataFrame({"id": [row["id"] for row in ROWS], "status": "ok", "ches_normalized": [float(n % 4) for n in range(10)]})
+FRAME = pd.DataFrame(
+    {"id": [row["id"] for row in ROWS], "status": "ok", "ches_normalized": [float(n % 4) for n in range(10)]}
+)
 
 
 @pytest.mark.parametrize("hold", [list, datasets.Dataset.from_list, pd.DataFrame], ids=["list", "dataset", "frame"])

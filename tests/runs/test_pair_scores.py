@@ -35,7 +35,11 @@ def test_every_column_equals_the_brute_force_oracle(family):
         found = frame.loc[row["id"]]
         scale = {name: 0.0 for name in expected}
         width = language_model.model.config.hidden_size
-        scale |= {"ches": width * expected["chosen_tokens"] ** 2, "ches_normalized": width, "last_state_similarity": width}
+        scale |= {
+            "ches": width * expected["chosen_tokens"] ** 2,
+            "ches_normalized": width,
+            "last_state_similarity": width,
+        }
         for name, value in expected.items():
             assert found[name] == approx(value, scale[name]), (row["id"], name)
         assert found["status"] == "ok"
@@ -195,5 +199,7 @@ def test_the_budget_that_was_asked_for_is_used():
 def test_scores_on_a_card_equal_those_on_the_cpu(model_folder):
     from probing import load
 
-    card, cpu = (score_pairs(load(str(model_folder), dtype="float32", device=device), ROWS) for device in ("cuda", "cpu"))
+    card, cpu = (
+        score_pairs(load(str(model_folder), dtype="float32", device=device), ROWS) for device in ("cuda", "cpu")
+    )
     pd.testing.assert_frame_equal(card, cpu, rtol=1e-3)

@@ -1,0 +1,353 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from probing.cli import main
+
+PROBING = str(Path(sys.executable).with_name("probing"))
+ROWS = [
+    {"id": f"r{n}", "prompt": "Is it ok?", "chosen": f" {'never ' * n}no", "rejected": " always", "n": n}
+    for n in range(6)
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture
+def probing(capsys):
+    """Run a command in this process: (status, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def score(probing, model_folder, data, tmp_path):
+    def run(*arguments, **changes):
+        options = {"--model": model_folder, "--data": data, "--out": tmp_path / "out"} | {
+            f"--{k}": v for k, v in changes.items()
+        }
+        return probing("score", *(part for option in options.items() for part in option), *arguments)
+
+    return run
+
+
+def test_score_then_filter(probing, score, data, tmp_path):
+    status, out, _ = score()
+    assert status == 0
+    assert "Quantiles of the scores" in out
+    assert "Most alike by ches_normalized" in out
+    arguments = ["--data", data, "--scores", tmp_path / "out", "--by", "ches_normalized", "--keep-lowest", "0.5"]
+    status, out, _ = probing("filter", *arguments, "--out", tmp_path / "kept.jsonl")
+    assert status == 0
+    assert "kept" in out
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 3
+
+
+def test_json_is_for_machines(score):
+    status, out, _ = score("--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["rows_by_status"] == {"ok": 6}
+    assert facts["tables"]["Pairs by status"] == [{"status": "ok", "pairs": 6}]
+
+
+def test_hyphens_and_underscores_are_alike(score, tmp_path):
+    assert score("--batch_tokens=64", "--max-length", "200", "--no_eos")[0] == 0
+    config = json.loads((tmp_path / "out" / "run.json").read_text())["config"]
+    assert (config["batch_tokens"], config["max_length"], config["eos"]) == (64, 200, False)
+
+
+def test_flags_win_over_the_file(score, tmp_path):
+    (tmp_path / "c.yaml").write_text("batch_tokens: 64\nmax_length: 100\n")
+    assert score("--config", tmp_path / "c.yaml", "--max-length", "200")[0] == 0
+    config = json.loads((tmp_path / "out" / "run.json").read_text())["config"]
+    assert (config["batch_tokens"], config["max_length"]) == (64, 200)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_shipped_configs_are_accepted(probing, file):
+    status, out, _ = probing(file.stem, "--config", file, "--print_config")
+    assert status == 0
+    assert out
+
+
+def test_doctor_says_what_will_run_and_why(probing):
+    status, out, _ = probing("doctor")
+    assert status == 0
+    for part in ("Machine", "What will run", "segment_pool", "torch threads", "transformers", "why"):
+        assert part in out
+
+
+def test_help_and_version(probing):
+    for arguments in (["--help"], ["score", "--help"], ["filter", "--help"], ["--version"]):
+        status, out, _ = probing(*arguments)
+        assert status == 0
+        assert "probing" in out
+    assert "--batch-tokens" in probing("score", "--help")[1]
+
+
+def test_help_answers_at_once():
+    began = time.monotonic()
+    subprocess.run([PROBING, "--help"], check=True, capture_output=True)
+    assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: probing COMMAND"),
+        (["scoer"], "no command 'scoer'; there are score, filter"),
+        (["score"], "arguments are required: model"),
+        (["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "many"], "batch_tokens"),
+        (
+            ["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "0"],
+            "batch_tokens must be at least 1",
+        ),
+        (["score", "--model", "m", "--data", "d", "--out", "o", "--dtype", "int4"], "dtype"),
+        (["score", "--model", "m", "--data", "d", "--out", "o", "--nosuch", "1"], "--nosuch"),
+        (["filter", "--data", "d", "--scores", "s", "--by", "b", "--out", "o"], "exactly one of keep_lowest"),
+        (
+            ["filter", "--data", "d", "--scores", "s", "--by", "b", "--out", "o", "--keep-lowest", "5"],
+            "at most 1, not 5",
+        ),
+    ],
+)
+def test_bad_arguments_leave_with_2(probing, arguments, message):
+    status, out, errors = probing(*arguments)
+    assert status == 2
+    assert message in errors
+    assert "Traceback" not in errors
+    assert out == ""
+
+
+def test_unknown_keys_in_the_file_are_refused(score, tmp_path):
+    (tmp_path / "c.yaml").write_text("batch_tokenz: 64\n")
+    status, _, errors = score("--config", tmp_path / "c.yaml")
+    assert status == 2
+    assert "batch_tokenz" in errors
+
+
+# One line each: how to break the data, and what must be said of it.
+BAD_DATA = {
+    "missing file": (lambda path: path.unlink(), "pairs.jsonl: no such file"),
+    "empty file": (lambda path: path.write_text(""), "pairs.jsonl: the file is empty"),
+    "broken JSON": (
+        lambda path: path.write_text('{"prompt": "a"}\n{"prompt": \n'),
+        "pairs.jsonl, line 2: broken JSON at column",
+    ),
+    "not UTF-8": (lambda path: path.write_bytes(b'{"a": "\xff"}'), "line 1: byte 0xff is not UTF-8; convert the file"),
+    "missing column": (
+        lambda path: path.write_text('{"prompt": "a", "chosen": "b"}\n'),
+        "no column 'rejected'; the columns are prompt, chosen",
+    ),
+    "wrong type": (
+        lambda path: path.write_text('{"chosen": "a", "rejected": "b"}\n{"id": "k", "chosen": 7, "rejected": "b"}\n'),
+        "line 2 (id 'k'): 'chosen' must be text or a list of messages, found int (7)",
+    ),
+    "duplicate ids": (
+        lambda path: path.write_text('{"id": "k", "chosen": "a b", "rejected": "a c"}\n' * 2),
+        "line 2: id 'k' in column 'id' was already used at",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_leaves_with_2_and_nothing_written(score, data, tmp_path, case):
+    change, message = BAD_DATA[case]
+    change(data)
+    status, out, errors = score()
+    assert (status, out) == (2, "")
+    assert message in errors
+    assert errors.startswith("probing score: ")
+    assert not (tmp_path / "out").exists()
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def homemade(folder):
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "homemade",
+        "auto_map": {"AutoConfig": "code.Config"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def more_tokens(folder):
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.add_tokens([f"<new{number}>" for number in range(200)])
+    tokenizer.save_pretrained(folder)
+
+
+def no_tokenizer(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def no_template(folder):
+    (folder / "chat_template.jinja").unlink()
+    messages = {
+        "id": "k",
+        "prompt": [{"role": "user", "content": "q"}],
+        "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}],
+    }
+    (folder.parent / "pairs.jsonl").write_text(json.dumps(messages) + "\n")
+
+
+BAD_MODELS = {
+    "no tokenizer": (no_tokenizer, "no tokenizer (tokenizer.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights (*.safetensors)"),
+    "pickle only": (pickle, "convert them to safetensors"),
+    "truncated": (truncate, "a weight file is damaged or cut short"),
+    "remote code": (homemade, "add --trust-remote-code"),
+    "more tokens than rows": (more_tokens, "the model's embedding only 420 rows"),
+    "no chat template": (
+        no_template,
+        "line 1 (id 'k'): the pair is made of messages, but the tokenizer has no chat template",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_models_leave_with_2_and_nothing_written(score, tmp_path, case):
+    change, message = BAD_MODELS[case]
+    folder = tiny.save_model(tmp_path / "model")
+    change(folder)
+    status, out, errors = score(model=folder)
+    assert (status, out) == (2, "")
+    assert message in errors
+    assert not (tmp_path / "out" / "scores.parquet").exists()
+
+
+def test_rows_that_cannot_be_trusted_are_counted_and_then_stop_the_filter(probing, score, data, tmp_path):
+    rows = [
+        *ROWS,
+        {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a"},
+        {"id": "empty", "prompt": "Q", "chosen": "", "rejected": " a"},
+        {"id": "far", "prompt": "Q" * 99, "chosen": " a", "rejected": " b"},
+        {"id": "cut", "prompt": "Q", "chosen": " a" * 99, "rejected": " b"},
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, _ = score("--max-length", "60", "--json")
+    assert status == 0
+    counts = json.loads(out)["rows_by_status"]
+    assert counts == {"ok": 6, "identical": 1, "empty_response": 1, "prompt_too_long": 1, "truncated": 1}
+    arguments = [
+        "--data",
+        data,
+        "--scores",
+        tmp_path / "out",
+        "--by",
+        "ches",
+        "--below",
+        "1e9",
+        "--out",
+        tmp_path / "kept.jsonl",
+    ]
+    status, _, errors = probing("filter", *arguments)
+    assert status == 2
+    assert "4 of 10 pairs have no score that can be trusted" in errors
+    assert "line 7 (id 'same'): identical; " in errors
+    assert not (tmp_path / "kept.jsonl").exists()
+    assert probing("filter", *arguments, "--bad", "drop")[0] == 0
+
+
+def test_weights_that_are_not_finite(score, tmp_path):
+    language_model = tiny.make_model()
+    language_model.model.model.layers[1].self_attn.q_proj.weight.data[:] = float("nan")
+    language_model.model.save_pretrained(tmp_path / "model")
+    language_model.tokenizer.save_pretrained(tmp_path / "model")
+    status, _, errors = score(model=tmp_path / "model")
+    assert status == 2
+    assert "first: line 1 (id 'r0'): states are NaN or infinite from layer 1 on" in errors
+
+
+def test_the_folder_of_another_run(score, tmp_path):
+    assert score()[0] == 0
+    before = (tmp_path / "out" / "scores.parquet").read_bytes()
+    status, _, errors = score("--max-length", "100")
+    assert status == 2
+    assert "options.max_length was None, is 100" in errors
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == before
+
+
+def test_an_interrupt_leaves_with_130(score, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("probing.runs.score_shards.write_shard", interrupt)
+    status, out, errors = score()
+    assert (status, out) == (130, "")
+    assert "the same command goes on from here" in errors
+
+
+def test_a_full_disk_leaves_no_partial_file_and_the_run_goes_on_later(score, data, model_folder, tmp_path):
+    """A real limit on file size, as a quota sets it, in a process of its own."""
+    data.write_text("".join(json.dumps({**ROWS[0], "id": f"r{n}"}) + "\n" for n in range(2000)))
+    arguments = [PROBING, "score", "--model", model_folder, "--data", data, "--out", tmp_path / "out"]
+    limited = (
+        "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000,) * 2); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert "cannot write" in done.stderr
+    assert "nothing partial was left" in done.stderr
+    assert "Traceback" not in done.stderr
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert left <= {"run.json"}
+    assert score()[0] == 0
+
+
+def test_no_space_left_is_told_in_one_line(score, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    status, out, errors = score()
+    assert (status, out) == (1, "")
+    assert "No space left on device; nothing partial was left" in errors
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
+def test_what_was_not_foreseen_keeps_its_traceback(score, monkeypatch):
+    def wrong(*_):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr("probing.runs.score_shards.PairScorer", wrong)
+    with pytest.raises(ZeroDivisionError):
+        score()
