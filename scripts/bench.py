@@ -2,8 +2,8 @@
 
     python scripts/bench.py score --data PAIRS [--rows 200] [--record docs/benchmarks/score.jsonl]
 
-Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio of
-neighbouring runs is what counts. No time is printed when the two ways do not agree.
+Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio
+of neighbouring runs is what counts. No time is printed when the two ways do not agree.
 """
 
 import argparse
@@ -105,12 +105,12 @@ def interleaved(language_model: LanguageModel, pairs: Sequence[PreferencePair]) 
         seconds["plain"] += plain
         tokens += scored.tokens
         print(f"  block of {len(block)} pairs: {plain / ours:.2f}x", file=sys.stderr)
-    low, middle, high = statistics.quantiles(ratios, n=5)[0], statistics.median(ratios), statistics.quantiles(ratios, n=5)[-1]
+    low, *_, high = statistics.quantiles(ratios, n=5)
     return {
         "figure": "speed",
         "pairs": len(good),
         "tokens": tokens,
-        "ratio_median": round(middle, 3),
+        "ratio_median": round(statistics.median(ratios), 3),
         "ratio_20": round(low, 3),
         "ratio_80": round(high, 3),
         "tokens_per_second_ours": round(tokens / seconds["ours"]),
@@ -119,7 +119,7 @@ def interleaved(language_model: LanguageModel, pairs: Sequence[PreferencePair]) 
 
 
 def memory_of(way: str, data: str, rows: int, device: str, small: bool) -> dict[str, Any]:
-    """One way in a process of its own: seconds, tokens, and the peak memory beyond what is there with the model loaded."""
+    """One way in a process of its own: seconds, tokens, and the peak memory beyond the loaded model."""
     command = [sys.executable, __file__, "memory", way, "--data", data, "--rows", str(rows), "--device", device]
     done = subprocess.run(command + ["--small"] * small, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
@@ -164,15 +164,18 @@ def resident() -> int:
 
 
 def peak_resident() -> int:
-    """The most there ever were."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most there ever were. Not ``ru_maxrss``, which a new process takes over from the one that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def facts(device: str) -> dict[str, Any]:
     """Where and with what a figure was measured."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()} cpu"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    libraries = {key: value for key, value in versions().items() if key in ("python", "torch", "transformers", "probing")}
+    libraries = {
+        key: value for key, value in versions().items() if key in ("python", "torch", "transformers", "probing")
+    }
     return {"device": name, "threads": torch.get_num_threads(), "commit": commit, "versions": libraries}
 
 

@@ -36,7 +36,7 @@ def find_backbone(language_model: LanguageModel) -> nn.Module:
         raise LayerNotFound(f"{type(model).__name__} is not a backbone with an output head; its parts are {kinds}")
     rows = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, TRIAL_TOKENS + 1, device=language_model.device)[None] * 7 % rows
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(model):
         states = last_hidden_state(backbone, ids)
         multiplied = _input_of(head, model, ids)
         shorter = last_hidden_state(backbone, ids[:, :-3])
@@ -53,6 +53,18 @@ def find_backbone(language_model: LanguageModel) -> nn.Module:
             f"{type(model).__name__} is not causal: states depend on later tokens, so it has no response likelihood"
         )
     return backbone
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode, and each part back in its own mode after: in training, dropout would be in the states."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:

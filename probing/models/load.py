@@ -33,7 +33,7 @@ class LanguageModel:
     Made by ``load``; or by hand from a model in memory: ``LanguageModel(model, tokenizer)``.
 
     Attributes:
-        model: a transformers model with an output head. It is never changed; callers put it into eval mode.
+        model: a transformers model with an output head. It runs in eval mode and leaves as it came.
         tokenizer: its tokenizer.
         source: what it was loaded from.
 

@@ -7,6 +7,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+DELAY_SECONDS = 2
+QUIET_INTERVAL_SECONDS = 10.0
 _FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} pairs [{elapsed}<{remaining}{postfix}]"
 
 
@@ -23,9 +25,9 @@ class PairProgress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            delay=2,
+            delay=DELAY_SECONDS,
             bar_format=_FORMAT,
-            mininterval=0.2 if live else 10.0,
+            mininterval=0.2 if live else QUIET_INTERVAL_SECONDS,
             dynamic_ncols=live,
             desc="scoring ",
         )

@@ -54,8 +54,13 @@ def shorten(text: str, width: int, end: bool = False) -> str:
 
 def render(tables: Mapping[str, pd.DataFrame]) -> str:
     """All tables as text, with their titles."""
-    blocks = []
-    for title, table in tables.items():
-        body = table.to_string(index=False, float_format=lambda value: f"{value:.4g}") if len(table) else "(none)"
-        blocks.append(f"{title}\n{body}")
-    return "\n\n".join(blocks)
+    return "\n\n".join(f"{title}\n{_body(table) if len(table) else '(none)'}" for title, table in tables.items())
+
+
+def _body(table: pd.DataFrame) -> str:
+    """Numbers stand right, text stands left, under a heading that does the same."""
+    texts = {name: table[name].astype(str) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])}
+    widths = {name: max(len(str(name)), int(column.str.len().max())) for name, column in texts.items()}
+    aligned = table.assign(**{str(name): column.str.ljust(widths[name]) for name, column in texts.items()})
+    aligned.columns = pd.Index([str(name).ljust(widths.get(name, 0)) for name in table.columns])
+    return aligned.to_string(index=False, float_format=lambda value: f"{value:.4g}")

@@ -1,5 +1,6 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +79,13 @@ def run(config: FilterConfig) -> Report:
     records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
     scored = {row["id"]: row for row in records}
     extra = [_side_columns(scored[pairs[index].id]) for index in dropped]
-    write_rows(table, [index for index, keep in enumerate(kept) if keep], out, form)
+    # What was dropped comes first: where the kept rows are, both are.
     write_rows(table, dropped, side, form, extra)
+    try:
+        write_rows(table, [index for index, keep in enumerate(kept) if keep], out, form)
+    except BaseException:
+        shutil.rmtree(side) if side.is_dir() else side.unlink()
+        raise
     return _report(frame, [pair.id for pair in pairs], kept, config.by, {"out": str(out), "dropped": str(side)})
 
 

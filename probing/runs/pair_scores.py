@@ -12,7 +12,7 @@ from probing.data.pairs import pairs_from_rows
 from probing.data.tokenize import TokenizedPair, tokenize_pairs
 from probing.errors import DataInvalid, UsageError
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
-from probing.models.layers import find_backbone, first_nonfinite_place
+from probing.models.layers import evaluating, find_backbone, first_nonfinite_place
 from probing.models.load import LanguageModel
 from probing.report.progress import PairProgress
 from probing.types import PreferencePair
@@ -94,7 +94,8 @@ class PairScorer:
         problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
         report(len(problems), 0)
         runnable = [pair for pair in tokenized if pair.status == "ok"]
-        scores = self._score(runnable, problems, report) if runnable else {}
+        with evaluating(self.language_model.model):
+            scores = self._score(runnable, problems, report) if runnable else {}
         frame = pd.DataFrame([_row(pair, problems, scores) for pair in tokenized], columns=list(COLUMNS))
         tokens = sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in runnable)
         return ScoredBlock(frame.astype(_DTYPES), [problems[id] for id in frame["id"] if id in problems], tokens)

@@ -178,6 +178,21 @@ def test_nothing_is_written_over(config, tmp_path):
     filtering.run(config(overwrite=True))
 
 
+def test_when_the_disk_fills_up_neither_file_is_left(config, tmp_path, monkeypatch):
+    calls, plain = [], filtering.write_rows
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        plain(*arguments)
+
+    monkeypatch.setattr(filtering, "write_rows", full)
+    with pytest.raises(OSError, match="No space"):
+        filtering.run(config())
+    assert not list(tmp_path.iterdir())
+
+
 BAD_REQUESTS = {
     "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are prompt_tokens, .*ches_normalized"),
     "text column": ({"by": "status"}, UsageError, r"no score column 'status'"),

@@ -151,6 +151,17 @@ def test_the_model_leaves_as_it_came():
         assert torch.equal(tensor, before[name])
 
 
+def test_a_model_in_training_is_scored_without_dropout_and_goes_on_training():
+    language_model = tiny.make_model("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    plain = score_pairs(language_model, ROWS)
+    language_model.model.train()
+    frozen = language_model.model.transformer.h[1].eval()
+    pd.testing.assert_frame_equal(score_pairs(language_model, ROWS), plain, check_exact=True)
+    assert language_model.model.training
+    assert language_model.model.transformer.h[0].mlp.training
+    assert not frozen.training
+
+
 def test_limits():
     language_model = tiny.make_model()
     with pytest.raises(UsageError, match="max_length is 600, but the model only has positions for 512"):

@@ -322,6 +322,7 @@ REAL = "hh-rlhf-harmless-test.jsonl.gz"
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data, tmp_path, config):
+    from probing.data.bundled import bundled_model
     from probing.data.pairs import pairs_from_table
     from probing.data.tables import read_table, write_rows
 
@@ -329,15 +330,17 @@ def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data,
     order = list(range(len(table.rows)))
     random.Random(0).shuffle(order)
     write_rows(table, order, tmp_path / "shuffled.jsonl", "jsonl")
-    folder = tiny.save_model(tmp_path / "long", max_position_embeddings=2048)
-    runs = {"small": (REAL, 512), "large": (REAL, 16384), "shuffled": ("shuffled.jsonl", 2048)}
-    frames = {}
-    for name, (file, tokens) in runs.items():
-        path = real_data / file if file == REAL else tmp_path / file
-        score.run(config(model=str(folder), data=str(path), out=tmp_path / name, batch_tokens=tokens, shard_pairs=512))
-        frames[name] = scores(tmp_path / name).set_index("id")
-    assert len(frames["small"]) == 2312
-    assert frames["small"].index.tolist() == [pair.id for pair in pairs_from_table(table)]
-    assert frames["small"]["status"].value_counts()["empty_response"] == 4
-    for other in ("large", "shuffled"):
-        pd.testing.assert_frame_equal(frames[other].loc[frames["small"].index], frames["small"], rtol=1e-5, atol=0)
+    right = shutil.copytree(bundled_model(), tmp_path / "right")
+    side = (right / "tokenizer_config.json").read_text()
+    assert '"padding_side": "left"' in side
+    (right / "tokenizer_config.json").write_text(side.replace('"left"', '"right"'))
+    score.run(
+        config(model="bundled", data=str(real_data / REAL), out=tmp_path / "a", batch_tokens=512, shard_pairs=512)
+    )
+    changed = {"model": str(right), "data": str(tmp_path / "shuffled.jsonl"), "batch_tokens": 16384, "shard_pairs": 900}
+    score.run(config(out=tmp_path / "b", **changed))
+    one, other = (scores(tmp_path / name).set_index("id") for name in ("a", "b"))
+    assert len(one) == 2312
+    assert one.index.tolist() == [pair.id for pair in pairs_from_table(table)]
+    assert one["status"].value_counts().to_dict() == {"ok": 2308, "empty_response": 4}
+    pd.testing.assert_frame_equal(other.loc[one.index], one, rtol=1e-5, atol=0)
