@@ -90,6 +90,8 @@ def _run(command: str, arguments: list[str]) -> None:
     from probing.report.tables import render
 
     print(render(report.tables))
+    if "wrote" in report.facts:
+        print(f"\nwrote {', '.join(report.facts['wrote'])}", file=sys.stderr)
 
 
 def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, bool]:

@@ -51,8 +51,9 @@ def score(probing, model_folder, data, tmp_path):
 
 
 def test_score_then_filter(probing, score, data, tmp_path):
-    status, out, _ = score()
+    status, out, errors = score()
     assert status == 0
+    assert f"wrote {tmp_path / 'out' / 'scores.parquet'}, {tmp_path / 'out' / 'run.json'}" in errors
     assert "Quantiles of the scores" in out
     assert "Most alike by ches_normalized" in out
     arguments = ["--data", data, "--scores", tmp_path / "out", "--by", "ches_normalized", "--keep-lowest", "0.5"]

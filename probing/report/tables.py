@@ -8,6 +8,7 @@ from probing.types import PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TEXT_WIDTH = 34
+ID_WIDTH = 32
 
 
 def quantiles(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -25,7 +26,7 @@ def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows
     return pd.DataFrame(
         {
             by: scored[by],
-            "id": [shorten(identity, 24) for identity in scored["id"]],
+            "id": [shorten(identity, ID_WIDTH) for identity in scored["id"]],
             "prompt": [shorten(plain(texts[identity].prompt), TEXT_WIDTH, end=True) for identity in scored["id"]],
             "chosen": [shorten(plain(texts[identity].chosen), TEXT_WIDTH) for identity in scored["id"]],
             "rejected": [shorten(plain(texts[identity].rejected), TEXT_WIDTH) for identity in scored["id"]],
@@ -63,4 +64,5 @@ def _body(table: pd.DataFrame) -> str:
     widths = {name: max(len(str(name)), int(column.str.len().max())) for name, column in texts.items()}
     aligned = table.assign(**{str(name): column.str.ljust(widths[name]) for name, column in texts.items()})
     aligned.columns = pd.Index([str(name).ljust(widths.get(name, 0)) for name in table.columns])
-    return aligned.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+    text = aligned.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+    return "\n".join(line.rstrip() for line in text.splitlines())

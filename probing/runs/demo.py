@@ -42,7 +42,8 @@ def run(config: DemoConfig) -> Report:
         )
     )
     tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}
-    return Report(tables, {"score": scored.facts, "filter": kept.facts})
+    wrote = [*scored.facts["wrote"], *kept.facts["wrote"]]
+    return Report(tables, {"score": scored.facts, "filter": kept.facts, "wrote": wrote})
 
 
 def _titled(job: str, report: Report) -> "dict[str, pd.DataFrame]":

@@ -86,7 +86,7 @@ def run(config: FilterConfig) -> Report:
     except BaseException:
         shutil.rmtree(side) if side.is_dir() else side.unlink()
         raise
-    return _report(frame, [pair.id for pair in pairs], kept, config.by, {"out": str(out), "dropped": str(side)})
+    return _report(frame, [pair.id for pair in pairs], kept, config.by, [out, side])
 
 
 def filter_pairs(
@@ -229,9 +229,7 @@ def _side_columns(scores: Mapping[Any, Any]) -> dict[str, Any]:
     return {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in scores.items()}
 
 
-def _report(
-    frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by: str, paths: Mapping[str, str]
-) -> Report:
+def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by: str, wrote: Sequence[Path]) -> Report:
     import pandas as pd
 
     from probing.report.tables import quantiles
@@ -241,6 +239,6 @@ def _report(
     counts = pd.crosstab(frame["status"], fate).reindex(columns=["kept", "dropped"], fill_value=0)
     parts = {"all": frame, "kept": frame[fate == "kept"], "dropped": frame[fate == "dropped"]}
     spread = pd.concat([quantiles(part, [by]).assign(score=name) for name, part in parts.items()], ignore_index=True)
-    facts = {**paths, "by": by, "kept": sum(kept), "dropped_rows": len(kept) - sum(kept)}
+    facts = {"by": by, "kept": sum(kept), "dropped": len(kept) - sum(kept), "wrote": [str(path) for path in wrote]}
     counts = counts.rename_axis(columns=None).reset_index()
     return Report({"Pairs": counts, f"Quantiles of {by}": spread.rename(columns={"score": "rows"})}, facts)

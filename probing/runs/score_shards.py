@@ -20,7 +20,7 @@ from probing.report.tables import counts, extremes, quantiles
 from probing.runs.pair_scores import COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS, PairScorer
 from probing.runs.score import SCORES_FILE, ScoreConfig
 from probing.runs.versions import versions
-from probing.store.manifest import RunFolder
+from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, write_shard
 from probing.types import PreferencePair, Report
 
@@ -168,5 +168,5 @@ def _report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
             f"Most alike by {by}": extremes(frame, by, pairs, LISTED_PAIRS, highest=True),
             f"Least alike by {by}": extremes(frame, by, pairs, LISTED_PAIRS, highest=False),
         },
-        facts,
+        {**facts, "wrote": [str(folder.path / SCORES_FILE), str(folder.path / RUN_FILE)]},
     )
