@@ -50,7 +50,7 @@ class TokenBudget:
         self.reason = f"halved when {failed} tokens did not fit"
 
 
-def choose_batch_tokens(backbone: nn.Module, device: torch.device) -> TokenBudget:
+def choose_batch_tokens(backbone: nn.Module, device: torch.device, max_positions: int | None = None) -> TokenBudget:
     """A token budget for this device.
 
     On a CPU a few thousand tokens keep all cores busy, and more only costs memory. On a CUDA card one batch is run to
@@ -61,11 +61,18 @@ def choose_batch_tokens(backbone: nn.Module, device: torch.device) -> TokenBudge
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
-        last_hidden_state(backbone, torch.zeros((1, LEAST_BATCH_TOKENS), dtype=torch.long, device=device))
-    per_token = (torch.cuda.max_memory_allocated(device) - before) / LEAST_BATCH_TOKENS
+        trial = torch.zeros(trial_shape(max_positions), dtype=torch.long, device=device)
+        last_hidden_state(backbone, trial)
+    per_token = (torch.cuda.max_memory_allocated(device) - before) / trial.numel()
     free = torch.cuda.mem_get_info(device)[0]
     tokens = fit_batch_tokens(free, per_token)
     return TokenBudget(tokens, f"half of {free / 2**30:.1f} GiB free at {per_token / 2**10:.0f} KiB a token")
+
+
+def trial_shape(max_positions: int | None) -> tuple[int, int]:
+    """Rows and length of a batch of about 1024 tokens that the model has positions for."""
+    length = min(LEAST_BATCH_TOKENS, max_positions or LEAST_BATCH_TOKENS)
+    return -(-LEAST_BATCH_TOKENS // length), length
 
 
 def fit_batch_tokens(free_bytes: int, bytes_per_token: float) -> int:

@@ -70,7 +70,9 @@ class PairScorer:
         self._backbone = find_backbone(self.language_model)
         self._located = False
         if self.batch_tokens is None:
-            self.budget = choose_batch_tokens(self._backbone, self.language_model.device)
+            self.budget = choose_batch_tokens(
+                self._backbone, self.language_model.device, self.language_model.max_positions
+            )
         else:
             self.budget = TokenBudget(self.batch_tokens, "as asked for")
 

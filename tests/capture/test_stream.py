@@ -15,6 +15,7 @@ from probing.capture.stream import (
     choose_batch_tokens,
     fit_batch_tokens,
     segment_states,
+    trial_shape,
 )
 from probing.errors import OutOfMemory
 from probing.models.layers import find_backbone
@@ -130,6 +131,12 @@ def test_the_budget_follows_the_memory():
     assert fit_batch_tokens(1, 2.0**20) == LEAST_BATCH_TOKENS
     assert fit_batch_tokens(2**60, 1.0) == MOST_BATCH_TOKENS
     assert fit_batch_tokens(0, 0.0) == LEAST_BATCH_TOKENS
+
+
+def test_the_trial_batch_fits_the_positions_of_the_model():
+    assert trial_shape(None) == trial_shape(4096) == (1, LEAST_BATCH_TOKENS)
+    assert trial_shape(512) == (2, 512)
+    assert trial_shape(300) == (4, 300)
 
 
 def test_the_cpu_budget_is_fixed_so_that_a_restart_finds_the_same():
