@@ -5,6 +5,8 @@ import errno
 import importlib
 import json
 import logging
+import os
+import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ COMMANDS = {
     "doctor": "show what this machine can do and what will run, and why",
 }
 INTERRUPTED = 130
+TOLD_IN_A_LINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,12 +69,15 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nprobing {command}: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more on its way out
+        return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno not in TOLD_IN_A_LINE:
             raise
         print(
-            f"probing {command}: cannot write {error.filename or 'the output'}: {error.strerror}; nothing partial was "
-            f"left. Make room (or choose another --out), then run the same command again",
+            f"probing {command}: {error.filename or 'the output'}: {error.strerror}; nothing partial was left. "
+            f"Make room or choose another place, then run the same command again",
             file=sys.stderr,
         )
         return 1
@@ -115,7 +121,7 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
             parser.add_argument(option, type=hints[entry.name], required=True, help=helps[entry.name])
         else:
             parser.add_argument(option, type=hints[entry.name], default=entry.default, help=helps[entry.name])
-    values = parser.parse_args([_hyphenated(argument) for argument in arguments]).as_dict()
+    values = parser.parse_args(_spelled(arguments)).as_dict()
     as_json = values.pop("json")
     del values["config"]
     try:
@@ -125,10 +131,16 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     return config, as_json
 
 
-def _hyphenated(argument: str) -> str:
-    """``--batch_tokens=5`` as ``--batch-tokens=5``."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    name = name.replace("_", "-")
-    return ("--print_config" if name == "--print-config" else name) + equals + value
+def _spelled(arguments: Sequence[str]) -> list[str]:
+    """Arguments as the parser wants them: ``--batch_tokens`` with a hyphen, ``--below -1e-3`` in one piece."""
+    spelled: list[str] = []
+    for argument in arguments:
+        if re.fullmatch(r"-\.?\d.*", argument) and spelled and re.fullmatch(r"--[\w-]+", spelled[-1]):
+            spelled[-1] += f"={argument}"  # or it would be taken for an option
+        elif argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            name = name.replace("_", "-")
+            spelled.append(("--print_config" if name == "--print-config" else name) + equals + value)
+        else:
+            spelled.append(argument)
+    return spelled

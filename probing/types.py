@@ -89,13 +89,15 @@ class Source:
         model: folder or hub id, as given.
         revision: the hub revision asked for.
         weights_sha256: over the weight files; None for a model handed over in memory.
-        tokenizer_sha256: over the tokenizer's own serialisation.
+        config_sha256: over the model's config, and over code that the checkpoint brings.
+        tokenizer_sha256: over the tokenizer's own serialisation and its special tokens.
         template_sha256: over the chat template; None where there is none.
     """
 
     model: str
     revision: str | None = None
     weights_sha256: str | None = None
+    config_sha256: str | None = None
     tokenizer_sha256: str | None = None
     template_sha256: str | None = None
 

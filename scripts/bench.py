@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from probing import LanguageModel, PreferencePair
 from probing.data.bundled import BUNDLED, bundled_model
 from probing.data.tokenize import TokenizedPair, tokenize_pairs
-from probing.runs.pair_scores import PairScorer
+from probing.runs.pair_scores import BLOCK_PAIRS, PairScorer
 from probing.runs.score import read_pairs
 from probing.runs.versions import versions
 
@@ -142,8 +142,7 @@ def memory_job(way: str, data: str, rows: int, device: str, small: bool) -> dict
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in good)
     else:
         # In blocks, as ``probing score`` does it.
-        size = 64
-        parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        parts = [pairs[start : start + BLOCK_PAIRS] for start in range(0, len(pairs), BLOCK_PAIRS)]
         scored, seconds = timed(language_model, lambda: [scorer.score(part) for part in parts])
         tokens = sum(block.tokens for block in scored)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident()

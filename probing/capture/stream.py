@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 CPU_BATCH_TOKENS = 2048
 MOST_BATCH_TOKENS = 65536
 LEAST_BATCH_TOKENS = 1024
+# CUDA's allocator has a class of error for it; the CPU's and the matrix library of a card have only a sentence.
+OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,7 @@ def _try(
     try:
         return _run(backbone, segments, length, device)
     except RuntimeError as error:
-        # CUDA has a class for it, the CPU's allocator only a sentence.
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or any(sentence in str(error) for sentence in OUT_OF_MEMORY):
             return None
         raise
 

@@ -1,5 +1,6 @@
 """Datasets as rows: read from any common format with the place of every row, and written back unchanged."""
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -8,7 +9,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,8 +267,11 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n"
 
 
-def write_rows(table: Table, indices: Sequence[int], target: Path, form: Format, extra: Sequence[Row] = ()) -> None:
-    """Write the rows at ``indices``, in that order, whole or not at all.
+@contextlib.contextmanager
+def staged_rows(
+    table: Table, indices: Sequence[int], target: Path, form: Format, extra: Sequence[Row] = ()
+) -> Iterator[None]:
+    """Write the rows at ``indices``, in that order, aside; they appear under their name when the block ends well.
 
     Rows that stay in their format stay as they were: JSONL byte for byte, Parquet and datasets with their schema.
 
@@ -280,11 +284,13 @@ def write_rows(table: Table, indices: Sequence[int], target: Path, form: Format,
 
     Raises:
         OSError: the disk is full or not writable; nothing partial is left.
+        UsageError: the format cannot hold these rows.
     """
     same = form == table.format and not extra
     if form == "datasets":
         with new_folder(target) as folder:
             _as_dataset(table, indices, extra, same).save_to_disk(str(folder))
+            yield
         return
     if same and form == "jsonl":
         content = b"".join(table.original[index] + b"\n" for index in indices)
@@ -295,6 +301,7 @@ def write_rows(table: Table, indices: Sequence[int], target: Path, form: Format,
     with new_file(target) as temporary:
         zipped = target.suffix.lower() == ".gz"
         temporary.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
+        yield
 
 
 def _merged(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[Row]:
@@ -306,7 +313,20 @@ def _merged(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[
 def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row], same: bool) -> Any:
     import datasets
 
-    return table.original.select(indices) if same else datasets.Dataset.from_list(_merged(table, indices, extra))
+    if same:
+        return table.original.select(indices)
+    return datasets.Dataset(_arrow(_merged(table, indices, extra), table.columns, "datasets"))
+
+
+def _arrow(rows: Sequence[Row], columns: Iterable[str], form: Format) -> pa.Table:
+    """Rows as columns. Arrow takes the columns of the first row for those of all, so each row is filled up first."""
+    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    try:
+        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    except pa.ArrowException as error:
+        raise UsageError(
+            f"the rows cannot be written as {form}, whose columns hold one type each ({error}); use --format jsonl"
+        ) from error
 
 
 def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
@@ -323,7 +343,7 @@ def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
         writer.writeheader()
         writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
         return text.getvalue().encode(errors="backslashreplace")
-    return _parquet_bytes(pa.Table.from_pylist([dict(row) for row in rows]))
+    return _parquet_bytes(_arrow(rows, columns, form))
 
 
 def _csv_cell(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Preference pairs as token ids, cut where the response begins, ended as a trainer would end them."""
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -14,7 +15,16 @@ from probing.types import Message, PreferencePair, message_text
 
 log = logging.getLogger(__name__)
 
-Status = Literal["ok", "identical", "empty_prompt", "empty_response", "prompt_too_long", "truncated", "not_finite"]
+Status = Literal[
+    "ok",
+    "identical",
+    "empty_prompt",
+    "empty_response",
+    "extra_bos",
+    "prompt_too_long",
+    "truncated",
+    "not_finite",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +104,14 @@ def tokenize_pairs(
     ids = _encode(tokenizer, flat, rendered)
     _check_bos(tokenizer, ids, rendered, lambda index: name(index // 3))
     closing = _closing_ids(tokenizer)
+    bos = None if tokenizer.bos_token_id == tokenizer.eos_token_id else tokenizer.bos_token_id
     results = []
     for index, pair in enumerate(pairs):
         prompt, chosen, rejected = ids[3 * index : 3 * index + 3]
         border = shared_prefix(prompt, chosen, rejected)
         chosen, rejected = (_end(tokenizer, side, border, closing, eos) for side in (chosen, rejected))
-        results.append(_judge(pair, border, chosen, rejected, max_length))
+        status, detail = _status(pair, border, chosen, rejected, max_length, bos)
+        results.append(TokenizedPair(pair.id, status, border, chosen, rejected, detail))
     return results
 
 
@@ -118,7 +130,11 @@ def _render(tokenizer: Any, pair: PreferencePair, where: str) -> _Texts:
             f"use a chat model, give the tokenizer a template, or turn the messages into text"
         )
     prompt, chosen, rejected = messages(pair.prompt), messages(pair.chosen), messages(pair.rejected)
-    prefilled = prompt[-1]["role"] == "assistant"
+    if prompt[-1]["role"] == "assistant":
+        raise DataInvalid(
+            f"{where}: the prompt ends with a message of the assistant, and a chat template would close that turn "
+            f"before the response; move that message into both responses"
+        )
 
     def render(conversation: Sequence[Message], **options: Any) -> str:
         try:
@@ -128,12 +144,9 @@ def _render(tokenizer: Any, pair: PreferencePair, where: str) -> _Texts:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise DataInvalid(f"{where}: the chat template refuses this conversation: {error}") from error
 
-    texts = _Texts(
-        render(prompt, add_generation_prompt=not prefilled, continue_final_message=prefilled),
-        render([*prompt, *chosen]),
-        render([*prompt, *rejected]),
-    )
-    if not prefilled and not all(full.startswith(render(prompt)) for full in (texts.chosen, texts.rejected)):
+    texts = _Texts(render(prompt, add_generation_prompt=True), render([*prompt, *chosen]), render([*prompt, *rejected]))
+    opening = render(prompt)
+    if not (texts.chosen.startswith(opening) and texts.rejected.startswith(opening)):
         raise DataInvalid(
             f"{where}: the chat template writes the prompt differently once an answer follows, so that prompt and "
             f"response cannot be told apart; render the conversation to text yourself"
@@ -158,7 +171,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], rendered: Sequence[bool]) -> l
 def _check_bos(
     tokenizer: Any, ids: Sequence[Sequence[int]], rendered: Sequence[bool], where: Callable[[int], str]
 ) -> None:
-    """Exactly one BOS where the tokenizer works with one."""
+    """No two BOS at the start, and a word on templates that leave it out; a BOS further inside is a row's own fault."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return
@@ -169,10 +182,12 @@ def _check_bos(
             )
     adds = tokenizer("a")["input_ids"][:1] == [bos]
     if adds and any(chat and sequence[:1] != [bos] for sequence, chat in zip(ids, rendered, strict=True)):
-        log.warning(
-            "the chat template writes no BOS, though the tokenizer adds one to plain text: scored without, as a "
-            "trainer would"
-        )
+        _warn_once("the chat template writes no BOS, though the tokenizer adds one to plain text: scored without it")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def _closing_ids(tokenizer: Any) -> frozenset[int]:
@@ -195,19 +210,15 @@ def _end(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], e
     return ids[:last] if closed else ids
 
 
-def _judge(
-    pair: PreferencePair, border: int, chosen: list[int], rejected: list[int], max_length: int | None
-) -> TokenizedPair:
-    status, detail = _status(pair, border, chosen, rejected, max_length)
-    return TokenizedPair(pair.id, status, border, chosen, rejected, detail)
-
-
 def _status(
-    pair: PreferencePair, border: int, chosen: list[int], rejected: list[int], max_length: int | None
+    pair: PreferencePair, border: int, chosen: list[int], rejected: list[int], max_length: int | None, bos: int | None
 ) -> tuple[Status, str]:
+    """Whether the sequences can be scored, and if not, why."""
     for name, side, ids in (("chosen", pair.chosen, chosen), ("rejected", pair.rejected, rejected)):
         if not _has_text(side) or len(ids) == border:
             return "empty_response", f"the {name} response is empty"
+        if bos is not None and ids.count(bos) > 1:
+            return "extra_bos", f"the BOS token occurs {ids.count(bos)} times in prompt and {name} response"
     if chosen == rejected:
         return "identical", "chosen and rejected are the same"
     if border == 0:

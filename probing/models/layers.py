@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,17 @@ from probing.errors import LayerNotFound, ModelInvalid
 from probing.models.load import LanguageModel
 
 TRIAL_TOKENS = 12
-"""Length of the sequence that ``find_backbone`` tries the model on."""
+TRIAL_STARTS = (1, 2, 3)
+"""``find_backbone`` tries twelve tokens; others, if some of the first have broken embeddings."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """States of a few tokens: from the backbone, as they reach the head, and without the last tokens."""
+
+    states: Tensor
+    multiplied: Tensor
+    shorter: Tensor
 
 
 def find_backbone(language_model: LanguageModel) -> nn.Module:
@@ -34,25 +45,13 @@ def find_backbone(language_model: LanguageModel) -> nn.Module:
     if backbone is model or head is None:
         kinds = ", ".join(name for name, _ in model.named_children())
         raise LayerNotFound(f"{type(model).__name__} is not a backbone with an output head; its parts are {kinds}")
-    rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, TRIAL_TOKENS + 1, device=language_model.device)[None] * 7 % rows
     with torch.inference_mode(), evaluating(model):
-        states = last_hidden_state(backbone, ids)
-        multiplied = _input_of(head, model, ids)
-        shorter = last_hidden_state(backbone, ids[:, :-3])
-    if not torch.isfinite(states).all():
-        return backbone  # broken weights are reported pair by pair, with the layer
-    tolerance = 1e-4 if states.dtype == torch.float32 else 3e-2
-    if multiplied.shape != states.shape or _difference(states, multiplied) > tolerance:
-        raise LayerNotFound(
-            f"what {type(backbone).__name__} returns is not what the output head of {type(model).__name__} multiplies "
-            f"(shapes {tuple(states.shape)} and {tuple(multiplied.shape)}); this family is not supported yet"
-        )
-    if _difference(states[:, :-3], shorter) > tolerance:
-        raise ModelInvalid(
-            f"{type(model).__name__} is not causal: states depend on later tokens, so it has no response likelihood"
-        )
-    return backbone
+        for start in TRIAL_STARTS:
+            trial = _try_out(language_model, backbone, head, start)
+            if trial is not None:
+                _judge(language_model, backbone, trial)
+                break
+    return backbone  # where no trial was finite, the weights are broken, which is reported pair by pair
 
 
 @contextlib.contextmanager
@@ -101,8 +100,34 @@ def first_nonfinite_place(backbone: nn.Module, ids: Tensor, limit: int | None = 
     return f"layer {len(below) - 1} or the final norm"
 
 
+def _try_out(language_model: LanguageModel, backbone: nn.Module, head: nn.Module, start: int) -> _Trial | None:
+    """Run a few tokens three ways; None if the states are not finite."""
+    rows = language_model.model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(TRIAL_TOKENS, device=language_model.device)[None] * 7 + start) % rows
+    states = last_hidden_state(backbone, ids)
+    if not torch.isfinite(states).all():
+        return None
+    return _Trial(states, _input_of(head, language_model.model, ids), last_hidden_state(backbone, ids[:, :-3]))
+
+
+def _judge(language_model: LanguageModel, backbone: nn.Module, trial: _Trial) -> None:
+    """Raise unless the trial shows a causal backbone below its head."""
+    family = type(language_model.model).__name__
+    states, multiplied = trial.states, trial.multiplied
+    tolerance = 1e-4 if states.dtype == torch.float32 else 3e-2
+    if multiplied.shape != states.shape or _difference(states, multiplied) > tolerance:
+        raise LayerNotFound(
+            f"what {type(backbone).__name__} returns is not what the output head of {family} multiplies "
+            f"(shapes {tuple(states.shape)} and {tuple(multiplied.shape)}); this family is not supported yet"
+        )
+    if _difference(states[:, : trial.shorter.shape[1]], trial.shorter) > tolerance:
+        raise ModelInvalid(f"{family} is not causal: states depend on later tokens, so it has no response likelihood")
+
+
 def _difference(states: Tensor, others: Tensor) -> float:
-    return float((states.float() - others.float()).abs().max() / states.float().abs().max())
+    """Largest difference relative to the largest state."""
+    scale = states.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((states.float() - others.float()).abs().max() / scale)
 
 
 def _input_of(module: nn.Module, model: Any, ids: Tensor) -> Tensor:

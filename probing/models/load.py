@@ -1,29 +1,24 @@
 """Models and tokenizers from a folder or a hub: loaded faithfully and safely, or refused with the reason."""
 
 import contextlib
-import hashlib
-import json
-import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from probing.data.bundled import BUNDLED, bundled_model
-from probing.data.tokenize import template_sha256
-from probing.errors import ModelInvalid
+from probing.errors import ModelInvalid, OutOfMemory
+from probing.models.hashes import checkpoint_source
 from probing.types import Source
-
-log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-HASH_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +81,10 @@ def choose_device(device: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ModelInvalid(f"device '{device}' cannot be used here: {reason}") from error
-    return torch.device(device)
+    chosen = torch.device(device)
+    if chosen.type == "meta":
+        raise ModelInvalid("device 'meta' holds no numbers; nothing can be computed there")
+    return chosen
 
 
 def load(
@@ -116,8 +114,7 @@ def load(
     name = str(bundled_model()) if path_or_id == BUNDLED else path_or_id
     if Path(name).exists():
         _check_folder(Path(name))
-    branch = revision or "main"
-    options = {"revision": branch, "trust_remote_code": trust_remote_code}
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with _explained(path_or_id):
         config = AutoConfig.from_pretrained(name, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -129,20 +126,9 @@ def load(
             output_loading_info=True,
             **options,
         )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelInvalid(
-            f"{path_or_id}: the weights lack {len(missing)} tensors of the model ({', '.join(missing[:3])}, ...), "
-            f"which would be filled with random numbers; the checkpoint is incomplete or of another architecture"
-        )
-    source = Source(
-        model=path_or_id,
-        revision=revision,
-        weights_sha256=_weights_sha256(Path(name)) if Path(name).is_dir() else _hub_sha256(name, branch),
-        tokenizer_sha256=_tokenizer_sha256(tokenizer),
-        template_sha256=template_sha256(tokenizer),
-    )
-    return LanguageModel(model.to(place).eval(), tokenizer, source)
+        model.to(place)
+    _check_complete(path_or_id, info["missing_keys"], info["unexpected_keys"], model.state_dict())
+    return LanguageModel(model.eval(), tokenizer, checkpoint_source(path_or_id, name, revision, model, tokenizer))
 
 
 def _dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
@@ -150,6 +136,30 @@ def _dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
         return DTYPES[dtype]
     stored = getattr(config, "dtype", None)
     return stored if device.type != "cpu" and isinstance(stored, torch.dtype) else torch.float32
+
+
+def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str], parts: Iterable[str]) -> None:
+    """Refuse a checkpoint whose tensors and config do not describe the same model."""
+    absent = sorted(missing)
+    if absent:
+        raise ModelInvalid(
+            f"{name}: the weights lack {len(absent)} tensors of the model ({', '.join(absent[:3])}, ...), "
+            f"which would be filled with random numbers; the checkpoint is incomplete or of another architecture"
+        )
+    # Other parts (a value head, a vision tower) may be left out; further layers of the same stack may not.
+    stacks = {_stack(part) for part in parts} - {None}
+    surplus = sorted(part for part in unexpected if _stack(part) in stacks)
+    if surplus:
+        raise ModelInvalid(
+            f"{name}: the weights hold {len(surplus)} tensors that the config has no place for ({surplus[0]}, ...); "
+            f"the model would run without them"
+        )
+
+
+def _stack(part: str) -> str | None:
+    """``model.layers`` for ``model.layers.3.mlp.up_proj.weight``; None for what belongs to no numbered layer."""
+    found = re.match(r"(.*?)\.\d+\.", part)
+    return found.group(1) if found else None
 
 
 def _check_folder(folder: Path) -> None:
@@ -182,53 +192,18 @@ def _explained(name: str) -> Iterator[None]:
     """Turn the library's errors about one checkpoint into ours."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"{name}: the weights do not fit into the memory of the device; use a smaller --dtype"
+        ) from error
     except SafetensorError as error:
         raise ModelInvalid(f"{name}: a weight file is damaged or cut short ({error}); fetch it again") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         if "trust_remote_code" in str(error):
             raise ModelInvalid(
                 f"{name}: the checkpoint needs code of its own, which is not run unless you say so; read it, then add "
-                f"--trust-remote-code true"
+                f"--trust-remote-code"
             ) from error
         raise ModelInvalid(f"{name}: cannot be loaded as a causal language model: {reason}") from error
-
-
-def _weights_sha256(folder: Path) -> str:
-    """Over the content of all weight files, by name; read in parallel, since hashing releases the interpreter."""
-    files = sorted(folder.glob("*.safetensors"))
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_file_sha256, files))
-    if len(files) == 1:
-        return digests[0]
-    listing = "".join(f"{digest}  {path.name}\n" for path, digest in zip(files, digests, strict=True))
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    real = path.resolve()
-    if real.parent.name == "blobs" and len(real.name) == 64:
-        return real.name  # the hub's cache names large files by this very hash
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _hub_sha256(name: str, revision: str) -> str | None:
-    """The same for a checkpoint that the hub's library has just put into its cache."""
-    from transformers.utils import cached_file
-
-    config = cached_file(name, "config.json", revision=revision, local_files_only=True)
-    return _weights_sha256(Path(config).parent) if config else None
-
-
-def _tokenizer_sha256(tokenizer: Any) -> str:
-    """Over the fast tokenizer's serialisation, or over vocabulary and special tokens where there is none."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return hashlib.sha256(backend.to_str().encode()).hexdigest()
-    content = [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_tokens))]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
-import shutil
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from probing.data.filters import check_rule, keep_mask
 from probing.data.pairs import content_sha256
-from probing.data.tables import Table, file_format, write_rows
+from probing.data.tables import Table, file_format, staged_rows
 from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
 from probing.runs.score import SCORES_FILE, read_pairs
+from probing.store.files import remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
 from probing.types import Format, PreferencePair, Report
 
@@ -72,20 +73,14 @@ def run(config: FilterConfig) -> Report:
     kept = _kept([pair.id for pair in pairs], frame, config.by, config.bad, rule, table)
     out, form = Path(config.out), _format(config, table)
     side = _side_path(out)
-    for target in (out, side):
-        if target.exists() and not config.overwrite:
-            raise UsageError(f"{target}: exists already; choose another --out, or replace it with --overwrite")
-    dropped = [index for index, keep in enumerate(kept) if not keep]
+    _check_targets(config, form, out, side)
+    fates = {keep: [index for index, kept_here in enumerate(kept) if kept_here == keep] for keep in (True, False)}
     records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
     scored = {row["id"]: row for row in records}
-    extra = [_side_columns(scored[pairs[index].id]) for index in dropped]
-    # What was dropped comes first: where the kept rows are, both are.
-    write_rows(table, dropped, side, form, extra)
-    try:
-        write_rows(table, [index for index, keep in enumerate(kept) if keep], out, form)
-    except BaseException:
-        shutil.rmtree(side) if side.is_dir() else side.unlink()
-        raise
+    extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
+    # Both are written aside before either appears.
+    with staged_rows(table, fates[True], out, form), staged_rows(table, fates[False], side, form, extra):
+        pass
     return _report(frame, [pair.id for pair in pairs], kept, config.by, [out, side])
 
 
@@ -212,6 +207,21 @@ def _bad_rows(ids: Sequence[str], status: Mapping[str, str], table: Table | None
         f"{len(bad)} of {len(ids)} pairs have no score that can be trusted ({summary}); first: {shown}. "
         f"Say what to do with them: --bad keep or --bad drop"
     )
+
+
+def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
+    """Nothing is written over unless asked for, and never what is being read or what is no dataset at all."""
+    sources = {Path(config.data).resolve(), Path(config.scores).resolve()}
+    for target in targets:
+        remove_leftovers(target.parent, re.escape(target.name))
+        if target.resolve() in sources:
+            raise UsageError(f"{target}: is what is being filtered; choose another --out")
+        if target.exists() and not config.overwrite:
+            raise UsageError(f"{target}: exists already; choose another --out, or replace it with --overwrite")
+        if target.is_dir() and not (form == "datasets" and (target / "dataset_info.json").is_file()):
+            raise UsageError(f"{target}: is a folder, and no saved dataset; choose another --out")
+        if form == "datasets" and target.is_file():
+            raise UsageError(f"{target}: is a file, where a dataset would be saved as a folder; choose another --out")
 
 
 def _format(config: FilterConfig, table: Table) -> Format:

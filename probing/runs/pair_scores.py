@@ -1,6 +1,6 @@
 """Scores of preference pairs: the states of a model joined to the formulas of ``metrics.similarity``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,6 +231,12 @@ def as_pairs(pairs: Any) -> list[PreferencePair]:
     if not rows:
         raise DataInvalid("there are no pairs to score")
     if not all(isinstance(row, PreferencePair) for row in rows):
+        strange = [row for row in rows if not isinstance(row, Mapping)]
+        if strange:
+            raise DataInvalid(
+                f"pairs must be mappings with 'chosen' and 'rejected', or PreferencePair objects throughout; "
+                f"found {type(strange[0]).__name__} ({strange[0]!r:.40})"
+            )
         return pairs_from_rows(rows)
     ids = pd.Series([pair.id for pair in rows])
     if ids.duplicated().any():

@@ -1,5 +1,6 @@
 """Scoring a dataset shard by shard into a claimed folder; the part of ``probing score`` that needs the model."""
 
+import hashlib
 import shutil
 import time
 from collections import Counter
@@ -10,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import torch
 
+from probing.capture.stream import TokenBudget
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
-from probing.errors import DataInvalid, NotFinite
+from probing.errors import DataInvalid, NotFinite, StoreCorrupt
 from probing.models.load import LanguageModel, load
 from probing.report.progress import PairProgress
 from probing.report.tables import counts, extremes, quantiles
@@ -41,20 +44,42 @@ class Shard:
 
 
 def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequence[PreferencePair]) -> Report:
-    """Score every pair into the folder, unless an earlier run has done so; answer with its tables."""
+    """Score every pair into the folder, unless an earlier run has done so; answer with its tables.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else.
+        StoreCorrupt: the folder's finished scores are gone or changed.
+        DataInvalid, NotFinite: not one pair could be scored.
+    """
     began = time.monotonic()
     model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
     folder.begin(_identity(config, model, table), {"config": _plain(config)})
     if not folder.finished:
-        scorer = PairScorer(model, config.eos, config.max_length, config.batch_tokens)
-        shards = _all_shards(folder, config, scorer, table, pairs)
+        shards = _all_shards(folder, config, _scorer(folder, config, model), table, pairs)
         join_shards([shard.rows for shard in shards], folder.path / SCORES_FILE)
-        facts = {"model": asdict(model.source) | {"device": str(model.device), "dtype": str(model.dtype)}}
+        facts: dict[str, Any] = {
+            "model": asdict(model.source) | {"device": str(model.device), "dtype": str(model.dtype)}
+        }
         facts |= {"data": _data_facts(table, pairs), **_shard_facts(shards, table, pairs)}
-        known = {name: folder.facts()[name] for name in ("config", "identity")}
-        folder.write({"status": "done", **known, **facts, "wall_seconds": round(time.monotonic() - began, 3)})
-        shutil.rmtree(folder.shards)
+        facts |= {"wall_seconds": round(time.monotonic() - began, 3), "scores_sha256": _sha256(folder)}
+        folder.write({**folder.facts(), "status": "done", "config": _plain(config), **facts})
+    shutil.rmtree(folder.shards, ignore_errors=True)
     return _report(folder, pairs)
+
+
+def _scorer(folder: RunFolder, config: ScoreConfig, model: LanguageModel) -> PairScorer:
+    """A scorer with the budget of this folder's run: what is found on a card depends on the memory of the moment."""
+    scorer = PairScorer(model, config.eos, config.max_length, config.batch_tokens)
+    known = folder.facts().get("batch_tokens")
+    if known is None:
+        folder.write({**folder.facts(), "batch_tokens": asdict(scorer.budget)})
+    else:
+        scorer.budget = TokenBudget(**known)
+    return scorer
+
+
+def _sha256(folder: RunFolder) -> str:
+    return hashlib.sha256((folder.path / SCORES_FILE).read_bytes()).hexdigest()
 
 
 def _plain(config: ScoreConfig) -> dict[str, Any]:
@@ -67,7 +92,7 @@ def _identity(config: ScoreConfig, model: LanguageModel, table: Table) -> dict[s
         "model": {key: value for key, value in asdict(model.source).items() if key.endswith("sha256")},
         "data": {"sha256": table.sha256},
         "options": {key: value for key, value in _plain(config).items() if key not in NOT_IDENTITY},
-        "device": model.device.type,
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
@@ -88,7 +113,7 @@ def _all_shards(
             if found is None:
                 write_shard(shard_path(folder.shards, number), shard.rows, shard.facts)
             # A resumed run keeps the budget that the run before it had come to, so that it ends in the same bytes.
-            scorer.budget.tokens, scorer.budget.reason = shard.facts["batch_tokens"].values()
+            scorer.budget = TokenBudget(**shard.facts["batch_tokens"])
             shards.append(shard)
     return shards
 
@@ -112,7 +137,7 @@ def _new_shard(
     facts = {
         "tokens": scored.tokens,
         "seconds": time.monotonic() - began,
-        "batch_tokens": {"tokens": scorer.budget.tokens, "reason": scorer.budget.reason},
+        "batch_tokens": asdict(scorer.budget),
         "problems": [asdict(problem) for problem in scored.problems],
     }
     rows = pa.Table.from_pandas(scored.frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
@@ -148,6 +173,10 @@ def _shard_facts(shards: Sequence[Shard], table: Table, pairs: Sequence[Preferen
 
 def _report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     facts = folder.facts()
+    if not (folder.path / SCORES_FILE).is_file() or _sha256(folder) != facts["scores_sha256"]:
+        raise StoreCorrupt(
+            f"{folder.path / SCORES_FILE}: gone or changed since the run ended; delete {folder.path} and run again"
+        )
     frame = pd.read_parquet(folder.path / SCORES_FILE)
     statuses = facts["rows_by_status"]
     if not statuses.get("ok"):

@@ -14,6 +14,7 @@ LIBRARIES = (
     "pyarrow",
     "datasets",
     "rapidfuzz",
+    "jinja2",
 )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,27 +32,39 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """The same for a folder; an existing ``target`` is replaced."""
+    """The same for a folder. An existing ``target`` is moved aside, and removed once the new one is in its place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target)
     try:
         temporary.mkdir()
         yield temporary
-        for path in temporary.rglob("*"):
+        for path in [*temporary.rglob("*"), temporary]:
             _to_disk(path)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old.partial")
         if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+            os.replace(target, old)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            os.replace(old, target)
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     _to_disk(target.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed in the middle of ``new_file``."""
-    for path in folder.glob(".*.partial"):
-        path.unlink()
+def is_leftover(path: Path, names: str) -> bool:
+    """Whether this is a temporary file of ``new_file`` for a target whose name matches the pattern ``names``."""
+    return re.fullmatch(rf"\.({names})\.\d+\.partial", path.name) is not None
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Remove the temporary files that a killed process left; the caller knows that nobody else is writing."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_leftover(path, names):
+            path.unlink()
 
 
 def _beside(target: Path) -> Path:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from probing.errors import FolderBusy, SourceMismatch, StoreCorrupt
-from probing.store.files import new_file, remove_leftovers
+from probing.store.files import is_leftover, new_file, remove_leftovers
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
+SHARDS = "shards"
+OWN_FILES = r"run\.json|\w+\.parquet"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class RunFolder:
     @property
     def shards(self) -> Path:
         """Where finished parts lie until the whole is done."""
-        return self.path / "shards"
+        return self.path / SHARDS
 
     @property
     def finished(self) -> bool:
@@ -109,24 +111,32 @@ def claim(path: Path, command: str) -> Iterator[RunFolder]:
     path.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDONLY)
     try:
+        _lock(handle, path)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FolderBusy(
-                f"{path}: another process is writing there; wait for it, or choose another --out"
-            ) from error
-        remove_leftovers(path)
-        _check_content(path, command)
-        yield RunFolder(path, command)
+            _check_content(path, command)
+            remove_leftovers(path, OWN_FILES)
+            remove_leftovers(path / SHARDS, OWN_FILES)
+            yield RunFolder(path, command)
+        finally:
+            if made and not any(path.iterdir()):
+                path.rmdir()
     finally:
-        if made and not any(path.iterdir()):
-            path.rmdir()
         os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Take the folder, unless another process has it or has just removed it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FolderBusy(f"{path}: another process is writing there; wait for it, or use another --out") from error
+    if not path.exists() or os.fstat(handle).st_ino != path.stat().st_ino:
+        raise FolderBusy(f"{path}: another process has just removed it; run the same command again")
 
 
 def _check_content(path: Path, command: str) -> None:
     if not (path / RUN_FILE).exists():
-        foreign = sorted(entry.name for entry in path.iterdir())
+        foreign = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry, OWN_FILES))
         if foreign:
             raise SourceMismatch(
                 f"{path}: is not empty and holds no run ({', '.join(foreign[:5])}); choose another --out, nothing "

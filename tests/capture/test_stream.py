@@ -139,8 +139,21 @@ def test_the_trial_batch_fits_the_positions_of_the_model():
     assert trial_shape(300) == (4, 300)
 
 
-def test_the_cpu_budget_is_fixed_so_that_a_restart_finds_the_same():
-    assert choose_batch_tokens(BACKBONE, CPU).tokens == choose_batch_tokens(BACKBONE, CPU).tokens > 0
+def test_on_a_cpu_the_budget_is_fixed():
+    assert choose_batch_tokens(BACKBONE, CPU) == TokenBudget(2048, "fixed on cpu: larger batches are no faster")
+
+
+def test_a_sequence_is_padded_to_its_own_length_and_not_to_its_neighbours():
+    """On a model this small the bits agree in either case, so the shapes are what is looked at."""
+    shapes = []
+
+    class Watched(nn.Module):
+        def forward(self, input_ids, use_cache):
+            shapes.append(tuple(input_ids.shape))
+            return BACKBONE(input_ids=input_ids, use_cache=use_cache)
+
+    run(segments_of([40, 7, 23, 16, 17]), 1000, backbone=Watched(), max_positions=43)
+    assert shapes == [(1, 43), (2, 32), (2, 16)]
 
 
 @pytest.mark.gpu

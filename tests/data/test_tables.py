@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from probing.data.tables import file_format, read_table, write_rows
+from probing.data.tables import file_format, read_table, staged_rows
 from probing.errors import DataInvalid, UsageError
 
 ROWS = [
@@ -14,6 +14,11 @@ ROWS = [
     {"id": "b", "prompt": "Where?", "chosen": " Here", "rejected": " There", "score": 4},
     {"id": "c", "prompt": "Who?", "chosen": " Me", "rejected": " You", "score": 5},
 ]
+
+
+def write_rows(*arguments):
+    with staged_rows(*arguments):
+        pass
 
 
 def jsonl(rows=ROWS):
@@ -123,6 +128,20 @@ def test_further_columns_go_beside_the_rest(tmp_path):
     table = read_table(str(save(tmp_path, "p.csv")))
     write_rows(table, [1], tmp_path / "x.csv", "csv", [{"probing_ches": 0.5}])
     assert read_table(str(tmp_path / "x.csv")).rows[0] == {**table.rows[1], "probing_ches": "0.5"}
+
+
+@pytest.mark.parametrize("target", ["x.parquet", "x.csv", "x"])
+def test_a_column_that_the_first_row_lacks_is_kept(tmp_path, target):
+    (tmp_path / "p.jsonl").write_text('{"a": "1"}\n{"a": "2", "late": "x"}\n')
+    table = read_table(str(tmp_path / "p.jsonl"))
+    write_rows(table, [0, 1], tmp_path / target, file_format(tmp_path / target) or "datasets")
+    assert [row["late"] or None for row in read_table(str(tmp_path / target)).rows] == [None, "x"]
+
+
+def test_rows_that_a_format_cannot_hold_are_told(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"a": "1"}\n{"a": {"b": 2}}\n')
+    with pytest.raises(UsageError, match="cannot be written as parquet, whose columns hold one type each"):
+        write_rows(read_table(str(tmp_path / "p.jsonl")), [0, 1], tmp_path / "x.parquet", "parquet")
 
 
 def test_messages_in_csv_are_json(tmp_path):

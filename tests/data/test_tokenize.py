@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probing import PreferencePair
-from probing.data.tokenize import template_sha256, tokenize_pairs
+from probing.data.tokenize import _warn_once, template_sha256, tokenize_pairs
 from probing.errors import DataInvalid, ModelInvalid
 
 TOKENIZER = tiny.make_tokenizer()
@@ -149,14 +149,30 @@ def test_template_arguments_of_a_row_reach_the_template():
     assert text_of(tokenize_pairs(tokenizer, [pair])[0].chosen).startswith("short[clock]<|user|>")
 
 
-def test_a_prompt_that_ends_with_the_assistant_is_continued():
+def test_a_prompt_that_ends_with_the_assistant_is_refused():
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "I"}]
-    pair = PreferencePair(
-        "x", messages, [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]
-    )
-    assert text_of(tokenize_pairs(TOKENIZER, [pair])[0].chosen[:9]).startswith(
-        "<|bos|><|user|>q<|eos|>\n<|assistant|>I"
-    )
+    answers = [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    with pytest.raises(DataInvalid, match="move that message into both responses"):
+        tokenize_pairs(TOKENIZER, [PreferencePair("x", messages, *answers)])
+
+
+@pytest.mark.parametrize("side", ["prompt", "rejected"])
+def test_a_bos_inside_the_text_is_marked(side):
+    arguments = {"prompt": "Is it ok?", "rejected": " Never"} | {side: " so<|bos|> what"}
+    pair = tokenized(**arguments)
+    assert pair.status == "extra_bos"
+    assert "occurs 2 times" in pair.detail
+
+
+def test_a_template_that_writes_bos_with_every_message_is_marked():
+    template = tiny.TEMPLATE.replace("{{ bos_token }}", "").replace("{{ '<|'", "{{ bos_token + '<|'")
+    assert chat(tokenizer=tiny.make_tokenizer(template=template)).status == "extra_bos"
+
+
+def test_a_tokenizer_whose_bos_is_its_eos_may_hold_it_twice():
+    tokenizer = tiny.make_tokenizer(bos=False)
+    tokenizer.bos_token = tokenizer.eos_token
+    assert tokenized("<|eos|>Is it?", tokenizer=tokenizer).status == "ok"
 
 
 def test_no_chat_template():
@@ -183,13 +199,15 @@ def test_two_bos_are_refused():
         chat(tokenizer=tiny.make_tokenizer(template="{{ bos_token }}" + tiny.TEMPLATE))
 
 
-def test_a_template_without_bos_is_said(caplog):
+def test_a_template_without_bos_is_said_once(caplog):
+    _warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         chat()
         tokenized()
         assert not caplog.records
         chat(tokenizer=tiny.make_tokenizer(template=tiny.TEMPLATE.replace("{{ bos_token }}", "")))
-    assert "writes no BOS" in caplog.text
+        chat(tokenizer=tiny.make_tokenizer(template=tiny.TEMPLATE.replace("{{ bos_token }}", "")))
+    assert caplog.text.count("writes no BOS") == 1
 
 
 def test_a_tokenizer_without_eos():

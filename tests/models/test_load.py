@@ -36,6 +36,13 @@ def test_hashes_follow_the_content(folder):
     assert (first.tokenizer_sha256, first.template_sha256) == (second.tokenizer_sha256, second.template_sha256)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     assert load(str(folder)).source.template_sha256 != second.template_sha256
+    config_with(rms_norm_eps=1.0)(folder)
+    third = load(str(folder)).source
+    assert third.config_sha256 != second.config_sha256
+    assert third.config_sha256 == load(str(folder), dtype="bfloat16").source.config_sha256
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|user|>"}))
+    assert load(str(folder)).source.tokenizer_sha256 != third.tokenizer_sha256
 
 
 def test_dtype_can_be_chosen(model_folder):
@@ -47,6 +54,14 @@ def test_dtype_can_be_chosen(model_folder):
 def test_a_device_that_is_not_there(model_folder):
     with pytest.raises(ModelInvalid, match="device 'cuda:93' cannot be used here"):
         load(str(model_folder), device="cuda:93")
+    with pytest.raises(ModelInvalid, match="device 'meta' holds no numbers"):
+        load(str(model_folder), device="meta")
+
+
+def test_further_heads_may_be_left_out(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"v_head.summary.weight": torch.zeros(1, 32)}, folder / "model.safetensors", {"format": "pt"})
+    assert load(str(folder)).max_positions == 512
 
 
 def without(*names):
@@ -71,6 +86,17 @@ def lacking(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def further_layer(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.3.mlp.up_proj.weight"] = weights["model.layers.1.mlp.up_proj.weight"].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def pickled_beside_an_adapter(folder):
+    pickled(folder)
+    save_file({"x": torch.zeros(1)}, folder / "adapter.safetensors")
 
 
 def remote(folder):
@@ -99,6 +125,9 @@ BAD = {
     "no config": (without("config.json"), r"no config\.json, so this is not a model folder"),
     "pickle": (pickled, r"the weights are pickled \(pytorch_model\.bin\).* convert them to safetensors"),
     "truncated": (truncated, r"a weight file is damaged or cut short .* fetch it again"),
+    "pickle beside safetensors": (pickled_beside_an_adapter, r"cannot be loaded as a causal language model"),
+    "further layer": (further_layer, r"hold 1 tensors that the config has no place for \(model\.layers\.3"),
+    "bad config": (config_with(hidden_size="wide"), r"cannot be loaded as a causal language model"),
     "lacking": (lacking, r"the weights lack 1 tensors of the model \(model\.layers\.1\.mlp\.up_proj\.weight"),
     "remote code": (remote, r"needs code of its own, which is not run unless you say so.* --trust-remote-code"),
     "unknown type": (config_with(model_type="nonesuch"), r"cannot be loaded as a causal language model"),

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import random
 
 import datasets
@@ -179,18 +180,46 @@ def test_nothing_is_written_over(config, tmp_path):
 
 
 def test_when_the_disk_fills_up_neither_file_is_left(config, tmp_path, monkeypatch):
-    calls, plain = [], filtering.write_rows
+    synced, plain = [], os.fsync
 
-    def full(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
+    def full(handle):
+        synced.append(handle)
+        if len(synced) == 2:
             raise OSError(28, "No space left on device")
-        plain(*arguments)
+        plain(handle)
 
-    monkeypatch.setattr(filtering, "write_rows", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         filtering.run(config())
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if "dropped" not in path.name]
+    monkeypatch.undo()
+    filtering.run(config(overwrite=True))
+
+
+def test_what_a_killed_filter_left_is_removed(config, tmp_path):
+    (tmp_path / ".kept.jsonl.123.partial").write_text("half")
+    filtering.run(config())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.dropped.jsonl", "kept.jsonl"]
+
+
+def test_the_input_is_never_the_output(config, scored):
+    for path in (scored / "pairs.jsonl", scored / "scores"):
+        with pytest.raises(UsageError, match="is what is being filtered"):
+            filtering.run(config(out=path, overwrite=True, format="jsonl"))
+
+
+def test_a_folder_that_is_no_dataset_is_not_replaced(config, tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "thesis.tex").write_text("x")
+    for form in ("datasets", "jsonl"):
+        with pytest.raises(UsageError, match="is a folder, and no saved dataset"):
+            filtering.run(config(out=tmp_path / "project", format=form, overwrite=True))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file, where a dataset would be saved"):
+        filtering.run(config(out=tmp_path / "file", format="datasets", overwrite=True))
+    filtering.run(config(out=tmp_path / "kept", format="datasets"))
+    filtering.run(config(out=tmp_path / "kept", format="datasets", overwrite=True, keep_lowest=0.2))
+    assert len(datasets.load_from_disk(str(tmp_path / "kept"))) == 2
 
 
 BAD_REQUESTS = {

@@ -192,6 +192,14 @@ def test_duplicate_ids_of_pairs_made_by_hand():
         score_pairs(tiny.make_model(), [PreferencePair(**ROWS[0])] * 2)
 
 
+@pytest.mark.parametrize(
+    "pairs", [["a"], [PreferencePair(**ROWS[0]), 3], datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})]
+)
+def test_things_that_are_no_pairs(pairs):
+    with pytest.raises(DataInvalid, match="pairs must be mappings with 'chosen' and 'rejected'"):
+        score_pairs(tiny.make_model(), pairs)
+
+
 def test_more_pairs_than_a_block(monkeypatch):
     monkeypatch.setattr("probing.runs.pair_scores.BLOCK_PAIRS", 2)
     language_model = tiny.make_model()

@@ -146,6 +146,24 @@ def test_a_damaged_shard_is_made_again(config, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
 
 
+def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch):
+    """What is found by itself may be found differently at the next start."""
+    from probing.capture.stream import TokenBudget
+    from probing.runs import score_shards
+
+    used, plain = [], score_shards._new_shard
+    monkeypatch.setattr("probing.runs.pair_scores.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
+    monkeypatch.setattr(score_shards, "_new_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config())
+    monkeypatch.setattr("probing.runs.pair_scores.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
+    monkeypatch.setattr(
+        score_shards, "_new_shard", lambda scorer, *rest: used.append(scorer.budget) or plain(scorer, *rest)
+    )
+    score.run(config())
+    assert used[0] == TokenBudget(64, "first")
+
+
 def test_a_budget_that_shrank_stays_so_after_a_restart(config, tmp_path, monkeypatch):
     """The budget is part of what a later shard is computed with; a restart must not forget it."""
     from probing.runs import score_shards
@@ -171,6 +189,22 @@ def changed_model(config, tmp_path, model_folder):
     return config(model=str(tiny.save_model(tmp_path / "other", seed=1)))
 
 
+def edited(name, **values):
+    def change(config, tmp_path, model_folder):
+        folder = shutil.copytree(model_folder, tmp_path / "edited")
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | values))
+        return config(model=str(folder))
+
+    return change
+
+
+def changed_template(config, tmp_path, model_folder):
+    folder = shutil.copytree(model_folder, tmp_path / "edited")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return config(model=str(folder))
+
+
 def changed_data(config, tmp_path, model_folder):
     write(tmp_path / "pairs.jsonl", make_rows(41))
     return config()
@@ -180,6 +214,9 @@ def changed_data(config, tmp_path, model_folder):
     ("change", "told"),
     [
         (changed_model, r"model\.weights_sha256 was \w{12}\.\.\., is \w{12}"),
+        (edited("config.json", rms_norm_eps=1.0), r"model\.config_sha256 was"),
+        (edited("tokenizer_config.json", eos_token="<|user|>"), r"model\.tokenizer_sha256 was"),
+        (changed_template, r"model\.template_sha256 was"),
         (changed_data, r"data\.sha256 was"),
         (lambda config, *_: config(eos=False), r"options\.eos was True, is False"),
         (lambda config, *_: config(max_length=100), r"options\.max_length was None, is 100"),
@@ -203,9 +240,29 @@ def test_the_same_model_and_data_may_lie_elsewhere(config, tmp_path, model_folde
 def test_a_folder_with_other_things_in_it_is_left_alone(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    with pytest.raises(SourceMismatch, match=r"is not empty and holds no run \(thesis\.tex\)"):
+    (tmp_path / "out" / ".download.partial").write_text("x")
+    with pytest.raises(SourceMismatch, match=r"is not empty and holds no run \(\.download\.partial, thesis\.tex\)"):
         score.run(config())
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".download.partial", "thesis.tex"]
+
+
+def test_what_a_killed_run_left_is_removed(config, tmp_path):
+    """Before it began, and after it ended but for its shards."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".run.json.1.partial").write_text("half")
+    score.run(config())
+    (tmp_path / "out" / "shards").mkdir()
+    (tmp_path / "out" / ".scores.parquet.1.partial").write_text("half")
+    score.run(config())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(path.read_bytes() + b"x")])
+def test_finished_scores_that_changed_are_not_answered(config, tmp_path, change):
+    score.run(config())
+    change(tmp_path / "out" / "scores.parquet")
+    with pytest.raises(StoreCorrupt, match=r"scores\.parquet: gone or changed since the run ended"):
+        score.run(config())
 
 
 def test_a_folder_of_another_command_is_refused(config, tmp_path):
@@ -309,7 +366,7 @@ def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "interrupted; the same command goes on from here" in errors
     assert "Traceback" not in errors
     score.run(config(shard_pairs=20))
@@ -324,12 +381,13 @@ REAL = "hh-rlhf-harmless-test.jsonl.gz"
 def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data, tmp_path, config):
     from probing.data.bundled import bundled_model
     from probing.data.pairs import pairs_from_table
-    from probing.data.tables import read_table, write_rows
+    from probing.data.tables import read_table, staged_rows
 
     table = read_table(str(real_data / REAL))
     order = list(range(len(table.rows)))
     random.Random(0).shuffle(order)
-    write_rows(table, order, tmp_path / "shuffled.jsonl", "jsonl")
+    with staged_rows(table, order, tmp_path / "shuffled.jsonl", "jsonl"):
+        pass
     right = shutil.copytree(bundled_model(), tmp_path / "right")
     side = (right / "tokenizer_config.json").read_text()
     assert '"padding_side": "left"' in side

@@ -45,5 +45,8 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".scores.parquet.123.partial").write_text("half")
     (tmp_path / "scores.parquet").write_text("whole")
-    remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+    (tmp_path / ".download.partial").write_text("somebody's")
+    (tmp_path / ".other.parquet.7.partial").write_text("somebody's")
+    remove_leftovers(tmp_path, r"scores\.parquet")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".download.partial", ".other.parquet.7.partial", "scores.parquet"]
