@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import importlib
+import io
 import json
 import logging
 import os
@@ -10,9 +11,12 @@ import re
 import sys
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probing.errors import ProbingError
+
+if TYPE_CHECKING:
+    import pandas
 
 COMMANDS = {
     "score": "score a preference dataset by CHES and its relatives",
@@ -21,7 +25,7 @@ COMMANDS = {
     "doctor": "show what this machine can do and what will run, and why",
 }
 INTERRUPTED = 130
-TOLD_IN_A_LINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,6 +45,9 @@ def _status(arguments: list[str]) -> int:
     if arguments[0] not in COMMANDS:
         print(f"probing: no command '{arguments[0]}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a narrow encoding must not lose a finished run its tables
     logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
     return _guarded(arguments[0], arguments[1:])
 
@@ -73,14 +80,13 @@ def _guarded(command: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more on its way out
         return 1
     except OSError as error:
-        if error.errno not in TOLD_IN_A_LINE:
-            raise
+        reason = error.strerror or error
         print(
-            f"probing {command}: {error.filename or 'the output'}: {error.strerror}; nothing partial was left. "
+            f"probing {command}: {error.filename or 'the output'}: {reason}; nothing partial was left. "
             f"Make room or choose another place, then run the same command again",
             file=sys.stderr,
         )
-        return 1
+        return 2 if error.errno in WRONG_PLACE else 1
     return 0
 
 
@@ -90,14 +96,20 @@ def _run(command: str, arguments: list[str]) -> None:
     config, as_json = _parse(command, config_type, arguments)
     report = job.run(config)
     if as_json:
-        tables = {title: json.loads(table.to_json(orient="records")) for title, table in report.tables.items()}
-        print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str))
+        tables = {title: _records(table) for title, table in report.tables.items()}
+        print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str), flush=True)
         return
     from probing.report.tables import render
 
-    print(render(report.tables))
+    print(render(report.tables), flush=True)
     if "wrote" in report.facts:
         print(f"\nwrote {', '.join(report.facts['wrote'])}", file=sys.stderr)
+
+
+def _records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
+    """Rows with every digit, and null for what has no value."""
+    rows = table.to_dict("records")
+    return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
 
 
 def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, bool]:
@@ -121,7 +133,10 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
             parser.add_argument(option, type=hints[entry.name], required=True, help=helps[entry.name])
         else:
             parser.add_argument(option, type=hints[entry.name], default=entry.default, help=helps[entry.name])
-    values = parser.parse_args(_spelled(arguments)).as_dict()
+    try:
+        values = parser.parse_args(_spelled(arguments)).as_dict()
+    except UnicodeDecodeError as error:
+        parser.error(f"the file given as --config is no text: {error}")
     as_json = values.pop("json")
     del values["config"]
     try:

@@ -104,6 +104,61 @@ def test_a_reader_that_goes_away_is_no_traceback(model_folder, data, tmp_path):
     assert (tmp_path / "out" / "scores.parquet").exists()
 
 
+def test_a_narrow_terminal_encoding_loses_no_result(model_folder, data, tmp_path):
+    data.write_text(data.read_text().replace("Is it ok?", "Ist es schön?" * 9))
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    arguments = [PROBING, "score", "--model", model_folder, "--data", data, "--out", tmp_path / "run:1"]
+    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "\\u2026" in done.stdout
+    assert (tmp_path / "run:1" / "scores.parquet").exists()
+
+
+@pytest.mark.parametrize("out", ["file/deeper", "n" * 300])
+def test_places_that_cannot_be_written_leave_with_2(score, tmp_path, out):
+    (tmp_path / "file").write_text("x")
+    status, _, errors = score(out=tmp_path / out)
+    assert status == 2
+    assert "Traceback" not in errors
+
+
+def test_home_is_understood(score, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert score("--out=~/mine")[0] == 0
+    assert (tmp_path / "mine" / "scores.parquet").exists()
+
+
+def test_a_revision_of_a_folder_is_refused(score):
+    status, _, errors = score("--revision", "v1")
+    assert status == 2
+    assert "is a folder, which has no revision 'v1'" in errors
+
+
+def test_json_keeps_every_digit(score, tmp_path):
+    import pandas as pd
+
+    _, out, _ = score("--json")
+    quantile = json.loads(out)["tables"][
+        "Quantiles of the scores (higher: the responses look more alike to the model)"
+    ][0]
+    assert quantile["100%"] == pd.read_parquet(tmp_path / "out" / "scores.parquet")["ches"].max()
+
+
+def test_the_demo_makes_its_own_files_anew_and_leaves_others(probing, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "kept.jsonl").write_text("mine")
+    status, _, errors = probing("demo", "--out", tmp_path / "demo")
+    assert (status, "exists already" in errors) == (2, True)
+    assert (tmp_path / "demo" / "kept.jsonl").read_text() == "mine"
+    (tmp_path / "demo" / "kept.jsonl").unlink()
+    assert probing("demo", "--out", tmp_path / "demo")[0] == 0
+    run = tmp_path / "demo" / "scores" / "run.json"
+    run.write_text(run.read_text().replace('"pandas": "', '"pandas": "0.'))  # as if made with an older version
+    status, out, _ = probing("demo", "--out", tmp_path / "demo")
+    assert status == 0
+    assert "By kind of pair" in out
+
+
 def test_flags_win_over_the_file(score, tmp_path):
     (tmp_path / "c.yaml").write_text("batch_tokens: 64\nmax_length: 100\n")
     assert score("--config", tmp_path / "c.yaml", "--max-length", "200")[0] == 0

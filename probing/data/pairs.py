@@ -11,6 +11,8 @@ from probing.errors import DataInvalid
 from probing.types import Message, PreferencePair, Text, check_message, message_text
 
 DIALOGUE_MARK = "\n\nAssistant:"
+JOINERS = "\u200c\u200d"
+CONNECTORS = "'’._-"
 Where = Callable[[int], str]
 
 
@@ -47,16 +49,8 @@ def pairs_from_rows(
     pairs = []
     for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):
         try:
-            pairs.append(
-                PreferencePair(
-                    ids[index],
-                    prompt,
-                    chosen,
-                    rejected,
-                    row.get("tools") or None,
-                    row.get("chat_template_kwargs") or None,
-                )
-            )
+            tools, options = (_without_none(row.get(name)) or None for name in ("tools", "chat_template_kwargs"))
+            pairs.append(PreferencePair(ids[index], prompt, chosen, rejected, tools, options))
         except (TypeError, ValueError) as error:
             raise DataInvalid(f"{where(index)} (id '{ids[index]}'): {error}") from error
     return pairs
@@ -98,7 +92,7 @@ def _side(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
         if not any(name in other for other in rows):
             raise DataInvalid(f"{where}: there is no column '{name}'; the columns are {', '.join(map(str, row))}")
         raise DataInvalid(f"{where}: this row has no '{name}', though others have; it holds {', '.join(map(str, row))}")
-    value = row[name]
+    value = row[name].tolist() if hasattr(row[name], "tolist") else row[name]
     if isinstance(value, NotJson):
         raise DataInvalid(f"{where}: '{name}' holds messages in Python's notation; write them as JSON (double quotes)")
     if isinstance(value, str):
@@ -111,18 +105,27 @@ def _side(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
         raise DataInvalid(f"{where}: '{name}' must be text or a list of messages, found {shown}")
     found = [_message(message, name, where) for message in value]
     for message in found:
-        _check_characters(message_text(message), name, where)
+        _check_characters(message["role"] + message_text(message), name, where)
     return found
 
 
 def _message(message: Any, name: str, where: str) -> Message:
-    if isinstance(message, Mapping):  # tables fill the keys that only some messages have with None
-        message = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if isinstance(message, Mapping):
+        message = {**_without_none(message), "content": message.get("content")}
     try:
         check_message(message, name)
     except (TypeError, ValueError) as error:
         raise DataInvalid(f"{where}: {error}") from error
     return message
+
+
+def _without_none(value: Any) -> Any:
+    """The value without the None that tables fill in for keys that only other rows have."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_none(inner) for inner in value]
+    return value
 
 
 def _check_characters(text: str, name: str, where: str) -> None:
@@ -137,8 +140,8 @@ def _check_characters(text: str, name: str, where: str) -> None:
 def _text_sides(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, Text, Text]:
     """Text as it will be tokenised: a prompt, and responses that continue it."""
     if isinstance(prompt, str):
-        if DIALOGUE_MARK in prompt and chosen.startswith(prompt) and rejected.startswith(prompt):
-            return prompt, chosen[len(prompt) :], rejected[len(prompt) :]  # whole dialogues beside their prompt
+        if DIALOGUE_MARK in prompt:  # whole dialogues may stand beside their prompt
+            chosen, rejected = chosen.removeprefix(prompt), rejected.removeprefix(prompt)
         return prompt, chosen, rejected
     if prompt is not None:
         return prompt, _answer(chosen), _answer(rejected)
@@ -185,35 +188,48 @@ def _word_cut(chosen: str, rejected: str) -> int:
 
 
 def _starts_word(text: str, cut: int) -> bool:
-    """Whether something is left after ``cut``, and no word is cut in two there."""
-    rest = text[cut:]
-    if not rest.strip():
+    """Whether something is left after ``cut``, and no word or sign is cut in two there."""
+    if not text[cut:].strip() or _clings(text[cut]) or text[cut - 1] in JOINERS:
         return False
-    return not (_in_word(text[cut - 1]) and _in_word(text[cut]))
+    return not (_in_word(text, cut - 1) and _in_word(text, cut))
 
 
-def _in_word(character: str) -> bool:
-    """Letters and digits of scripts that put spaces between words; an ideograph is a word of its own."""
+def _clings(character: str) -> bool:
+    """Combining marks, joiners, variation selectors and skin tones belong to the character before them."""
+    return character in JOINERS or unicodedata.category(character) in ("Mn", "Mc", "Me", "Sk")
+
+
+def _in_word(text: str, index: int) -> bool:
+    """Letters and digits of scripts that put spaces between words, what clings to them, and "'" or "." amid them."""
+    character = text[index]
+    if character in CONNECTORS:
+        return 0 < index < len(text) - 1 and text[index - 1].isalnum() and text[index + 1].isalnum()
+    if _clings(character):
+        return True
+    # An ideograph is a word of its own.
     return character.isalnum() and unicodedata.east_asian_width(character) not in "WF"
 
 
 def _message_sides(
     prompt: Text | None, chosen: list[Message], rejected: list[Message], where: str
 ) -> tuple[Text, Text, Text]:
-    if isinstance(prompt, str):
-        opening = chosen[0]
-        if opening["role"] == "assistant":
-            return [{"role": "user", "content": prompt}], chosen, rejected
-        if all(
-            side[0]["role"] == "user" and message_text(side[0]).strip() == prompt.strip() for side in (chosen, rejected)
-        ):
-            return _split_messages(chosen, rejected, where)
-        raise DataInvalid(f"{where}: 'prompt' is text, but the messages of the responses do not begin with it")
     if prompt is None:
         return _split_messages(chosen, rejected, where)
-    if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
-        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-    return prompt, chosen, rejected
+    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages(prompt)
+    sides = []
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if _same_texts(side[: len(opening)], opening):
+            side = side[len(opening) :]
+        if not side or side[0]["role"] in ("user", "system"):
+            raise DataInvalid(
+                f"{where}: '{name}' neither begins with the messages of 'prompt' nor with an answer to them"
+            )
+        sides.append(side)
+    return opening, sides[0], sides[1]
+
+
+def _same_texts(left: Sequence[Message], right: Sequence[Message]) -> bool:
+    return [(m["role"], message_text(m).strip()) for m in left] == [(m["role"], message_text(m).strip()) for m in right]
 
 
 def _split_messages(chosen: list[Message], rejected: list[Message], where: str) -> tuple[Text, Text, Text]:
@@ -242,6 +258,7 @@ def _ids(rows: Sequence[Row], sides: Sequence[Sequence[Text]], where: Where, id_
     seen: dict[str, int] = {}
     for index, row in enumerate(rows):
         identity = str(row[column])
+        _check_characters(identity, column, where(index))
         if not identity:
             raise DataInvalid(f"{where(index)}: the id in column '{column}' is empty")
         if identity in seen:

@@ -71,9 +71,11 @@ def read_table(source: str, split: str | None = None) -> Table:
     Raises:
         DataInvalid: missing, empty, damaged or in no known format; names the line where there is one.
     """
-    path = Path(source)
+    if not source:
+        raise UsageError("no dataset was named")
+    path = Path(source).expanduser()
     if path.is_dir():
-        return _read_folder(source, split)
+        return _read_folder(str(path), split)
     if path.is_file():
         if split is not None:
             raise UsageError(f"{source} is a single file and has no splits; leave out --split")
@@ -154,8 +156,8 @@ def _parse_object(text: bytes, where: str) -> Row:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataInvalid(f"{where}: broken JSON at column {error.colno}: {error.msg}") from error
-    except RecursionError as error:
-        raise DataInvalid(f"{where}: JSON nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise DataInvalid(f"{where}: JSON that cannot be read ({error})") from error
     if not isinstance(row, dict):
         raise DataInvalid(f'{where}: expected an object like {{"prompt": ...}}, found {type(row).__name__}')
     return row
@@ -166,6 +168,8 @@ def _read_json(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
         rows = json.loads(_decode(content, path))
     except json.JSONDecodeError as error:
         raise DataInvalid(f"{path}, line {error.lineno}: broken JSON at column {error.colno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataInvalid(f"{path}: JSON that cannot be read ({error})") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataInvalid(f"{path}, entry {number}: expected an object, found {type(row).__name__}")
@@ -179,7 +183,7 @@ def _read_csv(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
     lines: list[str] = []
     line = 1
     try:
-        header = next(reader)
+        header = next(reader, [])
         if len(set(header)) < len(header):
             raise DataInvalid(f"{path}, line 1: a column name occurs twice: {', '.join(header)}")
         for fields in reader:
@@ -197,12 +201,13 @@ def _read_csv(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
 
 def _csv_value(text: str) -> Any:
     """A cell of CSV: text, unless it plainly holds a list of messages, which CSV can only store as JSON."""
-    if re.match(r"\s*\[\s*\{\s*[\"']role[\"']", text) is None:
+    if re.match(r"\s*\[\s*\{", text) is None:
         return text
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text if "'role'" not in text else NotJson(text)
+        value = json.loads(text)
+    except ValueError:
+        return NotJson(text) if re.search(r"'role'\s*:", text) else text
+    return value if all(isinstance(entry, dict) and "role" in entry for entry in value) else text
 
 
 class NotJson(str):
@@ -224,7 +229,7 @@ def _read_folder(source: str, split: str | None) -> Table:
         loaded = datasets.load_from_disk(source)
     except FileNotFoundError:
         return _read_hub(source, split)  # a folder of data files, which the same loader understands
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, IndexError, pa.ArrowInvalid) as error:
         raise DataInvalid(f"{source}: not a whole saved dataset ({error})") from error
     return _from_dataset(source, loaded, split)
 
@@ -286,16 +291,18 @@ def staged_rows(
         OSError: the disk is full or not writable; nothing partial is left.
         UsageError: the format cannot hold these rows.
     """
-    same = form == table.format and not extra
     if form == "datasets":
         with new_folder(target) as folder:
-            _as_dataset(table, indices, extra, same).save_to_disk(str(folder))
+            _as_dataset(table, indices, extra).save_to_disk(str(folder))
             yield
         return
-    if same and form == "jsonl":
+    if form == table.format == "jsonl" and not extra:
         content = b"".join(table.original[index] + b"\n" for index in indices)
-    elif same and form == "parquet":
-        content = _parquet_bytes(table.original.take(pa.array(indices, pa.int64())))
+    elif form == table.format == "parquet":
+        kept = table.original.take(pa.array(indices, pa.int64()))
+        for name in extra[0] if extra else ():
+            kept = kept.append_column(name, pa.array([more[name] for more in extra]))
+        content = _parquet_bytes(kept)
     else:
         content = _encode(_merged(table, indices, extra), table.columns, form)
     with new_file(target) as temporary:
@@ -310,12 +317,15 @@ def _merged(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[
     return [{**table.rows[index], **more} for index, more in zip(indices, extra, strict=True)]
 
 
-def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row], same: bool) -> Any:
+def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> Any:
     import datasets
 
-    if same:
-        return table.original.select(indices)
-    return datasets.Dataset(_arrow(_merged(table, indices, extra), table.columns, "datasets"))
+    if table.format != "datasets":
+        return datasets.Dataset(_arrow(_merged(table, indices, extra), table.columns, "datasets"))
+    kept = table.original.select(indices)
+    for name in extra[0] if extra else ():
+        kept = kept.add_column(name, [more[name] for more in extra])
+    return kept
 
 
 def _arrow(rows: Sequence[Row], columns: Iterable[str], form: Format) -> pa.Table:
@@ -323,7 +333,7 @@ def _arrow(rows: Sequence[Row], columns: Iterable[str], form: Format) -> pa.Tabl
     names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
     try:
         return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise UsageError(
             f"the rows cannot be written as {form}, whose columns hold one type each ({error}); use --format jsonl"
         ) from error
@@ -338,16 +348,23 @@ def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
         return (json.dumps(rows, ensure_ascii=False, indent=2, default=str) + "\n").encode(errors="backslashreplace")
     if form == "csv":
         names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+        cells = [{name: _csv_cell(value) for name, value in row.items()} for row in rows]
+        # Left to itself the writer does not quote a lone carriage return, which ends a row when it is read again.
+        returns = any(isinstance(cell, str) and "\r" in cell for row in cells for cell in row.values())
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(names), lineterminator="\n")
+        writer = csv.DictWriter(
+            text, list(names), lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        )
         writer.writeheader()
-        writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+        writer.writerows(cells)
         return text.getvalue().encode(errors="backslashreplace")
     return _parquet_bytes(_arrow(rows, columns, form))
 
 
 def _csv_cell(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, int | float | None) else str(value)
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

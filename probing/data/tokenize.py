@@ -11,7 +11,7 @@ import jinja2
 
 from probing.data.pairs import messages, shared_prefix
 from probing.errors import DataInvalid, ModelInvalid
-from probing.types import Message, PreferencePair, message_text
+from probing.types import Message, PreferencePair, Text, message_text
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _render(tokenizer: Any, pair: PreferencePair, where: str) -> _Texts:
             f"{where}: the pair is made of messages, but the tokenizer has no chat template; "
             f"use a chat model, give the tokenizer a template, or turn the messages into text"
         )
-    prompt, chosen, rejected = messages(pair.prompt), messages(pair.chosen), messages(pair.rejected)
+    prompt, chosen, rejected = (_plain_contents(side) for side in (pair.prompt, pair.chosen, pair.rejected))
     if prompt[-1]["role"] == "assistant":
         raise DataInvalid(
             f"{where}: the prompt ends with a message of the assistant, and a chat template would close that turn "
@@ -141,17 +141,25 @@ def _render(tokenizer: Any, pair: PreferencePair, where: str) -> _Texts:
             return tokenizer.apply_chat_template(
                 conversation, tools=pair.tools, tokenize=False, **options, **(pair.chat_template_kwargs or {})
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataInvalid(f"{where}: the chat template refuses this conversation: {error}") from error
 
     texts = _Texts(render(prompt, add_generation_prompt=True), render([*prompt, *chosen]), render([*prompt, *rejected]))
     opening = render(prompt)
-    if not (texts.chosen.startswith(opening) and texts.rejected.startswith(opening)):
+    if not all(full.startswith((texts.prompt, opening)) for full in (texts.chosen, texts.rejected)):
         raise DataInvalid(
             f"{where}: the chat template writes the prompt differently once an answer follows, so that prompt and "
             f"response cannot be told apart; render the conversation to text yourself"
         )
     return texts
+
+
+def _plain_contents(side: Text) -> list[Message]:
+    """Messages whose content is one text: most templates would write a list of parts as Python does."""
+    return [
+        message if isinstance(message.get("content"), str | None) else {**message, "content": message_text(message)}
+        for message in messages(side)
+    ]
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], rendered: Sequence[bool]) -> list[list[int]]:
@@ -221,8 +229,8 @@ def _status(
             return "extra_bos", f"the BOS token occurs {ids.count(bos)} times in prompt and {name} response"
     if chosen == rejected:
         return "identical", "chosen and rejected are the same"
-    if border == 0:
-        return "empty_prompt", "no token precedes the responses, so no state predicts their first token"
+    if border == 0 or not pair.prompt:
+        return "empty_prompt", "there is no prompt: none is given, or the responses begin differently"
     if max_length is not None and border >= max_length:
         return "prompt_too_long", f"the prompt alone has {border} tokens, the limit is {max_length}"
     longest = max(len(chosen), len(rejected))

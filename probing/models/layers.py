@@ -72,7 +72,7 @@ def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
     No attention mask is passed: padding on the right lies in every real token's future, and without a mask attention
     takes its fast causal form and builds no [token token] tensor.
     """
-    states: Tensor = backbone(input_ids=ids, use_cache=False).last_hidden_state
+    states: Tensor = backbone(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
     if states.ndim != 3:
         raise LayerNotFound(
             f"{type(backbone).__name__} returns states of shape {tuple(states.shape)}, not [row token width]"
@@ -89,7 +89,7 @@ def first_nonfinite_place(backbone: nn.Module, ids: Tensor, limit: int | None = 
     missing = padded_length(ids.shape[1], limit) - ids.shape[1]
     padded = torch.cat([ids, ids[:, -1:].expand(1, missing)], dim=1)
     with torch.inference_mode():
-        output = backbone(input_ids=padded, use_cache=False, output_hidden_states=True)
+        output = backbone(input_ids=padded, use_cache=False, output_hidden_states=True, return_dict=True)
     # The entries are the embedding, then the output of each layer, but the last of them after the final norm.
     below = [torch.isfinite(states).all().item() for states in output.hidden_states[:-1]]
     if not all(below):

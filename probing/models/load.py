@@ -1,6 +1,7 @@
 """Models and tokenizers from a folder or a hub: loaded faithfully and safely, or refused with the reason."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -111,9 +112,11 @@ def load(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device(device)
-    name = str(bundled_model()) if path_or_id == BUNDLED else path_or_id
+    name = str(bundled_model()) if path_or_id == BUNDLED else os.path.expanduser(path_or_id)
     if Path(name).exists():
         _check_folder(Path(name))
+        if revision is not None:
+            raise ModelInvalid(f"{path_or_id}: is a folder, which has no revision '{revision}'; leave out --revision")
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with _explained(path_or_id):
         config = AutoConfig.from_pretrained(name, **options)

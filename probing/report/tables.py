@@ -26,7 +26,7 @@ def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows
     return pd.DataFrame(
         {
             by: scored[by],
-            "id": [shorten(identity, ID_WIDTH) for identity in scored["id"]],
+            "id": [shorten(plain(identity), ID_WIDTH) for identity in scored["id"]],
             "prompt": [shorten(plain(texts[identity].prompt), TEXT_WIDTH, end=True) for identity in scored["id"]],
             "chosen": [shorten(plain(texts[identity].chosen), TEXT_WIDTH) for identity in scored["id"]],
             "rejected": [shorten(plain(texts[identity].rejected), TEXT_WIDTH) for identity in scored["id"]],
@@ -43,7 +43,7 @@ def counts(values: Mapping[str, int], name: str) -> pd.DataFrame:
 def plain(text: Text) -> str:
     """Text or messages on one line."""
     joined = text if isinstance(text, str) else " / ".join(message_text(message) for message in text)
-    return " ".join(joined.split())
+    return "".join(character if character.isprintable() else "�" for character in " ".join(joined.split()))
 
 
 def shorten(text: str, width: int, end: bool = False) -> str:

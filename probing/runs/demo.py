@@ -9,7 +9,7 @@ from probing.data.bundled import BUNDLED
 from probing.errors import SourceMismatch
 from probing.runs import filter as filtering
 from probing.runs import score
-from probing.store.manifest import read_run
+from probing.store.manifest import RUN_FILE, read_run
 from probing.types import Report
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class DemoConfig:
 
 def run(config: DemoConfig) -> Report:
     """Run each job once; the tables are those of the jobs, and one by kind of pair."""
-    out = Path(config.out)
+    out = Path(config.out).expanduser()
+    again = (out / "scores" / RUN_FILE).exists()  # or the files there are somebody else's
     scored = _score(score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"))
     kept = filtering.run(
         filtering.FilterConfig(
@@ -41,7 +42,7 @@ def run(config: DemoConfig) -> Report:
             keep_lowest=KEEP_LOWEST,
             out=out / "kept.jsonl",
             bad="drop",
-            overwrite=True,
+            overwrite=again,
         )
     )
     tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}

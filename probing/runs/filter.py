@@ -1,6 +1,10 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
+import contextlib
+import io
+import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,23 +69,27 @@ def run(config: FilterConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing is written over unless asked for.
     """
-    frame, facts = _read_scores(Path(config.scores))
+    frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
     table, pairs = read_pairs(config.data, config.split or used.get("split"), config.id_column or used.get("id_column"))
     _check_same_pairs(pairs, facts, config)
     rule = {"keep_lowest": config.keep_lowest, "drop_highest": config.drop_highest, "below": config.below}
     kept = _kept([pair.id for pair in pairs], frame, config.by, config.bad, rule, table)
-    out, form = Path(config.out), _format(config, table)
+    out, form = Path(config.out).expanduser(), _format(config, table)
     side = _side_path(out)
     _check_targets(config, form, out, side)
     fates = {keep: [index for index, kept_here in enumerate(kept) if kept_here == keep] for keep in (True, False)}
     records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
     scored = {row["id"]: row for row in records}
     extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
-    # Both are written aside before either appears.
-    with staged_rows(table, fates[True], out, form), staged_rows(table, fates[False], side, form, extra):
-        pass
-    return _report(frame, [pair.id for pair in pairs], kept, config.by, [out, side])
+    with contextlib.ExitStack() as both:  # written aside before either appears
+        both.enter_context(staged_rows(table, fates[True], out, form))
+        if fates[False]:
+            both.enter_context(staged_rows(table, fates[False], side, form, extra))
+    if not fates[False] and side.exists():
+        shutil.rmtree(side) if side.is_dir() else side.unlink()  # of the run that is being replaced
+    wrote = [out, side] if fates[False] else [out]
+    return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
 
 
 def filter_pairs(
@@ -110,6 +118,7 @@ def filter_pairs(
 
     Raises:
         ValueError: no rule or several, or an unknown column.
+        TypeError: pairs that can only be read once (a generator, an ``IterableDataset``).
         DataInvalid: pairs without a score, and ``bad`` is "fail".
         SourceMismatch: ids of ``pairs`` and ``scores`` differ.
     """
@@ -117,13 +126,15 @@ def filter_pairs(
 
     rule = {"keep_lowest": keep_lowest, "drop_highest": drop_highest, "below": below}
     check_rule(**rule)
+    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
+        raise TypeError(
+            f"pairs must be a list, a Dataset or a DataFrame, not {type(pairs).__name__}, which is read once"
+        )
     kept = _kept([pair.id for pair in as_pairs(pairs)], scores, by, bad, rule)
     indices = [index for index, keep in enumerate(kept) if keep]
     if hasattr(pairs, "iloc"):
         return pairs.iloc[indices]
-    if hasattr(pairs, "select"):
-        return pairs.select(indices)
-    return [pairs[index] for index in indices]
+    return pairs.select(indices) if hasattr(pairs, "select") else [pairs[index] for index in indices]
 
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
@@ -137,7 +148,7 @@ def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
             raise UsageError(f"{path}: the scoring run in it is not finished; run the same 'probing score' again")
         raise UsageError(f"{file}: no such file; give the output folder of 'probing score' as --scores")
     try:
-        frame = pd.read_parquet(file)
+        frame = pd.read_parquet(io.BytesIO(file.read_bytes()))
     except (pa.ArrowException, OSError) as error:
         raise StoreCorrupt(f"{file}: not a whole Parquet file ({error}); score again") from error
     missing = {"id", "status"} - set(frame.columns)
@@ -173,7 +184,10 @@ def _kept(
     if len(good) < len(ids) and bad == "fail":
         raise DataInvalid(_bad_rows(ids, status, table))
     keep = dict.fromkeys(ids, bad == "keep")
-    mask = keep_mask(good, [scores[identity] for identity in good], **rule)
+    try:
+        mask = keep_mask(good, [scores[identity] for identity in good], **rule)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     keep.update(zip(good, mask.tolist(), strict=True))
     if not any(keep.values()):
         raise UsageError(f"no pair of {len(ids)} would be kept; nothing was written. Choose a wider rule")
@@ -211,12 +225,14 @@ def _bad_rows(ids: Sequence[str], status: Mapping[str, str], table: Table | None
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
     """Nothing is written over unless asked for, and never what is being read or what is no dataset at all."""
-    sources = {Path(config.data).resolve(), Path(config.scores).resolve()}
+    sources = {Path(name).expanduser().resolve() for name in (config.data, config.scores)}
     for target in targets:
+        if not target.name or target.name == "..":
+            raise UsageError(f"{target}: is no name for a new file; choose another --out")
         remove_leftovers(target.parent, re.escape(target.name))
-        if target.resolve() in sources:
+        if sources & {target.resolve(), *target.resolve().parents}:
             raise UsageError(f"{target}: is what is being filtered; choose another --out")
-        if target.exists() and not config.overwrite:
+        if os.path.lexists(target) and not config.overwrite:
             raise UsageError(f"{target}: exists already; choose another --out, or replace it with --overwrite")
         if target.is_dir() and not (form == "datasets" and (target / "dataset_info.json").is_file()):
             raise UsageError(f"{target}: is a folder, and no saved dataset; choose another --out")

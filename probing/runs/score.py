@@ -61,7 +61,7 @@ def run(config: ScoreConfig) -> Report:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
     table, pairs = read_pairs(config.data, config.split, config.id_column)
-    with claim(Path(config.out), "score") as folder:
+    with claim(Path(config.out).expanduser(), "score") as folder:
         # Only now: the data or the folder can be found wrong without waiting for torch to load.
         from probing.runs.score_shards import score_into
 

@@ -1,6 +1,7 @@
 """Scoring a dataset shard by shard into a claimed folder; the part of ``probing score`` that needs the model."""
 
 import hashlib
+import io
 import shutil
 import time
 from collections import Counter
@@ -177,7 +178,7 @@ def _report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
         raise StoreCorrupt(
             f"{folder.path / SCORES_FILE}: gone or changed since the run ended; delete {folder.path} and run again"
         )
-    frame = pd.read_parquet(folder.path / SCORES_FILE)
+    frame = pd.read_parquet(io.BytesIO((folder.path / SCORES_FILE).read_bytes()))
     statuses = facts["rows_by_status"]
     if not statuses.get("ok"):
         first = facts["problems"][0]

@@ -18,6 +18,7 @@ def new_file(target: Path) -> Iterator[Path]:
     Raises:
         OSError: no space, no permission.
     """
+    target = Path(os.path.realpath(target))  # what a link points to is replaced, not the link
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target)
     try:
@@ -33,6 +34,7 @@ def new_file(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """The same for a folder. An existing ``target`` is moved aside, and removed once the new one is in its place."""
+    target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target)
     try:

@@ -1,5 +1,6 @@
 """Finished parts of a table, each whole and checked, joined at the end."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,10 @@ def shard_path(folder: Path, index: int) -> Path:
 
 def write_shard(path: Path, rows: pa.Table, facts: Mapping[str, Any]) -> None:
     """Write one part with what is to be remembered of its making."""
-    with new_file(path) as temporary:
-        pq.write_table(
-            rows.replace_schema_metadata({_FACTS: json.dumps(facts).encode()}), temporary, write_page_checksum=True
-        )
+    described = rows.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
+    # An open file, since pyarrow takes a path with a colon in it for an address.
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(described, file, write_page_checksum=True)
 
 
 def read_shard(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]] | None:
@@ -31,7 +32,7 @@ def read_shard(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
     if not path.is_file():
         return None
     try:
-        rows = pq.read_table(path, page_checksum_verification=True)
+        rows = pq.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True)
         facts = json.loads(rows.schema.metadata[_FACTS])
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
@@ -41,5 +42,5 @@ def read_shard(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
 
 def join_shards(parts: Sequence[pa.Table], target: Path) -> None:
     """Write all parts, in order, as one Parquet file; its bytes depend on the rows alone."""
-    with new_file(target) as temporary:
-        pq.write_table(pa.concat_tables(parts).combine_chunks(), temporary)
+    with new_file(target) as temporary, temporary.open("wb") as file:
+        pq.write_table(pa.concat_tables(parts).combine_chunks(), file)

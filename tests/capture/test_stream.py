@@ -91,11 +91,11 @@ class Small(nn.Module):
         super().__init__()
         self.most, self.error, self.sizes = most, error, []
 
-    def forward(self, input_ids, use_cache):
+    def forward(self, input_ids, **options):
         self.sizes.append(input_ids.numel())
         if input_ids.numel() > self.most:
             raise self.error
-        return BACKBONE(input_ids=input_ids, use_cache=use_cache)
+        return BACKBONE(input_ids=input_ids, **options)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_a_sequence_is_padded_to_its_own_length_and_not_to_its_neighbours():
     shapes = []
 
     class Watched(nn.Module):
-        def forward(self, input_ids, use_cache):
+        def forward(self, input_ids, **options):
             shapes.append(tuple(input_ids.shape))
-            return BACKBONE(input_ids=input_ids, use_cache=use_cache)
+            return BACKBONE(input_ids=input_ids, **options)
 
     run(segments_of([40, 7, 23, 16, 17]), 1000, backbone=Watched(), max_positions=43)
     assert shapes == [(1, 43), (2, 32), (2, 16)]

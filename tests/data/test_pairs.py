@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,14 @@ def test_explicit_text_stays_as_it_is():
         ("好吗？不好", "好吗？好", ("好吗？", "不好", "好")),
         ("same text here", "same text here", ("same text", " here", " here")),
         ("a b", "x y", ("", "a b", "x y")),
+        ("No, I can help", "No, I can't help", ("No, I", " can help", " can't help")),
+        ("It is 3.14", "It is 3.5", ("It is", " 3.14", " 3.5")),
+        ("Use snake_case", "Use snake_bite", ("Use", " snake_case", " snake_bite")),
+        ("Un cafe\u0301", "Un cafe", ("Un", " cafe\u0301", " cafe")),
+        ("ok कि", "ok की", ("ok", " कि", " की")),
+        ("A 👨‍👩‍👧", "A 👨‍👩‍👦", ("A", " 👨‍👩‍👧", " 👨‍👩‍👦")),
+        ("ok? 👍🏽", "ok? 👍🏿", ("ok?", " 👍🏽", " 👍🏿")),
+        ("Done. Yes", "Done. No", ("Done.", " Yes", " No")),
     ],
 )
 def test_an_implicit_text_prompt_ends_before_a_word(chosen, rejected, expected):
@@ -85,6 +94,9 @@ def test_a_dialogue_beside_its_prompt_is_not_doubled():
         {"prompt": "Hi?", "chosen": [USER, SURE], "rejected": [USER, NO]},
         {"prompt": [USER], "chosen": [USER, SURE], "rejected": [USER, NO]},
         {"prompt": [USER], "chosen": "Sure", "rejected": "No"},
+        {"prompt": [USER], "chosen": [SURE], "rejected": [USER, NO]},
+        {"prompt": "Hi?", "chosen": [SURE], "rejected": [USER, NO]},
+        {"prompt": np.array([USER]), "chosen": np.array([SURE]), "rejected": np.array([NO])},
     ],
 )
 def test_every_way_to_write_a_conversation(row):
@@ -94,6 +106,17 @@ def test_every_way_to_write_a_conversation(row):
 def test_keys_that_a_table_filled_with_none_are_dropped():
     filled = {**USER, "tool_calls": None, "name": None}
     assert sides(prompt=[filled], chosen=[SURE], rejected=[NO])[0] == [USER]
+    tools = [{"name": "f", "parameters": {"a": {"type": "int", "enum": None}, "b": None}}]
+    row = {
+        "prompt": [USER],
+        "chosen": [SURE],
+        "rejected": [NO],
+        "tools": tools,
+        "chat_template_kwargs": {"think": None},
+    }
+    pair = pairs_from_rows([row])[0]
+    assert pair.tools == [{"name": "f", "parameters": {"a": {"type": "int"}}}]
+    assert pair.chat_template_kwargs is None
 
 
 def test_longer_dialogues_share_all_but_the_answer():
@@ -166,9 +189,14 @@ BAD = {
         [{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": [SURE], "rejected": [NO]}],
         r"images are not read",
     ),
+    "one side foreign": (
+        [{"prompt": [USER], "chosen": [SURE], "rejected": [{"role": "user", "content": "Ho"}, NO]}],
+        r"'rejected' neither begins with the messages of 'prompt' nor with an answer",
+    ),
+    "surrogate id": (rows_with(id=["a\ud800"]), r"'id' holds half of a surrogate pair"),
     "foreign": (
         [{"prompt": "other", "chosen": [USER, SURE], "rejected": [USER, NO]}],
-        r"messages of the responses do not begin with it",
+        r"'chosen' neither begins with the messages of 'prompt' nor with an answer to them",
     ),
     "no shared": (
         [{"chosen": [USER, SURE], "rejected": [{"role": "user", "content": "Ho"}, NO]}],

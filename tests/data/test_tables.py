@@ -1,3 +1,4 @@
+import datetime
 import gzip
 import json
 
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from probing.data.tables import file_format, read_table, staged_rows
+from probing.data.tables import NotJson, file_format, read_table, staged_rows
 from probing.errors import DataInvalid, UsageError
 
 ROWS = [
@@ -146,9 +147,44 @@ def test_rows_that_a_format_cannot_hold_are_told(tmp_path):
 
 def test_messages_in_csv_are_json(tmp_path):
     messages = [{"role": "user", "content": "hi"}]
-    text = "chosen,rejected\n" + '"' + json.dumps(messages).replace('"', '""') + '",[brackets] are text\n'
-    (tmp_path / "m.csv").write_text(text)
-    assert read_table(str(tmp_path / "m.csv")).rows == [{"chosen": messages, "rejected": "[brackets] are text"}]
+    for order in (messages, [dict(reversed(message.items())) for message in messages]):
+        text = "chosen,rejected\n" + '"' + json.dumps(order).replace('"', '""') + '",[brackets] are text\n'
+        (tmp_path / "m.csv").write_text(text)
+        assert read_table(str(tmp_path / "m.csv")).rows == [{"chosen": messages, "rejected": "[brackets] are text"}]
+    (tmp_path / "m.csv").write_text("chosen,rejected\n\"[{'content': 'hi', 'role': 'user'}]\",\"[{1}]\"\n")
+    row = read_table(str(tmp_path / "m.csv")).rows[0]
+    assert isinstance(row["chosen"], NotJson)
+    assert not isinstance(row["rejected"], NotJson)
+
+
+def test_a_lone_carriage_return_survives_csv(tmp_path):
+    rows = [{"a": "x\r", "b": "y\rz"}, {"a": "1", "b": "2"}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(read_table(str(tmp_path / "p.jsonl")), [0, 1], tmp_path / "x.csv", "csv")
+    assert read_table(str(tmp_path / "x.csv")).rows == rows
+
+
+def test_types_that_only_arrow_has_survive_their_own_format_and_turn_to_text_in_csv(tmp_path):
+    day = datetime.date(2026, 1, 2)
+    columns = {"m": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), "u": pa.array([2**63 + 1], pa.uint64())}
+    columns |= {"d": pa.array([day])}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    table = read_table(str(tmp_path / "p.parquet"))
+    write_rows(table, [0], tmp_path / "q.parquet", "parquet", [{"probing_ches": 1.5}])
+    again = pq.read_table(tmp_path / "q.parquet")
+    assert again.drop_columns("probing_ches").equals(pq.read_table(tmp_path / "p.parquet"))
+    assert again["probing_ches"].to_pylist() == [1.5]
+    write_rows(table, [0], tmp_path / "q.csv", "csv")
+    assert read_table(str(tmp_path / "q.csv")).rows[0]["d"] == "2026-01-02"
+
+
+def test_datasets_get_further_columns(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "d"))
+    write_rows(
+        read_table(str(tmp_path / "d")), [2, 0], tmp_path / "e", "datasets", [{"probing_x": 1.0}, {"probing_x": None}]
+    )
+    again = datasets.load_from_disk(str(tmp_path / "e"))
+    assert (again["id"][:], again["probing_x"][:]) == (["c", "a"], [1.0, None])
 
 
 def test_json_lines_under_the_name_json(tmp_path):
@@ -165,6 +201,10 @@ BAD = {
     "broken line": ("p.jsonl", b'{"a": 1}\n{"a": \n', r"p\.jsonl, line 2: broken JSON at column 7"),
     "not an object": ("p.jsonl", b"[1, 2]\n", r"line 1: expected an object .* found list"),
     "broken json": ("p.json", b'[{"a": 1},\n {"a" 2}]', r"p\.json, line 2: broken JSON at column 7"),
+    "json huge number": ("p.json", b"[" + b"1" * 5000 + b"]", r"JSON that cannot be read"),
+    "deep json": ("p.json", b"[" * 100000, r"JSON that cannot be read|broken JSON"),
+    "huge number": ("p.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"line 1: JSON that cannot be read"),
+    "csv bom": ("p.csv", b"\xef\xbb\xbf", r"there are no rows"),
     "json of numbers": ("p.json", b"[1]", r"entry 1: expected an object, found int"),
     "latin1": ("p.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', r"line 2: byte 0xe9 is not UTF-8; convert"),
     "csv latin1": ("p.csv", b"a,b\n1,\xe9\n", r"line 2: byte 0xe9 is not UTF-8"),

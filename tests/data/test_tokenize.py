@@ -126,7 +126,29 @@ def test_a_pair_that_just_fits_is_not_truncated():
 def test_no_token_before_the_response():
     bare = tiny.make_tokenizer(bos=False)
     assert tokenized("", "No", "Never", tokenizer=bare).status == "empty_prompt"
-    assert tokenized("", "No", "Never").status == "ok"  # the BOS predicts the first token
+    pair = tokenized("", "No", "Never")  # a BOS alone is no prompt either: the column may have another name
+    assert (pair.status, pair.detail) == (
+        "empty_prompt",
+        "there is no prompt: none is given, or the responses begin differently",
+    )
+
+
+def test_content_in_parts_is_one_text():
+    parts = [{"type": "text", "text": "Is it "}, {"type": "text", "text": "ok?"}]
+    answers = (
+        [{"role": "assistant", "content": "No"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "Never"}]}],
+    )
+    pair = PreferencePair("x", [{"role": "user", "content": parts}], *answers)
+    assert tokenize_pairs(TOKENIZER, [pair])[0] == chat()
+
+
+def test_a_template_that_ends_a_prompt_otherwise_than_an_answer():
+    """As Phi-3 does: end of text unless a generation prompt is asked for."""
+    template = tiny.TEMPLATE.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    pair = chat(tokenizer=tiny.make_tokenizer(template=template))
+    assert pair.status == "ok"
+    assert text_of(pair.chosen[pair.prompt_tokens :]).startswith("No<|eos|>")
 
 
 def test_a_tool_call_is_an_answer():

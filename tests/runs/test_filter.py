@@ -222,6 +222,41 @@ def test_a_folder_that_is_no_dataset_is_not_replaced(config, tmp_path):
     assert len(datasets.load_from_disk(str(tmp_path / "kept"))) == 2
 
 
+def test_when_nothing_is_dropped_there_is_no_side_file(config, tmp_path):
+    filtering.run(config(bad="keep"))
+    assert (tmp_path / "kept.dropped.jsonl").exists()
+    report = filtering.run(config(bad="keep", keep_lowest=1, overwrite=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
+    assert report.facts["wrote"] == [str(tmp_path / "kept.jsonl")]
+
+
+def test_a_link_stays_a_link(config, tmp_path):
+    (tmp_path / "real.jsonl").write_text("old")
+    (tmp_path / "kept.jsonl").symlink_to(tmp_path / "real.jsonl")
+    with pytest.raises(UsageError, match="exists already"):
+        filtering.run(config())
+    filtering.run(config(overwrite=True))
+    assert (tmp_path / "kept.jsonl").is_symlink()
+    assert len((tmp_path / "real.jsonl").read_text().splitlines()) == 5
+
+
+def test_the_scores_are_never_the_output(config, scored):
+    with pytest.raises(UsageError, match="is what is being filtered"):
+        filtering.run(config(out=scored / "scores" / "scores.parquet", overwrite=True))
+
+
+def test_pairs_that_are_read_once_cannot_be_filtered():
+    with pytest.raises(TypeError, match="not generator, which is read once"):
+        filter_pairs((row for row in ROWS), FRAME, below=1.0)
+    with pytest.raises(TypeError, match="not IterableDataset"):
+        filter_pairs(datasets.Dataset.from_list(ROWS).to_iterable_dataset(), FRAME, below=1.0)
+
+
+def test_a_score_that_is_missing_though_the_status_is_ok():
+    with pytest.raises(UsageError, match="the score of 'r0' is not a finite number"):
+        filter_pairs(ROWS, FRAME.assign(ches_normalized=float("nan")), below=1.0)
+
+
 BAD_REQUESTS = {
     "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are prompt_tokens, .*ches_normalized"),
     "text column": ({"by": "status"}, UsageError, r"no score column 'status'"),
