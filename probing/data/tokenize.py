@@ -199,10 +199,10 @@ def _warn_once(message: str) -> None:
 
 
 def _closing_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that can end a turn: EOS and every special token but BOS and padding."""
+    """Ids that can end a turn: EOS and every special token but BOS."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special -= {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
-    return frozenset(special | {tokenizer.eos_token_id} - {None})
+    special -= {tokenizer.bos_token_id, tokenizer.unk_token_id}
+    return frozenset({*special, tokenizer.eos_token_id})
 
 
 def _end(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], eos: bool) -> list[int]:
@@ -229,8 +229,13 @@ def _status(
             return "extra_bos", f"the BOS token occurs {ids.count(bos)} times in prompt and {name} response"
     if chosen == rejected:
         return "identical", "chosen and rejected are the same"
-    if border == 0 or not pair.prompt:
+    if not pair.prompt:
         return "empty_prompt", "there is no prompt: none is given, or the responses begin differently"
+    if border == 0:
+        return (
+            "empty_prompt",
+            "no token of the prompt is left before the responses, so nothing predicts their first token",
+        )
     if max_length is not None and border >= max_length:
         return "prompt_too_long", f"the prompt alone has {border} tokens, the limit is {max_length}"
     longest = max(len(chosen), len(rejected))

@@ -241,7 +241,10 @@ def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
 
 
 def _format(config: FilterConfig, table: Table) -> Format:
-    return config.format or file_format(Path(config.out)) or table.format
+    named = file_format(Path(config.out))
+    if named == "json" == file_format(Path(table.path)):
+        named = table.format  # what is called .json is often one object a line, and stays so
+    return config.format or named or table.format
 
 
 def _side_path(out: Path) -> Path:

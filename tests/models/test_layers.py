@@ -66,6 +66,13 @@ def test_a_head_on_something_else_is_found_out(monkeypatch):
         find_backbone(language_model)
 
 
+def test_a_backbone_that_returns_something_else_is_found_out(monkeypatch):
+    language_model = tiny.make_model()
+    monkeypatch.setattr(language_model.model.model, "forward", lambda **_: {"logits": None})
+    with pytest.raises(LayerNotFound, match="LlamaModel returns no last_hidden_state"):
+        find_backbone(language_model)
+
+
 def test_an_encoder_is_found_out():
     """BERT puts a transformation between its last state and the head."""
     config = transformers.BertConfig(

@@ -155,6 +155,12 @@ def test_the_name_of_the_output_chooses_the_format(config, tmp_path, out):
         assert gzip.decompress((tmp_path / out).read_bytes()).startswith(b"{")
 
 
+def test_lines_under_the_name_json_stay_lines(config, scored, tmp_path):
+    (tmp_path / "lines.json").write_bytes((scored / "pairs.jsonl").read_bytes())
+    filtering.run(config(data=str(tmp_path / "lines.json"), out=tmp_path / "kept.json"))
+    assert len((tmp_path / "kept.json").read_text().splitlines()) == 5
+
+
 def test_format_wins_over_the_name(config, tmp_path):
     filtering.run(config(out=tmp_path / "kept", format="datasets"))
     assert len(datasets.load_from_disk(str(tmp_path / "kept"))) == 5
