@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run in this folder is complete."""
         return bool(self.facts().get("status") == "done")
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether there is anything that a later run could go on from."""
+        return self.finished or any(self.shards.glob("*.parquet"))
 
     def facts(self) -> dict[str, Any]:
         """The content of ``run.json``; empty before the run began.
@@ -99,7 +105,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claim(path: Path, command: str) -> Iterator[RunFolder]:
-    """Hold an output folder against every other process; a folder made here and left without a run is removed again.
+    """Hold an output folder against every other process; one made here is removed if it fails before anything is done.
 
     Raises:
         SourceMismatch: the folder holds files of something else, or the run of another command.
@@ -107,21 +113,39 @@ def claim(path: Path, command: str) -> Iterator[RunFolder]:
     """
     if path.exists() and not path.is_dir():
         raise SourceMismatch(f"{path}: is a file; give a folder as --out")
-    made = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
+    made = _make(path)
     handle = os.open(path, os.O_RDONLY)
     try:
         _lock(handle, path)
+        folder = RunFolder(path, command)
         try:
             _check_content(path, command)
             remove_leftovers(path, OWN_FILES)
             remove_leftovers(path / SHARDS, OWN_FILES)
-            yield RunFolder(path, command)
-        finally:
-            if made and not any(path.iterdir()):
-                path.rmdir()
+            yield folder
+        except BaseException:
+            if made and not folder.worth_keeping:
+                _remove(folder)
+            raise
     finally:
         os.close(handle)
+
+
+def _make(path: Path) -> bool:
+    """Make the folder; False if it was there."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _remove(folder: RunFolder) -> None:
+    """Remove what a run made, and the folder if nothing else has come into it."""
+    (folder.path / RUN_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder.shards, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.path.rmdir()
 
 
 def _lock(handle: int, path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from probing import load, score_pairs
-from probing.errors import DataInvalid, FolderBusy, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt
+from probing.errors import DataInvalid, FolderBusy, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
 from probing.runs import score
 from probing.runs.score import ScoreConfig
 from probing.store.manifest import claim
@@ -155,6 +155,7 @@ def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch
     used, plain = [], score_shards._new_shard
     monkeypatch.setattr("probing.runs.pair_scores.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
     monkeypatch.setattr(score_shards, "_new_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt):
         score.run(config())
     monkeypatch.setattr("probing.runs.pair_scores.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
@@ -297,7 +298,10 @@ def test_a_run_that_fails_before_it_began_leaves_no_folder(config, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelInvalid, match="no config"):
         score.run(config(model=str(tmp_path / "empty")))
+    with pytest.raises(UsageError, match="only has positions for 512"):
+        score.run(config(max_length=600))
     assert not (tmp_path / "out").exists()
+    score.run(config(max_length=500))  # the mistake mended, the same folder will do
 
 
 def test_when_no_pair_can_be_scored_there_is_an_error_and_a_list(config, tmp_path):
