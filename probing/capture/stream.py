@@ -1,6 +1,8 @@
 """One pass over many sequences: token-budget batches in, a few small tensors a sequence out."""
 
+import ctypes
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 CPU_BATCH_TOKENS = 2048
 MOST_BATCH_TOKENS = 65536
 LEAST_BATCH_TOKENS = 1024
+TRIM_SECONDS = 0.25
 # CUDA's allocator has a class of error for it; the CPU's and the matrix library of a card have only a sentence.
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -114,7 +117,7 @@ def segment_states(
     lengths = [padded_length(segment.stop, max_positions) for segment in segments]
     order = longest_first(lengths)
     done: list[tuple[Tensor, Tensor]] = []
-    position = 0
+    position, trimmed = 0, time.monotonic()
     while position < len(order):
         rows = next_batch(order[position:], lengths, budget.tokens)
         batch = [segments[row] for row in rows]
@@ -124,12 +127,26 @@ def segment_states(
             continue
         done.append(states)
         position += len(rows)
+        if device.type == "cpu" and time.monotonic() - trimmed > TRIM_SECONDS:
+            trim_memory()
+            trimmed = time.monotonic()
         if progress is not None:
             progress(sum(segment.stop for segment in batch))
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     total, last = (torch.cat(parts).cpu()[back] for parts in zip(*done, strict=True))
     return SegmentStates(total, last)
+
+
+def trim_memory() -> None:
+    """Have the C library give freed memory back to the system, where it can (glibc).
+
+    Batches of many different sizes leave holes in the heap that it would keep: without this, peak memory grew with the
+    number of rows.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _try(

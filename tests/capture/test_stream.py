@@ -116,6 +116,16 @@ def test_out_of_memory_halves_the_budget_for_good_and_loses_nothing(error, caplo
     assert "going on with 48 tokens a batch" in caplog.text
 
 
+def test_freed_memory_is_given_back_now_and_then(monkeypatch):
+    calls = []
+    monkeypatch.setattr("probing.capture.stream.trim_memory", lambda: calls.append(1))
+    run(segments_of([16] * 8), 16)
+    assert not calls  # a quarter of a second has not passed
+    monkeypatch.setattr("probing.capture.stream.TRIM_SECONDS", -1.0)
+    run(segments_of([16] * 8), 16)
+    assert len(calls) == 8
+
+
 def test_a_sequence_that_never_fits_is_an_error():
     with pytest.raises(OutOfMemory, match="single sequence of 16 tokens does not fit"):
         run(segments_of([16, 16]), backbone=Small(3, torch.OutOfMemoryError()))
