@@ -341,6 +341,7 @@ def command(config, **environment):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(config, tmp_path):
     """kill -9 at three moments, each when some more shards are there, then one run to the end."""
     write(tmp_path / "pairs.jsonl", make_rows(1500))
@@ -386,6 +387,7 @@ REAL = "hh-rlhf-harmless-test.jsonl.gz"
 
 @pytest.mark.real_data
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data, tmp_path, config):
     from probing.data.bundled import bundled_model
     from probing.data.pairs import pairs_from_table
