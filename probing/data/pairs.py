@@ -234,10 +234,7 @@ def _same_texts(left: Sequence[Message], right: Sequence[Message]) -> bool:
 
 def _split_messages(chosen: list[Message], rejected: list[Message], where: str) -> tuple[Text, Text, Text]:
     """The messages that both share are the prompt; the last message of each always belongs to the response."""
-    limit = min(len(chosen), len(rejected)) - 1
-    shared = 0
-    while shared < limit and chosen[shared] == rejected[shared]:
-        shared += 1
+    shared = shared_prefix(chosen[:-1], rejected[:-1])
     while shared > 0 and chosen[shared]["role"] != "assistant":
         shared -= 1
     if shared == 0:

@@ -330,13 +330,17 @@ def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> A
 
 def _arrow(rows: Sequence[Row], columns: Iterable[str], form: Format) -> pa.Table:
     """Rows as columns. Arrow takes the columns of the first row for those of all, so each row is filled up first."""
-    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
     try:
-        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in _names(rows, columns)})
     except (pa.ArrowException, OverflowError) as error:
         raise UsageError(
             f"the rows cannot be written as {form}, whose columns hold one type each ({error}); use --format jsonl"
         ) from error
+
+
+def _names(rows: Sequence[Row], columns: Iterable[str]) -> list[str]:
+    """The table's columns, then whatever else these rows hold."""
+    return list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
 
 
 def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
@@ -347,13 +351,12 @@ def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
     if form == "json":
         return (json.dumps(rows, ensure_ascii=False, indent=2, default=str) + "\n").encode(errors="backslashreplace")
     if form == "csv":
-        names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
         cells = [{name: _csv_cell(value) for name, value in row.items()} for row in rows]
         # Left to itself the writer does not quote a lone carriage return, which ends a row when it is read again.
         returns = any(isinstance(cell, str) and "\r" in cell for row in cells for cell in row.values())
         text = io.StringIO(newline="")
         writer = csv.DictWriter(
-            text, list(names), lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+            text, _names(rows, columns), lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
         )
         writer.writeheader()
         writer.writerows(cells)

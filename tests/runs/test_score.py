@@ -235,8 +235,11 @@ def test_a_folder_of_another_run_is_refused_with_what_changed(config, tmp_path, 
 
 def test_the_same_model_and_data_may_lie_elsewhere(config, tmp_path, model_folder, data):
     score.run(config())
+    before = (tmp_path / "out" / "run.json").read_bytes()
     moved = shutil.copytree(model_folder, tmp_path / "moved")
-    score.run(config(model=str(moved), data=str(shutil.copy(data, tmp_path / "copy.jsonl"))))
+    report = score.run(config(model=str(moved), data=str(shutil.copy(data, tmp_path / "copy.jsonl"))))
+    assert report.facts["rows_by_status"] == {"ok": 40}
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(config, tmp_path):
