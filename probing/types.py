@@ -83,6 +83,40 @@ def message_text(message: Message) -> str:
     return "".join(part if isinstance(part, str) else part["text"] for part in parts)
 
 
+PlaceKind = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "final_norm"]
+PLACE_KINDS: tuple[PlaceKind, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out", "final_norm")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A place in a model where states can be read, [token width] each.
+
+    Attributes:
+        kind: "resid_pre" and "resid_post": the residual stream before and after a block. "attn_out" and "mlp_out": what
+            the block's attention (or other token mixer) and its MLP add to it, after any norm or factor that stands
+            between. "final_norm": the residual stream after the last block and the final norm, which is what the
+            output head multiplies.
+        layer: the block, from 0; negative counts from the end. None for "final_norm".
+
+    Raises:
+        ValueError: an unknown kind, a layer missing or too many.
+    """
+
+    kind: PlaceKind
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in PLACE_KINDS:
+            raise ValueError(f"'{self.kind}' is no place in a model; there are {', '.join(PLACE_KINDS)}")
+        if self.kind == "final_norm" and self.layer is not None:
+            raise ValueError(f"there is one final_norm, which has no layer {self.layer}")
+        if self.kind != "final_norm" and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
+            raise ValueError(f"{self.kind} needs the number of a layer, not {self.layer!r}")
+
+    def __str__(self) -> str:
+        return self.kind if self.layer is None else f"{self.kind}:{self.layer}"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What a number was computed from, by content: two sources are equal only if their hashes are.

@@ -7,8 +7,9 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported below: no test may wait for a hub
 
 # Shapes in signatures are checked while the tests run, and only then.
-with install_import_hook(["probing.metrics", "probing.kernels", "probing.capture"], "beartype.beartype"):
-    import probing.capture.stream
+with install_import_hook(["probing.metrics", "probing.kernels", "probing.engine"], "beartype.beartype"):
+    import probing.engine.readouts
+    import probing.engine.stream
     import probing.kernels.segment_pool
     import probing.metrics.similarity  # noqa: F401
 

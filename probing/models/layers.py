@@ -1,57 +1,177 @@
-"""Where things are in a model, and whether they are what they seem."""
+"""Where things are in a model, found by structure and tried before they are trusted."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probing.data.batches import padded_length
 from probing.errors import LayerNotFound, ModelInvalid
+from probing.models.hooks import Tap, tapped
 from probing.models.load import LanguageModel
+from probing.models.writes import BlockWrites, Part, find_writes
+from probing.types import Place
 
 TRIAL_TOKENS = 12
 TRIAL_STARTS = (1, 2, 3)
-"""``find_backbone`` tries twelve tokens; others, if some of the first have broken embeddings."""
+"""A model is tried on twelve tokens; on others, if some of the first have broken embeddings."""
+SHOWN = 8
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """States of a few tokens: from the backbone, as they reach the head, and without the last tokens."""
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where the states of one place pass: the sum, over ``taps``, of what passes there times its factor."""
 
-    states: Tensor
-    multiplied: Tensor
-    shorter: Tensor
+    place: Place
+    taps: tuple[Tap, ...]
+    factors: tuple[float, ...]
 
 
-def find_backbone(language_model: LanguageModel) -> nn.Module:
-    """The part of a causal language model below its output head, tried before it is trusted.
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The residual stream of one model: its blocks in order, and the module that runs them.
+
+    Attributes:
+        language_model: the model.
+        backbone: takes ``input_ids``; everything below the output head.
+        blocks: the layers.
+        width: of the residual stream.
+        causal: whether a state depends on earlier tokens only.
+        normed: whether the backbone changes the last block's output (by a final norm) before it returns it.
+    """
+
+    language_model: LanguageModel
+    backbone: nn.Module
+    blocks: tuple[nn.Module, ...]
+    width: int
+    causal: bool
+    normed: bool
+
+    def name_of(self, module: nn.Module) -> str:
+        """Path of a module within the model."""
+        return next((name for name, found in self.language_model.model.named_modules() if found is module), "?")
+
+    @functools.cached_property
+    def writes(self) -> tuple[BlockWrites, ...]:
+        """What each block adds to the residual stream; found, and proved to add up, when first asked for."""
+        ids = trial_ids(self.language_model, TRIAL_STARTS[0])
+        with torch.inference_mode(), evaluating(self.language_model.model):
+            return find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
+
+    def sites(self, places: Sequence[Place]) -> list[Site]:
+        """Where to look for each place.
+
+        Raises:
+            LayerNotFound: no such layer, or this family has no such place; lists those it has.
+        """
+        return [self._site(place) for place in places]
+
+    def resolve(self, place: Place) -> Place:
+        """The same place with its layer counted from 0.
+
+        Raises:
+            LayerNotFound: no such layer.
+        """
+        if place.layer is None:
+            return place
+        layers = len(self.blocks)
+        if not -layers <= place.layer < layers:
+            raise LayerNotFound(
+                f"{place}: {self.family} has {layers} layers, 0 to {layers - 1} (or -{layers} to -1 from the end)"
+            )
+        return Place(place.kind, place.layer % layers)
+
+    @property
+    def family(self) -> str:
+        """Name of the model's class."""
+        return type(self.language_model.model).__name__
+
+    def _site(self, place: Place) -> Site:
+        if place.kind == "final_norm":
+            if not self.normed:
+                raise LayerNotFound(
+                    f"{self.family} has no final norm: its states end with resid_post:{len(self.blocks) - 1}"
+                )
+            return Site(place, (Tap(self.backbone),), (1.0,))
+        place = self.resolve(place)
+        layer = place.layer or 0
+        if place.kind in ("resid_pre", "resid_post"):
+            return Site(place, (Tap(self.blocks[layer], before=place.kind == "resid_pre"),), (1.0,))
+        written = self.writes[layer]
+        parts: tuple[Part, ...] = written.attention if place.kind == "attn_out" else written.mlp
+        if not parts:
+            raise LayerNotFound(f"{place}: not found in {self.family}; {written.explain(layer)}")
+        return Site(place, tuple(Tap(part.module) for part in parts), tuple(part.factor for part in parts))
+
+
+def output_site(stack: Stack) -> Site:
+    """What the backbone returns: the state after the final norm, or the last block's where there is none."""
+    place = Place("final_norm") if stack.normed else Place("resid_post", len(stack.blocks) - 1)
+    return Site(place, (Tap(stack.backbone),), (1.0,))
+
+
+def find_stack(language_model: LanguageModel) -> Stack:
+    """Find the blocks of a model and the module that runs them, and try them.
+
+    The blocks are a list of as many modules as the config has layers, which run once each, in order, on
+    [row token width] states. The module that runs them is the innermost model around that list.
+
+    Raises:
+        LayerNotFound: nothing in the model is like that; lists what was found.
+    """
+    model = language_model.model
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise LayerNotFound(f"{type(model).__name__} has an encoder and a decoder, which is not supported yet")
+    lists = _block_lists(model)
+    problems = []
+    with torch.inference_mode(), evaluating(model):
+        for name, blocks in lists:
+            backbone = _runner(model, name)
+            if backbone is None:
+                problems.append(f"nothing around '{name}' takes input_ids")
+                continue
+            found = _try_blocks(language_model, backbone, blocks)
+            if isinstance(found, Stack):
+                return found
+            problems.append(f"'{name}': {found}")
+    raise LayerNotFound(f"the layers of {type(model).__name__} were not found: {'; '.join(problems) or _listed(model)}")
+
+
+def find_backbone(language_model: LanguageModel) -> Stack:
+    """The stack of a causal language model, proved to end where its output head begins.
 
     A few tokens are run to prove that (1) what the backbone returns is exactly what the output head multiplies, so it
     is the state after the final norm, and (2) a state does not depend on later tokens, so padding on the right and
     leaving out the last token change nothing.
 
-    Returns:
-        A module that takes ``input_ids`` and ``use_cache``; its ``last_hidden_state`` is [row token width].
-
     Raises:
-        LayerNotFound: no backbone or no output head was found, or the states are not what the head multiplies.
+        LayerNotFound: no stack or no output head was found, or the states are not what the head multiplies.
         ModelInvalid: the model looks at later tokens, as encoders do.
     """
     model = language_model.model
-    backbone, head = model.base_model, model.get_output_embeddings()
-    if backbone is model or head is None:
+    head = model.get_output_embeddings()
+    if head is None:
         kinds = ", ".join(name for name, _ in model.named_children())
-        raise LayerNotFound(f"{type(model).__name__} is not a backbone with an output head; its parts are {kinds}")
+        raise LayerNotFound(
+            f"{type(model).__name__} has no output head, so it has no response likelihood; its parts are {kinds}"
+        )
+    stack = find_stack(language_model)
     with torch.inference_mode(), evaluating(model):
         for start in TRIAL_STARTS:
-            trial = _try_out(language_model, backbone, head, start)
-            if trial is not None:
-                _judge(language_model, backbone, trial)
+            ids = trial_ids(language_model, start)
+            states = last_hidden_state(stack.backbone, ids)
+            if torch.isfinite(states).all():  # where no trial is, the weights are broken: reported pair by pair
+                _judge_head(language_model, stack, states, _input_of(head, model, ids))
                 break
-    return backbone  # where no trial was finite, the weights are broken, which is reported pair by pair
+    if not stack.causal:
+        raise ModelInvalid(
+            f"{type(model).__name__} is not causal: states depend on later tokens, so it has no response likelihood"
+        )
+    return stack
 
 
 @contextlib.contextmanager
@@ -66,13 +186,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
-    """States after the final norm, [row token width], of right-padded or unpadded ids.
+def run_backbone(backbone: nn.Module, ids: Tensor, **options: Any) -> Any:
+    """One pass. No attention mask is passed unless it is among the options.
 
-    No attention mask is passed: padding on the right lies in every real token's future, and without a mask attention
-    takes its fast causal form and builds no [token token] tensor.
+    Padding on the right lies in every real token's future, and without a mask attention takes its fast causal form and
+    builds no [token token] tensor. There is no cache: it costs memory, and it lets packed sequences see each other.
     """
-    output = backbone(input_ids=ids, use_cache=False, return_dict=True)
+    wanted = {"use_cache": False, "return_dict": True}
+    return backbone(
+        input_ids=ids, **{name: value for name, value in wanted.items() if accepts(backbone, name)}, **options
+    )
+
+
+def accepts(module: nn.Module, option: str) -> bool:
+    """Whether a module's forward takes this keyword."""
+    parameters = inspect.signature(module.forward).parameters
+    return option in parameters or any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
+
+
+def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
+    """What the backbone returns, [row token width], for right-padded or unpadded ids."""
+    output = run_backbone(backbone, ids)
     states: Tensor | None = getattr(output, "last_hidden_state", None)
     if states is None or states.ndim != 3:
         found = "no last_hidden_state" if states is None else f"states of shape {tuple(states.shape)}"
@@ -80,70 +214,97 @@ def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
     return states
 
 
-def first_nonfinite_place(backbone: nn.Module, ids: Tensor, limit: int | None = None) -> str | None:
-    """Name the first place whose states are NaN or infinite for this one sequence; None if all are finite.
-
-    The sequence is padded as it is for scoring: on the CPU, torch's attention turns NaN queries into finite numbers
-    when there are fewer than 16 of them (seen with torch 2.13).
-    """
-    missing = padded_length(ids.shape[1], limit) - ids.shape[1]
-    padded = torch.cat([ids, ids[:, -1:].expand(1, missing)], dim=1)
-    with torch.inference_mode():
-        output = backbone(input_ids=padded, use_cache=False, output_hidden_states=True, return_dict=True)
-    # The entries are the embedding, then the output of each layer, but the last of them after the final norm.
-    below = [torch.isfinite(states).all().item() for states in output.hidden_states[:-1]]
-    if not all(below):
-        index = below.index(False)
-        return "the embedding" if index == 0 else f"layer {index - 1}"
-    if torch.isfinite(output.last_hidden_state).all():
-        return None
-    return f"layer {len(below) - 1} or the final norm"
-
-
-def _try_out(language_model: LanguageModel, backbone: nn.Module, head: nn.Module, start: int) -> _Trial | None:
-    """Run a few tokens three ways; None if the states are not finite."""
+def trial_ids(language_model: LanguageModel, start: int, tokens: int = TRIAL_TOKENS) -> Tensor:
+    """A few different token ids, [1 token]."""
     rows = language_model.model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(TRIAL_TOKENS, device=language_model.device)[None] * 7 + start) % rows
-    states = last_hidden_state(backbone, ids)
-    if not torch.isfinite(states).all():
-        return None
-    return _Trial(states, _input_of(head, language_model.model, ids), last_hidden_state(backbone, ids[:, :-3]))
+    return (torch.arange(tokens, device=language_model.device)[None] * 7 + start) % rows
 
 
-def _judge(language_model: LanguageModel, backbone: nn.Module, trial: _Trial) -> None:
-    """Raise unless the trial shows a causal backbone below its head."""
-    family = type(language_model.model).__name__
-    states, multiplied = trial.states, trial.multiplied
-    tolerance = 3e-2 if states.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    if multiplied.shape != states.shape or _difference(states, multiplied) > tolerance:
+def difference(states: Tensor, others: Tensor) -> float:
+    """Largest difference relative to the largest state."""
+    states, others = states.float().cpu(), others.float().cpu()
+    scale = states.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((states - others).abs().max() / scale)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two ways of computing the same states may be apart, relative to the largest."""
+    return 3e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-4
+
+
+def _block_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
+    """Lists with one module a layer: those of the text part first, the others (a vision tower's) after."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    text = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = set(text.modules()) if text is not model and isinstance(text, nn.Module) else set(model.modules())
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    return sorted(found, key=lambda entry: entry[1] not in inside)
+
+
+def _runner(model: Any, name: str) -> nn.Module | None:
+    """The innermost model around a list of blocks that takes token ids."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, -1, -1):
+        module = model.get_submodule(".".join(parts[:length]))
+        if hasattr(module, "config") and "input_ids" in inspect.signature(module.forward).parameters:
+            return module
+    return None
+
+
+def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.ModuleList) -> Stack | str:
+    """The stack, or what speaks against it."""
+    taps = [Tap(block, before) for block in blocks for before in (True, False)]
+    for start in TRIAL_STARTS:
+        seen: list[tuple[int, Tensor | None]] = []
+        with tapped(taps, _into(seen)):
+            ids = trial_ids(language_model, start)
+            states = last_hidden_state(backbone, ids)
+        if [index for index, _ in seen] != list(range(len(taps))):
+            return f"its {len(blocks)} modules do not run once each, in order"
+        shapes = {None if tensor is None else tuple(tensor.shape) for _, tensor in seen}
+        if len(shapes) > 1 or None in shapes or len(next(iter(shapes)) or ()) != 3:
+            return f"what goes in and out of its modules is not [row token width] throughout but {shapes}"
+        if torch.isfinite(states).all():
+            break
+    last = seen[-1][1]
+    assert last is not None
+    shorter = last_hidden_state(backbone, ids[:, :-3])
+    causal = not difference(states[:, : shorter.shape[1]], shorter) > tolerance(states.dtype)
+    normed = last.shape != states.shape or not torch.equal(last.to(states.device), states)
+    return Stack(language_model, backbone, tuple(blocks), last.shape[-1], causal, normed)
+
+
+def _into(seen: list[tuple[int, Tensor | None]]) -> Callable[[int, Tensor | None], None]:
+    return lambda index, tensor: seen.append((index, tensor))
+
+
+def _listed(model: Any) -> str:
+    lists = [
+        f"'{name}' of {len(module)}" for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    ]
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    return f"the config names {count} layers, and the lists of modules are {', '.join(lists[:SHOWN]) or 'none'}"
+
+
+def _judge_head(language_model: LanguageModel, stack: Stack, states: Tensor, multiplied: Tensor) -> None:
+    """Raise unless the head multiplies what the backbone returns."""
+    if multiplied.shape != states.shape or difference(states, multiplied) > tolerance(states.dtype):
         raise LayerNotFound(
-            f"what {type(backbone).__name__} returns is not what the output head of {family} multiplies "
+            f"what {type(stack.backbone).__name__} returns is not what the output head of "
+            f"{type(language_model.model).__name__} multiplies "
             f"(shapes {tuple(states.shape)} and {tuple(multiplied.shape)}); this family is not supported yet"
         )
-    if _difference(states[:, : trial.shorter.shape[1]], trial.shorter) > tolerance:
-        raise ModelInvalid(f"{family} is not causal: states depend on later tokens, so it has no response likelihood")
-
-
-def _difference(states: Tensor, others: Tensor) -> float:
-    """Largest difference relative to the largest state."""
-    scale = states.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((states.float() - others.float()).abs().max() / scale)
 
 
 def _input_of(module: nn.Module, model: Any, ids: Tensor) -> Tensor:
     """What reaches ``module`` when the whole model runs."""
-    seen: list[Tensor] = []
-    with _hooked(module, seen):
+    seen: list[Tensor | None] = []
+    with tapped([Tap(module, before=True)], lambda _, tensor: seen.append(tensor)):
         model(input_ids=ids, use_cache=False)
-    if len(seen) != 1:
+    if len(seen) != 1 or seen[0] is None:
         raise LayerNotFound(f"the output head of {type(model).__name__} ran {len(seen)} times in one pass, not once")
     return seen[0]
-
-
-@contextlib.contextmanager
-def _hooked(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -51,7 +51,7 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _plan() -> list[tuple[str, str, str]]:
-    from probing.capture.stream import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS
+    from probing.engine.stream import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS
     from probing.models.load import choose_device
 
     device = choose_device()

@@ -1,18 +1,20 @@
 """Scores of preference pairs: the states of a model joined to the formulas of ``metrics.similarity``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import torch
 
-from probing.capture.stream import Segment, TokenBudget, choose_batch_tokens, segment_states
 from probing.data.pairs import pairs_from_rows
 from probing.data.tokenize import TokenizedPair, tokenize_pairs
+from probing.engine.modes import choose_mode
+from probing.engine.stream import Stream, TokenBudget, choose_batch_tokens, first_nonfinite_place
+from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
-from probing.models.layers import evaluating, find_backbone, first_nonfinite_place
+from probing.models.layers import find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import PairProgress
 from probing.types import PreferencePair
@@ -61,20 +63,28 @@ class PairScorer:
     eos: bool = True
     max_length: int | None = None
     batch_tokens: int | None = None
-    budget: TokenBudget = field(init=False)
+    stream: Stream = field(init=False)
 
     def __post_init__(self) -> None:
         self._limit = check_max_length(self.max_length, self.language_model.max_positions)
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UsageError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
-        self._backbone = find_backbone(self.language_model)
+        stack = find_backbone(self.language_model)
         self._located = False
         if self.batch_tokens is None:
-            self.budget = choose_batch_tokens(
-                self._backbone, self.language_model.device, self.language_model.max_positions
-            )
+            budget = choose_batch_tokens(stack, self.language_model.device, self.language_model.max_positions)
         else:
-            self.budget = TokenBudget(self.batch_tokens, "as asked for")
+            budget = TokenBudget(self.batch_tokens, "as asked for")
+        self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), budget)
+
+    @property
+    def budget(self) -> TokenBudget:
+        """Tokens a batch; another one may be put in its place."""
+        return self.stream.budget
+
+    @budget.setter
+    def budget(self, budget: TokenBudget) -> None:
+        self.stream = replace(self.stream, budget=budget)
 
     def score(
         self,
@@ -96,8 +106,7 @@ class PairScorer:
         problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
         report(len(problems), 0)
         runnable = [pair for pair in tokenized if pair.status == "ok"]
-        with evaluating(self.language_model.model):
-            scores = self._score(runnable, problems, report) if runnable else {}
+        scores = self._score(runnable, problems, report) if runnable else {}
         frame = pd.DataFrame([_row(pair, problems, scores) for pair in tokenized], columns=list(COLUMNS))
         tokens = sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in runnable)
         return ScoredBlock(frame.astype(_DTYPES), [problems[id] for id in frame["id"] if id in problems], tokens)
@@ -106,18 +115,13 @@ class PairScorer:
         self, pairs: Sequence[TokenizedPair], problems: dict[str, Problem], report: Callable[[float, int], None]
     ) -> dict[str, tuple[float, ...]]:
         segments = [
-            Segment(ids, pair.prompt_tokens - 1, len(ids) - 1) for pair in pairs for ids in (pair.chosen, pair.rejected)
+            Segment(ids, pair.prompt_tokens - 1, len(ids) - 1, pair.prompt_tokens)
+            for pair in pairs
+            for ids in (pair.chosen, pair.rejected)
         ]
         share = len(pairs) / sum(segment.stop for segment in segments)  # so that the time left follows the tokens
-        states = segment_states(
-            self._backbone,
-            segments,
-            self.language_model.device,
-            self.budget,
-            max_positions=self.language_model.max_positions,
-            progress=lambda done: report(done * share, done),
-        )
-        total, last = states.total.unflatten(0, (-1, 2)), states.last.unflatten(0, (-1, 2))
+        values = self.stream.read(segments, lambda done: report(done * share, done)).values
+        total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
         counts = [torch.tensor([getattr(pair, name) for pair in pairs]) for name in TOKEN_COLUMNS[1:]]
         columns = [
             ches(total[:, 0], total[:, 1]),
@@ -125,9 +129,8 @@ class PairScorer:
             last_state_similarity(last[:, 0], last[:, 1]),
         ]
         finite = torch.stack(columns).isfinite().all(dim=0).tolist()
-        values = zip(*(column.tolist() for column in columns), strict=True)
         scores = {}
-        for pair, good, row in zip(pairs, finite, values, strict=True):
+        for pair, good, *row in zip(pairs, finite, *(column.tolist() for column in columns), strict=True):
             if good:
                 edit = edit_similarity(pair.chosen[pair.prompt_tokens :], pair.rejected[pair.prompt_tokens :])
                 scores[pair.id] = (*row, edit)
@@ -141,8 +144,8 @@ class PairScorer:
             return "states are NaN or infinite"
         self._located = True
         for ids in (pair.chosen, pair.rejected):
-            one_row = torch.tensor([ids[:-1]], device=self.language_model.device)
-            place = first_nonfinite_place(self._backbone, one_row, self.language_model.max_positions)
+            row = Segment(ids, 0, len(ids) - 1)
+            place = first_nonfinite_place(self.stream.stack, self.stream.mode, row, self.stream.budget)
             if place:
                 return f"states are NaN or infinite from {place} on"
         return "the states are finite, but their products are not: the model's states are too large"

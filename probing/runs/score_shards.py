@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from probing.capture.stream import TokenBudget
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
+from probing.engine.stream import TokenBudget
 from probing.errors import DataInvalid, NotFinite, StoreCorrupt
 from probing.models.load import LanguageModel, load
 from probing.report.progress import PairProgress

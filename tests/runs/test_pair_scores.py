@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from probing import PreferencePair, score_pairs
-from probing.capture.stream import TokenBudget
+from probing.engine.stream import TokenBudget
 from probing.errors import DataInvalid, UsageError
 from probing.runs.pair_scores import COLUMNS, SCORE_COLUMNS, PairScorer
 

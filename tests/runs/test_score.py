@@ -149,7 +149,7 @@ def test_a_damaged_shard_is_made_again(config, tmp_path, monkeypatch):
 
 def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch):
     """What is found by itself may be found differently at the next start."""
-    from probing.capture.stream import TokenBudget
+    from probing.engine.stream import TokenBudget
     from probing.runs import score_shards
 
     used, plain = [], score_shards._new_shard

@@ -1,0 +1,191 @@
+"""How a model is run: packed or stacked, prompts shared or not; fast ways only where they prove right on this model."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from probing.data.batches import padded_length
+from probing.engine.attention import Layout, configs_of, packed_attention
+from probing.engine.trees import Batch, Segment, Tree, packed, plant, stacked
+from probing.models.hooks import Tap, tapped
+from probing.models.layers import Stack, accepts, evaluating, run_backbone, trial_ids
+
+log = logging.getLogger(__name__)
+
+Packing = Literal["varlen", "paths", "none"]
+PARITY = {torch.float32: 3e-5, torch.float64: 1e-9}
+PARITY_HALF = 5e-2
+"""How far the fast way may be from the plain one, relative to the largest value of each channel."""
+TRIALS = ((9, 5), (9, 7), (0, 6), (0, 11))
+"""Rows of the self-test: prompt tokens (the same ones), and tokens of their own."""
+STRETCHED = ("longrope", "dynamic")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a model is run.
+
+    Attributes:
+        packing: sequences one after the other without padding: "varlen" with torch's attention over sequences of
+            varying length, "paths" with attention sequence by sequence, "none": stacked.
+        sharing: whether rows with the same prompt run it once.
+        causal: whether tokens after the last that counts can be left out, and padding put in their place.
+        limit: longest sequence that the model has positions for.
+        stretched: sequences longer than this change the rotary positions of a whole batch (long-context variants of
+            Phi-3), so they only run with others of the same length.
+        reason: why not something faster; empty where nothing is.
+    """
+
+    packing: Packing
+    sharing: bool
+    causal: bool
+    limit: int | None = None
+    stretched: int | None = None
+    reason: str = ""
+
+    def length(self, segment: Segment) -> int:
+        """How many tokens are run for one row, padding included."""
+        tokens = segment.stop if self.causal else len(segment.ids)
+        if self.packing != "none" or not self.causal or (self.stretched and tokens > self.stretched):
+            return tokens
+        return padded_length(tokens, min(filter(None, (self.limit, self.stretched)), default=None))
+
+    def told(self) -> str:
+        """In words."""
+        how = {"varlen": "packed (varlen)", "paths": "packed (a sequence at a time)", "none": "stacked by length"}
+        shared = "prompts shared" if self.sharing else "prompts not shared"
+        return f"{how[self.packing]}, {shared}" + (f" ({self.reason})" if self.reason else "")
+
+
+def choose_mode(stack: Stack) -> Mode:
+    """The fastest way that equals the plain one on a few tokens of this very model; says once why not a faster one."""
+    config = stack.language_model.model.config.get_text_config()
+    plain = Mode(
+        "none", False, stack.causal, stack.language_model.max_positions, _stretched_from(config), "packing is off"
+    )
+    if not accepts_packing(stack):
+        return replace(plain, reason=f"{type(stack.backbone).__name__} takes no position_ids or attention_mask")
+    reasons: list[str] = []
+    tried: list[Mode] = [replace(plain, packing="paths", sharing=stack.causal, reason="")]
+    if stack.language_model.device.type == "cuda" and stack.language_model.dtype in (torch.bfloat16, torch.float16):
+        tried.insert(0, replace(tried[0], packing="varlen"))
+    for mode in tried:
+        for candidate in (mode, replace(mode, sharing=False)):
+            problem = parity(stack, candidate)
+            if problem is None:
+                found = replace(candidate, reason="; ".join(reasons))
+                if reasons:
+                    log.info("%s: %s", stack.family, found.told())
+                return found
+            reasons.append(f"{candidate.packing}{' with shared prompts' if candidate.sharing else ''}: {problem}")
+            if not mode.sharing:
+                break
+    found = replace(plain, reason=reasons[-1].split(": ", 1)[1])
+    log.warning("%s runs %s", stack.family, found.told())
+    return found
+
+
+def accepts_packing(stack: Stack) -> bool:
+    """Whether the backbone can be told where each token stands."""
+    return all(accepts(stack.backbone, name) for name in ("position_ids", "attention_mask"))
+
+
+def parity(stack: Stack, mode: Mode) -> str | None:
+    """Compare a packed way with the plain one on a few rows of random tokens; None if they agree, or what is wrong."""
+    segments = _trial_rows(stack)
+    worst = 0.0
+    with torch.inference_mode(), evaluating(stack.language_model.model):
+        plain = [_states(stack, replace(mode, packing="none", sharing=False), [segment])[0] for segment in segments]
+        try:
+            fast = _states(stack, mode, segments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a model of any family raises: it cannot run this way)
+            return f"fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    for row, other in zip(plain, fast, strict=True):
+        if torch.isfinite(row).all():  # broken weights are found where they matter, row by row
+            worst = max(worst, channelwise_difference(row, other))
+    allowed = PARITY.get(stack.language_model.dtype, PARITY_HALF)
+    return None if worst <= allowed else f"differs from the plain way by {worst:.1e}, allowed is {allowed:.0e}"
+
+
+def channelwise_difference(states: Tensor, others: Tensor) -> float:
+    """How far [token channel] states are from others, as one number.
+
+    The root mean square, over channels, of the largest difference relative to the channel's largest value.
+    Relative to the largest value of all, one massive channel would hide any difference in the others.
+    """
+    if not torch.isfinite(others).all():
+        return float("inf")
+    scale = states.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(((states - others).abs().amax(0) / scale).square().mean().sqrt())
+
+
+@contextlib.contextmanager
+def attending(stack: Stack, mode: Mode, batch: Batch) -> Iterator[dict[str, Any]]:
+    """A model set up for one batch; gives the further arguments of its pass."""
+    if not batch.paths:
+        yield {}
+        return
+    device = stack.language_model.device
+    # The mask keeps the library from looking for packed sequences itself; which positions see which is the layout's.
+    options = {"attention_mask": torch.ones_like(batch.ids, device=device)}
+    if batch.positions is not None:
+        options["position_ids"] = batch.positions.to(device)
+    with packed_attention(configs_of(stack.backbone), Layout(batch.paths, varlen=mode.packing == "varlen")):
+        yield options
+
+
+def batch_of(mode: Mode, trees: Sequence[Tree], segments: Sequence[Segment], lengths: Sequence[int]) -> Batch:
+    """Some trees as one pass."""
+    stack_up = mode.packing == "none" or (mode.stretched is not None and trees[0].tokens > mode.stretched)
+    return stacked(trees, segments) if stack_up else packed(trees, segments, lengths)
+
+
+def _trial_rows(stack: Stack) -> list[Segment]:
+    rows = []
+    for number, (prompt, own) in enumerate(TRIALS):
+        opening = trial_ids(stack.language_model, 1, prompt)[0].tolist()
+        ids = opening + trial_ids(stack.language_model, 2 + 3 * number, own)[0].tolist()
+        rows.append(Segment(ids, 0, len(ids), prompt))
+    return rows
+
+
+def _states(stack: Stack, mode: Mode, segments: Sequence[Segment]) -> list[Tensor]:
+    """What the backbone returns for every token of each row, and what its last block did."""
+    lengths = [len(segment.ids) for segment in segments]
+    trees = plant(segments, lengths, mode.sharing)
+    batch = packed(trees, segments, lengths) if mode.packing != "none" else stacked(trees, segments)
+    seen: list[Tensor] = []
+    taps = [Tap(stack.blocks[-1]), Tap(stack.backbone)]
+    with attending(stack, mode, batch) as options, tapped(taps, lambda _, tensor: _keep(seen, tensor)):
+        run_backbone(stack.backbone, batch.ids.to(stack.language_model.device), **options)
+    states = torch.cat([tensor.flatten(0, -2).double().cpu() for tensor in seen], dim=-1)
+    rows: list[Tensor] = [torch.empty(0)] * len(segments)
+    for row, early, late in zip(batch.rows, batch.early, batch.late, strict=True):
+        rows[row] = torch.cat([states[slice(*early)], states[slice(*late)]])
+    return rows
+
+
+def _keep(seen: list[Tensor], tensor: Tensor | None) -> None:
+    if tensor is not None:
+        seen.append(tensor)
+
+
+def _stretched_from(config: Any) -> int | None:
+    """Length beyond which rotary positions depend on the longest sequence of a batch; None where they never do."""
+    for name in ("rope_parameters", "rope_scaling"):
+        entry = getattr(config, name, None)
+        kinds = [entry, *entry.values()] if isinstance(entry, dict) else []
+        for kind in kinds:
+            if isinstance(kind, dict) and kind.get("rope_type", kind.get("type")) in STRETCHED:
+                limit = kind.get("original_max_position_embeddings") or getattr(
+                    config, "original_max_position_embeddings", None
+                )
+                return int(limit or config.max_position_embeddings)
+    return None

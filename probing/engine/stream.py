@@ -1,0 +1,277 @@
+"""One pass over many sequences: token-budget batches in, a few small tensors a sequence out."""
+
+import contextlib
+import ctypes
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from probing.engine.modes import Mode, attending, batch_of
+from probing.engine.readouts import Readout, Spots, combined
+from probing.engine.trees import Batch, Segment, Tree, halves, plant, take
+from probing.errors import LayerNotFound, OutOfMemory
+from probing.models.hooks import Enough, tapped
+from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone
+from probing.types import Place
+
+log = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS = 2048
+MOST_BATCH_TOKENS = 65536
+LEAST_BATCH_TOKENS = 1024
+TRIM_SECONDS = 0.25
+# CUDA's allocator has a class of error for it; the CPU's and the matrix library of a card have only a sentence.
+OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What was kept of every row, on the CPU.
+
+    Attributes:
+        values: for each readout, one tensor a site: [row width], or [token width] for "tokens".
+        counts: how many states counted, [row].
+    """
+
+    values: dict[Readout, list[Tensor]]
+    counts: Tensor
+
+
+@dataclass
+class TokenBudget:
+    """How many padded tokens go into one batch; shrinks when memory runs out, and stays so."""
+
+    tokens: int
+    reason: str
+
+    def shrink(self, failed: int) -> None:
+        """Halve after a batch of ``failed`` padded tokens did not fit."""
+        self.tokens = max(1, min(self.tokens, failed) // 2)
+        self.reason = f"halved when {failed} tokens did not fit"
+
+
+def choose_batch_tokens(stack: Stack, device: torch.device, max_positions: int | None = None) -> TokenBudget:
+    """A token budget for this device.
+
+    On a CPU a few thousand tokens keep all cores busy, and more only costs memory. On a CUDA card one batch is run to
+    see what a token takes, and half of the free memory is filled, up to a size beyond which nothing gets faster.
+    """
+    if device.type != "cuda":
+        return TokenBudget(CPU_BATCH_TOKENS, f"fixed on {device.type}: larger batches are no faster")
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with torch.inference_mode(), evaluating(stack.language_model.model):
+        trial = torch.zeros(trial_shape(max_positions), dtype=torch.long, device=device)
+        run_backbone(stack.backbone, trial)
+    per_token = (torch.cuda.max_memory_allocated(device) - before) / trial.numel()
+    free = torch.cuda.mem_get_info(device)[0]
+    tokens = fit_batch_tokens(free, per_token)
+    return TokenBudget(tokens, f"half of {free / 2**30:.1f} GiB free at {per_token / 2**10:.0f} KiB a token")
+
+
+def trial_shape(max_positions: int | None) -> tuple[int, int]:
+    """Rows and length of a batch of about 1024 tokens that the model has positions for."""
+    length = min(LEAST_BATCH_TOKENS, max_positions or LEAST_BATCH_TOKENS)
+    return -(-LEAST_BATCH_TOKENS // length), length
+
+
+def fit_batch_tokens(free_bytes: int, bytes_per_token: float) -> int:
+    """Tokens that fill half of the free memory, as a multiple of 1024 between 1024 and 65536."""
+    tokens = int(free_bytes / 2 / max(bytes_per_token, 1.0)) // LEAST_BATCH_TOKENS * LEAST_BATCH_TOKENS
+    return min(max(tokens, LEAST_BATCH_TOKENS), MOST_BATCH_TOKENS)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """One model, the places to read and what to keep there.
+
+    Attributes:
+        stack: the model.
+        mode: how it is run.
+        sites: where to look; layers above the last of them are not run.
+        readouts: what to keep at each.
+        budget: tokens a batch, padding included; one sequence longer than that runs alone.
+        dtype: of what is kept; by default float32 (float64 for a float64 model).
+    """
+
+    stack: Stack
+    mode: Mode
+    sites: Sequence[Site]
+    readouts: Sequence[Readout]
+    budget: TokenBudget
+    dtype: torch.dtype | None = None
+
+    def read(self, segments: Sequence[Segment], progress: Callable[[int], None] | None = None) -> Readings:
+        """Run every row once, longest first, and keep what was asked for.
+
+        States are reduced on the device; no batch's states outlive it. When memory runs out the budget is halved, for
+        the rest of its life, and the same rows run again.
+
+        Args:
+            segments: at least one row, each with at least one position that counts.
+            progress: called after each batch with the number of tokens of its rows.
+
+        Returns:
+            In the order of the rows, whatever the batches were.
+
+        Raises:
+            OutOfMemory: one sequence alone does not fit.
+        """
+        lengths = [self.mode.length(segment) for segment in segments]
+        counts = torch.tensor([segment.stop - segment.start for segment in segments])
+        readings = Readings({readout: [] for readout in self.readouts}, counts)
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        with evaluating(self.stack.language_model.model):
+            for trees in self._parts(segments, lengths):
+                self._run_all(trees, segments, lengths, readings, offsets, progress)
+        return readings
+
+    def _parts(self, segments: Sequence[Segment], lengths: Sequence[int]) -> list[list[Tree]]:
+        """Rows that can go into a batch with any other, and those that only go with their like."""
+        trees = plant(segments, lengths, self.mode.sharing)
+        limit = self.mode.stretched
+        if limit is None:
+            return [trees]
+        short, alone = [], []
+        for tree in trees:
+            if max(lengths[row] for row in tree.rows) <= limit:
+                short.append(tree)
+            else:
+                alone += [Tree((row,), 0, lengths[row]) for row in tree.rows]
+        return [sorted(alone, key=lambda tree: -tree.tokens), short]
+
+    def _run_all(
+        self,
+        trees: list[Tree],
+        segments: Sequence[Segment],
+        lengths: Sequence[int],
+        readings: Readings,
+        offsets: Tensor,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        left, trimmed = deque(trees), time.monotonic()
+        while left:
+            if left[0].tokens > self.budget.tokens and len(left[0].rows) > 1:
+                left.extendleft(reversed(halves(left.popleft(), lengths)))
+                continue
+            alike = self.mode.packing == "none" or (self.mode.stretched or left[0].tokens) < left[0].tokens
+            some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike))]
+            found = self._try(some, segments, lengths)
+            if found is None:
+                left.extendleft(reversed(self._give_way(some, lengths)))
+                continue
+            spots, values = found
+            self._store(readings, spots, values, offsets)
+            if self.stack.language_model.device.type == "cpu" and time.monotonic() - trimmed > TRIM_SECONDS:
+                trim_memory()
+                trimmed = time.monotonic()
+            if progress is not None:
+                progress(sum(segments[row].stop for tree in some for row in tree.rows))
+
+    def _try(
+        self, trees: Sequence[Tree], segments: Sequence[Segment], lengths: Sequence[int]
+    ) -> tuple[Spots, dict[Readout, list[Tensor]]] | None:
+        """``_run``, or None when memory ran out; the error is not kept, since its frames hold the batch's memory."""
+        try:
+            return self._run(batch_of(self.mode, trees, segments, lengths))
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or any(sentence in str(error) for sentence in OUT_OF_MEMORY):
+                return None
+            raise
+
+    def _run(self, batch: Batch) -> tuple[Spots, dict[Readout, list[Tensor]]]:
+        spots = Spots(batch)
+        taps = [tap for site in self.sites for tap in site.taps]
+        parts: list[dict[Readout, Tensor]] = [{} for _ in taps]
+        waiting = set(range(len(taps)))
+
+        def receive(index: int, tensor: Tensor | None) -> None:
+            if tensor is None or index not in waiting:
+                raise LayerNotFound(
+                    f"{type(taps[index].module).__name__} of {self.stack.family} "
+                    f"{'passes no tensor' if tensor is None else 'ran twice in one pass'}"
+                )
+            states = tensor.flatten(0, -2)
+            parts[index] = {readout: spots.read(readout, states) for readout in self.readouts}
+            waiting.discard(index)
+            if not waiting:
+                raise Enough
+
+        with torch.inference_mode(), attending(self.stack, self.mode, batch) as options, tapped(taps, receive):
+            with contextlib.suppress(Enough):
+                run_backbone(self.stack.backbone, batch.ids.to(self.stack.language_model.device), **options)
+            if waiting:
+                name = self.stack.name_of(taps[min(waiting)].module)
+                raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
+            return spots, {readout: self._combine(readout, parts) for readout in self.readouts}
+
+    def _combine(self, readout: Readout, parts: Sequence[dict[Readout, Tensor]]) -> list[Tensor]:
+        values, at = [], 0
+        for site in self.sites:
+            among = [part[readout] for part in parts[at : at + len(site.taps)]]
+            value = combined([part.to(among[0].device) for part in among], site.factors)
+            values.append(value.to(self.dtype or torch.promote_types(value.dtype, torch.float32)))
+            at += len(site.taps)
+        return values
+
+    def _store(self, readings: Readings, spots: Spots, values: dict[Readout, list[Tensor]], offsets: Tensor) -> None:
+        """Put a batch's values where its rows belong."""
+        for readout, sites in values.items():
+            if not readings.values[readout]:
+                items = int(offsets[-1]) if readout == "tokens" else len(offsets) - 1
+                readings.values[readout] += [torch.empty((items, v.shape[-1]), dtype=v.dtype) for v in sites]
+            where = spots.rows
+            if readout == "tokens":
+                where = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in spots.rows])
+            for whole, part in zip(readings.values[readout], sites, strict=True):
+                whole[where] = part.cpu()
+
+    def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
+        """What to run instead of a batch that did not fit."""
+        device, tokens = self.stack.language_model.device, sum(tree.tokens for tree in trees)
+        if len(trees) == 1 and len(trees[0].rows) == 1:
+            raise OutOfMemory(
+                f"a single sequence of {tokens} tokens does not fit into the memory of {device}; use --max-length, a "
+                f"smaller --dtype or a larger device"
+            )
+        self.budget.shrink(tokens)
+        log.warning(
+            "out of memory with %d sequences, %d tokens: going on with %d tokens a batch",
+            sum(len(tree.rows) for tree in trees),
+            tokens,
+            self.budget.tokens,
+        )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return halves(trees[0], lengths) if len(trees) == 1 else trees
+
+
+def trim_memory() -> None:
+    """Have the C library give freed memory back to the system, where it can (glibc).
+
+    Batches of many different sizes leave holes in the heap that it would keep: without this, peak memory grew with the
+    number of rows.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def first_nonfinite_place(stack: Stack, mode: Mode, segment: Segment, budget: TokenBudget) -> str | None:
+    """The first place whose states are NaN or infinite for this one row; None if all are finite.
+
+    Looks at every token before ``stop``, at the cost of one pass.
+    """
+    places = [Place("resid_pre", 0), *(Place("resid_post", layer) for layer in range(len(stack.blocks)))]
+    sites = [*stack.sites(places), output_site(stack)]
+    whole = Segment(segment.ids, 0, segment.stop)
+    sums = Stream(stack, mode, sites, ("sum",), budget).read([whole]).values["sum"]
+    bad = [index for index, total in enumerate(sums) if not torch.isfinite(total).all()]
+    if not bad:
+        return None
+    return "the embedding" if bad[0] == 0 else "the final norm" if bad[0] > len(stack.blocks) else f"layer {bad[0] - 1}"

@@ -1,0 +1,65 @@
+"""Looking at tensors while a model runs: hooks that are always removed, and a way to end a pass early."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """One side of a module: what goes into it (``before``) or what comes out."""
+
+    module: nn.Module
+    before: bool = False
+
+
+class Enough(Exception):
+    """Raised inside a pass by whoever has seen all that was asked for."""
+
+
+@contextlib.contextmanager
+def tapped(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], None]) -> Iterator[None]:
+    """Have ``receive(index, tensor)`` called with what passes each tap; the hooks are gone after, whatever happened.
+
+    Our own hooks, and not the library's: those of ``output_hidden_states`` keep every layer's states of every token.
+    The tensor is None where a module takes or returns no tensor.
+    """
+    handles = []
+    try:
+        for index, tap in enumerate(taps):
+            if tap.before:
+                handles.append(
+                    tap.module.register_forward_pre_hook(
+                        lambda _, args, kwargs, index=index: receive(index, _input(args, kwargs)), with_kwargs=True
+                    )
+                )
+            else:
+                handles.append(
+                    tap.module.register_forward_hook(
+                        lambda _, args, output, index=index: receive(index, first_tensor(output))
+                    )
+                )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor that a module returned: alone, first in a tuple, or first in a mapping of outputs."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return first_tensor(next(iter(value.values()), None))
+    if isinstance(value, tuple | list):
+        return first_tensor(value[0]) if value else None
+    return None
+
+
+def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    if args:
+        return first_tensor(args[0])
+    return first_tensor(kwargs.get("hidden_states", next(iter(kwargs.values()), None)))

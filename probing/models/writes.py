@@ -1,0 +1,291 @@
+"""What a block adds to the residual stream, and which of its modules it comes from: searched for, and proved by sums.
+
+A norm after attention (Gemma 2 and later, OLMo 2) or a factor (Granite) stands between what the attention module
+returns and what the residual stream receives. Names cannot tell. So one pass of a few tokens records what every module
+inside a block returns, and the few whose sum is exactly the block's output minus its input are what it writes.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from probing.models.hooks import Tap, tapped
+
+MOST_PARTS = 3
+ROUNDINGS = 16
+"""How many roundings of the largest term the sum of the parts may be off, element by element."""
+NEAREST = 12
+TIMES_WORSE = 4
+MIXES_TOKENS = r"attn|attention|mixer|mamba|ssm|conv|recurrent|temporal|rwkv|time_mix|delta"
+EACH_TOKEN = r"mlp|ffn|ff\b|feed_?forward|moe|expert|fc\d|dense_4h|channel_mix"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A module whose output, times ``factor``, is added to the residual stream."""
+
+    name: str
+    module: nn.Module
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class BlockWrites:
+    """What one block writes.
+
+    Attributes:
+        attention: parts that mix tokens (attention, or the mixer of a state-space block).
+        mlp: parts that treat each token alone.
+        form: "sum": output = input + parts; "norm after each sum": a norm stands between (BERT); "unknown".
+        candidates: names of modules that were looked at.
+    """
+
+    attention: tuple[Part, ...] = ()
+    mlp: tuple[Part, ...] = ()
+    form: str = "unknown"
+    candidates: tuple[str, ...] = field(default=(), repr=False)
+
+    def explain(self, layer: int) -> str:
+        """What was found in this block, in words."""
+        if self.form == "unknown":
+            return (
+                f"no modules of layer {layer} add up to what it adds to the residual stream (looked at: "
+                f"{', '.join(self.candidates) or 'none of fitting shape'})"
+            )
+        parts = [part.name for part in (*self.attention, *self.mlp)]
+        return f"layer {layer} writes only {' + '.join(parts)}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What went through one module, as float64 [token width] on the CPU."""
+
+    name: str
+    module: nn.Module
+    given: Tensor | None
+    returned: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Record:
+    """One pass through one block."""
+
+    given: Tensor
+    returned: Tensor
+    calls: list[_Call]
+    rounding: float
+
+
+def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple[BlockWrites, ...]:
+    """What each block writes; ``run`` makes one pass of a few tokens through all of them.
+
+    The modules are searched for in the first block of each kind; in the others the same ones are tried, and searched
+    for anew where they do not add up.
+    """
+    kinds = [_kind(block) for block in blocks]
+    first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
+    found: dict[int, BlockWrites] = {}
+    for layer, record in _recorded(blocks, sorted(first.values()), run).items():
+        found[layer] = _search(record)
+    names = {kind: {part.name for part in _parts(found[layer])} for kind, layer in first.items()}
+    rest = [layer for layer in range(len(blocks)) if layer not in found and found[first[kinds[layer]]].form == "sum"]
+    for layer, record in _recorded(blocks, rest, run, lambda layer: names[kinds[layer]]).items():
+        alike = _again(found[first[kinds[layer]]], record)
+        if alike is not None:
+            found[layer] = alike
+    left = [layer for layer in range(len(blocks)) if layer not in found]
+    for layer in left:  # one after the other: each holds what every module of a block returned
+        found[layer] = _search(_recorded(blocks, [layer], run)[layer])
+    return tuple(found[layer] for layer in range(len(blocks)))
+
+
+def _kind(block: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{name} {type(child).__name__}" for name, child in block.named_children())
+
+
+def _parts(writes: BlockWrites) -> tuple[Part, ...]:
+    return (*writes.attention, *writes.mlp)
+
+
+def _recorded(
+    blocks: Sequence[nn.Module],
+    layers: Sequence[int],
+    run: Callable[[], object],
+    wanted: Callable[[int], set[str]] | None = None,
+) -> dict[int, _Record]:
+    """One pass with everything that some blocks' modules take and return (or only the modules that are wanted)."""
+    if not layers:
+        return {}
+    taps, where = [], []
+    for layer in layers:
+        for name, module in blocks[layer].named_modules():
+            if not name or wanted is None or name in wanted(layer):
+                taps += [Tap(module, before=True), Tap(module)]
+                where += [(layer, name, module, True), (layer, name, module, False)]
+    passed: list[tuple[int, Tensor]] = []
+
+    def receive(index: int, tensor: Tensor | None) -> None:
+        if tensor is not None and tensor.is_floating_point() and tensor.ndim >= 2:
+            passed.append((index, tensor.flatten(0, -2).clone()))  # some blocks add in place
+
+    with tapped(taps, receive):
+        run()
+    return {layer: _record(layer, passed, where) for layer in layers}
+
+
+def _record(
+    layer: int, passed: Sequence[tuple[int, Tensor]], where: Sequence[tuple[int, str, nn.Module, bool]]
+) -> _Record:
+    given: dict[str, list[Tensor]] = {}
+    returned: dict[str, list[Tensor]] = {}
+    modules: dict[str, nn.Module] = {}
+    for index, tensor in passed:
+        at, name, module, before = where[index]
+        if at == layer:
+            (given if before else returned).setdefault(name, []).append(tensor)
+            modules[name] = module
+    shape = returned[""][0].shape
+    once = {name: _only(tensors, shape) for name, tensors in returned.items()}
+    into = {name: _only(tensors, shape) for name, tensors in given.items()}
+    calls = [_Call(name, modules[name], into.get(name), once[name]) for name in returned if name]
+    rounding = torch.finfo(returned[""][0].dtype).eps
+    return _Record(_wide(given[""][0]), _wide(returned[""][0]), calls, rounding)
+
+
+def _only(tensors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    """What passed, if that was once and has the shape of the residual stream."""
+    return _wide(tensors[0]) if len(tensors) == 1 and tensors[0].shape == shape else None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double().cpu()
+
+
+def _search(record: _Record) -> BlockWrites:
+    outputs = _different_outputs(record)
+    names = tuple(call.name for call in outputs)
+    for form, found in (("sum", _sum_of(record, outputs)), ("norm after each sum", _norms_between(record, outputs))):
+        if found:
+            return _sorted_out(found, form, names)
+    return BlockWrites(candidates=names)
+
+
+def _different_outputs(record: _Record) -> list[_Call]:
+    """Calls whose output could be a write, the outermost of those that return the same, in the order they ended."""
+    kept: list[_Call] = []
+    order = {call.name: index for index, call in enumerate(record.calls)}
+    for call in sorted(record.calls, key=lambda call: (call.name.count("."), order[call.name])):
+        output = call.returned
+        if output is None or not output.any() or any(torch.equal(output, other) for other in _seen(record, kept)):
+            continue
+        kept.append(call)
+    return sorted(kept, key=lambda call: order[call.name])
+
+
+def _seen(record: _Record, kept: Sequence[_Call]) -> list[Tensor]:
+    return [record.given, record.returned, *(call.returned for call in kept if call.returned is not None)]
+
+
+def _sum_of(record: _Record, outputs: Sequence[_Call]) -> list[Part]:
+    """The fewest modules whose outputs, each times a factor, are what the block adds; nothing if there are none.
+
+    Among sets of the same size the nearest counts, and only if it is plainly nearer than the next one.
+    """
+    added = record.returned - record.given
+    vectors = torch.stack([added, *(_output(call) for call in outputs)]).flatten(1)
+    gram = vectors @ vectors.T
+    for size in range(1, min(MOST_PARTS, len(outputs)) + 1):
+        for scaled in (False, True):
+            fits = sorted(
+                _fit(gram, subset, scaled) for subset in itertools.combinations(range(1, len(outputs) + 1), size)
+            )
+            good = [
+                (error, subset, factors)
+                for error, subset, factors in fits[:NEAREST]
+                if _adds_up(record, [_output(outputs[index - 1]) for index in subset], factors)
+            ]
+            if good and (len(good) == 1 or good[1][0] > TIMES_WORSE * good[0][0]):
+                _, subset, factors = good[0]
+                calls = [outputs[index - 1] for index in subset]
+                return [Part(call.name, call.module, factor) for call, factor in zip(calls, factors, strict=True)]
+    return []
+
+
+def _output(call: _Call) -> Tensor:
+    assert call.returned is not None
+    return call.returned
+
+
+def _fit(gram: Tensor, subset: tuple[int, ...], scaled: bool) -> tuple[float, tuple[int, ...], tuple[float, ...]]:
+    """Squared distance of the block's addition (row 0) from a sum of outputs, with factor 1 or the best factors."""
+    chosen = torch.tensor(subset)
+    among, with_added = gram[chosen][:, chosen], gram[chosen, 0]
+    factors = torch.ones(len(subset), dtype=gram.dtype)
+    if scaled:
+        factors = torch.linalg.lstsq(among, with_added[:, None]).solution[:, 0]
+    error = gram[0, 0] - 2 * factors @ with_added + factors @ among @ factors
+    return float(error.clamp_min(0)), subset, tuple(factors.tolist())
+
+
+def _adds_up(record: _Record, parts: Sequence[Tensor], factors: Sequence[float]) -> bool:
+    """Whether input + parts is the output, but for rounding, in every element."""
+    if not all(0 < abs(factor) < float("inf") for factor in factors):
+        return False
+    written = [part * factor for part, factor in zip(parts, factors, strict=True)]
+    total = record.given + torch.stack(written).sum(0)
+    terms = torch.stack([record.given, record.returned, *written]).abs().amax(0)
+    return bool(((total - record.returned).abs() <= ROUNDINGS * record.rounding * terms).all())
+
+
+def _again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
+    """The writes of another block of the same kind here, if they add up here too."""
+    calls = {call.name: call for call in record.calls}
+    parts = _parts(alike)
+    if any(part.name not in calls or calls[part.name].returned is None for part in parts):
+        return None
+    if not _adds_up(record, [_output(calls[part.name]) for part in parts], [part.factor for part in parts]):
+        return None
+
+    def moved(parts: Sequence[Part]) -> tuple[Part, ...]:
+        return tuple(Part(part.name, calls[part.name].module, part.factor) for part in parts)
+
+    return BlockWrites(moved(alike.attention), moved(alike.mlp), alike.form, alike.candidates)
+
+
+def _norms_between(record: _Record, outputs: Sequence[_Call]) -> list[Part]:
+    """The form of BERT: norm(input + a) is carried on, and the output is norm(that + b)."""
+    for middle in record.calls:
+        first = _into(record, middle, record.given, outputs)
+        if first is None or middle.returned is None:
+            continue
+        for last in record.calls:
+            if last.returned is None or not torch.equal(last.returned, record.returned):
+                continue
+            second = _into(record, last, middle.returned, outputs)
+            if second is not None:
+                return [Part(first.name, first.module), Part(second.name, second.module)]
+    return []
+
+
+def _into(record: _Record, norm: _Call, carried: Tensor, outputs: Sequence[_Call]) -> _Call | None:
+    """The module whose output, added to ``carried``, goes into this norm."""
+    if norm.given is None:
+        return None
+    step = _Record(carried, norm.given, [], record.rounding)
+    return next((call for call in outputs if _adds_up(step, [_output(call)], [1.0])), None)
+
+
+def _sorted_out(parts: Sequence[Part], form: str, candidates: tuple[str, ...]) -> BlockWrites:
+    """Which parts mix tokens: by their names and classes; where those say nothing, the first does and others do not."""
+    attention: list[Part] = []
+    mlp: list[Part] = []
+    for index, part in enumerate(parts):
+        told = f"{part.name} {type(part.module).__name__}".lower()
+        mixes, each = re.search(MIXES_TOKENS, told), re.search(EACH_TOKEN, told)
+        first = index == 0 if bool(mixes) == bool(each) else bool(mixes)
+        (attention if first else mlp).append(part)
+    return BlockWrites(tuple(attention), tuple(mlp), form, candidates)
