@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     )
     from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
     from probing.models.load import LanguageModel, load
+    from probing.runs.activations import capture
     from probing.runs.filter import filter_pairs
     from probing.runs.pair_scores import score_pairs
-    from probing.types import PreferencePair, Report, Source
+    from probing.types import (
+        Activations,
+        Capture,
+        LabelledPrompt,
+        Place,
+        PreferencePair,
+        Report,
+        Source,
+        TokenActivations,
+    )
 
 _PLACES = {
     "ches": "probing.metrics.similarity",
@@ -32,11 +42,17 @@ _PLACES = {
     "last_state_similarity": "probing.metrics.similarity",
     "LanguageModel": "probing.models.load",
     "load": "probing.models.load",
+    "capture": "probing.runs.activations",
     "filter_pairs": "probing.runs.filter",
     "score_pairs": "probing.runs.pair_scores",
+    "Activations": "probing.types",
+    "Capture": "probing.types",
+    "LabelledPrompt": "probing.types",
+    "Place": "probing.types",
     "PreferencePair": "probing.types",
     "Report": "probing.types",
     "Source": "probing.types",
+    "TokenActivations": "probing.types",
     "DataInvalid": "probing.errors",
     "FolderBusy": "probing.errors",
     "LayerNotFound": "probing.errors",
@@ -50,20 +66,26 @@ _PLACES = {
 }
 
 __all__ = [
+    "Activations",
+    "Capture",
     "DataInvalid",
     "FolderBusy",
+    "LabelledPrompt",
     "LanguageModel",
     "LayerNotFound",
     "ModelInvalid",
     "NotFinite",
     "OutOfMemory",
+    "Place",
     "PreferencePair",
     "ProbingError",
     "Report",
     "Source",
     "SourceMismatch",
     "StoreCorrupt",
+    "TokenActivations",
     "UsageError",
+    "capture",
     "ches",
     "ches_normalized",
     "edit_similarity",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas
+    from torch import Tensor
 
 Format = Literal["jsonl", "json", "csv", "parquet", "datasets"]
 Message = Mapping[str, Any]
@@ -115,6 +116,188 @@ class Place:
 
     def __str__(self) -> str:
         return self.kind if self.layer is None else f"{self.kind}:{self.layer}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Place":
+        """The place that is written ``resid_post:3``, ``mlp_out:-1`` or ``final_norm``.
+
+        Raises:
+            ValueError: it is written otherwise.
+        """
+        kind, colon, layer = text.strip().partition(":")
+        try:
+            return cls(kind, int(layer) if colon else None)  # type: ignore[arg-type]
+        except ValueError as error:
+            if str(error).startswith("invalid literal"):
+                raise ValueError(f"'{text}': '{layer}' is no number of a layer") from error
+            raise
+
+
+Pooling = Literal["last", "first", "mean", "sum", "tokens"]
+POOLINGS: tuple[Pooling, ...] = ("last", "first", "mean", "sum", "tokens")
+Over = Literal["text", "content", "prompt", "response", "template", "span"]
+OVERS: tuple[Over, ...] = ("text", "content", "prompt", "response", "template", "span")
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Which states to read; knows no model.
+
+    Attributes:
+        places: where in the model; at least one, none twice.
+        pooling: what to keep of each row: the state of the "last" or "first" token that counts, the "mean" or "sum"
+            over them, or all "tokens".
+        over: which tokens count. "text": all that are run, special ones included. "content": without special tokens at
+            both ends (BOS has states a thousand times larger than others in many models). "prompt", "response": of rows
+            with a response. "template": what the chat template writes after the instruction. "span": of rows that
+            name characters or a substring.
+        dtype: of the values: "auto" is float32 for means and sums, otherwise the model's own.
+        chat: whether a plain text is put into a user's turn of the chat template.
+
+    Raises:
+        ValueError: no place, a place twice, an unknown word.
+    """
+
+    places: Sequence[Place]
+    pooling: Pooling = "last"
+    over: Over = "text"
+    dtype: str = "auto"
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.places, str | Place):
+            raise TypeError(f"places must be a list of Place, not {self.places!r}")
+        places = tuple(Place.parse(place) if isinstance(place, str) else place for place in self.places)
+        object.__setattr__(self, "places", places)
+        if not places or len(set(places)) < len(places):
+            raise ValueError("at least one place must be given" if not places else "a place is given twice")
+        for value, known in ((self.pooling, POOLINGS), (self.over, OVERS), (self.dtype, DTYPE_NAMES)):
+            if value not in known:
+                raise ValueError(f"'{value}' is none of {', '.join(known)}")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPrompt:
+    """A text to read states of, with what is known of it.
+
+    Attributes:
+        id: unique within its dataset.
+        text: plain text, or a conversation.
+        label: of any kind that a table can hold.
+        category: for grouping.
+        response: what follows the text, if it is a prompt with an answer.
+        span: the part that counts with ``over="span"``: characters (start, stop) of a plain text (with its response),
+            or of the last message of a conversation; or a substring that occurs once.
+
+    Raises:
+        ValueError: empty id, empty span. TypeError: a text that is none.
+    """
+
+    id: str
+    text: Text
+    label: str | int | float | bool | None = None
+    category: str | None = None
+    response: Text | None = None
+    span: tuple[int, int] | str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise ValueError(f"a prompt needs a non-empty text as id, not {self.id!r}")
+        for name, side in (("text", self.text), ("response", self.response)):
+            if side is None and name == "response":
+                continue
+            if not isinstance(side, str | Sequence):
+                raise TypeError(f"'{name}' must be text or a list of messages, not {type(side).__name__}")
+            for message in () if isinstance(side, str) else side:
+                check_message(message, name)
+        if isinstance(self.span, str) and not self.span:
+            raise ValueError("an empty substring is in every text")
+        if isinstance(self.span, tuple) and not 0 <= self.span[0] < self.span[1]:
+            raise ValueError(f"characters {self.span[0]} to {self.span[1]} are no span")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row without a number, and why."""
+
+    id: str
+    status: str
+    detail: str
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """States of some rows, one vector a place: join with other things by id, never by position.
+
+    Attributes:
+        values: [row place width].
+        ids: of the rows.
+        places: with layers counted from 0.
+        source: the model.
+        problems: rows that are not among the values, and why.
+    """
+
+    values: "Tensor"
+    ids: tuple[str, ...]
+    places: tuple[Place, ...]
+    source: "Source"
+    problems: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        if tuple(self.values.shape[:2]) != (len(self.ids), len(self.places)):
+            raise ValueError(
+                f"values of shape {tuple(self.values.shape)} for {len(self.ids)} ids and {len(self.places)} places"
+            )
+
+    def at(self, place: Place) -> "Tensor":
+        """[row width] of one place."""
+        return self.values[:, _index(self.places, place)]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenActivations:
+    """States of every token that counts: row ``i`` has the tokens ``offsets[i] .. offsets[i + 1] - 1``.
+
+    Attributes:
+        values: [token place width].
+        offsets: [row + 1], from 0.
+        ids: of the rows.
+        places: with layers counted from 0.
+        source: the model.
+        problems: rows that are not among the values, and why.
+    """
+
+    values: "Tensor"
+    offsets: "Tensor"
+    ids: tuple[str, ...]
+    places: tuple[Place, ...]
+    source: "Source"
+    problems: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) != len(self.ids) + 1 or int(self.offsets[-1]) != len(self.values):
+            raise ValueError(
+                f"{len(self.offsets)} offsets up to {int(self.offsets[-1])} for {len(self.ids)} ids and "
+                f"{len(self.values)} tokens"
+            )
+
+    def at(self, place: Place) -> "Tensor":
+        """[token width] of one place."""
+        return self.values[:, _index(self.places, place)]
+
+    def row(self, id: str) -> "Tensor":
+        """[token place width] of one row."""
+        if id not in self.ids:
+            raise ValueError(f"there is no row '{id}'")
+        index = self.ids.index(id)
+        return self.values[int(self.offsets[index]) : int(self.offsets[index + 1])]
+
+
+def _index(places: Sequence[Place], place: Place) -> int:
+    if place not in places:
+        raise ValueError(f"{place} was not captured; there are {', '.join(map(str, places))}")
+    return places.index(place)
 
 
 @dataclass(frozen=True, slots=True)

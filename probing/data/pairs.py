@@ -45,7 +45,7 @@ def pairs_from_rows(
         return where(index) if identity is None else f"{where(index)} (id '{identity}')"
 
     sides = [_sides(row, named(index), rows) for index, row in enumerate(rows)]
-    ids = _ids(rows, sides, where, id_column)
+    ids = row_ids(rows, sides, where, id_column)
     pairs = []
     for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):
         try:
@@ -76,18 +76,23 @@ def _content(pair: PreferencePair) -> bytes:
 
 
 def _sides(row: Row, where: str, rows: Sequence[Row]) -> tuple[Text, Text, Text]:
-    chosen, rejected = (_side(row, name, where, rows) for name in ("chosen", "rejected"))
+    chosen, rejected = (text_of(row, name, where, rows) for name in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataInvalid(f"{where}: one of 'chosen' and 'rejected' is text, the other a list of messages")
     prompt = row.get("prompt")
     if prompt is not None:
-        prompt = _side(row, "prompt", where, rows)
+        prompt = text_of(row, "prompt", where, rows)
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _text_sides(prompt, chosen, rejected)
     return _message_sides(prompt, messages(chosen), messages(rejected), where)
 
 
-def _side(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
+def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
+    """Text or messages in one column of a row.
+
+    Raises:
+        DataInvalid: there is no such column, or it holds something else.
+    """
     if name not in row:
         if not any(name in other for other in rows):
             raise DataInvalid(f"{where}: there is no column '{name}'; the columns are {', '.join(map(str, row))}")
@@ -242,7 +247,12 @@ def _split_messages(chosen: list[Message], rejected: list[Message], where: str) 
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _ids(rows: Sequence[Row], sides: Sequence[Sequence[Text]], where: Where, id_column: str | None) -> list[str]:
+def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, id_column: str | None) -> list[str]:
+    """An id a row: from its column, or made from the texts (``sides``) where there is none.
+
+    Raises:
+        DataInvalid: an id is missing, empty or used twice; names the row.
+    """
     column = id_column if id_column is not None else "id"
     present = [row.get(column) is not None for row in rows]
     if id_column is None and not any(present):
@@ -267,7 +277,7 @@ def _ids(rows: Sequence[Row], sides: Sequence[Sequence[Text]], where: Where, id_
     return list(seen)
 
 
-def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Text]]) -> list[str]:
+def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[str]:
     """Ids from the texts alone; equal texts are numbered by the rest of their row, so that row order never matters."""
     groups = defaultdict(list)
     for index, parts in enumerate(sides):

@@ -101,15 +101,15 @@ def tokenize_pairs(
     texts = [_render(tokenizer, pair, name(index)) for index, pair in enumerate(pairs)]
     flat = [text for triple in texts for text in (triple.prompt, triple.chosen, triple.rejected)]
     rendered = [pair.conversational for pair in pairs for _ in range(3)]
-    ids = _encode(tokenizer, flat, rendered)
-    _check_bos(tokenizer, ids, rendered, lambda index: name(index // 3))
-    closing = _closing_ids(tokenizer)
+    ids = encode(tokenizer, flat, rendered)
+    check_bos(tokenizer, ids, rendered, lambda index: name(index // 3))
+    closing = closing_ids(tokenizer)
     bos = None if tokenizer.bos_token_id == tokenizer.eos_token_id else tokenizer.bos_token_id
     results = []
     for index, pair in enumerate(pairs):
         prompt, chosen, rejected = ids[3 * index : 3 * index + 3]
         border = shared_prefix(prompt, chosen, rejected)
-        chosen, rejected = (_end(tokenizer, side, border, closing, eos) for side in (chosen, rejected))
+        chosen, rejected = (end_of_turn(tokenizer, side, border, closing, eos) for side in (chosen, rejected))
         status, detail = _status(pair, border, chosen, rejected, max_length, bos)
         results.append(TokenizedPair(pair.id, status, border, chosen, rejected, detail))
     return results
@@ -124,12 +124,8 @@ def template_sha256(tokenizer: Any) -> str | None:
 def _render(tokenizer: Any, pair: PreferencePair, where: str) -> _Texts:
     if isinstance(pair.prompt, str) and isinstance(pair.chosen, str) and isinstance(pair.rejected, str):
         return _Texts(pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected)
-    if not tokenizer.chat_template:
-        raise DataInvalid(
-            f"{where}: the pair is made of messages, but the tokenizer has no chat template; "
-            f"use a chat model, give the tokenizer a template, or turn the messages into text"
-        )
-    prompt, chosen, rejected = (_plain_contents(side) for side in (pair.prompt, pair.chosen, pair.rejected))
+    check_template(tokenizer, f"{where}: the pair is made of messages")
+    prompt, chosen, rejected = (plain_contents(side) for side in (pair.prompt, pair.chosen, pair.rejected))
     if prompt[-1]["role"] == "assistant":
         raise DataInvalid(
             f"{where}: the prompt ends with a message of the assistant, and a chat template would close that turn "
@@ -137,12 +133,9 @@ def _render(tokenizer: Any, pair: PreferencePair, where: str) -> _Texts:
         )
 
     def render(conversation: Sequence[Message], **options: Any) -> str:
-        try:
-            return tokenizer.apply_chat_template(
-                conversation, tools=pair.tools, tokenize=False, **options, **(pair.chat_template_kwargs or {})
-            )
-        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise DataInvalid(f"{where}: the chat template refuses this conversation: {error}") from error
+        return rendered(
+            tokenizer, conversation, where, tools=pair.tools, **options, **(pair.chat_template_kwargs or {})
+        )
 
     texts = _Texts(render(prompt, add_generation_prompt=True), render([*prompt, *chosen]), render([*prompt, *rejected]))
     opening = render(prompt)
@@ -154,7 +147,29 @@ def _render(tokenizer: Any, pair: PreferencePair, where: str) -> _Texts:
     return texts
 
 
-def _plain_contents(side: Text) -> list[Message]:
+def check_template(tokenizer: Any, why: str) -> None:
+    """Raise unless the tokenizer has a chat template; ``why`` says what needs one."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataInvalid(
+            f"{why}, but the tokenizer has no chat template; "
+            f"use a chat model, give the tokenizer a template, or turn the messages into text"
+        )
+
+
+def rendered(tokenizer: Any, conversation: Sequence[Message], where: str, **options: Any) -> str:
+    """A conversation as the text that the chat template makes of it.
+
+    Raises:
+        DataInvalid: the template refuses it.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataInvalid(f"{where}: the chat template refuses this conversation: {error}") from error
+    return text
+
+
+def plain_contents(side: Text) -> list[Message]:
     """Messages whose content is one text: most templates would write a list of parts as Python does."""
     return [
         message if isinstance(message.get("content"), str | None) else {**message, "content": message_text(message)}
@@ -162,10 +177,9 @@ def _plain_contents(side: Text) -> list[Message]:
     ]
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], rendered: Sequence[bool]) -> list[list[int]]:
+def encode(tokenizer: Any, texts: Sequence[str], rendered: Sequence[bool]) -> list[list[int]]:
     """Ids of each text; special tokens are added only where the text does not bring them."""
-    bos = tokenizer.bos_token
-    bare = [chat or (bos is not None and text.startswith(bos)) for text, chat in zip(texts, rendered, strict=True)]
+    bare = [brings_special_tokens(tokenizer, text, chat) for text, chat in zip(texts, rendered, strict=True)]
     ids: list[list[int]] = [[] for _ in texts]
     for without in (True, False):
         chosen = [index for index, flag in enumerate(bare) if flag == without]
@@ -176,7 +190,13 @@ def _encode(tokenizer: Any, texts: Sequence[str], rendered: Sequence[bool]) -> l
     return ids
 
 
-def _check_bos(
+def brings_special_tokens(tokenizer: Any, text: str, rendered: bool) -> bool:
+    """Whether a text has its special tokens already: from a chat template, or because it begins with BOS."""
+    bos = tokenizer.bos_token
+    return rendered or (bos is not None and text.startswith(bos))
+
+
+def check_bos(
     tokenizer: Any, ids: Sequence[Sequence[int]], rendered: Sequence[bool], where: Callable[[int], str]
 ) -> None:
     """No two BOS at the start, and a word on templates that leave it out; a BOS further inside is a row's own fault."""
@@ -190,22 +210,22 @@ def _check_bos(
             )
     adds = tokenizer("a")["input_ids"][:1] == [bos]
     if adds and any(chat and sequence[:1] != [bos] for sequence, chat in zip(ids, rendered, strict=True)):
-        _warn_once("the chat template writes no BOS, though the tokenizer adds one to plain text: scored without it")
+        warn_once("the chat template writes no BOS, though the tokenizer adds one to plain text: scored without it")
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     log.warning(message)
 
 
-def _closing_ids(tokenizer: Any) -> frozenset[int]:
+def closing_ids(tokenizer: Any) -> frozenset[int]:
     """Ids that can end a turn: EOS and every special token but BOS."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= {tokenizer.bos_token_id, tokenizer.unk_token_id}
     return frozenset({*special, tokenizer.eos_token_id})
 
 
-def _end(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], eos: bool) -> list[int]:
+def end_of_turn(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], eos: bool) -> list[int]:
     """The sequence with its end of turn exactly once, or without it."""
     last = len(ids)
     while last > border and ids[last - 1] not in closing and not tokenizer.decode([ids[last - 1]]).strip():
@@ -223,7 +243,7 @@ def _status(
 ) -> tuple[Status, str]:
     """Whether the sequences can be scored, and if not, why."""
     for name, side, ids in (("chosen", pair.chosen, chosen), ("rejected", pair.rejected, rejected)):
-        if not _has_text(side) or len(ids) == border:
+        if not has_text(side) or len(ids) == border:
             return "empty_response", f"the {name} response is empty"
         if bos is not None and ids.count(bos) > 1:
             return "extra_bos", f"the BOS token occurs {ids.count(bos)} times in prompt and {name} response"
@@ -244,7 +264,8 @@ def _status(
     return "ok", ""
 
 
-def _has_text(side: Any) -> bool:
+def has_text(side: Any) -> bool:
+    """Whether a text or a conversation holds more than white space."""
     if isinstance(side, str):
         return bool(side.strip())
     return any(message_text(message).strip() or message.get("tool_calls") for message in side)

@@ -138,6 +138,7 @@ def _pattern(*, mask_function: Callable[..., Tensor], **_: Any) -> Pattern:
     return Pattern(mask_function)
 
 
+@torch.compiler.disable
 def _attend(
     module: nn.Module,
     query: Tensor,

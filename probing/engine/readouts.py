@@ -1,7 +1,6 @@
 """What is kept of the states at a place: reduced on the device, inside the hook, to something small."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +8,7 @@ from torch import Tensor
 
 from probing.engine.trees import Batch
 from probing.kernels.segment_pool import segment_sum
-
-Readout = Literal["last", "first", "mean", "sum", "tokens"]
-READOUTS: tuple[Readout, ...] = ("last", "first", "mean", "sum", "tokens")
+from probing.types import Pooling
 
 
 class Spots:
@@ -29,29 +26,29 @@ class Spots:
         self._spans = [span for pair in zip(batch.early, batch.late, strict=True) for span in pair]
         self._known: dict[tuple[str, torch.device], Tensor] = {}
 
-    def read(self, readout: Readout, states: Float[Tensor, "token width"]) -> Float[Tensor, "item width"]:
+    def read(self, pooling: Pooling, states: Float[Tensor, "token width"]) -> Float[Tensor, "item width"]:
         """One row a row of the batch, in its order; with "tokens", one a token that counts, row after row.
 
         Sums and means are accumulated in float32 (float64 for float64 states); the others keep the states' dtype.
         """
-        if readout in ("last", "first", "tokens"):
-            return states[self._indices(readout, states.device)]
+        if pooling in ("last", "first", "tokens"):
+            return states[self._indices(pooling, states.device)]
         total = segment_sum(states, self._late[:, 0], self._late[:, 1])
         if self._early is not None:
             total = segment_sum(states, self._early[:, 0], self._early[:, 1]) + total
-        return total / self.counts.to(total.device)[:, None] if readout == "mean" else total
+        return total / self.counts.to(total.device)[:, None] if pooling == "mean" else total
 
-    def _indices(self, readout: Readout, device: torch.device) -> Int[Tensor, " item"]:
-        if (readout, device) not in self._known:
-            found = {"last": self._last, "first": self._first}.get(readout)
+    def _indices(self, pooling: Pooling, device: torch.device) -> Int[Tensor, " item"]:
+        if (pooling, device) not in self._known:
+            found = {"last": self._last, "first": self._first}.get(pooling)
             if found is None:
                 found = torch.cat([torch.arange(start, stop) for start, stop in self._spans])
-            self._known[readout, device] = found.to(device)
-        return self._known[readout, device]
+            self._known[pooling, device] = found.to(device)
+        return self._known[pooling, device]
 
 
 def combined(parts: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
-    """Sum of what several modules write, each times its factor; every readout is linear, so it may come after."""
+    """Sum of what several modules write, each times its factor; every pooling is linear, so it may come after."""
     if len(parts) == 1 and factors[0] == 1.0:
         return parts[0]
     exact = torch.promote_types(parts[0].dtype, torch.float32)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from probing.engine.modes import Mode, attending, batch_of
-from probing.engine.readouts import Readout, Spots, combined
+from probing.engine.readouts import Spots, combined
 from probing.engine.trees import Batch, Segment, Tree, halves, plant, take
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.models.hooks import Enough, tapped
 from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone
-from probing.types import Place
+from probing.types import Place, Pooling
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ class Readings:
     """What was kept of every row, on the CPU.
 
     Attributes:
-        values: for each readout, one tensor a site: [row width], or [token width] for "tokens".
+        values: for each pooling, one tensor a site: [row width], or [token width] for "tokens".
         counts: how many states counted, [row].
     """
 
-    values: dict[Readout, list[Tensor]]
+    values: dict[Pooling, list[Tensor]]
     counts: Tensor
 
 
@@ -94,7 +94,7 @@ class Stream:
         stack: the model.
         mode: how it is run.
         sites: where to look; layers above the last of them are not run.
-        readouts: what to keep at each.
+        poolings: what to keep at each.
         budget: tokens a batch, padding included; one sequence longer than that runs alone.
         dtype: of what is kept; by default float32 (float64 for a float64 model).
     """
@@ -102,7 +102,7 @@ class Stream:
     stack: Stack
     mode: Mode
     sites: Sequence[Site]
-    readouts: Sequence[Readout]
+    poolings: Sequence[Pooling]
     budget: TokenBudget
     dtype: torch.dtype | None = None
 
@@ -124,7 +124,7 @@ class Stream:
         """
         lengths = [self.mode.length(segment) for segment in segments]
         counts = torch.tensor([segment.stop - segment.start for segment in segments])
-        readings = Readings({readout: [] for readout in self.readouts}, counts)
+        readings = Readings({pooling: [] for pooling in self.poolings}, counts)
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         with evaluating(self.stack.language_model.model):
             for trees in self._parts(segments, lengths):
@@ -175,7 +175,7 @@ class Stream:
 
     def _try(
         self, trees: Sequence[Tree], segments: Sequence[Segment], lengths: Sequence[int]
-    ) -> tuple[Spots, dict[Readout, list[Tensor]]] | None:
+    ) -> tuple[Spots, dict[Pooling, list[Tensor]]] | None:
         """``_run``, or None when memory ran out; the error is not kept, since its frames hold the batch's memory."""
         try:
             return self._run(batch_of(self.mode, trees, segments, lengths))
@@ -184,10 +184,10 @@ class Stream:
                 return None
             raise
 
-    def _run(self, batch: Batch) -> tuple[Spots, dict[Readout, list[Tensor]]]:
+    def _run(self, batch: Batch) -> tuple[Spots, dict[Pooling, list[Tensor]]]:
         spots = Spots(batch)
         taps = [tap for site in self.sites for tap in site.taps]
-        parts: list[dict[Readout, Tensor]] = [{} for _ in taps]
+        parts: list[dict[Pooling, Tensor]] = [{} for _ in taps]
         waiting = set(range(len(taps)))
 
         def receive(index: int, tensor: Tensor | None) -> None:
@@ -197,7 +197,7 @@ class Stream:
                     f"{'passes no tensor' if tensor is None else 'ran twice in one pass'}"
                 )
             states = tensor.flatten(0, -2)
-            parts[index] = {readout: spots.read(readout, states) for readout in self.readouts}
+            parts[index] = {pooling: spots.read(pooling, states) for pooling in self.poolings}
             waiting.discard(index)
             if not waiting:
                 raise Enough
@@ -208,27 +208,27 @@ class Stream:
             if waiting:
                 name = self.stack.name_of(taps[min(waiting)].module)
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
-            return spots, {readout: self._combine(readout, parts) for readout in self.readouts}
+            return spots, {pooling: self._combine(pooling, parts) for pooling in self.poolings}
 
-    def _combine(self, readout: Readout, parts: Sequence[dict[Readout, Tensor]]) -> list[Tensor]:
+    def _combine(self, pooling: Pooling, parts: Sequence[dict[Pooling, Tensor]]) -> list[Tensor]:
         values, at = [], 0
         for site in self.sites:
-            among = [part[readout] for part in parts[at : at + len(site.taps)]]
+            among = [part[pooling] for part in parts[at : at + len(site.taps)]]
             value = combined([part.to(among[0].device) for part in among], site.factors)
             values.append(value.to(self.dtype or torch.promote_types(value.dtype, torch.float32)))
             at += len(site.taps)
         return values
 
-    def _store(self, readings: Readings, spots: Spots, values: dict[Readout, list[Tensor]], offsets: Tensor) -> None:
+    def _store(self, readings: Readings, spots: Spots, values: dict[Pooling, list[Tensor]], offsets: Tensor) -> None:
         """Put a batch's values where its rows belong."""
-        for readout, sites in values.items():
-            if not readings.values[readout]:
-                items = int(offsets[-1]) if readout == "tokens" else len(offsets) - 1
-                readings.values[readout] += [torch.empty((items, v.shape[-1]), dtype=v.dtype) for v in sites]
+        for pooling, sites in values.items():
+            if not readings.values[pooling]:
+                items = int(offsets[-1]) if pooling == "tokens" else len(offsets) - 1
+                readings.values[pooling] += [torch.empty((items, v.shape[-1]), dtype=v.dtype) for v in sites]
             where = spots.rows
-            if readout == "tokens":
+            if pooling == "tokens":
                 where = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in spots.rows])
-            for whole, part in zip(readings.values[readout], sites, strict=True):
+            for whole, part in zip(readings.values[pooling], sites, strict=True):
                 whole[where] = part.cpu()
 
     def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from probing.data.bundled import BUNDLED, bundled_model
 from probing.errors import ModelInvalid, OutOfMemory
@@ -19,17 +24,22 @@ from probing.models.hashes import checkpoint_source
 from probing.types import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BALANCED = "balanced"
+UNUSED_PARTS = ("pooler.",)
+"""Above the states that are read: an encoder saved with another head lacks them."""
+IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model with the tokenizer it was trained with.
+    """A language model with the tokenizer it was trained with.
 
     Made by ``load``; or by hand from a model in memory: ``LanguageModel(model, tokenizer)``.
 
     Attributes:
-        model: a transformers model with an output head. It runs in eval mode and leaves as it came.
+        model: a transformers model: causal (with an output head), an encoder, or one for images and text, of which the
+            text part is used. It runs in eval mode and leaves as it came.
         tokenizer: its tokenizer.
         source: what it was loaded from.
 
@@ -53,8 +63,11 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where inputs have to be."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        embedding = self.model.get_input_embeddings()
+        # Weights that accelerate keeps elsewhere until they are needed lie on "meta" here.
+        hook = getattr(embedding, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return embedding.weight.device if device is None else torch.device(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,23 +108,27 @@ def load(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a causal language model and its tokenizer, in eval mode.
+    """Load a language model and its tokenizer, in eval mode.
+
+    A checkpoint of an encoder (BERT and its like) is loaded without its head: hidden states can be captured, and scores
+    that need a likelihood are refused.
 
     Args:
         path_or_id: a folder, a hub id, or "bundled" for the small model in this package.
         revision: branch, tag or commit of the hub.
         dtype: "float32", "bfloat16", "float16"; "auto" keeps the checkpoint's on an accelerator and takes float32 on
             the CPU.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" is the first CUDA card if there is one.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is the first CUDA card if there is one. "balanced" spreads the
+            layers over all cards, and over the memory of the host where they do not suffice.
         trust_remote_code: run code that the checkpoint brings with it.
 
     Raises:
         ModelInvalid: nothing there; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
-            remote code that was not allowed; not a causal language model.
+            remote code that was not allowed; neither a causal language model nor an encoder.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
-    place = choose_device(device)
+    place = choose_device("auto" if device == BALANCED else device)
     name = str(bundled_model()) if path_or_id == BUNDLED else os.path.expanduser(path_or_id)
     if Path(name).exists():
         _check_folder(Path(name))
@@ -121,17 +138,37 @@ def load(
     with _explained(path_or_id):
         config = AutoConfig.from_pretrained(name, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        # Quantised weights cannot be moved once they are loaded.
+        mapped = device == BALANCED or getattr(config, "quantization_config", None) is not None
+        model, info = auto_class(config).from_pretrained(
             name,
             config=config,
             dtype=_dtype(dtype, place, config),
             use_safetensors=True,
             output_loading_info=True,
+            device_map=("auto" if device == BALANCED else {"": place}) if mapped else None,
             **options,
         )
-        model.to(place)
-    _check_complete(path_or_id, info["missing_keys"], info["unexpected_keys"], model.state_dict())
+        if not mapped:
+            model.to(place)
+    missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
+    _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
     return LanguageModel(model.eval(), tokenizer, checkpoint_source(path_or_id, name, revision, model, tokenizer))
+
+
+def auto_class(config: Any) -> Any:
+    """The class of the library that loads a checkpoint for reading its states.
+
+    What the checkpoint says of itself decides between the language model of a family and its bare encoder: BERT has
+    both, and loaded as a language model it would get a head that was never trained.
+    """
+    kind, names = config.model_type, getattr(config, "architectures", None) or []
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not causal and not getattr(config, "is_decoder", False):
+        return AutoModel
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not any(name.endswith(IMAGES) for name in names):
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else AutoModelForCausalLM
 
 
 def _dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
@@ -209,4 +246,4 @@ def _explained(name: str) -> Iterator[None]:
                 f"{name}: the checkpoint needs code of its own, which is not run unless you say so; read it, then add "
                 f"--trust-remote-code"
             ) from error
-        raise ModelInvalid(f"{name}: cannot be loaded as a causal language model: {reason}") from error
+        raise ModelInvalid(f"{name}: cannot be loaded as a language model: {reason}") from error

@@ -1,4 +1,4 @@
-"""A progress bar in pairs, with tokens a second and the time left."""
+"""A progress bar in rows, with tokens a second and the time left."""
 
 import sys
 import time
@@ -9,27 +9,29 @@ from tqdm import tqdm
 
 DELAY_SECONDS = 2
 QUIET_INTERVAL_SECONDS = 10.0
-_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} pairs [{elapsed}<{remaining}{postfix}]"
+_FORMAT = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{n:.0f}}/{{total_fmt}} {unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
 
 
-class PairProgress:
+class Progress:
     """Shown on stderr once a job takes longer than two seconds; a line every ten seconds where there is no terminal.
 
     Args:
-        total: pairs in all.
-        done: pairs that an earlier run has already scored.
+        total: rows in all.
+        done: rows that an earlier run has already done.
+        unit: what a row is.
+        doing: what is done with it.
     """
 
-    def __init__(self, total: int, done: int = 0) -> None:
+    def __init__(self, total: int, done: int = 0, unit: str = "pairs", doing: str = "scoring") -> None:
         live = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
             initial=done,
             delay=DELAY_SECONDS,
-            bar_format=_FORMAT,
+            bar_format=_FORMAT.format(unit=unit),
             mininterval=0.2 if live else QUIET_INTERVAL_SECONDS,
             dynamic_ncols=live,
-            desc="scoring ",
+            desc=f"{doing} ",
         )
         self._tokens = 0
         self._start = time.monotonic()
@@ -42,9 +44,9 @@ class PairProgress:
     ) -> None:
         self._bar.close()
 
-    def advance(self, pairs: float, tokens: int) -> None:
-        """Count pairs (fractions are fine) and tokens as done."""
+    def advance(self, rows: float, tokens: int) -> None:
+        """Count rows (fractions are fine) and tokens as done."""
         self._tokens += tokens
         elapsed = max(time.monotonic() - self._start, 1e-9)
         self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
-        self._bar.update(pairs)
+        self._bar.update(min(rows, self._bar.total - self._bar.n))  # fractions may add up to a little more

@@ -16,23 +16,14 @@ from probing.errors import DataInvalid, UsageError
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.layers import find_backbone, output_site
 from probing.models.load import LanguageModel
-from probing.report.progress import PairProgress
-from probing.types import PreferencePair
+from probing.report.progress import Progress
+from probing.types import PreferencePair, Problem
 
 TOKEN_COLUMNS = ("prompt_tokens", "chosen_tokens", "rejected_tokens")
 SCORE_COLUMNS = ("ches", "ches_normalized", "last_state_similarity", "edit_similarity")
 COLUMNS = ("id", "status", *TOKEN_COLUMNS, *SCORE_COLUMNS)
 BLOCK_PAIRS = 512
 """Pairs that are tokenised, sorted and scored together; bounds the memory whatever the number of rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A pair without scores, and why."""
-
-    id: str
-    status: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -203,7 +194,7 @@ def score_pairs(
     listed = as_pairs(pairs)
     scorer = PairScorer(model, eos=eos, max_length=max_length, batch_tokens=batch_tokens)
     frames = []
-    with PairProgress(len(listed)) as bar:
+    with Progress(len(listed)) as bar:
         for block in _blocks(listed):
             frames.append(scorer.score(block, progress=bar.advance).frame)
     return pd.concat(frames, ignore_index=True)[wanted]

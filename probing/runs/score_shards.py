@@ -19,7 +19,7 @@ from probing.data.tables import Table
 from probing.engine.stream import TokenBudget
 from probing.errors import DataInvalid, NotFinite, StoreCorrupt
 from probing.models.load import LanguageModel, load
-from probing.report.progress import PairProgress
+from probing.report.progress import Progress
 from probing.report.tables import counts, extremes, quantiles
 from probing.runs.pair_scores import COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS, PairScorer
 from probing.runs.score import SCORES_FILE, ScoreConfig
@@ -108,7 +108,7 @@ def _all_shards(
     ]
     known = [_known_shard(shard_path(folder.shards, number), block, pairs) for number, block in enumerate(blocks)]
     shards = []
-    with PairProgress(len(pairs), sum(len(shard.rows) for shard in known if shard is not None)) as bar:
+    with Progress(len(pairs), sum(len(shard.rows) for shard in known if shard is not None)) as bar:
         for number, (block, found) in enumerate(zip(blocks, known, strict=True)):
             shard = found if found is not None else _new_shard(scorer, table, pairs, block, bar)
             if found is None:
@@ -126,9 +126,7 @@ def _known_shard(path: Path, block: range, pairs: Sequence[PreferencePair]) -> S
     return Shard(*found)
 
 
-def _new_shard(
-    scorer: PairScorer, table: Table, pairs: Sequence[PreferencePair], block: range, bar: PairProgress
-) -> Shard:
+def _new_shard(scorer: PairScorer, table: Table, pairs: Sequence[PreferencePair], block: range, bar: Progress) -> Shard:
     began = time.monotonic()
 
     def where(row: int) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probing import PreferencePair
-from probing.data.tokenize import _warn_once, template_sha256, tokenize_pairs
+from probing.data.tokenize import template_sha256, tokenize_pairs, warn_once
 from probing.errors import DataInvalid, ModelInvalid
 
 TOKENIZER = tiny.make_tokenizer()
@@ -222,7 +222,7 @@ def test_two_bos_are_refused():
 
 
 def test_a_template_without_bos_is_said_once(caplog):
-    _warn_once.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         chat()
         tokenized()

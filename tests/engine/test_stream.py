@@ -53,9 +53,9 @@ def pairs_of(shapes, seed=0):
     return rows
 
 
-def stream(mode=PACKED, tokens=64, stack=STACK, readouts=("sum", "last"), sites=None, **options):
+def stream(mode=PACKED, tokens=64, stack=STACK, poolings=("sum", "last"), sites=None, **options):
     sites = [output_site(stack)] if sites is None else sites
-    return Stream(stack, mode, sites, readouts, TokenBudget(tokens, "test"), **options)
+    return Stream(stack, mode, sites, poolings, TokenBudget(tokens, "test"), **options)
 
 
 def read(segments, *args, **options):
@@ -76,7 +76,7 @@ def plain_states(segment, model=MODEL):
 )
 def test_states_do_not_depend_on_how_they_are_computed(way, shapes, tokens):
     segments = pairs_of(shapes)
-    found = read(segments, WAYS[way], tokens, readouts=("sum", "last", "first", "mean", "tokens"))
+    found = read(segments, WAYS[way], tokens, poolings=("sum", "last", "first", "mean", "tokens"))
     at = 0
     for row, segment in enumerate(segments):
         counted = plain_states(segment)[segment.start : segment.stop]
@@ -322,4 +322,4 @@ def test_states_on_a_card_equal_those_on_the_cpu(dtype):
     budget = choose_batch_tokens(stack, torch.device("cuda"))
     states = Stream(stack, mode, [output_site(stack)], ("mean",), budget).read(segments).values["mean"][0]
     near = 1e-4 if dtype == torch.float32 else 5e-2
-    torch.testing.assert_close(states, read(segments, readouts=("mean",))["mean"], rtol=near, atol=near)
+    torch.testing.assert_close(states, read(segments, poolings=("mean",))["mean"], rtol=near, atol=near)

@@ -125,13 +125,13 @@ BAD = {
     "no config": (without("config.json"), r"no config\.json, so this is not a model folder"),
     "pickle": (pickled, r"the weights are pickled \(pytorch_model\.bin\).* convert them to safetensors"),
     "truncated": (truncated, r"a weight file is damaged or cut short .* fetch it again"),
-    "pickle beside safetensors": (pickled_beside_an_adapter, r"cannot be loaded as a causal language model"),
+    "pickle beside safetensors": (pickled_beside_an_adapter, r"cannot be loaded as a language model"),
     "further layer": (further_layer, r"hold 1 tensors that the config has no place for \(model\.layers\.3"),
-    "bad config": (config_with(hidden_size="wide"), r"cannot be loaded as a causal language model"),
+    "bad config": (config_with(hidden_size="wide"), r"cannot be loaded as a language model"),
     "lacking": (lacking, r"the weights lack 1 tensors of the model \(model\.layers\.1\.mlp\.up_proj\.weight"),
     "remote code": (remote, r"needs code of its own, which is not run unless you say so.* --trust-remote-code"),
-    "unknown type": (config_with(model_type="nonesuch"), r"cannot be loaded as a causal language model"),
-    "encoder-decoder": (config_with(model_type="t5"), r"cannot be loaded as a causal language model"),
+    "unknown type": (config_with(model_type="nonesuch"), r"cannot be loaded as a language model"),
+    "encoder-decoder": (config_with(model_type="t5"), r"cannot be loaded as a language model"),
 }
 
 

@@ -1,0 +1,32 @@
+"""Blocks compiled by ``torch.compile`` for a while, with hooks on them that still fire."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from probing.models.layers import Stack
+
+BACKEND = "inductor"
+
+
+@contextlib.contextmanager
+def compiled_blocks(stack: Stack, wanted: bool = True) -> Iterator[None]:
+    """The blocks' ``forward`` compiled, and as it was after.
+
+    Compiling a block itself would take its hooks into the compiled code, where those that come later are not seen.
+    """
+    if not wanted:
+        yield
+        return
+    before = [block.__dict__.get("forward") for block in stack.blocks]
+    try:
+        for block in stack.blocks:
+            block.forward = torch.compile(block.forward, dynamic=True, backend=BACKEND)
+        yield
+    finally:
+        for block, forward in zip(stack.blocks, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
