@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from probing.runs.activations import capture
     from probing.runs.filter import filter_pairs
     from probing.runs.pair_scores import score_pairs
+    from probing.store.activations import open_store
     from probing.types import (
         Activations,
         Capture,
@@ -45,6 +46,7 @@ _PLACES = {
     "capture": "probing.runs.activations",
     "filter_pairs": "probing.runs.filter",
     "score_pairs": "probing.runs.pair_scores",
+    "open_store": "probing.store.activations",
     "Activations": "probing.types",
     "Capture": "probing.types",
     "LabelledPrompt": "probing.types",
@@ -92,6 +94,7 @@ __all__ = [
     "filter_pairs",
     "last_state_similarity",
     "load",
+    "open_store",
     "score_pairs",
 ]
 

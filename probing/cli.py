@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "score": "score a preference dataset by CHES and its relatives",
     "filter": "keep the pairs of a scored dataset whose responses look least alike",
+    "capture": "write hidden states of texts, at any places of any model",
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",
 }

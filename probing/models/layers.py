@@ -42,6 +42,7 @@ class Stack:
         width: of the residual stream.
         causal: whether a state depends on earlier tokens only.
         normed: whether the backbone changes the last block's output (by a final norm) before it returns it.
+        final_norm: the module that does, if it is a single one.
     """
 
     language_model: LanguageModel
@@ -50,6 +51,7 @@ class Stack:
     width: int
     causal: bool
     normed: bool
+    final_norm: nn.Module | None
 
     def name_of(self, module: nn.Module) -> str:
         """Path of a module within the model."""
@@ -258,9 +260,12 @@ def _runner(model: Any, name: str) -> nn.Module | None:
 def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.ModuleList) -> Stack | str:
     """The stack, or what speaks against it."""
     taps = [Tap(block, before) for block in blocks for before in (True, False)]
+    inside = {module for block in blocks for module in block.modules()}
+    others = [module for module in backbone.modules() if module is not backbone and module not in inside]
     for start in TRIAL_STARTS:
         seen: list[tuple[int, Tensor | None]] = []
-        with tapped(taps, _into(seen)):
+        returned: list[tuple[int, Tensor | None]] = []
+        with tapped(taps, _into(seen)), tapped([Tap(module) for module in others], _into(returned)):
             ids = trial_ids(language_model, start)
             states = last_hidden_state(backbone, ids)
         if [index for index, _ in seen] != list(range(len(taps))):
@@ -274,8 +279,14 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     assert last is not None
     shorter = last_hidden_state(backbone, ids[:, :-3])
     causal = not difference(states[:, : shorter.shape[1]], shorter) > tolerance(states.dtype)
-    normed = last.shape != states.shape or not torch.equal(last.to(states.device), states)
-    return Stack(language_model, backbone, tuple(blocks), last.shape[-1], causal, normed)
+    normed = not _equal(last, states)
+    same = [others[index] for index, tensor in returned if tensor is not None and _equal(tensor, states)]
+    norm = same[-1] if normed and same else None
+    return Stack(language_model, backbone, tuple(blocks), last.shape[-1], causal, normed, norm)
+
+
+def _equal(tensor: Tensor, states: Tensor) -> bool:
+    return tensor.shape == states.shape and torch.equal(tensor.to(states), states)
 
 
 def _into(seen: list[tuple[int, Tensor | None]]) -> Callable[[int, Tensor | None], None]:

@@ -32,6 +32,10 @@ class Part:
     module: nn.Module
     factor: float = 1.0
 
+    def told(self) -> str:
+        """In words."""
+        return self.name if self.factor == 1.0 else f"{self.factor:.4g} * {self.name}"
+
 
 @dataclass(frozen=True, eq=False)
 class BlockWrites:

@@ -33,7 +33,7 @@ class Progress:
             dynamic_ncols=live,
             desc=f"{doing} ",
         )
-        self._tokens = 0
+        self._total, self._tokens = total, 0
         self._start = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -49,4 +49,4 @@ class Progress:
         self._tokens += tokens
         elapsed = max(time.monotonic() - self._start, 1e-9)
         self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
-        self._bar.update(min(rows, self._bar.total - self._bar.n))  # fractions may add up to a little more
+        self._bar.update(min(rows, self._total - self._bar.n))  # fractions may add up to a little more

@@ -34,10 +34,10 @@ def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows
     )
 
 
-def counts(values: Mapping[str, int], name: str) -> pd.DataFrame:
+def counts(values: Mapping[str, int], name: str, unit: str = "pairs") -> pd.DataFrame:
     """A count a row, largest first."""
     ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))
-    return pd.DataFrame(ordered, columns=[name, "pairs"])
+    return pd.DataFrame(ordered, columns=[name, unit])
 
 
 def plain(text: Text) -> str:

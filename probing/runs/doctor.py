@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from probing.types import Report
 
@@ -11,11 +12,29 @@ EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "ray": ["ray"], "report"
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Print device, versions, and what will run here and why."""
+    """Print device, versions, and what will run here and why; and where the places of a model are.
+
+    Args:
+        model: folder or hub id of a model to look into, or "bundled".
+        revision: branch, tag or commit of a hub model.
+        dtype: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
+        device: "auto", "cpu", "cuda", "cuda:1", ...; "balanced" spreads the layers over all cards and the host.
+        trust_remote_code: run code that the checkpoint brings with it.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
 
 
 def run(config: DoctorConfig) -> Report:
-    """Look at the machine; nothing is loaded or changed."""
+    """Look at the machine, and into a model if one is named; nothing is changed.
+
+    Raises:
+        LayerNotFound: the model is built in a way that is not understood; lists what was found.
+    """
     import pandas as pd
 
     from probing.runs.versions import versions
@@ -26,14 +45,64 @@ def run(config: DoctorConfig) -> Report:
         "What will run": pd.DataFrame(plan, columns=["what", "choice", "why"]),
         "Versions": pd.DataFrame(sorted(versions().items()), columns=["library", "version"]),
     }
+    found = _look_into(config) if config.model is not None else {}
+    for title, rows in found.items():
+        tables[title] = pd.DataFrame(rows)
     return Report(
         tables,
         {
+            **({"model": found} if found else {}),
             "machine": dict(machine),
             "plan": [dict(zip(("what", "choice", "why"), row, strict=True)) for row in plan],
             "versions": versions(),
         },
     )
+
+
+def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
+    """Where the parts of a model are, what each block writes, and how it will be run."""
+    from probing.engine.modes import choose_mode
+    from probing.models.layers import find_stack
+    from probing.models.load import load
+
+    assert config.model is not None
+    model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    stack = find_stack(model)
+    head = model.model.get_output_embeddings()
+    facts = {
+        "family": stack.family,
+        "kind": "causal" if stack.causal else "bidirectional (an encoder)",
+        "embedding": stack.name_of(model.model.get_input_embeddings()),
+        "blocks": f"{len(stack.blocks)} in {stack.name_of(stack.blocks[0]).rpartition('.')[0]}",
+        "width": str(stack.width),
+        "positions": "no limit" if model.max_positions is None else str(model.max_positions),
+        "final norm": stack.name_of(stack.final_norm) if stack.final_norm is not None else "none",
+        "output head": "none" if head is None else stack.name_of(head),
+        "device, dtype": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
+        "run": choose_mode(stack).told(),
+    }
+    blocks: dict[tuple[str, str, str], list[int]] = {}
+    for layer, writes in enumerate(stack.writes):
+        attention, mlp = (" + ".join(part.told() for part in side) or "-" for side in (writes.attention, writes.mlp))
+        blocks.setdefault((attention, mlp, writes.form), []).append(layer)
+    return {
+        "Model": [{"what": what, "found": value} for what, value in facts.items()],
+        "What the blocks add to the residual stream": [
+            {"layers": ranges(layers), "attn_out": attention, "mlp_out": mlp, "form": form}
+            for (attention, mlp, form), layers in blocks.items()
+        ],
+    }
+
+
+def ranges(numbers: list[int]) -> str:
+    """``0..3, 5`` for 0, 1, 2, 3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
 def _machine() -> list[tuple[str, str]]:

@@ -16,7 +16,8 @@ from probing.store.files import is_leftover, new_file, remove_leftovers
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 SHARDS = "shards"
-OWN_FILES = r"run\.json|\w+\.parquet"
+MANIFEST = "manifest.json"
+OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors"
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class RunFolder:
     Attributes:
         path: the folder.
         command: the job that writes it.
+        record: the file that says what it was made from and how far it got.
     """
 
     path: Path
     command: str
+    record: str = RUN_FILE
 
     @property
     def shards(self) -> Path:
@@ -47,19 +50,19 @@ class RunFolder:
         return self.finished or any(self.shards.glob("*.parquet"))
 
     def facts(self) -> dict[str, Any]:
-        """The content of ``run.json``; empty before the run began.
+        """The content of the record; empty before the run began.
 
         Raises:
             StoreCorrupt: the file is damaged.
         """
-        return read_run(self.path) if (self.path / RUN_FILE).exists() else {}
+        return read_run(self.path, self.record) if (self.path / self.record).exists() else {}
 
     def begin(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Start the run, or go on with it if everything it depends on is the same.
 
         Args:
             identity: what the numbers depend on: hashes, options, versions.
-            facts: what else to write into ``run.json``.
+            facts: what else to write into the record.
 
         Raises:
             SourceMismatch: the folder's run was made from something else; names each difference.
@@ -76,24 +79,24 @@ class RunFolder:
         self.write({**facts, "status": "running", "identity": dict(identity)})
 
     def write(self, facts: Mapping[str, Any]) -> None:
-        """Write ``run.json``."""
+        """Write the record."""
         content = {"schema_version": SCHEMA_VERSION, "command": self.command, **facts}
-        with new_file(self.path / RUN_FILE) as temporary:
+        with new_file(self.path / self.record) as temporary:
             temporary.write_text(
                 json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
             )
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The ``run.json`` of a folder.
+def read_run(folder: Path, record: str = RUN_FILE) -> dict[str, Any]:
+    """The record of a folder.
 
     Raises:
         SourceMismatch: there is none, so the folder holds no run.
         StoreCorrupt: it is damaged.
     """
-    path = folder / RUN_FILE
+    path = folder / record
     if not path.is_file():
-        raise SourceMismatch(f"{folder}: holds no {RUN_FILE}, so it is not the output folder of a run")
+        raise SourceMismatch(f"{folder}: holds no {record}, so it is not the output folder of a run")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -104,7 +107,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claim(path: Path, command: str) -> Iterator[RunFolder]:
+def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolder]:
     """Hold an output folder against every other process; one made here is removed if it fails before anything is done.
 
     Raises:
@@ -117,9 +120,9 @@ def claim(path: Path, command: str) -> Iterator[RunFolder]:
     handle = os.open(path, os.O_RDONLY)
     try:
         _lock(handle, path)
-        folder = RunFolder(path, command)
+        folder = RunFolder(path, command, record)
         try:
-            _check_content(path, command)
+            _check_content(folder)
             remove_leftovers(path, OWN_FILES)
             remove_leftovers(path / SHARDS, OWN_FILES)
             yield folder
@@ -142,7 +145,7 @@ def _make(path: Path) -> bool:
 
 def _remove(folder: RunFolder) -> None:
     """Remove what a run made, and the folder if nothing else has come into it."""
-    (folder.path / RUN_FILE).unlink(missing_ok=True)
+    (folder.path / folder.record).unlink(missing_ok=True)
     shutil.rmtree(folder.shards, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.path.rmdir()
@@ -158,8 +161,9 @@ def _lock(handle: int, path: Path) -> None:
         raise FolderBusy(f"{path}: another process has just removed it; run the same command again")
 
 
-def _check_content(path: Path, command: str) -> None:
-    if not (path / RUN_FILE).exists():
+def _check_content(folder: RunFolder) -> None:
+    path, command = folder.path, folder.command
+    if not (path / folder.record).exists():
         foreign = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry, OWN_FILES))
         if foreign:
             raise SourceMismatch(
@@ -167,7 +171,7 @@ def _check_content(path: Path, command: str) -> None:
                 f"there was touched"
             )
         return
-    other = read_run(path).get("command")
+    other = folder.facts().get("command")
     if other != command:
         raise SourceMismatch(
             f"{path}: holds a run of 'probing {other}', not of 'probing {command}'; choose another --out"

@@ -1,0 +1,338 @@
+"""Capturing a dataset shard by shard into a claimed folder; the part of ``probing capture`` that needs the model."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from probing.data.tables import Table, canonical
+from probing.engine.stream import TokenBudget
+from probing.errors import DataInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
+from probing.models.layers import find_stack
+from probing.models.load import LanguageModel, load
+from probing.report.progress import Progress
+from probing.report.tables import counts
+from probing.runs.activations import Capturer
+from probing.runs.capture import CaptureConfig
+from probing.runs.versions import versions
+from probing.store.activations import REPAIR, ROWS_FILE, fault, file_sha256, states_path, write_states
+from probing.store.manifest import MANIFEST, SHARDS, RunFolder
+from probing.store.shards import join_shards, read_shard, shard_path, write_shard
+from probing.types import Capture, LabelledPrompt, Report
+
+LISTED_PROBLEMS = 100
+# What the values do not depend on, or what is compared by content instead.
+NOT_IDENTITY = (
+    "model data out device dtype trust_remote_code append repair places split id_column text_column response_column "
+    "label_column category_column span_column substring"
+).split()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of one part, and what is to be remembered of its making."""
+
+    rows: pa.Table
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one dataset that make up consecutive shards.
+
+    Attributes:
+        facts: path, hashes, first shard, number of shards: what the manifest says of it.
+        prompts: its rows that no earlier dataset brought.
+        table: where they come from.
+    """
+
+    facts: dict[str, Any]
+    prompts: list[LabelledPrompt]
+    table: Table
+
+
+def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt]) -> Report:
+    """Capture every row into the folder, unless an earlier run has done so; answer with its tables.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else.
+        StoreCorrupt: a shard of a finished run is gone or damaged.
+        DataInvalid, NotFinite: not one row could be read.
+    """
+    began = time.monotonic()
+    model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    request = config.request(len(find_stack(model).blocks))
+    capturer = Capturer(model, request, config.eos, config.max_length, config.batch_tokens, config.compile)
+    request = Capture(capturer.places, request.pooling, request.over, request.dtype, request.chat)
+    folder.begin(_identity(config, model, request), {"config": _plain(config)})
+    schema = _schema(folder, prompts)
+    batch = _batch(folder, config, table, prompts, schema)
+    made = _make_shards(folder, config, capturer, batch, schema)
+    if made or not folder.finished or not _rows_are_whole(folder):
+        _finish(folder, config, capturer, batch, schema, round(time.monotonic() - began, 3))
+    return _report(folder)
+
+
+def _plain(config: CaptureConfig) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def _identity(config: CaptureConfig, model: LanguageModel, request: Capture) -> dict[str, Any]:
+    """Everything but the rows that the bytes of the states depend on."""
+    return {
+        "model": {key: value for key, value in asdict(model.source).items() if key.endswith("sha256")},
+        "options": {key: value for key, value in _plain(config).items() if key not in NOT_IDENTITY},
+        "places": ", ".join(map(str, request.places)),
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def _content(prompt: LabelledPrompt) -> str:
+    return hashlib.sha256(canonical([prompt.text, prompt.response, prompt.span])).hexdigest()[:16]
+
+
+def _schema(folder: RunFolder, prompts: Sequence[LabelledPrompt]) -> pa.Schema:
+    """Columns of the rows; the label has the type of the labels, which later rows have to have as well."""
+    names = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
+    known = folder.facts().get("label_type")
+    kinds = {type(prompt.label) for prompt in prompts} - {type(None)}
+    found = (
+        "bool" if kinds == {bool} else "int64" if kinds == {int} else "double" if kinds <= {int, float} else "string"
+    )
+    label = known or (found if kinds else "string")
+    if kinds and found != label:
+        raise UsageError(f"{folder.path}: the labels there are of type {label}, those of the new rows of type {found}")
+    folder.write({**folder.facts(), "label_type": label})
+    integers = ["tokens", "counted"]
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("status", pa.string()),
+            *((name, pa.int64()) for name in integers),
+            ("label", names[label]),
+            ("category", pa.string()),
+            ("shard", pa.int64()),
+            ("content", pa.string()),
+        ]
+    )
+
+
+def _batch(
+    folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt], schema: pa.Schema
+) -> Batch:
+    """The rows of this run as the manifest knows them, or as it will."""
+    facts = folder.facts()
+    sources: list[dict[str, Any]] = facts.get("data", [])
+    whole = hashlib.sha256(canonical([[prompt.id, _content(prompt)] for prompt in prompts])).hexdigest()
+    source = next((source for source in sources if source["rows_sha256"] == whole), None)
+    if source is None and sources and not config.append:
+        raise SourceMismatch(
+            f"{folder.path} holds states of other rows ({', '.join(source['path'] for source in sources)}). "
+            f"Choose another --out, or add these rows with --append"
+        )
+    if source is None and sources and not folder.finished:
+        raise SourceMismatch(
+            f"{folder.path}: the run on {sources[-1]['path']} has not finished; finish it before other rows are added"
+        )
+    first = source["first_shard"] if source else sum(source["shards"] for source in sources)
+    new = _not_known(folder, prompts, first, schema)
+    if source is None:
+        shards = -(-len(new) // config.shard_rows)
+        source = {"path": table.path, "format": table.format, "sha256": table.sha256, "rows_sha256": whole}
+        source |= {"rows": len(new), "first_shard": first, "shards": shards}
+        if new:
+            folder.write({**facts, "status": "running", "data": [*sources, source]})
+    return Batch(source, new, table)
+
+
+def _not_known(
+    folder: RunFolder, prompts: Sequence[LabelledPrompt], before: int, schema: pa.Schema
+) -> list[LabelledPrompt]:
+    """Rows that no shard before this number has.
+
+    Raises:
+        SourceMismatch: a row has the id of another one there.
+    """
+    known: dict[str, str] = {}
+    for number in range(before):
+        found = read_shard(shard_path(folder.shards, number), schema)
+        if found is None:
+            raise StoreCorrupt(f"{shard_path(folder.shards, number)}: missing or damaged; {REPAIR} (on its own data)")
+        known.update(zip(found[0]["id"].to_pylist(), found[0]["content"].to_pylist(), strict=True))
+    for prompt in prompts:
+        if known.get(prompt.id, _content(prompt)) != _content(prompt):
+            raise SourceMismatch(f"{folder.path}: there is another row with the id '{prompt.id}' in it")
+    return [prompt for prompt in prompts if prompt.id not in known]
+
+
+def _make_shards(
+    folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema
+) -> list[int]:
+    """Every shard of this run that is not there yet; the numbers of those that were made."""
+    first, blocks = batch.facts["first_shard"], []
+    for start in range(0, len(batch.prompts), config.shard_rows):
+        blocks.append(batch.prompts[start : start + config.shard_rows])
+    known = [_known_shard(folder, first + at, block, schema, config.repair) for at, block in enumerate(blocks)]
+    lost = [states_path(folder.shards, first + at) for at, shard in enumerate(known) if isinstance(shard, str)]
+    if lost and folder.finished and not config.repair:
+        faults = [shard for shard in known if isinstance(shard, str)]
+        raise StoreCorrupt(f"{lost[0]}: {faults[0]} ({len(lost)} of {len(known)} shards); {REPAIR}")
+    _keep_budget(folder, capturer)
+    lines = {prompt.id: index for index, prompt in enumerate(batch.prompts)}
+    made = []
+    done = sum(len(shard.rows) for shard in known if isinstance(shard, Shard))
+    with Progress(len(batch.prompts), done, "rows", "capturing") as bar:
+        for at, (block, shard) in enumerate(zip(blocks, known, strict=True)):
+            if not isinstance(shard, Shard):
+                shard = _new_shard(folder, capturer, batch, block, first + at, schema, lines, bar)
+                made.append(first + at)
+            # A resumed run keeps the budget that the run before it had come to, so that it ends in the same bytes.
+            capturer.budget = TokenBudget(**shard.facts["batch_tokens"])
+    return made
+
+
+def _keep_budget(folder: RunFolder, capturer: Capturer) -> None:
+    """The budget of this folder's run: what is found on a card depends on the memory of the moment."""
+    known = folder.facts().get("batch_tokens")
+    if known is None:
+        folder.write({**folder.facts(), "batch_tokens": asdict(capturer.budget)})
+    else:
+        capturer.budget = TokenBudget(**known)
+
+
+def _known_shard(
+    folder: RunFolder, number: int, block: Sequence[LabelledPrompt], schema: pa.Schema, deep: bool
+) -> Shard | str:
+    """A shard that is there, or what is wrong with it."""
+    found = read_shard(shard_path(folder.shards, number), schema)
+    if found is None or found[0]["id"].to_pylist() != [prompt.id for prompt in block]:
+        return "missing"
+    return fault(states_path(folder.shards, number), found[1]["states"], deep) or Shard(*found)
+
+
+def _new_shard(
+    folder: RunFolder,
+    capturer: Capturer,
+    batch: Batch,
+    block: Sequence[LabelledPrompt],
+    number: int,
+    schema: pa.Schema,
+    lines: Mapping[str, int],
+    bar: Progress,
+) -> Shard:
+    began = time.monotonic()
+    captured = capturer.read(block, lambda row: f"{batch.table.path}, id '{block[row].id}'", bar.advance)
+    names = list(map(str, capturer.places))
+    states = write_states(states_path(folder.shards, number), dict(zip(names, captured.values, strict=True)))
+    ok = [row.id for row in captured.tokenized if row.id not in captured.problems]
+    counted = dict(zip(ok, captured.counts.tolist(), strict=True))
+    rows = pa.Table.from_pylist(
+        [
+            {
+                "id": row.id,
+                "status": captured.problems[row.id].status if row.id in captured.problems else "ok",
+                "tokens": len(row.ids),
+                "counted": counted.get(row.id, 0),
+                "label": str(prompt.label) if _as_text(schema, prompt) else prompt.label,
+                "category": prompt.category,
+                "shard": number,
+                "content": _content(prompt),
+            }
+            for row, prompt in zip(captured.tokenized, block, strict=True)
+        ],
+        schema=schema,
+    )
+    facts = {
+        "states": {**states, "rows": len(ok), "items": len(captured.values[0])},
+        "tokens": captured.tokens,
+        "seconds": time.monotonic() - began,
+        "batch_tokens": asdict(capturer.budget),
+        "problems": [asdict(problem) for problem in captured.problems.values()],
+    }
+    write_shard(shard_path(folder.shards, number), rows, facts)
+    return Shard(rows, facts)
+
+
+def _as_text(schema: pa.Schema, prompt: LabelledPrompt) -> bool:
+    return schema.field("label").type == pa.string() and prompt.label is not None
+
+
+def _rows_are_whole(folder: RunFolder) -> bool:
+    path = folder.path / ROWS_FILE
+    return path.is_file() and file_sha256(path) == folder.facts().get("rows_sha256")
+
+
+def _finish(
+    folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema, seconds: float
+) -> None:
+    """Join the rows of all shards and write what the whole is."""
+    total = batch.facts["first_shard"] + batch.facts["shards"]
+    total = max([total, *(source["first_shard"] + source["shards"] for source in folder.facts()["data"])])
+    shards = [_whole(folder, number, schema) for number in range(total)]
+    join_shards([shard.rows for shard in shards], folder.path / ROWS_FILE)
+    statuses = Counter(status for shard in shards for status in shard.rows["status"].to_pylist())
+    problems = [problem for shard in shards for problem in shard.facts["problems"]]
+    tokens, spent = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
+    model = capturer.language_model
+    facts = {
+        "source": asdict(model.source),
+        "model": {"family": capturer.stream.stack.family, "device": str(model.device), "dtype": str(model.dtype)},
+        "request": {name: getattr(capturer.request, name) for name in ("pooling", "over", "dtype", "chat")},
+        "places": list(map(str, capturer.places)),
+        "layers": len(capturer.stream.stack.blocks),
+        "width": capturer.stream.stack.width,
+        "dtype": str(capturer.dtype).removeprefix("torch."),
+        "how": capturer.stream.mode.told(),
+        "rows_by_status": dict(sorted(statuses.items())),
+        "problems": problems[:LISTED_PROBLEMS],
+        "problems_in_all": len(problems),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / max(spent, 1e-9), 1),
+        "wall_seconds": seconds,
+        "shards": [shard.facts["states"] for shard in shards],
+        "rows_sha256": file_sha256(folder.path / ROWS_FILE),
+    }
+    folder.write({**folder.facts(), "status": "done", "config": _plain(config), **facts})
+
+
+def _whole(folder: RunFolder, number: int, schema: pa.Schema) -> Shard:
+    found = read_shard(shard_path(folder.shards, number), schema)
+    if found is None:
+        raise StoreCorrupt(f"{shard_path(folder.shards, number)}: missing or damaged; {REPAIR} (on its own data)")
+    return Shard(*found)
+
+
+def _report(folder: RunFolder) -> Report:
+    facts = folder.facts()
+    statuses = facts["rows_by_status"]
+    if not statuses.get("ok"):
+        first = facts["problems"][0]
+        told = ", ".join(f"{count} {status}" for status, count in statuses.items())
+        raise (NotFinite if set(statuses) == {"not_finite"} else DataInvalid)(
+            f"no row could be read ({told}); the first: id '{first['id']}': {first['detail']}. "
+            f"{folder.path / ROWS_FILE} lists each"
+        )
+    items = sum(shard["items"] for shard in facts["shards"])
+    size = items * facts["width"] * getattr(torch, facts["dtype"]).itemsize
+    written = pd.DataFrame(
+        {
+            "place": facts["places"],
+            "shape": [f"{items} x {facts['width']}"] * len(facts["places"]),
+            "dtype": facts["dtype"],
+            "megabytes": round(size / 1e6, 3),
+        }
+    )
+    how = pd.DataFrame({"model": [facts["model"]["family"]], "run": [facts["how"]]})
+    return Report(
+        {"Rows by status": counts(statuses, "status", "rows"), "States": written, "How": how},
+        {**facts, "wrote": [str(folder.path / name) for name in (MANIFEST, ROWS_FILE, SHARDS)]},
+    )

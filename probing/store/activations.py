@@ -1,0 +1,194 @@
+"""States on disk: safetensors shards with one tensor a place, so that one layer is read without the others."""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probing.errors import StoreCorrupt, UsageError
+from probing.store.files import new_file
+from probing.store.manifest import MANIFEST, SHARDS, read_run
+from probing.types import Activations, Place, Problem, Source, TokenActivations
+
+ROWS_FILE = "rows.parquet"
+CHUNK = 1 << 24
+REPAIR = "run the same 'probing capture' with --repair to compute it again"
+
+
+def states_path(folder: Path, index: int) -> Path:
+    """Name of the states of the part with this number."""
+    return folder / f"{index:06d}.safetensors"
+
+
+def write_states(path: Path, states: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write one part; what to remember of it: size and hashes of the file and of each tensor."""
+    with new_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in states.items()}, temporary, {"format": "pt"})
+        temporary.chmod(0o666 & ~_umask())  # the library makes it readable for its owner alone
+        facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+    return {**facts, "tensors": {name: tensor_sha256(tensor) for name, tensor in states.items()}}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
+    """What is wrong with a part: "missing", or "changed" (by its size; by all its bytes, if ``deep``)."""
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != facts["bytes"] or (deep and file_sha256(path) != facts["sha256"]):
+        return "damaged"
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """Over the bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Over the bytes of a tensor's values."""
+    flat = tensor.detach().contiguous().flatten()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationStore:
+    """States that ``probing capture`` wrote; nothing but the manifest is read until it is asked for.
+
+    Made by ``open_store``.
+
+    Attributes:
+        path: the folder.
+        facts: the content of its manifest.
+    """
+
+    path: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """What was captured, with layers counted from 0."""
+        return tuple(Place.parse(name) for name in self.facts["places"])
+
+    @property
+    def pooling(self) -> str:
+        """What was kept of each row."""
+        return str(self.facts["request"]["pooling"])
+
+    @property
+    def source(self) -> Source:
+        """The model that the states are of."""
+        return Source(**self.facts["source"])
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Every row of the data, also those without states: id, status, tokens, label, category, shard.
+
+        Raises:
+            StoreCorrupt: the table is gone or damaged.
+        """
+        path = self.path / ROWS_FILE
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != self.facts["rows_sha256"]:
+                raise StoreCorrupt(f"{path}: changed since it was written; {REPAIR}")
+            return pd.read_parquet(io.BytesIO(content))
+        except OSError as error:
+            raise StoreCorrupt(f"{path}: gone or unreadable ({error.strerror}); {REPAIR}") from error
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the rows that have states, in their order."""
+        rows = self.rows
+        return tuple(rows.loc[rows["status"] == "ok", "id"])
+
+    @property
+    def offsets(self) -> Tensor:
+        """[row + 1]: where the tokens of each row begin, if every token was kept."""
+        rows = self.rows
+        counts = torch.tensor(rows.loc[rows["status"] == "ok", "counted"].tolist(), dtype=torch.long)
+        return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    def read(self, place: Place | str) -> Tensor:
+        """States at one place, [row width] (or [token width] if every token was kept), checked against their hashes.
+
+        Raises:
+            UsageError: the place was not captured.
+            StoreCorrupt: a shard is missing or damaged; names it.
+        """
+        name = self._name(place)
+        parts = [self._part(facts, name) for facts in self.facts["shards"]]
+        return torch.cat(parts) if parts else torch.empty((0, int(self.facts["width"])))
+
+    def activations(self, places: Sequence[Place | str] | None = None) -> Activations | TokenActivations:
+        """Some places (by default all) as ``probing.capture`` returns them."""
+        wanted = tuple(Place.parse(self._name(place)) for place in (self.places if places is None else places))
+        values = torch.stack([self.read(place) for place in wanted], dim=1)
+        problems = tuple(Problem(**entry) for entry in self.facts["problems"])
+        if self.pooling == "tokens":
+            return TokenActivations(values, self.offsets, self.ids, wanted, self.source, problems)
+        return Activations(values, self.ids, wanted, self.source, problems)
+
+    def verify(self) -> list[str]:
+        """Read everything; what is missing or damaged, by name."""
+        folder = self.path / SHARDS
+        found = {facts["file"]: fault(folder / facts["file"], facts, deep=True) for facts in self.facts["shards"]}
+        bad = [f"{SHARDS}/{name} is {problem}" for name, problem in found.items() if problem]
+        try:
+            _ = self.rows
+        except StoreCorrupt as error:
+            bad.append(str(error))
+        return bad
+
+    def _name(self, place: Place | str) -> str:
+        parsed = Place.parse(place) if isinstance(place, str) else place
+        layers = int(self.facts["layers"])
+        if parsed.layer is not None and -layers <= parsed.layer < 0:
+            parsed = Place(parsed.kind, parsed.layer + layers)
+        if str(parsed) not in self.facts["places"]:
+            raise UsageError(f"{self.path}: {parsed} was not captured; there are {', '.join(self.facts['places'])}")
+        return str(parsed)
+
+    def _part(self, facts: Mapping[str, Any], name: str) -> Tensor:
+        path = self.path / SHARDS / facts["file"]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"{path}: missing; {REPAIR}") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise StoreCorrupt(f"{path}: damaged ({error}); {REPAIR}") from error
+        if tensor_sha256(tensor) != facts["tensors"][name]:
+            raise StoreCorrupt(f"{path}: {name} in it changed since it was written; {REPAIR}")
+        return tensor
+
+
+def open_store(path: str | Path) -> ActivationStore:
+    """Open what ``probing capture`` wrote.
+
+    Raises:
+        SourceMismatch: the folder holds no such store.
+        StoreCorrupt: its manifest is damaged, or it was never finished.
+    """
+    folder = Path(path).expanduser()
+    facts = read_run(folder, MANIFEST)
+    if facts.get("status") != "done":
+        raise StoreCorrupt(f"{folder}: the run that writes it has not finished; run the same 'probing capture' again")
+    return ActivationStore(folder, facts)
