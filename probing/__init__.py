@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from probing.errors import (
         DataInvalid,
         FolderBusy,
+        KernelUnavailable,
         LayerNotFound,
         ModelInvalid,
         NotFinite,
@@ -55,6 +56,7 @@ _PLACES = {
     "TokenActivations": "probing.types",
     "DataInvalid": "probing.errors",
     "FolderBusy": "probing.errors",
+    "KernelUnavailable": "probing.errors",
     "LayerNotFound": "probing.errors",
     "ModelInvalid": "probing.errors",
     "NotFinite": "probing.errors",
@@ -70,6 +72,7 @@ __all__ = [
     "Capture",
     "DataInvalid",
     "FolderBusy",
+    "KernelUnavailable",
     "LabelledPrompt",
     "LanguageModel",
     "LayerNotFound",
