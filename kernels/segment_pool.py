@@ -47,8 +47,8 @@ def segment_sum_kernel(values, ends, sums, width, row_stride, block_rows: tl.con
     # Row i of the tile sums the rows start + i, start + i + block_rows, ...: no reduction inside the loop.
     total = tl.zeros((block_rows, block_columns), tl.float32)
     for first in range(start, stop, block_rows):
-        # int64, as the ends are: 33 layers of 20,000 rows of 4,096 values overflow 32 bits.
-        rows = first + tl.arange(0, block_rows)
+        # 33 layers of 20,000 rows of 4,096 values overflow 32 bits.
+        rows = (first + tl.arange(0, block_rows)).to(tl.int64)
         mask = (rows < stop)[:, None] & inside[None, :]
         tile = tl.load(values + rows[:, None] * row_stride + columns[None, :], mask=mask, other=0.0)
         total += tile.to(tl.float32)

@@ -114,6 +114,20 @@ def test_importing_probing_brings_nothing_optional():
     assert run_python(code) == "[]"
 
 
+def test_triton_is_imported_to_launch_a_kernel_and_not_before():
+    """Importing every kernel, asking for its variants and running a torch form do without."""
+    code = (
+        "import importlib, pathlib, sys, torch; "
+        f"names = [path.stem for path in pathlib.Path({str(ROOT / 'kernels')!r}).glob('*.py')]; "
+        "modules = [importlib.import_module(f'probing.kernels.{name}') for name in names]; "
+        "[module.compile_variants() for module in modules if hasattr(module, 'compile_variants')]; "
+        "end = torch.tensor([1]); "
+        "importlib.import_module('probing.kernels.segment_pool').segment_sum(torch.ones(1, 1), end, end); "
+        "print(len(modules) > 2, 'triton' in sys.modules)"
+    )
+    assert run_python(code) == "True False"
+
+
 def test_importing_probing_alone_is_cheap():
     code = (
         "import probing, sys; print([n for n in ('torch', 'transformers', 'pandas', 'datasets') if n in sys.modules])"
