@@ -74,6 +74,14 @@ class Recorder:
         return launch
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_an_empty_grid_is_not_launched(monkeypatch, shape):
+    """A card refuses it; the interpreter does not."""
+    monkeypatch.setattr(segment_pool, "segment_sum_kernel", None)
+    end = torch.zeros(shape[0], dtype=torch.long)
+    segment_pool.launch_segment_sum(torch.zeros(5, shape[1]), end, end, torch.zeros(shape))
+
+
 @pytest.mark.parametrize("dtype", ELEMENT_TYPES)
 @pytest.mark.parametrize("width", [4096, 37])
 def test_what_is_launched_is_what_is_compiled_for_the_check(monkeypatch, dtype, width):

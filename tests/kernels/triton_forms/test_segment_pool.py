@@ -23,9 +23,12 @@ def ends(bounds):
 
 
 def kernel_sums(values, bounds=BOUNDS):
-    """What the kernel leaves in a buffer of NaN."""
-    sums = torch.full((len(bounds), values.shape[1]), float("nan"), device=values.device)
+    """What the kernel leaves in a buffer of NaN; behind its end it must leave all as it was."""
+    size = len(bounds) * values.shape[1]
+    buffer = torch.full((size + BLOCK_COLUMNS,), float("nan"), device=values.device)
+    sums = buffer[:size].view(len(bounds), values.shape[1])
     launch_segment_sum(values, *ends(bounds), sums)
+    assert buffer[size:].isnan().all()
     return sums
 
 
