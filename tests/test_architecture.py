@@ -106,10 +106,14 @@ def run_python(code):
 
 
 def test_importing_probing_brings_nothing_optional():
-    """Every public name is touched, since they are imported when first used."""
+    """Every public name is touched, since they are imported when first used.
+
+    torch imports triton by itself where it finds it (transformers has it import its compiler), so here it finds none.
+    """
     code = (
-        "import probing, sys; [getattr(probing, name) for name in probing.__all__]; "
-        "print([name for name in ('triton', 'trl', 'ray', 'plotly') if name in sys.modules])"
+        "import sys; sys.modules['triton'] = None; import probing; "
+        "[getattr(probing, name) for name in probing.__all__]; "
+        "print([name for name in ('trl', 'ray', 'plotly') if name in sys.modules])"
     )
     assert run_python(code) == "[]"
 
