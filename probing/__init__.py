@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from probing.errors import (
         DataInvalid,
         FolderBusy,
+        KernelUnavailable,
         LayerNotFound,
         ModelInvalid,
         NotFinite,
@@ -57,6 +58,7 @@ _PLACES = {
     "TokenActivations": "probing.types",
     "DataInvalid": "probing.errors",
     "FolderBusy": "probing.errors",
+    "KernelUnavailable": "probing.errors",
     "LayerNotFound": "probing.errors",
     "ModelInvalid": "probing.errors",
     "NotFinite": "probing.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "Capture",
     "DataInvalid",
     "FolderBusy",
+    "KernelUnavailable",
     "LabelledPrompt",
     "LanguageModel",
     "LayerNotFound",

@@ -1,15 +1,16 @@
 """Everything that can go wrong outside this package, as one tree.
 
     ProbingError
-    ├── UsageError       the request cannot be met as it was put (also a ValueError)
-    ├── DataInvalid      a dataset cannot be read, or a row of it is not what it must be
-    ├── ModelInvalid     a model or its tokenizer cannot be loaded, or must not be trusted
-    ├── LayerNotFound    a place in the model was not found, or is not what it seemed
-    ├── NotFinite        no number came out that is not NaN or infinite
-    ├── SourceMismatch   two things that must belong together do not (other data, model, options)
-    ├── FolderBusy       another process is writing in that folder
-    ├── StoreCorrupt     a file that this package wrote is damaged
-    └── OutOfMemory      one sequence alone does not fit
+    ├── UsageError         the request cannot be met as it was put (also a ValueError)
+    ├── DataInvalid        a dataset cannot be read, or a row of it is not what it must be
+    ├── ModelInvalid       a model or its tokenizer cannot be loaded, or must not be trusted
+    ├── LayerNotFound      a place in the model was not found, or is not what it seemed
+    ├── NotFinite          no number came out that is not NaN or infinite
+    ├── SourceMismatch     two things that must belong together do not (other data, model, options)
+    ├── FolderBusy         another process is writing in that folder
+    ├── StoreCorrupt       a file that this package wrote is damaged
+    ├── OutOfMemory        one sequence alone does not fit
+    └── KernelUnavailable  the implementation asked for cannot run on this machine
 
 A mistake in the arguments of a function is a plain ``ValueError`` or ``TypeError``. A message says what was expected,
 what came, where it was and what to do. The command line turns any of these into one line on stderr; ``exit_status`` is
@@ -63,3 +64,7 @@ class OutOfMemory(ProbingError):
     """A single sequence does not fit into the device's memory."""
 
     exit_status = 1
+
+
+class KernelUnavailable(ProbingError):
+    """A kernel was asked for by name and cannot run here; says why."""

@@ -106,12 +106,30 @@ def run_python(code):
 
 
 def test_importing_probing_brings_nothing_optional():
-    """Every public name is touched, since they are imported when first used."""
+    """Every public name is touched, since they are imported when first used.
+
+    torch imports triton by itself where it finds it (transformers has it import its compiler), so here it finds none.
+    """
     code = (
-        "import probing, sys; [getattr(probing, name) for name in probing.__all__]; "
-        "print([name for name in ('triton', 'trl', 'ray', 'plotly') if name in sys.modules])"
+        "import sys; sys.modules['triton'] = None; import probing; "
+        "[getattr(probing, name) for name in probing.__all__]; "
+        "print([name for name in ('trl', 'ray', 'plotly') if name in sys.modules])"
     )
     assert run_python(code) == "[]"
+
+
+def test_triton_is_imported_to_launch_a_kernel_and_not_before():
+    """Importing every kernel, asking for its variants and running a torch form do without."""
+    code = (
+        "import importlib, pathlib, sys, torch; "
+        f"names = [path.stem for path in pathlib.Path({str(ROOT / 'kernels')!r}).glob('*.py')]; "
+        "modules = [importlib.import_module(f'probing.kernels.{name}') for name in names]; "
+        "[module.compile_variants() for module in modules if hasattr(module, 'compile_variants')]; "
+        "end = torch.tensor([1]); "
+        "importlib.import_module('probing.kernels.segment_pool').segment_sum(torch.ones(1, 1), end, end); "
+        "print(len(modules) > 2, 'triton' in sys.modules)"
+    )
+    assert run_python(code) == "True False"
 
 
 def test_importing_probing_alone_is_cheap():

@@ -120,7 +120,11 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _plan() -> list[tuple[str, str, str]]:
+    import torch
+
     from probing.engine.stream import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS
+    from probing.kernels.dispatch import choose
+    from probing.kernels.jit import ELEMENT_TYPES
     from probing.models.load import choose_device
 
     device = choose_device()
@@ -137,7 +141,7 @@ def _plan() -> list[tuple[str, str, str]]:
             f"up to {MOST_BATCH_TOKENS} tokens" if card else f"{CPU_BATCH_TOKENS} tokens",
             "fills half of the free memory" if card else "larger batches are no faster on a CPU",
         ),
-        ("segment_pool", "torch", "the plain form is the only one"),
+        ("segment_sum", *choose("segment_sum", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
         *(_extra(name, modules) for name, modules in EXTRAS.items()),
     ]
 
@@ -146,4 +150,5 @@ def _extra(name: str, modules: list[str]) -> tuple[str, str, str]:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         return f"extra '{name}'", "off", f"not installed: {', '.join(missing)} (pip install 'probing[{name}]')"
-    return f"extra '{name}'", "installed", "nothing in this version uses it yet"
+    used = "kernels run in Triton on a CUDA card" if name == "cuda" else "nothing in this version uses it yet"
+    return f"extra '{name}'", "installed", used

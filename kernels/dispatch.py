@@ -1,0 +1,93 @@
+"""Which implementation of an operation runs here, and why."""
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from probing.errors import KernelUnavailable
+
+log = logging.getLogger(__name__)
+
+IMPLEMENTATIONS = ("auto", "torch", "triton")
+
+
+class Choice(NamedTuple):
+    """An implementation, "torch" or "triton", and the reason for it."""
+
+    impl: str
+    reason: str
+
+
+def choose(op: str, impl: str, values: Tensor, dtypes: Collection[torch.dtype]) -> Choice:
+    """The implementation that will run on ``values``.
+
+    "auto" takes the Triton form for tensors on a CUDA card, wherever it can run, and the torch form elsewhere; what it
+    took and why is logged when it first happens.
+
+    Args:
+        op: name of the operation, for messages.
+        impl: "auto", "torch" or "triton".
+        values: the tensor that decides: its device, dtype, and whether a gradient is wanted.
+        dtypes: what the Triton form takes.
+
+    Raises:
+        ValueError: there is no such ``impl``.
+        KernelUnavailable: "triton" was asked for and cannot run; says why.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is one of {', '.join(map(repr, IMPLEMENTATIONS))}, not {impl!r}")
+    if impl == "torch":
+        return Choice("torch", "asked for")
+    obstacle = triton_obstacle(values, dtypes)
+    if impl == "triton":
+        if obstacle is not None:
+            raise KernelUnavailable(f"the Triton form of {op} cannot run: {obstacle}; impl='auto' takes the torch form")
+        return Choice("triton", "asked for")
+    choice = _automatic(values, obstacle)
+    _log_once(op, values.device.type, choice)
+    return choice
+
+
+def triton_obstacle(values: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
+    """Why a Triton kernel that takes ``dtypes`` cannot run on ``values``, or None when it can."""
+    if values.device.type != "cuda" and not interpreting():
+        return f"the tensors are on the {values.device.type} and TRITON_INTERPRET=1 is not set"
+    if not triton_installed():
+        return "triton is not installed (pip install 'probing[cuda]')"
+    if values.dtype not in dtypes:
+        return f"it takes {', '.join(sorted(map(_name, dtypes)))}, not {_name(values.dtype)}"
+    if values.requires_grad and torch.is_grad_enabled():
+        return "it has no backward pass and a gradient is wanted"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter, on the CPU; slow, and meant for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Whether triton can be imported; finding that out does not import it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _automatic(values: Tensor, obstacle: str | None) -> Choice:
+    if values.device.type != "cuda":
+        return Choice("torch", f"the tensors are on the {values.device.type}")
+    return Choice("triton", "the tensors are on a CUDA card") if obstacle is None else Choice("torch", obstacle)
+
+
+@functools.cache
+def _log_once(op: str, device_type: str, choice: Choice) -> None:
+    log.info("%s on %s: %s, since %s", op, device_type, choice.impl, choice.reason)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

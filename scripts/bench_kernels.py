@@ -1,0 +1,152 @@
+"""Benchmarks of kernels: each against its plain torch form and against what torch.compile makes of it.
+
+A job of ``bench.py``. On a card the three run in turn at the sizes of an 8B model; elsewhere only the torch form, at
+small sizes, to see that it works.
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probing.kernels.dispatch import triton_obstacle
+from probing.kernels.jit import ELEMENT_TYPES
+from probing.kernels.segment_pool import segment_sum, segment_sum_reference
+
+ROUNDS = 20
+SLACK = 1e-5
+COPY_BYTES = 2**30
+# Tokens, width and tokens a row: one batch of an 8B model, the same with few long rows, and a small model's.
+CUDA_SIZES = [(65536, 4096, 600), (65536, 4096, 8192), (65536, 896, 600)]
+SMALL_SIZES = [(2048, 256, 60), (1025, 37, 60)]
+
+Way = Callable[[], Tensor]
+
+
+def bench_kernels(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a kernel, size, dtype and way to compute it; a way that cannot run here says why."""
+    cuda = options.device == "cuda"
+    sizes = CUDA_SIZES if cuda and not options.small else SMALL_SIZES
+    ceiling = copy_bandwidth() if cuda else None
+    rows = []
+    for tokens, width, row in sizes:
+        for dtype in (torch.bfloat16, torch.float32):
+            rows += bench_segment_sum(options.device, tokens, width, row, dtype, ceiling)
+    return rows
+
+
+def bench_segment_sum(
+    device: str, tokens: int, width: int, row: int, dtype: torch.dtype, ceiling: float | None
+) -> list[dict[str, Any]]:
+    """Sums over the last two thirds of rows of equal length, as over responses behind their prompts."""
+    values = torch.randn(tokens, width, generator=torch.Generator(device).manual_seed(0), device=device).to(dtype)
+    starts = torch.arange(0, tokens - row + 1, row) + row // 3
+    stops = starts + row - row // 3
+    ways: dict[str, Way] = {"torch": lambda: segment_sum(values, starts, stops, impl="torch")}
+    missing = {}
+    if values.is_cuda:
+        compiled = torch.compile(padded_segment_sum, dynamic=False)
+        longest, ends = int((stops - starts).max()), (starts.to(device), stops.to(device))
+        ways["compiled"] = lambda: compiled(values, *ends, longest)
+    else:
+        missing["compiled"] = "only measured on a card"
+    obstacle = triton_obstacle(values, ELEMENT_TYPES)
+    if obstacle is None and values.is_cuda:
+        ways["triton"] = lambda: segment_sum(values, starts, stops, impl="triton")
+    else:
+        missing["triton"] = obstacle or "the interpreter is not timed"
+    check(ways, segment_sum_reference(values.double(), starts, stops))
+    moved = int((stops - starts).sum()) * width * values.element_size() + len(starts) * width * 4
+    case = {
+        "figure": "kernel",
+        "kernel": "segment_sum",
+        "tokens": tokens,
+        "width": width,
+        "segments": len(starts),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    rows = [{**case, "way": way, **figures} for way, figures in measure(ways, moved, ceiling).items()]
+    return rows + [{**case, "way": way, "not_run": reason} for way, reason in missing.items()]
+
+
+def padded_segment_sum(values: Tensor, starts: Tensor, stops: Tensor, longest: int) -> Tensor:
+    """The form that a compiler can fuse into one kernel: every segment read as if it were the longest."""
+    rows = starts[:, None] + torch.arange(longest, device=values.device)
+    inside = rows < stops[:, None]
+    picked = values[rows.clamp(max=len(values) - 1)].float()
+    return torch.where(inside[..., None], picked, 0.0).sum(dim=1)
+
+
+def check(ways: Mapping[str, Way], exact: Tensor) -> None:
+    """Stop unless every way is as close to float64 as the plain one, and a little slack."""
+    allowed = (ways["torch"]() - exact).abs() + SLACK * exact.abs().clamp(min=1)
+    for name, way in ways.items():
+        wrong = int((~((way() - exact).abs() <= allowed)).sum())
+        if wrong:
+            sys.exit(f"{name}: {wrong} of {exact.numel()} elements are off; no times are shown")
+
+
+def measure(ways: Mapping[str, Way], moved: int, ceiling: float | None) -> dict[str, dict[str, Any]]:
+    """Milliseconds of every way, in turn; its speed over the plain one's in the same round; share of copying."""
+    timer = cuda_milliseconds if ceiling else cpu_milliseconds
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        timer(way)
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            times[name].append(timer(way))
+    figures: dict[str, dict[str, Any]] = {}
+    for name in ways:
+        ratios = [plain / own for plain, own in zip(times["torch"], times[name], strict=True)]
+        figures[name] = {**quantiles("ms", times[name]), **quantiles("ratio", ratios)}
+        if ceiling:
+            bandwidth = moved / statistics.median(times[name]) * 1e3
+            figures[name] |= {"copy_share": round(bandwidth / ceiling, 3), "peak_mb": peak_mb(ways[name])}
+    return figures
+
+
+def quantiles(name: str, values: list[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile."""
+    low, *_, high = statistics.quantiles(values, n=5)
+    middle = statistics.median(values)
+    return {f"{name}_median": round(middle, 4), f"{name}_20": round(low, 4), f"{name}_80": round(high, 4)}
+
+
+def cpu_milliseconds(way: Callable[[], object]) -> float:
+    """Of one call."""
+    began = time.perf_counter()
+    way()
+    return (time.perf_counter() - began) * 1e3
+
+
+def cuda_milliseconds(way: Callable[[], object]) -> float:
+    """Of one call, on an idle card: from before its first launch until it has finished, the host's work included."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    way()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) * 1e3
+
+
+def peak_mb(way: Callable[[], object]) -> float:
+    """Most memory of the card beyond what is held before the call."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    way()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that this card reads and writes when it copies: the ceiling of whatever only adds up."""
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    job = functools.partial(target.copy_, source)
+    job()
+    return 2 * COPY_BYTES / statistics.median(cuda_milliseconds(job) for _ in range(ROUNDS)) * 1e3

@@ -1,0 +1,41 @@
+"""Every Triton kernel in Triton's interpreter, which has to be switched on before triton is first imported.
+
+Each file of tests runs in a process of its own, since a kernel that writes out of bounds can take the process with it.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from probing.kernels.dispatch import triton_installed
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+FORMS = Path(__file__).parent / "triton_forms"
+TESTS = sorted(FORMS.glob("test_*.py"))
+
+
+@pytest.mark.skipif(not triton_installed(), reason="triton is not installed (there are wheels for Linux only)")
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_in_the_interpreter(path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=KERNELS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"\d+ passed in .*", done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_every_kernel_has_its_tests():
+    names = [path.stem for path in sorted(KERNELS.glob("*.py"))]
+    with_kernels = [
+        name for name in names if hasattr(importlib.import_module(f"probing.kernels.{name}"), "compile_variants")
+    ]
+    assert [path.stem.removeprefix("test_") for path in TESTS] == with_kernels

@@ -1,0 +1,47 @@
+"""scripts/bench_kernels.py in small: what it prints can be trusted, and a wrong kernel gets no time."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_kernels.py"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_kernels", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_on_a_cpu_the_torch_form_is_timed_and_the_others_say_why_not(bench, monkeypatch):
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    rows = bench.bench_kernels(argparse.Namespace(device="cpu", small=True))
+    assert {row["way"] for row in rows} == {"torch", "compiled", "triton"}
+    for row in rows:
+        if row["way"] == "torch":
+            assert 0 < row["ms_20"] <= row["ms_median"] <= row["ms_80"]
+            assert row["ratio_median"] == 1
+        else:
+            assert "ms_median" not in row
+            assert row["not_run"]
+    assert "on the cpu" in next(row["not_run"] for row in rows if row["way"] == "triton")
+
+
+def test_the_form_for_the_compiler_is_the_same_sum(bench, generator):
+    values, starts, stops = torch.randn(9, 4, generator=generator), torch.tensor([0, 5, 2]), torch.tensor([3, 9, 2])
+    expected = bench.segment_sum_reference(values, starts, stops)
+    torch.testing.assert_close(bench.padded_segment_sum(values, starts, stops, 4), expected)
+
+
+@pytest.mark.parametrize("wrong", [1.001, float("nan")])
+def test_a_wrong_way_gets_no_time(bench, wrong):
+    exact = torch.ones(3, 2, dtype=torch.float64)
+    ways = {"torch": lambda: exact.float(), "triton": lambda: exact.float() * wrong}
+    with pytest.raises(SystemExit, match="triton: 6 of 6 elements are off; no times are shown"):
+        bench.check(ways, exact)
