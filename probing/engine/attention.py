@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from probing.data.batches import PAD_TO
 from probing.engine.trees import Path
 
 NAME = "probing_paths"
@@ -172,12 +173,13 @@ def _attend(
         if path.offset:
             k, v = torch.cat([key[:, :, before], k], dim=2), torch.cat([value[:, :, before], v], dim=2)
         seen = pattern.seen(k.shape[2])
-        plain = seen == "all" or (seen == "causal" and not path.offset)
+        # With fewer keys and no mask, torch 2.13 turns NaN queries into finite numbers on the CPU.
+        plain = (seen == "all" or (seen == "causal" and not path.offset)) and k.shape[2] >= PAD_TO
         mask = None if plain else layout.mask(pattern, path, q)
         if softcap is None and s_aux is None:
             states = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, is_causal=plain and seen == "causal")
         else:
-            mask = layout.mask(pattern, path, q) if seen != "all" else None
+            mask = layout.mask(pattern, path, q)
             states = _spelled_out(q, k, v, mask, scale, softcap, s_aux)
         out[:, own] = states.transpose(1, 2)
     return out, None

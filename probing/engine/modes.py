@@ -144,7 +144,7 @@ def attending(stack: Stack, mode: Mode, batch: Batch) -> Iterator[dict[str, Any]
 def batch_of(mode: Mode, trees: Sequence[Tree], segments: Sequence[Segment], lengths: Sequence[int]) -> Batch:
     """Some trees as one pass."""
     stack_up = mode.packing == "none" or (mode.stretched is not None and trees[0].tokens > mode.stretched)
-    return stacked(trees, segments) if stack_up else packed(trees, segments, lengths)
+    return stacked(trees, segments, mode.causal) if stack_up else packed(trees, segments, lengths)
 
 
 def _trial_rows(stack: Stack) -> list[Segment]:
@@ -160,7 +160,7 @@ def _states(stack: Stack, mode: Mode, segments: Sequence[Segment]) -> list[Tenso
     """What the backbone returns for every token of each row, and what its last block did."""
     lengths = [len(segment.ids) for segment in segments]
     trees = plant(segments, lengths, mode.sharing)
-    batch = packed(trees, segments, lengths) if mode.packing != "none" else stacked(trees, segments)
+    batch = packed(trees, segments, lengths) if mode.packing != "none" else stacked(trees, segments, mode.causal)
     seen: list[Tensor] = []
     taps = [Tap(stack.blocks[-1]), Tap(stack.backbone)]
     with attending(stack, mode, batch) as options, tapped(taps, lambda _, tensor: _keep(seen, tensor)):

@@ -143,11 +143,16 @@ def take(trees: Sequence[Tree], budget: int, alike: bool) -> int:
     return count
 
 
-def stacked(trees: Sequence[Tree], segments: Sequence[Segment]) -> Batch:
+def stacked(trees: Sequence[Tree], segments: Sequence[Segment], causal: bool) -> Batch:
     """Rows of one length under each other, [row token].
 
     A shorter row is filled up with a token of its own: attention multiplies even masked values, by zero, and a pad
     whose state is NaN would spoil the whole row.
+
+    Args:
+        trees: of the same size, one row each.
+        segments: all rows.
+        causal: whether tokens after the last that counts can be left out.
     """
     rows = [row for tree in trees for row in tree.rows]
     length = trees[0].tokens
@@ -155,7 +160,7 @@ def stacked(trees: Sequence[Tree], segments: Sequence[Segment]) -> Batch:
     late = []
     for at, row in enumerate(rows):
         segment = segments[row]
-        own = segment.ids[:length] if len(segment.ids) <= length else segment.ids[: segment.stop]
+        own = segment.ids[: segment.stop] if causal else segment.ids
         ids[at, : len(own)] = torch.tensor(own)
         ids[at, len(own) :] = own[-1]
         late.append((at * length + segment.start, at * length + segment.stop))

@@ -295,6 +295,7 @@ IDS = Segment([5, 6, 7, 8, 9, 10], 0, 6)
     [
         (lambda model: model.model.layers[0].mlp.down_proj.weight, "layer 0"),
         (lambda model: model.model.layers[1].self_attn.o_proj.weight, "layer 1"),
+        (lambda model: model.model.layers[1].self_attn.q_proj.weight, "layer 1"),
         (lambda model: model.model.layers[1].self_attn.v_proj.weight, "layer 1"),
         (lambda model: model.model.layers[2].mlp.up_proj.weight, "layer 2"),
         (lambda model: model.model.norm.weight, "the final norm"),
