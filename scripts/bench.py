@@ -1,6 +1,8 @@
 """Benchmarks: ours against the straightforward way, interleaved in one run, correctness first.
 
     python scripts/bench.py score --data PAIRS [--rows 200] [--record docs/benchmarks/score.jsonl]
+    python scripts/bench.py capture [--record docs/benchmarks/capture.jsonl]
+    python scripts/bench.py kernels [--record docs/benchmarks/kernels.jsonl]
 
 Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio
 of neighbouring runs is what counts. No time is printed when the two ways do not agree.
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_capture import bench_capture
+from bench_kernels import bench_kernels
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from probing import LanguageModel, PreferencePair
@@ -173,7 +177,9 @@ def facts(device: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()} cpu"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     libraries = {
-        key: value for key, value in versions().items() if key in ("python", "torch", "transformers", "probing")
+        key: value
+        for key, value in versions().items()
+        if key in ("python", "torch", "triton", "transformers", "probing")
     }
     return {"device": name, "threads": torch.get_num_threads(), "commit": commit, "versions": libraries}
 
@@ -199,7 +205,7 @@ def bench_score(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the command line, measure, print and append."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["score", "memory"])
+    parser.add_argument("what", choices=["score", "memory", "capture", "kernels"])
     parser.add_argument("way", nargs="?", choices=["ours", "plain"])
     parser.add_argument("--data", default=BUNDLED, help="preference pairs (default: the bundled ones)")
     parser.add_argument("--rows", type=int, default=200)
@@ -210,7 +216,13 @@ def main() -> None:
     if options.what == "memory":
         print(json.dumps(memory_job(options.way, options.data, options.rows, options.device, options.small)))
         return
-    lines = [json.dumps({"bench": "score", **row, **facts(options.device)}) for row in bench_score(options)]
+    jobs = {
+        "score": lambda: bench_score(options),
+        "capture": lambda: bench_capture(make_model(options.device, options.small), options),
+        "kernels": lambda: bench_kernels(options),
+    }
+    where = facts(options.device)
+    lines = [json.dumps({"bench": options.what, **row, **where}) for row in jobs[options.what]()]
     print("\n".join(lines))
     if options.record:
         options.record.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 LIBRARIES = (
     "probing",
     "torch",
+    "triton",
     "transformers",
     "tokenizers",
     "safetensors",
