@@ -77,6 +77,7 @@ def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts
     made = _make_shards(folder, config, capturer, batch, schema)
     if made or not folder.finished or not _rows_are_whole(folder):
         _finish(folder, config, capturer, batch, schema, round(time.monotonic() - began, 3))
+    _check_others(folder, batch, schema, config.repair)
     return _report(folder)
 
 
@@ -219,6 +220,21 @@ def _known_shard(
     return fault(states_path(folder.shards, number), found[1]["states"], deep) or Shard(*found)
 
 
+def _check_others(folder: RunFolder, batch: Batch, schema: pa.Schema, deep: bool) -> None:
+    """Raise if a shard that other data were made into is gone or damaged."""
+    for source in folder.facts()["data"]:
+        if source["rows_sha256"] == batch.facts["rows_sha256"]:
+            continue
+        for number in range(source["first_shard"], source["first_shard"] + source["shards"]):
+            found = read_shard(shard_path(folder.shards, number), schema)
+            path = states_path(folder.shards, number)
+            wrong = "missing" if found is None else fault(path, found[1]["states"], deep)
+            if wrong:
+                raise StoreCorrupt(
+                    f"{path}: {wrong}; it was made from {source['path']}: run the command for those data with --repair"
+                )
+
+
 def _new_shard(
     folder: RunFolder,
     capturer: Capturer,
@@ -229,7 +245,6 @@ def _new_shard(
     lines: Mapping[str, int],
     bar: Progress,
 ) -> Shard:
-    began = time.monotonic()
     captured = capturer.read(block, lambda row: f"{batch.table.path}, id '{block[row].id}'", bar.advance)
     names = list(map(str, capturer.places))
     states = write_states(states_path(folder.shards, number), dict(zip(names, captured.values, strict=True)))
@@ -254,7 +269,6 @@ def _new_shard(
     facts = {
         "states": {**states, "rows": len(ok), "items": len(captured.values[0])},
         "tokens": captured.tokens,
-        "seconds": time.monotonic() - began,
         "batch_tokens": asdict(capturer.budget),
         "problems": [asdict(problem) for problem in captured.problems.values()],
     }
@@ -281,7 +295,6 @@ def _finish(
     join_shards([shard.rows for shard in shards], folder.path / ROWS_FILE)
     statuses = Counter(status for shard in shards for status in shard.rows["status"].to_pylist())
     problems = [problem for shard in shards for problem in shard.facts["problems"]]
-    tokens, spent = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
     model = capturer.language_model
     facts = {
         "source": asdict(model.source),
@@ -295,8 +308,7 @@ def _finish(
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": problems[:LISTED_PROBLEMS],
         "problems_in_all": len(problems),
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / max(spent, 1e-9), 1),
+        "tokens": sum(shard.facts["tokens"] for shard in shards),
         "wall_seconds": seconds,
         "shards": [shard.facts["states"] for shard in shards],
         "rows_sha256": file_sha256(folder.path / ROWS_FILE),
