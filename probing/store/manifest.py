@@ -16,6 +16,8 @@ from probing.store.files import is_leftover, new_file, remove_leftovers
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 SHARDS = "shards"
+SAFETENSORS_LEFTOVER = ".tmp??????"
+"""What the safetensors library writes first, beside the file it was asked for."""
 MANIFEST = "manifest.json"
 OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors"
 
@@ -125,6 +127,8 @@ def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolde
             _check_content(folder)
             remove_leftovers(path, OWN_FILES)
             remove_leftovers(path / SHARDS, OWN_FILES)
+            for leftover in (path / SHARDS).glob(SAFETENSORS_LEFTOVER):
+                leftover.unlink()
             yield folder
         except BaseException:
             if made and not folder.worth_keeping:

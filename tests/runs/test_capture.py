@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import tiny
 import torch
@@ -275,6 +274,14 @@ def test_other_options_are_refused(config, changes):
     job.run(config())
     with pytest.raises(SourceMismatch, match="was made from something else"):
         job.run(config(**changes))
+
+
+def test_what_a_killed_run_left_is_removed(config, tmp_path):
+    job.run(config())
+    for name in (".tmpEUsw43", ".000001.safetensors.7.partial", ".000001.parquet.7.partial"):
+        (tmp_path / "out" / "shards" / name).write_text("half")
+    job.run(config())
+    assert not [path for path in (tmp_path / "out").rglob(".*")]
 
 
 def test_a_second_writer_is_refused(config, tmp_path):
