@@ -14,7 +14,7 @@ from torch import Tensor
 from probing.engine.modes import Mode, attending, batch_of
 from probing.engine.readouts import Spots, combined
 from probing.engine.trees import Batch, Segment, Tree, halves, plant, take
-from probing.errors import LayerNotFound, OutOfMemory
+from probing.errors import LayerNotFound, OutOfMemory, UsageError
 from probing.models.hooks import Enough, tapped
 from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone
 from probing.types import Place, Pooling
@@ -55,6 +55,19 @@ class TokenBudget:
         self.reason = f"halved when {failed} tokens did not fit"
 
 
+def find_budget(stack: Stack, batch_tokens: int | None) -> TokenBudget:
+    """The budget that was asked for, or one that fits the device.
+
+    Raises:
+        UsageError: less than a token.
+    """
+    if batch_tokens is None:
+        return choose_batch_tokens(stack, stack.language_model.device, stack.language_model.max_positions)
+    if batch_tokens < 1:
+        raise UsageError(f"batch_tokens must be at least 1, not {batch_tokens}")
+    return TokenBudget(batch_tokens, "as asked for")
+
+
 def choose_batch_tokens(stack: Stack, device: torch.device, max_positions: int | None = None) -> TokenBudget:
     """A token budget for this device.
 
@@ -86,7 +99,7 @@ def fit_batch_tokens(free_bytes: int, bytes_per_token: float) -> int:
     return min(max(tokens, LEAST_BATCH_TOKENS), MOST_BATCH_TOKENS)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Stream:
     """One model, the places to read and what to keep there.
 
@@ -95,7 +108,7 @@ class Stream:
         mode: how it is run.
         sites: where to look; layers above the last of them are not run.
         poolings: what to keep at each.
-        budget: tokens a batch, padding included; one sequence longer than that runs alone.
+        budget: tokens a batch, padding included; one sequence longer than that runs alone. Another may be put in place.
         dtype: of what is kept; by default float32 (float64 for a float64 model).
     """
 

@@ -10,9 +10,9 @@ from typing import Any
 from transformers.utils import cached_file
 
 from probing.data.tokenize import template_sha256
+from probing.store.files import file_sha256
 from probing.types import Source
 
-CHUNK = 1 << 24
 # Where a checkpoint came from, what wrote it and what dtype it is loaded in do not make it another model.
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation")
 
@@ -62,21 +62,17 @@ def _files_sha256(paths: Iterable[Path]) -> str:
     """Over the content of files, by name; read in parallel, since hashing releases the interpreter."""
     files = sorted(paths)
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_file_sha256, files))
+        digests = list(pool.map(_one_sha256, files))
     if len(files) == 1:
         return digests[0]
     return _text_sha256("".join(f"{digest}  {path.name}\n" for path, digest in zip(files, digests, strict=True)))
 
 
-def _file_sha256(path: Path) -> str:
+def _one_sha256(path: Path) -> str:
     real = path.resolve()
     if real.parent.name == "blobs" and len(real.name) == 64:
         return real.name  # the hub's cache names large files by this very hash
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(path)
 
 
 def _text_sha256(text: str) -> str:

@@ -76,6 +76,11 @@ class LanguageModel:
         return dtype
 
     @property
+    def layers(self) -> int:
+        """How many blocks the config says that the model has."""
+        return int(getattr(self.model.config.get_text_config(), "num_hidden_layers", 0))
+
+    @property
     def max_positions(self) -> int | None:
         """Longest sequence that the model has positions for; None if it has no limit."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

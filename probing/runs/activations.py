@@ -1,7 +1,7 @@
 """States of texts at chosen places: the rows of a dataset joined to the model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -11,13 +11,14 @@ from torch import Tensor
 from probing.data.prompts import TokenizedPrompt, tokenize_prompts
 from probing.engine.compiled import compiled_blocks
 from probing.engine.modes import choose_mode
-from probing.engine.stream import Stream, TokenBudget, choose_batch_tokens, first_nonfinite_place
+from probing.engine.stream import Stream, find_budget, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.models.layers import find_stack
 from probing.models.load import DTYPES, LanguageModel
 from probing.report.progress import Progress
 from probing.runs.pair_scores import check_max_length
+from probing.runs.problems import warn_of
 from probing.types import Activations, Capture, LabelledPrompt, Place, Problem, TokenActivations
 
 BLOCK_ROWS = 1024
@@ -71,8 +72,6 @@ class Capturer:
 
     def __post_init__(self) -> None:
         self._limit = check_max_length(self.max_length, self.language_model.max_positions)
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UsageError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
         if self.compile and any(place.kind in INNER for place in self.request.places):
             raise UsageError(f"{' and '.join(INNER)} lie inside of blocks, where nothing can be read once compiled")
         stack = find_stack(self.language_model)
@@ -81,10 +80,7 @@ class Capturer:
         if len(set(self.places)) < len(self.places):
             raise UsageError(f"a place is named twice: {', '.join(map(str, self.request.places))}")
         mode = choose_mode(stack)
-        if self.batch_tokens is None:
-            budget = choose_batch_tokens(stack, self.language_model.device, self.language_model.max_positions)
-        else:
-            budget = TokenBudget(self.batch_tokens, "as asked for")
+        budget = find_budget(stack, self.batch_tokens)
         self.stream = Stream(stack, mode, sites, (self.request.pooling,), budget, self.dtype)
         self._located: str | None = None
 
@@ -95,15 +91,6 @@ class Capturer:
             return DTYPES[self.request.dtype]
         pooled = self.request.pooling in ("mean", "sum")
         return torch.promote_types(self.language_model.dtype, torch.float32) if pooled else self.language_model.dtype
-
-    @property
-    def budget(self) -> TokenBudget:
-        """Tokens a batch; another one may be put in its place."""
-        return self.stream.budget
-
-    @budget.setter
-    def budget(self, budget: TokenBudget) -> None:
-        self.stream = replace(self.stream, budget=budget)
 
     def read(
         self,
@@ -209,21 +196,6 @@ def capture(
         return Activations(values, ids, capturer.places, model.source, listed)
     offsets = torch.nn.functional.pad(torch.cat([block.counts for block in blocks]).cumsum(0), (1, 0))
     return TokenActivations(values, offsets, ids, capturer.places, model.source, listed)
-
-
-def warn_of(problems: Sequence[Problem], rows: int) -> None:
-    """Say on stderr that rows were left out."""
-    if problems:
-        import logging
-
-        logging.getLogger(__name__).warning(
-            "%d of %d rows could not be read and are left out; the first: row '%s' (%s, %s)",
-            len(problems),
-            rows,
-            problems[0].id,
-            problems[0].status,
-            problems[0].detail,
-        )
 
 
 def as_prompts(texts: Any) -> list[LabelledPrompt]:

@@ -14,20 +14,20 @@ import torch
 
 from probing.data.tables import Table, canonical
 from probing.engine.stream import TokenBudget
-from probing.errors import DataInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
-from probing.models.layers import find_stack
+from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.models.load import LanguageModel, load
 from probing.report.progress import Progress
 from probing.report.tables import counts
 from probing.runs.activations import Capturer
 from probing.runs.capture import CaptureConfig
+from probing.runs.problems import LISTED_PROBLEMS, refuse_if_none
 from probing.runs.versions import versions
-from probing.store.activations import REPAIR, ROWS_FILE, fault, file_sha256, states_path, write_states
+from probing.store.activations import REPAIR, ROWS_FILE, fault, states_path, write_states
+from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, SHARDS, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, write_shard
 from probing.types import Capture, LabelledPrompt, Report
 
-LISTED_PROBLEMS = 100
 # What the values do not depend on, or what is compared by content instead.
 NOT_IDENTITY = (
     "model data out device dtype trust_remote_code append repair places split id_column text_column response_column "
@@ -68,7 +68,7 @@ def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts
     """
     began = time.monotonic()
     model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
-    request = config.request(len(find_stack(model).blocks))
+    request = config.request(model.layers)
     capturer = Capturer(model, request, config.eos, config.max_length, config.batch_tokens, config.compile)
     request = Capture(capturer.places, request.pooling, request.over, request.dtype, request.chat)
     folder.begin(_identity(config, model, request), {"config": _plain(config)})
@@ -197,7 +197,7 @@ def _make_shards(
                 shard = _new_shard(folder, capturer, batch, block, first + at, schema, lines, bar)
                 made.append(first + at)
             # A resumed run keeps the budget that the run before it had come to, so that it ends in the same bytes.
-            capturer.budget = TokenBudget(**shard.facts["batch_tokens"])
+            capturer.stream.budget = TokenBudget(**shard.facts["batch_tokens"])
     return made
 
 
@@ -205,9 +205,9 @@ def _keep_budget(folder: RunFolder, capturer: Capturer) -> None:
     """The budget of this folder's run: what is found on a card depends on the memory of the moment."""
     known = folder.facts().get("batch_tokens")
     if known is None:
-        folder.write({**folder.facts(), "batch_tokens": asdict(capturer.budget)})
+        folder.write({**folder.facts(), "batch_tokens": asdict(capturer.stream.budget)})
     else:
-        capturer.budget = TokenBudget(**known)
+        capturer.stream.budget = TokenBudget(**known)
 
 
 def _known_shard(
@@ -269,7 +269,7 @@ def _new_shard(
     facts = {
         "states": {**states, "rows": len(ok), "items": len(captured.values[0])},
         "tokens": captured.tokens,
-        "batch_tokens": asdict(capturer.budget),
+        "batch_tokens": asdict(capturer.stream.budget),
         "problems": [asdict(problem) for problem in captured.problems.values()],
     }
     write_shard(shard_path(folder.shards, number), rows, facts)
@@ -326,13 +326,7 @@ def _whole(folder: RunFolder, number: int, schema: pa.Schema) -> Shard:
 def _report(folder: RunFolder) -> Report:
     facts = folder.facts()
     statuses = facts["rows_by_status"]
-    if not statuses.get("ok"):
-        first = facts["problems"][0]
-        told = ", ".join(f"{count} {status}" for status, count in statuses.items())
-        raise (NotFinite if set(statuses) == {"not_finite"} else DataInvalid)(
-            f"no row could be read ({told}); the first: id '{first['id']}': {first['detail']}. "
-            f"{folder.path / ROWS_FILE} lists each"
-        )
+    refuse_if_none(facts, "no row could be read", folder.path / ROWS_FILE)
     items = sum(shard["items"] for shard in facts["shards"])
     size = items * facts["width"] * getattr(torch, facts["dtype"]).itemsize
     written = pd.DataFrame(

@@ -1,26 +1,28 @@
 """The job ``probing demo``: every job on the bundled model and data."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from probing.data.bundled import BUNDLED
 from probing.errors import SourceMismatch
+from probing.runs import capture, score
 from probing.runs import filter as filtering
-from probing.runs import score
-from probing.store.manifest import RUN_FILE, read_run
+from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
 
 if TYPE_CHECKING:
     import pandas as pd
 
 KEEP_LOWEST = 0.5
+PLACES = "resid_post:all,final_norm"
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Score and filter the bundled preference pairs with the bundled model.
+    """Score and filter the bundled preference pairs with the bundled model, and capture states of the bundled prompts.
 
     Args:
         out: folder for everything that is made.
@@ -33,7 +35,7 @@ def run(config: DemoConfig) -> Report:
     """Run each job once; the tables are those of the jobs, and one by kind of pair."""
     out = Path(config.out).expanduser()
     again = (out / "scores" / RUN_FILE).exists()  # or the files there are somebody else's
-    scored = _score(score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"))
+    scored = _anew(score.run, score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"), RUN_FILE)
     kept = filtering.run(
         filtering.FilterConfig(
             data=BUNDLED,
@@ -45,21 +47,30 @@ def run(config: DemoConfig) -> Report:
             overwrite=again,
         )
     )
+    captured = _anew(
+        capture.run,
+        capture.CaptureConfig(
+            model=BUNDLED, data=BUNDLED, places=PLACES, out=out / "states", chat=True, over="template"
+        ),
+        MANIFEST,
+    )
     tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}
-    wrote = [*scored.facts["wrote"], *kept.facts["wrote"]]
-    return Report(tables, {"score": scored.facts, "filter": kept.facts, "wrote": wrote})
+    tables |= _titled("capture", captured)
+    reports = {"score": scored, "filter": kept, "capture": captured}
+    wrote = [name for report in reports.values() for name in report.facts["wrote"]]
+    return Report(tables, {**{job: report.facts for job, report in reports.items()}, "wrote": wrote})
 
 
-def _score(config: score.ScoreConfig) -> Report:
-    """Score; what an earlier demo left, made with another version of anything, is made anew."""
+def _anew(job: Callable[[Any], Report], config: Any, record: str) -> Report:
+    """Run a job; what an earlier demo left, made with another version of anything, is made anew."""
     try:
-        return score.run(config)
+        return job(config)
     except SourceMismatch:
-        known = read_run(config.out).get("config", {})
+        known = read_run(config.out, record).get("config", {})
         if (known.get("model"), known.get("data")) != (BUNDLED, BUNDLED):
             raise
         shutil.rmtree(config.out)
-        return score.run(config)
+        return job(config)
 
 
 def _titled(job: str, report: Report) -> "dict[str, pd.DataFrame]":

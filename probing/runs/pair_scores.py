@@ -1,7 +1,7 @@
 """Scores of preference pairs: the states of a model joined to the formulas of ``metrics.similarity``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ import torch
 from probing.data.pairs import pairs_from_rows
 from probing.data.tokenize import TokenizedPair, tokenize_pairs
 from probing.engine.modes import choose_mode
-from probing.engine.stream import Stream, TokenBudget, choose_batch_tokens, first_nonfinite_place
+from probing.engine.stream import Stream, find_budget, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
@@ -58,24 +58,10 @@ class PairScorer:
 
     def __post_init__(self) -> None:
         self._limit = check_max_length(self.max_length, self.language_model.max_positions)
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UsageError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
         stack = find_backbone(self.language_model)
         self._located = False
-        if self.batch_tokens is None:
-            budget = choose_batch_tokens(stack, self.language_model.device, self.language_model.max_positions)
-        else:
-            budget = TokenBudget(self.batch_tokens, "as asked for")
+        budget = find_budget(stack, self.batch_tokens)
         self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), budget)
-
-    @property
-    def budget(self) -> TokenBudget:
-        """Tokens a batch; another one may be put in its place."""
-        return self.stream.budget
-
-    @budget.setter
-    def budget(self, budget: TokenBudget) -> None:
-        self.stream = replace(self.stream, budget=budget)
 
     def score(
         self,

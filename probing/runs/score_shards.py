@@ -1,6 +1,5 @@
 """Scoring a dataset shard by shard into a claimed folder; the part of ``probing score`` that needs the model."""
 
-import hashlib
 import io
 import shutil
 import time
@@ -17,18 +16,19 @@ import torch
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
 from probing.engine.stream import TokenBudget
-from probing.errors import DataInvalid, NotFinite, StoreCorrupt
+from probing.errors import StoreCorrupt
 from probing.models.load import LanguageModel, load
 from probing.report.progress import Progress
 from probing.report.tables import counts, extremes, quantiles
 from probing.runs.pair_scores import COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS, PairScorer
+from probing.runs.problems import LISTED_PROBLEMS, refuse_if_none
 from probing.runs.score import SCORES_FILE, ScoreConfig
 from probing.runs.versions import versions
+from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, write_shard
 from probing.types import PreferencePair, Report
 
-LISTED_PROBLEMS = 100
 LISTED_PAIRS = 5
 _KINDS = {"id": pa.string(), "status": pa.string()} | dict.fromkeys(TOKEN_COLUMNS, pa.int64())
 SCHEMA = pa.schema([(name, _KINDS.get(name, pa.float64())) for name in COLUMNS])
@@ -73,14 +73,14 @@ def _scorer(folder: RunFolder, config: ScoreConfig, model: LanguageModel) -> Pai
     scorer = PairScorer(model, config.eos, config.max_length, config.batch_tokens)
     known = folder.facts().get("batch_tokens")
     if known is None:
-        folder.write({**folder.facts(), "batch_tokens": asdict(scorer.budget)})
+        folder.write({**folder.facts(), "batch_tokens": asdict(scorer.stream.budget)})
     else:
-        scorer.budget = TokenBudget(**known)
+        scorer.stream.budget = TokenBudget(**known)
     return scorer
 
 
 def _sha256(folder: RunFolder) -> str:
-    return hashlib.sha256((folder.path / SCORES_FILE).read_bytes()).hexdigest()
+    return file_sha256(folder.path / SCORES_FILE)
 
 
 def _plain(config: ScoreConfig) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _all_shards(
             if found is None:
                 write_shard(shard_path(folder.shards, number), shard.rows, shard.facts)
             # A resumed run keeps the budget that the run before it had come to, so that it ends in the same bytes.
-            scorer.budget = TokenBudget(**shard.facts["batch_tokens"])
+            scorer.stream.budget = TokenBudget(**shard.facts["batch_tokens"])
             shards.append(shard)
     return shards
 
@@ -136,7 +136,7 @@ def _new_shard(scorer: PairScorer, table: Table, pairs: Sequence[PreferencePair]
     facts = {
         "tokens": scored.tokens,
         "seconds": time.monotonic() - began,
-        "batch_tokens": asdict(scorer.budget),
+        "batch_tokens": asdict(scorer.stream.budget),
         "problems": [asdict(problem) for problem in scored.problems],
     }
     rows = pa.Table.from_pandas(scored.frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
@@ -178,14 +178,7 @@ def _report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
         )
     frame = pd.read_parquet(io.BytesIO((folder.path / SCORES_FILE).read_bytes()))
     statuses = facts["rows_by_status"]
-    if not statuses.get("ok"):
-        first = facts["problems"][0]
-        told = ", ".join(f"{count} {status}" for status, count in statuses.items())
-        raise (NotFinite if set(statuses) == {"not_finite"} else DataInvalid)(
-            f"no pair could be scored ({told}); "
-            f"the first: {first['line']} (id '{first['id']}'): {first['detail']}. "
-            f"{folder.path / SCORES_FILE} lists each"
-        )
+    refuse_if_none(facts, "no pair could be scored", folder.path / SCORES_FILE)
     by = "ches_normalized"
     return Report(
         {

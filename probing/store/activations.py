@@ -15,12 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probing.errors import StoreCorrupt, UsageError
-from probing.store.files import new_file
+from probing.store.files import file_sha256, new_file
 from probing.store.manifest import MANIFEST, SHARDS, read_run
 from probing.types import Activations, Place, Problem, Source, TokenActivations
 
 ROWS_FILE = "rows.parquet"
-CHUNK = 1 << 24
 REPAIR = "run the same 'probing capture' with --repair to compute it again"
 
 
@@ -51,15 +50,6 @@ def fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
     if path.stat().st_size != facts["bytes"] or (deep and file_sha256(path) != facts["sha256"]):
         return "damaged"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    """Over the bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def tensor_sha256(tensor: Tensor) -> str:

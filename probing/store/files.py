@@ -1,11 +1,14 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+CHUNK = 1 << 24
 
 
 @contextlib.contextmanager
@@ -55,6 +58,15 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
     shutil.rmtree(old, ignore_errors=True)
     _to_disk(target.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """Over the bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def is_leftover(path: Path, names: str) -> bool:

@@ -210,7 +210,7 @@ def test_more_pairs_than_a_block(monkeypatch):
 
 def test_the_budget_that_was_asked_for_is_used():
     scorer = PairScorer(tiny.make_model(), batch_tokens=77)
-    assert scorer.budget == TokenBudget(77, "as asked for")
+    assert scorer.stream.budget == TokenBudget(77, "as asked for")
 
 
 @pytest.mark.gpu

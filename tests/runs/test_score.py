@@ -160,7 +160,7 @@ def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch
         score.run(config())
     monkeypatch.setattr("probing.runs.pair_scores.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
     monkeypatch.setattr(
-        score_shards, "_new_shard", lambda scorer, *rest: used.append(scorer.budget) or plain(scorer, *rest)
+        score_shards, "_new_shard", lambda scorer, *rest: used.append(scorer.stream.budget) or plain(scorer, *rest)
     )
     score.run(config())
     assert used[0] == TokenBudget(64, "first")
@@ -173,9 +173,9 @@ def test_a_budget_that_shrank_stays_so_after_a_restart(config, tmp_path, monkeyp
     budgets, plain = [], score_shards._new_shard
 
     def shrinking(scorer, *arguments):
-        budgets.append(scorer.budget.tokens)
+        budgets.append(scorer.stream.budget.tokens)
         if len(budgets) == 2:
-            scorer.budget.shrink(64)
+            scorer.stream.budget.shrink(64)
         if len(budgets) == 4:
             raise KeyboardInterrupt
         return plain(scorer, *arguments)
