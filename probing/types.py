@@ -188,10 +188,13 @@ class LabelledPrompt:
         category: for grouping.
         response: what follows the text, if it is a prompt with an answer.
         span: the part that counts with ``over="span"``: characters (start, stop) of a plain text (with its response),
-            or of the last message of a conversation; or a substring that occurs once.
+            or of the last message of a conversation; or a substring that occurs once in what was said (not in what the
+            chat template writes around it).
+        tools: tool schemas for the chat template, if any.
+        chat_template_kwargs: further arguments of the chat template, if any.
 
     Raises:
-        ValueError: empty id, empty span. TypeError: a text that is none.
+        ValueError: empty id, a span that is none. TypeError: a text that is none.
     """
 
     id: str
@@ -200,6 +203,8 @@ class LabelledPrompt:
     category: str | None = None
     response: Text | None = None
     span: tuple[int, int] | str | None = None
+    tools: Sequence[Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -211,10 +216,22 @@ class LabelledPrompt:
                 raise TypeError(f"'{name}' must be text or a list of messages, not {type(side).__name__}")
             for message in () if isinstance(side, str) else side:
                 check_message(message, name)
-        if isinstance(self.span, str) and not self.span:
+        object.__setattr__(self, "span", _checked_span(self.span))
+
+
+def _checked_span(span: Any) -> tuple[int, int] | str | None:
+    if span is None:
+        return None
+    if isinstance(span, str):
+        if not span:
             raise ValueError("an empty substring is in every text")
-        if isinstance(self.span, tuple) and not 0 <= self.span[0] < self.span[1]:
-            raise ValueError(f"characters {self.span[0]} to {self.span[1]} are no span")
+        return span
+    bounds = list(span) if isinstance(span, Sequence) else []
+    if len(bounds) != 2 or not all(isinstance(bound, int) and not isinstance(bound, bool) for bound in bounds):
+        raise ValueError(f"a span is a substring or [first character, one past the last], not {span!r:.40}")
+    if not 0 <= bounds[0] < bounds[1]:
+        raise ValueError(f"characters {bounds[0]} to {bounds[1]} are no span")
+    return (bounds[0], bounds[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +267,7 @@ class Activations:
                 f"values of shape {tuple(self.values.shape)} for {len(self.ids)} ids and {len(self.places)} places"
             )
 
-    def at(self, place: Place) -> "Tensor":
+    def at(self, place: Place | str) -> "Tensor":
         """[row width] of one place."""
         return self.values[:, _index(self.places, place)]
 
@@ -282,7 +299,7 @@ class TokenActivations:
                 f"{len(self.values)} tokens"
             )
 
-    def at(self, place: Place) -> "Tensor":
+    def at(self, place: Place | str) -> "Tensor":
         """[token width] of one place."""
         return self.values[:, _index(self.places, place)]
 
@@ -294,7 +311,8 @@ class TokenActivations:
         return self.values[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
 
-def _index(places: Sequence[Place], place: Place) -> int:
+def _index(places: Sequence[Place], place: Place | str) -> int:
+    place = Place.parse(place) if isinstance(place, str) else place
     if place not in places:
         raise ValueError(f"{place} was not captured; there are {', '.join(map(str, places))}")
     return places.index(place)

@@ -49,7 +49,7 @@ def pairs_from_rows(
     pairs = []
     for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):
         try:
-            tools, options = (_without_none(row.get(name)) or None for name in ("tools", "chat_template_kwargs"))
+            tools, options = (without_none(row.get(name)) or None for name in ("tools", "chat_template_kwargs"))
             pairs.append(PreferencePair(ids[index], prompt, chosen, rejected, tools, options))
         except (TypeError, ValueError) as error:
             raise DataInvalid(f"{where(index)} (id '{ids[index]}'): {error}") from error
@@ -116,7 +116,7 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
 
 def _message(message: Any, name: str, where: str) -> Message:
     if isinstance(message, Mapping):
-        message = {**_without_none(message), "content": message.get("content")}
+        message = {**without_none(message), "content": message.get("content")}
     try:
         check_message(message, name)
     except (TypeError, ValueError) as error:
@@ -124,12 +124,12 @@ def _message(message: Any, name: str, where: str) -> Message:
     return message
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
     """The value without the None that tables fill in for keys that only other rows have."""
     if isinstance(value, Mapping):
-        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_without_none(inner) for inner in value]
+        return [without_none(inner) for inner in value]
     return value
 
 

@@ -1,15 +1,15 @@
 """Rows of any dataset as texts with labels, and their token ids with the positions that count."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from probing.data.pairs import pairs_from_table, row_ids, shared_prefix, text_of
+from probing.data.pairs import Where, pairs_from_rows, row_ids, shared_prefix, text_of, without_none
 from probing.data.tables import Row, Table
 from probing.data.tokenize import (
     brings_special_tokens,
-    check_bos,
     check_template,
     closing_ids,
     encode,
@@ -17,14 +17,16 @@ from probing.data.tokenize import (
     has_text,
     plain_contents,
     rendered,
+    warn_without_bos,
 )
 from probing.errors import DataInvalid, ModelInvalid, UsageError
-from probing.types import Capture, LabelledPrompt, Message, Text, message_text
+from probing.types import Capture, LabelledPrompt, Message, PreferencePair, Text, message_text
 
 TEXT_COLUMNS = ("text", "prompt", "instruction", "question", "statement", "messages")
 RESPONSE_COLUMNS = ("response", "completion")
 SIDE_MARK = "#"
 """Between the id of a pair and the name of its side."""
+STAND_IN = "\u2603stand-in\u2603"
 PROBES = ("apple", "What is 7 + 5?")
 """Two instructions that end differently, to see what a chat template writes after one."""
 
@@ -65,85 +67,122 @@ class TokenizedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class _Said:
+    """A piece of what was said, and where in the rendered text it begins (None: the template changed it)."""
+
+    text: str
+    start: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Rendered:
-    """One row as the strings that get tokenised."""
+    """One row as the strings that get tokenised, with the pieces that spans are looked for in, the last one last."""
 
     prompt: str
     full: str
     conversational: bool
-    anchor: str
-    """The text within ``full`` that a span's characters are counted in."""
+    said: tuple[_Said, ...]
+
+
+class _Refused(Exception):
+    """A row that the tokenizer or its chat template does not take."""
 
 
 def prompts_from_table(table: Table, columns: Columns, substring: str | None = None) -> list[LabelledPrompt]:
-    """All rows of a table, in order; a preference pair becomes two, ``ID#chosen`` and ``ID#rejected``.
+    """All rows of a table, in order. See ``prompts_from_rows``."""
+    return prompts_from_rows(table.rows, columns, substring, table.where, table.path)
+
+
+def prompts_from_rows(
+    rows: Sequence[Row],
+    columns: Columns,
+    substring: str | None = None,
+    where: Where = "row {}".format,
+    name: str = "the data",
+) -> list[LabelledPrompt]:
+    """Rows as texts, in order; a preference pair becomes two, ``ID#chosen`` and ``ID#rejected``.
 
     Args:
-        table: with a column of texts or conversations (by default the first of ``text``, ``prompt``, ``instruction``,
+        rows: with a column of texts or conversations (by default the first of ``text``, ``prompt``, ``instruction``,
             ``question``, ``statement``, ``messages``), or with ``chosen`` and ``rejected``.
         columns: other names of columns.
         substring: the span that counts, in every row.
+        where: names a row for messages, given its index.
+        name: of all rows, for messages.
 
     Raises:
         DataInvalid: a missing column, a wrong type, a duplicate id; names the row.
-        UsageError: a column that is not there, a span named twice.
+        UsageError: a column that is not there, or that pairs have no use for; a span named twice.
     """
-    present = table.columns
-    for name in (columns.text, columns.response, columns.label, columns.category, columns.span):
-        if name is not None and name not in present:
-            raise UsageError(f"{table.path}: there is no column '{name}'; the columns are {', '.join(present)}")
+    present = list(dict.fromkeys(key for row in rows for key in row))
+    named = [columns.text, columns.response, columns.label, columns.category, columns.span]
+    for column in named:
+        if column is not None and column not in present:
+            raise UsageError(f"{name}: there is no column '{column}'; the columns are {', '.join(map(str, present))}")
     if substring is not None and columns.span is not None:
         raise UsageError("the span is given twice: as a substring and as a column")
     if columns.text is None and {"chosen", "rejected"} <= set(present):
-        return [side for pair in pairs_from_table(table, columns.id) for side in _sides(pair, substring)]
-    text = columns.text or next((name for name in TEXT_COLUMNS if name in present), None)
+        if any(column is not None for column in named):
+            raise UsageError(f"{name}: preference pairs are read by their own columns; leave out the names of others")
+        return [side for pair in pairs_from_rows(rows, where, columns.id) for side in _sides(pair, substring)]
+    text = columns.text or next((column for column in TEXT_COLUMNS if column in present), None)
     if text is None:
         raise DataInvalid(
-            f"{table.path}: no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected); name one with "
-            f"--text-column; the columns are {', '.join(present)}"
+            f"{name}: no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected); name one with "
+            f"--text-column; the columns are {', '.join(map(str, present))}"
         )
-    response = columns.response or next((name for name in RESPONSE_COLUMNS if name in present), None)
-    texts = [text_of(row, text, table.where(index), table.rows) for index, row in enumerate(table.rows)]
+    response = columns.response or next((column for column in RESPONSE_COLUMNS if column in present), None)
+    texts = [text_of(row, text, where(index), rows) for index, row in enumerate(rows)]
     responses = [
-        None
-        if response is None or row.get(response) is None
-        else text_of(row, response, table.where(index), table.rows)
-        for index, row in enumerate(table.rows)
+        None if response is None or row.get(response) is None else text_of(row, response, where(index), rows)
+        for index, row in enumerate(rows)
     ]
-    ids = row_ids(table.rows, list(zip(texts, responses, strict=True)), table.where, columns.id)
+    spans = [substring if columns.span is None else _span(row.get(columns.span)) for row in rows]
+    ids = row_ids(rows, list(zip(texts, responses, spans, strict=True)), where, columns.id)
     return [
-        _prompt(ids[index], row, texts[index], responses[index], columns, substring, table.where(index))
-        for index, row in enumerate(table.rows)
+        _prompt(ids[index], row, texts[index], responses[index], spans[index], columns, where(index))
+        for index, row in enumerate(rows)
     ]
 
 
-def _sides(pair: Any, substring: str | None) -> list[LabelledPrompt]:
+def _sides(pair: PreferencePair, substring: str | None) -> list[LabelledPrompt]:
     return [
-        LabelledPrompt(f"{pair.id}{SIDE_MARK}{name}", pair.prompt, name, None, getattr(pair, name), substring)
+        LabelledPrompt(
+            f"{pair.id}{SIDE_MARK}{name}",
+            pair.prompt,
+            name,
+            None,
+            getattr(pair, name),
+            substring,
+            pair.tools,
+            pair.chat_template_kwargs,
+        )
         for name in ("chosen", "rejected")
     ]
 
 
 def _prompt(
-    id: str, row: Row, text: Text, response: Text | None, columns: Columns, substring: str | None, where: str
+    id: str, row: Row, text: Text, response: Text | None, span: Any, columns: Columns, where: str
 ) -> LabelledPrompt:
     try:
-        span = substring if columns.span is None else _span(row.get(columns.span))
         label, category = row.get(columns.label or "label"), row.get(columns.category or "category")
         if not isinstance(label, str | int | float | bool | None):
             raise TypeError(f"the label must be text, a number or true/false, not {type(label).__name__}")
-        return LabelledPrompt(id, text, label, None if category is None else str(category), response, span)
+        category = None if category is None else str(category)
+        for value in (label, category):
+            if isinstance(value, str):
+                value.encode()
+        tools, options = (without_none(row.get(name)) or None for name in ("tools", "chat_template_kwargs"))
+        return LabelledPrompt(id, text, label, category, response, span, tools, options)
     except (TypeError, ValueError) as error:
         raise DataInvalid(f"{where} (id '{id}'): {error}") from error
 
 
-def _span(value: Any) -> tuple[int, int] | str | None:
-    """A span as tables hold it: a substring, or two numbers."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(part, int) for part in value):
-        return (value[0], value[1])
-    raise ValueError(f"a span is a substring or [first character, one past the last], not {value!r:.40}")
+def _span(value: Any) -> Any:
+    """A span as tables hold it: a substring, or two numbers, which CSV can only hold as text."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\[\s*\d+\s*,\s*\d+\s*\]\s*", value):
+        return [int(number) for number in re.findall(r"\d+", value)]
+    return value
 
 
 def tokenize_prompts(
@@ -172,55 +211,102 @@ def tokenize_prompts(
         One result a row, in order; never fewer.
 
     Raises:
-        DataInvalid: the chat template is missing or refuses a conversation, or a sequence would start with two BOS.
+        DataInvalid: the chat template is missing.
         ModelInvalid: a span is asked for and the tokenizer does not tell where its tokens lie.
     """
     name = where if where is not None else (lambda index: f"row '{prompts[index].id}'")
     if request.over == "span" and not getattr(tokenizer, "is_fast", False):
         raise ModelInvalid("the tokenizer does not tell which characters its tokens cover, so no span can be found")
-    texts = [_render(tokenizer, prompt, request.chat, name(index)) for index, prompt in enumerate(prompts)]
-    flat = [text for row in texts for text in (row.prompt, row.full)]
-    chats = [row.conversational for row in texts for _ in range(2)]
-    ids = encode(tokenizer, flat, chats)
-    check_bos(tokenizer, ids, chats, lambda index: name(index // 2))
+    texts: list[_Rendered | str] = [
+        _render(tokenizer, prompt, request, name(index)) for index, prompt in enumerate(prompts)
+    ]
+    good = [text for text in texts if isinstance(text, _Rendered)]
+    flat = [text for row in good for text in (row.prompt, row.full)]
+    coded = iter(encode(tokenizer, flat, [row.conversational for row in good for _ in range(2)]))
+    warn_without_bos(tokenizer, [row.full for row in good if row.conversational])
     closing = closing_ids(tokenizer)
     results = []
-    for index, prompt in enumerate(prompts):
-        opening, full = ids[2 * index : 2 * index + 2]
+    for prompt, text in zip(prompts, texts, strict=True):
+        if isinstance(text, str):
+            results.append(TokenizedPrompt(prompt.id, "refused", [], 0, 0, 0, text))
+            continue
+        opening, full = next(coded), next(coded)
         border = len(opening)
         if prompt.response is not None:
             border = shared_prefix(opening, full)
-            if eos or texts[index].conversational:
+            if eos or text.conversational:
                 full = end_of_turn(tokenizer, full, border, closing, eos and tokenizer.eos_token_id is not None)
-        results.append(_located(tokenizer, prompt, texts[index], full, border, request, max_length))
+        results.append(_located(tokenizer, prompt, text, full, border, request, max_length))
     return results
 
 
-def _render(tokenizer: Any, prompt: LabelledPrompt, chat: bool, where: str) -> _Rendered:
+def _render(tokenizer: Any, prompt: LabelledPrompt, request: Capture, where: str) -> _Rendered | str:
+    """The strings of one row, or why the chat template does not take it."""
     text, response = prompt.text, prompt.response
-    if isinstance(text, str) and (response is None or isinstance(response, str)) and not chat:
+    if isinstance(text, str) and (response is None or isinstance(response, str)) and not request.chat:
         full = text + (response or "")
-        return _Rendered(text, full, False, full)
+        return _Rendered(text, full, False, (_Said(full, 0),))
     check_template(tokenizer, f"{where}: the row is a conversation")
-    opening = [{"role": "user", "content": text}] if isinstance(text, str) else plain_contents(text)
+    try:
+        return _render_conversation(tokenizer, prompt, request, where)
+    except DataInvalid as error:
+        return str(error).removeprefix(f"{where}: ")
+    except _Refused as error:
+        return str(error)
+
+
+def _render_conversation(tokenizer: Any, prompt: LabelledPrompt, request: Capture, where: str) -> _Rendered:
+    text, response = prompt.text, prompt.response
+    opening: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else plain_contents(text)
     if not opening:
-        return _Rendered("", "", True, "")
-    answered = response is None and opening[-1]["role"] == "assistant"
-    start = rendered(tokenizer, opening, where, add_generation_prompt=not answered)
-    if response is None:
-        return _Rendered(start, start, True, message_text(opening[-1]))
-    if opening[-1]["role"] == "assistant":
-        raise DataInvalid(f"{where}: the prompt ends with a message of the assistant; move it into the response")
-    answer: list[Message] = (
-        [{"role": "assistant", "content": response}] if isinstance(response, str) else list(plain_contents(response))
-    )
-    full = rendered(tokenizer, [*opening, *answer], where)
-    if not full.startswith((start, rendered(tokenizer, opening, where))):
-        raise DataInvalid(
-            f"{where}: the chat template writes the prompt differently once an answer follows; "
-            f"render the conversation to text yourself"
+        return _Rendered("", "", True, ())
+
+    def render(conversation: Sequence[Message], **options: Any) -> str:
+        return rendered(
+            tokenizer, conversation, where, tools=prompt.tools, **options, **(prompt.chat_template_kwargs or {})
         )
-    return _Rendered(start, full, True, message_text(answer[-1]))
+
+    def render_with(at: int, content: str) -> str:
+        return render(
+            [*conversation[:at], {**conversation[at], "content": content}, *conversation[at + 1 :]], **options
+        )
+
+    conversation: list[Message]
+    options: dict[str, Any]
+    answered, options = opening[-1]["role"] == "assistant", {}
+    if response is None:
+        conversation, options = opening, {"add_generation_prompt": not answered}
+        start = full = render(conversation, **options)
+    else:
+        if answered:
+            raise _Refused("the prompt ends with a message of the assistant; move it into the response")
+        answer: list[Message] = (
+            [{"role": "assistant", "content": response}] if isinstance(response, str) else plain_contents(response)
+        )
+        conversation = [*opening, *answer]
+        start, full = render(opening, add_generation_prompt=True), render(conversation)
+        if not full.startswith((start, render(opening))):
+            raise _Refused("the chat template writes the prompt differently once an answer follows; render it yourself")
+    said: list[_Said] = []
+    for at, message in enumerate(conversation if request.over == "span" else ()):
+        said.append(_found(message_text(message), full, functools.partial(render_with, at)))
+    return _Rendered(start, full, True, tuple(said))
+
+
+def _found(text: str, full: str, render: Callable[[str], str]) -> _Said:
+    """Where a message's text begins in the rendered conversation: where another text in its place does.
+
+    Looking for the text itself would find it in the template as well ("user").
+    """
+    try:
+        start = render(STAND_IN).find(STAND_IN)
+    except DataInvalid:
+        return _Said(text, None)
+    lead = len(text) - len(text.lstrip())
+    for offset in (0, lead):  # many templates strip white space off
+        if start >= 0 and text.strip() and full.startswith(text[offset:].rstrip(), start):
+            return _Said(text, start - offset)
+    return _Said(text, None)
 
 
 def _located(
@@ -241,6 +327,9 @@ def _located(
         return wrong("empty_text", "the text is empty")
     if not ids:
         return wrong("empty_text", "no token is left of the text")
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        return wrong("two_bos", "the sequence begins with two BOS tokens; remove one from text or template")
     if max_length is not None and len(ids) > max_length:
         return wrong("too_long", f"{len(ids)} tokens, the limit is {max_length}")
     if request.over == "span":
@@ -267,7 +356,7 @@ def _find_part(
         return (border, len(ids)) if has_text(prompt.response) else "empty_response: the response is empty"
     start, stop = 0, border if request.over == "prompt" else len(ids)
     if request.over == "content":
-        special = set(tokenizer.all_special_ids)
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         while start < stop and ids[start] in special:
             start += 1
         while start < stop and ids[stop - 1] in special:
@@ -279,17 +368,20 @@ def _find_span(tokenizer: Any, prompt: LabelledPrompt, text: _Rendered, ids: lis
     if prompt.span is None:
         return "no_span: the row names no span"
     if isinstance(prompt.span, str):
-        first = text.full.find(prompt.span)
-        if first < 0:
+        held = [piece for piece in text.said if prompt.span in piece.text]
+        if not held:
             return f"span_not_found: {prompt.span!r:.60} is not in the text"
-        if text.full.find(prompt.span, first + 1) >= 0:
+        begin = held[0].text.find(prompt.span)
+        if len(held) > 1 or held[0].text.find(prompt.span, begin + 1) >= 0:
             return f"span_not_unique: {prompt.span!r:.60} occurs more than once; give its characters instead"
-        last = first + len(prompt.span)
+        piece, bounds = held[0], (begin, begin + len(prompt.span))
     else:
-        begin = text.full.rfind(text.anchor)
-        first, last = begin + prompt.span[0], begin + prompt.span[1]
-        if begin < 0 or prompt.span[1] > len(text.anchor):
-            return f"span_not_found: characters {prompt.span[0]} to {prompt.span[1]} are not in the text"
+        piece, bounds = (text.said or (_Said("", None),))[-1], prompt.span
+        if bounds[1] > len(piece.text):
+            return f"span_not_found: characters {bounds[0]} to {bounds[1]} are not in the text"
+    if piece.start is None:
+        return "span_not_found: the chat template changes the text that it is in"
+    first, last = piece.start + bounds[0], piece.start + bounds[1]
     bare = brings_special_tokens(tokenizer, text.full, text.conversational)
     coded = tokenizer(text.full, add_special_tokens=not bare, return_offsets_mapping=True, verbose=False)
     offsets = coded["offset_mapping"][: len(ids)]  # an end of turn may have been cut off
@@ -310,11 +402,11 @@ def _find_template(tokenizer: Any, text: _Rendered, ids: list[int], border: int)
 
 def template_ending(tokenizer: Any) -> tuple[int, ...]:
     """The tokens that a chat template writes after an instruction: what two rendered instructions end with alike."""
-    return _ending(tokenizer, tokenizer.chat_template)
+    return _ending(tokenizer, repr(tokenizer.chat_template))
 
 
 @functools.lru_cache(maxsize=8)
-def _ending(tokenizer: Any, template: Any) -> tuple[int, ...]:
+def _ending(tokenizer: Any, template: str) -> tuple[int, ...]:
     texts = [
         rendered(tokenizer, [{"role": "user", "content": content}], "the chat template", add_generation_prompt=True)
         for content in PROBES

@@ -102,7 +102,8 @@ def tokenize_pairs(
     flat = [text for triple in texts for text in (triple.prompt, triple.chosen, triple.rejected)]
     rendered = [pair.conversational for pair in pairs for _ in range(3)]
     ids = encode(tokenizer, flat, rendered)
-    check_bos(tokenizer, ids, rendered, lambda index: name(index // 3))
+    check_bos(tokenizer, ids, lambda index: name(index // 3))
+    warn_without_bos(tokenizer, [text for text, chat in zip(flat, rendered, strict=True) if chat])
     closing = closing_ids(tokenizer)
     bos = None if tokenizer.bos_token_id == tokenizer.eos_token_id else tokenizer.bos_token_id
     results = []
@@ -196,10 +197,8 @@ def brings_special_tokens(tokenizer: Any, text: str, rendered: bool) -> bool:
     return rendered or (bos is not None and text.startswith(bos))
 
 
-def check_bos(
-    tokenizer: Any, ids: Sequence[Sequence[int]], rendered: Sequence[bool], where: Callable[[int], str]
-) -> None:
-    """No two BOS at the start, and a word on templates that leave it out; a BOS further inside is a row's own fault."""
+def check_bos(tokenizer: Any, ids: Sequence[Sequence[int]], where: Callable[[int], str]) -> None:
+    """Refuse two BOS at the start; a BOS further inside is a row's own fault."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return
@@ -208,9 +207,15 @@ def check_bos(
             raise DataInvalid(
                 f"{where(index)}: the sequence begins with two BOS tokens; remove one from text or template"
             )
-    adds = tokenizer("a")["input_ids"][:1] == [bos]
-    if adds and any(chat and sequence[:1] != [bos] for sequence, chat in zip(ids, rendered, strict=True)):
-        warn_once("the chat template writes no BOS, though the tokenizer adds one to plain text: scored without it")
+
+
+def warn_without_bos(tokenizer: Any, rendered: Sequence[str]) -> None:
+    """A word, once, if a chat template leaves out the BOS that the tokenizer adds to plain text."""
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("a")["input_ids"][:1] != [bos]:
+        return
+    if any(text and not text.startswith(tokenizer.bos_token) for text in rendered):
+        warn_once("the chat template writes no BOS, though the tokenizer adds one to plain text: run without it")
 
 
 @functools.cache

@@ -49,7 +49,13 @@ class Pattern:
         return self.known[length]
 
     def _look(self, length: int) -> Seen:
-        positions = torch.arange(length)
+        try:
+            return self._look_on(length, torch.device("cpu"))
+        except RuntimeError:  # some of the library's functions hold tensors on the card
+            return self._look_on(length, torch.device("cuda"))
+
+    def _look_on(self, length: int, device: torch.device) -> Seen:
+        positions = torch.arange(length, device=device)
         last = bool(self.mask(positions[-1:], positions).all())
         ahead = self.mask(positions[:1], positions)[0, 1:]
         if last and length == 1:
@@ -60,7 +66,7 @@ class Pattern:
 
     def _next(self, positions: Tensor) -> Tensor:
         """Whether each position sees the one after it."""
-        zero = torch.zeros(len(positions) - 1, dtype=torch.long)
+        zero = torch.zeros(len(positions) - 1, dtype=torch.long, device=positions.device)
         return self.function(zero, zero, positions[:-1], positions[1:])
 
 
@@ -86,7 +92,7 @@ class Layout:
     def mask(self, pattern: Pattern, path: Path, like: Tensor) -> Tensor:
         """Additive mask [query key] of one path; the layers share it."""
         length = path.stop - path.start
-        key = (id(pattern), path.start, like.dtype, like.device)
+        key = (pattern, path.start, like.dtype, like.device)
         if key not in self.masks:
             columns = torch.arange(path.offset + length, device=like.device)
             seen = pattern.mask(columns[path.offset :], columns)

@@ -36,11 +36,11 @@ class Spots:
         total = segment_sum(states, self._late[:, 0], self._late[:, 1])
         if self._early is not None:
             total = segment_sum(states, self._early[:, 0], self._early[:, 1]) + total
-        return total / self.counts.to(total.device)[:, None] if pooling == "mean" else total
+        return total / self._indices("mean", total.device)[:, None] if pooling == "mean" else total
 
     def _indices(self, pooling: Pooling, device: torch.device) -> Int[Tensor, " item"]:
         if (pooling, device) not in self._known:
-            found = {"last": self._last, "first": self._first}.get(pooling)
+            found = {"last": self._last, "first": self._first, "mean": self.counts}.get(pooling)
             if found is None:
                 found = torch.cat([torch.arange(start, stop) for start, stop in self._spans])
             self._known[pooling, device] = found.to(device)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probing.engine.modes import Mode, attending, batch_of
+from probing.engine.modes import Mode, attending
 from probing.engine.readouts import Spots, combined
-from probing.engine.trees import Batch, Segment, Tree, halves, plant, take
+from probing.engine.trees import Batch, Segment, Tree, halves, packed, plant, stacked, take
 from probing.errors import LayerNotFound, OutOfMemory, UsageError
 from probing.models.hooks import Enough, tapped
 from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone
@@ -25,6 +26,8 @@ CPU_BATCH_TOKENS = 2048
 MOST_BATCH_TOKENS = 65536
 LEAST_BATCH_TOKENS = 1024
 TRIM_SECONDS = 0.25
+ONE_AT_A_TIME = threading.RLock()
+"""Hooks and the choice of attention belong to the model: two threads in one model would read each other's states."""
 # CUDA's allocator has a class of error for it; the CPU's and the matrix library of a card have only a sentence.
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -139,28 +142,29 @@ class Stream:
         counts = torch.tensor([segment.stop - segment.start for segment in segments])
         readings = Readings({pooling: [] for pooling in self.poolings}, counts)
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        with evaluating(self.stack.language_model.model):
-            for trees in self._parts(segments, lengths):
-                self._run_all(trees, segments, lengths, readings, offsets, progress)
+        with ONE_AT_A_TIME, evaluating(self.stack.language_model.model):
+            for trees, stacking in self._parts(segments, lengths):
+                self._run_all(trees, stacking, segments, lengths, readings, offsets, progress)
         return readings
 
-    def _parts(self, segments: Sequence[Segment], lengths: Sequence[int]) -> list[list[Tree]]:
-        """Rows that can go into a batch with any other, and those that only go with their like."""
-        trees = plant(segments, lengths, self.mode.sharing)
-        limit = self.mode.stretched
+    def _parts(self, segments: Sequence[Segment], lengths: Sequence[int]) -> list[tuple[list[Tree], bool]]:
+        """Rows that are run together, and whether they are stacked, which only rows of one length can be."""
+        stacking = self.mode.packing == "none"
+        trees, limit = plant(segments, lengths, self.mode.sharing), self.mode.stretched
         if limit is None:
-            return [trees]
+            return [(trees, stacking)]
         short, alone = [], []
         for tree in trees:
             if max(lengths[row] for row in tree.rows) <= limit:
                 short.append(tree)
             else:
                 alone += [Tree((row,), 0, lengths[row]) for row in tree.rows]
-        return [sorted(alone, key=lambda tree: -tree.tokens), short]
+        return [(sorted(alone, key=lambda tree: -tree.tokens), True), (short, stacking)]
 
     def _run_all(
         self,
         trees: list[Tree],
+        stacking: bool,
         segments: Sequence[Segment],
         lengths: Sequence[int],
         readings: Readings,
@@ -172,9 +176,8 @@ class Stream:
             if left[0].tokens > self.budget.tokens and len(left[0].rows) > 1:
                 left.extendleft(reversed(halves(left.popleft(), lengths)))
                 continue
-            alike = self.mode.packing == "none" or (self.mode.stretched or left[0].tokens) < left[0].tokens
-            some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike))]
-            found = self._try(some, segments, lengths)
+            some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike=stacking))]
+            found = self._try(some, stacking, segments, lengths)
             if found is None:
                 left.extendleft(reversed(self._give_way(some, lengths)))
                 continue
@@ -187,11 +190,12 @@ class Stream:
                 progress(sum(segments[row].stop for tree in some for row in tree.rows))
 
     def _try(
-        self, trees: Sequence[Tree], segments: Sequence[Segment], lengths: Sequence[int]
+        self, trees: Sequence[Tree], stacking: bool, segments: Sequence[Segment], lengths: Sequence[int]
     ) -> tuple[Spots, dict[Pooling, list[Tensor]]] | None:
         """``_run``, or None when memory ran out; the error is not kept, since its frames hold the batch's memory."""
         try:
-            return self._run(batch_of(self.mode, trees, segments, lengths))
+            make = stacked(trees, segments, self.mode.causal) if stacking else packed(trees, segments, lengths)
+            return self._run(make)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or any(sentence in str(error) for sentence in OUT_OF_MEMORY):
                 return None
@@ -215,9 +219,11 @@ class Stream:
             if not waiting:
                 raise Enough
 
+        device = self.stack.language_model.device
         with torch.inference_mode(), attending(self.stack, self.mode, batch) as options, tapped(taps, receive):
-            with contextlib.suppress(Enough):
-                run_backbone(self.stack.backbone, batch.ids.to(self.stack.language_model.device), **options)
+            # A caller's autocast would round every layer in half precision without a word.
+            with contextlib.suppress(Enough), torch.autocast(device.type, enabled=False):
+                run_backbone(self.stack.backbone, batch.ids.to(device), **options)
             if waiting:
                 name = self.stack.name_of(taps[min(waiting)].module)
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probing.data.pairs import shared_prefix
-
 LEAST_PACKED = 16
 """A batch of fewer tokens is filled up: matrix products of a few rows round differently from those of many."""
 LEAST_SHARED = 8
@@ -91,29 +89,22 @@ class Batch:
 def plant(segments: Sequence[Segment], lengths: Sequence[int], sharing: bool) -> list[Tree]:
     """Rows as trees, largest first: those with the same prompt together, if ``sharing``, and else each alone.
 
-    What they share may reach into the responses, as far as these are the same; each row keeps a token of its own.
+    What is shared is the prompt, whole, and a row that shares it with no other is computed in the same two steps: so
+    not even the bits of a row depend on which others there are.
 
     Args:
         segments: the rows.
         lengths: how many tokens of each are run (or, where a row runs alone, padded to).
-        sharing: whether rows may share what they begin with.
+        sharing: whether rows may share their prompts.
     """
     groups: dict[object, list[int]] = defaultdict(list)
     for row, segment in enumerate(segments):
-        groups[tuple(segment.ids[: segment.prompt]) if sharing and segment.prompt >= LEAST_SHARED else row].append(row)
+        apart = not sharing or not LEAST_SHARED <= segment.prompt < lengths[row]
+        groups[row if apart else tuple(segment.ids[: segment.prompt])].append(row)
     trees = []
-    for rows in groups.values():
-        shared = _shared([segments[row].ids[: lengths[row]] for row in rows])
-        together = [rows] if shared else [[row] for row in rows]
-        trees += [_tree(part, shared, lengths) for part in together]
+    for key, rows in groups.items():
+        trees.append(_tree(rows, len(key) if isinstance(key, tuple) else 0, lengths))
     return sorted(trees, key=lambda tree: -tree.tokens)
-
-
-def _shared(sequences: Sequence[Sequence[int]]) -> int:
-    if len(sequences) < 2:
-        return 0
-    shared = min(shared_prefix(*sequences), min(map(len, sequences)) - 1)
-    return shared if shared >= LEAST_SHARED else 0
 
 
 def _tree(rows: Sequence[int], shared: int, lengths: Sequence[int]) -> Tree:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel
 
 from probing.errors import LayerNotFound, ModelInvalid
 from probing.models.hooks import Tap, tapped
-from probing.models.load import LanguageModel
+from probing.models.load import LanguageModel, auto_class
 from probing.models.writes import BlockWrites, Part, find_writes
 from probing.types import Place
 
@@ -20,6 +21,12 @@ TRIAL_TOKENS = 12
 TRIAL_STARTS = (1, 2, 3)
 """A model is tried on twelve tokens; on others, if some of the first have broken embeddings."""
 SHOWN = 8
+CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
+CAUSAL_HALF = 2e-2
+"""How far states may move, channel by channel, when later tokens are left out: rounding, and no more."""
+UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+SELECTS_TOKENS = ("index_topk", "keep_window_size")
+"""Settings of attention that looks at the highest-ranked tokens only, among them padding and later ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +135,13 @@ def find_stack(language_model: LanguageModel) -> Stack:
     model = language_model.model
     if getattr(model.config, "is_encoder_decoder", False):
         raise LayerNotFound(f"{type(model).__name__} has an encoder and a decoder, which is not supported yet")
+    config = model.config.get_text_config()
+    selecting = [name for name in SELECTS_TOKENS if getattr(config, name, None)]
+    if selecting:
+        raise LayerNotFound(
+            f"{type(model).__name__} attends to selected tokens only ({selecting[0]}), in a way that depends on how it "
+            f"is run; this is not supported yet"
+        )
     lists = _block_lists(model)
     problems = []
     with torch.inference_mode(), evaluating(model):
@@ -136,7 +150,12 @@ def find_stack(language_model: LanguageModel) -> Stack:
             if backbone is None:
                 problems.append(f"nothing around '{name}' takes input_ids")
                 continue
-            found = _try_blocks(language_model, backbone, blocks)
+            try:
+                found = _try_blocks(language_model, backbone, blocks)
+            except torch.OutOfMemoryError:
+                raise
+            except UNUSABLE as error:
+                found = f"a pass of a few tokens fails with {type(error).__name__}: {error}"
             if isinstance(found, Stack):
                 return found
             problems.append(f"'{name}': {found}")
@@ -217,9 +236,15 @@ def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
 
 
 def trial_ids(language_model: LanguageModel, start: int, tokens: int = TRIAL_TOKENS) -> Tensor:
-    """A few different token ids, [1 token]."""
-    rows = language_model.model.get_input_embeddings().weight.shape[0]
-    return (torch.arange(tokens, device=language_model.device)[None] * 7 + start) % rows
+    """A few different token ids, [1 token], whose embeddings are finite where that can be seen."""
+    weight = language_model.model.get_input_embeddings().weight
+    ids = (torch.arange(tokens) * 7 + start) % weight.shape[0]
+    if weight.device.type != "meta" and weight.is_floating_point():
+        sound = torch.isfinite(weight.sum(dim=1)).cpu()
+        good = sound.nonzero()[:, 0]
+        if len(good) and not sound[ids].all():
+            ids = good[ids % len(good)]
+    return ids[None].to(language_model.device)
 
 
 def difference(states: Tensor, others: Tensor) -> float:
@@ -227,6 +252,19 @@ def difference(states: Tensor, others: Tensor) -> float:
     states, others = states.float().cpu(), others.float().cpu()
     scale = states.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return float((states - others).abs().max() / scale)
+
+
+def channelwise_difference(states: Tensor, others: Tensor) -> float:
+    """How far [token channel] states are from others, as one number.
+
+    The root mean square, over channels, of the largest difference relative to the channel's largest value.
+    Relative to the largest value of all, one massive channel would hide any difference in the others.
+    """
+    states, others = (tensor.double().cpu() for tensor in (states, others))
+    if not torch.isfinite(others).all():
+        return float("inf")
+    scale = states.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(((states - others).abs().amax(0) / scale).square().mean().sqrt())
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -266,23 +304,40 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
         seen: list[tuple[int, Tensor | None]] = []
         returned: list[tuple[int, Tensor | None]] = []
         with tapped(taps, _into(seen)), tapped([Tap(module) for module in others], _into(returned)):
-            ids = trial_ids(language_model, start)
+            # Two rows: of one alone it could not be seen in which order rows and tokens lie.
+            ids = torch.cat([trial_ids(language_model, start + other) for other in (0, 5)])
             states = last_hidden_state(backbone, ids)
         if [index for index, _ in seen] != list(range(len(taps))):
             return f"its {len(blocks)} modules do not run once each, in order"
         shapes = {None if tensor is None else tuple(tensor.shape) for _, tensor in seen}
-        if len(shapes) > 1 or None in shapes or len(next(iter(shapes)) or ()) != 3:
+        if len(shapes) > 1 or None in shapes or (next(iter(shapes)) or ())[:-1] != tuple(ids.shape):
             return f"what goes in and out of its modules is not [row token width] throughout but {shapes}"
         if torch.isfinite(states).all():
             break
-    last = seen[-1][1]
-    assert last is not None
-    shorter = last_hidden_state(backbone, ids[:, :-3])
-    causal = not difference(states[:, : shorter.shape[1]], shorter) > tolerance(states.dtype)
+    first, last = seen[1][1], seen[-1][1]
+    assert first is not None and last is not None  # noqa: PT018 (for the type checker)
+    causal = _is_causal(language_model, backbone, blocks[0], ids, first, states)
     normed = not _equal(last, states)
     same = [others[index] for index, tensor in returned if tensor is not None and _equal(tensor, states)]
     norm = same[-1] if normed and same else None
     return Stack(language_model, backbone, tuple(blocks), last.shape[-1], causal, normed, norm)
+
+
+def _is_causal(
+    language_model: LanguageModel, backbone: nn.Module, block: nn.Module, ids: Tensor, first: Tensor, states: Tensor
+) -> bool:
+    """Whether states stay the same when the last tokens are left out: the backbone's, or the first block's.
+
+    Where broken weights leave neither finite, the family has to be believed.
+    """
+    seen: list[tuple[int, Tensor | None]] = []
+    with tapped([Tap(block)], _into(seen)):
+        shorter = last_hidden_state(backbone, ids[:, :-3])
+    for whole, part in ((states, shorter), (first, seen[0][1])):
+        if part is not None and torch.isfinite(whole).all() and torch.isfinite(part).all():
+            found = channelwise_difference(whole[:, : part.shape[1]].flatten(0, 1), part.flatten(0, 1))
+            return found <= CAUSAL.get(whole.dtype, CAUSAL_HALF)
+    return auto_class(language_model.model.config) is not AutoModel
 
 
 def _equal(tensor: Tensor, states: Tensor) -> bool:

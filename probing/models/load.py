@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -82,9 +83,20 @@ class LanguageModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence that the model has positions for; None if it has no limit."""
+        """Longest sequence that the model has positions for; None if it has no limit.
+
+        RoBERTa and its like count positions from behind the padding index, so that the first ones are never used.
+        """
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None
+        if not isinstance(limit, int) or limit <= 0:
+            return None
+        tables = [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Embedding) and "position" in name
+        ]
+        unused = [table.num_embeddings - table.padding_idx - 1 for table in tables if table.padding_idx is not None]
+        return min([limit, *unused])
 
 
 def choose_device(device: str = "auto") -> torch.device:

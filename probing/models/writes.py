@@ -5,10 +5,12 @@ returns and what the residual stream receives. Names cannot tell. So one pass of
 inside a block returns, and the few whose sum is exactly the block's output minus its input are what it writes.
 """
 
+import copy
 import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 from probing.models.hooks import Tap, tapped
 
 MOST_PARTS = 3
-ROUNDINGS = 16
+ROUNDINGS, ROUNDINGS_HALF = 16, 2
 """How many roundings of the largest term the sum of the parts may be off, element by element."""
+HALF = (torch.bfloat16, torch.float16)
+LARGEST_FACTOR = 100.0
 NEAREST = 12
 TIMES_WORSE = 4
 MIXES_TOKENS = r"attn|attention|mixer|mamba|ssm|conv|recurrent|temporal|rwkv|time_mix|delta"
@@ -83,6 +87,11 @@ class _Record:
     calls: list[_Call]
     rounding: float
 
+    @property
+    def finite(self) -> bool:
+        """Whether what went in and out is finite."""
+        return bool(torch.isfinite(self.given).all() and torch.isfinite(self.returned).all())
+
 
 def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple[BlockWrites, ...]:
     """What each block writes; ``run`` makes one pass of a few tokens through all of them.
@@ -94,7 +103,10 @@ def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple
     first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
     found: dict[int, BlockWrites] = {}
     for layer, record in _recorded(blocks, sorted(first.values()), run).items():
-        found[layer] = _search(record)
+        if record.finite:
+            found[layer] = _search(record)
+        else:  # broken weights; where a sound block of this kind is below, its writes are in the same modules
+            found[layer] = BlockWrites(candidates=tuple(call.name for call in record.calls))
     names = {kind: {part.name for part in _parts(found[layer])} for kind, layer in first.items()}
     rest = [layer for layer in range(len(blocks)) if layer not in found and found[first[kinds[layer]]].form == "sum"]
     for layer, record in _recorded(blocks, rest, run, lambda layer: names[kinds[layer]]).items():
@@ -103,7 +115,10 @@ def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple
             found[layer] = alike
     left = [layer for layer in range(len(blocks)) if layer not in found]
     for layer in left:  # one after the other: each holds what every module of a block returned
-        found[layer] = _search(_recorded(blocks, [layer], run)[layer])
+        record = _recorded(blocks, [layer], run)[layer]
+        found[layer] = (
+            _search(record) if record.finite else BlockWrites(candidates=found[first[kinds[layer]]].candidates)
+        )
     return tuple(found[layer] for layer in range(len(blocks)))
 
 
@@ -124,6 +139,10 @@ def _recorded(
     """One pass with everything that some blocks' modules take and return (or only the modules that are wanted)."""
     if not layers:
         return {}
+    if any(parameter.dtype in HALF for parameter in blocks[layers[0]].parameters()):
+        exact = _recorded_in_float32(blocks, layers, run)
+        if exact is not None:
+            return exact
     taps, where = [], []
     for layer in layers:
         for name, module in blocks[layer].named_modules():
@@ -131,14 +150,67 @@ def _recorded(
                 taps += [Tap(module, before=True), Tap(module)]
                 where += [(layer, name, module, True), (layer, name, module, False)]
     passed: list[tuple[int, Tensor]] = []
+    with tapped(taps, _into(passed)):
+        run()
+    return {layer: _record(layer, passed, where) for layer in layers}
 
+
+def _into(passed: list[tuple[int, Tensor]]) -> Callable[[int, Tensor | None], None]:
     def receive(index: int, tensor: Tensor | None) -> None:
         if tensor is not None and tensor.is_floating_point() and tensor.ndim >= 2:
             passed.append((index, tensor.flatten(0, -2).clone()))  # some blocks add in place
 
-    with tapped(taps, receive):
+    return receive
+
+
+def _recorded_in_float32(
+    blocks: Sequence[nn.Module], layers: Sequence[int], run: Callable[[], object]
+) -> dict[int, _Record] | None:
+    """The same for a float32 copy of each block, fed what the block itself was fed; None where no copy can be run.
+
+    In half precision rounding is so coarse that a wrong set of modules could add up.
+    """
+    fed: dict[int, tuple[Any, Any]] = {}
+    handles = [
+        blocks[layer].register_forward_pre_hook(
+            lambda _, args, kwargs, layer=layer: fed.update({layer: (args, kwargs)}), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    try:
         run()
-    return {layer: _record(layer, passed, where) for layer in layers}
+    finally:
+        for handle in handles:
+            handle.remove()
+    records = {}
+    for layer in layers:
+        try:
+            copied = copy.deepcopy(blocks[layer]).float()
+            taps, where = [], []
+            for name, module in copied.named_modules():
+                own = blocks[layer].get_submodule(name)
+                taps += [Tap(module, before=True), Tap(module)]
+                where += [(layer, name, own, True), (layer, name, own, False)]
+            passed: list[tuple[int, Tensor]] = []
+            args, kwargs = _floated(fed[layer])
+            with tapped(taps, _into(passed)):
+                copied(*args, **kwargs)
+            records[layer] = _record(layer, passed, where)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            return None  # weights that lie elsewhere, or are quantised
+    return records
+
+
+def _floated(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in HALF else value
+    if isinstance(value, tuple | list):
+        return type(value)(_floated(part) for part in value)
+    if isinstance(value, dict):
+        return {name: _floated(part) for name, part in value.items()}
+    return value
 
 
 def _record(
@@ -237,12 +309,13 @@ def _fit(gram: Tensor, subset: tuple[int, ...], scaled: bool) -> tuple[float, tu
 
 def _adds_up(record: _Record, parts: Sequence[Tensor], factors: Sequence[float]) -> bool:
     """Whether input + parts is the output, but for rounding, in every element."""
-    if not all(0 < abs(factor) < float("inf") for factor in factors):
+    if not all(1 / LARGEST_FACTOR < abs(factor) < LARGEST_FACTOR for factor in factors):
         return False
     written = [part * factor for part, factor in zip(parts, factors, strict=True)]
     total = record.given + torch.stack(written).sum(0)
     terms = torch.stack([record.given, record.returned, *written]).abs().amax(0)
-    return bool(((total - record.returned).abs() <= ROUNDINGS * record.rounding * terms).all())
+    roundings = ROUNDINGS if record.rounding < torch.finfo(torch.float16).eps else ROUNDINGS_HALF
+    return bool(((total - record.returned).abs() <= roundings * record.rounding * terms).all())
 
 
 def _again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
@@ -251,7 +324,10 @@ def _again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
     parts = _parts(alike)
     if any(part.name not in calls or calls[part.name].returned is None for part in parts):
         return None
-    if not _adds_up(record, [_output(calls[part.name]) for part in parts], [part.factor for part in parts]):
+    # What passes a block whose states are not finite is refused row by row, so it need not be proved.
+    if record.finite and not _adds_up(
+        record, [_output(calls[part.name]) for part in parts], [part.factor for part in parts]
+    ):
         return None
 
     def moved(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -263,19 +339,19 @@ def _again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
 def _norms_between(record: _Record, outputs: Sequence[_Call]) -> list[Part]:
     """The form of BERT: norm(input + a) is carried on, and the output is norm(that + b)."""
     for middle in record.calls:
-        first = _into(record, middle, record.given, outputs)
+        first = _goes_into(record, middle, record.given, outputs)
         if first is None or middle.returned is None:
             continue
         for last in record.calls:
             if last.returned is None or not torch.equal(last.returned, record.returned):
                 continue
-            second = _into(record, last, middle.returned, outputs)
+            second = _goes_into(record, last, middle.returned, outputs)
             if second is not None:
                 return [Part(first.name, first.module), Part(second.name, second.module)]
     return []
 
 
-def _into(record: _Record, norm: _Call, carried: Tensor, outputs: Sequence[_Call]) -> _Call | None:
+def _goes_into(record: _Record, norm: _Call, carried: Tensor, outputs: Sequence[_Call]) -> _Call | None:
     """The module whose output, added to ``carried``, goes into this norm."""
     if norm.given is None:
         return None

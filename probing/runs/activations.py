@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probing.data.prompts import TokenizedPrompt, tokenize_prompts
+from probing.data.prompts import Columns, TokenizedPrompt, prompts_from_rows, tokenize_prompts
 from probing.engine.compiled import compiled_blocks
 from probing.engine.modes import choose_mode
-from probing.engine.stream import Stream, find_budget, first_nonfinite_place
+from probing.engine.stream import ONE_AT_A_TIME, Stream, find_budget, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.models.layers import find_stack
@@ -74,6 +74,10 @@ class Capturer:
         self._limit = check_max_length(self.max_length, self.language_model.max_positions)
         if self.compile and any(place.kind in INNER for place in self.request.places):
             raise UsageError(f"{' and '.join(INNER)} lie inside of blocks, where nothing can be read once compiled")
+        with ONE_AT_A_TIME:
+            self._prepare()
+
+    def _prepare(self) -> None:
         stack = find_stack(self.language_model)
         sites = stack.sites(self.request.places)
         self.places: tuple[Place, ...] = tuple(site.place for site in sites)
@@ -157,8 +161,8 @@ def capture(
 
     Args:
         model: from ``load``, or ``LanguageModel(model, tokenizer)``.
-        texts: strings (their ids are "0", "1", ...), ``LabelledPrompt`` objects, mappings with its fields, a
-            ``datasets.Dataset`` or a ``pandas.DataFrame``.
+        texts: strings (their ids are "0", "1", ...), ``LabelledPrompt`` objects, mappings with the columns that
+            ``probing capture`` reads, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
         request: places, pooling, and which tokens count.
         batch_tokens: tokens a batch; found by itself when None. The numbers do not depend on it.
         eos: whether the end of turn belongs to a response.
@@ -204,13 +208,15 @@ def as_prompts(texts: Any) -> list[LabelledPrompt]:
     Raises:
         DataInvalid: no rows, a duplicate id, or a row that is no text.
     """
-    if isinstance(texts, str | LabelledPrompt):
-        raise UsageError("give a list of texts, not a single one")
+    if isinstance(texts, str | LabelledPrompt | Mapping):
+        raise UsageError(f"give a list of texts (or one split of a dataset), not a single {type(texts).__name__}")
     if isinstance(texts, pd.DataFrame):
         texts = texts.astype(object).where(texts.notna(), None).to_dict("records")
     rows = list(texts)
     if not rows:
         raise DataInvalid("there are no texts to read")
+    if all(isinstance(row, Mapping) for row in rows):
+        return prompts_from_rows(rows, Columns(span="span" if any("span" in row for row in rows) else None))
     prompts = [_as_prompt(index, row) for index, row in enumerate(rows)]
     ids = pd.Series([prompt.id for prompt in prompts])
     if ids.duplicated().any():
@@ -221,12 +227,9 @@ def as_prompts(texts: Any) -> list[LabelledPrompt]:
 def _as_prompt(index: int, row: Any) -> LabelledPrompt:
     if isinstance(row, LabelledPrompt):
         return row
-    try:
-        if isinstance(row, str):
-            return LabelledPrompt(str(index), row)
-        if isinstance(row, Mapping):
-            known = {name: row[name] for name in LabelledPrompt.__dataclass_fields__ if row.get(name) is not None}
-            return LabelledPrompt(**({"id": str(index)} | known | {"id": str(known.get("id", index))}))
-    except (TypeError, ValueError) as error:
-        raise DataInvalid(f"row {index}: {error}") from error
-    raise DataInvalid(f"row {index}: expected a text, found {type(row).__name__} ({row!r:.40})")
+    if isinstance(row, str):
+        return LabelledPrompt(str(index), row)
+    raise DataInvalid(
+        f"row {index}: texts must be strings, LabelledPrompt objects or mappings throughout; "
+        f"found {type(row).__name__} ({row!r:.40})"
+    )

@@ -10,7 +10,7 @@ from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.prompts import Columns, prompts_from_table
 from probing.data.tables import Table, read_table
 from probing.store.manifest import MANIFEST, claim
-from probing.types import DTYPE_NAMES, PLACE_KINDS, Capture, LabelledPrompt, Over, Place, Pooling, Report
+from probing.types import PLACE_KINDS, Capture, LabelledPrompt, Over, Place, Pooling, Report
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,6 @@ class CaptureConfig:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if (self.over == "span") != (self.substring is not None or self.span_column is not None):
             raise ValueError("over 'span' and one of substring and span_column go together")
-        if self.values_dtype not in DTYPE_NAMES:
-            raise ValueError(f"values_dtype '{self.values_dtype}' is none of {', '.join(DTYPE_NAMES)}")
         expand_places(self.places, None)
 
     def request(self, layers: int) -> Capture:
@@ -137,12 +135,27 @@ def expand_places(given: str | Sequence[str], layers: int | None) -> list[Place]
         if layer != "all" and several is None:
             places.append(_place(entry))
             continue
-        _place(f"{kind}:0")
+        first_place = _place(f"{kind}:0")
         first, last = (0, (layers or 1) - 1) if several is None else (int(several[1]), int(several[2]))
         if first > last:
             raise ValueError(f"'{entry}': the layers run from the lower to the higher")
-        places += [Place(kind, number) for number in range(first, last + 1)]  # type: ignore[arg-type]
+        if layers is not None:
+            # One layer too many is enough to be told that there is no such layer.
+            places += [Place(first_place.kind, number) for number in range(first, min(last, layers) + 1)]
+        else:
+            places.append(first_place)
+    if not places:
+        raise ValueError("at least one place must be given")
+    if layers is not None:
+        places = [_from_start(place, layers) for place in places]
     return list(dict.fromkeys(places))
+
+
+def _from_start(place: Place, layers: int) -> Place:
+    """The same place with a layer that is there counted from 0."""
+    if place.layer is None or not -layers <= place.layer < 0:
+        return place
+    return Place(place.kind, place.layer + layers)
 
 
 def _place(text: str) -> Place:

@@ -1,6 +1,7 @@
 """Capturing a dataset shard by shard into a claimed folder; the part of ``probing capture`` that needs the model."""
 
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,9 @@ NOT_IDENTITY = (
 ).split()
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Shard:
     """Rows of one part, and what is to be remembered of its making."""
@@ -51,11 +55,13 @@ class Batch:
         facts: path, hashes, first shard, number of shards: what the manifest says of it.
         prompts: its rows that no earlier dataset brought.
         table: where they come from.
+        finished: whether an earlier run has made them all.
     """
 
     facts: dict[str, Any]
     prompts: list[LabelledPrompt]
     table: Table
+    finished: bool
 
 
 def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt]) -> Report:
@@ -75,7 +81,7 @@ def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts
     schema = _schema(folder, prompts)
     batch = _batch(folder, config, table, prompts, schema)
     made = _make_shards(folder, config, capturer, batch, schema)
-    if made or not folder.finished or not _rows_are_whole(folder):
+    if made or not batch.finished or not _rows_are_whole(folder):
         _finish(folder, config, capturer, batch, schema, round(time.monotonic() - began, 3))
     _check_others(folder, batch, schema, config.repair)
     return _report(folder)
@@ -98,61 +104,87 @@ def _identity(config: CaptureConfig, model: LanguageModel, request: Capture) -> 
 
 
 def _content(prompt: LabelledPrompt) -> str:
-    return hashlib.sha256(canonical([prompt.text, prompt.response, prompt.span])).hexdigest()[:16]
+    values = asdict(prompt)
+    return hashlib.sha256(canonical([value for name, value in values.items() if name != "id"])).hexdigest()[:16]
+
+
+LABELS = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
 
 
 def _schema(folder: RunFolder, prompts: Sequence[LabelledPrompt]) -> pa.Schema:
-    """Columns of the rows; the label has the type of the labels, which later rows have to have as well."""
-    names = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
-    known = folder.facts().get("label_type")
+    """Columns of the rows; the label has the type of the labels, which later rows have to have as well.
+
+    Raises:
+        UsageError: the labels are of another type than those already there, or do not fit into any.
+    """
     kinds = {type(prompt.label) for prompt in prompts} - {type(None)}
     found = (
         "bool" if kinds == {bool} else "int64" if kinds == {int} else "double" if kinds <= {int, float} else "string"
     )
-    label = known or (found if kinds else "string")
-    if kinds and found != label:
+    label = folder.facts().get("label_type") or (found if kinds else "string")
+    if kinds and found != label and (found, label) != ("int64", "double"):
         raise UsageError(f"{folder.path}: the labels there are of type {label}, those of the new rows of type {found}")
-    folder.write({**folder.facts(), "label_type": label})
-    integers = ["tokens", "counted"]
-    return pa.schema(
+    schema = pa.schema(
         [
             ("id", pa.string()),
             ("status", pa.string()),
-            *((name, pa.int64()) for name in integers),
-            ("label", names[label]),
+            ("tokens", pa.int64()),
+            ("counted", pa.int64()),
+            ("label", LABELS[label]),
             ("category", pa.string()),
             ("shard", pa.int64()),
             ("content", pa.string()),
+            ("detail", pa.string()),
         ]
     )
+    try:
+        pa.array([_label(schema, prompt) for prompt in prompts], LABELS[label])
+    except (pa.ArrowException, OverflowError) as error:
+        raise UsageError(f"the labels cannot be written as {label}: {error}") from error
+    folder.write({**folder.facts(), "label_type": label})
+    return schema
+
+
+def _label(schema: pa.Schema, prompt: LabelledPrompt) -> Any:
+    as_text = schema.field("label").type == pa.string() and prompt.label is not None
+    return str(prompt.label) if as_text else prompt.label
 
 
 def _batch(
     folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt], schema: pa.Schema
 ) -> Batch:
-    """The rows of this run as the manifest knows them, or as it will."""
+    """The rows of this run as the manifest knows them, or as it will.
+
+    The manifest's ``data`` are finished; what is being made is its ``pending``, so that rows being added never keep
+    the others from being read.
+    """
     facts = folder.facts()
-    sources: list[dict[str, Any]] = facts.get("data", [])
+    done: list[dict[str, Any]] = facts.get("data", [])
+    pending: dict[str, Any] | None = facts.get("pending")
     whole = hashlib.sha256(canonical([[prompt.id, _content(prompt)] for prompt in prompts])).hexdigest()
-    source = next((source for source in sources if source["rows_sha256"] == whole), None)
-    if source is None and sources and not config.append:
+    source = next((known for known in [*done, *([pending] if pending else [])] if known["rows_sha256"] == whole), None)
+    if source is None and done and not config.append:
         raise SourceMismatch(
-            f"{folder.path} holds states of other rows ({', '.join(source['path'] for source in sources)}). "
-            f"Choose another --out, or add these rows with --append"
+            f"{folder.path} holds states of other rows, or of these with other labels "
+            f"({', '.join(known['path'] for known in done)}). "
+            f"Choose another --out, or add new rows with --append"
         )
-    if source is None and sources and not folder.finished:
+    if source is None and pending and not done:
         raise SourceMismatch(
-            f"{folder.path}: the run on {sources[-1]['path']} has not finished; finish it before other rows are added"
+            f"{folder.path} holds an unfinished run on other rows ({pending['path']}): finish it with those, choose "
+            f"another --out, or delete the folder"
         )
-    first = source["first_shard"] if source else sum(source["shards"] for source in sources)
+    first = source["first_shard"] if source else sum(known["shards"] for known in done)
     new = _not_known(folder, prompts, first, schema)
     if source is None:
         shards = -(-len(new) // config.shard_rows)
         source = {"path": table.path, "format": table.format, "sha256": table.sha256, "rows_sha256": whole}
         source |= {"rows": len(new), "first_shard": first, "shards": shards}
         if new:
-            folder.write({**facts, "status": "running", "data": [*sources, source]})
-    return Batch(source, new, table)
+            if pending:
+                log.warning("the unfinished addition of %s is given up", pending["path"])
+            folder.write({**facts, "pending": source})
+    return Batch(source, new, table, finished=source in done or not new)
 
 
 def _not_known(
@@ -184,7 +216,7 @@ def _make_shards(
         blocks.append(batch.prompts[start : start + config.shard_rows])
     known = [_known_shard(folder, first + at, block, schema, config.repair) for at, block in enumerate(blocks)]
     lost = [states_path(folder.shards, first + at) for at, shard in enumerate(known) if isinstance(shard, str)]
-    if lost and folder.finished and not config.repair:
+    if lost and batch.finished and not config.repair:
         faults = [shard for shard in known if isinstance(shard, str)]
         raise StoreCorrupt(f"{lost[0]}: {faults[0]} ({len(lost)} of {len(known)} shards); {REPAIR}")
     _keep_budget(folder, capturer)
@@ -215,7 +247,9 @@ def _known_shard(
 ) -> Shard | str:
     """A shard that is there, or what is wrong with it."""
     found = read_shard(shard_path(folder.shards, number), schema)
-    if found is None or found[0]["id"].to_pylist() != [prompt.id for prompt in block]:
+    if found is None or found[0]["content"].to_pylist() != [_content(prompt) for prompt in block]:
+        return "missing"
+    if found[0]["id"].to_pylist() != [prompt.id for prompt in block]:
         return "missing"
     return fault(states_path(folder.shards, number), found[1]["states"], deep) or Shard(*found)
 
@@ -257,10 +291,11 @@ def _new_shard(
                 "status": captured.problems[row.id].status if row.id in captured.problems else "ok",
                 "tokens": len(row.ids),
                 "counted": counted.get(row.id, 0),
-                "label": str(prompt.label) if _as_text(schema, prompt) else prompt.label,
+                "label": _label(schema, prompt),
                 "category": prompt.category,
                 "shard": number,
                 "content": _content(prompt),
+                "detail": captured.problems[row.id].detail if row.id in captured.problems else None,
             }
             for row, prompt in zip(captured.tokenized, block, strict=True)
         ],
@@ -276,10 +311,6 @@ def _new_shard(
     return Shard(rows, facts)
 
 
-def _as_text(schema: pa.Schema, prompt: LabelledPrompt) -> bool:
-    return schema.field("label").type == pa.string() and prompt.label is not None
-
-
 def _rows_are_whole(folder: RunFolder) -> bool:
     path = folder.path / ROWS_FILE
     return path.is_file() and file_sha256(path) == folder.facts().get("rows_sha256")
@@ -289,8 +320,9 @@ def _finish(
     folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema, seconds: float
 ) -> None:
     """Join the rows of all shards and write what the whole is."""
-    total = batch.facts["first_shard"] + batch.facts["shards"]
-    total = max([total, *(source["first_shard"] + source["shards"] for source in folder.facts()["data"])])
+    known = folder.facts()
+    sources = known.get("data", []) + ([] if batch.finished else [batch.facts])
+    total = sum(source["shards"] for source in sources)
     shards = [_whole(folder, number, schema) for number in range(total)]
     join_shards([shard.rows for shard in shards], folder.path / ROWS_FILE)
     statuses = Counter(status for shard in shards for status in shard.rows["status"].to_pylist())
@@ -313,7 +345,9 @@ def _finish(
         "shards": [shard.facts["states"] for shard in shards],
         "rows_sha256": file_sha256(folder.path / ROWS_FILE),
     }
-    folder.write({**folder.facts(), "status": "done", "config": _plain(config), **facts})
+    pending = known.get("pending") if batch.finished else None
+    facts |= {"data": sources, "pending": pending, "config": _plain(config)}
+    folder.write({**known, "status": "done", **facts})
 
 
 def _whole(folder: RunFolder, number: int, schema: pa.Schema) -> Shard:

@@ -10,7 +10,7 @@ import torch
 from probing.data.pairs import pairs_from_rows
 from probing.data.tokenize import TokenizedPair, tokenize_pairs
 from probing.engine.modes import choose_mode
-from probing.engine.stream import Stream, find_budget, first_nonfinite_place
+from probing.engine.stream import ONE_AT_A_TIME, Stream, find_budget, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
@@ -58,10 +58,11 @@ class PairScorer:
 
     def __post_init__(self) -> None:
         self._limit = check_max_length(self.max_length, self.language_model.max_positions)
-        stack = find_backbone(self.language_model)
         self._located = False
-        budget = find_budget(stack, self.batch_tokens)
-        self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), budget)
+        with ONE_AT_A_TIME:
+            stack = find_backbone(self.language_model)
+            budget = find_budget(stack, self.batch_tokens)
+            self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), budget)
 
     def score(
         self,

@@ -1,8 +1,10 @@
 """States on disk: safetensors shards with one tensor a place, so that one layer is read without the others."""
 
+import errno
 import hashlib
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from probing.errors import StoreCorrupt, UsageError
 from probing.store.files import file_sha256, new_file
-from probing.store.manifest import MANIFEST, SHARDS, read_run
+from probing.store.manifest import MANIFEST, SCHEMA_VERSION, SHARDS, read_run
 from probing.types import Activations, Place, Problem, Source, TokenActivations
 
 ROWS_FILE = "rows.parquet"
+NEEDED = ("shards", "places", "layers", "width", "request", "source", "problems", "rows_sha256")
 REPAIR = "run the same 'probing capture' with --repair to compute it again"
 
 
@@ -31,7 +34,11 @@ def states_path(folder: Path, index: int) -> Path:
 def write_states(path: Path, states: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write one part; what to remember of it: size and hashes of the file and of each tensor."""
     with new_file(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in states.items()}, temporary, {"format": "pt"})
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in states.items()}, temporary, {"format": "pt"})
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]) if found else errno.EIO, f"{error}", str(path)) from error
         temporary.chmod(0o666 & ~_umask())  # the library makes it readable for its owner alone
         facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
     return {**facts, "tensors": {name: tensor_sha256(tensor) for name, tensor in states.items()}}
@@ -53,9 +60,11 @@ def fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
 
 
 def tensor_sha256(tensor: Tensor) -> str:
-    """Over the bytes of a tensor's values."""
+    """Over the dtype, the shape and the bytes of a tensor."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().contiguous().flatten()
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +98,7 @@ class ActivationStore:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """Every row of the data, also those without states: id, status, tokens, label, category, shard.
+        """Every row of the data, also those without states: id, status, tokens, label, category, shard, detail.
 
         Raises:
             StoreCorrupt: the table is gone or damaged.
@@ -98,7 +107,9 @@ class ActivationStore:
         try:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != self.facts["rows_sha256"]:
-                raise StoreCorrupt(f"{path}: changed since it was written; {REPAIR}")
+                raise StoreCorrupt(
+                    f"{path}: changed since the store was opened; if rows were added, open it again, otherwise {REPAIR}"
+                )
             return pd.read_parquet(io.BytesIO(content))
         except OSError as error:
             raise StoreCorrupt(f"{path}: gone or unreadable ({error.strerror}); {REPAIR}") from error
@@ -131,7 +142,8 @@ class ActivationStore:
         """Some places (by default all) as ``probing.capture`` returns them."""
         wanted = tuple(Place.parse(self._name(place)) for place in (self.places if places is None else places))
         values = torch.stack([self.read(place) for place in wanted], dim=1)
-        problems = tuple(Problem(**entry) for entry in self.facts["problems"])
+        bad = self.rows[lambda rows: rows["status"] != "ok"]
+        problems = tuple(Problem(*row) for row in zip(bad["id"], bad["status"], bad["detail"], strict=True))
         if self.pooling == "tokens":
             return TokenActivations(values, self.offsets, self.ids, wanted, self.source, problems)
         return Activations(values, self.ids, wanted, self.source, problems)
@@ -179,6 +191,12 @@ def open_store(path: str | Path) -> ActivationStore:
     """
     folder = Path(path).expanduser()
     facts = read_run(folder, MANIFEST)
-    if facts.get("status") != "done":
+    if facts.get("status") == "running":
         raise StoreCorrupt(f"{folder}: the run that writes it has not finished; run the same 'probing capture' again")
+    missing = [name for name in NEEDED if name not in facts]
+    if missing or facts.get("schema_version") != SCHEMA_VERSION:
+        raise StoreCorrupt(
+            f"{folder / MANIFEST}: damaged, or written by another version (schema {facts.get('schema_version')}, "
+            f"{', '.join(missing) or 'all'} missing)"
+        )
     return ActivationStore(folder, facts)

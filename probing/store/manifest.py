@@ -84,9 +84,9 @@ class RunFolder:
         """Write the record."""
         content = {"schema_version": SCHEMA_VERSION, "command": self.command, **facts}
         with new_file(self.path / self.record) as temporary:
-            temporary.write_text(
-                json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-            )
+            text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+            # Half a surrogate, from a path that is no UTF-8, becomes the escape that JSON has for it.
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_run(folder: Path, record: str = RUN_FILE) -> dict[str, Any]:

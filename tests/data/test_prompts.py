@@ -92,6 +92,38 @@ def test_spans(span, expected):
     assert len(found) <= len(expected) + 6
 
 
+@pytest.mark.parametrize("word", ["user", "assistant", "a", "eos", "|"])
+def test_spans_are_not_found_in_what_the_template_writes(word):
+    turns = [{"role": "user", "content": f"the {word} now"}]
+    assert word in text(LabelledPrompt("c", turns, span=word if word != "a" else (4, 5)), "span")
+    other = located(LabelledPrompt("c", [{"role": "user", "content": "near"}], span=word), "span")
+    assert other.status == ("span_not_found" if word != "a" else "ok")
+
+
+def test_a_template_that_strips_white_space():
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'].strip() }}\n{% endfor %}"
+    stripping = tiny.make_tokenizer(template=template)
+    turns = [{"role": "user", "content": "  near boat "}]
+    assert "boat" in text(LabelledPrompt("c", turns, span=(7, 11)), "span", tokenizer=stripping)
+    shouting = tiny.make_tokenizer(template="{% for m in messages %}{{ m['content'].upper() }}{% endfor %}")
+    assert located(LabelledPrompt("c", turns, span="boat"), "span", tokenizer=shouting).status == "span_not_found"
+
+
+def test_tools_reach_the_template():
+    template = (
+        "{% if tools %}{{ tools | length }} tools {% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    tokenizer = tiny.make_tokenizer(template=template, bos=False)
+    turns = [{"role": "user", "content": "near"}]
+    assert text(LabelledPrompt("c", turns, tools=[{}, {}]), "text", tokenizer=tokenizer) == "2 tools near"
+
+
+def test_unknown_tokens_are_content():
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.unk_token = "<|user|>"
+    assert text(LabelledPrompt("x", "<|user|>near<|system|>"), "content", tokenizer=tokenizer) == "<|user|>near"
+
+
 def test_spans_of_characters_of_several_bytes():
     smile = LabelledPrompt("s", "near \U0001f600 boat", span="\U0001f600")
     assert "\U0001f600" in text(smile, "span")
@@ -180,6 +212,15 @@ def test_ids_are_made_from_the_content(tmp_path):
         ({"text": "x", "at": [4, 2]}, Columns(span="at"), None, DataInvalid, "characters 4 to 2 are no span"),
         ({"text": "x", "at": "x"}, Columns(span="at"), "x", UsageError, "the span is given twice"),
         ({"text": "x"}, Columns(), "", DataInvalid, "an empty substring is in every text"),
+        ({"text": "x", "at": [0.5, 2]}, Columns(span="at"), None, DataInvalid, "a span is a substring or"),
+        ({"text": "x", "label": "\ud800"}, Columns(), None, DataInvalid, "surrogates not allowed"),
+        (
+            {"prompt": "x", "chosen": "a", "rejected": "b"},
+            Columns(label="prompt"),
+            None,
+            UsageError,
+            "their own columns",
+        ),
     ],
 )
 def test_tables_that_make_no_sense(tmp_path, row, columns, substring, error, message):

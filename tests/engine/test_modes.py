@@ -85,6 +85,44 @@ def test_a_family_without_positions_is_stacked():
     assert mode.packing == "none"
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2", "bert", "lfm2", "falcon_h1", "granitemoehybrid"])
+@pytest.mark.parametrize("scale", [1, 50])
+def test_half_precision_hides_no_leak(name, scale):
+    """What a recurrent layer carries over from one packed sequence to the next is as small as rounding there."""
+    exact, coarse = families.make(name), families.make(name)
+    with torch.no_grad():
+        for model in (exact, coarse):
+            model.model.get_input_embeddings().weight.mul_(scale)
+    coarse.model.to(torch.bfloat16)
+    fast, found = choose_mode(find_stack(exact)), choose_mode(find_stack(coarse))
+    if fast.packing == "none":
+        assert found.packing == "none", found.reason
+    else:
+        assert found.packing == "paths", found.reason
+
+
+def test_a_trial_without_finite_states_proves_nothing():
+    language_model = tiny.make_model("llama")
+    with torch.no_grad():
+        language_model.model.model.layers[0].mlp.up_proj.weight[0] = float("nan")
+    assert "nothing can be compared" in choose_mode(find_stack(language_model)).reason
+
+
+def test_shared_prompts_whose_rows_together_are_long_do_not_stretch():
+    """Each row is within the limit of 32; the tree of all is not."""
+    stack = find_stack(longrope())
+    mode = choose_mode(stack)
+    assert (mode.packing, mode.sharing) == ("paths", True)
+    generator = torch.Generator().manual_seed(1)
+    prompt, *tails = (torch.randint(3, 400, (n,), generator=generator).tolist() for n in (20, 8, 8, 8))
+    segments = [Segment(prompt + tail, 19, 28, 20) for tail in tails]
+    found = Stream(stack, mode, [output_site(stack)], ("mean",), TokenBudget(1000, "test")).read(segments)
+    for row, segment in enumerate(segments):
+        with torch.no_grad():
+            plain = run_backbone(stack.backbone, torch.tensor([segment.ids])).last_hidden_state[0, 19:].mean(0)
+        torch.testing.assert_close(found.values["mean"][0][row], plain, rtol=1e-5, atol=1e-5)
+
+
 def test_a_difference_in_a_small_channel_is_not_hidden_by_a_massive_one():
     states = torch.ones(5, 2)
     states[:, 0] = 1e4

@@ -96,12 +96,10 @@ def test_states_do_not_depend_on_how_they_are_computed(way, shapes, tokens):
 @settings(deadline=None, max_examples=20)
 @given(lengths=st.lists(st.integers(2, 60), min_size=1, max_size=12), tokens=st.sampled_from([1, 64, 10000]))
 def test_even_the_bits_do_not_depend_on_the_batch(way, lengths, tokens):
-    """Rows 0 and 1 share a prompt, always, whatever the budget splits."""
+    """Rows 0 and 1 share a prompt; alone they are computed in the same steps."""
     segments = [*pairs_of([(20, 5, 7)]), *segments_of(lengths)]
     states = read(segments, WAYS[way], tokens)
-    pair = read(segments[:2], WAYS[way])
-    assert torch.equal(states["sum"][:2], pair["sum"])
-    for row, segment in list(enumerate(segments))[2:]:
+    for row, segment in enumerate(segments):
         alone = read([segment], WAYS[way])
         assert torch.equal(states["sum"][row], alone["sum"][0])
         assert torch.equal(states["last"][row], alone["last"][0])

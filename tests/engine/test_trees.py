@@ -80,17 +80,19 @@ def test_a_packed_batch_spells_every_row(rows):
     assert len(ids) == sum(tree.tokens for tree in trees) + fill
 
 
-def test_rows_share_what_they_begin_with_even_into_their_responses():
+def test_rows_share_their_prompt_and_a_row_alone_is_run_alike():
     segments = [Segment([5] * 9 + tail, 8, 9 + len(tail), 9) for tail in ([1, 2, 3], [1, 2, 4], [1, 9])]
     (tree,) = plant(segments, lengths_of(segments), sharing=True)
-    assert (tree.shared, tree.tokens) == (10, 10 + 2 + 2 + 1)
-    assert [part.tokens for part in halves(tree, lengths_of(segments))] == [12, 13]
+    assert (tree.shared, tree.tokens) == (9, 9 + 3 + 3 + 2)
+    assert [part.tokens for part in halves(tree, lengths_of(segments))] == [12, 14]
+    (alone,) = plant(segments[:1], [12], sharing=True)
+    assert (alone.shared, alone.tokens) == (9, 12)
+    assert len(packed([alone], segments, [12]).paths) == 2 + 1  # and what fills up a small batch
 
 
-def test_the_same_row_twice_keeps_a_token_of_its_own():
-    segments = [Segment([5] * 9, 8, 9, 9)] * 2
-    (tree,) = plant(segments, lengths_of(segments), sharing=True)
-    assert (tree.shared, tree.tokens) == (8, 10)
+def test_a_row_that_ends_with_its_prompt_is_run_in_one_piece():
+    (tree,) = plant([Segment([5] * 9, 8, 9, 9)], [9], sharing=True)
+    assert (tree.shared, tree.tokens) == (0, 9)
 
 
 def test_stacked_rows_are_filled_up_with_a_token_of_their_own():

@@ -5,7 +5,7 @@ import transformers
 
 from probing import LanguageModel
 from probing.errors import LayerNotFound, ModelInvalid
-from probing.models.layers import find_backbone, last_hidden_state
+from probing.models.layers import find_backbone, find_stack, last_hidden_state
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
@@ -29,6 +29,34 @@ def test_the_output_head_is_not_run(family):
     last_hidden_state(backbone, IDS)
     handle.remove()
     assert not calls
+
+
+def test_states_that_lie_in_another_order_are_refused():
+    config = transformers.XLNetConfig(vocab_size=420, d_model=32, n_layer=2, n_head=4, d_inner=64)
+    model = transformers.AutoModel.from_config(config).eval()
+    with pytest.raises(LayerNotFound, match=r"is not \[row token width\] throughout"):
+        find_stack(LanguageModel(model, tiny.make_tokenizer()))
+
+
+def test_attention_that_selects_tokens_is_refused():
+    language_model = tiny.make_model()
+    language_model.model.config.index_topk = 64
+    with pytest.raises(LayerNotFound, match="attends to selected tokens only"):
+        find_stack(language_model)
+
+
+def test_an_encoder_and_a_decoder_in_one_are_refused():
+    config = transformers.T5Config(vocab_size=420, d_model=32, num_layers=2, num_heads=4, d_ff=64, d_kv=8)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    with pytest.raises(LayerNotFound, match="has an encoder and a decoder"):
+        find_stack(LanguageModel(model, tiny.make_tokenizer()))
+
+
+def test_a_model_without_a_list_of_layers_is_refused_with_what_there_is():
+    language_model = tiny.make_model()
+    language_model.model.config.num_hidden_layers = 7
+    with pytest.raises(LayerNotFound, match=r"the config names 7 layers, .* lists of modules are 'model.layers' of 3"):
+        find_stack(language_model)
 
 
 def hooks(model):

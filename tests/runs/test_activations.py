@@ -1,4 +1,7 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import datasets
+import families
 import pandas as pd
 import pytest
 import tiny
@@ -6,6 +9,7 @@ import torch
 
 from probing import Capture, LabelledPrompt, Place, capture
 from probing.errors import DataInvalid, LayerNotFound, NotFinite, UsageError
+from probing.models.layers import find_stack
 from probing.types import Activations, TokenActivations
 
 MODEL = tiny.make_model("llama")
@@ -89,6 +93,51 @@ def test_dtypes(dtype, asked, pooling, expected):
     assert (acts.values.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
+def test_a_callers_autocast_changes_nothing():
+    expected = capture(MODEL, TEXTS, Capture(PLACES)).values
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(capture(MODEL, TEXTS, Capture(PLACES)).values, expected)
+
+
+def test_threads_wait_for_each_other():
+    expected = capture(MODEL, TEXTS, Capture(PLACES)).values
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: capture(MODEL, TEXTS, Capture(PLACES)).values, range(9)))
+    assert all(torch.equal(values, expected) for values in found)
+
+
+def test_a_row_as_long_as_the_positions_that_roberta_can_use():
+    model = families.make("roberta")
+    limit = model.max_positions
+    assert limit == 512 - 1 - 1  # the config's, without the padding index and what lies before it
+    texts = ["near " * n for n in range(200, 280)]
+    acts = capture(model, texts, Capture([Place("resid_post", 0)]))
+    assert acts.problems
+    lengths = [len(model.tokenizer(text)["input_ids"]) for text in texts]
+    assert len(acts.ids) == sum(length <= limit for length in lengths)
+
+
+@pytest.mark.parametrize("place", [Place("attn_out", 0), Place("mlp_out", 0)])
+def test_writes_below_a_broken_layer_can_be_read(place):
+    expected = capture(MODEL, TEXTS, Capture([place])).values
+    model = tiny.make_model("llama")
+    with torch.no_grad():
+        model.model.model.layers[1].mlp.down_proj.weight[0] = float("nan")
+    assert torch.equal(capture(model, TEXTS, Capture([place])).values, expected)
+    with pytest.raises(NotFinite, match="from layer 1 on"):
+        capture(model, TEXTS, Capture([Place(place.kind, 2)]))
+
+
+def test_an_encoder_with_broken_embeddings_is_still_an_encoder():
+    model = families.make("bert")
+    expected = capture(model, ["never again"], Capture([Place("resid_post", -1)], "first")).values
+    with torch.no_grad():
+        model.model.embeddings.word_embeddings.weight[[2, 3, 8]] = float("nan")
+    assert not find_stack(model).causal
+    found = capture(model, ["never again"], Capture([Place("resid_post", -1)], "first")).values
+    torch.testing.assert_close(found, expected)
+
+
 def test_rows_that_cannot_be_read_are_named_and_left_out(caplog):
     acts = capture(MODEL, [*TEXTS[:1], "", "near " * 600, TEXTS[1]], Capture(PLACES))
     assert acts.ids == ("0", "3")
@@ -158,9 +207,16 @@ def test_the_same_place_twice_in_other_words():
     ("texts", "message"),
     [
         ([], "there are no texts to read"),
-        ([3], r"row 0: expected a text, found int \(3\)"),
-        ([{"id": "a"}], "row 0: .*text"),
-        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "row 1: the id 'a' was already used"),
+        ([3], r"row 0: texts must be strings, LabelledPrompt .* found int \(3\)"),
+        (["near", {"text": "boat"}], "row 1: texts must be strings, .* throughout; found dict"),
+        ([{"id": "a"}], "no column of texts .* the columns are id"),
+        (
+            [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}],
+            "row 1: id 'a' in column 'id' was already used at row 0",
+        ),
+        ([LabelledPrompt("a", "x"), LabelledPrompt("a", "y")], "row 1: the id 'a' was already used"),
+        ([{"text": "x", "span": [-3, 2]}], "row 0 .* characters -3 to 2 are no span"),
+        ([{"text": "x", "span": [False, True]}], "a span is a substring or"),
     ],
 )
 def test_texts_that_are_none(texts, message):
@@ -169,8 +225,9 @@ def test_texts_that_are_none(texts, message):
 
 
 def test_options_out_of_range():
-    with pytest.raises(UsageError, match="give a list of texts"):
-        capture(MODEL, "Is it ok?", Capture(PLACES))
+    for single in ("Is it ok?", {"text": "Is it ok?"}, datasets.DatasetDict()):
+        with pytest.raises(UsageError, match="give a list of texts"):
+            capture(MODEL, single, Capture(PLACES))
     with pytest.raises(UsageError, match="batch_tokens must be at least 1"):
         capture(MODEL, TEXTS, Capture(PLACES), batch_tokens=0)
     with pytest.raises(UsageError, match="only has positions for 512"):

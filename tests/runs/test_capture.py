@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from probing import Capture, Place, capture, load, open_store
 from probing.errors import (
@@ -25,7 +25,9 @@ from probing.errors import (
     UsageError,
 )
 from probing.runs import capture as job
+from probing.runs import capture_shards
 from probing.runs.capture import CaptureConfig, expand_places
+from probing.store import activations
 from probing.store.manifest import MANIFEST, claim
 
 PROBING = str(Path(sys.executable).with_name("probing"))
@@ -89,7 +91,10 @@ def states(folder, number):
     ("given", "layers", "expected"),
     [
         ("resid_post:3", 4, ["resid_post:3"]),
-        (" resid_post:-1 , final_norm", 4, ["resid_post:-1", "final_norm"]),
+        (" resid_post:-1 , final_norm", 4, ["resid_post:3", "final_norm"]),
+        ("resid_post:all,resid_post:-1", 2, ["resid_post:0", "resid_post:1"]),
+        ("resid_post:1..400000000", 2, ["resid_post:1", "resid_post:2"]),
+        ("resid_post:-9", 2, ["resid_post:-9"]),
         ("mlp_out:1..2", 4, ["mlp_out:1", "mlp_out:2"]),
         (["resid_pre:all", "resid_pre:0"], 2, ["resid_pre:0", "resid_pre:1"]),
     ],
@@ -98,10 +103,13 @@ def test_places_in_short(given, layers, expected):
     assert list(map(str, expand_places(given, layers))) == expected
 
 
-@pytest.mark.parametrize("given", ["", "resid_post", "resid:1", "resid_post:2..1", "resid_post:-1..2", "final_norm:1"])
+@pytest.mark.parametrize(
+    "given", ["", "resid_post", "resid:1", "resid_post:2..1", "resid_post:-1..2", "final_norm:1", []]
+)
 def test_places_that_are_none(given):
-    with pytest.raises(ValueError, match=r"written resid_post:3|from the lower"):
-        expand_places(given, 4)
+    for layers in (4, None):
+        with pytest.raises(ValueError, match=r"written resid_post:3|from the lower|at least one place"):
+            expand_places(given, layers)
 
 
 def test_a_store_holds_what_capture_returns(config, tmp_path, model_folder, data):
@@ -229,7 +237,7 @@ def test_lost_rows_are_joined_again(config, tmp_path):
 def test_rows_are_appended(config, tmp_path, model_folder):
     more = write(tmp_path / "more.jsonl", [*make_rows(4), *make_rows(13, seed=1, first=30)])
     job.run(config())
-    with pytest.raises(SourceMismatch, match=r"holds states of other rows .*add these rows with --append"):
+    with pytest.raises(SourceMismatch, match=r"holds states of other rows .*add new rows with --append"):
         job.run(config(data=str(more)))
     report = job.run(config(data=str(more), append=True))
     assert report.facts["rows_by_status"] == {"ok": 43}
@@ -248,6 +256,103 @@ def test_rows_are_appended(config, tmp_path, model_folder):
         job.run(config(data=str(more), append=True, repair=True))
     job.run(config(repair=True))
     assert content(tmp_path / "out") == before
+
+
+def test_an_addition_that_fails_leaves_the_store_as_it_was(config, tmp_path, monkeypatch):
+    """It can be read meanwhile, finished later, or given up for another."""
+    job.run(config())
+    before = open_store(tmp_path / "out")
+    more = write(tmp_path / "more.jsonl", make_rows(20, seed=1, first=30))
+    plain, calls = capture_shards.write_states, []
+
+    def failing(path, states):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        return plain(path, states)
+
+    monkeypatch.setattr(capture_shards, "write_states", failing)
+    with pytest.raises(OSError, match="No space left"):
+        job.run(config(data=str(more), append=True))
+    monkeypatch.undo()
+    assert open_store(tmp_path / "out").ids == before.ids
+    assert torch.equal(open_store(tmp_path / "out").read("final_norm"), before.read("final_norm"))
+    job.run(config())  # nothing to do
+    other = write(tmp_path / "other.jsonl", make_rows(9, seed=2, first=60))
+    job.run(config(data=str(other), append=True))
+    assert open_store(tmp_path / "out").ids == (*before.ids, *(f"r{n}" for n in range(60, 69)))
+    job.run(config(data=str(more), append=True))
+    assert len(open_store(tmp_path / "out").ids) == 30 + 9 + 20
+    assert open_store(tmp_path / "out").verify() == []
+
+
+def test_an_unfinished_run_on_other_rows_is_not_taken_over(config, tmp_path, data, monkeypatch):
+    monkeypatch.setattr(capture_shards, "_finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        job.run(config())
+    monkeypatch.undo()
+    write(data, make_rows(31))
+    with pytest.raises(SourceMismatch, match="holds an unfinished run on other rows"):
+        job.run(config())
+    write(data, make_rows(30))
+    job.run(config())
+
+
+def test_other_labels_are_other_rows(config, data):
+    job.run(config())
+    write(data, [{**row, "label": not row["label"]} for row in make_rows(30)])
+    with pytest.raises(SourceMismatch, match="holds states of other rows, or of these with other labels"):
+        job.run(config(repair=True))
+
+
+@pytest.mark.parametrize("label", [2**70, "x"])
+def test_labels_that_fit_together_or_not(config, tmp_path, data, label):
+    write(data, [{"id": "a", "text": "near", "label": label}, {"id": "b", "text": "near", "label": 1}])
+    if label == "x":
+        job.run(config())
+        assert open_store(tmp_path / "out").rows["label"].tolist() == ["x", "1"]
+    else:
+        with pytest.raises(UsageError, match="the labels cannot be written as int64"):
+            job.run(config())
+
+
+def test_rows_that_the_template_refuses_do_not_stop_the_others(config, tmp_path, data):
+    answered = [{"role": "user", "content": "near"}, {"role": "assistant", "content": "boat"}]
+    rows = [
+        {"id": "a", "text": "<|bos|><|bos|>near"},
+        {"id": "b", "text": answered, "response": "x"},
+        {"id": "c", "text": "near"},
+        {"id": "d", "text": [{"role": "user", "content": None, "tool_calls": [{}]}], "response": "x"},
+    ]
+    write(data, rows)
+    report = job.run(config())
+    assert report.facts["rows_by_status"] == {"ok": 2, "refused": 1, "two_bos": 1}
+
+
+def test_a_disk_that_is_full_is_an_os_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(activations, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        activations.write_states(tmp_path / "x", {"a": torch.zeros(2)})
+    assert caught.value.errno == 28
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_dtype_in_the_header_is_found(config, tmp_path):
+    job.run(config(values_dtype="float16"))
+    path = states(tmp_path / "out", 0)
+    path.write_bytes(path.read_bytes().replace(b'"F16"', b'"I16"'))
+    with pytest.raises(StoreCorrupt, match="in it changed"):
+        open_store(tmp_path / "out").read("final_norm")
+
+
+def test_a_damaged_manifest_is_named(config, tmp_path):
+    job.run(config())
+    (tmp_path / "out" / MANIFEST).write_text('{"status": "done"}')
+    with pytest.raises(StoreCorrupt, match=r"manifest\.json: damaged, or written by another version"):
+        open_store(tmp_path / "out")
 
 
 def test_what_does_not_belong_is_not_appended(config, tmp_path):
@@ -351,7 +456,7 @@ def shards(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("append", [False, True])
 def test_a_killed_run_ends_in_the_same_bytes(model_folder, tmp_path, append):
-    data = write(tmp_path / "many.jsonl", make_rows(600))
+    data = write(tmp_path / "many.jsonl", make_rows(300))
     options = ["--model", model_folder, "--places", "resid_post:all", "--shard-rows", 10, "--batch-tokens", 100]
     first = write(tmp_path / "first.jsonl", make_rows(20, seed=5, first=1000))
     rest = [*options, "--data", data] + (["--append"] if append else [])
@@ -360,7 +465,7 @@ def test_a_killed_run_ends_in_the_same_bytes(model_folder, tmp_path, append):
             assert run_cli(*options, "--data", first, "--out", tmp_path / name).returncode == 0
     assert run_cli(*rest, "--out", tmp_path / "calm").returncode == 0
     out = tmp_path / "killed"
-    for target in (5, 25, 45):
+    for target in (5, 15, 25):
         process = subprocess.Popen(
             [PROBING, "capture", *map(str, rest), "--out", str(out)],
             stdout=subprocess.DEVNULL,
@@ -372,7 +477,48 @@ def test_a_killed_run_ends_in_the_same_bytes(model_folder, tmp_path, append):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert target <= shards(out) < 62
+        assert target <= shards(out) < 32
     done = run_cli(*rest, "--out", out)
     assert done.returncode == 0, done.stderr
     assert content(out) == content(tmp_path / "calm")
+
+
+@pytest.mark.real_data
+def test_real_pairs_are_the_same_whatever_the_batches(real_data, model_folder, tmp_path):
+    """And every hundredth equals the plain model, one at a time."""
+    data = real_data / "hh-rlhf-harmless-test.jsonl.gz"
+    places = {"places": "resid_post:1", "pooling": "mean", "over": "response"}
+    options = {"model": str(model_folder), "data": str(data), **places}
+    job.run(CaptureConfig(out=tmp_path / "one", batch_tokens=512, shard_rows=300, **options))
+    job.run(CaptureConfig(out=tmp_path / "two", batch_tokens=16384, shard_rows=5000, **options))
+    one, two = open_store(tmp_path / "one"), open_store(tmp_path / "two")
+    assert one.ids == two.ids
+    assert len(one.ids) > 2000
+    values = one.read("resid_post:1")
+    assert torch.equal(values, two.read("resid_post:1"))
+    model = load(str(model_folder))
+    for prompt in job.read_prompts(CaptureConfig(out=tmp_path, **options))[1][::100]:
+        if prompt.id in one.ids:
+            states = plain_response_states(model, prompt)
+            torch.testing.assert_close(values[one.ids.index(prompt.id)], states, rtol=1e-5, atol=1e-5)
+
+
+def plain_response_states(model, prompt):
+    tokenizer = model.tokenizer
+    opening, ids = (tokenizer(text)["input_ids"] for text in (prompt.text, prompt.text + prompt.response))
+    border = next((at for at, pair in enumerate(zip(opening, ids, strict=False)) if pair[0] != pair[1]), len(opening))
+    ids = torch.tensor([[*ids, tokenizer.eos_token_id]])
+    with torch.no_grad():
+        return model.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0, border:].mean(0)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["refusal-harmful_test.json", "refusal-harmless_test.json"])
+def test_real_instructions_at_the_tokens_of_the_template(real_data, model_folder, tmp_path, name):
+    options = {"places": "resid_post:all", "pooling": "tokens", "over": "template", "chat": True}
+    job.run(CaptureConfig(model=str(model_folder), data=str(real_data / name), out=tmp_path / "out", **options))
+    store = open_store(tmp_path / "out")
+    rows = store.rows
+    assert len(rows) == {"refusal-harmful_test.json": 572, "refusal-harmless_test.json": 500}[name]
+    assert set(rows["status"]) <= {"ok", "too_long"}
+    assert set(rows.loc[rows["status"] == "ok", "counted"]) == {3}

@@ -153,12 +153,12 @@ def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch
     from probing.runs import score_shards
 
     used, plain = [], score_shards._new_shard
-    monkeypatch.setattr("probing.runs.pair_scores.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
+    monkeypatch.setattr("probing.engine.stream.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
     monkeypatch.setattr(score_shards, "_new_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt):
         score.run(config())
-    monkeypatch.setattr("probing.runs.pair_scores.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
+    monkeypatch.setattr("probing.engine.stream.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
     monkeypatch.setattr(
         score_shards, "_new_shard", lambda scorer, *rest: used.append(scorer.stream.budget) or plain(scorer, *rest)
     )
@@ -377,7 +377,7 @@ def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
     while errors is None:  # Python drops an interrupt that falls into a finaliser; a person presses the keys again
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            _, errors = process.communicate(timeout=5)
+            _, errors = process.communicate(timeout=0.5)
     assert process.returncode == 130, errors
     assert "interrupted; the same command goes on from here" in errors
     assert "Traceback" not in errors
