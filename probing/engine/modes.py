@@ -108,8 +108,6 @@ def parity(stack: Stack, mode: Mode) -> str | None:
         try:
             fast = _states(stack, mode, segments)
             others = [_states(stack, mode, _trial_rows(stack, neighbours)) for neighbours in range(1, NEIGHBOURS + 1)]
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # noqa: BLE001 (whatever a model of any family raises: it cannot run this way)
             return f"fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if not all(torch.isfinite(row).all() for row in plain):
