@@ -21,7 +21,8 @@ from probing.engine.stream import (
 )
 from probing.engine.trees import Segment
 from probing.errors import LayerNotFound, OutOfMemory
-from probing.models.layers import find_backbone, find_stack, output_site
+from probing.models.hooks import Tap
+from probing.models.layers import Site, find_backbone, find_stack, output_site
 from probing.types import Place
 
 MODEL = tiny.make_model("llama")
@@ -238,6 +239,16 @@ def test_a_module_that_does_not_run_is_named():
     odd = tiny.make_model("qwen")
     with pytest.raises(LayerNotFound, match=r"of LlamaForCausalLM did not run in this pass"):
         stream(sites=find_stack(odd).sites([Place("resid_post", 0)])).read(segments_of([9]))
+
+
+def test_a_module_that_runs_twice_is_named():
+    language_model = tiny.make_model()
+    stack = find_stack(language_model)
+    layer, plain = language_model.model.model.layers[1], language_model.model.model.layers[1].mlp.forward
+    layer.mlp.forward = lambda states: plain(states) + layer.mlp.gate_proj(states).sum() * 0
+    sites = [Site(Place("mlp_out", 1), (Tap(layer.mlp.gate_proj), Tap(layer.mlp)), (1.0, 1.0))]
+    with pytest.raises(LayerNotFound, match="Linear of LlamaForCausalLM ran twice in one pass"):
+        stream(choose_mode(stack), stack=stack, sites=sites).read(segments_of([9]))
 
 
 def test_freed_memory_is_given_back_now_and_then(monkeypatch):

@@ -232,6 +232,10 @@ def test_lost_rows_are_joined_again(config, tmp_path):
         _ = open_store(tmp_path / "out").rows
     job.run(config())
     assert content(tmp_path / "out") == expected
+    path = tmp_path / "out" / "rows.parquet"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(StoreCorrupt, match=r"rows\.parquet: changed since"):
+        _ = open_store(tmp_path / "out").ids
 
 
 def test_rows_are_appended(config, tmp_path, model_folder):
