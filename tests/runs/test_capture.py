@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors import SafetensorError, safe_open
 
-from probing import Capture, Place, capture, load, open_store
+from probing import Capture, Place, capture, cli, load, open_store
 from probing.errors import (
     DataInvalid,
     FolderBusy,
@@ -447,12 +447,12 @@ def test_the_command_from_a_config_file(model_folder, data, tmp_path):
         (["--data", "missing.jsonl"], "no such file"),
     ],
 )
-def test_bad_input_leaves_with_2_and_a_reason(model_folder, data, tmp_path, arguments, message):
-    given = ["--model", model_folder, "--data", data, "--places", "final_norm", "--out", tmp_path / "out"]
-    done = run_cli(*given, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+def test_bad_input_leaves_with_2_and_a_reason(model_folder, data, tmp_path, capsys, arguments, message):
+    given = ["--model", model_folder, "--data", data, "--places", "final_norm", "--out", tmp_path / "out", *arguments]
+    with pytest.raises(SystemExit) as left:
+        cli.main(["capture", *map(str, given)])
+    assert left.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def shards(folder):
