@@ -84,10 +84,6 @@ class _Rendered:
     said: tuple[_Said, ...]
 
 
-class _Refused(Exception):
-    """A row that the tokenizer or its chat template does not take."""
-
-
 def prompts_from_table(table: Table, columns: Columns, substring: str | None = None) -> list[LabelledPrompt]:
     """All rows of a table, in order. See ``prompts_from_rows``."""
     return prompts_from_rows(table.rows, columns, substring, table.where, table.path)
@@ -251,8 +247,6 @@ def _render(tokenizer: Any, prompt: LabelledPrompt, request: Capture, where: str
         return _render_conversation(tokenizer, prompt, request, where)
     except DataInvalid as error:
         return str(error).removeprefix(f"{where}: ")
-    except _Refused as error:
-        return str(error)
 
 
 def _render_conversation(tokenizer: Any, prompt: LabelledPrompt, request: Capture, where: str) -> _Rendered:
@@ -279,14 +273,16 @@ def _render_conversation(tokenizer: Any, prompt: LabelledPrompt, request: Captur
         start = full = render(conversation, **options)
     else:
         if answered:
-            raise _Refused("the prompt ends with a message of the assistant; move it into the response")
+            raise DataInvalid("the prompt ends with a message of the assistant; move it into the response")
         answer: list[Message] = (
             [{"role": "assistant", "content": response}] if isinstance(response, str) else plain_contents(response)
         )
         conversation = [*opening, *answer]
         start, full = render(opening, add_generation_prompt=True), render(conversation)
         if not full.startswith((start, render(opening))):
-            raise _Refused("the chat template writes the prompt differently once an answer follows; render it yourself")
+            raise DataInvalid(
+                "the chat template writes the prompt differently once an answer follows; render it yourself"
+            )
     said: list[_Said] = []
     for at, message in enumerate(conversation if request.over == "span" else ()):
         said.append(_found(message_text(message), full, functools.partial(render_with, at)))

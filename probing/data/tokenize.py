@@ -220,6 +220,7 @@ def warn_without_bos(tokenizer: Any, rendered: Sequence[str]) -> None:
 
 @functools.cache
 def warn_once(message: str) -> None:
+    """Log a warning the first time that it is said in this process."""
     log.warning(message)
 
 

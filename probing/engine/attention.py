@@ -167,7 +167,8 @@ def _attend(
         raise NotImplementedError(f"{type(module).__name__} uses {', '.join(strange) or 'a cache or dropout'}")
     pattern = attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if layout.varlen and softcap is None and s_aux is None and pattern.seen(layout.longest) != "other":
+    spelled_out = softcap is not None or s_aux is not None
+    if layout.varlen and not spelled_out and pattern.seen(layout.longest) != "other":
         return _varlen(query, key, value, layout, scale, pattern.seen(layout.longest) == "causal"), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -180,13 +181,13 @@ def _attend(
             k, v = torch.cat([key[:, :, before], k], dim=2), torch.cat([value[:, :, before], v], dim=2)
         seen = pattern.seen(k.shape[2])
         # With fewer keys and no mask, torch 2.13 turns NaN queries into finite numbers on the CPU.
-        plain = (seen == "all" or (seen == "causal" and not path.offset)) and k.shape[2] >= PAD_TO
-        mask = None if plain else layout.mask(pattern, path, q)
-        if softcap is None and s_aux is None:
-            states = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, is_causal=plain and seen == "causal")
+        unmasked = (seen == "all" or (seen == "causal" and not path.offset)) and k.shape[2] >= PAD_TO
+        if spelled_out:
+            states = _spelled_out(q, k, v, layout.mask(pattern, path, q), scale, softcap, s_aux)
+        elif unmasked:
+            states = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=seen == "causal")
         else:
-            mask = layout.mask(pattern, path, q)
-            states = _spelled_out(q, k, v, mask, scale, softcap, s_aux)
+            states = F.scaled_dot_product_attention(q, k, v, layout.mask(pattern, path, q), scale=scale)
         out[:, own] = states.transpose(1, 2)
     return out, None
 
@@ -195,7 +196,7 @@ def _spelled_out(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    mask: Tensor,
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
@@ -204,8 +205,7 @@ def _spelled_out(
     logits = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    if mask is not None:
-        logits = logits + mask
+    logits = logits + mask
     if sinks is not None:
         logits = torch.cat([logits, sinks.reshape(1, -1, 1, 1).expand(1, -1, logits.shape[2], 1).to(logits)], dim=-1)
     weights = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from probing.data.batches import padded_length
 from probing.engine.attention import Layout, configs_of, packed_attention
 from probing.engine.trees import Batch, Segment, packed, plant, stacked
-from probing.models.hooks import Tap, tapped
+from probing.models.hooks import Tap, recorded
 from probing.models.layers import Stack, accepts, channelwise_difference, evaluating, run_backbone, trial_ids
 
 log = logging.getLogger(__name__)
@@ -132,14 +132,15 @@ def _leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor
 @contextlib.contextmanager
 def attending(stack: Stack, mode: Mode, batch: Batch) -> Iterator[dict[str, Any]]:
     """A model set up for one batch; gives the further arguments of its pass."""
-    if not batch.paths:
+    if batch.positions is None:
         yield {}
         return
     device = stack.language_model.device
     # The mask keeps the library from looking for packed sequences itself; which positions see which is the layout's.
-    options = {"attention_mask": torch.ones_like(batch.ids, device=device)}
-    if batch.positions is not None:
-        options["position_ids"] = batch.positions.to(device)
+    options = {
+        "attention_mask": torch.ones_like(batch.ids, device=device),
+        "position_ids": batch.positions.to(device),
+    }
     with packed_attention(configs_of(stack.backbone), Layout(batch.paths, varlen=mode.packing == "varlen")):
         yield options
 
@@ -160,20 +161,14 @@ def _states(stack: Stack, mode: Mode, segments: Sequence[Segment]) -> list[Tenso
     lengths = [len(segment.ids) for segment in segments]
     trees = plant(segments, lengths, mode.sharing)
     batch = packed(trees, segments, lengths) if mode.packing != "none" else stacked(trees, segments, mode.causal)
-    seen: list[Tensor] = []
     taps = [Tap(stack.blocks[-1]), Tap(stack.backbone)]
-    with attending(stack, mode, batch) as options, tapped(taps, lambda _, tensor: _keep(seen, tensor)):
+    with attending(stack, mode, batch) as options, recorded(taps) as seen:
         run_backbone(stack.backbone, batch.ids.to(stack.language_model.device), **options)
-    states = torch.cat([tensor.flatten(0, -2).double().cpu() for tensor in seen], dim=-1)
+    states = torch.cat([tensor.flatten(0, -2).double().cpu() for _, tensor in seen if tensor is not None], dim=-1)
     rows: list[Tensor] = [torch.empty(0)] * len(segments)
     for row, early, late in zip(batch.rows, batch.early, batch.late, strict=True):
         rows[row] = torch.cat([states[slice(*early)], states[slice(*late)]])
     return rows
-
-
-def _keep(seen: list[Tensor], tensor: Tensor | None) -> None:
-    if tensor is not None:
-        seen.append(tensor)
 
 
 def _stretched_from(config: Any) -> int | None:

@@ -48,6 +48,14 @@ def tapped(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], None]) -
             handle.remove()
 
 
+@contextlib.contextmanager
+def recorded(taps: Sequence[Tap]) -> Iterator[list[tuple[int, Tensor | None]]]:
+    """A list that what passes each tap is added to, as (index, tensor), in the order in which it passes."""
+    seen: list[tuple[int, Tensor | None]] = []
+    with tapped(taps, lambda index, tensor: seen.append((index, tensor))):
+        yield seen
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The tensor that a module returned: alone, first in a tuple, or first in a mapping of outputs."""
     if isinstance(value, Tensor):

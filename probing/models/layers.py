@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from probing.errors import LayerNotFound, ModelInvalid
-from probing.models.hooks import Tap, tapped
+from probing.models.hooks import Tap, recorded
 from probing.models.load import LanguageModel, auto_class
 from probing.models.writes import BlockWrites, Part, find_writes
 from probing.types import Place
@@ -239,10 +239,10 @@ def trial_ids(language_model: LanguageModel, start: int, tokens: int = TRIAL_TOK
     """A few different token ids, [1 token], whose embeddings are finite where that can be seen."""
     weight = language_model.model.get_input_embeddings().weight
     ids = (torch.arange(tokens) * 7 + start) % weight.shape[0]
-    if weight.device.type != "meta" and weight.is_floating_point():
-        sound = torch.isfinite(weight.sum(dim=1)).cpu()
-        good = sound.nonzero()[:, 0]
-        if len(good) and not sound[ids].all():
+    readable = weight.device.type != "meta" and weight.is_floating_point()
+    if readable and not torch.isfinite(weight[ids.to(weight.device)].sum(dim=1)).all():
+        good = torch.isfinite(weight.sum(dim=1)).cpu().nonzero()[:, 0]
+        if len(good):
             ids = good[ids % len(good)]
     return ids[None].to(language_model.device)
 
@@ -301,9 +301,7 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     inside = {module for block in blocks for module in block.modules()}
     others = [module for module in backbone.modules() if module is not backbone and module not in inside]
     for start in TRIAL_STARTS:
-        seen: list[tuple[int, Tensor | None]] = []
-        returned: list[tuple[int, Tensor | None]] = []
-        with tapped(taps, _into(seen)), tapped([Tap(module) for module in others], _into(returned)):
+        with recorded(taps) as seen, recorded([Tap(module) for module in others]) as returned:
             # Two rows: of one alone it could not be seen in which order rows and tokens lie.
             ids = torch.cat([trial_ids(language_model, start + other) for other in (0, 5)])
             states = last_hidden_state(backbone, ids)
@@ -330,8 +328,7 @@ def _is_causal(
 
     Where broken weights leave neither finite, the family has to be believed.
     """
-    seen: list[tuple[int, Tensor | None]] = []
-    with tapped([Tap(block)], _into(seen)):
+    with recorded([Tap(block)]) as seen:
         shorter = last_hidden_state(backbone, ids[:, :-3])
     for whole, part in ((states, shorter), (first, seen[0][1])):
         if part is not None and torch.isfinite(whole).all() and torch.isfinite(part).all():
@@ -342,10 +339,6 @@ def _is_causal(
 
 def _equal(tensor: Tensor, states: Tensor) -> bool:
     return tensor.shape == states.shape and torch.equal(tensor.to(states), states)
-
-
-def _into(seen: list[tuple[int, Tensor | None]]) -> Callable[[int, Tensor | None], None]:
-    return lambda index, tensor: seen.append((index, tensor))
 
 
 def _listed(model: Any) -> str:
@@ -368,9 +361,8 @@ def _judge_head(language_model: LanguageModel, stack: Stack, states: Tensor, mul
 
 def _input_of(module: nn.Module, model: Any, ids: Tensor) -> Tensor:
     """What reaches ``module`` when the whole model runs."""
-    seen: list[Tensor | None] = []
-    with tapped([Tap(module, before=True)], lambda _, tensor: seen.append(tensor)):
+    with recorded([Tap(module, before=True)]) as seen:
         model(input_ids=ids, use_cache=False)
-    if len(seen) != 1 or seen[0] is None:
+    if len(seen) != 1 or seen[0][1] is None:
         raise LayerNotFound(f"the output head of {type(model).__name__} ran {len(seen)} times in one pass, not once")
-    return seen[0]
+    return seen[0][1]

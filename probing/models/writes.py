@@ -140,19 +140,26 @@ def _recorded(
     if not layers:
         return {}
     if any(parameter.dtype in HALF for parameter in blocks[layers[0]].parameters()):
-        exact = _recorded_in_float32(blocks, layers, run)
+        exact = _recorded_in_float32(blocks, layers, run, wanted)
         if exact is not None:
             return exact
-    taps, where = [], []
-    for layer in layers:
-        for name, module in blocks[layer].named_modules():
-            if not name or wanted is None or name in wanted(layer):
-                taps += [Tap(module, before=True), Tap(module)]
-                where += [(layer, name, module, True), (layer, name, module, False)]
+    where = [side for layer in layers for side in _sides(layer, blocks[layer], wanted)]
     passed: list[tuple[int, Tensor]] = []
-    with tapped(taps, _into(passed)):
+    with tapped([Tap(module, before) for _, _, module, before in where], _into(passed)):
         run()
     return {layer: _record(layer, passed, where) for layer in layers}
+
+
+def _sides(
+    layer: int, block: nn.Module, wanted: Callable[[int], set[str]] | None
+) -> list[tuple[int, str, nn.Module, bool]]:
+    """Both sides of a block and of its modules (or of those that are wanted): layer, name, module, whether before."""
+    return [
+        (layer, name, module, before)
+        for name, module in block.named_modules()
+        if not name or wanted is None or name in wanted(layer)
+        for before in (True, False)
+    ]
 
 
 def _into(passed: list[tuple[int, Tensor]]) -> Callable[[int, Tensor | None], None]:
@@ -164,7 +171,10 @@ def _into(passed: list[tuple[int, Tensor]]) -> Callable[[int, Tensor | None], No
 
 
 def _recorded_in_float32(
-    blocks: Sequence[nn.Module], layers: Sequence[int], run: Callable[[], object]
+    blocks: Sequence[nn.Module],
+    layers: Sequence[int],
+    run: Callable[[], object],
+    wanted: Callable[[int], set[str]] | None,
 ) -> dict[int, _Record] | None:
     """The same for a float32 copy of each block, fed what the block itself was fed; None where no copy can be run.
 
@@ -186,16 +196,12 @@ def _recorded_in_float32(
     for layer in layers:
         try:
             copied = copy.deepcopy(blocks[layer]).float()
-            taps, where = [], []
-            for name, module in copied.named_modules():
-                own = blocks[layer].get_submodule(name)
-                taps += [Tap(module, before=True), Tap(module)]
-                where += [(layer, name, own, True), (layer, name, own, False)]
+            taps = [Tap(module, before) for _, _, module, before in _sides(layer, copied, wanted)]
             passed: list[tuple[int, Tensor]] = []
             args, kwargs = _floated(fed[layer])
             with tapped(taps, _into(passed)):
                 copied(*args, **kwargs)
-            records[layer] = _record(layer, passed, where)
+            records[layer] = _record(layer, passed, _sides(layer, blocks[layer], wanted))
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):

@@ -117,15 +117,12 @@ class ActivationStore:
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the rows that have states, in their order."""
-        rows = self.rows
-        return tuple(rows.loc[rows["status"] == "ok", "id"])
+        return _ids(self.rows)
 
     @property
     def offsets(self) -> Tensor:
         """[row + 1]: where the tokens of each row begin, if every token was kept."""
-        rows = self.rows
-        counts = torch.tensor(rows.loc[rows["status"] == "ok", "counted"].tolist(), dtype=torch.long)
-        return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        return _offsets(self.rows)
 
     def read(self, place: Place | str) -> Tensor:
         """States at one place, [row width] (or [token width] if every token was kept), checked against their hashes.
@@ -142,11 +139,12 @@ class ActivationStore:
         """Some places (by default all) as ``probing.capture`` returns them."""
         wanted = tuple(Place.parse(self._name(place)) for place in (self.places if places is None else places))
         values = torch.stack([self.read(place) for place in wanted], dim=1)
-        bad = self.rows[lambda rows: rows["status"] != "ok"]
+        rows = self.rows
+        bad = rows[rows["status"] != "ok"]
         problems = tuple(Problem(*row) for row in zip(bad["id"], bad["status"], bad["detail"], strict=True))
         if self.pooling == "tokens":
-            return TokenActivations(values, self.offsets, self.ids, wanted, self.source, problems)
-        return Activations(values, self.ids, wanted, self.source, problems)
+            return TokenActivations(values, _offsets(rows), _ids(rows), wanted, self.source, problems)
+        return Activations(values, _ids(rows), wanted, self.source, problems)
 
     def verify(self) -> list[str]:
         """Read everything; what is missing or damaged, by name."""
@@ -180,6 +178,15 @@ class ActivationStore:
         if tensor_sha256(tensor) != facts["tensors"][name]:
             raise StoreCorrupt(f"{path}: {name} in it changed since it was written; {REPAIR}")
         return tensor
+
+
+def _ids(rows: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(rows.loc[rows["status"] == "ok", "id"])
+
+
+def _offsets(rows: pd.DataFrame) -> Tensor:
+    counts = torch.tensor(rows.loc[rows["status"] == "ok", "counted"].tolist(), dtype=torch.long)
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def open_store(path: str | Path) -> ActivationStore:
