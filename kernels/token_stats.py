@@ -85,7 +85,7 @@ def row_stats_reference(
 ) -> RowStats:
     """``row_stats`` in plain torch: the definition. Writes over ``logits``, and ``scratch`` of the same shape."""
     target = logits.gather(1, targets[:, None])
-    # As numbers: adding up truth values is several times slower. No target is larger than itself, whatever its rounding.
+    # As numbers: adding up truth values is several times slower. No target is larger than itself.
     rank = torch.gt(logits, target, out=torch.empty_like(logits) if scratch is None else scratch).sum(dim=1)
     largest = logits.amax(dim=1, keepdim=True)
     shifted = logits.sub_(largest)

@@ -319,6 +319,23 @@ def _index(places: Sequence[Place], place: Place | str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval; NaN where there is none.
+        high: upper end.
+        n: rows that it was made from.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """What a number was computed from, by content: two sources are equal only if their hashes are.
 
@@ -329,6 +346,7 @@ class Source:
         config_sha256: over the model's config, and over code that the checkpoint brings.
         tokenizer_sha256: over the tokenizer's own serialisation and its special tokens.
         template_sha256: over the chat template; None where there is none.
+        adapter_sha256: over weights and config of an adapter on top; None where there is none.
     """
 
     model: str
@@ -337,6 +355,7 @@ class Source:
     config_sha256: str | None = None
     tokenizer_sha256: str | None = None
     template_sha256: str | None = None
+    adapter_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

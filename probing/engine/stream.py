@@ -37,7 +37,8 @@ class Readings:
     """What was kept of every row, on the CPU.
 
     Attributes:
-        values: for each pooling, one tensor a site: [row width], or [token width] for "tokens".
+        values: for each pooling, one tensor a site: [row width], or [token width] for "tokens" (what ``per_token``
+            made of the states, where it is given).
         counts: how many states counted, [row].
     """
 
@@ -113,6 +114,8 @@ class Stream:
         poolings: what to keep at each.
         budget: tokens a batch, padding included; one sequence longer than that runs alone. Another may be put in place.
         dtype: of what is kept; by default float32 (float64 for a float64 model).
+        per_token: what is kept of "tokens" in place of their states: called with the states that count and the id of
+            the token that follows each, answers [token number].
     """
 
     stack: Stack
@@ -121,6 +124,7 @@ class Stream:
     poolings: Sequence[Pooling]
     budget: TokenBudget
     dtype: torch.dtype | None = None
+    per_token: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def read(self, segments: Sequence[Segment], progress: Callable[[int], None] | None = None) -> Readings:
         """Run every row once, longest first, and keep what was asked for.
@@ -195,13 +199,13 @@ class Stream:
         """``_run``, or None when memory ran out; the error is not kept, since its frames hold the batch's memory."""
         try:
             make = stacked(trees, segments, self.mode.causal) if stacking else packed(trees, segments, lengths)
-            return self._run(make)
+            return self._run(make, segments)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or any(sentence in str(error) for sentence in OUT_OF_MEMORY):
                 return None
             raise
 
-    def _run(self, batch: Batch) -> tuple[Spots, dict[Pooling, list[Tensor]]]:
+    def _run(self, batch: Batch, segments: Sequence[Segment]) -> tuple[Spots, dict[Pooling, list[Tensor]]]:
         spots = Spots(batch)
         taps = [tap for site in self.sites for tap in site.taps]
         parts: list[dict[Pooling, Tensor]] = [{} for _ in taps]
@@ -227,13 +231,18 @@ class Stream:
             if waiting:
                 name = self.stack.name_of(taps[min(waiting)].module)
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
-            return spots, {pooling: self._combine(pooling, parts) for pooling in self.poolings}
+            following = _following(batch, segments) if self.per_token is not None else None
+            return spots, {pooling: self._combine(pooling, parts, following) for pooling in self.poolings}
 
-    def _combine(self, pooling: Pooling, parts: Sequence[dict[Pooling, Tensor]]) -> list[Tensor]:
+    def _combine(
+        self, pooling: Pooling, parts: Sequence[dict[Pooling, Tensor]], following: Tensor | None
+    ) -> list[Tensor]:
         values, at = [], 0
         for site in self.sites:
             among = [part[pooling] for part in parts[at : at + len(site.taps)]]
             value = combined([part.to(among[0].device) for part in among], site.factors)
+            if self.per_token is not None and following is not None and pooling == "tokens":
+                value = self.per_token(value, following)
             values.append(value.to(self.dtype or torch.promote_types(value.dtype, torch.float32)))
             at += len(site.taps)
         return values
@@ -268,6 +277,13 @@ class Stream:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return halves(trees[0], lengths) if len(trees) == 1 else trees
+
+
+def _following(batch: Batch, segments: Sequence[Segment]) -> Tensor:
+    """Id of the token behind each state that counts, row after row."""
+    return torch.tensor(
+        [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]
+    )
 
 
 def trim_memory() -> None:

@@ -4,7 +4,8 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from probing.data.bundled import BUNDLED, bundled_model
 from probing.errors import ModelInvalid, OutOfMemory
+from probing.models.adapters import adapter_sha256, attach, base_of, is_adapter, switched
 from probing.models.hashes import checkpoint_source
 from probing.types import Source
 
@@ -43,6 +45,9 @@ class LanguageModel:
             text part is used. It runs in eval mode and leaves as it came.
         tokenizer: its tokenizer.
         source: what it was loaded from.
+        peft: PEFT's wrapper around the model, where adapters were put onto it. (One that is given as ``model`` is
+            unwrapped, and what is active in it stays so.)
+        adapter: the adapter of these that makes it this model; None where it is the model without any.
 
     Raises:
         ModelInvalid: the tokenizer can produce ids that the embedding does not hold.
@@ -51,8 +56,14 @@ class LanguageModel:
     model: Any
     tokenizer: Any
     source: Source = field(default_factory=lambda: Source(model="in memory"))
+    peft: Any = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
+        if hasattr(self.model, "get_base_model") and hasattr(self.model, "peft_config"):
+            if self.model.active_peft_config.is_prompt_learning:
+                raise ModelInvalid("adapters that put tokens before the input are not supported")
+            object.__setattr__(self, "model", self.model.get_base_model())
         rows = self.model.get_input_embeddings().weight.shape[0]
         highest = max(self.tokenizer.get_vocab().values(), default=-1)
         if highest >= rows:
@@ -60,6 +71,24 @@ class LanguageModel:
                 f"the tokenizer of {self.source.model} has {highest + 1} ids, the model's embedding only {rows} rows: "
                 f"they do not belong together, or the model must be resized and trained for the added tokens"
             )
+
+    def active(self) -> AbstractContextManager[None]:
+        """The model as it is meant, for a while: with its adapter on, or with all of them off."""
+        return switched(self.peft, self.adapter)
+
+    def adapted(self, path: str) -> "LanguageModel":
+        """The same weights with an adapter on top; they are in memory once, so this one and others share them.
+
+        Args:
+            path: folder of the adapter (PEFT's ``save_pretrained``), with safetensors weights.
+
+        Raises:
+            ModelInvalid: it does not fit, or PEFT is not installed.
+        """
+        peft, name = attach(self.model if self.peft is None else self.peft, path)
+        object.__setattr__(self, "peft", peft)  # so that it stays the model without the adapter
+        source = replace(self.source, model=f"{self.source.model} + {path}", adapter_sha256=adapter_sha256(path))
+        return LanguageModel(self.model, self.tokenizer, source, peft, name)
 
     @property
     def device(self) -> torch.device:
@@ -124,8 +153,11 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    tokenizer: Any = None,
 ) -> LanguageModel:
     """Load a language model and its tokenizer, in eval mode.
+
+    The folder of an adapter (LoRA and its like) loads the model that it names, with the adapter on.
 
     A checkpoint of an encoder (BERT and its like) is loaded without its head: hidden states can be captured, and scores
     that need a likelihood are refused.
@@ -138,6 +170,7 @@ def load(
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first CUDA card if there is one. "balanced" spreads the
             layers over all cards, and over the memory of the host where they do not suffice.
         trust_remote_code: run code that the checkpoint brings with it.
+        tokenizer: to take in place of the one in the checkpoint, which then needs none.
 
     Raises:
         ModelInvalid: nothing there; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
@@ -147,14 +180,16 @@ def load(
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device("auto" if device == BALANCED else device)
     name = str(bundled_model()) if path_or_id == BUNDLED else os.path.expanduser(path_or_id)
+    if is_adapter(name):
+        return load(base_of(name), None, dtype, device, trust_remote_code, tokenizer).adapted(path_or_id)
     if Path(name).exists():
-        _check_folder(Path(name))
+        _check_folder(Path(name), tokenizer is not None)
         if revision is not None:
             raise ModelInvalid(f"{path_or_id}: is a folder, which has no revision '{revision}'; leave out --revision")
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with _explained(path_or_id):
         config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
         # Quantised weights cannot be moved once they are loaded.
         mapped = device == BALANCED or getattr(config, "quantization_config", None) is not None
         model, info = auto_class(config).from_pretrained(
@@ -219,14 +254,14 @@ def _stack(part: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, tokenized: bool) -> None:
     """Name what a local folder lacks, before the library does in its own words."""
     if not folder.is_dir():
         raise ModelInvalid(f"{folder}: is a file; give the model's folder")
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
         raise ModelInvalid(f"{folder}: no config.json, so this is not a model folder; it holds {_some(names)}")
-    if not names.intersection(TOKENIZER_FILES):
+    if not tokenized and not names.intersection(TOKENIZER_FILES):
         raise ModelInvalid(
             f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the tokenizer beside the model"
         )

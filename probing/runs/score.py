@@ -7,6 +7,7 @@ from typing import Literal
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.pairs import pairs_from_table
 from probing.data.tables import Table, read_table
+from probing.runs.columns import split_columns
 from probing.store.manifest import claim
 from probing.types import PreferencePair, Report
 
@@ -30,6 +31,9 @@ class ScoreConfig:
         max_length: longest sequence in tokens; longer pairs are marked, not cut. By default the model's limit.
         eos: whether the end of turn belongs to the response, as in training.
         trust_remote_code: run code that the checkpoint brings with it.
+        columns: names separated by commas. By default CHES and its relatives; "all" adds everything about likelihood,
+            which one pass gives as well; displacement_rate and displacement_rate_exact cost more and are named.
+        rate_parameters: over which displacement_rate_exact takes gradients: "all", "head" or "last:K".
         shard_pairs: pairs that are scored together and saved; an interrupted run loses at most one shard.
     """
 
@@ -45,13 +49,21 @@ class ScoreConfig:
     max_length: int | None = None
     eos: bool = True
     trust_remote_code: bool = False
+    columns: str | None = None
+    rate_parameters: str = "all"
     shard_pairs: int = 512
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_tokens", 1), ("max_length", 2), ("shard_pairs", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        check_at_least(self, batch_tokens=1, max_length=2, shard_pairs=1)
+        split_columns(self.columns)
+
+
+def check_at_least(config: object, **least: int) -> None:
+    """Raise ``ValueError`` for an option below its least value; None is none."""
+    for name, lowest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, not {value}")
 
 
 def run(config: ScoreConfig) -> Report:

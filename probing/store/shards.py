@@ -9,14 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from probing.errors import StoreCorrupt
 from probing.store.files import new_file
 
 _FACTS = b"probing"
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    """Name of the part with this number."""
-    return folder / f"{index:06d}.parquet"
+def shard_path(folder: Path, index: int, prefix: str = "") -> Path:
+    """Name of the part with this number; ``prefix`` is made of letters, digits and underscores."""
+    return folder / f"{prefix}{index:06d}.parquet"
 
 
 def write_shard(path: Path, rows: pa.Table, facts: Mapping[str, Any]) -> None:
@@ -44,3 +45,17 @@ def join_shards(parts: Sequence[pa.Table], target: Path) -> None:
     """Write all parts, in order, as one Parquet file; its bytes depend on the rows alone."""
     with new_file(target) as temporary, temporary.open("wb") as file:
         pq.write_table(pa.concat_tables(parts).combine_chunks(), file)
+
+
+def stream_shards(paths: Sequence[Path], schema: pa.Schema, target: Path) -> None:
+    """The same from files, one after the other, for tables that may not fit into memory.
+
+    Raises:
+        StoreCorrupt: a part is not whole.
+    """
+    with new_file(target) as temporary, temporary.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+        for path in paths:
+            found = read_shard(path, schema)
+            if found is None:
+                raise StoreCorrupt(f"{path}: gone or damaged; run the same command again")
+            writer.write_table(found[0])

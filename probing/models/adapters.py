@@ -1,0 +1,114 @@
+"""Adapters (LoRA and its like) on a model in memory: loaded with PEFT, switched on only while they are read."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from probing.errors import ModelInvalid
+from probing.store.files import file_sha256
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NOT_CONTENT = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
+
+
+def base_of(path: str | Path) -> str:
+    """The model that an adapter was trained on, as its config names it.
+
+    Raises:
+        ModelInvalid: it names none.
+    """
+    name = adapter_config(path).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelInvalid(f"{path}: the adapter does not say which model it belongs to; name the model yourself")
+    return name
+
+
+def adapter_config(path: str | Path) -> dict[str, Any]:
+    """The config of an adapter.
+
+    Raises:
+        ModelInvalid: there is none, or it is damaged.
+    """
+    file = Path(path).expanduser() / ADAPTER_CONFIG
+    if not file.is_file():
+        raise ModelInvalid(f"{path}: no {ADAPTER_CONFIG}, so this is not the folder of an adapter")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelInvalid(f"{file}: damaged ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelInvalid(f"{file}: damaged (not an object)")
+    return config
+
+
+def adapter_sha256(path: str | Path) -> str:
+    """Over the weights and the config of an adapter."""
+    config = {key: value for key, value in adapter_config(path).items() if key not in NOT_CONTENT}
+    weights = file_sha256(Path(path).expanduser() / ADAPTER_WEIGHTS)
+    return hashlib.sha256(json.dumps([config, weights], sort_keys=True).encode()).hexdigest()
+
+
+def attach(model: Any, path: str | Path) -> tuple[Any, str]:
+    """Put an adapter onto a transformers model, in place, beside those it has.
+
+    Args:
+        model: a transformers model, or what this function returned for it before.
+        path: folder of the adapter.
+
+    Returns:
+        PEFT's wrapper around the model, and the name of the adapter in it.
+
+    Raises:
+        ModelInvalid: PEFT is not installed, pickled weights, an adapter for another model, or one that changes the
+            input rather than the weights.
+    """
+    folder = Path(path).expanduser()
+    adapter_config(folder)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelInvalid(f"{path}: no {ADAPTER_WEIGHTS} (a pickled adapter is not loaded)")
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelInvalid(f"{path}: an adapter needs peft: pip install 'probing[train]'") from error
+    known = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
+    name = next(name for name in map("adapter{}".format, itertools.count()) if name not in known)
+    try:
+        if known:
+            model.load_adapter(str(folder), adapter_name=name)
+            wrapped = model
+        else:
+            wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelInvalid(f"{path}: the adapter does not fit the model: {reason}") from error
+    if wrapped.peft_config[name].is_prompt_learning:
+        raise ModelInvalid(f"{path}: adapters that put tokens before the input are not supported")
+    return wrapped, name
+
+
+@contextlib.contextmanager
+def switched(wrapped: Any, name: str | None) -> Iterator[None]:
+    """One adapter on, or all off, for a while; ``wrapped`` is None for a model that has none."""
+    if wrapped is None:
+        yield
+        return
+    if name is None:
+        with wrapped.disable_adapter():
+            yield
+        return
+    before = wrapped.active_adapter
+    wrapped.set_adapter(name)
+    try:
+        yield
+    finally:
+        wrapped.set_adapter(before)

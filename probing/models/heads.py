@@ -1,0 +1,86 @@
+"""How a model turns its last states into logits, read from its parts and proved on its own output."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probing.errors import LayerNotFound
+from probing.kernels.token_stats import Unembedding, logits_into
+from probing.models.layers import TRIAL_STARTS, Stack, evaluating, last_hidden_state, trial_ids
+
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
+DIVISORS = ("logits_scaling",)
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""What configs call the things that happen to logits behind the head."""
+FAITHFUL = {torch.float32: 1e-4, torch.float64: 1e-8}
+FAITHFUL_HALF = 1e-2
+"""How far our logits may be from the model's, as a root mean square relative to theirs."""
+IDENTITY_ROWS = 256
+
+
+def find_head(stack: Stack) -> Unembedding:
+    """The output head of a causal language model (``find_backbone``'s stack), proved on a few tokens.
+
+    Where the head is no plain linear layer (an adapter on it, quantised or offloaded weights), the matrix that it
+    multiplies with is found by giving it the identity.
+
+    Raises:
+        LayerNotFound: the model's own logits are something else.
+    """
+    model = stack.language_model.model
+    with torch.inference_mode(), evaluating(model):
+        weight, bias = _matrix(model.get_output_embeddings(), stack.width)
+        config = model.config.get_text_config()
+        scale = 1.0
+        for name in MULTIPLIERS:
+            scale *= float(getattr(config, name, None) or 1.0)
+        for name in DIVISORS:
+            scale /= float(getattr(config, name, None) or 1.0)
+        caps = [float(getattr(config, name)) for name in SOFT_CAPS if getattr(config, name, None)]
+        head = Unembedding(weight, bias, scale, caps[0] if caps else None)
+        _prove(stack, head)
+    return head
+
+
+def _matrix(head: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
+    """Weight [vocabulary width] and bias of a linear head."""
+    weight: Any = getattr(head, "weight", None)
+    if type(head) is nn.Linear and type(weight.data) is Tensor and weight.device.type != "meta":
+        return weight.data, None if head.bias is None else head.bias.data
+    parameter = next(head.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+    hook = getattr(head, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    device = parameter.device if device is None else torch.device(device)
+    bias: Tensor = head(torch.zeros((1, width), dtype=dtype, device=device))[0]
+    columns = []
+    for start in range(0, width, IDENTITY_ROWS):
+        rows = torch.eye(width, dtype=dtype, device=device)[start : start + IDENTITY_ROWS]
+        columns.append((head(rows) - bias).T)
+    return torch.cat(columns, dim=1), bias if bool(bias.any()) else None
+
+
+def _prove(stack: Stack, head: Unembedding) -> None:
+    """Raise unless the head makes the model's own logits from the backbone's states."""
+    model = stack.language_model.model
+    for start in TRIAL_STARTS:
+        ids = trial_ids(stack.language_model, start)
+        states, theirs = last_hidden_state(stack.backbone, ids)[0], model(input_ids=ids, use_cache=False).logits[0]
+        if not bool(torch.isfinite(states).all()):
+            continue  # broken weights are reported row by row
+        if theirs.shape[-1] != len(head.weight):
+            raise LayerNotFound(
+                f"{stack.family} has {theirs.shape[-1]} logits a token, its output head {len(head.weight)}; "
+                f"likelihoods of this family are not supported yet"
+            )
+        ours = torch.empty(theirs.shape, dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+        logits_into(ours, states, head, slice(0, len(head.weight)))
+        seen = torch.isfinite(theirs).to(ours.device)
+        gap = (ours - theirs.to(ours))[seen].norm() / ours[seen].norm().clamp_min(torch.finfo(torch.float32).tiny)
+        if not float(gap) <= FAITHFUL.get(states.dtype, FAITHFUL_HALF):
+            raise LayerNotFound(
+                f"the logits of {stack.family} are not those of its output head (they differ by {float(gap):.1e}), so "
+                f"something happens to them that was not understood; likelihoods of this family are not supported yet"
+            )
+        return

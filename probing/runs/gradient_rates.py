@@ -1,0 +1,108 @@
+"""The exact first-order change of a chosen response's likelihood: by gradients of the model itself."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from probing.data.tokenize import TokenizedPair
+from probing.engine.stream import ONE_AT_A_TIME
+from probing.errors import UsageError
+from probing.models.layers import Stack, accepts, evaluating
+
+
+@dataclass(eq=False)
+class GradientRates:
+    """``<grad ln p(y+), grad (ln p(y+) - ln p(y-))>`` of one pair after the other.
+
+    Args:
+        stack: the model, from ``find_backbone``.
+        parameters: over which the gradients are taken: "all", "head" (with tied embeddings: those), or "last:K": the
+            last K blocks, the final norm and the head.
+
+    Raises:
+        UsageError: no such parameters.
+    """
+
+    stack: Stack
+    parameters: str = "all"
+    chosen: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chosen = chosen_parameters(self.stack, self.parameters)
+
+    def rate(self, pair: TokenizedPair) -> float:
+        """The change of ``ln p(y+)`` per unit of ``-l'``; two backward passes, gradients in the weights' dtype."""
+        model = self.stack.language_model.model
+        with ONE_AT_A_TIME, evaluating(model), _wanting(model, self.chosen), torch.enable_grad():
+            plus = self._gradient(pair.chosen, pair.prompt_tokens)
+            minus = self._gradient(pair.rejected, pair.prompt_tokens)
+        return sum(_product(a, a.double() - b.double()) for a, b in zip(plus, minus, strict=True))
+
+    def _gradient(self, ids: Sequence[int], prompt_tokens: int) -> list[Tensor]:
+        logprob = response_logprob(self.stack, ids, prompt_tokens)
+        found = torch.autograd.grad(logprob, self.chosen, allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self.chosen, found, strict=True)
+        ]
+
+
+def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Tensor:
+    """ln p of a response as the model itself computes it, differentiable; logits of the response only."""
+    model, count = stack.language_model.model, len(ids) - prompt_tokens
+    device = stack.language_model.device
+    rows = torch.tensor([ids[:-1]], device=device)
+    options = {"logits_to_keep": count} if accepts_keeping(model) else {}
+    logits = model(input_ids=rows, use_cache=False, **options).logits[0, -count:]
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    targets = torch.tensor(ids[prompt_tokens:], device=logits.device)
+    return logits.to(exact).log_softmax(dim=-1).gather(1, targets[:, None]).sum()
+
+
+def accepts_keeping(model: nn.Module) -> bool:
+    """Whether a model can be asked for the last logits only."""
+    return accepts(model, "logits_to_keep")
+
+
+def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
+    """The parameters of a model that ``which`` names; see ``GradientRates``."""
+    model = stack.language_model.model
+    head = list(model.get_output_embeddings().parameters())
+    if which == "all":
+        found = list(model.parameters())
+    elif which == "head":
+        found = head
+    else:
+        name, _, count = which.partition(":")
+        if name != "last" or not count.isdigit() or not 1 <= int(count) <= len(stack.blocks):
+            raise UsageError(
+                f"'{which}' names no parameters: there are all, head and last:1 to last:{len(stack.blocks)}"
+            )
+        found = [parameter for block in stack.blocks[-int(count) :] for parameter in block.parameters()]
+        found += list(stack.final_norm.parameters()) if stack.final_norm is not None else []
+        found += head
+    unique = {id(parameter): parameter for parameter in found if parameter.is_floating_point()}
+    return list(unique.values())
+
+
+@contextlib.contextmanager
+def _wanting(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gradients for these parameters and no others, for a while."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = {id(parameter) for parameter in parameters}
+    try:
+        for parameter, _ in before:
+            if parameter.is_floating_point():
+                parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, required in before:
+            if parameter.is_floating_point():
+                parameter.requires_grad_(required)
+
+
+def _product(left: Tensor, right: Tensor) -> float:
+    return float((left.double() * right.double()).sum())

@@ -1,0 +1,240 @@
+"""What changed between two models for each pair: likelihoods, and where the probability of each token went."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probing.data.tokenize import TokenizedPair
+from probing.errors import SourceMismatch
+from probing.metrics.displacement import moved_tokens
+from probing.models.load import LanguageModel
+from probing.runs.columns import LIKELIHOOD_COLUMNS
+from probing.runs.pair_scores import Measured, PairScorer, as_frame
+from probing.types import PreferencePair, Problem
+
+SIDES = ("chosen", "rejected")
+FLOAT_COLUMNS = (
+    "chosen_logprob_before",
+    "chosen_logprob_after",
+    "rejected_logprob_before",
+    "rejected_logprob_after",
+    "chosen_change",
+    "rejected_change",
+    "chosen_change_per_token",
+    "rejected_change_per_token",
+    "margin_before",
+    "margin_after",
+    "margin_change",
+)
+TRUTH_COLUMNS = ("displaced", "ranking_correct_before", "ranking_correct_after")
+
+
+@dataclass(frozen=True)
+class ComparedBlock:
+    """Changes of some pairs, in their order; of their tokens; and the number of tokens that were run for each model."""
+
+    frame: pd.DataFrame
+    tokens: pd.DataFrame
+    problems: list[Problem]
+    run: int
+
+
+@dataclass
+class PairComparer:
+    """Compares two models on pairs, block after block.
+
+    Args:
+        reference: the model before.
+        policy: the model after; it may share its weights with the reference, under an adapter.
+        predictors: columns of the reference's scores to put beside the changes.
+        top: how many tokens that gained and lost most to name at each position of a response.
+        eos: whether the end of turn belongs to the response.
+        max_length: longest sequence.
+        batch_tokens: tokens a batch.
+        rate_parameters: of ``displacement_rate_exact``.
+
+    Raises:
+        SourceMismatch: vocabularies of different size.
+        UsageError, LayerNotFound, ModelInvalid: see ``PairScorer``.
+    """
+
+    reference: LanguageModel
+    policy: LanguageModel
+    predictors: Sequence[str]
+    top: int = 0
+    eos: bool = True
+    max_length: int | None = None
+    batch_tokens: int | None = None
+    rate_parameters: str = "all"
+    before: PairScorer = field(init=False)
+    after: PairScorer = field(init=False)
+
+    def __post_init__(self) -> None:
+        common = (self.eos, self.max_length, self.batch_tokens)
+        keep = self.top > 0
+        columns = (*LIKELIHOOD_COLUMNS, *self.predictors)
+        self.before = PairScorer(self.reference, *common, columns, self.rate_parameters, keep)
+        self.after = PairScorer(self.policy, *common, LIKELIHOOD_COLUMNS, keep_states=keep)
+        sizes = [len(scorer.head.weight) for scorer in (self.before, self.after)]
+        if sizes[0] != sizes[1]:
+            raise SourceMismatch(
+                f"{self.policy.source.model}: its output head knows {sizes[1]} tokens, that of the reference "
+                f"{self.reference.source.model} {sizes[0]}; probabilities over different vocabularies cannot be "
+                f"compared"
+            )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Pandas dtypes of what is computed for each pair."""
+        kinds = dict.fromkeys(FLOAT_COLUMNS, "float64") | dict.fromkeys(TRUTH_COLUMNS, "boolean")
+        return kinds | dict.fromkeys(self.predictors, "float64")
+
+    def compare(
+        self,
+        pairs: Sequence[PreferencePair],
+        where: Callable[[int], str] | None = None,
+        progress: Callable[[float, int], None] | None = None,
+    ) -> ComparedBlock:
+        """Compare the models on some pairs; see ``PairScorer.score``.
+
+        Raises:
+            SourceMismatch: the tokenizers or the chat templates of the models do not agree on a pair.
+        """
+        report = progress if progress is not None else (lambda pairs, tokens: None)
+        tokenized = self.before.tokenize(pairs, where)
+        check_same_tokens(tokenized, self.after.tokenize(pairs, where), self.policy, where)
+        problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
+        report(len(problems), 0)
+        runnable = [pair for pair in tokenized if pair.status == "ok"]
+        changes: dict[str, dict[str, Any]] = {}
+        tokens: list[dict[str, Any]] = []
+        run = sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in runnable)
+        share = len(runnable) / max(2 * run, 1)
+        for group in self.before.groups(runnable) if runnable else []:
+            measured = [scorer.measure(group, lambda n: report(n * share, n)) for scorer in (self.before, self.after)]
+            for pair, detail in zip(group, self._troubles(group, measured), strict=True):
+                if detail is not None:
+                    problems[pair.id] = Problem(pair.id, "not_finite", detail)
+            for index, pair in enumerate(group):
+                if pair.id not in problems:
+                    changes[pair.id] = self._changes(pair, index, *measured)
+            tokens += self._tokens(group, *measured, problems)
+        frame = as_frame(tokenized, problems, self.columns, changes)
+        listed = [problems[id] for id in frame["id"] if id in problems]
+        return ComparedBlock(frame, pd.DataFrame(tokens), listed, run)
+
+    def _troubles(self, pairs: Sequence[TokenizedPair], measured: Sequence[Measured]) -> list[str | None]:
+        sides = []
+        for name, scorer, found in zip(("reference", "policy"), (self.before, self.after), measured, strict=True):
+            sides.append([f"{name}: {text}" if text else None for text in scorer.troubles(pairs, found)])
+        return [first or second for first, second in zip(*sides, strict=True)]
+
+    def _changes(self, pair: TokenizedPair, index: int, before: Measured, after: Measured) -> dict[str, Any]:
+        row: dict[str, Any] = {name: before.columns[name][index] for name in self.predictors}
+        for side, count in zip(SIDES, (pair.chosen_tokens, pair.rejected_tokens), strict=True):
+            old, new = (found.columns[f"{side}_logprob"][index] for found in (before, after))
+            row |= {f"{side}_logprob_before": old, f"{side}_logprob_after": new, f"{side}_change": new - old}
+            row[f"{side}_change_per_token"] = (new - old) / count
+        for time in ("before", "after"):
+            row[f"margin_{time}"] = row[f"chosen_logprob_{time}"] - row[f"rejected_logprob_{time}"]
+            row[f"ranking_correct_{time}"] = row[f"margin_{time}"] >= 0
+        row["margin_change"] = row["margin_after"] - row["margin_before"]
+        row["displaced"] = row["chosen_change"] < 0 < row["margin_change"]
+        return row
+
+    def _tokens(
+        self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured, problems: dict[str, Problem]
+    ) -> list[dict[str, Any]]:
+        """One row a position of a response; none for pairs with problems."""
+        if not self.top or before.states is None or after.states is None:
+            return []
+        assert before.stats is not None and after.stats is not None  # noqa: PT018 (for the type checker)
+        with torch.inference_mode():
+            device = self.before.head.weight.device
+            moved = moved_tokens(
+                before.states.to(device),
+                self.before.head,
+                after.states.to(self.after.head.weight.device),
+                self.after.head,
+                min(self.top, len(self.before.head.weight)),
+            )
+        columns = {name: getattr(moved, name).tolist() for name in moved._fields}
+        columns |= {"logprob_before": before.stats[:, 0].tolist(), "logprob_after": after.stats[:, 0].tolist()}
+        tokenizer = self.reference.tokenizer
+        rows, at = [], 0
+        for pair in pairs:
+            for side in SIDES:
+                ids = getattr(pair, side)[pair.prompt_tokens :]
+                for position, id in enumerate(ids):
+                    values = {name: column[at] for name, column in columns.items()}
+                    words = {name: named(tokenizer, values[f"{name}_ids"]) for name in ("gained", "lost")}
+                    fact = {"id": pair.id, "side": side, "position": position, "token_id": id}
+                    if pair.id not in problems:
+                        rows.append(fact | {"token": named(tokenizer, [id])[0]} | words | values)
+                    at += 1
+        return rows
+
+
+def named(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token by itself."""
+    return [str(tokenizer.decode([id])) for id in ids]
+
+
+def check_same_tokens(
+    reference: Sequence[TokenizedPair],
+    policy: Sequence[TokenizedPair],
+    model: LanguageModel,
+    where: Callable[[int], str] | None,
+) -> None:
+    """Raise ``SourceMismatch`` unless both models see the same tokens."""
+    for index, (first, second) in enumerate(zip(reference, policy, strict=True)):
+        if (first.prompt_tokens, first.chosen, first.rejected) != (
+            second.prompt_tokens,
+            second.chosen,
+            second.rejected,
+        ):
+            name = where(index) if where is not None else f"pair '{first.id}'"
+            raise SourceMismatch(
+                f"{name}: the tokenizer or chat template of {model.source.model} makes other tokens of it than the "
+                f"reference's; likelihoods of different tokens cannot be compared"
+            )
+
+
+def same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
+    """Raise ``SourceMismatch`` unless both tokenizers give every token the same id."""
+    known, other = reference.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    if known != other:
+        different = sorted(name for name in known.keys() | other.keys() if known.get(name) != other.get(name))
+        shown = ", ".join(f"{name!r} ({known.get(name)} and {other.get(name)})" for name in different[:3])
+        raise SourceMismatch(
+            f"{policy.source.model} has another vocabulary than the reference {reference.source.model}: "
+            f"{len(different)} tokens differ, such as {shown}. Two models can be compared only if they share the "
+            f"tokenizer"
+        )
+
+
+def likelihoods(
+    scorer: PairScorer, pairs: Sequence[TokenizedPair], report: Callable[[int], None]
+) -> dict[str, tuple[float, float]]:
+    """Log-probabilities of both responses under one model, by id; without the pairs that it gives no finite one."""
+    found: dict[str, tuple[float, float]] = {}
+    for group in scorer.groups(pairs) if pairs else []:
+        measured = scorer.measure(group, report)
+        values = zip(measured.columns["chosen_logprob"], measured.columns["rejected_logprob"], strict=True)
+        for pair, both, detail in zip(group, values, scorer.troubles(group, measured), strict=True):
+            if detail is None:
+                found[pair.id] = both
+    return found
+
+
+def worst_drop(course: Tensor) -> Tensor:
+    """The largest fall from any earlier to any later step, [pair]; never negative.
+
+    Args:
+        course: [step pair].
+    """
+    return (course.cummax(dim=0).values - course).amax(dim=0)

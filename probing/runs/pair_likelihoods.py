@@ -1,0 +1,86 @@
+"""Columns of pair scores that come from the output head: likelihoods, ranks, rates."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probing.data.tokenize import TokenizedPair
+from probing.kernels.token_stats import TokenStats, Unembedding, token_stats
+from probing.metrics.displacement import free_feature_rate
+from probing.metrics.likelihood import RANK_CLIP, segment_totals
+from probing.metrics.ranking import ranking_difficulty
+
+
+def stats_of(head: Unembedding) -> Callable[[Tensor, Tensor], Tensor]:
+    """A readout for ``Stream.per_token``: log-probability and rank of the token behind each state, [token 2]."""
+
+    def read(states: Tensor, following: Tensor) -> Tensor:
+        return stacked_stats(token_stats(states.to(head.weight.device), head, following))
+
+    return read
+
+
+def stacked_stats(stats: TokenStats) -> Tensor:
+    """[token 2]; ranks are whole numbers below 2^24, which float32 holds."""
+    return torch.stack([stats.logprob, stats.rank.to(stats.logprob)], dim=1)
+
+
+def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+    """Sums and means over each response, [pair] in float64.
+
+    Args:
+        stats: of the tokens of each pair's chosen and then rejected response, pair after pair, [token 2].
+        pairs: to which they belong.
+    """
+    lengths = torch.tensor([[pair.chosen_tokens, pair.rejected_tokens] for pair in pairs])
+    offsets = torch.nn.functional.pad(lengths.flatten().cumsum(0), (1, 0))
+    logprobs, ranks = stats.double().unbind(1)
+    totals = segment_totals(logprobs, offsets).unflatten(0, (-1, 2))
+    per_token = totals / lengths
+    mean_ranks = segment_totals(ranks, offsets).unflatten(0, (-1, 2)) / lengths
+    certain = totals == 0  # nothing surprises: there is no ratio
+    ratios = segment_totals(ranks.clamp_max(RANK_CLIP), offsets).unflatten(0, (-1, 2)) / -totals
+    ratios = ratios.masked_fill(certain, float("nan"))
+    columns: dict[str, Tensor] = {}
+    for name, values in (
+        ("logprob", totals),
+        ("logprob_per_token", per_token),
+        ("mean_rank", mean_ranks),
+        ("rank_surprisal", ratios),
+    ):
+        columns[f"chosen_{name}"], columns[f"rejected_{name}"] = values.unbind(1)
+    columns["ranking_correct"] = totals[:, 0] >= totals[:, 1]
+    columns["ranking_difficulty"] = ranking_difficulty(totals[:, 0], totals[:, 1])
+    return columns
+
+
+def free_rates(states: Tensor, pairs: Sequence[TokenizedPair], head: Unembedding) -> Tensor:
+    """``free_feature_rate`` of each pair, from the states of its chosen and then rejected response, pair after pair."""
+    rates, start = [], 0
+    for pair in pairs:
+        middle, stop = start + pair.chosen_tokens, start + pair.chosen_tokens + pair.rejected_tokens
+        chosen, rejected = (torch.tensor(side[pair.prompt_tokens :]) for side in (pair.chosen, pair.rejected))
+        plus, minus = (part.to(head.weight.device) for part in (states[start:middle], states[middle:stop]))
+        rates.append(free_feature_rate(plus, minus, chosen, rejected, head))
+        start = stop
+    return torch.tensor(rates, dtype=torch.float64)
+
+
+def bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) -> str | None:
+    """Where the likelihood of a pair is not finite, in words; None where it is.
+
+    Args:
+        tokenizer: to show the token.
+        pair: whose responses they are.
+        logprobs: of the chosen and then the rejected response's tokens.
+    """
+    bad = (~torch.isfinite(logprobs)).nonzero()
+    if not len(bad):
+        return None
+    at = int(bad[0])
+    side, position = ("chosen", at) if at < pair.chosen_tokens else ("rejected", at - pair.chosen_tokens)
+    ids = pair.chosen if side == "chosen" else pair.rejected
+    token = tokenizer.decode([ids[pair.prompt_tokens + position]])
+    return f"the log-probability of token {position} ({token!r}) of the {side} response is {float(logprobs[at])}"
