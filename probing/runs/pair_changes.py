@@ -115,23 +115,25 @@ class PairComparer:
         run = sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in runnable)
         share = len(runnable) / max(2 * run, 1)
         for group in self.before.groups(runnable) if runnable else []:
-            measured = [scorer.measure(group, lambda n: report(n * share, n)) for scorer in (self.before, self.after)]
-            for pair, detail in zip(group, self._troubles(group, measured), strict=True):
+            before = self.before.measure(group, lambda n: report(n * share, n))
+            after = self.after.measure(group, lambda n: report(n * share, n))
+            for pair, detail in zip(group, self._troubles(group, before, after), strict=True):
                 if detail is not None:
                     problems[pair.id] = Problem(pair.id, "not_finite", detail)
             for index, pair in enumerate(group):
                 if pair.id not in problems:
-                    changes[pair.id] = self._changes(pair, index, *measured)
-            tokens += self._tokens(group, *measured, problems)
+                    changes[pair.id] = self._changes(pair, index, before, after)
+            tokens += self._tokens(group, before, after, problems)
         frame = as_frame(tokenized, problems, self.columns, changes)
         listed = [problems[id] for id in frame["id"] if id in problems]
         return ComparedBlock(frame, pd.DataFrame(tokens), listed, run)
 
-    def _troubles(self, pairs: Sequence[TokenizedPair], measured: Sequence[Measured]) -> list[str | None]:
-        sides = []
-        for name, scorer, found in zip(("reference", "policy"), (self.before, self.after), measured, strict=True):
-            sides.append([f"{name}: {text}" if text else None for text in scorer.troubles(pairs, found)])
-        return [first or second for first, second in zip(*sides, strict=True)]
+    def _troubles(self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured) -> list[str | None]:
+        of_reference, of_policy = self.before.troubles(pairs, before), self.after.troubles(pairs, after)
+        return [
+            f"reference: {first}" if first else f"policy: {second}" if second else None
+            for first, second in zip(of_reference, of_policy, strict=True)
+        ]
 
     def _changes(self, pair: TokenizedPair, index: int, before: Measured, after: Measured) -> dict[str, Any]:
         row: dict[str, Any] = {name: before.columns[name][index] for name in self.predictors}

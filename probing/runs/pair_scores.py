@@ -24,6 +24,7 @@ from probing.runs.columns import (
     ALL,
     COLUMNS,
     LIKELIHOOD_COLUMNS,
+    RATE_COLUMNS,
     SCORE_COLUMNS,
     TOKEN_COLUMNS,
     known_columns,
@@ -188,7 +189,8 @@ class PairScorer:
         ]
         with self.language_model.active():
             values = self.stream.read(segments, report).values
-            found = _similarities(*(values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last")), pairs)
+            total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
+            found = _similarities(total, last, pairs)
             stats = states = values["tokens"][0] if self._likely else None
             if stats is not None and self._keeping:
                 following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
