@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "score": "score a preference dataset by CHES and its relatives",
     "filter": "keep the pairs of a scored dataset whose responses look least alike",
+    "displacement": "compare two models: which responses lost probability, and where it went",
     "capture": "write hidden states of texts, at any places of any model",
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",
@@ -54,7 +55,7 @@ def _status(arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<8}  {what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:<12}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "usage: probing COMMAND [options]",

@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import Literal
 
 BUNDLED = "bundled"
+BUNDLED_DISPLACED = "bundled-displaced"
 _ROOT = Path(__file__).parents[1] / "bundled"
 
 
 def bundled_model() -> Path:
     """Folder of the bundled chat model."""
     return _ROOT / "model"
+
+
+def bundled_displaced() -> Path:
+    """Folder of the same model after preference training on near-identical refusals, which took its refusals away."""
+    return _ROOT / "displaced"
+
+
+BUNDLED_MODELS = {BUNDLED: bundled_model, BUNDLED_DISPLACED: bundled_displaced}
 
 
 def bundled_data(name: Literal["pairs", "prompts", "statements"] = "pairs") -> Path:

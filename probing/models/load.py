@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from probing.data.bundled import BUNDLED, bundled_model
+from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.models.adapters import adapter_sha256, attach, base_of, is_adapter, switched
 from probing.models.hashes import checkpoint_source
@@ -163,7 +163,7 @@ def load(
     that need a likelihood are refused.
 
     Args:
-        path_or_id: a folder, a hub id, or "bundled" for the small model in this package.
+        path_or_id: a folder, a hub id, or "bundled" for the small model in this package, or "bundled-displaced".
         revision: branch, tag or commit of the hub.
         dtype: "float32", "bfloat16", "float16"; "auto" keeps the checkpoint's on an accelerator and takes float32 on
             the CPU.
@@ -179,7 +179,8 @@ def load(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device("auto" if device == BALANCED else device)
-    name = str(bundled_model()) if path_or_id == BUNDLED else os.path.expanduser(path_or_id)
+    bundled = BUNDLED_MODELS.get(path_or_id)
+    name = str(bundled()) if bundled is not None else os.path.expanduser(path_or_id)
     if is_adapter(name):
         return load(base_of(name), None, dtype, device, trust_remote_code, tokenizer).adapted(path_or_id)
     if Path(name).exists():
@@ -273,6 +274,12 @@ def _check_folder(folder: Path, tokenized: bool) -> None:
                 f"them to safetensors: load them where you trust them and call model.save_pretrained(folder)"
             )
         raise ModelInvalid(f"{folder}: no weights (*.safetensors); it holds {_some(names)}")
+
+
+def brings_tokenizer(path_or_id: str) -> bool:
+    """Whether a checkpoint has a tokenizer of its own; a hub id is believed to."""
+    folder = Path(path_or_id).expanduser()
+    return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def _some(names: set[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.prompts import Columns, prompts_from_table
 from probing.data.tables import Table, read_table
+from probing.runs.options import check_at_least
 from probing.store.manifest import MANIFEST, claim
 from probing.types import PLACE_KINDS, Capture, LabelledPrompt, Over, Place, Pooling, Report
 
@@ -79,10 +80,7 @@ class CaptureConfig:
     repair: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_tokens", 1), ("max_length", 1), ("shard_rows", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        check_at_least(self, batch_tokens=1, max_length=1, shard_rows=1)
         if (self.over == "span") != (self.substring is not None or self.span_column is not None):
             raise ValueError("over 'span' and one of substring and span_column go together")
         expand_places(self.places, None)

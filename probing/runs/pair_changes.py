@@ -1,14 +1,14 @@
 """What changed between two models for each pair: likelihoods, and where the probability of each token went."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from probing.data.tokenize import TokenizedPair
+from probing.engine.stream import TokenBudget
 from probing.errors import SourceMismatch
 from probing.metrics.displacement import moved_tokens
 from probing.models.load import LanguageModel
@@ -92,6 +92,16 @@ class PairComparer:
         """Pandas dtypes of what is computed for each pair."""
         kinds = dict.fromkeys(FLOAT_COLUMNS, "float64") | dict.fromkeys(TRUTH_COLUMNS, "boolean")
         return kinds | dict.fromkeys(self.predictors, "float64")
+
+    @property
+    def budget(self) -> TokenBudget:
+        """Tokens a batch, of both models."""
+        return min((self.before.stream.budget, self.after.stream.budget), key=lambda budget: budget.tokens)
+
+    @budget.setter
+    def budget(self, budget: TokenBudget) -> None:
+        self.before.stream.budget = replace(budget)
+        self.after.stream.budget = replace(budget)
 
     def compare(
         self,
@@ -219,24 +229,13 @@ def same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
         )
 
 
-def likelihoods(
-    scorer: PairScorer, pairs: Sequence[TokenizedPair], report: Callable[[int], None]
-) -> dict[str, tuple[float, float]]:
+def likelihoods(scorer: PairScorer, pairs: Sequence[TokenizedPair]) -> dict[str, tuple[float, float]]:
     """Log-probabilities of both responses under one model, by id; without the pairs that it gives no finite one."""
     found: dict[str, tuple[float, float]] = {}
     for group in scorer.groups(pairs) if pairs else []:
-        measured = scorer.measure(group, report)
+        measured = scorer.measure(group)
         values = zip(measured.columns["chosen_logprob"], measured.columns["rejected_logprob"], strict=True)
         for pair, both, detail in zip(group, values, scorer.troubles(group, measured), strict=True):
             if detail is None:
                 found[pair.id] = both
     return found
-
-
-def worst_drop(course: Tensor) -> Tensor:
-    """The largest fall from any earlier to any later step, [pair]; never negative.
-
-    Args:
-        course: [step pair].
-    """
-    return (course.cummax(dim=0).values - course).amax(dim=0)

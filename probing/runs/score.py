@@ -8,6 +8,7 @@ from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.pairs import pairs_from_table
 from probing.data.tables import Table, read_table
 from probing.runs.columns import split_columns
+from probing.runs.options import check_at_least
 from probing.store.manifest import claim
 from probing.types import PreferencePair, Report
 
@@ -56,14 +57,6 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_at_least(self, batch_tokens=1, max_length=2, shard_pairs=1)
         split_columns(self.columns)
-
-
-def check_at_least(config: object, **least: int) -> None:
-    """Raise ``ValueError`` for an option below its least value; None is none."""
-    for name, lowest in least.items():
-        value = getattr(config, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"{name} must be at least {lowest}, not {value}")
 
 
 def run(config: ScoreConfig) -> Report:

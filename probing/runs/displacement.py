@@ -1,0 +1,171 @@
+"""The job ``probing displacement``: what changed between two models, pair by pair and token by token."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from probing.data.tables import Table
+from probing.errors import DataInvalid, UsageError
+from probing.runs.columns import RATE_COLUMNS, SCORE_COLUMNS
+from probing.runs.options import check_at_least
+from probing.runs.score import read_pairs
+from probing.store.manifest import claim
+from probing.types import Report
+
+PAIRS_FILE = "displacement.parquet"
+TOKENS_FILE = "tokens.parquet"
+COURSE_FILE = "course.parquet"
+COURSE_PLOT = "course.html"
+PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class DisplacementConfig:
+    """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
+
+    Args:
+        reference: folder or hub id of the model before training, or "bundled".
+        data: JSONL, JSON, CSV or Parquet file (also gzipped), saved datasets folder, hub id, or "bundled".
+        out: folder for displacement.parquet, tokens.parquet and run.json; an interrupted run in it is continued.
+        policy: folder or hub id of the model after training; the folder of an adapter is put onto the reference, whose
+            weights are then in memory once. "bundled-displaced" is a copy of the bundled model after such training.
+        adapter: the same, for an adapter.
+        reference_adapter: adapter that makes the reference; the policy's adapter is put onto the same weights.
+        steps: folder of checkpoints whose names end in a number (checkpoint-500), in place of a policy: all are
+            measured, the last one is the policy, and the course over training is drawn.
+        split: which split, where the data have several.
+        id_column: column of unique ids; by default "id" if there is one, otherwise ids are made from the content.
+        group_column: column by whose values the summary is repeated.
+        rater_share_column: column with the share of raters (0 to 1) who preferred the chosen response, for the
+            idealised ranking accuracy.
+        beta: of the DPO loss, for the idealised ranking accuracy.
+        predictors: scores of the reference to rank against the change, separated by commas: ches, ches_normalized,
+            last_state_similarity, edit_similarity, displacement_rate, displacement_rate_exact.
+        rate_parameters: over which displacement_rate_exact takes gradients: "all", "head" or "last:K".
+        top: tokens to name at each position of a response that gained most, and that lost most; 0 leaves out
+            tokens.parquet.
+        reference_revision: branch, tag or commit of a hub model.
+        policy_revision: the same for the policy.
+        dtype: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        batch_tokens: padded tokens a batch; by default found from the memory of the device.
+        max_length: longest sequence in tokens; longer pairs are marked, not cut. By default the model's limit.
+        eos: whether the end of turn belongs to the response, as in training.
+        trust_remote_code: run code that the checkpoints bring with them.
+        shard_pairs: pairs that are compared together and saved; an interrupted run loses at most one shard.
+    """
+
+    reference: str
+    data: str
+    out: Path
+    policy: str | None = None
+    adapter: str | None = None
+    reference_adapter: str | None = None
+    steps: Path | None = None
+    split: str | None = None
+    id_column: str | None = None
+    group_column: str | None = None
+    rater_share_column: str | None = None
+    beta: float = 0.1
+    predictors: str = ",".join(SCORE_COLUMNS)
+    rate_parameters: str = "all"
+    top: int = 3
+    reference_revision: str | None = None
+    policy_revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    batch_tokens: int | None = None
+    max_length: int | None = None
+    eos: bool = True
+    trust_remote_code: bool = False
+    shard_pairs: int = 256
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_tokens=1, max_length=2, shard_pairs=1, top=0)
+        given = [name for name in ("policy", "adapter", "steps") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of policy, adapter and steps; given: {' and '.join(given) or 'none'}")
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"beta is a positive number, not {self.beta}")
+        self.predictor_names()
+
+    def predictor_names(self) -> tuple[str, ...]:
+        """The predictors, in the order of the table of scores."""
+        names = [name.strip() for name in self.predictors.split(",") if name.strip()]
+        unknown = [name for name in names if name not in PREDICTORS]
+        if unknown:
+            raise UsageError(f"unknown predictors {', '.join(unknown)}; there are {', '.join(PREDICTORS)}")
+        return tuple(name for name in PREDICTORS if name in names)
+
+
+def run(config: DisplacementConfig) -> Report:
+    """Compare the models into ``config.out``, or go on where an interrupted run stopped.
+
+    Raises:
+        ProbingError: see ``probing.errors``; nothing that was there is written over.
+    """
+    table, pairs = read_pairs(config.data, config.split, config.id_column)
+    groups = column_of(table, config.group_column) if config.group_column else None
+    shares = rater_shares(table, config.rater_share_column) if config.rater_share_column else None
+    steps = find_steps(Path(config.steps).expanduser()) if config.steps is not None else None
+    with claim(Path(config.out).expanduser(), "displacement") as folder:
+        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        from probing.runs.displacement_shards import compare_into
+
+        return compare_into(folder, config, table, pairs, groups, shares, steps)
+
+
+def column_of(table: Table, name: str) -> list[object]:
+    """A column of the data.
+
+    Raises:
+        DataInvalid: it is not there; names the row.
+    """
+    for index, row in enumerate(table.rows):
+        if name not in row or row[name] is None:
+            known = ", ".join(map(str, row))
+            raise DataInvalid(f"{table.where(index)}: has no '{name}'; it has {known}")
+    return [row[name] for row in table.rows]
+
+
+def rater_shares(table: Table, name: str) -> list[float]:
+    """The share of raters who preferred the chosen response, of each pair.
+
+    Raises:
+        DataInvalid: one is no number between 0 and 1; names the row.
+    """
+    values = column_of(table, name)
+    for index, value in enumerate(values):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= float(value) <= 1:  # type: ignore[arg-type]
+            raise DataInvalid(f"{table.where(index)}: '{name}' must be a share of raters, 0 to 1, not {value!r}")
+    return [float(value) for value in values]  # type: ignore[arg-type]
+
+
+def find_steps(folder: Path) -> list[tuple[int, Path]]:
+    """Checkpoints in a folder whose names end in a number, by that number.
+
+    Raises:
+        UsageError: there is no such folder, there are none in it, or two have the same number.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder of checkpoints")
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        digits = path.name[len(path.name.rstrip("0123456789")) :]
+        if not path.is_dir() or not digits:
+            continue
+        if int(digits) in found:
+            raise UsageError(f"{folder}: {found[int(digits)].name} and {path.name} are the same step")
+        found[int(digits)] = path
+    if not found:
+        raise UsageError(f"{folder}: holds no folders whose names end in the number of a step, like checkpoint-500")
+    return sorted(found.items())
+
+
+def some_of(values: Sequence[object], width: int = 3) -> str:
+    """The first of some values, in words."""
+    shown = ", ".join(map(str, values[:width]))
+    return shown + (f" and {len(values) - width} more" if len(values) > width else "")

@@ -1,0 +1,325 @@
+"""Comparing two models shard by shard into a claimed folder; the part of ``probing displacement`` that needs them."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from probing.data.tables import Table
+from probing.engine.stream import TokenBudget
+from probing.errors import ModelInvalid, ProbingError, StoreCorrupt
+from probing.models.adapters import base_of, is_adapter
+from probing.models.load import LanguageModel, brings_tokenizer, load
+from probing.report.plots import draw_course
+from probing.report.progress import Progress
+from probing.runs.columns import LIKELIHOOD_COLUMNS, TOKEN_COLUMNS
+from probing.runs.displacement import (
+    COURSE_FILE,
+    COURSE_PLOT,
+    PAIRS_FILE,
+    TOKENS_FILE,
+    DisplacementConfig,
+)
+from probing.runs.displacement_tables import Results, course_frame, make_tables
+from probing.runs.pair_changes import PairComparer, likelihoods, same_vocabulary
+from probing.runs.pair_scores import PairScorer
+from probing.runs.problems import refuse_if_none
+from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, plain, rows_of, status_facts
+from probing.runs.versions import versions
+from probing.store.files import file_sha256
+from probing.store.manifest import RUN_FILE, RunFolder
+from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
+from probing.types import PreferencePair, Report
+
+log = logging.getLogger(__name__)
+
+TOKENS_PREFIX = "tokens_"
+WORDS = pa.list_(pa.string())
+IDS = pa.list_(pa.int64())
+NUMBERS = pa.list_(pa.float64())
+TOKENS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("side", pa.string()),
+        ("position", pa.int64()),
+        ("token_id", pa.int64()),
+        ("token", pa.string()),
+        ("logprob_before", pa.float64()),
+        ("logprob_after", pa.float64()),
+        ("gained", WORDS),
+        ("gained_ids", IDS),
+        ("gained_before", NUMBERS),
+        ("gained_after", NUMBERS),
+        ("lost", WORDS),
+        ("lost_ids", IDS),
+        ("lost_before", NUMBERS),
+        ("lost_after", NUMBERS),
+    ]
+)
+COURSE_SCHEMA = pa.schema([("id", pa.string()), ("chosen_logprob", pa.float64()), ("rejected_logprob", pa.float64())])
+NOT_IDENTITY = (
+    "reference",
+    "policy",
+    "adapter",
+    "reference_adapter",
+    "steps",
+    "data",
+    "out",
+    "device",
+    "dtype",
+    "trust_remote_code",
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made of."""
+
+    config: DisplacementConfig
+    data: Dataset
+    groups: Sequence[object] | None
+    shares: Sequence[float] | None
+    steps: Sequence[tuple[int, Path]] | None
+
+
+def compare_into(
+    folder: RunFolder,
+    config: DisplacementConfig,
+    table: Table,
+    pairs: Sequence[PreferencePair],
+    groups: Sequence[object] | None,
+    shares: Sequence[float] | None,
+    steps: Sequence[tuple[int, Path]] | None,
+) -> Report:
+    """Compare the models on every pair into the folder, unless an earlier run has; answer with its tables.
+
+    Raises:
+        SourceMismatch: the models do not belong together, or the folder's run was made from something else.
+        StoreCorrupt: the folder's finished tables are gone or changed.
+        DataInvalid, NotFinite: not one pair could be compared.
+    """
+    began = time.monotonic()
+    inputs = Inputs(config, Dataset(table, pairs, config.shard_pairs), groups, shares, steps)
+    reference = _reference(config)
+    policy, taken, broken = _policy(inputs, reference)
+    folder.begin(_identity(inputs, reference, policy), {"config": plain(config)})
+    if not folder.finished:
+        comparer = _comparer(folder, inputs, reference, policy)
+        shards = _compared(folder, inputs.data, comparer)
+        joined = [shard.rows for shard in shards]
+        facts: dict[str, Any] = {"reference": _model_facts(reference), "policy": _model_facts(policy)}
+        facts |= {"data": inputs.data.facts(), **status_facts(shards, inputs.data)}
+        join_shards(joined, folder.path / PAIRS_FILE)
+        wrote = [PAIRS_FILE]
+        if config.top:
+            numbers = range(len(inputs.data.blocks))
+            paths = [shard_path(folder.shards, number, TOKENS_PREFIX) for number in numbers]
+            stream_shards(paths, TOKENS_SCHEMA, folder.path / TOKENS_FILE)
+            wrote.append(TOKENS_FILE)
+        if taken is not None:
+            frame = pa.concat_tables(joined).to_pandas()
+            del comparer, policy  # one policy at a time is in memory
+            broken += _write_course(folder, inputs, reference, frame, taken)
+            wrote.append(COURSE_FILE)
+            facts |= {"policy_step": taken}
+        facts |= {"broken_steps": broken, "wall_seconds": round(time.monotonic() - began, 3)}
+        facts |= {"sha256": {name: file_sha256(folder.path / name) for name in wrote}}
+        folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
+    clear(folder.shards)
+    return _report(folder, inputs)
+
+
+def _reference(config: DisplacementConfig) -> LanguageModel:
+    base = load(config.reference, config.reference_revision, config.dtype, config.device, config.trust_remote_code)
+    return base if config.reference_adapter is None else base.adapted(config.reference_adapter)
+
+
+def _policy(inputs: Inputs, reference: LanguageModel) -> tuple[LanguageModel, int | None, list[dict[str, Any]]]:
+    """The model to compare with; for a folder of checkpoints the last that can be read, its step, and the broken."""
+    config = inputs.config
+    broken: list[dict[str, Any]] = []
+    if inputs.steps is None:
+        return _load_policy(config, reference, config.policy or config.adapter or ""), None, []
+    for step, path in reversed(inputs.steps):
+        try:
+            return _load_policy(config, reference, str(path)), step, broken
+        except ProbingError as error:
+            broken.append(_broken(step, path, error))
+    raise ModelInvalid(f"{config.steps}: no checkpoint in it can be read; the last: {broken[0]['why']}")
+
+
+def _load_policy(config: DisplacementConfig, reference: LanguageModel, name: str) -> LanguageModel:
+    if config.adapter is not None or is_adapter(name):
+        _warn_of_another_base(config, name)
+        return reference.adapted(name)
+    tokenizer = None if brings_tokenizer(name) else reference.tokenizer
+    device = config.device
+    policy = load(name, config.policy_revision, config.dtype, device, config.trust_remote_code, tokenizer)
+    same_vocabulary(reference, policy)
+    return policy
+
+
+def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
+    try:
+        base = base_of(name)
+    except ModelInvalid:
+        return
+    if Path(base).name != Path(config.reference).name:
+        log.warning("%s says that it was trained on %s; it is put onto %s", name, base, config.reference)
+
+
+def _broken(step: int, path: Path, error: Exception) -> dict[str, Any]:
+    log.warning("step %d (%s) is left out: %s", step, path.name, error)
+    return {"step": step, "folder": path.name, "why": str(error)}
+
+
+def _model_facts(model: LanguageModel) -> dict[str, Any]:
+    return asdict(model.source) | {"device": str(model.device), "dtype": str(model.dtype)}
+
+
+def _identity(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
+    """Everything that the bytes of the tables depend on."""
+    config = plain(inputs.config)
+    steps = {path.name: _weights(path) for _, path in inputs.steps or ()}
+    return {
+        "reference": content_of(reference.source),
+        "policy": content_of(policy.source),
+        "steps": steps,
+        "data": {"sha256": inputs.data.table.sha256},
+        "options": {key: value for key, value in config.items() if key not in NOT_IDENTITY},
+        "device": torch.cuda.get_device_name(reference.device)
+        if reference.device.type == "cuda"
+        else reference.device.type,
+        "dtype": str(reference.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def _weights(folder: Path) -> str:
+    hashes = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return " ".join(hashes) or "no weights"
+
+
+def _comparer(folder: RunFolder, inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> PairComparer:
+    """A comparer with the budget of this folder's run."""
+    config = inputs.config
+    comparer = PairComparer(
+        reference,
+        policy,
+        config.predictor_names(),
+        config.top,
+        config.eos,
+        config.max_length,
+        config.batch_tokens,
+        config.rate_parameters,
+    )
+    known = folder.facts().get("batch_tokens")
+    if known is None:
+        folder.write({**folder.facts(), "batch_tokens": asdict(comparer.before.stream.budget)})
+    else:
+        comparer.budget = TokenBudget(**known)
+    return comparer
+
+
+def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
+    """Changes of every pair; those of the tokens lie beside them."""
+    kinds = {"object": pa.string(), "boolean": pa.bool_(), "float64": pa.float64()}
+    schema = pa.schema(
+        [("id", pa.string()), ("status", pa.string())]
+        + [(name, pa.int64()) for name in TOKEN_COLUMNS]
+        + [(name, kinds[kind]) for name, kind in comparer.columns.items()]
+    )
+
+    def tokens_path(number: int) -> Path:
+        return shard_path(folder.shards, number, TOKENS_PREFIX)
+
+    def make(block: range, number: int, bar: Progress) -> Shard:
+        began = time.monotonic()
+        compared = comparer.compare(data.of(block), data.where(block), bar.advance)
+        if comparer.top:
+            frame = compared.tokens.reindex(columns=TOKENS_SCHEMA.names)
+            write_shard(tokens_path(number), rows_of(frame, TOKENS_SCHEMA), {})
+        facts = {
+            "tokens": compared.run,
+            "seconds": time.monotonic() - began,
+            "batch_tokens": asdict(comparer.budget),
+            "problems": [asdict(problem) for problem in compared.problems],
+        }
+        return Shard(rows_of(compared.frame, schema), facts)
+
+    def adopt(shard: Shard) -> None:
+        comparer.budget = TokenBudget(**shard.facts["batch_tokens"])
+
+    def whole(number: int) -> bool:
+        return not comparer.top or read_shard(tokens_path(number), TOKENS_SCHEMA) is not None
+
+    return all_shards(folder.shards, data, schema, make, adopt, whole, doing="comparing")
+
+
+def _write_course(
+    folder: RunFolder, inputs: Inputs, reference: LanguageModel, frame: pd.DataFrame, taken: int
+) -> list[dict[str, Any]]:
+    """Likelihoods under every checkpoint that can be read; answers with those that cannot."""
+    found, broken = {}, []
+    for step, path in inputs.steps or ():
+        if step >= taken:
+            continue
+        try:
+            found[step] = _step(folder, inputs, reference, step, path)
+        except ProbingError as error:
+            broken.append(_broken(step, path, error))
+    course = course_frame(frame, found, taken)
+    join_shards([rows_of(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))], folder.path / COURSE_FILE)
+    return broken
+
+
+def _step(folder: RunFolder, inputs: Inputs, reference: LanguageModel, step: int, path: Path) -> pd.DataFrame:
+    """Likelihoods of every pair under one checkpoint."""
+    config, data = inputs.config, inputs.data
+    policy = _load_policy(config, reference, str(path))
+    scorer = PairScorer(policy, config.eos, config.max_length, config.batch_tokens, LIKELIHOOD_COLUMNS)
+
+    def make(block: range, number: int, bar: Progress) -> Shard:
+        tokenized = [pair for pair in scorer.tokenize(data.of(block), data.where(block)) if pair.status == "ok"]
+        values = likelihoods(scorer, tokenized)
+        nothing = (float("nan"), float("nan"))
+        rows = [(pair.id, *values.get(pair.id, nothing)) for pair in data.of(block)]
+        bar.advance(len(block), sum(len(pair.chosen) + len(pair.rejected) for pair in tokenized))
+        return Shard(rows_of(pd.DataFrame(rows, columns=COURSE_SCHEMA.names), COURSE_SCHEMA), {})
+
+    prefix = f"step_{step:09d}_"
+    shards = all_shards(folder.shards, data, COURSE_SCHEMA, make, prefix=prefix, doing=f"step {step}")
+    if policy.adapter is not None:
+        policy.peft.delete_adapter(policy.adapter)
+    return pa.concat_tables([shard.rows for shard in shards]).to_pandas()
+
+
+def _report(folder: RunFolder, inputs: Inputs) -> Report:
+    facts = folder.facts()
+    for name, known in facts["sha256"].items():
+        path = folder.path / name
+        if not path.is_file() or file_sha256(path) != known:
+            raise StoreCorrupt(f"{path}: gone or changed since the run ended; delete {folder.path} and run again")
+    refuse_if_none(facts, "no pair could be compared", folder.path / PAIRS_FILE)
+    tables: dict[str, pd.DataFrame | None] = dict.fromkeys((PAIRS_FILE, TOKENS_FILE, COURSE_FILE))
+    for name in facts["sha256"]:
+        if name != TOKENS_FILE:
+            tables[name] = pd.read_parquet(folder.path / name)
+    frame, course = tables[PAIRS_FILE], tables[COURSE_FILE]
+    assert frame is not None
+    notes = [f"Step {entry['step']} ({entry['folder']}) is left out: {entry['why']}" for entry in facts["broken_steps"]]
+    wrote = [*facts["sha256"], RUN_FILE]
+    if course is not None:
+        if draw_course(course, folder.path / COURSE_PLOT):
+            wrote.append(COURSE_PLOT)
+        else:
+            notes.append("The course is not drawn: that needs plotly (pip install 'probing[report]')")
+    results = Results(frame, course, folder.path / TOKENS_FILE if TOKENS_FILE in facts["sha256"] else None)
+    made = make_tables(results, inputs.config, inputs.data.pairs, inputs.groups, inputs.shares, facts, notes)
+    return Report(made, {**facts, "wrote": [str(folder.path / name) for name in wrote]})
