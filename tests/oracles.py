@@ -1,6 +1,7 @@
 """Every formula once more, in float64 and in the dumbest form."""
 
 import copy
+import math
 
 import torch
 
@@ -60,3 +61,43 @@ def pair_scores(language_model, prompt, chosen, rejected):
         "last_state_similarity": dot(plus[-1], minus[-1]),
         "edit_similarity": -levenshtein(left[border:], right[border:]) / longest,
     }
+
+
+def token_stats(states, weight, target, bias=None, scale=1.0, soft_cap=None):
+    """(logprob, rank, entropy) of one target from the definition, in Python numbers."""
+    logits = []
+    for column, row in enumerate(weight):
+        value = (dot(states, row) + (0.0 if bias is None else float(bias[column]))) * scale
+        logits.append(soft_cap * math.tanh(value / soft_cap) if soft_cap else value)
+    largest = max(logits)
+    total = math.fsum(math.exp(value - largest) for value in logits)
+    probabilities = [math.exp(value - largest) / total for value in logits]
+    entropy = -math.fsum(p * math.log(p) for p in probabilities if p > 0)
+    rank = 1 + sum(value > logits[target] for index, value in enumerate(logits) if index != target)
+    return logits[target] - largest - math.log(total), rank, entropy
+
+
+def response_likelihood(model, ids, prompt_tokens):
+    """Log-probability and rank of each response token: the whole model in float64, log_softmax, a loop."""
+    exact = copy.deepcopy(model).double()
+    with torch.no_grad():
+        logits = exact(input_ids=torch.tensor([ids])).logits[0]
+    logprobs, ranks = [], []
+    for position in range(prompt_tokens, len(ids)):
+        row = logits[position - 1]
+        logprobs.append(float(torch.log_softmax(row, dim=-1)[ids[position]]))
+        ranks.append(1 + sum(float(value) > float(row[ids[position]]) for value in row))
+    return logprobs, ranks
+
+
+def spearman(left, right):
+    """Pearson's correlation of mean ranks, from the definition."""
+
+    def ranks(values):
+        return [sum(b < a for b in values) + (sum(b == a for b in values) + 1) / 2 for a in values]
+
+    a, b = ranks(left), ranks(right)
+    means = sum(a) / len(a), sum(b) / len(b)
+    covariance = sum((x - means[0]) * (y - means[1]) for x, y in zip(a, b, strict=True))
+    spread = [sum((x - mean) ** 2 for x in side) for side, mean in zip((a, b), means, strict=True)]
+    return covariance / math.sqrt(spread[0] * spread[1])

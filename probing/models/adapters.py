@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,13 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
     known = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
     name = next(name for name in map("adapter{}".format, itertools.count()) if name not in known)
     try:
-        if known:
-            model.load_adapter(str(folder), adapter_name=name)
-            wrapped = model
-        else:
-            wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
+            if known:
+                model.load_adapter(str(folder), adapter_name=name)
+                wrapped = model
+            else:
+                wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelInvalid(f"{path}: the adapter does not fit the model: {reason}") from error

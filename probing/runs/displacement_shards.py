@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from probing.data.bundled import BUNDLED_MODELS
 from probing.data.tables import Table
 from probing.engine.stream import TokenBudget
 from probing.errors import ModelInvalid, ProbingError, StoreCorrupt
@@ -170,7 +171,9 @@ def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
         base = base_of(name)
     except ModelInvalid:
         return
-    if Path(base).name != Path(config.reference).name:
+    bundled = BUNDLED_MODELS.get(config.reference)
+    known = Path(config.reference) if bundled is None else bundled()
+    if Path(base).name != known.name:
         log.warning("%s says that it was trained on %s; it is put onto %s", name, base, config.reference)
 
 
