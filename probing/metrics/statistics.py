@@ -1,10 +1,11 @@
 """Estimates with intervals."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 from probing.types import Estimate
 
@@ -62,17 +63,19 @@ def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resample
     value = float(statistic(*data))
     if rows < 2:
         return Estimate(value, float("nan"), float("nan"), rows)
-    found = bootstrap(
-        data,
-        lambda *sides, axis: statistic(*sides),
-        paired=len(data) > 1,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, BATCH_NUMBERS // rows),
-        method="percentile",
-        confidence_level=CONFIDENCE,
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # the same value throughout: an interval of no width
+        found = bootstrap(
+            data,
+            lambda *sides, axis: statistic(*sides),
+            paired=len(data) > 1,
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, BATCH_NUMBERS // rows),
+            method="percentile",
+            confidence_level=CONFIDENCE,
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     known = found[np.isfinite(found)]
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if len(known) else [np.nan, np.nan]
     return Estimate(value, float(low), float(high), rows)

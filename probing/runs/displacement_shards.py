@@ -246,8 +246,8 @@ def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[
         began = time.monotonic()
         compared = comparer.compare(data.of(block), data.where(block), bar.advance)
         if comparer.top:
-            frame = compared.tokens.reindex(columns=TOKENS_SCHEMA.names)
-            write_shard(tokens_path(number), rows_of(frame, TOKENS_SCHEMA), {})
+            rows = rows_of(compared.tokens, TOKENS_SCHEMA) if len(compared.tokens) else TOKENS_SCHEMA.empty_table()
+            write_shard(tokens_path(number), rows, {})
         facts = {
             "tokens": compared.run,
             "seconds": time.monotonic() - began,
