@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from probing.types import PreferencePair, Text, message_text
+from probing.types import Estimate, PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TEXT_WIDTH = 34
@@ -31,6 +31,14 @@ def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows
             "chosen": [shorten(plain(texts[identity].chosen), TEXT_WIDTH) for identity in scored["id"]],
             "rejected": [shorten(plain(texts[identity].rejected), TEXT_WIDTH) for identity in scored["id"]],
         }
+    )
+
+
+def estimates(rows: Sequence[tuple[str, Estimate]]) -> pd.DataFrame:
+    """Named estimates with their intervals, one a row."""
+    return pd.DataFrame(
+        [(name, found.value, found.low, found.high, found.n) for name, found in rows],
+        columns=["measure", "value", "low", "high", "pairs"],
     )
 
 

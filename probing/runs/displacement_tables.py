@@ -12,15 +12,14 @@ import torch
 
 from probing.metrics.ranking import idealized_ranking_accuracy
 from probing.metrics.statistics import bootstrap_mean, bootstrap_spearman
-from probing.report.tables import counts, extremes, shorten
+from probing.report.tables import counts, estimates, extremes, shorten
 from probing.runs.displacement import DisplacementConfig
+from probing.runs.score_tables import STATE_SUMS, one_token
 from probing.types import Estimate, PreferencePair
 
 LISTED_PAIRS = 5
 TOKEN_WIDTH = 16
 SHOWN_GAIN = 0.005
-STATE_SUMS = ("ches", "ches_normalized")
-"""Predictors that are exactly 0 for responses of one token each, whatever the pair."""
 MEANS = {
     "share displaced": "displaced",
     "change of ln p(chosen)": "chosen_change",
@@ -71,7 +70,7 @@ def make_tables(
             rows += ideal
     tables = {
         "Pairs by status": counts(facts["rows_by_status"], "status"),
-        "From reference to policy, with 95 % bootstrap intervals over pairs (ln p in nats)": _estimates(rows),
+        "From reference to policy, with 95 % bootstrap intervals over pairs (ln p in nats)": estimates(rows),
         "Rank correlation of scores of the reference with the change of ln p(chosen)": _predictors(
             scored, config.predictor_names()
         ),
@@ -86,7 +85,7 @@ def make_tables(
         tables["Where their probability went, at the token that lost most"] = _where_it_went(results.tokens, worst)
     if results.course is not None:
         tables["Course over training, mean over pairs"] = _course(results.course)
-        tables["Drop of the chosen response, mean over pairs"] = _estimates(_drops(results.course))
+        tables["Drop of the chosen response, mean over pairs"] = estimates(_drops(results.course))
     if said:
         tables["Notes"] = pd.DataFrame({"note": said})
     return tables
@@ -113,13 +112,6 @@ def _idealized(scored: pd.DataFrame, shares: Any, beta: float) -> list[tuple[str
     return [*rows, ("of the pairs, exactly undecided", Estimate(ideal.ties, nothing, nothing, ideal.n))]
 
 
-def _estimates(rows: Sequence[tuple[str, Estimate]]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [(name, found.value, found.low, found.high, found.n) for name, found in rows],
-        columns=["measure", "value", "low", "high", "pairs"],
-    )
-
-
 def _predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame:
     """Spearman of each predictor with the change; CHES without the pairs for which it is 0 by definition."""
     rows = []
@@ -129,11 +121,6 @@ def _predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame
         found = bootstrap_spearman(told[name], told["chosen_change"]) if len(told) else nothing
         rows.append((name, found.value, found.low, found.high, found.n))
     return pd.DataFrame(rows, columns=["score", "Spearman", "low", "high", "pairs"])
-
-
-def one_token(scored: pd.DataFrame) -> pd.Series:
-    """Pairs whose responses are one token each: both sums of states are the same state."""
-    return (scored["chosen_tokens"] == 1) & (scored["rejected_tokens"] == 1)
 
 
 def _by_group(scored: pd.DataFrame, names: pd.Series, predictors: Sequence[str]) -> pd.DataFrame:

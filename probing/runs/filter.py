@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from probing.data.filters import check_rule, keep_mask
+from probing.data.filters import RULES, check_rule, keep_mask
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table, file_format, staged_rows
 from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
@@ -29,16 +29,20 @@ SIDE_PREFIX = "probing_"
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """Keep the pairs of a preference dataset whose scores are low.
+    """Keep the pairs of a preference dataset whose scores are low (or high).
 
     Args:
         data: the dataset that was scored; its rows may have been reordered or given further columns since.
         scores: output folder of "probing score", or a scores.parquet.
-        by: score column to filter by; higher means more alike. "ches_normalized" is the one to start with.
+        by: score column to filter by. "ches_normalized" is the one to start with: higher means more alike, so keep the
+            lowest. Of a displacement rate keep the highest.
         out: file (or folder, for datasets) for the pairs that are kept.
         keep_lowest: share of the scored pairs to keep, e.g. 0.05.
         drop_highest: share of the scored pairs to drop, e.g. 0.1.
         below: keep pairs with a score below this value.
+        keep_highest: share of the scored pairs to keep, those with the highest scores.
+        drop_lowest: share of the scored pairs to drop, those with the lowest scores.
+        above: keep pairs with a score above this value.
         bad: what to do with pairs that have no score (truncated, identical, ...); "fail" stops and names them.
         format: format to write; by default what the name of --out says, or else that of the data.
         split: which split, where the data have several; by default the one that was scored.
@@ -53,6 +57,9 @@ class FilterConfig:
     keep_lowest: float | None = None
     drop_highest: float | None = None
     below: float | None = None
+    keep_highest: float | None = None
+    drop_lowest: float | None = None
+    above: float | None = None
     bad: Bad = "fail"
     format: Format | None = None
     split: str | None = None
@@ -60,7 +67,12 @@ class FilterConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check_rule(self.keep_lowest, self.drop_highest, self.below)
+        check_rule(**self.rule)
+
+    @property
+    def rule(self) -> dict[str, float | None]:
+        """The rule, and those that were not given."""
+        return {name: getattr(self, name) for name in RULES}
 
 
 def run(config: FilterConfig) -> Report:
@@ -73,8 +85,7 @@ def run(config: FilterConfig) -> Report:
     used = facts.get("config", {})
     table, pairs = read_pairs(config.data, config.split or used.get("split"), config.id_column or used.get("id_column"))
     _check_same_pairs(pairs, facts, config)
-    rule = {"keep_lowest": config.keep_lowest, "drop_highest": config.drop_highest, "below": config.below}
-    kept = _kept([pair.id for pair in pairs], frame, config.by, config.bad, rule, table)
+    kept = _kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
     out, form = Path(config.out).expanduser(), _format(config, table)
     side = _side_path(out)
     _check_targets(config, form, out, side)
@@ -100,17 +111,23 @@ def filter_pairs(
     keep_lowest: float | None = None,
     drop_highest: float | None = None,
     below: float | None = None,
+    keep_highest: float | None = None,
+    drop_lowest: float | None = None,
+    above: float | None = None,
     bad: Bad = "fail",
 ) -> Any:
-    """The pairs whose scores are low, in their own order and type.
+    """The pairs whose scores are low (or high), in their own order and type.
 
     Args:
         pairs: what was given to ``score_pairs``: a list, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
         scores: what came back; joined by id, so its rows may be in any order.
-        by: score column; higher means more alike.
-        keep_lowest: share of the scored pairs to keep. Give exactly one of the three rules.
+        by: score column. Of similarities keep the lowest: higher means more alike. Of rates keep the highest.
+        keep_lowest: share of the scored pairs to keep. Give exactly one of the six rules.
         drop_highest: share of the scored pairs to drop.
         below: keep scores strictly below this.
+        keep_highest: share of the scored pairs to keep.
+        drop_lowest: share of the scored pairs to drop.
+        above: keep scores strictly above this.
         bad: whether pairs without a score are kept, dropped, or refused.
 
     Returns:
@@ -124,7 +141,8 @@ def filter_pairs(
     """
     from probing.runs.pair_scores import as_pairs
 
-    rule = {"keep_lowest": keep_lowest, "drop_highest": drop_highest, "below": below}
+    given = (keep_lowest, drop_highest, below, keep_highest, drop_lowest, above)
+    rule = dict(zip(RULES, given, strict=True))
     check_rule(**rule)
     if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
         raise TypeError(

@@ -15,11 +15,11 @@ from probing.engine.stream import TokenBudget
 from probing.errors import StoreCorrupt
 from probing.models.load import LanguageModel, load
 from probing.report.progress import Progress
-from probing.report.tables import counts, extremes, quantiles
-from probing.runs.columns import SCORE_COLUMNS, TOKEN_COLUMNS, split_columns
+from probing.runs.columns import TOKEN_COLUMNS, split_columns
 from probing.runs.pair_scores import PairScorer
 from probing.runs.problems import refuse_if_none
 from probing.runs.score import SCORES_FILE, ScoreConfig
+from probing.runs.score_tables import score_tables
 from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, plain, rows_of, status_facts
 from probing.runs.versions import versions
 from probing.store.files import file_sha256
@@ -27,7 +27,6 @@ from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards
 from probing.types import PreferencePair, Report
 
-LISTED_PAIRS = 5
 _KINDS = {"id": pa.string(), "status": pa.string(), "ranking_correct": pa.bool_()}
 _KINDS |= dict.fromkeys(TOKEN_COLUMNS, pa.int64())
 # The same weights may lie elsewhere, and "auto" is compared as what it turned out to be.
@@ -124,17 +123,6 @@ def _report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
             f"{folder.path / SCORES_FILE}: gone or changed since the run ended; delete {folder.path} and run again"
         )
     frame = pd.read_parquet(io.BytesIO((folder.path / SCORES_FILE).read_bytes()))
-    statuses = facts["rows_by_status"]
     refuse_if_none(facts, "no pair could be scored", folder.path / SCORES_FILE)
-    by = "ches_normalized"
-    return Report(
-        {
-            "Pairs by status": counts(statuses, "status"),
-            "Quantiles of the scores (higher: the responses look more alike to the model)": quantiles(
-                frame, SCORE_COLUMNS
-            ),
-            f"Most alike by {by}": extremes(frame, by, pairs, LISTED_PAIRS, highest=True),
-            f"Least alike by {by}": extremes(frame, by, pairs, LISTED_PAIRS, highest=False),
-        },
-        {**facts, "wrote": [str(folder.path / SCORES_FILE), str(folder.path / RUN_FILE)]},
-    )
+    wrote = [str(folder.path / SCORES_FILE), str(folder.path / RUN_FILE)]
+    return Report(score_tables(frame, pairs, facts), {**facts, "wrote": wrote})

@@ -1,0 +1,154 @@
+"""The job ``likelihood`` of ``bench.py``: token statistics against full logits, and what likelihoods add to scores."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probing import LanguageModel, PreferencePair
+from probing.kernels.token_stats import token_stats
+from probing.runs.columns import COLUMNS
+from probing.runs.pair_scores import PairScorer
+
+TOKENS, VOCABULARY, WIDTH = 32768, 32000, 512
+CUDA_VOCABULARY, CUDA_WIDTH = 128256, 4096
+SMALL = (600, 1000, 32)
+ROUNDS = 4
+BLOCKS = 8
+AGREE = 1e-4
+COLUMN_SETS = {"ches": COLUMNS, "all": ["all"], "all and rate": ["all", "displacement_rate"]}
+
+
+def full_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities as a plain script computes them."""
+    logits = (hidden @ weight.T).float()
+    return torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]
+
+
+def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The same, with ranks and entropies besides."""
+    return token_stats(hidden, weight, targets).logprob
+
+
+WAYS = {"ours": ours, "plain": full_logits}
+
+
+def inputs(tokens: int, vocabulary: int, width: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Random states and weights whose logits spread like those of a trained model."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    hidden = torch.randn(tokens, width, generator=generator)
+    weight = torch.randn(vocabulary, width, generator=generator) * 3 / width**0.5
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    return hidden.to(device, dtype), weight.to(device, dtype), targets.to(device)
+
+
+def memory_of(way: str, shape: Sequence[int], device: str) -> dict[str, Any]:
+    """Peak memory beyond the inputs, in a process of its own."""
+    command = [sys.executable, __file__, way, *map(str, shape), device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def memory_job(way: str, shape: tuple[int, int, int], device: str) -> dict[str, Any]:
+    """The inside of that process."""
+    tensors = inputs(*shape, device)
+    WAYS[way](*(part[:64] if part is not tensors[1] else part for part in tensors))
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak counts anew
+        before = status_bytes("VmRSS")
+    WAYS[way](*tensors)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else status_bytes("VmHWM")
+    return {"peak_mb": round((peak - before) / 2**20, 1)}
+
+
+def status_bytes(name: str) -> int:
+    """Memory of this process, as the kernel counts it."""
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
+
+
+def timed(job: Callable[[], Any], device: str) -> tuple[Any, float]:
+    """What a job returns and how long it took."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    result = job()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - began
+
+
+def spread_of(ratios: Sequence[float]) -> dict[str, float]:
+    """Median and 20th and 80th percentile."""
+    low, *_, high = statistics.quantiles(ratios, n=5)
+    return {"ratio_median": round(statistics.median(ratios), 3), "ratio_20": round(low, 3), "ratio_80": round(high, 3)}
+
+
+def compare_ways(shape: tuple[int, int, int], device: str) -> dict[str, Any]:
+    """Both ways in turn on the same inputs; how many times the plain way's time ours takes."""
+    tensors = inputs(*shape, device)
+    for way in WAYS.values():
+        way(*(part[:64] if part is not tensors[1] else part for part in tensors))
+    ratios = []
+    for _ in range(ROUNDS):
+        (found, mine), (plain, other) = (timed(lambda way=way: way(*tensors), device) for way in WAYS.values())
+        worst = float((found - plain).abs().max())
+        if not worst <= (AGREE if device == "cpu" else 0.2):
+            sys.exit(f"the two ways disagree by {worst:.1e}; no times are shown")
+        ratios.append(mine / other)
+        print(f"  token_stats {mine:.2f} s, full logits {other:.2f} s", file=sys.stderr)
+    return {"figure": "time of token_stats over full logits", **spread_of(ratios)}
+
+
+def compare_columns(language_model: LanguageModel, pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+    """Scores with and without likelihoods, block by block in turn; how many times the time of CHES alone."""
+    device = language_model.device.type
+    scorers = {name: PairScorer(language_model, columns=columns) for name, columns in COLUMN_SETS.items()}
+    for scorer in scorers.values():
+        scorer.score(pairs[:2])
+    size = -(-len(pairs) // BLOCKS)
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    for start in range(0, len(pairs), size):
+        block = pairs[start : start + size]
+        frames = {}
+        for name, scorer in scorers.items():
+            scored, spent = timed(lambda scorer=scorer, block=block: scorer.score(block), device)
+            frames[name] = scored.frame["ches"]
+            seconds[name].append(spent)
+        if not all(frame.equals(frames["ches"]) for frame in frames.values()):
+            sys.exit("CHES differs with the columns beside it; no times are shown")
+        print("  " + ", ".join(f"{name} {spent[-1]:.2f} s" for name, spent in seconds.items()), file=sys.stderr)
+    rows = []
+    for name in list(scorers)[1:]:
+        ratios = [mine / base for mine, base in zip(seconds[name], seconds["ches"], strict=True)]
+        rows.append({"figure": f"time of columns '{name}' over CHES alone", "pairs": len(pairs), **spread_of(ratios)})
+    return rows
+
+
+def bench_likelihood(
+    language_model: LanguageModel, pairs: Sequence[PreferencePair], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """All figures."""
+    large = (TOKENS, CUDA_VOCABULARY, CUDA_WIDTH) if options.device == "cuda" else (TOKENS, VOCABULARY, WIDTH)
+    shape = SMALL if options.small else large
+    sizes = dict(zip(("tokens", "vocabulary", "width"), shape, strict=True))
+    rows = compare_columns(language_model, pairs)
+    rows.append(compare_ways(shape, options.device) | sizes)
+    for way in WAYS:
+        rows.append({"figure": "memory", "way": way, **memory_of(way, shape, options.device), **sizes})
+    return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(memory_job(sys.argv[1], (int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])), sys.argv[5])))
