@@ -1,17 +1,20 @@
 """What a language model says of tokens, from its last states: log-probability, rank, entropy; no logits are kept."""
 
-from __future__ import annotations
+from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, no_type_check
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.kernels.dispatch import choose
-from probing.kernels.jit import ELEMENT_TYPES
+from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 Parity = Literal["bf16"]
 CPU_LOGIT_BYTES = 1 << 26
@@ -24,6 +27,11 @@ VOCABULARY_SLICE = 4096
 """Rows of a half-precision unembedding that are widened together on a CPU."""
 MASKED = -1e30
 """Stands for minus infinity, which would make the entropy 0 x inf."""
+ROW_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
+"""Logits that the Triton form of ``row_stats`` takes."""
+# 32 columns a thread, read in eight instructions of 128 bits; a vocabulary of 128k is 16 blocks.
+BLOCK_COLUMNS = 8192
+NUM_WARPS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +104,41 @@ def row_stats_reference(
     return RowStats(logprob, rank.long() + 1, entropy, largest[:, 0] + total.log())
 
 
+@lazy_jit
+@no_type_check
+def row_stats_kernel(
+    logits, targets, logprob, rank, entropy, logsumexp, width, row_stride, block_columns: tl.constexpr
+):
+    """One program a row, which it reads once: the sums are scaled down whenever a block holds a larger logit."""
+    row = tl.program_id(0).to(tl.int64)  # 2,048 rows of 2**20 columns overflow 32 bits
+    first_logit = logits + row * row_stride
+    target = tl.load(first_logit + tl.load(targets + row))
+    largest = target  # not minus infinity, of which 0 x inf could come
+    total = 0.0  # of exp(z - largest)
+    moment = 0.0  # of exp(z - largest) (z - largest)
+    larger = 0
+    for first in range(0, width, block_columns):
+        columns = first + tl.arange(0, block_columns)
+        inside = columns < width
+        # A column beyond the last holds the target's logit: not larger than the target's, nor than the largest.
+        block = tl.load(first_logit + columns, mask=inside, other=target)
+        before = largest
+        # The maximum of Triton passes over NaN, but its own weight is NaN, and so is every sum from there on.
+        largest = tl.maximum(largest, tl.max(block, axis=0))
+        shifted = block - largest
+        weights = tl.where(inside, tl.exp(shifted), 0.0)
+        scale = tl.exp(before - largest)
+        moment = (moment + total * (before - largest)) * scale + tl.sum(weights * shifted, axis=0)
+        total = total * scale + tl.sum(weights, axis=0)
+        # The target's own column is read again as the number it was, so it is not larger.
+        larger += tl.sum((block > target).to(tl.int32), axis=0)
+    log_total = tl.log(total)
+    tl.store(logprob + row, (target - largest) - log_total)
+    tl.store(rank + row, larger.to(tl.int64) + 1)
+    tl.store(entropy + row, log_total - moment / total)
+    tl.store(logsumexp + row, largest + log_total)
+
+
 def row_stats(
     logits: Float[Tensor, "row vocabulary"],
     targets: Int[Tensor, " row"],
@@ -105,8 +148,9 @@ def row_stats(
     """Log-probability, rank, entropy and log of the sum of exp, row by row.
 
     Args:
-        logits: float32 or float64, finite or NaN, contiguous; written over.
-        targets: a column for each row.
+        logits: float32 or float64, finite or NaN. The torch form writes over them. One NaN makes all of its row NaN
+            but the rank, which does not count it.
+        targets: a column for each row, int64; not checked.
         impl: "torch", "triton" (float32 on a CUDA card), or "auto": Triton where it can run.
         scratch: of the shape and dtype of ``logits``, so that the torch form allocates nothing of that size.
 
@@ -115,10 +159,61 @@ def row_stats(
     """
     if choose("row_stats", impl, logits, ROW_TYPES).impl == "torch":
         return row_stats_reference(logits, targets, scratch)
-    raise NotImplementedError
+    logprob, entropy, logsumexp = (logits.new_empty(len(logits)) for _ in range(3))
+    stats = RowStats(logprob, targets.new_empty(len(logits), dtype=torch.long), entropy, logsumexp)
+    launch_row_stats(logits, targets, stats)
+    return stats
 
 
-ROW_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
+def launch_row_stats(
+    logits: Float[Tensor, "row vocabulary"],
+    targets: Int[Tensor, " row"],
+    stats: RowStats,
+    block_columns: int = BLOCK_COLUMNS,
+) -> None:
+    """Have the kernel fill ``stats`` (float32 and int64, contiguous), every element of it.
+
+    Args:
+        logits: float32.
+        targets: a column for each row, int64; not checked.
+        stats: to be filled.
+        block_columns: how many columns are held at a time, a power of two; small ones are for tests.
+    """
+    if not len(logits):  # an empty grid cannot be launched
+        return
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    with torch.cuda.device_of(logits):  # Triton launches on the current card, whichever holds the tensors
+        row_stats_kernel[(len(logits),)](
+            logits,
+            targets.contiguous(),
+            *stats,
+            logits.shape[1],
+            logits.stride(0),
+            block_columns=block_columns,
+            num_warps=NUM_WARPS,
+        )
+
+
+def compile_variants() -> list[Variant]:
+    """Vocabularies of a multiple of 16 tokens, as nearly all that are padded have, and others."""
+    arguments = "logits targets logprob rank entropy logsumexp width row_stride".split()
+    kinds = "*fp32 *i64 *fp32 *i64 *fp32 *fp32 i32 i32".split()
+    return [
+        Variant(
+            row_stats_kernel,
+            label,
+            types=dict(zip(arguments, kinds, strict=True)),
+            constants={"block_columns": BLOCK_COLUMNS},
+            aligned=aligned,
+            instructions=instructions,
+            num_warps=NUM_WARPS,
+        )
+        for label, aligned, instructions in (
+            ("aligned rows", tuple(arguments), ("LDG.128",)),
+            ("unaligned rows", tuple(arguments[:-2]), ()),
+        )
+    ]
 
 
 def token_stats(
@@ -173,7 +268,8 @@ def token_stats(
     scratch: Tensor | None = None
     for rows, logits in logit_chunks(hidden, head, parity):
         best = logits.topk(top) if top else None  # before the logits are written over
-        scratch = torch.empty_like(logits) if scratch is None else scratch[: len(logits)]
+        if not hidden.is_cuda:  # there the kernel needs none
+            scratch = torch.empty_like(logits) if scratch is None else scratch[: len(logits)]
         found = row_stats(logits, targets[rows].clamp_min(0), impl, scratch)
         for whole, part in zip(stats[:3], found[:3], strict=True):
             whole[rows] = part
@@ -233,9 +329,11 @@ def logits_into(
     if parity is not None:
         out.copy_(out.bfloat16())
     if head.bias is not None:
-        out += head.bias[columns].to(out).clamp_min(MASKED)
+        out += head.bias[columns].to(out)
     if head.scale != 1.0:
         out *= head.scale
+    if head.bias is not None:
+        out.clamp_min_(MASKED)
     if head.soft_cap is not None:
         out.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
 

@@ -129,6 +129,7 @@ def variants(paths: list[Path]) -> Iterator[tuple[Path, Any]]:
         if spec is None or spec.loader is None:
             raise ValueError(f"{path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look
         spec.loader.exec_module(module)
         for variant in module.compile_variants() if hasattr(module, "compile_variants") else ():
             yield path, variant

@@ -11,6 +11,7 @@ with install_import_hook(["probing.metrics", "probing.kernels", "probing.engine"
     import probing.engine.readouts
     import probing.engine.stream
     import probing.kernels.segment_pool
+    import probing.kernels.token_stats
     import probing.metrics.similarity  # noqa: F401
 
 import tiny

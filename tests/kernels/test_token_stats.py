@@ -79,6 +79,10 @@ def test_masked_tokens_and_ignored_targets(generator):
     targets = torch.randint(0, 40, (20,), generator=generator)
     bias = torch.zeros(50)
     bias[40:] = -float("inf")
+    for scale in (0.05, 1.0):
+        scaled = token_stats(hidden, Unembedding(weight, bias, scale), torch.full_like(targets, 45))
+        assert (scaled.logprob == -float("inf")).all()
+        assert (scaled.rank == 41).all()
     kept, masked = token_stats(hidden, weight[:40], targets), token_stats(hidden, Unembedding(weight, bias), targets)
     for left, right in zip(kept[:3], masked[:3], strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=2e-6)
