@@ -218,8 +218,8 @@ def compile_variants() -> list[Variant]:
 
 def token_stats(
     hidden: Float[Tensor, "token width"],
-    unembedding: Unembedding | Float[Tensor, "vocabulary width"],
-    targets: Int[Tensor, " token"],
+    unembedding: Unembedding | Float[Tensor, "vocabulary columns"],
+    targets: Int[Tensor, " target"],
     *,
     top: int = 0,
     parity: Parity | None = None,
@@ -233,8 +233,8 @@ def token_stats(
 
     Args:
         hidden: states after the final norm, any floating dtype.
-        unembedding: the output head; a weight alone is a head without bias, scale or cap.
-        targets: token ids. Negative ones (-100 in a trainer's labels) are ignored: their log-probability is NaN.
+        unembedding: the output head; a weight alone, as wide as the states, is a head without bias, scale or cap.
+        targets: token ids, one a state. Negative ones (-100 in a trainer's labels) are ignored: their log-probability is NaN.
         top: how many of the most likely tokens to name.
         parity: "bf16" rounds states, weights and logits to bf16, to reproduce numbers that were published that way.
         impl: for the statistics of a row of logits: see ``row_stats``.
