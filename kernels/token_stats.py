@@ -234,7 +234,8 @@ def token_stats(
     Args:
         hidden: states after the final norm, any floating dtype.
         unembedding: the output head; a weight alone, as wide as the states, is a head without bias, scale or cap.
-        targets: token ids, one a state. Negative ones (-100 in a trainer's labels) are ignored: their log-probability is NaN.
+        targets: token ids, one a state. Negative ones (-100 in a trainer's labels) are ignored: their log-probability
+            is NaN.
         top: how many of the most likely tokens to name.
         parity: "bf16" rounds states, weights and logits to bf16, to reproduce numbers that were published that way.
         impl: for the statistics of a row of logits: see ``row_stats``.

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
         StoreCorrupt,
         UsageError,
     )
+    from probing.kernels.token_stats import TokenStats, Unembedding, token_stats
+    from probing.metrics.likelihood import dataset_rank_surprisal_ratio, rank_surprisal_ratio
+    from probing.metrics.ranking import (
+        RankingAccuracy,
+        idealized_ranking_accuracy,
+        ranking_accuracy,
+        ranking_difficulty,
+    )
     from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
     from probing.models.load import LanguageModel, load
     from probing.runs.activations import capture
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from probing.types import (
         Activations,
         Capture,
+        Estimate,
         LabelledPrompt,
         Place,
         PreferencePair,
@@ -38,6 +47,15 @@ if TYPE_CHECKING:
     )
 
 _PLACES = {
+    "TokenStats": "probing.kernels.token_stats",
+    "Unembedding": "probing.kernels.token_stats",
+    "token_stats": "probing.kernels.token_stats",
+    "dataset_rank_surprisal_ratio": "probing.metrics.likelihood",
+    "rank_surprisal_ratio": "probing.metrics.likelihood",
+    "RankingAccuracy": "probing.metrics.ranking",
+    "idealized_ranking_accuracy": "probing.metrics.ranking",
+    "ranking_accuracy": "probing.metrics.ranking",
+    "ranking_difficulty": "probing.metrics.ranking",
     "ches": "probing.metrics.similarity",
     "ches_normalized": "probing.metrics.similarity",
     "edit_similarity": "probing.metrics.similarity",
@@ -50,6 +68,7 @@ _PLACES = {
     "open_store": "probing.store.activations",
     "Activations": "probing.types",
     "Capture": "probing.types",
+    "Estimate": "probing.types",
     "LabelledPrompt": "probing.types",
     "Place": "probing.types",
     "PreferencePair": "probing.types",
@@ -73,6 +92,7 @@ __all__ = [
     "Activations",
     "Capture",
     "DataInvalid",
+    "Estimate",
     "FolderBusy",
     "KernelUnavailable",
     "LabelledPrompt",
@@ -84,21 +104,30 @@ __all__ = [
     "Place",
     "PreferencePair",
     "ProbingError",
+    "RankingAccuracy",
     "Report",
     "Source",
     "SourceMismatch",
     "StoreCorrupt",
     "TokenActivations",
+    "TokenStats",
+    "Unembedding",
     "UsageError",
     "capture",
     "ches",
     "ches_normalized",
+    "dataset_rank_surprisal_ratio",
     "edit_similarity",
     "filter_pairs",
+    "idealized_ranking_accuracy",
     "last_state_similarity",
     "load",
     "open_store",
+    "rank_surprisal_ratio",
+    "ranking_accuracy",
+    "ranking_difficulty",
     "score_pairs",
+    "token_stats",
 ]
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.data.bundled import BUNDLED
+from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.errors import SourceMismatch
-from probing.runs import capture, score
+from probing.runs import capture, displacement, score
 from probing.runs import filter as filtering
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -22,7 +22,7 @@ PLACES = "resid_post:all,final_norm"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Score and filter the bundled preference pairs with the bundled model, and capture states of the bundled prompts.
+    """Score and filter the bundled preference pairs, see what training on some of them did, and capture hidden states.
 
     Args:
         out: folder for everything that is made.
@@ -47,6 +47,18 @@ def run(config: DemoConfig) -> Report:
             overwrite=again,
         )
     )
+    moved = _anew(
+        displacement.run,
+        displacement.DisplacementConfig(
+            reference=BUNDLED,
+            policy=BUNDLED_DISPLACED,
+            data=BUNDLED,
+            out=out / "displacement",
+            group_column="kind",
+            predictors="ches_normalized,displacement_rate",
+        ),
+        RUN_FILE,
+    )
     captured = _anew(
         capture.run,
         capture.CaptureConfig(
@@ -55,8 +67,8 @@ def run(config: DemoConfig) -> Report:
         MANIFEST,
     )
     tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}
-    tables |= _titled("capture", captured)
-    reports = {"score": scored, "filter": kept, "capture": captured}
+    tables |= {**_titled("displacement", moved), **_titled("capture", captured)}
+    reports = {"score": scored, "filter": kept, "displacement": moved, "capture": captured}
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]
     return Report(tables, {**{job: report.facts for job, report in reports.items()}, "wrote": wrote})
 
@@ -67,7 +79,7 @@ def _anew(job: Callable[[Any], Report], config: Any, record: str) -> Report:
         return job(config)
     except SourceMismatch:
         known = read_run(config.out, record).get("config", {})
-        if (known.get("model"), known.get("data")) != (BUNDLED, BUNDLED):
+        if (known.get("model", known.get("reference")), known.get("data")) != (BUNDLED, BUNDLED):
             raise
         shutil.rmtree(config.out)
         return job(config)

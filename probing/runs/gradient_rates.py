@@ -35,11 +35,17 @@ class GradientRates:
 
     def rate(self, pair: TokenizedPair) -> float:
         """The change of ``ln p(y+)`` per unit of ``-l'``; two backward passes, gradients in the weights' dtype."""
+        plus, minus = self.gradients(pair)
+        return sum(_product(a, a.double() - b.double()) for a, b in zip(plus, minus, strict=True))
+
+    def gradients(self, pair: TokenizedPair) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients of ``ln p(y+)`` and of ``ln p(y-)``, over the chosen parameters."""
         model = self.stack.language_model.model
         with ONE_AT_A_TIME, evaluating(model), _wanting(model, self.chosen), torch.enable_grad():
-            plus = self._gradient(pair.chosen, pair.prompt_tokens)
-            minus = self._gradient(pair.rejected, pair.prompt_tokens)
-        return sum(_product(a, a.double() - b.double()) for a, b in zip(plus, minus, strict=True))
+            return (
+                self._gradient(pair.chosen, pair.prompt_tokens),
+                self._gradient(pair.rejected, pair.prompt_tokens),
+            )
 
     def _gradient(self, ids: Sequence[int], prompt_tokens: int) -> list[Tensor]:
         logprob = response_logprob(self.stack, ids, prompt_tokens)
