@@ -231,6 +231,75 @@ def test_unknown_keys_in_the_file_are_refused(score, tmp_path):
     assert "batch_tokenz" in errors
 
 
+def test_scores_of_likelihood_then_keeping_the_highest_rates(probing, score, data, tmp_path):
+    status, out, _ = score("--columns", "all,displacement_rate", "--no-eos")
+    assert status == 0
+    for part in ("Quantiles of likelihoods", "Quantiles of displacement rates", "ranking accuracy"):
+        assert part in out
+    arguments = ["--data", data, "--scores", tmp_path / "out", "--by", "displacement_rate", "--keep-highest", "0.5"]
+    assert probing("filter", *arguments, "--out", tmp_path / "kept.jsonl")[0] == 0
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.fixture
+def displacement(probing, model_folder, data, tmp_path):
+    def run(*arguments, **changes):
+        options = {"reference": model_folder, "policy": model_folder, "data": data, "out": tmp_path / "moved"} | changes
+        given = [part for name, value in options.items() if value is not None for part in (f"--{name}", value)]
+        return probing("displacement", *given, *arguments)
+
+    return run
+
+
+def test_displacement_from_the_command_line(displacement, tmp_path):
+    status, out, errors = displacement("--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["rows_by_status"] == {"ok": 6}
+    assert facts["tables"]["Notes"][0]["note"].startswith("The policy gives exactly the reference's probabilities")
+    assert f"wrote {tmp_path / 'moved' / 'displacement.parquet'}" not in out
+    status, out, errors = displacement()  # answered again, in words
+    assert "From reference to policy" in out
+    assert "displacement.parquet" in errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"policy": None}, [], "exactly one of policy, adapter and steps; given: none"),
+        ({"policy": "/nowhere/model"}, [], "/nowhere/model"),
+        ({"reference": "/nowhere/model"}, [], "/nowhere/model"),
+        ({"data": "/nowhere/pairs.jsonl"}, [], "no such file"),
+        ({}, ["--beta", "-1"], "beta is a positive number"),
+        ({}, ["--top", "-2"], "top must be at least 0"),
+        ({}, ["--top", "many"], "top"),
+        ({}, ["--predictors", "ches,magic"], "unknown predictors magic"),
+        ({}, ["--predictors", "displacement_rate_exact", "--rate-parameters", "last:9"], "last:1 to last:3"),
+        ({}, ["--group-column", "kind"], "has no 'kind'; it has id, prompt"),
+        ({}, ["--rater-share-column", "n"], "'n' must be a share of raters, 0 to 1, not 2"),
+        ({"policy": None, "steps": "/nowhere/steps"}, [], "no such folder of checkpoints"),
+        ({"policy": None, "adapter": "/nowhere/adapter"}, [], "no adapter_config.json"),
+        ({}, ["--max-length", "9000"], "only has positions for 512"),
+        ({}, ["--nosuch"], "--nosuch"),
+    ],
+)
+def test_bad_requests_for_displacement_leave_with_2_and_nothing_written(
+    displacement, tmp_path, changes, arguments, message
+):
+    status, out, errors = displacement(*arguments, **changes)
+    assert (status, out) == (2, "")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "moved").exists()
+
+
+@pytest.mark.parametrize("columns", ["chess", "all,magic", ","])
+def test_unknown_columns_are_refused_before_the_model_is_loaded(score, columns):
+    status, _, errors = score("--columns", columns, model="/nowhere/model")
+    assert status == 2
+    assert "unknown columns" in errors
+
+
 # One line each: how to break the data, and what must be said of it.
 BAD_DATA = {
     "missing file": (lambda path: path.unlink(), "pairs.jsonl: no such file"),
@@ -387,7 +456,7 @@ def test_an_interrupt_leaves_with_130(score, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("probing.runs.score_shards.write_shard", interrupt)
+    monkeypatch.setattr("probing.runs.sharded.write_shard", interrupt)
     status, out, errors = score()
     assert (status, out) == (130, "")
     assert "the same command goes on from here" in errors

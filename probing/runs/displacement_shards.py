@@ -28,7 +28,7 @@ from probing.runs.displacement import (
     DisplacementConfig,
 )
 from probing.runs.displacement_tables import Results, course_frame, make_tables
-from probing.runs.pair_changes import PairComparer, likelihoods, same_vocabulary
+from probing.runs.pair_changes import TOKENS_SCHEMA, PairComparer, likelihoods, same_vocabulary
 from probing.runs.pair_scores import PairScorer
 from probing.runs.problems import refuse_if_none
 from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, plain, rows_of, status_facts
@@ -41,28 +41,6 @@ from probing.types import PreferencePair, Report
 log = logging.getLogger(__name__)
 
 TOKENS_PREFIX = "tokens_"
-WORDS = pa.list_(pa.string())
-IDS = pa.list_(pa.int64())
-NUMBERS = pa.list_(pa.float64())
-TOKENS_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("side", pa.string()),
-        ("position", pa.int64()),
-        ("token_id", pa.int64()),
-        ("token", pa.string()),
-        ("logprob_before", pa.float64()),
-        ("logprob_after", pa.float64()),
-        ("gained", WORDS),
-        ("gained_ids", IDS),
-        ("gained_before", NUMBERS),
-        ("gained_after", NUMBERS),
-        ("lost", WORDS),
-        ("lost_ids", IDS),
-        ("lost_before", NUMBERS),
-        ("lost_after", NUMBERS),
-    ]
-)
 COURSE_SCHEMA = pa.schema([("id", pa.string()), ("chosen_logprob", pa.float64()), ("rejected_logprob", pa.float64())])
 NOT_IDENTITY = (
     "reference",
@@ -246,8 +224,7 @@ def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[
         began = time.monotonic()
         compared = comparer.compare(data.of(block), data.where(block), bar.advance)
         if comparer.top:
-            rows = rows_of(compared.tokens, TOKENS_SCHEMA) if len(compared.tokens) else TOKENS_SCHEMA.empty_table()
-            write_shard(tokens_path(number), rows, {})
+            write_shard(tokens_path(number), compared.tokens, {})
         facts = {
             "tokens": compared.run,
             "seconds": time.monotonic() - began,

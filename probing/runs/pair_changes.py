@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from probing.data.tokenize import TokenizedPair
@@ -30,6 +31,26 @@ FLOAT_COLUMNS = (
     "margin_after",
     "margin_change",
 )
+WORDS, IDS, NUMBERS = (pa.list_(kind) for kind in (pa.string(), pa.int64(), pa.float64()))
+TOKENS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("side", pa.string()),
+        ("position", pa.int64()),
+        ("token_id", pa.int64()),
+        ("token", pa.string()),
+        ("logprob_before", pa.float64()),
+        ("logprob_after", pa.float64()),
+        ("gained", WORDS),
+        ("gained_ids", IDS),
+        ("gained_before", NUMBERS),
+        ("gained_after", NUMBERS),
+        ("lost", WORDS),
+        ("lost_ids", IDS),
+        ("lost_before", NUMBERS),
+        ("lost_after", NUMBERS),
+    ]
+)
 TRUTH_COLUMNS = ("displaced", "ranking_correct_before", "ranking_correct_after")
 
 
@@ -38,7 +59,7 @@ class ComparedBlock:
     """Changes of some pairs, in their order; of their tokens; and the number of tokens that were run for each model."""
 
     frame: pd.DataFrame
-    tokens: pd.DataFrame
+    tokens: pa.Table
     problems: list[Problem]
     run: int
 
@@ -72,6 +93,7 @@ class PairComparer:
     rate_parameters: str = "all"
     before: PairScorer = field(init=False)
     after: PairScorer = field(init=False)
+    _names: dict[int, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         common = (self.eos, self.max_length, self.batch_tokens)
@@ -121,7 +143,7 @@ class PairComparer:
         report(len(problems), 0)
         runnable = [pair for pair in tokenized if pair.status == "ok"]
         changes: dict[str, dict[str, Any]] = {}
-        tokens: list[dict[str, Any]] = []
+        tokens = [TOKENS_SCHEMA.empty_table()]
         run = sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in runnable)
         share = len(runnable) / max(2 * run, 1)
         for group in self.before.groups(runnable) if runnable else []:
@@ -133,10 +155,10 @@ class PairComparer:
             for index, pair in enumerate(group):
                 if pair.id not in problems:
                     changes[pair.id] = self._changes(pair, index, before, after)
-            tokens += self._tokens(group, before, after, problems)
+            tokens.append(self._tokens(group, before, after, problems))
         frame = as_frame(tokenized, problems, self.columns, changes)
-        listed = [problems[id] for id in frame["id"] if id in problems]
-        return ComparedBlock(frame, pd.DataFrame(tokens), listed, run)
+        said = [problems[id] for id in frame["id"] if id in problems]
+        return ComparedBlock(frame, pa.concat_tables(tokens), said, run)
 
     def _troubles(self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured) -> list[str | None]:
         of_reference, of_policy = self.before.troubles(pairs, before), self.after.troubles(pairs, after)
@@ -160,40 +182,49 @@ class PairComparer:
 
     def _tokens(
         self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured, problems: dict[str, Problem]
-    ) -> list[dict[str, Any]]:
+    ) -> pa.Table:
         """One row a position of a response; none for pairs with problems."""
         if not self.top or before.states is None or after.states is None:
-            return []
+            return TOKENS_SCHEMA.empty_table()
         assert before.stats is not None and after.stats is not None  # noqa: PT018 (for the type checker)
+        count = min(self.top, len(self.before.head.weight))
         with torch.inference_mode():
-            device = self.before.head.weight.device
-            moved = moved_tokens(
-                before.states.to(device),
-                self.before.head,
-                after.states.to(self.after.head.weight.device),
-                self.after.head,
-                min(self.top, len(self.before.head.weight)),
+            first, second = (
+                (found.states.to(scorer.head.weight.device), scorer.head)
+                for found, scorer in ((before, self.before), (after, self.after))
+                if found.states is not None
             )
-        columns = {name: getattr(moved, name).tolist() for name in moved._fields}
-        columns |= {"logprob_before": before.stats[:, 0].tolist(), "logprob_after": after.stats[:, 0].tolist()}
-        tokenizer = self.reference.tokenizer
-        rows, at = [], 0
-        for pair in pairs:
-            for side in SIDES:
-                ids = getattr(pair, side)[pair.prompt_tokens :]
-                for position, id in enumerate(ids):
-                    values = {name: column[at] for name, column in columns.items()}
-                    words = {name: named(tokenizer, values[f"{name}_ids"]) for name in ("gained", "lost")}
-                    fact = {"id": pair.id, "side": side, "position": position, "token_id": id}
-                    if pair.id not in problems:
-                        rows.append(fact | {"token": named(tokenizer, [id])[0]} | words | values)
-                    at += 1
-        return rows
+            moved = moved_tokens(*first, *second, count)
+        sides = [(pair, side, getattr(pair, side)[pair.prompt_tokens :]) for pair in pairs for side in SIDES]
+        ids = [id for _, _, response in sides for id in response]
+        columns = {
+            "id": [pair.id for pair, _, response in sides for _ in response],
+            "side": [side for _, side, response in sides for _ in response],
+            "position": [position for _, _, response in sides for position in range(len(response))],
+            "token_id": ids,
+            "token": self._named(ids),
+            "logprob_before": before.stats[:, 0].double().numpy(),
+            "logprob_after": after.stats[:, 0].double().numpy(),
+        }
+        for way in ("gained", "lost"):
+            known = getattr(moved, f"{way}_ids")
+            columns[way] = listed(self._named(known.flatten().tolist()), count)
+            columns[f"{way}_ids"] = listed(known.flatten().numpy(), count)
+            for time in ("before", "after"):
+                columns[f"{way}_{time}"] = listed(getattr(moved, f"{way}_{time}").flatten().double().numpy(), count)
+        good = [pair.id not in problems for pair, _, response in sides for _ in response]
+        return pa.table(columns, schema=TOKENS_SCHEMA).filter(pa.array(good))
+
+    def _named(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself; each id is looked up once."""
+        for id in set(ids) - self._names.keys():
+            self._names[id] = str(self.reference.tokenizer.decode([id]))
+        return [self._names[id] for id in ids]
 
 
-def named(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token by itself."""
-    return [str(tokenizer.decode([id])) for id in ids]
+def listed(values: Any, count: int) -> pa.Array:
+    """Values as lists of so many each."""
+    return pa.ListArray.from_arrays(pa.array(range(0, len(values) + 1, count), pa.int32()), pa.array(values))
 
 
 def check_same_tokens(

@@ -45,8 +45,23 @@ def test_the_order_of_rows_never_matters(scores, share, randomness):
     assert {identity for (identity, _), keep in zip(rows, mask, strict=True) if keep} == kept(scores, keep_lowest=share)
 
 
-def test_below_is_strict():
+@given(SCORES, SHARES)
+def test_keeping_the_highest_is_keeping_the_lowest_of_the_negated(scores, share):
+    negated = [-score for score in scores]
+    assert kept(scores, keep_highest=share) == kept(negated, keep_lowest=share)
+    assert kept(scores, drop_lowest=share) == kept(negated, drop_highest=share)
+
+
+def test_below_and_above_are_strict():
     assert kept([1.0, 0.0, -1.0], below=0.0) == {"i2"}
+    assert kept([1.0, 0.0, -1.0], above=0.0) == {"i0"}
+    assert kept([1.0, 2.0, 3.0], keep_highest=0.34) == {"i2"}
+    assert kept([1.0, 2.0, 3.0], drop_lowest=0.34) == {"i1", "i2"}
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(TypeError, match="there is no rule keep_best; there are keep_lowest"):
+        keep_mask(["a"], [1.0], keep_best=1.0)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +82,9 @@ def test_shares_are_whole_rows(share, rows, count):
         ({"drop_highest": 1.0}, "from 0 to below 1"),
         ({"drop_highest": -0.1}, "from 0 to below 1"),
         ({"below": float("nan")}, "not NaN"),
+        ({"keep_highest": 1.5}, "keep_highest is a share above 0"),
+        ({"drop_lowest": 1.0}, "drop_lowest is a share from 0"),
+        ({"above": 1.0, "keep_highest": 0.5}, "given: keep_highest and above"),
     ],
 )
 def test_rules_out_of_range(rule, message):

@@ -106,7 +106,14 @@ def test_pairs_without_a_score_are_refused_unless_said_otherwise(config, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("rule", "count"), [({"keep_lowest": None, "drop_highest": 0.3}, 7), ({"keep_lowest": None, "below": 1e9}, 10)]
+    ("rule", "count"),
+    [
+        ({"keep_lowest": None, "drop_highest": 0.3}, 7),
+        ({"keep_lowest": None, "below": 1e9}, 10),
+        ({"keep_lowest": None, "keep_highest": 0.2}, 2),
+        ({"keep_lowest": None, "drop_lowest": 0.3}, 7),
+        ({"keep_lowest": None, "above": -1e9}, 10),
+    ],
 )
 def test_every_rule(config, tmp_path, rule, count):
     assert filtering.run(config(**rule)).facts["kept"] == count
