@@ -18,12 +18,15 @@ from torch import Tensor
 from probing.kernels.dispatch import triton_obstacle
 from probing.kernels.jit import ELEMENT_TYPES
 from probing.kernels.segment_pool import segment_sum, segment_sum_reference
+from probing.kernels.token_stats import ROW_TYPES, RowStats, row_stats, row_stats_reference
 
 ROUNDS = 20
 SLACK = 1e-5
 COPY_BYTES = 2**30
 # Tokens, width and tokens a row: one batch of an 8B model, the same with few long rows, and a small model's.
 CUDA_SIZES = [(65536, 4096, 600), (65536, 4096, 8192), (65536, 896, 600)]
+CUDA_LOGITS = [(2048, 128256), (2048, 32000)]
+SMALL_LOGITS = [(64, 1001)]
 SMALL_SIZES = [(2048, 256, 60), (1025, 37, 60)]
 
 Way = Callable[[], Tensor]
@@ -38,6 +41,8 @@ def bench_kernels(options: argparse.Namespace) -> list[dict[str, Any]]:
     for tokens, width, row in sizes:
         for dtype in (torch.bfloat16, torch.float32):
             rows += bench_segment_sum(options.device, tokens, width, row, dtype, ceiling)
+    for shape in CUDA_LOGITS if cuda and not options.small else SMALL_LOGITS:
+        rows += bench_row_stats(options.device, shape, ceiling)
     return rows
 
 
@@ -61,7 +66,6 @@ def bench_segment_sum(
         ways["triton"] = lambda: segment_sum(values, starts, stops, impl="triton")
     else:
         missing["triton"] = obstacle or "the interpreter is not timed"
-    check(ways, segment_sum_reference(values.double(), starts, stops))
     moved = int((stops - starts).sum()) * width * values.element_size() + len(starts) * width * 4
     case = {
         "figure": "kernel",
@@ -71,6 +75,43 @@ def bench_segment_sum(
         "segments": len(starts),
         "dtype": str(dtype).removeprefix("torch."),
     }
+    return figures_of(case, ways, missing, segment_sum_reference(values.double(), starts, stops), moved, ceiling)
+
+
+def bench_row_stats(device: str, shape: tuple[int, int], ceiling: float | None) -> list[dict[str, Any]]:
+    """One chunk of logits. The torch form writes over them, so every way is given a fresh copy, and pays for it."""
+    logits = torch.randn(shape, generator=torch.Generator(device).manual_seed(0), device=device) * 3
+    targets = torch.arange(shape[0], device=device) % shape[1]
+
+    def way(job: Callable[..., RowStats], **options: Any) -> Way:
+        return lambda: torch.stack(job(logits.clone(), targets, **options)[::2])
+
+    ways = {"torch": way(row_stats, impl="torch")}
+    missing = {}
+    if logits.is_cuda:
+        ways["compiled"] = way(torch.compile(row_stats_reference, dynamic=False))
+    else:
+        missing["compiled"] = "only measured on a card"
+    obstacle = triton_obstacle(logits, ROW_TYPES)
+    if obstacle is None and logits.is_cuda:
+        ways["triton"] = way(row_stats, impl="triton")
+    else:
+        missing["triton"] = obstacle or "the interpreter is not timed"
+    case = {"figure": "kernel", "kernel": "row_stats", "rows": shape[0], "vocabulary": shape[1], "dtype": "float32"}
+    exact = torch.stack(row_stats_reference(logits.double(), targets)[::2])
+    return figures_of(case, ways, missing, exact, 3 * logits.numel() * 4, ceiling)
+
+
+def figures_of(
+    case: Mapping[str, Any],
+    ways: Mapping[str, Way],
+    missing: Mapping[str, str],
+    exact: Tensor,
+    moved: int,
+    ceiling: float | None,
+) -> list[dict[str, Any]]:
+    """A row a way that runs, when all of them are right, and one a way that does not."""
+    check(ways, exact)
     rows = [{**case, "way": way, **figures} for way, figures in measure(ways, moved, ceiling).items()]
     return rows + [{**case, "way": way, "not_run": reason} for way, reason in missing.items()]
 

@@ -3,11 +3,16 @@
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from probing.types import Report
 
 EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "ray": ["ray"], "report": ["plotly", "jinja2"]}
+USES = {
+    "cuda": "kernels run in Triton on a CUDA card",
+    "train": "adapters (peft); trl for scripts/validate_displacement.py",
+    "report": "the course over checkpoints is drawn (plotly)",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
         "positions": "no limit" if model.max_positions is None else str(model.max_positions),
         "final norm": stack.name_of(stack.final_norm) if stack.final_norm is not None else "none",
         "output head": "none" if head is None else stack.name_of(head),
+        "logits": "none" if head is None else _logits(stack),
         "device, dtype": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "run": choose_mode(stack).told(),
     }
@@ -92,6 +98,21 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
             for (attention, mlp, form), layers in blocks.items()
         ],
     }
+
+
+def _logits(stack: Any) -> str:
+    """How states become logits, in words; or why likelihoods of this model are refused."""
+    from probing.errors import ProbingError
+    from probing.models.heads import find_head
+
+    try:
+        head = find_head(stack)
+    except ProbingError as error:
+        return str(error)
+    parts = [f"{len(head.weight)} tokens", "a bias" if head.bias is not None else ""]
+    parts += [f"times {head.scale:g}" if head.scale != 1 else ""]
+    parts += [f"soft cap {head.soft_cap:g}" if head.soft_cap is not None else ""]
+    return ", ".join(filter(None, parts))
 
 
 def ranges(numbers: list[int]) -> str:
@@ -125,6 +146,7 @@ def _plan() -> list[tuple[str, str, str]]:
     from probing.engine.stream import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS
     from probing.kernels.dispatch import choose
     from probing.kernels.jit import ELEMENT_TYPES
+    from probing.kernels.token_stats import ROW_TYPES
     from probing.models.load import choose_device
 
     device = choose_device()
@@ -142,6 +164,7 @@ def _plan() -> list[tuple[str, str, str]]:
             "fills half of the free memory" if card else "larger batches are no faster on a CPU",
         ),
         ("segment_sum", *choose("segment_sum", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
+        ("row_stats", *choose("row_stats", "auto", torch.empty(0, device=device), ROW_TYPES)),
         *(_extra(name, modules) for name, modules in EXTRAS.items()),
     ]
 
@@ -150,5 +173,4 @@ def _extra(name: str, modules: list[str]) -> tuple[str, str, str]:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         return f"extra '{name}'", "off", f"not installed: {', '.join(missing)} (pip install 'probing[{name}]')"
-    used = "kernels run in Triton on a CUDA card" if name == "cuda" else "nothing in this version uses it yet"
-    return f"extra '{name}'", "installed", used
+    return f"extra '{name}'", "installed", USES.get(name, "nothing in this version uses it yet")
