@@ -21,6 +21,7 @@ import copy
 import json
 import math
 import random
+import shutil
 import statistics
 import tempfile
 import warnings
@@ -41,7 +42,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from probing import LanguageModel, filter_pairs, load, score_pairs
-from probing.data.bundled import bundled_data
+from probing.data.bundled import bundled_data, bundled_model
 from probing.data.tokenize import tokenize_pairs
 from probing.metrics.statistics import bootstrap_spearman
 from probing.models.layers import find_backbone
@@ -302,9 +303,10 @@ def refusal(bench: Bench, plan: Plan, save: Path | None) -> list[Row]:
 
 
 def save_model(language_model: LanguageModel, folder: Path) -> None:
-    """Weights and tokenizer, readable by everyone: safetensors writes for the owner only."""
+    """Weights, and the files of the untrained model's tokenizer; safetensors writes for the owner only."""
     language_model.model.save_pretrained(folder)
-    language_model.tokenizer.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(bundled_model() / name, folder / name)
     for file in folder.iterdir():
         file.chmod(0o644)
 

@@ -32,6 +32,7 @@ def draw_course(course: pd.DataFrame, path: Path) -> bool:
         figure.add_scatter(
             x=steps + steps[::-1],
             y=[*high, *low[::-1]],
+            mode="lines",
             fill="toself",
             line={"width": 0},
             opacity=0.2,

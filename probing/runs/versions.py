@@ -14,6 +14,7 @@ LIBRARIES = (
     "pandas",
     "pyarrow",
     "datasets",
+    "peft",
     "rapidfuzz",
     "jinja2",
 )
