@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from probing import load, score_pairs
+from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
 from probing.models.load import LanguageModel
 from probing.runs import displacement, pair_changes, pair_scores
@@ -413,3 +414,51 @@ def test_bad_adapters(config, tmp_path):
 def test_bad_options(config, changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+def test_the_bundled_pair_of_models_by_hand_for_three_pairs(tmp_path):
+    """What ``probing demo`` shows: the model against the copy that lost its refusals, from the definition."""
+    report = displacement.run(
+        DisplacementConfig(reference="bundled", policy="bundled-displaced", data="bundled", out=tmp_path / "out")
+    )
+    frame = pd.read_parquet(tmp_path / "out" / "displacement.parquet").set_index("id")
+    shown = report.tables["Chosen responses that lost most"].set_index("id")["chosen_change"]
+    models = {"before": load("bundled"), "after": load("bundled-displaced")}
+    rows = {row["id"]: row for row in map(json.loads, bundled_data().read_text().splitlines())}
+    for identity in (shown.index[0], "near-identical-refusal-001", "short-answer-007"):
+        found = frame.loc[identity]
+        for side in ("chosen", "rejected"):
+            change = 0.0
+            for time, language_model in models.items():
+                tokenizer = language_model.tokenizer
+                prompt, whole = (
+                    tokenizer(tokenizer.apply_chat_template(chat, tokenize=False, **options), add_special_tokens=False)
+                    for chat, options in (
+                        (rows[identity]["prompt"], {"add_generation_prompt": True}),
+                        (rows[identity]["prompt"] + rows[identity][side], {}),
+                    )
+                )
+                ids, start = whole["input_ids"], len(prompt["input_ids"])
+                assert ids[:start] == prompt["input_ids"]
+                total = math.fsum(oracles.response_likelihood(language_model.model, ids, start)[0])
+                assert found[f"{side}_logprob_{time}"] == pytest.approx(total, rel=1e-5, abs=1e-4)
+                change += total if time == "after" else -total
+            assert found[f"{side}_change"] == pytest.approx(change, rel=1e-5, abs=2e-4)
+    assert shown.iloc[0] == frame["chosen_change"].min() < -50
+
+
+def test_the_displaced_copy_no_longer_refuses():
+    prompts = [row for row in map(json.loads, bundled_data("prompts").read_text().splitlines())]
+    harmful = [row["text"] for row in prompts if row["label"] == "harmful" and row["held_out"]]
+    refused = {}
+    for name in ("bundled", "bundled-displaced"):
+        language_model = load(name)
+        chats = [[{"role": "user", "content": text}] for text in harmful]
+        texts = language_model.tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        inputs = language_model.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            ids = language_model.model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        answers = language_model.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+        refused[name] = sum("cannot help" in text or "will not help" in text or "decline" in text for text in answers)
+    assert len(harmful) == 36
+    assert refused == {"bundled": 36, "bundled-displaced": 0}
