@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,7 +21,7 @@ from probing.report.tables import counts
 from probing.runs.activations import Capturer
 from probing.runs.capture import CaptureConfig
 from probing.runs.problems import LISTED_PROBLEMS, refuse_if_none
-from probing.runs.versions import versions
+from probing.runs.sharded import Shard, content_of, identity, plain
 from probing.store.activations import REPAIR, ROWS_FILE, fault, states_path, write_states
 from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, SHARDS, RunFolder
@@ -37,14 +36,6 @@ NOT_IDENTITY = (
 
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows of one part, and what is to be remembered of its making."""
-
-    rows: pa.Table
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts
     request = config.request(model.layers)
     capturer = Capturer(model, request, config.eos, config.max_length, config.batch_tokens, config.compile)
     request = Capture(capturer.places, request.pooling, request.over, request.dtype, request.chat)
-    folder.begin(_identity(config, model, request), {"config": _plain(config)})
+    folder.begin(_identity(config, model, request), {"config": plain(config)})
     schema = _schema(folder, prompts)
     batch = _batch(folder, config, table, prompts, schema)
     made = _make_shards(folder, config, capturer, batch, schema)
@@ -87,20 +78,10 @@ def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts
     return _report(folder)
 
 
-def _plain(config: CaptureConfig) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-
-
 def _identity(config: CaptureConfig, model: LanguageModel, request: Capture) -> dict[str, Any]:
     """Everything but the rows that the bytes of the states depend on."""
-    return {
-        "model": {key: value for key, value in asdict(model.source).items() if key.endswith("sha256")},
-        "options": {key: value for key, value in _plain(config).items() if key not in NOT_IDENTITY},
-        "places": ", ".join(map(str, request.places)),
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": versions(),
-    }
+    places = ", ".join(map(str, request.places))
+    return {"model": content_of(model.source), "places": places, **identity(config, NOT_IDENTITY, model)}
 
 
 def _content(prompt: LabelledPrompt) -> str:
@@ -346,7 +327,7 @@ def _finish(
         "rows_sha256": file_sha256(folder.path / ROWS_FILE),
     }
     pending = known.get("pending") if batch.finished else None
-    facts |= {"data": sources, "pending": pending, "config": _plain(config)}
+    facts |= {"data": sources, "pending": pending, "config": plain(config)}
     folder.write({**known, "status": "done", **facts})
 
 

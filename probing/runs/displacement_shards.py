@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import torch
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.data.tables import Table
@@ -31,8 +30,7 @@ from probing.runs.displacement_tables import Results, course_frame, make_tables
 from probing.runs.pair_changes import TOKENS_SCHEMA, PairComparer, likelihoods, same_vocabulary
 from probing.runs.pair_scores import PairScorer
 from probing.runs.problems import refuse_if_none
-from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, plain, rows_of, status_facts
-from probing.runs.versions import versions
+from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, identity, plain, rows_of, status_facts
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
@@ -166,20 +164,13 @@ def _model_facts(model: LanguageModel) -> dict[str, Any]:
 
 def _identity(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
     """Everything that the bytes of the tables depend on."""
-    config = plain(inputs.config)
-    steps = {path.name: _weights(path) for _, path in inputs.steps or ()}
-    return {
+    made_of = {
         "reference": content_of(reference.source),
         "policy": content_of(policy.source),
-        "steps": steps,
+        "steps": {path.name: _weights(path) for _, path in inputs.steps or ()},
         "data": {"sha256": inputs.data.table.sha256},
-        "options": {key: value for key, value in config.items() if key not in NOT_IDENTITY},
-        "device": torch.cuda.get_device_name(reference.device)
-        if reference.device.type == "cuda"
-        else reference.device.type,
-        "dtype": str(reference.dtype).removeprefix("torch."),
-        "versions": versions(),
     }
+    return made_of | identity(inputs.config, NOT_IDENTITY, reference)
 
 
 def _weights(folder: Path) -> str:

@@ -187,7 +187,7 @@ class PairScorer:
             for pair in pairs
             for ids in (pair.chosen, pair.rejected)
         ]
-        with self.language_model.active():
+        with ONE_AT_A_TIME, self.language_model.active():
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
             found = _similarities(total, last, pairs)
@@ -228,7 +228,7 @@ class PairScorer:
         self._located = True
         for ids in (pair.chosen, pair.rejected):
             row = Segment(ids, 0, len(ids) - 1)
-            with self.language_model.active():
+            with ONE_AT_A_TIME, self.language_model.active():
                 place = first_nonfinite_place(self.stream.stack, self.stream.mode, row, self.stream.budget)
             if place:
                 return f"states are NaN or infinite from {place} on"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import torch
 
 from probing.data.tables import Table
 from probing.engine.stream import TokenBudget
@@ -20,8 +19,7 @@ from probing.runs.pair_scores import PairScorer
 from probing.runs.problems import refuse_if_none
 from probing.runs.score import SCORES_FILE, ScoreConfig
 from probing.runs.score_tables import score_tables
-from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, plain, rows_of, status_facts
-from probing.runs.versions import versions
+from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, identity, plain, rows_of, status_facts
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards
@@ -82,14 +80,8 @@ def _sha256(folder: RunFolder) -> str:
 
 def _identity(config: ScoreConfig, model: LanguageModel, table: Table) -> dict[str, Any]:
     """Everything that the bytes of the scores depend on."""
-    return {
-        "model": content_of(model.source),
-        "data": {"sha256": table.sha256},
-        "options": {key: value for key, value in plain(config).items() if key not in NOT_IDENTITY},
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": versions(),
-    }
+    made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
+    return made_of | identity(config, NOT_IDENTITY, model)
 
 
 def _shards(folder: RunFolder, data: Dataset, scorer: PairScorer) -> list[Shard]:

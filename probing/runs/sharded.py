@@ -2,20 +2,23 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import torch
 
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
+from probing.models.load import LanguageModel
 from probing.report.progress import Progress
 from probing.runs.problems import LISTED_PROBLEMS
+from probing.runs.versions import versions
 from probing.store.shards import read_shard, shard_path, write_shard
-from probing.types import PreferencePair
+from probing.types import PreferencePair, Source
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,24 @@ def plain(config: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
-def content_of(source: Any) -> Mapping[str, Any]:
+def identity(config: Any, left_out: Sequence[str], model: LanguageModel) -> dict[str, Any]:
+    """What the bytes of every job depend on, besides its models and data: options, machine, versions.
+
+    Args:
+        config: the job's options.
+        left_out: options that change no byte, or are told apart by content.
+        model: says on which device and in which dtype.
+    """
+    device = model.device
+    return {
+        "options": {key: value for key, value in plain(config).items() if key not in left_out},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def content_of(source: Source) -> dict[str, Any]:
     """The hashes of a model's source."""
     return {key: value for key, value in asdict(source).items() if key.endswith("sha256") and value is not None}
 
