@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from probing.errors import ModelInvalid
 from probing.store.files import file_sha256
 
@@ -78,25 +80,35 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelInvalid(f"{path}: no {ADAPTER_WEIGHTS} (a pickled adapter is not loaded)")
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise ModelInvalid(f"{path}: an adapter needs peft: pip install 'probing[train]'") from error
     known = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
     name = next(name for name in map("adapter{}".format, itertools.count()) if name not in known)
+    wrapped = model if known else None
     try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.is_prompt_learning:
+            raise ValueError("adapters that put tokens before the input are not supported")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
-            if known:
-                model.load_adapter(str(folder), adapter_name=name)
-                wrapped = model
-            else:
-                wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            if wrapped is None:
+                config.inference_mode = True
+                wrapped = PeftModel(model, config, adapter_name=name)
+            wrapped.load_adapter(str(folder), adapter_name=name)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        _detach(wrapped, name, bool(known))
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelInvalid(f"{path}: the adapter does not fit the model: {reason}") from error
-    if wrapped.peft_config[name].is_prompt_learning:
-        raise ModelInvalid(f"{path}: adapters that put tokens before the input are not supported")
     return wrapped, name
+
+
+def _detach(wrapped: Any, name: str, others: bool) -> None:
+    """Take an adapter off again that could not be loaded; with the last one PEFT's layers go too."""
+    if others and name in wrapped.peft_config:
+        wrapped.delete_adapter(name)
+    elif wrapped is not None and not others:
+        wrapped.unload()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,129 @@
+import json
+
+import peft
+import pytest
+import tiny
+import torch
+
+from probing import Capture, LanguageModel, capture, load, score_pairs
+from probing.errors import ModelInvalid
+from probing.models.adapters import switched
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+ROWS = [{"prompt": "Is it ok?", "chosen": " No", "rejected": " Never"}]
+PLACES = Capture(places=["resid_post:1", "final_norm"])
+
+
+def wrapped(seed=0, **options):
+    """The tiny model under a random adapter."""
+    model = peft.get_peft_model(
+        tiny.make_model().model, peft.LoraConfig(r=2, **({"target_modules": ["v_proj"]} | options))
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture
+def adapter(tmp_path, model_folder):
+    folder = tmp_path / "adapter"
+    wrapped().save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(model_folder)}))
+    return folder
+
+
+def merged():
+    return LanguageModel(wrapped().merge_and_unload(), tiny.make_tokenizer())
+
+
+def scored(language_model):
+    return score_pairs(language_model, ROWS, columns=["all"]).select_dtypes("float").iloc[0].to_dict()
+
+
+def test_the_folder_of_an_adapter_loads_with_its_base(adapter, model_folder):
+    language_model = load(str(adapter))
+    assert scored(language_model) == pytest.approx(scored(merged()), rel=1e-4)
+    assert scored(language_model) != pytest.approx(scored(load(str(model_folder))), rel=1e-4)
+    states = [capture(model, ["Is it ok?"], PLACES).values for model in (language_model, merged())]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
+    assert language_model.source.adapter_sha256
+    assert language_model.source.weights_sha256 == load(str(model_folder)).source.weights_sha256
+
+
+def test_the_base_stays_the_base_while_adapters_come_and_go(adapter, model_folder, tmp_path):
+    wrapped(seed=1).save_pretrained(tmp_path / "other")
+    base = load(str(model_folder))
+    plain = scored(base)
+    first, second = base.adapted(str(adapter)), base.adapted(str(tmp_path / "other"))
+    found = scored(first)
+    assert found != plain
+    assert scored(second) not in (plain, found)
+    assert scored(base) == plain
+    assert scored(first) == found
+    assert first.model is base.model
+    assert first.source.adapter_sha256 != second.source.adapter_sha256
+
+
+def test_a_wrapper_of_peft_is_unwrapped_with_what_is_active_in_it():
+    by_hand = LanguageModel(wrapped(), tiny.make_tokenizer())
+    assert scored(by_hand) == pytest.approx(scored(merged()), rel=1e-4)
+
+
+def test_switching_puts_back_what_was_on(adapter, model_folder):
+    base = load(str(model_folder))
+    adapted = base.adapted(str(adapter))
+    before = adapted.peft.active_adapter
+    with switched(adapted.peft, None):
+        pass
+    with pytest.raises(KeyError), switched(adapted.peft, adapted.adapter):
+        raise KeyError
+    assert adapted.peft.active_adapter == before
+    with switched(None, None):
+        pass
+
+
+def test_bad_adapters_are_named(adapter, tmp_path):
+    config = adapter / "adapter_config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"base_model_name_or_path": None}))
+    with pytest.raises(ModelInvalid, match="does not say which model it belongs to"):
+        load(str(adapter))
+    config.write_text(json.dumps(values | {"base_model_name_or_path": "/nowhere/model"}))
+    with pytest.raises(ModelInvalid, match="/nowhere/model"):
+        load(str(adapter))
+    config.write_text("{")
+    with pytest.raises(ModelInvalid, match="damaged"):
+        load(str(adapter))
+    (adapter / "adapter_model.safetensors").write_bytes(b"x" * 50)
+    config.write_text(json.dumps(values))
+    with pytest.raises(ModelInvalid, match="adapter"):
+        load(str(adapter))
+
+
+def test_an_adapter_of_another_model_does_not_fit_and_leaves_no_trace(adapter, tmp_path):
+    wide = tiny.make_model(hidden_size=64, num_attention_heads=4)
+    plain, parts = scored(wide), [name for name, _ in wide.model.named_modules()]
+    with pytest.raises(ModelInvalid, match="the adapter does not fit the model"):
+        wide.adapted(str(adapter))
+    assert [name for name, _ in wide.model.named_modules()] == parts
+    assert scored(wide) == plain
+    base = tiny.make_model()
+    first, plain = base.adapted(str(adapter)), scored(base)
+    found, parts = scored(first), [name for name, _ in base.model.named_modules()]
+    (adapter / "adapter_model.safetensors").write_bytes(b"x" * 50)
+    with pytest.raises(ModelInvalid, match="the adapter does not fit the model"):
+        base.adapted(str(adapter))
+    assert [name for name, _ in base.model.named_modules()] == parts
+    assert (scored(base), scored(first)) == (plain, found)
+
+
+def test_adapters_that_change_the_input_are_refused(tmp_path):
+    model = peft.get_peft_model(
+        tiny.make_model().model, peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    )
+    with pytest.raises(ModelInvalid, match="put tokens before the input"):
+        LanguageModel(model, tiny.make_tokenizer())
