@@ -145,7 +145,7 @@ def rater_shares(table: Table, name: str) -> list[float]:
 
 
 def find_steps(folder: Path) -> list[tuple[int, Path]]:
-    """Checkpoints in a folder whose names end in a number, by that number.
+    """Checkpoints in a folder whose names end in a number, by that number; step 0 is the reference and left out.
 
     Raises:
         UsageError: there is no such folder, there are none in it, or two have the same number.
@@ -155,7 +155,7 @@ def find_steps(folder: Path) -> list[tuple[int, Path]]:
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         digits = path.name[len(path.name.rstrip("0123456789")) :]
-        if not path.is_dir() or not digits:
+        if not path.is_dir() or not digits or int(digits) == 0:
             continue
         if int(digits) in found:
             raise UsageError(f"{folder}: {found[int(digits)].name} and {path.name} are the same step")

@@ -329,7 +329,7 @@ def test_a_broken_step_is_named_and_the_others_go_on(config, steps, tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["last", "best"], "holds no folders whose names end in"), (["a-1", "b-01"], "a-1 and b-01 are the same step")],
+    [(["last", "checkpoint-0"], "holds no folders whose names end in"), (["a-1", "b-01"], "a-1 and b-01 are the same step")],
 )
 def test_folders_without_steps(config, tmp_path, names, message):
     for name in names:
