@@ -145,6 +145,9 @@ def test_tokens_that_gained_and_lost_by_brute_force(config, tmp_path, model_fold
     first = tokens[(tokens["id"] == went["id"][0]) & (tokens["side"] == "chosen")]
     drops = first["logprob_before"].map(math.exp) - first["logprob_after"].map(math.exp)
     assert went["p before"][0] - went["p after"][0] == pytest.approx(drops.max())
+    chosen = tokens[tokens["side"] == "chosen"].set_index(["id", "position"])
+    for row in went.itertuples():
+        assert row.token == repr(chosen.loc[(row.id, row.position), "token"])
 
 
 def test_top_0_leaves_the_tokens_out_and_changes_nothing_else(config, tmp_path):
@@ -202,6 +205,49 @@ def test_a_folder_of_other_models_is_refused(config, tmp_path):
     other = save(moved(seed=2), tmp_path / "other")
     with pytest.raises(SourceMismatch, match=r"policy\.weights_sha256 was"):
         displacement.run(config(policy=str(other)))
+
+
+def test_other_data_and_other_steps_are_refused(config, tmp_path, data, steps):
+    displacement.run(config(steps=steps))
+    save(moved(0.02), steps / "checkpoint-300")
+    with pytest.raises(SourceMismatch, match=r"steps\.checkpoint-300 was None"):
+        displacement.run(config(steps=steps))
+    shutil.rmtree(steps / "checkpoint-300")
+    (steps / "checkpoint-5" / "model.safetensors").write_bytes(
+        (steps / "checkpoint-10" / "model.safetensors").read_bytes()
+    )
+    with pytest.raises(SourceMismatch, match=r"steps\.checkpoint-5 was"):
+        displacement.run(config(steps=steps))
+    displacement.run(config(out=tmp_path / "two"))
+    data.write_text(data.read_text() + json.dumps({"prompt": "Q", "chosen": " a", "rejected": " b"}) + "\n")
+    with pytest.raises(SourceMismatch, match=r"data\.sha256 was"):
+        displacement.run(config(out=tmp_path / "two"))
+
+
+def test_a_pair_that_one_model_cannot_compute_has_no_tokens_either(config, tmp_path, data):
+    language_model = moved()
+    bad = language_model.tokenizer("!", add_special_tokens=False)["input_ids"][0]
+    language_model.model.model.embed_tokens.weight.data[bad] = float("inf")
+    rows = [ROWS[0], {**ROWS[1], "id": "bad", "chosen": " no! no"}, ROWS[2]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    displacement.run(config(policy=str(save(language_model, tmp_path / "broken"))))
+    frame = pd.read_parquet(tmp_path / "out" / "displacement.parquet").set_index("id")
+    assert frame["status"].to_dict() == {"r0": "ok", "bad": "not_finite", "r2": "ok"}
+    assert frame.loc["bad", ["chosen_change", "rejected_change", "displaced", "ches"]].isna().all()
+    assert pd.read_parquet(tmp_path / "out" / "tokens.parquet")["id"].unique().tolist() == ["r0", "r2"]
+
+
+def test_the_exact_rate_is_over_the_parameters_that_were_named(config, tmp_path, model_folder):
+    displacement.run(config(predictors="displacement_rate_exact", rate_parameters="head", top=0))
+    frame = pd.read_parquet(tmp_path / "out" / "displacement.parquet")
+    model = load(str(model_folder))
+    found = {
+        name: score_pairs(model, ROWS, columns=["displacement_rate_exact"], rate_parameters=name)[
+            "displacement_rate_exact"
+        ].tolist()
+        for name in ("head", "all")
+    }
+    assert frame["displacement_rate_exact"].tolist() == found["head"] != found["all"]
 
 
 def test_the_same_model_twice_is_reported_as_such(config, model_folder):
@@ -329,7 +375,10 @@ def test_a_broken_step_is_named_and_the_others_go_on(config, steps, tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["last", "checkpoint-0"], "holds no folders whose names end in"), (["a-1", "b-01"], "a-1 and b-01 are the same step")],
+    [
+        (["last", "checkpoint-0"], "holds no folders whose names end in"),
+        (["a-1", "b-01"], "a-1 and b-01 are the same step"),
+    ],
 )
 def test_folders_without_steps(config, tmp_path, names, message):
     for name in names:

@@ -13,7 +13,7 @@ from probing.errors import UsageError
 from probing.models.layers import find_backbone
 from probing.runs import pair_scores
 from probing.runs.columns import ALL_COLUMNS, COLUMNS, LIKELIHOOD_COLUMNS
-from probing.runs.gradient_rates import GradientRates, response_logprob
+from probing.runs.gradient_rates import GradientRates, chosen_parameters, response_logprob
 from probing.runs.pair_scores import PairScorer, as_pairs
 
 ROWS = [
@@ -121,6 +121,30 @@ def test_the_exact_rate_over_the_head_is_the_weight_part_of_theorem_6():
             gradients.append(residuals.T @ states)
         expected = float((gradients[0] * (gradients[0] - gradients[1])).sum())
         assert GradientRates(stack, "head").rate(pair) == pytest.approx(expected, rel=1e-9)
+
+
+def test_which_parameters_a_name_stands_for():
+    def named(which, **changes):
+        model = tiny.make_model("llama", **changes)
+        chosen = {id(parameter) for parameter in chosen_parameters(find_backbone(model), which)}
+        return {name for name, parameter in model.model.named_parameters() if id(parameter) in chosen}
+
+    everything = {name for name, _ in tiny.make_model().model.named_parameters()}
+    assert named("all") == everything
+    assert named("head") == {"lm_head.weight"}
+    last = {name for name in everything if name.startswith("model.layers.2.")}
+    assert named("last:1") == last | {"model.norm.weight", "lm_head.weight"}
+    tied = chosen_parameters(find_backbone(tiny.make_model("llama", tie_word_embeddings=True)), "all")
+    assert len(tied) == len({id(parameter) for parameter in tied}) == len(everything) - 1
+    assert named("head", tie_word_embeddings=True) == {"model.embed_tokens.weight"}
+
+
+def test_gradients_are_those_of_a_model_that_is_not_in_training():
+    language_model = tiny.make_model("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    plain = score_pairs(language_model, ROWS, columns=RATES)
+    language_model.model.train()
+    assert score_pairs(language_model, ROWS, columns=RATES).equals(plain)
+    assert language_model.model.training
 
 
 def test_the_model_leaves_as_it_came():
