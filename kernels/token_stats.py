@@ -237,7 +237,8 @@ def token_stats(
         targets: token ids, one a state. Negative ones (-100 in a trainer's labels) are ignored: their log-probability
             is NaN.
         top: how many of the most likely tokens to name.
-        parity: "bf16" rounds states, weights and logits to bf16, to reproduce numbers that were published that way.
+        parity: "bf16" rounds states, weights and logits to bf16, after each thing that happens to them, to reproduce
+            numbers that were published that way.
         impl: for the statistics of a row of logits: see ``row_stats``.
 
     Raises:
@@ -302,8 +303,6 @@ def logit_chunks(
         filled = torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows
         if buffer is None:
             buffer = torch.empty((len(filled), vocabulary), dtype=dtype, device=hidden.device)
-        elif len(filled) > len(buffer):
-            buffer = buffer.new_empty((len(filled), vocabulary))
         logits_into(buffer[: len(filled)], filled, head, slice(0, vocabulary), parity)
         yield slice(start, start + len(rows)), buffer[: len(rows)]
 
@@ -324,19 +323,26 @@ def logits_into(
 ) -> None:
     """Fill ``out``, [row column], with the logits of some columns of the vocabulary."""
     weight = head.weight[columns]
+
+    def rounded() -> None:
+        if parity is not None:
+            out.copy_(out.bfloat16())
+
     if parity is not None:
         hidden, weight = hidden.bfloat16(), weight.bfloat16()
     _product_into(out, hidden, weight)
-    if parity is not None:
-        out.copy_(out.bfloat16())
     if head.bias is not None:
         out += head.bias[columns].to(out)
+    rounded()
     if head.scale != 1.0:
         out *= head.scale
+        rounded()
     if head.bias is not None:
         out.clamp_min_(MASKED)
     if head.soft_cap is not None:
-        out.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
+        for step in (lambda: out.div_(head.soft_cap), out.tanh_, lambda: out.mul_(head.soft_cap)):
+            step()
+            rounded()
 
 
 def _product_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:

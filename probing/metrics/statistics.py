@@ -47,6 +47,14 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
     return _estimate(sides, _spearman, min(resamples, fewer), seed)
 
 
+def spearman(left: ArrayLike, right: ArrayLike) -> float:
+    """Spearman's rank correlation alone; NaN where ``bootstrap_spearman`` has none."""
+    sides = [np.asarray(side, dtype=np.float64) for side in (left, right)]
+    if len(sides[0]) < 3 or any(side.min() == side.max() for side in sides):
+        return float("nan")
+    return float(_spearman(*sides))
+
+
 def _spearman(left: Array, right: Array) -> Array:
     ranks = [rankdata(side, axis=-1) for side in (left, right)]
     ranks = [side - side.mean(axis=-1, keepdims=True) for side in ranks]

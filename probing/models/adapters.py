@@ -95,7 +95,13 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
             if wrapped is None:
                 config.inference_mode = True
                 wrapped = PeftModel(model, config, adapter_name=name)
-            wrapped.load_adapter(str(folder), adapter_name=name)
+            found = wrapped.load_adapter(str(folder), adapter_name=name)
+        lacking = [key for key in found.missing_keys if name in key]
+        if lacking or found.unexpected_keys:
+            raise ValueError(
+                f"{len(lacking)} of its tensors are missing and {len(found.unexpected_keys)} have no place "
+                f"({', '.join([*lacking, *found.unexpected_keys][:2])}, ...)"
+            )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         _detach(wrapped, name, bool(known))
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -117,13 +123,16 @@ def switched(wrapped: Any, name: str | None) -> Iterator[None]:
     if wrapped is None:
         yield
         return
-    if name is None:
-        with wrapped.disable_adapter():
-            yield
-        return
     before = wrapped.active_adapter
-    wrapped.set_adapter(name)
+    wanted = [(parameter, parameter.requires_grad) for parameter in wrapped.parameters()]
     try:
-        yield
+        if name is None:
+            with wrapped.disable_adapter():
+                yield
+        else:
+            wrapped.set_adapter(name)
+            yield
     finally:
         wrapped.set_adapter(before)
+        for parameter, required in wanted:  # PEFT wants gradients for whatever it switches on
+            parameter.requires_grad_(required)

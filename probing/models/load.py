@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
-from probing.models.adapters import adapter_sha256, attach, base_of, is_adapter, switched
+from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, is_adapter, switched
 from probing.models.hashes import checkpoint_source
 from probing.types import Source
 
@@ -45,8 +45,8 @@ class LanguageModel:
             text part is used. It runs in eval mode and leaves as it came.
         tokenizer: its tokenizer.
         source: what it was loaded from.
-        peft: PEFT's wrapper around the model, where adapters were put onto it. (One that is given as ``model`` is
-            unwrapped, and what is active in it stays so.)
+        peft: PEFT's wrapper around the model, where adapters were put onto it. One that is given as ``model`` is
+            unwrapped: the model is meant with what was active in it.
         adapter: the adapter of these that makes it this model; None where it is the model without any.
 
     Raises:
@@ -63,6 +63,8 @@ class LanguageModel:
         if hasattr(self.model, "get_base_model") and hasattr(self.model, "peft_config"):
             if self.model.active_peft_config.is_prompt_learning:
                 raise ModelInvalid("adapters that put tokens before the input are not supported")
+            object.__setattr__(self, "peft", self.model)
+            object.__setattr__(self, "adapter", self.model.active_adapter)
             object.__setattr__(self, "model", self.model.get_base_model())
         rows = self.model.get_input_embeddings().weight.shape[0]
         highest = max(self.tokenizer.get_vocab().values(), default=-1)
@@ -87,7 +89,8 @@ class LanguageModel:
         """
         peft, name = attach(self.model if self.peft is None else self.peft, path)
         object.__setattr__(self, "peft", peft)  # so that it stays the model without the adapter
-        source = replace(self.source, model=f"{self.source.model} + {path}", adapter_sha256=adapter_sha256(path))
+        base = self.source.model.split(" + ")[0]
+        source = replace(self.source, model=f"{base} + {path}", adapter_sha256=adapter_sha256(path))
         return LanguageModel(self.model, self.tokenizer, source, peft, name)
 
     @property
@@ -182,11 +185,12 @@ def load(
     bundled = BUNDLED_MODELS.get(path_or_id)
     name = str(bundled()) if bundled is not None else os.path.expanduser(path_or_id)
     if is_adapter(name):
-        return load(base_of(name), None, dtype, device, trust_remote_code, tokenizer).adapted(path_or_id)
+        _check_no_revision(path_or_id, revision)
+        base_revision = adapter_config(name).get("revision")
+        return load(base_of(name), base_revision, dtype, device, trust_remote_code, tokenizer).adapted(path_or_id)
     if Path(name).exists():
         _check_folder(Path(name), tokenizer is not None)
-        if revision is not None:
-            raise ModelInvalid(f"{path_or_id}: is a folder, which has no revision '{revision}'; leave out --revision")
+        _check_no_revision(path_or_id, revision)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with _explained(path_or_id):
         config = AutoConfig.from_pretrained(name, **options)
@@ -207,6 +211,11 @@ def load(
     missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
     _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
     return LanguageModel(model.eval(), tokenizer, checkpoint_source(path_or_id, name, revision, model, tokenizer))
+
+
+def _check_no_revision(folder: str, revision: str | None) -> None:
+    if revision is not None:
+        raise ModelInvalid(f"{folder}: is a folder, which has no revision '{revision}'; leave out --revision")
 
 
 def auto_class(config: Any) -> Any:

@@ -29,8 +29,8 @@ class DisplacementConfig:
         reference: folder or hub id of the model before training, or "bundled".
         data: JSONL, JSON, CSV or Parquet file (also gzipped), saved datasets folder, hub id, or "bundled".
         out: folder for displacement.parquet, tokens.parquet and run.json; an interrupted run in it is continued.
-        policy: folder or hub id of the model after training; the folder of an adapter is put onto the reference, whose
-            weights are then in memory once. "bundled-displaced" is a copy of the bundled model after such training.
+        policy: folder or hub id of the model after training; an adapter's folder is put onto the base weights of the
+            reference, which are then in memory once. "bundled-displaced" is such a copy of the bundled model.
         adapter: the same, for an adapter.
         reference_adapter: adapter that makes the reference; the policy's adapter is put onto the same weights.
         steps: folder of checkpoints whose names end in a number (checkpoint-500), in place of a policy: all are
@@ -136,12 +136,23 @@ def rater_shares(table: Table, name: str) -> list[float]:
     Raises:
         DataInvalid: one is no number between 0 and 1; names the row.
     """
-    values = column_of(table, name)
-    for index, value in enumerate(values):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= float(value) <= 1:  # type: ignore[arg-type]
+    shares: list[float] = []
+    for index, value in enumerate(column_of(table, name)):
+        share = _number(value)
+        if share is None or not 0 <= share <= 1:
             raise DataInvalid(f"{table.where(index)}: '{name}' must be a share of raters, 0 to 1, not {value!r}")
-    return [float(value) for value in values]  # type: ignore[arg-type]
+        shares.append(share)
+    return shares
+
+
+def _number(value: object) -> float | None:
+    """A number, also where a CSV file gives it as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def find_steps(folder: Path) -> list[tuple[int, Path]]:

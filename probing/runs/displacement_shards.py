@@ -1,5 +1,6 @@
 """Comparing two models shard by shard into a claimed folder; the part of ``probing displacement`` that needs them."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pyarrow as pa
 from probing.data.bundled import BUNDLED_MODELS
 from probing.data.tables import Table
 from probing.engine.stream import TokenBudget
-from probing.errors import ModelInvalid, ProbingError, StoreCorrupt
+from probing.errors import ModelInvalid, NotFinite, ProbingError, StoreCorrupt, UsageError
 from probing.models.adapters import base_of, is_adapter
 from probing.models.load import LanguageModel, brings_tokenizer, load
 from probing.report.plots import draw_course
@@ -27,7 +28,14 @@ from probing.runs.displacement import (
     DisplacementConfig,
 )
 from probing.runs.displacement_tables import Results, course_frame, make_tables
-from probing.runs.pair_changes import TOKENS_SCHEMA, PairComparer, likelihoods, same_vocabulary
+from probing.runs.pair_changes import (
+    TOKENS_SCHEMA,
+    PairComparer,
+    check_same_head,
+    check_same_tokens,
+    likelihoods,
+    same_vocabulary,
+)
 from probing.runs.pair_scores import PairScorer
 from probing.runs.problems import refuse_if_none
 from probing.runs.sharded import Dataset, Shard, all_shards, clear, content_of, identity, plain, rows_of, status_facts
@@ -51,6 +59,21 @@ NOT_IDENTITY = (
     "device",
     "dtype",
     "trust_remote_code",
+    "beta",
+    "group_column",
+    "rater_share_column",
+)
+"""Options that change no file, or are told apart by content."""
+CHECKPOINT_FILES = (
+    "*.safetensors",
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
 )
 
 
@@ -101,8 +124,9 @@ def compare_into(
             wrote.append(TOKENS_FILE)
         if taken is not None:
             frame = pa.concat_tables(joined).to_pandas()
+            before = comparer.before
             del comparer, policy  # one policy at a time is in memory
-            broken += _write_course(folder, inputs, reference, frame, taken)
+            broken += _write_course(folder, inputs, before, frame, taken)
             wrote.append(COURSE_FILE)
             facts |= {"policy_step": taken}
         facts |= {"broken_steps": broken, "wall_seconds": round(time.monotonic() - began, 3)}
@@ -113,6 +137,8 @@ def compare_into(
 
 
 def _reference(config: DisplacementConfig) -> LanguageModel:
+    if config.reference_adapter is not None and is_adapter(config.reference):
+        raise UsageError(f"{config.reference}: is an adapter itself; give the model, and one adapter for the reference")
     base = load(config.reference, config.reference_revision, config.dtype, config.device, config.trust_remote_code)
     return base if config.reference_adapter is None else base.adapted(config.reference_adapter)
 
@@ -132,25 +158,33 @@ def _policy(inputs: Inputs, reference: LanguageModel) -> tuple[LanguageModel, in
 
 
 def _load_policy(config: DisplacementConfig, reference: LanguageModel, name: str) -> LanguageModel:
+    """A model to compare with the reference, in its dtype, or as an adapter on its weights.
+
+    Raises:
+        SourceMismatch: another vocabulary. ModelInvalid, UsageError: it cannot be loaded.
+    """
     if config.adapter is not None or is_adapter(name):
+        if config.policy_revision is not None:
+            raise UsageError(f"{name}: is a folder, which has no revision; leave out --policy-revision")
         _warn_of_another_base(config, name)
         return reference.adapted(name)
     tokenizer = None if brings_tokenizer(name) else reference.tokenizer
-    device = config.device
-    policy = load(name, config.policy_revision, config.dtype, device, config.trust_remote_code, tokenizer)
+    dtype = str(reference.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    policy = load(name, config.policy_revision, dtype, config.device, config.trust_remote_code, tokenizer)
     same_vocabulary(reference, policy)
     return policy
 
 
 def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
+    """Say so where an adapter names another base than the one it is put onto."""
     try:
-        base = base_of(name)
+        said = base_of(name)
+        used = base_of(config.reference) if is_adapter(config.reference) else config.reference
     except ModelInvalid:
         return
-    bundled = BUNDLED_MODELS.get(config.reference)
-    known = Path(config.reference) if bundled is None else bundled()
-    if Path(base).name != known.name:
-        log.warning("%s says that it was trained on %s; it is put onto %s", name, base, config.reference)
+    bundled = BUNDLED_MODELS.get(used)
+    if Path(said).name != (Path(used) if bundled is None else bundled()).name:
+        log.warning("%s says that it was trained on %s; it is put onto %s", name, said, used)
 
 
 def _broken(step: int, path: Path, error: Exception) -> dict[str, Any]:
@@ -167,15 +201,17 @@ def _identity(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -
     made_of = {
         "reference": content_of(reference.source),
         "policy": content_of(policy.source),
-        "steps": {path.name: _weights(path) for _, path in inputs.steps or ()},
+        "steps": {path.name: _content(path) for _, path in inputs.steps or ()},
+        "policy_dtype": str(policy.dtype).removeprefix("torch."),
         "data": {"sha256": inputs.data.table.sha256},
     }
     return made_of | identity(inputs.config, NOT_IDENTITY, reference)
 
 
-def _weights(folder: Path) -> str:
-    hashes = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    return " ".join(hashes) or "no weights"
+def _content(folder: Path) -> str:
+    """Over what a checkpoint is loaded from; not over what a trainer leaves beside it."""
+    files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
+    return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in files).encode()).hexdigest()
 
 
 def _comparer(folder: RunFolder, inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> PairComparer:
@@ -234,7 +270,7 @@ def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[
 
 
 def _write_course(
-    folder: RunFolder, inputs: Inputs, reference: LanguageModel, frame: pd.DataFrame, taken: int
+    folder: RunFolder, inputs: Inputs, before: PairScorer, frame: pd.DataFrame, taken: int
 ) -> list[dict[str, Any]]:
     """Likelihoods under every checkpoint that can be read; answers with those that cannot."""
     found, broken = {}, []
@@ -242,7 +278,7 @@ def _write_course(
         if step >= taken:
             continue
         try:
-            found[step] = _step(folder, inputs, reference, step, path)
+            found[step] = _step(folder, inputs, before, step, path)
         except ProbingError as error:
             broken.append(_broken(step, path, error))
     course = course_frame(frame, found, taken)
@@ -250,14 +286,21 @@ def _write_course(
     return broken
 
 
-def _step(folder: RunFolder, inputs: Inputs, reference: LanguageModel, step: int, path: Path) -> pd.DataFrame:
-    """Likelihoods of every pair under one checkpoint."""
+def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path: Path) -> pd.DataFrame:
+    """Likelihoods of every pair under one checkpoint.
+
+    Raises:
+        SourceMismatch: it does not belong to the reference. NotFinite: it gives no pair a finite likelihood.
+    """
     config, data = inputs.config, inputs.data
-    policy = _load_policy(config, reference, str(path))
+    policy = _load_policy(config, before.language_model, str(path))
     scorer = PairScorer(policy, config.eos, config.max_length, config.batch_tokens, LIKELIHOOD_COLUMNS)
+    check_same_head(before, scorer)
 
     def make(block: range, number: int, bar: Progress) -> Shard:
-        tokenized = [pair for pair in scorer.tokenize(data.of(block), data.where(block)) if pair.status == "ok"]
+        tokenized, where = scorer.tokenize(data.of(block), data.where(block)), data.where(block)
+        check_same_tokens(before.tokenize(data.of(block), where), tokenized, policy, where)
+        tokenized = [pair for pair in tokenized if pair.status == "ok"]
         values = likelihoods(scorer, tokenized)
         nothing = (float("nan"), float("nan"))
         rows = [(pair.id, *values.get(pair.id, nothing)) for pair in data.of(block)]
@@ -268,7 +311,10 @@ def _step(folder: RunFolder, inputs: Inputs, reference: LanguageModel, step: int
     shards = all_shards(folder.shards, data, COURSE_SCHEMA, make, prefix=prefix, doing=f"step {step}")
     if policy.adapter is not None:
         policy.peft.delete_adapter(policy.adapter)
-    return pa.concat_tables([shard.rows for shard in shards]).to_pandas()
+    frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
+    if not frame["chosen_logprob"].notna().any():
+        raise NotFinite("it gives no pair a finite likelihood")
+    return frame
 
 
 def _report(folder: RunFolder, inputs: Inputs) -> Report:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from probing.metrics.ranking import idealized_ranking_accuracy
-from probing.metrics.statistics import bootstrap_mean, bootstrap_spearman
+from probing.metrics.statistics import bootstrap_mean, bootstrap_spearman, spearman
 from probing.report.tables import counts, estimates, extremes, shorten
 from probing.runs.displacement import DisplacementConfig
 from probing.runs.score_tables import STATE_SUMS, one_token
@@ -83,9 +83,11 @@ def make_tables(
     if results.tokens is not None:
         worst = scored.sort_values(["chosen_change", "id"])["id"].head(LISTED_PAIRS).tolist()
         tables["Where their probability went, at the token that lost most"] = _where_it_went(results.tokens, worst)
-    if results.course is not None:
+    if results.course is not None and len(results.course):
         tables["Course over training, mean over pairs"] = _course(results.course)
         tables["Drop of the chosen response, mean over pairs"] = estimates(_drops(results.course))
+    if results.course is not None and not len(results.course):
+        said.append("There is no course: no pair has a finite likelihood at every step")
     if said:
         tables["Notes"] = pd.DataFrame({"note": said})
     return tables
@@ -116,11 +118,16 @@ def _predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame
     """Spearman of each predictor with the change; CHES without the pairs for which it is 0 by definition."""
     rows = []
     for name in predictors:
-        told = scored[~one_token(scored)] if name in STATE_SUMS else scored
+        told = _told(scored, name)
         nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)
         found = bootstrap_spearman(told[name], told["chosen_change"]) if len(told) else nothing
         rows.append((name, found.value, found.low, found.high, found.n))
     return pd.DataFrame(rows, columns=["score", "Spearman", "low", "high", "pairs"])
+
+
+def _told(scored: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The pairs of which a score says something: CHES is 0 by definition for responses of one token each."""
+    return scored[~one_token(scored)] if score in STATE_SUMS else scored
 
 
 def _by_group(scored: pd.DataFrame, names: pd.Series, predictors: Sequence[str]) -> pd.DataFrame:
@@ -128,7 +135,8 @@ def _by_group(scored: pd.DataFrame, names: pd.Series, predictors: Sequence[str])
     for name, part in scored.groupby(names):
         row = {"group": name, "pairs": len(part), "displaced": part["displaced"].astype(float).mean()}
         row |= {column: part[column].mean() for column in ("chosen_change", "rejected_change", "margin_change")}
-        found = _predictors(part, predictors).set_index("score")["Spearman"]
+        told = {score: _told(part, score) for score in predictors}
+        found = {score: spearman(pairs[score], pairs["chosen_change"]) for score, pairs in told.items()}
         rows.append(row | {f"Spearman {score}": value for score, value in found.items()})
     return pd.DataFrame(rows)
 

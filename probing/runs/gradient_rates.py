@@ -12,6 +12,8 @@ from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
 from probing.models.layers import Stack, accepts, evaluating
 
+PIECE = 1 << 22
+
 
 @dataclass(eq=False)
 class GradientRates:
@@ -19,8 +21,8 @@ class GradientRates:
 
     Args:
         stack: the model, from ``find_backbone``.
-        parameters: over which the gradients are taken: "all", "head" (with tied embeddings: those), or "last:K": the
-            last K blocks, the final norm and the head.
+        parameters: over which the gradients are taken: "all" (but an adapter's own), "head" (with tied embeddings:
+            those), or "last:K": the last K blocks, the final norm and the head.
 
     Raises:
         UsageError: no such parameters.
@@ -36,12 +38,19 @@ class GradientRates:
     def rate(self, pair: TokenizedPair) -> float:
         """The change of ``ln p(y+)`` per unit of ``-l'``; two backward passes, gradients in the weights' dtype."""
         plus, minus = self.gradients(pair)
-        return sum(_product(a, a.double() - b.double()) for a, b in zip(plus, minus, strict=True))
+        return sum(_product(a, b) for a, b in zip(plus, minus, strict=True))
 
     def gradients(self, pair: TokenizedPair) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of ``ln p(y+)`` and of ``ln p(y-)``, over the chosen parameters."""
         model = self.stack.language_model.model
-        with ONE_AT_A_TIME, evaluating(model), _wanting(model, self.chosen), torch.enable_grad():
+        with (
+            ONE_AT_A_TIME,
+            evaluating(model),
+            _wanting(model, self.chosen),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(self.stack.language_model.device.type, enabled=False),
+        ):
             return (
                 self._gradient(pair.chosen, pair.prompt_tokens),
                 self._gradient(pair.rejected, pair.prompt_tokens),
@@ -78,7 +87,10 @@ def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     model = stack.language_model.model
     head = list(model.get_output_embeddings().parameters())
     if which == "all":
-        found = list(model.parameters())
+        # An adapter's own are left out: what is left is what the merged model has.
+        peft = stack.language_model.peft
+        own = () if peft is None else (peft.base_model.prefix, "original_module")
+        found = [p for name, p in model.named_parameters() if not any(part in name for part in own)]
     elif which == "head":
         found = head
     else:
@@ -110,5 +122,7 @@ def _wanting(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[N
                 parameter.requires_grad_(required)
 
 
-def _product(left: Tensor, right: Tensor) -> float:
-    return float((left.double() * right.double()).sum())
+def _product(plus: Tensor, minus: Tensor) -> float:
+    """<plus, plus - minus> in float64, a piece at a time: gradients are as large as the model."""
+    pieces = zip(plus.flatten().split(PIECE), minus.flatten().split(PIECE), strict=True)
+    return sum(float((a.double() * (a.double() - b.double())).sum()) for a, b in pieces)

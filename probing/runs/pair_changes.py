@@ -101,13 +101,9 @@ class PairComparer:
         columns = (*LIKELIHOOD_COLUMNS, *self.predictors)
         self.before = PairScorer(self.reference, *common, columns, self.rate_parameters, keep)
         self.after = PairScorer(self.policy, *common, LIKELIHOOD_COLUMNS, keep_states=keep)
-        sizes = [len(scorer.head.weight) for scorer in (self.before, self.after)]
-        if sizes[0] != sizes[1]:
-            raise SourceMismatch(
-                f"{self.policy.source.model}: its output head knows {sizes[1]} tokens, that of the reference "
-                f"{self.reference.source.model} {sizes[0]}; probabilities over different vocabularies cannot be "
-                f"compared"
-            )
+        limits = [scorer.limit for scorer in (self.before, self.after) if scorer.limit is not None]
+        self.before.limit = self.after.limit = min(limits, default=None)
+        check_same_head(self.before, self.after)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -245,6 +241,17 @@ def check_same_tokens(
                 f"{name}: the tokenizer or chat template of {model.source.model} makes other tokens of it than the "
                 f"reference's; likelihoods of different tokens cannot be compared"
             )
+
+
+def check_same_head(before: PairScorer, after: PairScorer) -> None:
+    """Raise ``SourceMismatch`` unless both output heads know as many tokens."""
+    sizes = [len(scorer.head.weight) for scorer in (before, after)]
+    if sizes[0] != sizes[1]:
+        raise SourceMismatch(
+            f"{after.language_model.source.model}: its output head knows {sizes[1]} tokens, that of the reference "
+            f"{before.language_model.source.model} {sizes[0]}; probabilities over different vocabularies cannot be "
+            f"compared"
+        )
 
 
 def same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:

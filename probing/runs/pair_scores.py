@@ -1,7 +1,8 @@
 """Scores of preference pairs: the states of a model joined to the formulas of ``metrics.similarity``."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,10 +101,10 @@ class PairScorer:
 
     def __post_init__(self) -> None:
         self.columns = known_columns(self.columns)
-        self._limit = check_max_length(self.max_length, self.language_model.max_positions)
+        self.limit = check_max_length(self.max_length, self.language_model.max_positions)
         self._located = False
         self._exact: GradientRates | None = None
-        with ONE_AT_A_TIME, self.language_model.active():
+        with self._set_up():
             stack = find_backbone(self.language_model)
             budget = find_budget(stack, self.batch_tokens)
             self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), budget)
@@ -116,6 +117,13 @@ class PairScorer:
                 self.stream.per_token = None if self._keeping else stats_of(self.head)
             if "displacement_rate_exact" in self.columns:
                 self._exact = GradientRates(stack, self.rate_parameters)
+
+    @contextlib.contextmanager
+    def _set_up(self) -> Iterator[None]:
+        """The model for this thread alone, its adapter on, a caller's autocast off."""
+        device = self.language_model.device.type
+        with ONE_AT_A_TIME, self.language_model.active(), torch.autocast(device, enabled=False):
+            yield
 
     def score(
         self,
@@ -144,7 +152,7 @@ class PairScorer:
         self, pairs: Sequence[PreferencePair], where: Callable[[int], str] | None = None
     ) -> list[TokenizedPair]:
         """Pairs as this model sees them."""
-        return tokenize_pairs(self.language_model.tokenizer, pairs, eos=self.eos, max_length=self._limit, where=where)
+        return tokenize_pairs(self.language_model.tokenizer, pairs, eos=self.eos, max_length=self.limit, where=where)
 
     def _score(
         self, pairs: Sequence[TokenizedPair], problems: dict[str, Problem], report: Callable[[float, int], None]
@@ -187,7 +195,7 @@ class PairScorer:
             for pair in pairs
             for ids in (pair.chosen, pair.rejected)
         ]
-        with ONE_AT_A_TIME, self.language_model.active():
+        with self._set_up():
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
             found = _similarities(total, last, pairs)
@@ -228,7 +236,7 @@ class PairScorer:
         self._located = True
         for ids in (pair.chosen, pair.rejected):
             row = Segment(ids, 0, len(ids) - 1)
-            with ONE_AT_A_TIME, self.language_model.active():
+            with self._set_up():
                 place = first_nonfinite_place(self.stream.stack, self.stream.mode, row, self.stream.budget)
             if place:
                 return f"states are NaN or infinite from {place} on"

@@ -219,7 +219,7 @@ def test_other_data_and_other_steps_are_refused(config, tmp_path, data, steps):
     with pytest.raises(SourceMismatch, match=r"steps\.checkpoint-5 was"):
         displacement.run(config(steps=steps))
     displacement.run(config(out=tmp_path / "two"))
-    data.write_text(data.read_text() + json.dumps({"prompt": "Q", "chosen": " a", "rejected": " b"}) + "\n")
+    data.write_text(data.read_text() + json.dumps({**ROWS[0], "id": "new"}) + "\n")
     with pytest.raises(SourceMismatch, match=r"data\.sha256 was"):
         displacement.run(config(out=tmp_path / "two"))
 
