@@ -90,6 +90,11 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
         config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
             raise ValueError("adapters that put tokens before the input are not supported")
+        if getattr(config, "bias", "none") != "none" and any(n.endswith("bias") for n, _ in model.named_parameters()):
+            raise ValueError(
+                f"it brings biases (bias='{config.bias}') that PEFT writes into the base, where switching the adapter "
+                f"off does not take them out again; merge it into the model and compare with that"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
             if wrapped is None:
@@ -104,8 +109,8 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         _detach(wrapped, name, bool(known))
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelInvalid(f"{path}: the adapter does not fit the model: {reason}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ModelInvalid(f"{path}: the adapter does not fit the model: {' '.join(lines[:2])}") from error
     return wrapped, name
 
 

@@ -48,5 +48,5 @@ def draw_course(course: pd.DataFrame, path: Path) -> bool:
         template="plotly_white",
     )
     with new_file(path) as temporary:
-        temporary.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
+        temporary.write_text(figure.to_html(include_plotlyjs=True, div_id="course"), encoding="utf-8")
     return True

@@ -44,8 +44,8 @@ class DisplacementConfig:
         predictors: scores of the reference to rank against the change, separated by commas: ches, ches_normalized,
             last_state_similarity, edit_similarity, displacement_rate, displacement_rate_exact.
         rate_parameters: over which displacement_rate_exact takes gradients: "all", "head" or "last:K".
-        top: tokens to name at each position of a response that gained most, and that lost most; 0 leaves out
-            tokens.parquet.
+        top: tokens to name at each position of a response that gained most, and that lost most (or, where fewer did,
+            gained and lost least); 0 leaves out tokens.parquet.
         reference_revision: branch, tag or commit of a hub model.
         policy_revision: the same for the policy.
         dtype: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
@@ -84,6 +84,9 @@ class DisplacementConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, batch_tokens=1, max_length=2, shard_pairs=1, top=0)
+        empty = [name for name in ("reference", "policy", "adapter", "reference_adapter") if getattr(self, name) == ""]
+        if empty:
+            raise ValueError(f"{empty[0]} is empty; name a folder or a hub id")
         given = [name for name in ("policy", "adapter", "steps") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of policy, adapter and steps; given: {' and '.join(given) or 'none'}")
@@ -124,9 +127,10 @@ def column_of(table: Table, name: str) -> list[object]:
         DataInvalid: it is not there; names the row.
     """
     for index, row in enumerate(table.rows):
-        if name not in row or row[name] is None:
-            known = ", ".join(map(str, row))
-            raise DataInvalid(f"{table.where(index)}: has no '{name}'; it has {known}")
+        if name not in row:
+            raise DataInvalid(f"{table.where(index)}: has no '{name}'; it has {', '.join(map(str, row))}")
+        if row[name] is None:
+            raise DataInvalid(f"{table.where(index)}: '{name}' is empty there")
     return [row[name] for row in table.rows]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from probing.data.filters import RULES, check_rule, keep_mask
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table, file_format, staged_rows
 from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
+from probing.runs.columns import RATE_COLUMNS, SCORE_COLUMNS
 from probing.runs.score import SCORES_FILE, read_pairs
 from probing.store.files import remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
@@ -22,6 +24,8 @@ from probing.types import Format, PreferencePair, Report
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 Bad = Literal["keep", "drop", "fail"]
 SIDE_PREFIX = "probing_"
@@ -81,6 +85,7 @@ def run(config: FilterConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing is written over unless asked for.
     """
+    _warn_of_direction(config.by, check_rule(**config.rule)[0])
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
     table, pairs = read_pairs(config.data, config.split or used.get("split"), config.id_column or used.get("id_column"))
@@ -143,7 +148,7 @@ def filter_pairs(
 
     given = (keep_lowest, drop_highest, below, keep_highest, drop_lowest, above)
     rule = dict(zip(RULES, given, strict=True))
-    check_rule(**rule)
+    _warn_of_direction(by, check_rule(**rule)[0])
     if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
         raise TypeError(
             f"pairs must be a list, a Dataset or a DataFrame, not {type(pairs).__name__}, which is read once"
@@ -153,6 +158,14 @@ def filter_pairs(
     if hasattr(pairs, "iloc"):
         return pairs.iloc[indices]
     return pairs.select(indices) if hasattr(pairs, "select") else [pairs[index] for index in indices]
+
+
+def _warn_of_direction(by: str, rule: str) -> None:
+    """A word where the rule keeps just the pairs that the score warns of."""
+    keeps_lowest = rule in ("keep_lowest", "drop_highest", "below")
+    if (by in RATE_COLUMNS and keeps_lowest) or (by in SCORE_COLUMNS and not keeps_lowest):
+        kept = "lose" if by in RATE_COLUMNS else "are most alike, and so lose"
+        log.warning("%s with %s keeps the pairs whose chosen responses %s most", by, rule, kept)
 
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:

@@ -4,6 +4,7 @@ import peft
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from probing import Capture, LanguageModel, capture, load, score_pairs
 from probing.errors import ModelInvalid
@@ -127,3 +128,63 @@ def test_adapters_that_change_the_input_are_refused(tmp_path):
     )
     with pytest.raises(ModelInvalid, match="put tokens before the input"):
         LanguageModel(model, tiny.make_tokenizer())
+
+
+def test_adapters_that_fit_only_in_part_are_refused(adapter):
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    base = tiny.make_model()
+    plain = scored(base)
+    half = {name: tensor for name, tensor in tensors.items() if "layers.0" in name}
+    renamed = {name.replace("layers", "blocks"): tensor for name, tensor in tensors.items()}
+    more = tensors | {name.replace("layers.0", "layers.7"): tensor.clone() for name, tensor in tensors.items()}
+    for broken in (half, renamed, more):
+        save_file(broken, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelInvalid, match="of its tensors are missing"):
+            base.adapted(str(adapter))
+        assert scored(base) == plain
+
+
+def test_biases_that_cannot_be_switched_off_are_refused(tmp_path):
+    language_model = tiny.make_model("gpt2")
+    peft.get_peft_model(
+        tiny.make_model("gpt2").model, peft.LoraConfig(r=2, bias="all", target_modules=["c_attn"], fan_in_fan_out=True)
+    ).save_pretrained(tmp_path / "adapter")
+    plain = scored(language_model)
+    with pytest.raises(ModelInvalid, match="it brings biases"):
+        language_model.adapted(str(tmp_path / "adapter"))
+    assert scored(language_model) == plain
+
+
+def test_a_wrapper_keeps_its_meaning_when_another_adapter_comes(adapter):
+    by_hand = LanguageModel(wrapped(seed=3), tiny.make_tokenizer())
+    before = scored(by_hand)
+    other = by_hand.adapted(str(adapter))
+    assert scored(other) != before
+    assert scored(by_hand) == before
+
+
+def test_gradients_are_wanted_as_before(adapter):
+    base = tiny.make_model()
+    base.adapted(str(adapter))
+    wanted = [parameter.requires_grad for parameter in base.model.parameters()]
+    scored(base)
+    assert [parameter.requires_grad for parameter in base.model.parameters()] == wanted
+
+
+def test_the_exact_rate_under_an_adapter_is_that_of_the_merged_model(adapter, model_folder):
+    both = load(str(adapter)), merged()
+    rates = [score_pairs(model, ROWS, columns=["displacement_rate_exact"]).iloc[0, 2] for model in both]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-4)
+    assert rates[0] != pytest.approx(
+        score_pairs(load(str(model_folder)), ROWS, columns=["displacement_rate_exact"]).iloc[0, 2], rel=1e-3
+    )
+
+
+def test_a_callers_autocast_and_inference_mode_change_nothing(adapter):
+    columns = ["all", "displacement_rate", "displacement_rate_exact"]
+    language_model = load(str(adapter))
+    plain = score_pairs(language_model, ROWS, columns=columns)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert score_pairs(language_model, ROWS, columns=columns).equals(plain)
+    with torch.inference_mode():
+        assert score_pairs(language_model, ROWS, columns=columns).equals(plain)

@@ -316,7 +316,7 @@ def test_single_rater_data_are_answered_with_an_explanation(config, data):
 
 
 @pytest.mark.parametrize(
-    ("share", "message"), [(1.5, r"line 3.*0 to 1, not 1\.5"), ("many", "not 'many'"), (None, "has no 'share'")]
+    ("share", "message"), [(1.5, r"line 3.*0 to 1, not 1\.5"), ("many", "not 'many'"), (None, "'share' is empty there")]
 )
 def test_bad_rater_shares_name_the_row(config, data, tmp_path, share, message):
     rows = [row | {"share": share} if number == 2 else row for number, row in enumerate(ROWS)]
@@ -511,3 +511,51 @@ def test_the_displaced_copy_no_longer_refuses():
         refused[name] = sum("cannot help" in text or "will not help" in text or "decline" in text for text in answers)
     assert len(harmful) == 36
     assert refused == {"bundled": 36, "bundled-displaced": 0}
+
+
+def test_steps_that_do_not_belong_or_have_diverged_are_left_out(config, steps, tmp_path):
+    broken = tiny.make_model()
+    broken.model.model.layers[1].mlp.down_proj.weight.data[:] = float("nan")
+    save(broken, steps / "checkpoint-7")
+    padded = tiny.make_model()
+    padded.model.resize_token_embeddings(448)
+    save(padded, steps / "checkpoint-8")
+    report = displacement.run(config(steps=steps))
+    notes = report.tables["Notes"]["note"].str.cat(sep="; ")
+    assert "Step 7 (checkpoint-7) is left out: it gives no pair a finite likelihood" in notes
+    assert "its output head knows 448 tokens" in notes
+    assert report.tables["Course over training, mean over pairs"]["step"].tolist() == [0, 5, 10, 200]
+
+
+def test_a_policy_with_fewer_positions_sets_the_limit(config, tmp_path):
+    short = tiny.make_model("llama", max_position_embeddings=9)
+    displacement.run(config(policy=str(save(short, tmp_path / "short"))))
+    frame = pd.read_parquet(tmp_path / "out" / "displacement.parquet")
+    longest = frame["prompt_tokens"] + frame[["chosen_tokens", "rejected_tokens"]].max(axis=1)
+    assert (frame["status"] == "ok").tolist() == (longest <= 9).tolist()
+    assert {"ok", "truncated"} <= set(frame["status"])
+
+
+def test_what_changes_no_file_may_change(config, tmp_path):
+    displacement.run(config())
+    before = (tmp_path / "out" / "displacement.parquet").read_bytes()
+    report = displacement.run(config(beta=0.5, group_column="kind", rater_share_column="share"))
+    assert "By kind" in report.tables
+    assert "idealised ranking accuracy (beta 0.5)" in summary(report).index
+    assert (tmp_path / "out" / "displacement.parquet").read_bytes() == before
+
+
+def test_shares_of_raters_from_csv(config, tmp_path):
+    pd.DataFrame(ROWS).to_csv(tmp_path / "pairs.csv", index=False)
+    report = displacement.run(config(data=str(tmp_path / "pairs.csv"), rater_share_column="share"))
+    assert "idealised ranking accuracy (beta 0.1)" in summary(report).index
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+def test_the_config_of_an_adapter_among_the_steps_is_part_of_the_run(config, steps):
+    adapted(steps / "checkpoint-100")
+    displacement.run(config(steps=steps))
+    file = steps / "checkpoint-100" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 80}))
+    with pytest.raises(SourceMismatch, match=r"steps\.checkpoint-100 was"):
+        displacement.run(config(steps=steps))

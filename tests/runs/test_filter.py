@@ -331,3 +331,20 @@ def test_filter_pairs_refuses_what_it_cannot_trust():
         filter_pairs(ROWS, FRAME)
     with pytest.raises(SourceMismatch, match="0 pairs have no score, 5 scores no pair"):
         filter_pairs(ROWS[:5], FRAME, below=1.0)
+
+
+@pytest.mark.parametrize(
+    ("by", "rule", "warned"),
+    [
+        ("ches_normalized", {"keep_lowest": 0.5}, False),
+        ("ches_normalized", {"keep_highest": 0.5}, True),
+        ("displacement_rate", {"keep_highest": 0.5}, False),
+        ("displacement_rate", {"drop_highest": 0.5}, True),
+        ("chosen_logprob", {"drop_highest": 0.5}, False),
+    ],
+)
+def test_a_word_where_the_rule_keeps_the_pairs_to_be_warned_of(by, rule, warned, caplog):
+    rows = [{"id": name, "prompt": "Q", "chosen": " a", "rejected": " b"} for name in "xy"]
+    scores = pd.DataFrame({"id": ["x", "y"], "status": "ok", by: [1.0, 2.0]})
+    filter_pairs(rows, scores, by, **rule)
+    assert ("keeps the pairs whose chosen responses" in caplog.text) == warned
