@@ -1,7 +1,6 @@
 """The job ``probing displacement``: what changed between two models, pair by pair and token by token."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -178,9 +177,3 @@ def find_steps(folder: Path) -> list[tuple[int, Path]]:
     if not found:
         raise UsageError(f"{folder}: holds no folders whose names end in the number of a step, like checkpoint-500")
     return sorted(found.items())
-
-
-def some_of(values: Sequence[object], width: int = 3) -> str:
-    """The first of some values, in words."""
-    shown = ", ".join(map(str, values[:width]))
-    return shown + (f" and {len(values) - width} more" if len(values) > width else "")

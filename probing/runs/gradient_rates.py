@@ -70,16 +70,11 @@ def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Te
     model, count = stack.language_model.model, len(ids) - prompt_tokens
     device = stack.language_model.device
     rows = torch.tensor([ids[:-1]], device=device)
-    options = {"logits_to_keep": count} if accepts_keeping(model) else {}
+    options = {"logits_to_keep": count} if accepts(model, "logits_to_keep") else {}
     logits = model(input_ids=rows, use_cache=False, **options).logits[0, -count:]
     exact = torch.promote_types(logits.dtype, torch.float32)
     targets = torch.tensor(ids[prompt_tokens:], device=logits.device)
     return logits.to(exact).log_softmax(dim=-1).gather(1, targets[:, None]).sum()
-
-
-def accepts_keeping(model: nn.Module) -> bool:
-    """Whether a model can be asked for the last logits only."""
-    return accepts(model, "logits_to_keep")
 
 
 def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from probing.data.tokenize import TokenizedPair
 from probing.kernels.token_stats import TokenStats, Unembedding, token_stats
 from probing.metrics.displacement import free_feature_rate
-from probing.metrics.likelihood import RANK_CLIP, segment_totals
+from probing.metrics.likelihood import rank_surprisal_ratio, segment_totals
 from probing.metrics.ranking import ranking_difficulty
 
 
@@ -40,9 +40,8 @@ def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[st
     totals = segment_totals(logprobs, offsets).unflatten(0, (-1, 2))
     per_token = totals / lengths
     mean_ranks = segment_totals(ranks, offsets).unflatten(0, (-1, 2)) / lengths
-    certain = totals == 0  # nothing surprises: there is no ratio
-    ratios = segment_totals(ranks.clamp_max(RANK_CLIP), offsets).unflatten(0, (-1, 2)) / -totals
-    ratios = ratios.masked_fill(certain, float("nan"))
+    ratios = rank_surprisal_ratio(ranks.long(), -logprobs, offsets).unflatten(0, (-1, 2))
+    ratios = ratios.masked_fill(totals == 0, float("nan"))  # nothing surprises: there is no ratio
     columns: dict[str, Tensor] = {}
     for name, values in (
         ("logprob", totals),
