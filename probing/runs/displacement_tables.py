@@ -78,10 +78,10 @@ def make_tables(
     if groups is not None:
         names = pd.Series([str(group) for group in groups])[good].reset_index(drop=True)
         tables[f"By {config.group_column}"] = _by_group(scored, names, config.predictor_names())
-    lost = extremes(scored, "chosen_change", pairs, LISTED_PAIRS, highest=False)
-    tables["Chosen responses that lost most"] = lost
-    if results.tokens is not None:
-        worst = scored.sort_values(["chosen_change", "id"])["id"].head(LISTED_PAIRS).tolist()
+    lost = scored[scored["chosen_change"] < 0]
+    tables["Chosen responses that lost most"] = extremes(lost, "chosen_change", pairs, LISTED_PAIRS, highest=False)
+    if results.tokens is not None and len(lost):
+        worst = lost.sort_values(["chosen_change", "id"])["id"].head(LISTED_PAIRS).tolist()
         tables["Where their probability went, at the token that lost most"] = _where_it_went(results.tokens, worst)
     if results.course is not None and len(results.course):
         tables["Course over training, mean over pairs"] = _course(results.course)

@@ -66,6 +66,7 @@ def test_the_summary_is_about_the_pairs_with_numbers():
     assert found["of these, ties before"] == 1 / 4
     assert "of these, ties after" not in found
     assert found["ranking accuracy after"] == 3 / 4
+    assert tables()["Chosen responses that lost most"]["id"].tolist() == ["a", "d"]
 
 
 def test_groups_and_raters_stay_with_their_pairs():
