@@ -108,18 +108,26 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
                 f"({', '.join([*lacking, *found.unexpected_keys][:2])}, ...)"
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        _detach(wrapped, name, bool(known))
+        if wrapped is not None:
+            detach(wrapped, name)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelInvalid(f"{path}: the adapter does not fit the model: {' '.join(lines[:2])}") from error
     return wrapped, name
 
 
-def _detach(wrapped: Any, name: str, others: bool) -> None:
-    """Take an adapter off again that could not be loaded; with the last one PEFT's layers go too."""
-    if others and name in wrapped.peft_config:
-        wrapped.delete_adapter(name)
-    elif wrapped is not None and not others:
-        wrapped.unload()
+def detach(wrapped: Any, name: str) -> bool:
+    """Take an adapter off again; with the last one PEFT's layers go too, and the answer is that none is left."""
+    if name not in wrapped.peft_config:
+        return False
+    if len(wrapped.peft_config) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # that another one is active now; each is switched on when read
+            wrapped.delete_adapter(name)
+        return False
+    wrapped.unload()
+    return True
 
 
 @contextlib.contextmanager

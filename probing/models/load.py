@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
-from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, is_adapter, switched
+from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switched
 from probing.models.hashes import checkpoint_source
 from probing.types import Source
 
@@ -92,6 +92,11 @@ class LanguageModel:
         base = self.source.model.split(" + ")[0]
         source = replace(self.source, model=f"{base} + {path}", adapter_sha256=adapter_sha256(path))
         return LanguageModel(self.model, self.tokenizer, source, peft, name)
+
+    def release(self, other: "LanguageModel") -> None:
+        """Take the adapter of ``other``, which ``adapted`` made of these weights, off again; it is of no use after."""
+        if other.adapter is not None and other.peft is self.peft and detach(other.peft, other.adapter):
+            object.__setattr__(self, "peft", None)
 
     @property
     def device(self) -> torch.device:

@@ -309,8 +309,7 @@ def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path
 
     prefix = f"step_{step:09d}_"
     shards = all_shards(folder.shards, data, COURSE_SCHEMA, make, prefix=prefix, doing=f"step {step}")
-    if policy.adapter is not None:
-        policy.peft.delete_adapter(policy.adapter)
+    before.language_model.release(policy)
     frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
     if not frame["chosen_logprob"].notna().any():
         raise NotFinite("it gives no pair a finite likelihood")

@@ -69,6 +69,22 @@ def test_the_base_stays_the_base_while_adapters_come_and_go(adapter, model_folde
     assert first.source.adapter_sha256 != second.source.adapter_sha256
 
 
+def test_released_adapters_leave_no_trace_and_another_may_come(adapter, model_folder, tmp_path):
+    wrapped(seed=1).save_pretrained(tmp_path / "other")
+    base = load(str(model_folder))
+    plain, parts = scored(base), [name for name, _ in base.model.named_modules()]
+    first = base.adapted(str(adapter))
+    found = scored(first)
+    base.release(first)
+    assert base.peft is None
+    assert [name for name, _ in base.model.named_modules()] == parts
+    second, third = base.adapted(str(tmp_path / "other")), base.adapted(str(adapter))
+    assert scored(third) == found
+    base.release(second)
+    assert scored(third) == found
+    assert scored(base) == plain
+
+
 def test_a_wrapper_of_peft_is_unwrapped_with_what_is_active_in_it():
     by_hand = LanguageModel(wrapped(), tiny.make_tokenizer())
     assert scored(by_hand) == pytest.approx(scored(merged()), rel=1e-4)

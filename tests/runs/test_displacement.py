@@ -559,3 +559,16 @@ def test_the_config_of_an_adapter_among_the_steps_is_part_of_the_run(config, ste
     file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 80}))
     with pytest.raises(SourceMismatch, match=r"steps\.checkpoint-100 was"):
         displacement.run(config(steps=steps))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+def test_adapters_among_the_steps_before_a_whole_model(config, tmp_path, steps):
+    """The first adapter comes and goes before the second does."""
+    models = {n: adapted(steps / f"checkpoint-{n}", seed=n) for n in (1, 2)}
+    report = displacement.run(config(steps=steps))
+    table = report.tables["Course over training, mean over pairs"].set_index("step")
+    assert table.index.tolist() == [0, 1, 2, 5, 10, 200]
+    before = score_pairs(tiny.make_model(), ROWS, columns=["chosen_logprob"])["chosen_logprob"].mean()
+    for step, model in models.items():
+        expected = score_pairs(model, ROWS, columns=["chosen_logprob"])["chosen_logprob"].mean() - before
+        assert table.loc[step, "change of ln p(chosen)"] == pytest.approx(expected, abs=1e-3)
