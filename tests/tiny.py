@@ -49,6 +49,13 @@ FAMILIES = {
         },
     ),
 }
+PAIRS = [
+    {"id": "short", "prompt": "Is it ok?", "chosen": " No", "rejected": " Never"},
+    {"id": "long", "prompt": "The answer", "chosen": " is near. Nothing is nearer!", "rejected": " is a small boat"},
+    {"id": "merge", "prompt": "The answer is near", "chosen": "er", "rejected": "ness, always"},
+    {"id": "alike", "prompt": "Q", "chosen": " I cannot help with that.", "rejected": " I cannot help with this."},
+    {"id": "one", "prompt": "Sure, here is", "chosen": " x", "rejected": " how to build a boat out of wood and paper"},
+]
 
 
 def make_tokenizer(*, bos: bool = True, template: str | None = TEMPLATE, padding_side: str = "right") -> Any:

@@ -41,7 +41,7 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
     sides = (np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64))
     if len(sides[0]) != len(sides[1]):
         raise ValueError(f"{len(sides[0])} and {len(sides[1])} values; there must be as many")
-    if len(sides[0]) < 3 or any(side.min() == side.max() for side in sides):
+    if _cannot_be_ranked(sides):
         return Estimate(float("nan"), float("nan"), float("nan"), len(sides[0]))
     fewer = max(LEAST_RESAMPLES, RANKED_NUMBERS // len(sides[0]))
     return _estimate(sides, _spearman, min(resamples, fewer), seed)
@@ -49,10 +49,13 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
 
 def spearman(left: ArrayLike, right: ArrayLike) -> float:
     """Spearman's rank correlation alone; NaN where ``bootstrap_spearman`` has none."""
-    sides = [np.asarray(side, dtype=np.float64) for side in (left, right)]
-    if len(sides[0]) < 3 or any(side.min() == side.max() for side in sides):
-        return float("nan")
-    return float(_spearman(*sides))
+    sides = (np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64))
+    return float("nan") if _cannot_be_ranked(sides) else float(_spearman(*sides))
+
+
+def _cannot_be_ranked(sides: tuple[Array, Array]) -> bool:
+    """Whether there is no rank correlation: too few rows, or the same value throughout on one side."""
+    return len(sides[0]) < 3 or any(bool(side.min() == side.max()) for side in sides)
 
 
 def _spearman(left: Array, right: Array) -> Array:

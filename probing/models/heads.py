@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from probing.errors import LayerNotFound
 from probing.kernels.token_stats import Unembedding, logits_into
 from probing.models.layers import TRIAL_STARTS, Stack, evaluating, last_hidden_state, trial_ids
+from probing.models.load import device_of
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -50,9 +51,7 @@ def _matrix(head: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
         return weight.data, None if head.bias is None else head.bias.data
     parameter = next(head.parameters())
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
-    hook = getattr(head, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    device = parameter.device if device is None else torch.device(device)
+    device = device_of(head, parameter)
     bias: Tensor = head(torch.zeros((1, width), dtype=dtype, device=device))[0]
     columns = []
     for start in range(0, width, IDENTITY_ROWS):

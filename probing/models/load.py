@@ -102,10 +102,7 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where inputs have to be."""
         embedding = self.model.get_input_embeddings()
-        # Weights that accelerate keeps elsewhere until they are needed lie on "meta" here.
-        hook = getattr(embedding, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return embedding.weight.device if device is None else torch.device(device)
+        return device_of(embedding, embedding.weight)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,6 +131,13 @@ class LanguageModel:
         ]
         unused = [table.num_embeddings - table.padding_idx - 1 for table in tables if table.padding_idx is not None]
         return min([limit, *unused])
+
+
+def device_of(module: nn.Module, weight: torch.Tensor) -> torch.device:
+    """Where a module's inputs have to be: with its weight, or where accelerate brings that when it is needed."""
+    # Until then it lies on "meta".
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return weight.device if device is None else torch.device(device)
 
 
 def choose_device(device: str = "auto") -> torch.device:

@@ -237,7 +237,7 @@ def _comparer(folder: RunFolder, inputs: Inputs, reference: LanguageModel, polic
 
 def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
     """Changes of every pair; those of the tokens lie beside them."""
-    kinds = {"object": pa.string(), "boolean": pa.bool_(), "float64": pa.float64()}
+    kinds = {"boolean": pa.bool_(), "float64": pa.float64()}
     schema = pa.schema(
         [("id", pa.string()), ("status", pa.string())]
         + [(name, pa.int64()) for name in TOKEN_COLUMNS]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from probing.data.tokenize import TokenizedPair
-from probing.kernels.token_stats import TokenStats, Unembedding, token_stats
+from probing.kernels.token_stats import Unembedding, token_stats
 from probing.metrics.displacement import free_feature_rate
 from probing.metrics.likelihood import rank_surprisal_ratio, segment_totals
 from probing.metrics.ranking import ranking_difficulty
@@ -17,14 +17,11 @@ def stats_of(head: Unembedding) -> Callable[[Tensor, Tensor], Tensor]:
     """A readout for ``Stream.per_token``: log-probability and rank of the token behind each state, [token 2]."""
 
     def read(states: Tensor, following: Tensor) -> Tensor:
-        return stacked_stats(token_stats(states.to(head.weight.device), head, following))
+        stats = token_stats(states.to(head.weight.device), head, following)
+        # Ranks are whole numbers below 2^24, which float32 holds.
+        return torch.stack([stats.logprob, stats.rank.to(stats.logprob)], dim=1)
 
     return read
-
-
-def stacked_stats(stats: TokenStats) -> Tensor:
-    """[token 2]; ranks are whole numbers below 2^24, which float32 holds."""
-    return torch.stack([stats.logprob, stats.rank.to(stats.logprob)], dim=1)
 
 
 def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:

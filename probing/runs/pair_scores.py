@@ -15,7 +15,7 @@ from probing.engine.modes import choose_mode
 from probing.engine.stream import ONE_AT_A_TIME, Stream, find_budget, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
-from probing.kernels.token_stats import Unembedding, token_stats
+from probing.kernels.token_stats import Unembedding
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.heads import find_head
 from probing.models.layers import find_backbone, output_site
@@ -35,7 +35,6 @@ from probing.runs.pair_likelihoods import (
     bad_token,
     free_rates,
     likelihood_columns,
-    stacked_stats,
     stats_of,
 )
 from probing.types import PreferencePair, Problem
@@ -202,8 +201,7 @@ class PairScorer:
             stats = states = values["tokens"][0] if self._likely else None
             if stats is not None and self._keeping:
                 following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
-                device = self.head.weight.device
-                stats = stacked_stats(token_stats(stats.to(device), self.head, following)).cpu()
+                stats = stats_of(self.head)(stats, following).cpu()
             if stats is not None:
                 found |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
             if self._rated and states is not None:

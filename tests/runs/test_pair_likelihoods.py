@@ -16,13 +16,7 @@ from probing.runs.columns import ALL_COLUMNS, COLUMNS, LIKELIHOOD_COLUMNS
 from probing.runs.gradient_rates import GradientRates, chosen_parameters, response_logprob
 from probing.runs.pair_scores import PairScorer, as_pairs
 
-ROWS = [
-    {"id": "short", "prompt": "Is it ok?", "chosen": " No", "rejected": " Never"},
-    {"id": "long", "prompt": "The answer", "chosen": " is near. Nothing is nearer!", "rejected": " is a small boat"},
-    {"id": "merge", "prompt": "The answer is near", "chosen": "er", "rejected": "ness, always"},
-    {"id": "alike", "prompt": "Q", "chosen": " I cannot help with that.", "rejected": " I cannot help with this."},
-    {"id": "one", "prompt": "Sure, here is", "chosen": " x", "rejected": " how to build a boat out of wood and paper"},
-]
+ROWS = tiny.PAIRS
 RATES = ["displacement_rate", "displacement_rate_exact"]
 
 

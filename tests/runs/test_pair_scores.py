@@ -12,13 +12,7 @@ from probing.engine.stream import TokenBudget
 from probing.errors import DataInvalid, UsageError
 from probing.runs.pair_scores import COLUMNS, SCORE_COLUMNS, PairScorer
 
-ROWS = [
-    {"id": "short", "prompt": "Is it ok?", "chosen": " No", "rejected": " Never"},
-    {"id": "long", "prompt": "The answer", "chosen": " is near. Nothing is nearer!", "rejected": " is a small boat"},
-    {"id": "merge", "prompt": "The answer is near", "chosen": "er", "rejected": "ness, always"},
-    {"id": "alike", "prompt": "Q", "chosen": " I cannot help with that.", "rejected": " I cannot help with this."},
-    {"id": "one", "prompt": "Sure, here is", "chosen": " x", "rejected": " how to build a boat out of wood and paper"},
-]
+ROWS = tiny.PAIRS
 
 
 def approx(value, scale):
