@@ -235,6 +235,44 @@ def _checked_span(span: Any) -> tuple[int, int] | str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class ContrastPair:
+    """A statement and its opposite: exactly one of them is true.
+
+    Attributes:
+        id: unique within its dataset.
+        statement: plain text.
+        opposite: plain text that is true where the statement is false, and false where it is true.
+        label: whether the statement is true.
+        category: for grouping.
+        formulation: how the opposite is put, for instance "negation" or "concurrent".
+
+    Raises:
+        ValueError: an empty id or text, or an opposite that is the statement itself.
+        TypeError: a text that is none, or a label that is neither true nor false.
+    """
+
+    id: str
+    statement: str
+    opposite: str
+    label: bool
+    category: str | None = None
+    formulation: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise ValueError(f"a pair needs a non-empty text as id, not {self.id!r}")
+        for name, text in (("statement", self.statement), ("opposite", self.opposite)):
+            if not isinstance(text, str):
+                raise TypeError(f"'{name}' must be text, not {type(text).__name__}")
+            if not text.strip():
+                raise ValueError(f"'{name}' is empty")
+        if self.statement.split() == self.opposite.split():
+            raise ValueError(f"the statement and its opposite are the same: {self.statement!r:.60}")
+        if not isinstance(self.label, bool):
+            raise TypeError(f"the label must be true or false, not {self.label!r:.40}")
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A row without a number, and why."""
 
