@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     )
     from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
     from probing.models.load import LanguageModel, load
+    from probing.probes.ccs import CCSOptions, CCSProbe, fit_ccs
+    from probing.probes.polarity import contradiction_index, polar_consistency
     from probing.runs.activations import capture
     from probing.runs.filter import filter_pairs
     from probing.runs.pair_scores import score_pairs
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from probing.types import (
         Activations,
         Capture,
+        ContrastPair,
         Estimate,
         LabelledPrompt,
         Place,
@@ -62,12 +65,18 @@ _PLACES = {
     "last_state_similarity": "probing.metrics.similarity",
     "LanguageModel": "probing.models.load",
     "load": "probing.models.load",
+    "CCSOptions": "probing.probes.ccs",
+    "CCSProbe": "probing.probes.ccs",
+    "fit_ccs": "probing.probes.ccs",
+    "contradiction_index": "probing.probes.polarity",
+    "polar_consistency": "probing.probes.polarity",
     "capture": "probing.runs.activations",
     "filter_pairs": "probing.runs.filter",
     "score_pairs": "probing.runs.pair_scores",
     "open_store": "probing.store.activations",
     "Activations": "probing.types",
     "Capture": "probing.types",
+    "ContrastPair": "probing.types",
     "Estimate": "probing.types",
     "LabelledPrompt": "probing.types",
     "Place": "probing.types",
@@ -90,7 +99,10 @@ _PLACES = {
 
 __all__ = [
     "Activations",
+    "CCSOptions",
+    "CCSProbe",
     "Capture",
+    "ContrastPair",
     "DataInvalid",
     "Estimate",
     "FolderBusy",
@@ -116,13 +128,16 @@ __all__ = [
     "capture",
     "ches",
     "ches_normalized",
+    "contradiction_index",
     "dataset_rank_surprisal_ratio",
     "edit_similarity",
     "filter_pairs",
+    "fit_ccs",
     "idealized_ranking_accuracy",
     "last_state_similarity",
     "load",
     "open_store",
+    "polar_consistency",
     "rank_surprisal_ratio",
     "ranking_accuracy",
     "ranking_difficulty",

@@ -55,8 +55,21 @@ class Batch:
     finished: bool
 
 
-def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt]) -> Report:
+def capture_into(
+    folder: RunFolder,
+    config: CaptureConfig,
+    table: Table,
+    prompts: list[LabelledPrompt],
+    model: LanguageModel | None = None,
+) -> Report:
     """Capture every row into the folder, unless an earlier run has done so; answer with its tables.
+
+    Args:
+        folder: claimed.
+        config: what to read.
+        table: where the rows come from.
+        prompts: the rows.
+        model: what ``config.model`` names, where it is loaded already.
 
     Raises:
         SourceMismatch: the folder's run was made from something else.
@@ -64,7 +77,8 @@ def capture_into(folder: RunFolder, config: CaptureConfig, table: Table, prompts
         DataInvalid, NotFinite: not one row could be read.
     """
     began = time.monotonic()
-    model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    if model is None:
+        model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
     request = config.request(model.layers)
     capturer = Capturer(model, request, config.eos, config.max_length, config.batch_tokens, config.compile)
     request = Capture(capturer.places, request.pooling, request.over, request.dtype, request.chat)
@@ -84,7 +98,8 @@ def _identity(config: CaptureConfig, model: LanguageModel, request: Capture) -> 
     return {"model": content_of(model.source), "places": places, **identity(config, NOT_IDENTITY, model)}
 
 
-def _content(prompt: LabelledPrompt) -> str:
+def content_of_row(prompt: LabelledPrompt) -> str:
+    """What a store remembers of a row, to know it again."""
     values = asdict(prompt)
     return hashlib.sha256(canonical([value for name, value in values.items() if name != "id"])).hexdigest()[:16]
 
@@ -142,7 +157,7 @@ def _batch(
     facts = folder.facts()
     done: list[dict[str, Any]] = facts.get("data", [])
     pending: dict[str, Any] | None = facts.get("pending")
-    whole = hashlib.sha256(canonical([[prompt.id, _content(prompt)] for prompt in prompts])).hexdigest()
+    whole = hashlib.sha256(canonical([[prompt.id, content_of_row(prompt)] for prompt in prompts])).hexdigest()
     source = next((known for known in [*done, *([pending] if pending else [])] if known["rows_sha256"] == whole), None)
     if source is None and done and not config.append:
         raise SourceMismatch(
@@ -183,7 +198,7 @@ def _not_known(
             raise StoreCorrupt(f"{shard_path(folder.shards, number)}: missing or damaged; {REPAIR} (on its own data)")
         known.update(zip(found[0]["id"].to_pylist(), found[0]["content"].to_pylist(), strict=True))
     for prompt in prompts:
-        if known.get(prompt.id, _content(prompt)) != _content(prompt):
+        if known.get(prompt.id, content_of_row(prompt)) != content_of_row(prompt):
             raise SourceMismatch(f"{folder.path}: there is another row with the id '{prompt.id}' in it")
     return [prompt for prompt in prompts if prompt.id not in known]
 
@@ -228,7 +243,7 @@ def _known_shard(
 ) -> Shard | str:
     """A shard that is there, or what is wrong with it."""
     found = read_shard(shard_path(folder.shards, number), schema)
-    if found is None or found[0]["content"].to_pylist() != [_content(prompt) for prompt in block]:
+    if found is None or found[0]["content"].to_pylist() != [content_of_row(prompt) for prompt in block]:
         return "missing"
     if found[0]["id"].to_pylist() != [prompt.id for prompt in block]:
         return "missing"
@@ -275,7 +290,7 @@ def _new_shard(
                 "label": _label(schema, prompt),
                 "category": prompt.category,
                 "shard": number,
-                "content": _content(prompt),
+                "content": content_of_row(prompt),
                 "detail": captured.problems[row.id].detail if row.id in captured.problems else None,
             }
             for row, prompt in zip(captured.tokenized, block, strict=True)

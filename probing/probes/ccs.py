@@ -1,0 +1,375 @@
+"""Contrast-consistent search: probes without labels, of all layers, splits and restarts at once.
+
+Burns et al. 2022 (arXiv 2212.03827). The states are those of the yes and the no form of statements; a probe is a
+direction whose probabilities of both forms of a statement add up to one and are not both a half.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probing.errors import NotFinite
+from probing.kernels.ccs_step import LOSSES, CCSStep, Loss, ccs_step
+from probing.probes.optimize import minimize
+
+Normalization = Literal["l2", "none"]
+Centering = Literal["median", "mean"]
+Optimizer = Literal["adamw", "lbfgs"]
+LBFGS_TOLERANCE = 1e-7
+WARM_EPOCHS = 3
+"""Epochs on a card before one is captured into a graph: by then every library has set itself up."""
+
+
+@dataclass(frozen=True)
+class CCSOptions:
+    """How probes are trained.
+
+    Attributes:
+        loss: "original" or "symmetric".
+        restarts: probes from different starting points; the one of least loss is kept.
+        epochs: steps over all rows.
+        optimizer: "adamw", or "lbfgs" for at most so many iterations.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        supervision: weight of a cross-entropy with the labels; 0 trains without them.
+        seed: of the starting points.
+
+    Raises:
+        ValueError: a number out of range, or an unknown word.
+    """
+
+    loss: Loss = "original"
+    restarts: int = 10
+    epochs: int = 1500
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 0.015
+    weight_decay: float = 0.01
+    supervision: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"the loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
+        if self.optimizer not in ("adamw", "lbfgs"):
+            raise ValueError(f"the optimizer is adamw or lbfgs, not {self.optimizer!r}")
+        for name, least in (("restarts", 1), ("epochs", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "supervision"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a number of at least 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedProbes:
+    """Every restart of every split.
+
+    Attributes:
+        weight: [entry width split restart].
+        bias: [entry split restart].
+        loss: on the rows of the split, [entry split restart].
+    """
+
+    weight: Tensor
+    bias: Tensor
+    loss: Tensor
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Weights [entry width split] and biases [entry split] of the restart with the least loss."""
+        kept = self.loss.nan_to_num(nan=float("inf")).argmin(dim=2, keepdim=True)
+        index = kept[:, None].expand(-1, self.weight.shape[1], -1, -1)
+        return self.weight.gather(3, index)[..., 0], self.bias.gather(2, kept)[..., 0]
+
+
+def normalized(
+    states: Float[Tensor, "*axes width"], normalization: Normalization = "l2"
+) -> Float[Tensor, "*axes width"]:
+    """States in float32 (float64 stays), each divided by its length where ``normalization`` is "l2"."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    return (
+        torch.nn.functional.normalize(wide, dim=-1, eps=torch.finfo(wide.dtype).tiny) if normalization == "l2" else wide
+    )
+
+
+def centers_of(
+    states: Float[Tensor, "*axes row width"], train: Bool[Tensor, "row split"], centering: Centering = "median"
+) -> Float[Tensor, "*axes split width"]:
+    """The centre of the training rows of each split: the (lower) median of every feature, or the mean."""
+    found = []
+    for split in range(train.shape[1]):
+        rows = states[..., train[:, split], :]
+        if centering == "median":
+            found.append(rows.transpose(-1, -2).contiguous().median(dim=-1).values)
+        else:
+            found.append(rows.mean(dim=-2))
+    return torch.stack(found, dim=-2)
+
+
+def train_probes(
+    states: Float[Tensor, "entry 2 row width"],
+    centers: Float[Tensor, "entry 2 split width"],
+    train: Bool[Tensor, "row split"],
+    options: CCSOptions,
+    targets: Bool[Tensor, " row"] | None = None,
+    report: Callable[[int], None] = lambda epochs: None,
+) -> TrainedProbes:
+    """Train the probes of all entries, splits and restarts together; each as if it were alone.
+
+    A restart begins at the same point in every entry and split, so that it does not matter what else is trained.
+
+    Args:
+        states: normalised, of the yes and the no form of each row.
+        centers: of each split.
+        train: which rows a split trains on.
+        options: loss, optimiser, restarts.
+        targets: whether each statement is true; for ``options.supervision``.
+        report: told after some epochs how many more are done.
+
+    Raises:
+        NotFinite: the loss of every restart of some split became NaN.
+    """
+    entries, _, _, width = states.shape
+    splits = train.shape[1]
+    weight, bias = (start.to(states) for start in _starts(width, options))
+    weight = weight.repeat(1, splits).expand(entries, -1, -1).contiguous()
+    bias = bias.repeat(splits).expand(entries, -1).contiguous()
+    shares = (train / train.sum(dim=0)).to(states)
+    truth = None if targets is None else targets.to(states)
+
+    def step(weight: Tensor, bias: Tensor) -> CCSStep:
+        return ccs_step(states, centers, shares, weight, bias, options.loss, truth, options.supervision)
+
+    if options.optimizer == "adamw":
+        _adamw(step, weight, bias, options, report)
+    else:
+        weight, bias = _lbfgs(step, weight, bias, options)
+        report(options.epochs)
+    loss = step(weight, bias).loss.view(entries, splits, options.restarts)
+    if not torch.isfinite(loss).any(dim=2).all():
+        raise NotFinite("the loss became NaN or infinite in every restart; lower the learning rate")
+    return TrainedProbes(
+        weight.view(entries, width, splits, options.restarts), bias.view(entries, splits, options.restarts), loss
+    )
+
+
+def _starts(width: int, options: CCSOptions) -> tuple[Tensor, Tensor]:
+    """Weights [width restart] and biases [restart], uniform as torch draws a linear layer; a restart has its own."""
+    weights, biases = [], []
+    for restart in range(options.restarts):
+        drawn = np.random.default_rng([options.seed, restart]).uniform(-1, 1, width + 1) / width**0.5
+        weights.append(torch.from_numpy(drawn[:-1]))
+        biases.append(torch.from_numpy(drawn[-1:]))
+    return torch.stack(weights, dim=1), torch.cat(biases)
+
+
+def _adamw(
+    step: Callable[[Tensor, Tensor], CCSStep],
+    weight: Tensor,
+    bias: Tensor,
+    options: CCSOptions,
+    report: Callable[[int], None],
+) -> None:
+    """Move ``weight`` and ``bias`` in place; AdamW works on each number by itself, so probes stay apart."""
+    card = weight.is_cuda
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True, capturable=card
+    )
+
+    @torch.no_grad()
+    def epoch() -> None:
+        _, weight.grad, bias.grad = step(weight, bias)
+        optimizer.step()
+
+    if card:
+        _run_captured(epoch, options.epochs, report)
+    else:
+        for _ in range(options.epochs):
+            epoch()
+            report(1)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+
+
+def _run_captured(epoch: Callable[[], None], epochs: int, report: Callable[[int], None]) -> None:
+    """Some epochs as they are, one captured into a graph, and that one replayed: a launch in place of twenty."""
+    warm = min(WARM_EPOCHS, epochs)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm):
+            epoch()
+    torch.cuda.current_stream().wait_stream(stream)
+    report(warm)
+    if epochs == warm:
+        return
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        epoch()
+    for done in range(warm, epochs):
+        graph.replay()
+        if done % 100 == 0:
+            torch.cuda.synchronize()
+        report(1)
+
+
+@torch.no_grad()
+def _lbfgs(
+    step: Callable[[Tensor, Tensor], CCSStep], weight: Tensor, bias: Tensor, options: CCSOptions
+) -> tuple[Tensor, Tensor]:
+    entries, width, probes = weight.shape
+
+    def flat(weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.cat([weight, bias[:, None]], dim=1).transpose(0, 1).reshape(width + 1, entries * probes)
+
+    def unflat(parameters: Tensor) -> tuple[Tensor, Tensor]:
+        joined = parameters.view(width + 1, entries, probes).transpose(0, 1)
+        return joined[:, :-1].contiguous(), joined[:, -1].contiguous()
+
+    def evaluate(parameters: Tensor) -> tuple[Tensor, Tensor]:
+        found = step(*unflat(parameters))
+        return found.loss.flatten(), flat(found.weight, found.bias)
+
+    return unflat(minimize(evaluate, flat(weight, bias), options.epochs, tolerance=LBFGS_TOLERANCE).parameters)
+
+
+def probabilities(
+    states: Float[Tensor, "entry 2 row width"],
+    centers: Float[Tensor, "entry 2 split width"],
+    weight: Float[Tensor, "entry width split"],
+    bias: Float[Tensor, "entry split"],
+) -> Float[Tensor, "entry 2 row split"]:
+    """Probability of every form by the probe of every split, with the centre that the split was trained with."""
+    return torch.sigmoid(logits_of(states, centers, weight, bias))
+
+
+def logits_of(
+    states: Float[Tensor, "entry 2 row width"],
+    centers: Float[Tensor, "entry 2 split width"],
+    weight: Float[Tensor, "entry width split"],
+    bias: Float[Tensor, "entry split"],
+) -> Float[Tensor, "entry 2 row split"]:
+    """The same before the sigmoid."""
+    shift = torch.einsum("efsw,ews->efs", centers, weight)
+    return states @ weight[:, None] + (bias[:, None] - shift)[:, :, None]
+
+
+@dataclass(frozen=True, eq=False)
+class CCSProbe:
+    """A trained probe a layer, with everything that it needs to read states as it was trained.
+
+    Attributes:
+        weight: [layer width].
+        bias: [layer].
+        centers: of the yes and of the no forms, [layer 2 width].
+        normalization: "l2" or "none".
+        oriented: whether a high score means true: known only if labels were given.
+        loss: on the rows it was trained on, [layer].
+    """
+
+    weight: Tensor
+    bias: Tensor
+    centers: Tensor
+    normalization: Normalization
+    oriented: bool
+    loss: Tensor
+
+    def probabilities(
+        self, yes: Float[Tensor, "pair layer width"], no: Float[Tensor, "pair layer width"]
+    ) -> tuple[Float[Tensor, "pair layer"], Float[Tensor, "pair layer"]]:
+        """Probability of the yes and of the no form.
+
+        Raises:
+            ValueError: states of other layers or another width.
+        """
+        _check_states(yes, no)
+        if tuple(yes.shape[1:]) != tuple(self.weight.shape):
+            raise ValueError(
+                f"the states have {yes.shape[1]} layers of width {yes.shape[2]}; the probe was trained on "
+                f"{self.weight.shape[0]} layers of width {self.weight.shape[1]}"
+            )
+        sides = []
+        for form, states in enumerate((yes, no)):
+            centered = normalized(states, self.normalization).to(self.weight) - self.centers[:, form]
+            sides.append(torch.sigmoid((centered * self.weight).sum(dim=-1) + self.bias))
+        return sides[0], sides[1]
+
+    def score(
+        self, yes: Float[Tensor, "pair layer width"], no: Float[Tensor, "pair layer width"]
+    ) -> Float[Tensor, "pair layer"]:
+        """``(p(yes) + 1 - p(no)) / 2``, in [0, 1]; above a half is "true" if the probe is oriented."""
+        p, q = self.probabilities(yes, no)
+        return (p + 1 - q) / 2
+
+
+def fit_ccs(
+    yes: Float[Tensor, "pair layer width"],
+    no: Float[Tensor, "pair layer width"],
+    seed: int = 0,
+    *,
+    labels: Bool[Tensor, " pair"] | None = None,
+    normalization: Normalization = "l2",
+    centering: Centering = "median",
+    options: CCSOptions | None = None,
+) -> CCSProbe:
+    """Train a contrast-consistent probe for every layer, all layers and restarts at once.
+
+    Evaluate it on other pairs than those it was trained on, and next to random probes: with many features and few
+    pairs almost any direction can be made consistent.
+
+    Args:
+        yes: states of the yes forms.
+        no: states of the no forms.
+        seed: of the starting points.
+        labels: whether each statement is true: to orient the probe (or with ``options.supervision``, to train it).
+        normalization: "l2" divides every state by its length; "none" takes them as they are.
+        centering: what is taken off, of the yes and of the no forms separately.
+        options: losses, optimiser, restarts; ``seed`` wins over theirs.
+
+    Raises:
+        ValueError: shapes that do not belong together, fewer than two pairs, states that are not finite, the same
+            state throughout, or supervision without labels.
+        NotFinite: training diverged.
+    """
+    options = replace(options or CCSOptions(), seed=seed)
+    _check_states(yes, no)
+    _check_training(yes, no, labels, options)
+    states = torch.stack([normalized(side, normalization).transpose(0, 1) for side in (yes, no)], dim=1).contiguous()
+    everything = torch.ones(len(yes), 1, dtype=torch.bool, device=yes.device)
+    centers = centers_of(states, everything, centering)
+    trained = train_probes(states, centers, everything, options, labels)
+    weight, bias = trained.best()
+    if labels is not None:
+        p, q = probabilities(states, centers, weight, bias)[..., 0].unbind(dim=1)
+        right = (((p + 1 - q) / 2 - 0.5) * (2.0 * labels - 1)).sign().sum(dim=1)
+        sign = torch.where(right < 0, -1.0, 1.0).to(weight)
+        weight, bias = weight * sign[:, None, None], bias * sign[:, None]
+    loss = trained.loss.nan_to_num(nan=float("inf")).amin(dim=2)[:, 0]
+    return CCSProbe(weight[..., 0], bias[..., 0], centers[:, :, 0], normalization, labels is not None, loss)
+
+
+def _check_states(yes: Tensor, no: Tensor) -> None:
+    if yes.shape != no.shape or yes.ndim != 3:
+        raise ValueError(
+            f"states must be [pair layer width] for both forms; they are {tuple(yes.shape)} and {tuple(no.shape)}"
+        )
+
+
+def _check_training(yes: Tensor, no: Tensor, labels: Tensor | None, options: CCSOptions) -> None:
+    if len(yes) < 2:
+        raise ValueError(f"a probe needs at least two pairs, not {len(yes)}")
+    if not (torch.isfinite(yes).all() and torch.isfinite(no).all()):
+        raise ValueError("the states are not all finite")
+    constant = ((yes == yes[:1]).all(dim=2) & (no == no[:1]).all(dim=2)).all(dim=0).nonzero()
+    if len(constant):
+        raise ValueError(f"layer {int(constant[0])}: the states of all pairs are the same")
+    if labels is not None and tuple(labels.shape) != (len(yes),):
+        raise ValueError(f"{len(labels)} labels for {len(yes)} pairs")
+    if options.supervision and labels is None:
+        raise ValueError("supervision needs labels")

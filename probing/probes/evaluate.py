@@ -1,0 +1,161 @@
+"""How good held-out probabilities are, for many weightings and labelings of the pairs at once.
+
+Everything is computed from four probabilities a pair, of the forms A1, A0, N1, N0 (the statement's yes and no form, the
+opposite's), each by the probe of the fold that the pair was held out of. Numbers of statements of one fold are only
+compared with each other: another fold's probe has another scale.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probing.probes.polarity import contradiction_index, polar_consistency
+
+Array = NDArray[np.float64]
+METRICS = (
+    "esa",
+    "auroc",
+    "polar_consistency",
+    "median_abs_polar_consistency",
+    "contradiction_index",
+    "silhouette",
+)
+HIGHER_IS_BETTER = ("esa", "auroc", "silhouette")
+BY_LABEL = HIGHER_IS_BETTER
+"""Metrics that the labels enter into (into the others only by the orientation)."""
+
+
+def scores(forms: Array) -> Array:
+    """``(p1 + 1 - p0) / 2`` of statements and opposites, [... 2 pair], from [... 4 pair]."""
+    return np.stack([forms[..., 0, :] + 1 - forms[..., 1, :], forms[..., 2, :] + 1 - forms[..., 3, :]], axis=-2) / 2
+
+
+def credit(forms: Array) -> Array:
+    """How right a probe is on each pair if the statement is true, less a half: [... pair] in [-1/2, 1/2].
+
+    Statement and opposite count alike; a score of exactly a half is half right. For a pair whose statement is false it
+    is the negative.
+    """
+    found = scores(forms)
+    credited: Array = (np.sign(found[..., 0, :] - 0.5) - np.sign(found[..., 1, :] - 0.5)) / 4
+    return credited
+
+
+def measure(
+    forms: Array,
+    truth: Array,
+    folds: NDArray[np.int64],
+    weights: Array | None = None,
+    metrics: Sequence[str] = METRICS,
+) -> dict[str, Array]:
+    """Every metric, for every labeling and weighting.
+
+    Args:
+        forms: oriented held-out probabilities, [4 pair].
+        truth: 1 where the statement is true, -1 where its opposite is; [pair], or [labeling pair].
+        folds: that each pair was held out of.
+        weights: how often each pair counts, [weighting pair]; by default once. Labelings and weightings go together
+            one by one, or one of them is alone.
+        metrics: which to compute.
+
+    Returns:
+        One value each: "esa" (share of statements that are right; with the orientation of the training pairs, so that
+        it may be below a half), "auroc" of the scores (within folds), mean "polar_consistency",
+        "median_abs_polar_consistency", mean "contradiction_index", "silhouette" of the scores by truth (in one
+        dimension, within folds). NaN where one is not defined.
+    """
+    rows = np.atleast_2d(np.ones(forms.shape[1]) if weights is None else weights)
+    signs = np.atleast_2d(truth)
+    count = max(len(rows), len(signs))
+    rows, signs = (np.broadcast_to(each, (count, forms.shape[1])) for each in (rows, signs))
+    sides = [torch.from_numpy(np.ascontiguousarray(side)) for side in forms]
+    found: dict[str, Array] = {}
+    if "esa" in metrics:
+        found["esa"] = 0.5 + _mean(credit(forms) * signs, rows)
+    if "polar_consistency" in metrics:
+        found["polar_consistency"] = _mean(polar_consistency(*sides).numpy(), rows)
+    if "median_abs_polar_consistency" in metrics:
+        found["median_abs_polar_consistency"] = _median(polar_consistency(*sides).abs().numpy(), rows)
+    if "contradiction_index" in metrics:
+        found["contradiction_index"] = _mean(contradiction_index(*sides).numpy(), rows)
+    if "auroc" in metrics or "silhouette" in metrics:
+        ranked = _within_folds(forms, signs, rows, folds, "silhouette" in metrics)
+        found |= {name: values for name, values in ranked.items() if name in metrics}
+    return {name: found[name] for name in METRICS if name in found}
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        means: Array = (weights * values).sum(axis=-1) / weights.sum(axis=-1)
+    return means
+
+
+def _median(values: Array, weights: Array) -> Array:
+    """Weighted median: the mean of the values just below and just above half of the weight."""
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[:, order], axis=1)
+    half = reached[:, -1:] / 2
+    low = np.minimum((reached < half).sum(axis=1), len(values) - 1)
+    high = np.minimum((reached <= half).sum(axis=1), len(values) - 1)
+    # A row of weight nothing between them does not count.
+    ordered = values[order]
+    empty = half[:, 0] == 0
+    return np.where(empty, np.nan, (ordered[low] + ordered[_next(weights[:, order], high)]) / 2)
+
+
+def _next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first place from ``index`` on that has any weight."""
+    ahead = np.arange(weights.shape[1])[None, :] >= index[:, None]
+    found: NDArray[np.int64] = np.argmax(ahead & (weights > 0), axis=1)
+    return found
+
+
+def _within_folds(
+    forms: Array, signs: Array, weights: Array, folds: NDArray[np.int64], silhouette: bool
+) -> dict[str, Array]:
+    """AUROC and silhouette of the scores: sums over the folds, each by its own order."""
+    won, fought, shape, held = (np.zeros(len(signs)) for _ in range(4))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        flat = scores(forms[:, inside]).reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        true = np.concatenate([signs[:, inside] > 0, signs[:, inside] < 0], axis=1)[:, order]
+        weight = np.concatenate([weights[:, inside]] * 2, axis=1)[:, order]
+        right, wrong = weight * true, weight * ~true
+        wins, fights = _wins(flat[order], right, wrong)
+        won, fought = won + wins, fought + fights
+        if silhouette:
+            widths = _silhouettes(flat[order], right, wrong)
+            shape, held = shape + (widths * weight).sum(axis=1), held + weight.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return {"auroc": won / fought, "silhouette": shape / held}
+
+
+def _wins(ordered: Array, right: Array, wrong: Array) -> tuple[Array, Array]:
+    """Weight of the couples in which the true statement scores higher (equal: half), and of all couples."""
+    start = np.searchsorted(ordered, ordered, side="left")
+    stop = np.searchsorted(ordered, ordered, side="right")
+    below = np.pad(np.cumsum(wrong, axis=1), ((0, 0), (1, 0)))
+    wins = (right * (below[:, start] + below[:, stop]) / 2).sum(axis=1)
+    return wins, right.sum(axis=1) * wrong.sum(axis=1)
+
+
+def _silhouettes(ordered: Array, right: Array, wrong: Array) -> Array:
+    """``(b - a) / max(a, b)`` of every statement, by its mean distance to its own kind and to the other."""
+    distances = [_distances(ordered, kind) for kind in (right, wrong)]
+    sizes = [kind.sum(axis=1, keepdims=True) for kind in (right, wrong)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        own = [far / (size - 1) for far, size in zip(distances, sizes, strict=True)]
+        other = [far / size for far, size in zip(reversed(distances), reversed(sizes), strict=True)]
+        a, b = (np.where(right > 0, side[0], side[1]) for side in (own, other))
+        widths: Array = (b - a) / np.maximum(a, b)
+    alone = np.where(right > 0, sizes[0], sizes[1]) <= 1
+    return np.where(alone | ~np.isfinite(widths), 0.0, widths)
+
+
+def _distances(ordered: Array, weights: Array) -> Array:
+    """Sum of the distances of every value to all weighted ones."""
+    reached, sums = np.cumsum(weights, axis=1), np.cumsum(weights * ordered, axis=1)
+    return ordered * (2 * reached - reached[:, -1:]) - (2 * sums - sums[:, -1:])

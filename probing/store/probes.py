@@ -1,0 +1,153 @@
+"""Trained probes on disk: with the centres they were trained with, bound to the model and the places they read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probing.errors import SourceMismatch, StoreCorrupt, UsageError
+from probing.probes.ccs import normalized
+from probing.store.files import new_file
+from probing.types import Activations, Place, Source
+
+FORMAT = "probing-probes-1"
+HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256", "adapter_sha256")
+"""What of a source has to be the same. The chat template does not change what a model is."""
+
+
+@dataclass(frozen=True, eq=False)
+class SavedProbes:
+    """Linear probes of several places of one model; made by ``open_probes``.
+
+    Attributes:
+        names: of the probes at every place.
+        places: that they read.
+        weight: [place probe width].
+        bias: [place probe].
+        centers: that are taken off the normalised states first: [place form width]; one form, or the yes and the no
+            form of a statement.
+        source: the model.
+        facts: normalisation, what token was read, and what else was noted.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[Place, ...]
+    weight: Tensor
+    bias: Tensor
+    centers: Tensor
+    source: Source
+    facts: Mapping[str, Any]
+
+    def probabilities(self, acts: Activations, name: str, form: int = 0) -> Tensor:
+        """Probability of every row at every place of the probes, [row place].
+
+        Args:
+            acts: of the same model, with (at least) the same places.
+            name: of the probe.
+            form: for probes of statements: 0 for states of yes forms, 1 for those of no forms.
+
+        Raises:
+            SourceMismatch: states of another model, without the places, or of another width.
+            UsageError: there is no such probe or form.
+        """
+        if name not in self.names:
+            raise UsageError(f"there is no probe '{name}'; there are {', '.join(self.names)}")
+        if not 0 <= form < self.centers.shape[1]:
+            raise UsageError(f"there is no form {form}; these probes read {self.centers.shape[1]}")
+        self.check(acts)
+        states = torch.stack([acts.at(place) for place in self.places], dim=1)
+        centered = normalized(states, self.facts["normalization"]).double() - self.centers[:, form]
+        at = self.names.index(name)
+        return torch.sigmoid((centered * self.weight[:, at]).sum(dim=-1) + self.bias[:, at])
+
+    def score(self, yes: Activations, no: Activations, name: str = "ccs") -> Tensor:
+        """``(p(yes) + 1 - p(no)) / 2`` of statements by their forms, [row place]; above a half is "true".
+
+        Raises:
+            SourceMismatch: see ``probabilities``, or forms of other rows.
+            UsageError: these are no probes of statements.
+        """
+        if yes.ids != no.ids:
+            raise SourceMismatch("the yes and the no forms must be of the same rows, in the same order")
+        return (self.probabilities(yes, name, 0) + 1 - self.probabilities(no, name, 1)) / 2
+
+    def check(self, acts: Activations) -> None:
+        """Raise unless these probes were trained on such states.
+
+        Raises:
+            SourceMismatch: names each difference.
+        """
+        wrong = [
+            f"{field} is {str(theirs)[:12]}, of the probes {str(own)[:12]}"
+            for field in HASHES
+            if (theirs := getattr(acts.source, field)) != (own := getattr(self.source, field))
+        ]
+        if acts.source.weights_sha256 is None:
+            wrong = ["the model was handed over in memory, so it cannot be told which it is"]
+        if wrong:
+            raise SourceMismatch(
+                f"the probes were trained on {self.source.model}, the states are of {acts.source.model}: "
+                f"{'; '.join(wrong)}"
+            )
+        lacking = [str(place) for place in self.places if place not in acts.places]
+        if lacking:
+            raise SourceMismatch(
+                f"the probes read {', '.join(lacking)}, which the states do not have; they have "
+                f"{', '.join(map(str, acts.places))}"
+            )
+        if acts.values.shape[-1] != self.weight.shape[-1]:
+            raise SourceMismatch(f"the states have width {acts.values.shape[-1]}, the probes {self.weight.shape[-1]}")
+
+
+def save_probes(
+    path: Path,
+    source: Source,
+    places: Sequence[str],
+    names: Sequence[str],
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    centers: NDArray[np.float64],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write probes as float64 safetensors; shapes as in ``SavedProbes``."""
+    tensors = {"weight": weight, "bias": bias, "centers": centers}
+    known = {"format": FORMAT, "source": asdict(source), "places": list(places), "names": list(names), **facts}
+    with new_file(path) as temporary:
+        save_file(
+            {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for name, array in tensors.items()},
+            temporary,
+            {"probing": json.dumps(known, default=str)},
+        )
+        temporary.chmod(0o644)
+
+
+def open_probes(path: str | Path) -> SavedProbes:
+    """Probes that ``probing ccs`` or ``probing probe`` wrote.
+
+    Raises:
+        SourceMismatch: the file is none of these.
+        StoreCorrupt: it is damaged.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise SourceMismatch(f"{file}: no such file")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            known = json.loads((opened.metadata() or {}).get("probing", "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
+    if known.get("format") != FORMAT or set(tensors) != {"weight", "bias", "centers"}:
+        raise SourceMismatch(f"{file}: holds no probes of 'probing ccs' or 'probing probe'")
+    source, places = Source(**known["source"]), tuple(map(Place.parse, known["places"]))
+    return SavedProbes(
+        tuple(known["names"]), places, tensors["weight"], tensors["bias"], tensors["centers"], source, known
+    )
