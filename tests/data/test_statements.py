@@ -303,6 +303,7 @@ BAD = {
     "label half": (changed(WIDE, label=(1, 0.5)), {}, "auto", DataInvalid, ["row 1: 0.5 in column"]),
     "label -1": (changed(WIDE, label=(1, -1)), {}, "auto", DataInvalid, ["row 1: -1 in column"]),
     "label list": (changed(WIDE, label=(1, [1])), {}, "auto", DataInvalid, ["row 1: [1] in column"]),
+    "label array": (changed(WIDE, label=(1, np.ones(2))), {}, "auto", DataInvalid, ["row 1: [1.0, 1.0] in column"]),
     "label None": (
         changed(WIDE, label=(2, None)),
         {},
