@@ -99,15 +99,22 @@ def normalized(
 def centers_of(
     states: Float[Tensor, "*axes row width"], train: Bool[Tensor, "row split"], centering: Centering = "median"
 ) -> Float[Tensor, "*axes split width"]:
-    """The centre of the training rows of each split: the (lower) median of every feature, or the mean."""
+    """The centre of the training rows of each split: the median of every feature, or the mean.
+
+    Of an even number of rows the median is the mean of the two in the middle. Half of the forms affirm what is true:
+    a feature that tells so lies on both sides of that middle, and the lower of the two would be one side.
+    """
     found = []
     for split in range(train.shape[1]):
         rows = states[..., train[:, split], :]
-        if centering == "median":
-            found.append(rows.transpose(-1, -2).contiguous().median(dim=-1).values)
-        else:
-            found.append(rows.mean(dim=-2))
+        found.append(_median(rows.transpose(-1, -2).contiguous()) if centering == "median" else rows.mean(dim=-2))
     return torch.stack(found, dim=-2)
+
+
+def _median(values: Float[Tensor, "*axes row"]) -> Float[Tensor, "*axes"]:
+    count = values.shape[-1]
+    low, high = (values.kthvalue(at, dim=-1).values for at in ((count + 1) // 2, count // 2 + 1))
+    return (low + high) / 2
 
 
 def train_probes(

@@ -49,9 +49,9 @@ def vinc_direction(
 ) -> Float[Tensor, " width"]:
     """VINC: the direction that tells claims from their denials and says the same of both ways to put a claim.
 
-    The leading eigenvector of ``v C_between - (1 - w) C_within - w X``, after the direction that tells yes from no forms
-    is projected out. A claim is put in two ways, "A: yes" and "not A: no", and denied in two. ``C_between`` is the
-    covariance of the claims' means, ``C_within`` that of the two ways about their mean, and ``X`` the symmetric
+    The leading eigenvector of ``v C_between - (1 - w) C_within - w X``, after the direction that tells yes forms from
+    no forms is projected out. A claim is put in two ways, "A: yes" and "not A: no", and denied in two. ``C_between`` is
+    the covariance of the claims' means, ``C_within`` that of the two ways about their mean, and ``X`` the symmetric
     covariance between a claim's mean and its denial's.
 
     Args:

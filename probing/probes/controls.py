@@ -1,18 +1,17 @@
 """What keeps probes honest: folds that share nothing, nulls, and layers chosen without the pairs they are judged on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 LEAST_FOLDS = 3
 """With fewer, nothing is left to train on once a layer is to be chosen inside a fold."""
 
 
-def make_folds(units: Sequence[int], folds: int, seed: int = 0) -> NDArray[np.int64]:
+def make_folds(units: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64]:
     """Fold of every row, such that no unit is in two folds and the folds are about as large.
 
     Args:
@@ -101,7 +100,7 @@ class Splits:
         return np.stack(columns, axis=-1)
 
 
-def resamples(units: Sequence[int], count: int, seed: int = 0) -> Array:
+def resamples(units: ArrayLike, count: int, seed: int = 0) -> Array:
     """How often every row counts in each bootstrap resample of the units, [count row]."""
     names, index = np.unique(np.asarray(units), return_inverse=True)
     drawn = np.random.default_rng([seed, 2]).multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
@@ -109,7 +108,7 @@ def resamples(units: Sequence[int], count: int, seed: int = 0) -> Array:
     return rows
 
 
-def label_flips(units: Sequence[int], count: int, seed: int = 0) -> Array:
+def label_flips(units: ArrayLike, count: int, seed: int = 0) -> Array:
     """1 or -1 for every row in each permutation of the labels, [count row]: which of the two statements is called true.
 
     Rows of one unit share texts, so their labels turn together.

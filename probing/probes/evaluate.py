@@ -81,7 +81,9 @@ def measure(
     if "contradiction_index" in metrics:
         found["contradiction_index"] = _mean(contradiction_index(*sides).numpy(), rows)
     if "auroc" in metrics or "silhouette" in metrics:
-        ranked = _within_folds(forms, signs, rows, folds, "silhouette" in metrics)
+        flat, true = scores(forms).reshape(-1), np.concatenate([signs > 0, signs < 0], axis=1)
+        twice = np.concatenate([rows, rows], axis=1), np.concatenate([folds, folds])
+        ranked = ranked_within_folds(flat, true, *twice, "silhouette" in metrics)
         found |= {name: values for name, values in ranked.items() if name in metrics}
     return {name: found[name] for name in METRICS if name in found}
 
@@ -112,22 +114,28 @@ def _next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
     return found
 
 
-def _within_folds(
-    forms: Array, signs: Array, weights: Array, folds: NDArray[np.int64], silhouette: bool
+def ranked_within_folds(
+    values: Array, true: NDArray[np.bool_], weights: Array, folds: NDArray[np.int64], silhouette: bool = False
 ) -> dict[str, Array]:
-    """AUROC and silhouette of the scores: sums over the folds, each by its own order."""
-    won, fought, shape, held = (np.zeros(len(signs)) for _ in range(4))
+    """AUROC and silhouette of values by truth: sums over the folds, each by its own order.
+
+    Args:
+        values: scores of rows, [row].
+        true: of every labeling, [labeling row].
+        weights: how often each row counts, [labeling row].
+        folds: whose rows are compared with each other, [row].
+        silhouette: whether to compute it.
+    """
+    won, fought, shape, held = (np.zeros(len(true)) for _ in range(4))
     for fold in np.unique(folds):
-        inside = folds == fold
-        flat = scores(forms[:, inside]).reshape(-1)
-        order = np.argsort(flat, kind="stable")
-        true = np.concatenate([signs[:, inside] > 0, signs[:, inside] < 0], axis=1)[:, order]
-        weight = np.concatenate([weights[:, inside]] * 2, axis=1)[:, order]
-        right, wrong = weight * true, weight * ~true
-        wins, fights = _wins(flat[order], right, wrong)
+        inside = np.flatnonzero(folds == fold)
+        inside = inside[np.argsort(values[inside], kind="stable")]
+        ordered, weight = values[inside], weights[:, inside]
+        right, wrong = weight * true[:, inside], weight * ~true[:, inside]
+        wins, fights = _wins(ordered, right, wrong)
         won, fought = won + wins, fought + fights
         if silhouette:
-            widths = _silhouettes(flat[order], right, wrong)
+            widths = _silhouettes(ordered, right, wrong)
             shape, held = shape + (widths * weight).sum(axis=1), held + weight.sum(axis=1)
     with np.errstate(invalid="ignore"):
         return {"auroc": won / fought, "silhouette": shape / held}

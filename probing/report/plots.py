@@ -1,6 +1,8 @@
 """Plots for people, as pages that need nothing else; drawn where plotly is installed."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -8,6 +10,9 @@ from probing.store.files import new_file
 
 QUARTILES = (0.25, 0.75)
 _COLORS = {"chosen": "#1b6ca8", "rejected": "#c8553d"}
+_LINES = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6", "#b8860b", "#555555")
+_BANDS = {"random": "#999999", "pairings": "#d9b38c"}
+_BAND_NAMES = {"random": "95 % of random probes", "pairings": "trained on permuted pairings"}
 
 
 def draw_course(course: pd.DataFrame, path: Path) -> bool:
@@ -47,6 +52,105 @@ def draw_course(course: pd.DataFrame, path: Path) -> bool:
         yaxis_title="ln p(response), nats",
         template="plotly_white",
     )
-    with new_file(path) as temporary:
-        temporary.write_text(figure.to_html(include_plotlyjs=True, div_id="course"), encoding="utf-8")
+    _write_page([figure], path)
     return True
+
+
+def draw_layers(results: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], path: Path) -> bool:
+    """Metrics of probes over the places of a model with the bands of their nulls, and points of some places.
+
+    Args:
+        results: one row a ``place``, ``probe`` and ``metric``, with ``value``, ``low``, ``high``, ``random_low`` and
+            ``random_high``, places in order; rows of a ``subset`` other than "all" are left out.
+        pictures: by place, points to draw: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        path: of the page.
+
+    Returns:
+        Whether it was drawn; False where plotly is not installed.
+    """
+    try:
+        import plotly.graph_objects as go
+    except ImportError:
+        return False
+    everything = results[results["subset"] == "all"]
+    figures = [
+        _metric_figure(go, everything[everything["metric"] == metric], metric)
+        for metric in dict.fromkeys(everything["metric"])
+    ]
+    figures += [_points_figure(go, points, place) for place, points in pictures.items()]
+    _write_page(figures, path)
+    return True
+
+
+def _metric_figure(go: Any, rows: pd.DataFrame, metric: str) -> Any:
+    figure = go.Figure()
+    probes = list(dict.fromkeys(rows["probe"]))
+    first = rows[rows["probe"] == probes[0]]
+    for band, color in _BANDS.items():
+        if f"{band}_low" in first and first[f"{band}_low"].notna().any():
+            _add_band(figure, first["place"], first[f"{band}_low"], first[f"{band}_high"], color, _BAND_NAMES[band])
+    for number, probe in enumerate(probes):
+        values = rows[rows["probe"] == probe]
+        away = {
+            "type": "data",
+            "array": values["high"] - values["value"],
+            "arrayminus": values["value"] - values["low"],
+        }
+        figure.add_scatter(
+            x=values["place"],
+            y=values["value"],
+            error_y={**away, "thickness": 1, "width": 3},
+            mode="lines+markers",
+            line={"color": _LINES[number % len(_LINES)]},
+            name=probe,
+        )
+    return figure.update_layout(
+        title=f"{metric}, held out, by place (bars: 95 % bootstrap intervals)",
+        yaxis_title=metric,
+        template="plotly_white",
+    )
+
+
+def _add_band(figure: Any, places: pd.Series, low: pd.Series, high: pd.Series, color: str, name: str) -> None:
+    figure.add_scatter(
+        x=[*places, *places[::-1]],
+        y=[*high, *low[::-1]],
+        mode="lines",
+        fill="toself",
+        line={"width": 0},
+        opacity=0.3,
+        fillcolor=color,
+        name=name,
+        hoverinfo="skip",
+    )
+
+
+def _points_figure(go: Any, points: pd.DataFrame, place: str) -> Any:
+    figure = go.Figure()
+    across, up = points.columns[:2]
+    for number, (truth, some) in enumerate(points.groupby("truth")):
+        figure.add_scatter(
+            x=some[across],
+            y=some[up],
+            mode="markers",
+            marker={"color": _LINES[number], "symbol": ("circle", "x")[number % 2], "opacity": 0.7},
+            text=some["id"] + ": " + some["text"],
+            name=str(truth),
+        )
+    return figure.update_layout(
+        title=f"{place}: yes form less no form of every statement, principal components (a picture, no result)",
+        xaxis_title=across,
+        yaxis_title=up,
+        template="plotly_white",
+    )
+
+
+def _write_page(figures: list[Any], path: Path) -> None:
+    """All figures below each other; the library, which is most of the page, once."""
+    parts = [
+        figure.to_html(include_plotlyjs=number == 0, full_html=False, div_id=f"figure{number}")
+        for number, figure in enumerate(figures)
+    ]
+    page = "\n".join(['<!doctype html><html><head><meta charset="utf-8"></head><body>', *parts, "</body></html>"])
+    with new_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")

@@ -39,8 +39,8 @@ class CCSConfig:
     Args:
         data: JSONL, JSON, CSV or Parquet file (also gzipped), saved datasets folder, hub id, or "bundled": statements
             with their opposites and a label, whether the statement is true.
-        out: folder for results.parquet, controls.parquet, pairs.parquet, probes.safetensors, summary.json, plots.html, forms.jsonl and
-            the states; an interrupted run in it is continued.
+        out: folder for results.parquet, controls.parquet, pairs.parquet, probes.safetensors, summary.json, plots.html,
+            forms.jsonl and the states; an interrupted run in it is continued.
         model: folder or hub id of a causal language model or an encoder, or "bundled".
         store: in place of a model, states captured before: the folder "states" of an earlier run, or that of a
             'probing capture' of its forms.jsonl.

@@ -1,4 +1,4 @@
-"""Training and judging the probes of every layer into a claimed folder; the part of ``probing ccs`` that needs states."""
+"""Training and judging the probes of every layer into a claimed folder: the part of ``probing ccs`` after its data."""
 
 import hashlib
 import json
@@ -160,7 +160,9 @@ def _identity(
     device: torch.device,
 ) -> dict[str, Any]:
     """Everything that the bytes of the results depend on."""
-    statements = [[*asdict(pair).values(), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)]
+    statements = [
+        [*asdict(pair).values(), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)
+    ]
     if isinstance(source, ActivationStore):
         states: dict[str, Any] = {"rows_sha256": source.facts["rows_sha256"], "dtype": source.facts["dtype"]}
     else:
@@ -187,7 +189,12 @@ def _options(config: CCSConfig) -> ContrastOptions:
         config.seed,
     )
     return ContrastOptions(
-        ccs, config.normalization, config.centering, config.random, config.pairings, config.refits,
+        ccs,
+        config.normalization,
+        config.centering,
+        config.random,
+        config.pairings,
+        config.refits,
         config.inverse_penalty,
     )
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.data.prompts import tokenize_prompts
-from probing.data.statements import FORMS, distracted, forms, replace_word
+from probing.data.statements import FORMS, distracted, forms, replace_word, text_forms
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch
 from probing.models.layers import find_stack
@@ -48,12 +47,10 @@ class Variants:
     @classmethod
     def of(cls, config: CCSConfig, pairs: Sequence[ContrastPair], groups: Sequence[int]) -> "Variants":
         """Which pairs; half of the groups that share texts get the distractor, so that no text has it here only."""
-        replacement = config.replacement()
-        replaced: dict[int, tuple[str, str]] = {}
-        for index, pair in enumerate(pairs) if replacement is not None else ():
-            texts = replace_word(pair, *replacement)
-            if texts is not None:
-                replaced[index] = texts
+        replacement, replaced = config.replacement(), {}
+        if replacement is not None:
+            found = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}
+            replaced = {index: texts for index, texts in found.items() if texts is not None}
         names = np.unique(np.asarray(groups))
         chosen = np.random.default_rng([config.seed, 6]).permutation(names)[: len(names) // 2]
         has = np.isin(np.asarray(groups), chosen) if config.distractor else np.zeros(len(pairs), dtype=bool)
@@ -65,19 +62,11 @@ def all_forms(config: CCSConfig, pairs: Sequence[ContrastPair], variants: Varian
     template = config.form()
     prompts = forms(pairs, template)
     for index, texts in variants.marker.items():
-        prompts += _variant(pairs[index].id, texts, config, MARKER)
-    for index in np.flatnonzero(variants.distracted):
-        pair = pairs[index]
+        prompts += text_forms(pairs[index].id, texts, template, MARKER)
+    for pair in (pairs[index] for index in np.flatnonzero(variants.distracted)):
         texts = (distracted(pair.statement, config.distractor), distracted(pair.opposite, config.distractor))
-        prompts += _variant(pair.id, texts, config, DISTRACTOR)
+        prompts += text_forms(pair.id, texts, template, DISTRACTOR)
     return prompts
-
-
-def _variant(id: str, texts: tuple[str, str], config: CCSConfig, name: str) -> list[LabelledPrompt]:
-    template = config.form()
-    return [
-        template.form(id, texts[form // 2], form % 2, f"{name}{form_name}") for form, form_name in enumerate(FORMS)
-    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +121,12 @@ def read_forms(
     prompts = all_forms(config, pairs, variants)
     if isinstance(source, ActivationStore):
         request = source.facts["request"]
-        return _joined(source, prompts, f"the {request['pooling']} token ({request['over']}), as the store was captured")
+        return _joined(
+            source, prompts, f"the {request['pooling']} token ({request['over']}), as the store was captured"
+        )
     assert config.model is not None
     pooling, over = _token(config, find_stack(source).causal)
     token = _told(config, source, prompts[: 4 * len(pairs)], pooling, over)
-    _write_forms(folder / FORMS_FILE, prompts)
     request_config = CaptureConfig(
         model=config.model,
         data=str(folder / FORMS_FILE),
@@ -154,6 +144,7 @@ def read_forms(
     )
     with claim(folder / STATES, "capture", MANIFEST) as inner:
         capture_into(inner, request_config, table, prompts, source)
+    _write_forms(folder / FORMS_FILE, prompts)
     return _joined(open_store(folder / STATES), prompts, token)
 
 

@@ -31,11 +31,12 @@ def states_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.safetensors"
 
 
-def write_states(path: Path, states: Mapping[str, Tensor]) -> dict[str, Any]:
+def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write one part; what to remember of it: size and hashes of the file and of each tensor."""
     with new_file(path) as temporary:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in states.items()}, temporary, {"format": "pt"})
+            contiguous = {name: tensor.contiguous() for name, tensor in states.items()}
+            save_file(contiguous, temporary, {"format": "pt", **(metadata or {})})
         except SafetensorError as error:
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]) if found else errno.EIO, f"{error}", str(path)) from error

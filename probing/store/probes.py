@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.ccs import normalized
-from probing.store.files import new_file
+from probing.store.activations import write_states
 from probing.types import Activations, Place, Source
 
 FORMAT = "probing-probes-1"
@@ -120,13 +119,8 @@ def save_probes(
     """Write probes as float64 safetensors; shapes as in ``SavedProbes``."""
     tensors = {"weight": weight, "bias": bias, "centers": centers}
     known = {"format": FORMAT, "source": asdict(source), "places": list(places), "names": list(names), **facts}
-    with new_file(path) as temporary:
-        save_file(
-            {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for name, array in tensors.items()},
-            temporary,
-            {"probing": json.dumps(known, default=str)},
-        )
-        temporary.chmod(0o644)
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(array, np.float64)) for name, array in tensors.items()}
+    write_states(path, arrays, {"probing": json.dumps(known, default=str)})
 
 
 def open_probes(path: str | Path) -> SavedProbes:
