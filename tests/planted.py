@@ -30,7 +30,7 @@ def forms_of(feature, strength=1.0, width=24, noise=0.3, seed=0, axis=0, opposit
     states[..., axis] += strength * claims
     states[[0, 2], :, -1] += 2.0  # "Yes" and "No" are other words
     states[[1, 3], :, -1] -= 2.0
-    return states + torch.linspace(-0.3, 0.3, width)
+    return states + torch.linspace(-1, 1, width)
 
 
 def rows_of(labels, folds=4, units=None, seed=0):
@@ -40,7 +40,7 @@ def rows_of(labels, folds=4, units=None, seed=0):
 
 
 def quick(**changes):
-    ccs = CCSOptions(restarts=3, epochs=1200)
+    ccs = CCSOptions(restarts=3, epochs=600, learning_rate=0.05)
     return ContrastOptions(**{"ccs": ccs, "random": 12, "pairings": 1, "refits": 3, **changes})
 
 

@@ -45,7 +45,7 @@ def check_planted(found):
     assert found["esa"] == 1
     assert found["auroc"] == 1
     assert abs(found["polar_consistency"]) < 0.02
-    assert found["contradiction_index"] < 0.05
+    assert found["contradiction_index"] < 0.1
     assert found["silhouette"] > 0.8
 
 
