@@ -23,6 +23,7 @@ COMMANDS = {
     "filter": "keep the pairs of a scored dataset whose responses look least alike",
     "displacement": "compare two models: which responses lost probability, and where it went",
     "ccs": "train contrast-consistent probes on opposite statements, with the controls that keep them honest",
+    "probe": "fit supervised probes to labelled prompts, and try to prove them wrong",
     "capture": "write hidden states of texts, at any places of any model",
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",

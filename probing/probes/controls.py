@@ -161,3 +161,31 @@ def corrected_p_values(values: Array, nulls: Array, higher_is_better: bool = Tru
         return np.full(len(values), np.nan)
     best = np.nanmax(nulls, axis=0) if higher_is_better else np.nanmin(nulls, axis=0)
     return np.array([p_value(float(value), best, higher_is_better) for value in values])
+
+
+def permuted_labels(labels: NDArray[np.bool_], units: ArrayLike, count: int, seed: int = 0) -> NDArray[np.bool_]:
+    """Permutations of the labels, [count row].
+
+    Where every unit has one label, labels are exchanged between units, so that rows of one unit keep theirs alike;
+    otherwise between rows of a unit, which is where the labels differ.
+    """
+    names, index = np.unique(np.asarray(units), return_inverse=True)
+    ones = np.bincount(index, weights=labels, minlength=len(names))
+    sizes = np.bincount(index, minlength=len(names))
+    generator = np.random.default_rng([seed, 7])
+    found = np.empty((count, len(labels)), dtype=bool)
+    for number in range(count):
+        if ((ones == 0) | (ones == sizes)).all():
+            found[number] = generator.permutation(ones > 0)[index]
+        else:
+            found[number] = _within(labels, index, generator)
+    return found
+
+
+def _within(labels: NDArray[np.bool_], index: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Labels in another order inside each unit."""
+    shuffled = generator.permutation(len(labels))
+    order = shuffled[np.argsort(index[shuffled], kind="stable")]
+    found = np.empty_like(labels)
+    found[np.argsort(index, kind="stable")] = labels[order]
+    return found

@@ -1,7 +1,6 @@
 """Training and judging the probes of every layer into a claimed folder: the part of ``probing ccs`` after its data."""
 
 import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from probing.data.statements import FORMS, text_groups
 from probing.data.tables import Table, canonical
-from probing.errors import DataInvalid, OutOfMemory, StoreCorrupt
+from probing.errors import DataInvalid, OutOfMemory
 from probing.models.load import LanguageModel, choose_device, load
 from probing.probes.ccs import CCSOptions
 from probing.probes.contrast import PROBES, ContrastOptions, Rows, read_layer, same_states
@@ -37,13 +36,21 @@ from probing.runs.ccs import (
 from probing.runs.ccs_results import Judged, judge
 from probing.runs.ccs_tables import make_tables
 from probing.runs.contrast_states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast, read_forms
-from probing.runs.layer_shards import Arrays, all_layers, check_memory, read_layer_arrays
+from probing.runs.layer_shards import (
+    Arrays,
+    all_layers,
+    check_memory,
+    finished_report,
+    identity_of_layers,
+    joined_groups,
+    read_layer_arrays,
+    write_summary,
+)
 from probing.runs.problems import LISTED_PROBLEMS
-from probing.runs.sharded import clear, content_of, plain
-from probing.runs.versions import versions
+from probing.runs.sharded import clear, plain
 from probing.store.activations import ActivationStore, open_store
-from probing.store.files import file_sha256, new_file
-from probing.store.manifest import RUN_FILE, RunFolder
+from probing.store.files import file_sha256
+from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
 from probing.store.shards import join_shards
 from probing.types import ContrastPair, Problem, Report
@@ -141,7 +148,7 @@ def probe_into(
         facts |= {"sha256": {name: file_sha256(folder.path / name) for name in written}}
         folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
     clear(folder.shards)
-    return _report(folder)
+    return finished_report(folder, SUMMARY_FILE)
 
 
 def _source(config: CCSConfig) -> LanguageModel | ActivationStore:
@@ -160,21 +167,9 @@ def _identity(
     device: torch.device,
 ) -> dict[str, Any]:
     """Everything that the bytes of the results depend on."""
-    statements = [
-        [*asdict(pair).values(), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)
-    ]
-    if isinstance(source, ActivationStore):
-        states: dict[str, Any] = {"rows_sha256": source.facts["rows_sha256"], "dtype": source.facts["dtype"]}
-    else:
-        states = {"dtype": str(source.dtype).removeprefix("torch.")}
-    return {
-        "statements": hashlib.sha256(canonical(statements)).hexdigest(),
-        "model": content_of(source.source),
-        "states": states,
-        "options": {name: value for name, value in plain(config).items() if name not in NOT_IDENTITY},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": versions(),
-    }
+    statements = [[asdict(pair), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)]
+    hashed = hashlib.sha256(canonical(statements)).hexdigest()
+    return {"statements": hashed, **identity_of_layers(config, NOT_IDENTITY, source, device)}
 
 
 def _options(config: CCSConfig) -> ContrastOptions:
@@ -230,7 +225,7 @@ def _material(
         log.warning("%s is left out: %s", place, why)
     kept = [pairs[at] for at in index]
     units = [groups[at] for at in index]
-    together = units if split_values is None else _joined(units, [split_values[at] for at in index])
+    together = joined_groups(units, None if split_values is None else [split_values[at] for at in index])
     try:
         folds = make_folds(together, config.folds, config.seed)
     except ValueError as error:
@@ -241,19 +236,6 @@ def _material(
         ) from error
     rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
     return Material(kept, rows, forms, variants, index, places, skipped), problems
-
-
-def _joined(units: Sequence[int], values: Sequence[str]) -> list[int]:
-    """Groups of pairs that share a unit or a value, directly or through others."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    _, left = np.unique(np.asarray(units), return_inverse=True)
-    _, right = np.unique(np.asarray(values), return_inverse=True)
-    size = int(left.max()) + 1 + int(right.max()) + 1
-    links = coo_array((np.ones(len(left)), (left, int(left.max()) + 1 + right)), shape=(size, size))
-    found: NDArray[np.int32] = connected_components(links, directed=False)[1]
-    return [int(group) for group in found[left]]
 
 
 def _unread(
@@ -388,10 +370,7 @@ def _write(
         judged.centers,
         {"normalization": config.normalization, "token": material.forms.token, "best": judged.best},
     )
-    summary = {"tables": {title: json.loads(table.to_json(orient="records")) for title, table in tables.items()}}
-    with new_file(folder.path / SUMMARY_FILE) as temporary:
-        text = json.dumps({**facts, **summary}, indent=2, ensure_ascii=False, default=str) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_summary(folder.path / SUMMARY_FILE, facts, tables)
     if draw_layers(judged.results, _pictures(material, judged), folder.path / PLOTS_FILE):
         written.append(PLOTS_FILE)
     return written
@@ -437,19 +416,3 @@ def _pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
             }
         )
     return pictures
-
-
-def _report(folder: RunFolder) -> Report:
-    """The tables of a finished run.
-
-    Raises:
-        StoreCorrupt: a file of it is gone or changed.
-    """
-    facts = folder.facts()
-    for name, sha256 in facts["sha256"].items():
-        path = folder.path / name
-        if not path.is_file() or file_sha256(path) != sha256:
-            raise StoreCorrupt(f"{path}: gone or changed since it was written; delete the folder and run again")
-    stored = json.loads((folder.path / SUMMARY_FILE).read_text(encoding="utf-8"))["tables"]
-    tables = {title: pd.DataFrame(rows) for title, rows in stored.items()}
-    return Report(tables, {**facts, "wrote": [str(folder.path / name) for name in (*facts["sha256"], RUN_FILE)]})

@@ -63,7 +63,7 @@ def all_forms(config: CCSConfig, pairs: Sequence[ContrastPair], variants: Varian
     prompts = forms(pairs, template)
     for index, texts in variants.marker.items():
         prompts += text_forms(pairs[index].id, texts, template, MARKER)
-    for pair in (pairs[index] for index in np.flatnonzero(variants.distracted)):
+    for pair in (pair for pair, has in zip(pairs, variants.distracted, strict=True) if has):
         texts = (distracted(pair.statement, config.distractor), distracted(pair.opposite, config.distractor))
         prompts += text_forms(pair.id, texts, template, DISTRACTOR)
     return prompts

@@ -1,18 +1,27 @@
 """A job over the layers of a model: what each gives is saved when it is done, and known again after a restart."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from probing.errors import OutOfMemory
+from probing.errors import OutOfMemory, StoreCorrupt
+from probing.models.load import LanguageModel
 from probing.report.progress import Progress
-from probing.store.activations import fault, states_path, write_states
+from probing.runs.sharded import content_of, plain
+from probing.runs.versions import versions
+from probing.store.activations import ActivationStore, fault, states_path, write_states
+from probing.store.files import file_sha256, new_file
+from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import read_shard, shard_path, write_shard
+from probing.types import Report
 
 SCHEMA = pa.schema([("place", pa.string())])
 Arrays = Mapping[str, NDArray[np.float64]]
@@ -52,6 +61,69 @@ def _is_there(folder: Path, number: int, place: str) -> bool:
     if found is None or found[0]["place"].to_pylist() != [place]:
         return False
     return fault(states_path(folder, number), found[1], deep=True) is None
+
+
+def identity_of_layers(
+    config: Any, left_out: Sequence[str], source: LanguageModel | ActivationStore, device: torch.device
+) -> dict[str, Any]:
+    """What the bytes of such a job depend on, besides its data: states, options, machine, versions.
+
+    Args:
+        config: the job's options.
+        left_out: options that change no byte, or are told apart by content.
+        source: a model that is still to be read, or states that were.
+        device: where probes are fitted.
+    """
+    if isinstance(source, ActivationStore):
+        states: dict[str, Any] = {"rows_sha256": source.facts["rows_sha256"], "dtype": source.facts["dtype"]}
+    else:
+        states = {"dtype": str(source.dtype).removeprefix("torch.")}
+    return {
+        "model": content_of(source.source),
+        "states": states,
+        "options": {name: value for name, value in plain(config).items() if name not in left_out},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": versions(),
+    }
+
+
+def joined_groups(units: Sequence[int], values: Sequence[str] | None) -> list[int]:
+    """Groups of rows that share a unit or a value, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if values is None:
+        return list(units)
+    _, left = np.unique(np.asarray(units), return_inverse=True)
+    _, right = np.unique(np.asarray(values), return_inverse=True)
+    size = int(left.max()) + 1 + int(right.max()) + 1
+    links = coo_array((np.ones(len(left)), (left, int(left.max()) + 1 + right)), shape=(size, size))
+    found: NDArray[np.int32] = connected_components(links, directed=False)[1]
+    return [int(group) for group in found[left]]
+
+
+def write_summary(path: Path, facts: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Facts and tables as JSON; NaN becomes null."""
+    shown = {title: json.loads(table.to_json(orient="records", double_precision=15)) for title, table in tables.items()}
+    with new_file(path) as temporary:
+        text = json.dumps({**facts, "tables": shown}, indent=2, ensure_ascii=False, default=str) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def finished_report(folder: RunFolder, summary: str) -> Report:
+    """The tables of a finished run, from its summary.
+
+    Raises:
+        StoreCorrupt: a file of it is gone or changed.
+    """
+    facts = folder.facts()
+    for name, sha256 in facts["sha256"].items():
+        path = folder.path / name
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise StoreCorrupt(f"{path}: gone or changed since it was written; delete the folder and run again")
+    stored = json.loads((folder.path / summary).read_text(encoding="utf-8"))["tables"]
+    tables = {title: pd.DataFrame(rows) for title, rows in stored.items()}
+    return Report(tables, {**facts, "wrote": [str(folder.path / name) for name in (*facts["sha256"], RUN_FILE)]})
 
 
 def check_memory(needed: int, device: torch.device, what: str) -> None:

@@ -1,0 +1,49 @@
+"""What a text looks like without being read: lengths and punctuation, as a baseline for probes."""
+
+import string
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probing.types import LabelledPrompt, Text, message_text
+
+FEATURES = (
+    "characters",
+    "words",
+    "characters a word",
+    "lines",
+    "messages",
+    "capitals",
+    "digits",
+    "other than ASCII",
+    *string.punctuation,
+)
+
+
+def surface_features(prompts: Sequence[LabelledPrompt]) -> NDArray[np.float64]:
+    """[row feature]: the counts of ``FEATURES`` in each text with its response, as logarithms of one more."""
+    rows = [_counts(prompt.text, prompt.response) for prompt in prompts]
+    logarithms: NDArray[np.float64] = np.log1p(np.array(rows, dtype=np.float64))
+    return logarithms
+
+
+def _counts(text: Text, response: Text | None) -> list[float]:
+    parts = [part for side in (text, response) if side is not None for part in _messages(side)]
+    whole = "\n".join(parts)
+    words = whole.split()
+    return [
+        len(whole),
+        len(words),
+        sum(map(len, words)) / max(len(words), 1),
+        whole.count("\n") + 1,
+        len(parts),
+        sum(character.isupper() for character in whole),
+        sum(character.isdigit() for character in whole),
+        sum(not character.isascii() for character in whole),
+        *(whole.count(mark) for mark in string.punctuation),
+    ]
+
+
+def _messages(text: Text) -> list[str]:
+    return [text] if isinstance(text, str) else [message_text(message) for message in text]

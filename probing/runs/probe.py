@@ -1,0 +1,142 @@
+"""The job ``probing probe``: supervised probes of every layer on labelled prompts, and whether they hold up."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from probing.data.bundled import BUNDLED, bundled_data
+from probing.data.prompts import Columns, prompts_from_table
+from probing.data.tables import Table, read_table
+from probing.errors import DataInvalid, UsageError
+from probing.runs.capture import expand_places
+from probing.runs.options import check_at_least
+from probing.store.manifest import claim
+from probing.types import LabelledPrompt, Over, Report
+
+RESULTS_FILE = "results.parquet"
+PREDICTIONS_FILE = "predictions.parquet"
+PROBES_FILE = "probes.safetensors"
+SUMMARY_FILE = "summary.json"
+PLOTS_FILE = "plots.html"
+STATES, FRESH_STATES = "states", "fresh-states"
+TEXT = "text"
+LEAST_FOLDS = 3
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Fit logistic, mass-mean and LDA probes to labelled prompts at every layer, and try to prove them wrong.
+
+    Args:
+        data: JSONL, JSON, CSV or Parquet file (also gzipped), saved datasets folder, hub id, or "bundled": texts with
+            labels.
+        out: folder for results.parquet, predictions.parquet, probes.safetensors, summary.json, plots.html and the
+            states; an interrupted run in it is continued.
+        model: folder or hub id of a causal language model or an encoder, or "bundled".
+        store: in place of a model, a folder that 'probing capture' wrote from the same data.
+        fresh: other prompts of the same kind, written independently: the probes that saw all of data are tried on them.
+        fresh_store: with a store, the folder that 'probing capture' wrote from them.
+        positive: the label that a probe says yes to; needed where there are not exactly two labels (all others are no).
+        text_column: column of the texts or conversations; by default text, prompt, instruction, question, statement or
+            messages.
+        response_column: column of the responses; by default response or completion, if there is one.
+        label_column: column of the labels; by default label.
+        category_column: column of the categories; by default category, if there is one.
+        id_column: column of unique ids; by default "id" if there is one, otherwise ids are made from the content.
+        split: which split, where the data have several.
+        split_by: "text" keeps equal texts in one fold; the name of a column (category, for instance) also keeps its
+            values whole.
+        places: separated by commas, as for 'probing capture'.
+        pooling: "last", "first", "mean" or "sum" of the tokens that count.
+        over: which tokens count, as for 'probing capture'.
+        chat: put plain texts into a user's turn of the chat template.
+        folds: parts of the rows, each of which is held out once; at least 3.
+        refits: permutations of the labels that the probes are fitted to, as their null.
+        resamples: of the bootstrap.
+        inverse_penalty: C of the logistic regression.
+        seed: of folds, permutations and resamples.
+        revision: branch, tag or commit of a hub model.
+        dtype: of the model: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
+        device: "auto", "cpu", "cuda", "cuda:1", ...: for the model and for fitting.
+        batch_tokens: tokens a batch; by default found from the memory of the device.
+        max_length: longest sequence in tokens; longer rows are left out. By default the model's limit.
+        trust_remote_code: run code that the checkpoint brings with it.
+    """
+
+    data: str
+    out: Path
+    model: str | None = None
+    store: Path | None = None
+    fresh: str | None = None
+    fresh_store: Path | None = None
+    positive: str | None = None
+    text_column: str | None = None
+    response_column: str | None = None
+    label_column: str | None = None
+    category_column: str | None = None
+    id_column: str | None = None
+    split: str | None = None
+    split_by: str = TEXT
+    places: str | list[str] = "resid_post:all"
+    pooling: Literal["last", "first", "mean", "sum"] = "last"
+    over: Over = "text"
+    chat: bool = False
+    folds: int = 5
+    refits: int = 20
+    resamples: int = 1000
+    inverse_penalty: float = 1.0
+    seed: int = 0
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    batch_tokens: int | None = None
+    max_length: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_tokens=1, max_length=1, seed=0, folds=LEAST_FOLDS, refits=1, resamples=1)
+        if not 0 < self.inverse_penalty < float("inf"):
+            raise ValueError(f"inverse_penalty must be above 0, not {self.inverse_penalty}")
+        if (self.model is None) == (self.store is None):
+            raise ValueError("give one of --model and --store")
+        if self.over == "span":
+            raise ValueError("spans are captured by 'probing capture'; give its folder as --store")
+        if (self.store is not None and self.fresh is not None) != (self.fresh_store is not None):
+            raise ValueError("--fresh-store belongs to --store and --fresh together")
+        expand_places(self.places, None)
+
+
+def run(config: ProbeConfig) -> Report:
+    """Fit and judge the probes into ``config.out``, or go on where an interrupted run stopped.
+
+    Raises:
+        ProbingError: see ``probing.errors``; nothing that was there is written over.
+    """
+    table, prompts = read_labelled(config, config.data)
+    fresh = None if config.fresh is None else read_labelled(config, config.fresh)
+    with claim(Path(config.out).expanduser(), "probe") as folder:
+        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        from probing.runs.probe_layers import probe_into
+
+        return probe_into(folder, config, table, prompts, fresh)
+
+
+def read_labelled(config: ProbeConfig, source: str) -> tuple[Table, list[LabelledPrompt]]:
+    """A dataset as it lies there, and its rows.
+
+    Raises:
+        DataInvalid: no row has a label.
+    """
+    table = read_table(str(bundled_data("prompts")) if source == BUNDLED else source, config.split)
+    columns = Columns(
+        config.id_column, config.text_column, config.response_column, config.label_column, config.category_column
+    )
+    prompts = prompts_from_table(table, columns)
+    if all(prompt.label is None for prompt in prompts):
+        raise DataInvalid(f"{table.path}: no row has a label; name their column with --label-column")
+    if config.split_by not in (TEXT, "category") and config.split_by not in table.columns:
+        raise UsageError(
+            f"{table.path}: there is no column '{config.split_by}' to split by; give 'text' or one of "
+            f"{', '.join(map(str, table.columns))}"
+        )
+    return table, prompts
