@@ -7,12 +7,16 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported below: no test may wait for a hub
 
 # Shapes in signatures are checked while the tests run, and only then.
-with install_import_hook(["probing.metrics", "probing.kernels", "probing.engine"], "beartype.beartype"):
+with install_import_hook(
+    ["probing.metrics", "probing.kernels", "probing.engine", "probing.probes"], "beartype.beartype"
+):
     import probing.engine.readouts
     import probing.engine.stream
     import probing.kernels.segment_pool
     import probing.kernels.token_stats
-    import probing.metrics.similarity  # noqa: F401
+    import probing.metrics.similarity
+    import probing.probes.optimize
+    import probing.probes.supervised  # noqa: F401
 
 import tiny
 import torch

@@ -117,9 +117,9 @@ class _Pairs:
         """Remember the pairs of the columns that took their step, but for those without positive curvature."""
         product, square = _dot(step, change), _dot(change, change)
         keep = taken & (product > torch.finfo(step.dtype).eps * square)
-        self.steps = torch.where(keep, torch.cat([self.steps[1:], step[None]]), self.steps)
-        self.changes = torch.where(keep, torch.cat([self.changes[1:], change[None]]), self.changes)
-        self.inverses = torch.where(keep, torch.cat([self.inverses[1:], 1 / product[None, None]]), self.inverses)
+        for pairs, newest in ((self.steps, step), (self.changes, change), (self.inverses, 1 / product[None])):
+            for older, newer in zip(pairs, [*pairs[1:], newest], strict=True):
+                torch.where(keep, newer, older, out=older)
         self.scale = torch.where(keep, product / square, self.scale)
 
     def direction(self, gradient: Float[Tensor, "dim column"]) -> Float[Tensor, "dim column"]:

@@ -1,6 +1,7 @@
-"""Linear probes for known labels (logistic regression, mass-mean, LDA), for many labelings of the same rows at once."""
+"""Linear probes for known labels: logistic regression, mass-mean, LDA; for many labelings of the same rows at once."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from probing.probes.optimize import minimize
 
+ITERATIONS = 1000
+TOLERANCE = 1e-8
+"""Largest gradient at which logistic regression has converged, of the mean loss in coordinates of unit curvature."""
 SAME_MEAN = 1e-12
 """Means whose distance is less than this part of the largest state differ by rounding alone."""
 LEAST_SPREAD = 1e-6
@@ -48,7 +52,7 @@ def fit_logistic(
         inverse_penalty: scikit-learn's ``C``.
 
     Returns:
-        Weight and bias for the states as given, float32 or better.
+        Weight and bias for the states as given, float32 or better. A column that has not converged gives a warning.
 
     Raises:
         ValueError: an ``inverse_penalty`` that is not positive, fewer than two rows, states that are not finite or the
@@ -57,7 +61,7 @@ def fit_logistic(
     if not 0 < inverse_penalty < math.inf:
         raise ValueError(f"inverse_penalty is {inverse_penalty}; it must be positive and finite")
     rows = _Rows(states, targets)
-    scale = rows.coordinates.square().mean().mul(rows.coordinates.shape[1] / states.shape[1]).sqrt()
+    scale = (rows.coordinates.square().sum() / states.numel()).sqrt()
     scaled = rows.coordinates / scale
     count, penalty = len(scaled), 1 / (inverse_penalty * len(scaled))
     # In coordinates where the Hessian at weight 0 is the identity, few steps are needed whatever the spectrum is.
@@ -74,16 +78,19 @@ def fit_logistic(
         loss = losses.mean(dim=0) + penalty / 2 * weight.square().sum(dim=0)
         return loss, torch.cat([by_weight, 2 * errors.sum(dim=0, keepdim=True)])
 
-    found = minimize(step, scaled.new_zeros(len(root) + 1, targets.shape[1]), iterations=1000).parameters
-    weight = torch.linalg.solve_triangular(root.T, found[:-1], upper=True) / scale
-    return rows.probe(weight, 2 * found[-1])
+    start = scaled.new_zeros(len(root) + 1, targets.shape[1])
+    found = minimize(step, start, ITERATIONS, tolerance=TOLERANCE)
+    if not found.converged.all():
+        warnings.warn(f"{int((~found.converged).sum())} of {start.shape[1]} columns did not converge", stacklevel=2)
+    weight = torch.linalg.solve_triangular(root.T, found.parameters[:-1], upper=True) / scale
+    return rows.probe(weight, 2 * found.parameters[-1])
 
 
 def fit_mass_mean(states: Float[Tensor, "row width"], targets: Float[Tensor, "row column"]) -> LinearProbe:
     """The direction from the mean of class 0 to the mean of class 1.
 
     The logit is the log-odds of two Gaussians of equal variance along that direction, the classes equally frequent:
-    zero half way between the means. A column whose means are the same has weight and bias 0.
+    zero midway between the means. A column whose means are the same has weight and bias 0.
 
     Args:
         states: one row an example.
@@ -95,7 +102,7 @@ def fit_mass_mean(states: Float[Tensor, "row width"], targets: Float[Tensor, "ro
     Raises:
         ValueError: as ``fit_logistic`` has it.
 
-    Source: Marks & Tegmark 2023, arXiv 2310.06824, the form for data like the training data is ``fit_lda``.
+    Source: Marks & Tegmark 2023, arXiv 2310.06824. Their form with the inverse covariance is ``fit_lda``.
     """
     rows = _Rows(states, targets)
     return rows.along(rows.differences())
@@ -141,83 +148,66 @@ def fit_lda(
     return rows.along(torch.cholesky_solve(rows.differences(), root))
 
 
-def ledoit_wolf_shrinkage(states: Float[Tensor, "row width"]) -> float:
-    """How much to shrink the scatter of the rows about their mean towards a multiple of the identity.
-
-    Source: Ledoit & Wolf 2004, A well-conditioned estimator for large-dimensional covariance matrices.
-    """
-    centred = states.double() - states.double().mean(dim=0)
-    return _ledoit_wolf(centred, centred.T @ centred / len(centred), states.shape[1])
-
-
-def _ledoit_wolf(centred: Float[Tensor, "row dim"], scatter: Float[Tensor, "dim dim"], width: int) -> float:
-    """The same from centred rows and their scatter, which may be given in fewer coordinates than ``width``."""
-    count = len(centred)
-    mean = float(scatter.trace()) / width
-    square = float(scatter.square().sum())
-    spread = square / width - mean**2
-    noise = (float(centred.square().sum(dim=1).square().sum()) / count - square) / (count * width)
-    return min(max(noise / spread, 0.0), 1.0) if spread > 0 else 0.0
+def _ledoit_wolf(
+    coordinates: Float[Tensor, "row coordinate"], scatter: Float[Tensor, "coordinate coordinate"], width: int
+) -> float:
+    """How far to shrink the scatter towards a multiple of the identity in all ``width`` dimensions."""
+    square, trace = scatter.square().sum(), scatter.trace()
+    spread = square - trace.square() / width
+    noise = (coordinates.square().sum(dim=1).square().mean() - square) / len(coordinates)
+    return float((noise / spread).clamp(0, 1)) if spread > 0 else 0.0
 
 
 class _Rows:
-    """Checked rows about their mean in float64; in a basis of their own where there are fewer of them than features.
+    """States and labelings that can be fitted: centred, in float64, without the dimensions that no row reaches.
 
-    Attributes:
-        coordinates: [row dim]; lengths and angles are those of the centred states.
-        targets: [row column].
+    Where there are more features than rows, the rows are written in an orthonormal basis of what they span. Weights
+    outside of it would change no logit and cost a penalty, so nothing is lost.
     """
 
     def __init__(self, states: Float[Tensor, "row width"], targets: Float[Tensor, "row column"]):
-        _check(states, targets)
+        _require_fit(states, targets)
         self.dtype = torch.promote_types(states.dtype, torch.float32)
-        wide = states.double()
-        self.mean = wide.mean(dim=0)
-        centred = wide - self.mean
-        if not centred.any():
-            raise ValueError("the states are constant: every row is the same")
         self.targets = targets.double()
-        self.basis: Tensor | None = None
-        if centred.shape[1] > len(centred):
-            self.basis, triangle = torch.linalg.qr(centred.T)
-            centred = triangle.T.contiguous()
-        self.coordinates = centred
+        self.mean = states.double().mean(dim=0)
+        self.least_distance = SAME_MEAN * float(states.abs().max())
+        self.coordinates, self.basis = states.double() - self.mean, None
+        if states.shape[1] > len(states):
+            self.basis, triangle = torch.linalg.qr(self.coordinates.T)
+            self.coordinates = triangle.T
 
-    def differences(self) -> Float[Tensor, "dim column"]:
-        """Mean of class 1 less that of class 0, of every column."""
+    def differences(self) -> Float[Tensor, "coordinate column"]:
+        """Mean of class 1 minus mean of class 0; exactly zero where they differ by rounding alone."""
         ones = self.targets.sum(dim=0)
-        sums = self.coordinates.T @ self.targets
-        found = sums / ones - (self.coordinates.sum(dim=0)[:, None] - sums) / (len(self.targets) - ones)
-        least = SAME_MEAN * float(self.coordinates.norm(dim=1).max())
-        return torch.where(found.norm(dim=0) > least, found, torch.zeros_like(found))
+        found = self.coordinates.T @ (self.targets / ones - (1 - self.targets) / (len(self.targets) - ones))
+        return found.masked_fill(found.norm(dim=0) <= self.least_distance, 0)
 
-    def probe(self, weight: Float[Tensor, "dim column"], bias: Float[Tensor, " column"]) -> LinearProbe:
-        """Back in the states' own features and units."""
-        full = weight if self.basis is None else self.basis @ weight
-        return LinearProbe(full.to(self.dtype), (bias - self.mean @ full).to(self.dtype))
+    def along(self, direction: Float[Tensor, "coordinate column"]) -> LinearProbe:
+        """The log-odds of two Gaussians of equal variance along a direction of each column."""
+        projected, ones = self.coordinates @ direction, self.targets.sum(dim=0)
+        upper = (projected * self.targets).sum(dim=0) / ones
+        lower = (projected * (1 - self.targets)).sum(dim=0) / (len(projected) - ones)
+        distance = upper - lower
+        variance = (projected - torch.where(self.targets == 1, upper, lower)).square().mean(dim=0)
+        slope = distance / torch.maximum(variance, LEAST_SPREAD * distance.square())
+        slope = torch.where(distance > 0, slope, 0)
+        return self.probe(slope * direction, -slope * (upper + lower) / 2)
 
-    def along(self, direction: Float[Tensor, "dim column"]) -> LinearProbe:
-        """Log-odds of two Gaussians of equal variance along each direction; zero half way between their means."""
-        spots = self.coordinates @ direction
-        ones = self.targets.sum(dim=0)
-        zeros = len(self.targets) - ones
-        high = (spots * self.targets).sum(dim=0) / ones
-        low = (spots * (1 - self.targets)).sum(dim=0) / zeros
-        away = spots - torch.where(self.targets > 0, high, low)
-        distance = high - low
-        variance = (away.square().mean(dim=0)).clamp_min(LEAST_SPREAD * distance.square())
-        slope = torch.where(distance > 0, distance / variance, torch.zeros_like(distance))
-        return self.probe(direction * slope, -slope * (high + low) / 2)
+    def probe(self, weight: Float[Tensor, "coordinate column"], bias: Float[Tensor, " column"]) -> LinearProbe:
+        """The probe of the states as they were given."""
+        weight = weight if self.basis is None else self.basis @ weight
+        return LinearProbe(weight.to(self.dtype), (bias - self.mean @ weight).to(self.dtype))
 
 
-def _check(states: Tensor, targets: Tensor) -> None:
+def _require_fit(states: Tensor, targets: Tensor) -> None:
     if len(states) < 2:
-        raise ValueError(f"a probe needs at least two rows, not {len(states)}")
-    if not torch.isfinite(states).all():
-        raise ValueError("the states are not all finite")
+        raise ValueError(f"{len(states)} rows; at least two are needed")
+    if not states.isfinite().all():
+        raise ValueError("there are states that are not finite")
+    if (states == states[0]).all():
+        raise ValueError("the states are constant: the same in every row")
     if not ((targets == 0) | (targets == 1)).all():
-        raise ValueError("targets must be 0 or 1")
-    ones = targets.sum(dim=0)
-    single = ((ones == 0) | (ones == len(targets))).nonzero()
-    if len(single):
-        raise ValueError(f"column {int(single[0])} of the targets has one class only")
+        raise ValueError("every target must be 0 or 1")
+    single = (targets == targets[0]).all(dim=0).nonzero().flatten().tolist()
+    if single:
+        raise ValueError(f"one class only in column {', '.join(map(str, single))} of the targets")
