@@ -2,14 +2,26 @@
 
 from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, no_type_check
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import softplus
+
+from probing.kernels.dispatch import choose
+from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 Loss = Literal["original", "symmetric"]
 LOSSES: tuple[Loss, ...] = ("original", "symmetric")
+LOGIT_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
+"""Logits that the Triton form of ``ccs_gradient`` takes."""
+# Eight rows a thread, each form of them read in two instructions of 128 bits.
+BLOCK_ROWS = 1024
+NUM_WARPS = 4
 
 
 class CCSStep(NamedTuple):
@@ -27,38 +39,143 @@ class CCSStep(NamedTuple):
 
 
 def ccs_gradient_reference(
-    logits: Float[Tensor, "entry 2 row probe"],
+    logits: Float[Tensor, "entry probe 2 row"],
     row_weights: Float[Tensor, "row split"],
     loss: Loss = "original",
     targets: Float[Tensor, " row"] | None = None,
     supervision: float = 0.0,
 ) -> Float[Tensor, "entry probe"]:
-    """``ccs_gradient`` in plain torch: the definition."""
-    entries, _, rows, probes = logits.shape
-    shares = row_weights.repeat_interleave(probes // row_weights.shape[1], dim=1)
-    p, q = torch.sigmoid(logits).unbind(1)
-    sure = [(p, 1.0), (q, 1.0)] if loss == "original" else [(p, 1.0), (q, 1.0), (1 - p, -1.0), (1 - q, -1.0)]
-    least = torch.stack([value for value, _ in sure]).amin(dim=0)
-    consistent = p + q - 1
-    value = consistent.square() + least.square()
-    by_p, by_q = 2 * consistent, 2 * consistent
-    ties = sum((candidate == least).to(p.dtype) for candidate, _ in sure)
-    for index, (candidate, sign) in enumerate(sure):
-        part = (candidate == least) * (2 * sign * least / ties)
-        by_p, by_q = (by_p + part, by_q) if index % 2 == 0 else (by_p, by_q + part)
-    by_p, by_q = by_p * p * (1 - p), by_q * q * (1 - q)
+    """``ccs_gradient`` in plain torch: the definition.
+
+    Which probabilities are least is read off the logits, which still differ where probabilities round to the same.
+    """
+    shares = row_weights.T.repeat_interleave(logits.shape[1] // row_weights.shape[1], dim=0)
+    both, size = torch.sigmoid(logits), logits.abs()
+    excess = both.sum(dim=2) - 1
+    if loss == "original":
+        least, toward, order = both.amin(dim=2), torch.ones_like(logits), logits
+    else:  # the least of p and 1 - p is sigmoid(-|z|)
+        least, toward, order = torch.sigmoid(-size.amax(dim=2)), -torch.sign(logits), -size
+    side = torch.sign(order[:, :, 0] - order[:, :, 1])  # -1 where the yes form is least, 1 where the no form is
+    parts = torch.stack((1 - side, 1 + side), dim=2) / 2
+    value = excess.square() + least.square()
+    gradient = 2 * excess[:, :, None] * both * (1 - both)
+    gradient += (2 * least.square() * (1 - least))[:, :, None] * parts * toward
     if targets is not None and supervision:
-        truth = targets[:, None]
-        signs = 2 * truth - 1
-        error = torch.nn.functional.softplus
-        value = value + supervision * (error(-signs * logits[:, 0]) + error(signs * logits[:, 1]))
-        by_p, by_q = by_p + supervision * (p - truth), by_q + supervision * (q - (1 - truth))
-    logits[:, 0], logits[:, 1] = by_p * shares, by_q * shares
-    return (value * shares).sum(dim=1)
+        truth = torch.stack((targets, 1 - targets))
+        value += supervision * softplus((1 - 2 * truth) * logits).sum(dim=2)
+        gradient += supervision * (both - truth)
+    logits.copy_(gradient * shares[:, None])
+    return (value * shares).sum(dim=2)
+
+
+def ccs_gradient_in_place(
+    logits: Float[Tensor, "entry probe 2 row"],
+    row_weights: Float[Tensor, "row split"],
+    loss: Loss = "original",
+    targets: Float[Tensor, " row"] | None = None,
+    supervision: float = 0.0,
+) -> Float[Tensor, "entry probe"]:
+    """The same for a CPU, where time goes into memory: a few buffers, each written over as soon as it is used."""
+    yes, no = logits.unbind(2)
+    both = torch.sigmoid(logits)
+    p, q = both.unbind(2)
+    excess = (p + q).sub_(1)
+    if loss == "original":
+        least, side = torch.minimum(p, q), (yes - no).sign_()
+    else:
+        least = torch.maximum(p, q).neg_().add_(1)
+        for other in (p, q):
+            torch.minimum(least, other, out=least)
+        side, signs = no.abs().sub_(yes.abs()).sign_(), torch.sign(logits)
+    value = least.square()
+    pull = least.neg_().add_(1).mul_(value)
+    side *= pull
+    value.addcmul_(excess, excess)
+    error = None
+    if targets is not None and supervision:
+        truth = torch.stack((targets, 1 - targets))
+        value.add_(softplus((1 - 2 * truth) * logits).sum(dim=2), alpha=supervision)
+        error = both - truth
+    torch.addcmul(both, both, both, value=-1, out=logits)  # the slope of the sigmoid
+    logits *= excess.mul_(2)[:, :, None]
+    if loss == "original":
+        yes.add_(pull).sub_(side)
+        no.add_(pull).add_(side)
+    else:
+        yes.addcmul_(signs[:, :, 0], pull - side, value=-1)
+        no.addcmul_(signs[:, :, 1], pull.add_(side), value=-1)
+    if error is not None:
+        logits.add_(error, alpha=supervision)
+    shares = row_weights.T.repeat_interleave(logits.shape[1] // row_weights.shape[1], dim=0)
+    logits *= shares[:, None]
+    return value.mul_(shares).sum(dim=2)
+
+
+@lazy_jit
+@no_type_check
+def ccs_gradient_kernel(
+    logits,
+    row_weights,
+    targets,
+    losses,
+    supervision,
+    rows,
+    probe_stride,
+    probes,
+    probes_of_split,
+    symmetric: tl.constexpr,
+    supervised: tl.constexpr,
+    block_rows: tl.constexpr,
+):
+    """One program a probe of an entry walks all of its rows, so that the order of the sum depends on nothing else."""
+    probe = tl.program_id(0)
+    yes_logits = logits + probe.to(tl.int64) * probe_stride  # 33 layers x 256 probes x 300,000 rows overflow 32 bits
+    no_logits = yes_logits + rows
+    weights = row_weights + (probe % probes // probes_of_split).to(tl.int64) * rows
+    total = tl.zeros((block_rows,), tl.float32)
+    for first in range(0, rows, block_rows):
+        row = first + tl.arange(0, block_rows)
+        inside = row < rows
+        yes = tl.load(yes_logits + row, mask=inside, other=0.0)
+        no = tl.load(no_logits + row, mask=inside, other=0.0)
+        share = tl.load(weights + row, mask=inside, other=0.0)
+        # Of minus the absolute value exp cannot overflow, and 1 - p is as exact as p. NaN stays NaN in each.
+        yes_exp, no_exp = tl.exp(-tl.abs(yes)), tl.exp(-tl.abs(no))
+        p, not_p = tl.where(yes < 0, yes_exp, 1.0) / (1.0 + yes_exp), tl.where(yes < 0, 1.0, yes_exp) / (1.0 + yes_exp)
+        q, not_q = tl.where(no < 0, no_exp, 1.0) / (1.0 + no_exp), tl.where(no < 0, 1.0, no_exp) / (1.0 + no_exp)
+        excess = p + q - 1.0
+        # Those of the probabilities that are least, read off the logits: 2 for one alone, 1 for each of two.
+        if symmetric:
+            least = tl.minimum(tl.minimum(p, not_p), tl.minimum(q, not_q))
+            yes_larger, no_larger = tl.abs(yes) > tl.abs(no), tl.abs(no) > tl.abs(yes)
+            yes_sign = tl.where(yes < 0, 1.0, 0.0) - tl.where(yes > 0, 1.0, 0.0)
+            no_sign = tl.where(no < 0, 1.0, 0.0) - tl.where(no > 0, 1.0, 0.0)
+        else:
+            least = tl.minimum(p, q)
+            yes_larger, no_larger = yes < no, no < yes
+            yes_sign, no_sign = 1.0, 1.0
+        side = tl.where(no_larger, 1.0, 0.0) - tl.where(yes_larger, 1.0, 0.0)
+        square = least * least
+        pull = square * (1.0 - least)
+        value = excess * excess + square
+        by_yes = 2.0 * excess * p * not_p + pull * (1.0 - side) * yes_sign
+        by_no = 2.0 * excess * q * not_q + pull * (1.0 + side) * no_sign
+        if supervised:
+            truth = tl.load(targets + row, mask=inside, other=0.0)
+            sign = 2.0 * truth - 1.0
+            error = tl.maximum(-sign * yes, 0.0) + tl.log(1.0 + yes_exp) + tl.maximum(sign * no, 0.0)
+            value += supervision * (error + tl.log(1.0 + no_exp))
+            by_yes += supervision * (p - truth)
+            by_no += supervision * (truth - not_q)
+        total += value * share
+        tl.store(yes_logits + row, by_yes * share, mask=inside)
+        tl.store(no_logits + row, by_no * share, mask=inside)
+    tl.store(losses + probe, tl.sum(total, axis=0))
 
 
 def ccs_gradient(
-    logits: Float[Tensor, "entry 2 row probe"],
+    logits: Float[Tensor, "entry probe 2 row"],
     row_weights: Float[Tensor, "row split"],
     loss: Loss = "original",
     targets: Float[Tensor, " row"] | None = None,
@@ -72,26 +189,97 @@ def ccs_gradient(
     (arXiv 2312.10029). Where several are least, each takes an equal part of the gradient, as ``torch.amin`` has it.
 
     Args:
-        logits: of the yes forms ``[:, 0]`` and the no forms ``[:, 1]``; overwritten.
+        logits: of the yes forms ``[:, :, 0]`` and the no forms ``[:, :, 1]``, finite or NaN; contiguous; overwritten.
+            One NaN makes the loss of its probe NaN.
         row_weights: how much each row counts, for each split of the rows; zero leaves it out. The probes of a split
             are consecutive, and as many for each.
         loss: "original" or "symmetric".
         targets: 1 where the statement is true, 0 where not, for the supervised term.
         supervision: weight of the cross-entropy of both forms with the targets, which is added to the loss.
-        impl: "torch", "triton", or "auto".
+        impl: "torch", "triton" (float32 on a CUDA card), or "auto": Triton where it can run.
 
     Returns:
         Weighted sum over rows.
 
     Raises:
-        ValueError: the probes cannot be shared out evenly to the splits, no such loss, or no such ``impl``.
+        ValueError: the probes cannot be shared out evenly to the splits, logits that are not contiguous, no such loss,
+            or no such ``impl``.
         KernelUnavailable: "triton" cannot run here.
     """
+    entries, probes, _, _ = logits.shape
     if loss not in LOSSES:
         raise ValueError(f"the loss is one of {', '.join(LOSSES)}, not {loss!r}")
-    if logits.shape[3] % row_weights.shape[1]:
-        raise ValueError(f"{logits.shape[3]} probes cannot be shared out to {row_weights.shape[1]} splits")
-    return ccs_gradient_reference(logits, row_weights, loss, targets, supervision)
+    if probes % row_weights.shape[1]:
+        raise ValueError(f"{probes} probes cannot be shared out to {row_weights.shape[1]} splits")
+    if not logits.is_contiguous():
+        raise ValueError("the logits, which are overwritten, have to be contiguous")
+    if choose("ccs_gradient", impl, logits, LOGIT_TYPES).impl == "torch":
+        return ccs_gradient_in_place(logits, row_weights, loss, targets, supervision)
+    losses = logits.new_empty((entries, probes))
+    launch_ccs_gradient(logits, row_weights, loss, targets, supervision, losses)
+    return losses
+
+
+def launch_ccs_gradient(
+    logits: Float[Tensor, "entry probe 2 row"],
+    row_weights: Float[Tensor, "row split"],
+    loss: Loss,
+    targets: Float[Tensor, " row"] | None,
+    supervision: float,
+    losses: Float[Tensor, "entry probe"],
+    block_rows: int = BLOCK_ROWS,
+) -> None:
+    """Have the kernel write over ``logits`` and fill ``losses`` (both float32, contiguous), every element of them.
+
+    Args:
+        logits, row_weights, loss, targets, supervision: see ``ccs_gradient``; not checked.
+        losses: to be filled.
+        block_rows: how many rows are held at a time, a power of two; small ones are for tests.
+    """
+    if not losses.numel():  # an empty grid cannot be launched
+        return
+    _, probes, _, rows = logits.shape
+    shares = row_weights.T.to(logits).contiguous()
+    supervised = targets is not None and supervision != 0
+    with torch.cuda.device_of(logits):  # Triton launches on the current card, whichever holds the tensors
+        ccs_gradient_kernel[(losses.numel(),)](
+            logits,
+            shares,
+            targets.to(logits).contiguous() if targets is not None and supervised else shares,  # any address will do
+            losses,
+            float(supervision),
+            rows,
+            logits.stride(1),
+            probes,
+            probes // row_weights.shape[1],
+            symmetric=loss == "symmetric",
+            supervised=supervised,
+            block_rows=block_rows,
+            num_warps=NUM_WARPS,
+        )
+
+
+def compile_variants() -> list[Variant]:
+    """Both losses, with and without targets, rows of a multiple of 16 and others."""
+    arguments = "logits row_weights targets losses supervision rows probe_stride probes probes_of_split".split()
+    kinds = "*fp32 *fp32 *fp32 *fp32 fp32 i32 i32 i32 i32".split()
+    return [
+        Variant(
+            ccs_gradient_kernel,
+            f"{loss}{' with targets' if supervised else ''}, {label} rows",
+            types=dict(zip(arguments, kinds, strict=True)),
+            constants={"symmetric": loss == "symmetric", "supervised": supervised, "block_rows": BLOCK_ROWS},
+            aligned=aligned,
+            instructions=instructions,
+            num_warps=NUM_WARPS,
+        )
+        for loss in LOSSES
+        for supervised in (False, True)
+        for label, aligned, instructions in (
+            ("aligned", (*arguments[:4], "rows", "probe_stride"), ("LDG.128",)),
+            ("unaligned", tuple(arguments[:4]), ()),
+        )
+    ]
 
 
 def ccs_step(
@@ -116,19 +304,27 @@ def ccs_step(
         weight: of every probe; those of a split are consecutive.
         bias: of every probe.
 
+    Returns:
+        Gradients that are contiguous, whatever ``weight`` is: torch's fused optimizers take no other on a CPU, and do
+        not say so.
+
     Raises:
         ValueError, KernelUnavailable: see ``ccs_gradient``.
     """
     entries, _, rows, width = states.shape
     probes, splits = weight.shape[2], row_weights.shape[1]
-    logits = torch.bmm(states.view(entries, 2 * rows, width), weight).view(entries, 2, rows, probes)
-    by_split = weight.view(entries, 1, width, splits, probes // splits)
-    shift = torch.einsum("efsw,exwsr->efsr", centers, by_split).reshape(entries, 2, 1, probes)
-    logits += bias.view(entries, 1, 1, probes) - shift
+    if probes % splits:
+        raise ValueError(f"{probes} probes cannot be shared out to {splits} splits")
+    flat = states.reshape(entries, 2 * rows, width)
+    # The few probes come first in each product: on a CPU three times as fast as [row width] x [width probe].
+    weight = weight.transpose(1, 2).contiguous()
+    own = (entries * splits, probes // splits)
+    own_centers = centers.transpose(1, 2).reshape(entries * splits, 2, width)
+    shift = torch.bmm(weight.view(*own, width), own_centers.transpose(1, 2)).view(entries, probes, 2, 1)
+    logits = torch.bmm(weight, flat.transpose(1, 2)).view(entries, probes, 2, rows)
+    logits += bias[:, :, None, None] - shift
     value = ccs_gradient(logits, row_weights, loss, targets, supervision, impl)
-    by_logit = logits.view(entries, 2 * rows, probes)
-    by_weight = torch.bmm(states.view(entries, 2 * rows, width).transpose(1, 2), by_logit)
-    sums = logits.sum(dim=2)
-    shares = sums.view(entries, 2, splits, 1, probes // splits) * centers[..., None]
-    by_weight -= shares.sum(dim=1).permute(0, 2, 1, 3).reshape(entries, width, probes)
-    return CCSStep(value, by_weight, sums.sum(dim=1))
+    by_weight = torch.bmm(logits.view(entries, probes, 2 * rows), flat)
+    sums = logits.sum(dim=3)
+    by_weight.view(*own, width).baddbmm_(sums.view(*own, 2), own_centers, alpha=-1)
+    return CCSStep(value, by_weight.transpose(1, 2).contiguous(), sums.sum(dim=2))

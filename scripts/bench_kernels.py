@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probing.kernels.ccs_step import LOGIT_TYPES, LOSSES, Loss, ccs_gradient, ccs_gradient_reference
 from probing.kernels.dispatch import triton_obstacle
 from probing.kernels.jit import ELEMENT_TYPES
 from probing.kernels.segment_pool import segment_sum, segment_sum_reference
@@ -27,6 +28,9 @@ COPY_BYTES = 2**30
 CUDA_SIZES = [(65536, 4096, 600), (65536, 4096, 8192), (65536, 896, 600)]
 CUDA_LOGITS = [(2048, 128256), (2048, 32000)]
 SMALL_LOGITS = [(64, 1001)]
+# Entries, probes of each and rows: all layers of an 8B model, ten restarts; the same with ten splits; a small model's.
+CUDA_PROBES = [(33, 10, 5000), (33, 100, 2000), (12, 10, 500)]
+SMALL_PROBES = [(2, 3, 101)]
 SMALL_SIZES = [(2048, 256, 60), (1025, 37, 60)]
 
 Way = Callable[[], Tensor]
@@ -43,6 +47,9 @@ def bench_kernels(options: argparse.Namespace) -> list[dict[str, Any]]:
             rows += bench_segment_sum(options.device, tokens, width, row, dtype, ceiling)
     for shape in CUDA_LOGITS if cuda and not options.small else SMALL_LOGITS:
         rows += bench_row_stats(options.device, shape, ceiling)
+    for shape in CUDA_PROBES if cuda and not options.small else SMALL_PROBES:
+        for loss in LOSSES:
+            rows += bench_ccs_gradient(options.device, shape, loss, ceiling)
     return rows
 
 
@@ -100,6 +107,42 @@ def bench_row_stats(device: str, shape: tuple[int, int], ceiling: float | None) 
     case = {"figure": "kernel", "kernel": "row_stats", "rows": shape[0], "vocabulary": shape[1], "dtype": "float32"}
     exact = torch.stack(row_stats_reference(logits.double(), targets)[::2])
     return figures_of(case, ways, missing, exact, 3 * logits.numel() * 4, ceiling)
+
+
+def bench_ccs_gradient(
+    device: str, shape: tuple[int, int, int], loss: Loss, ceiling: float | None
+) -> list[dict[str, Any]]:
+    """One epoch's losses and gradients. Logits are written over: every way is given a fresh copy, and pays for it."""
+    entries, probes, count = shape
+    generator = torch.Generator(device).manual_seed(0)
+    logits = torch.randn((entries, probes, 2, count), generator=generator, device=device)
+    row_weights = torch.full((count, 1), 1 / count, device=device)
+
+    def way(job: Callable[..., Tensor], **options: Any) -> Way:
+        def run() -> Tensor:
+            gradient = logits.clone()
+            return torch.cat((job(gradient, row_weights, loss, **options).flatten(), gradient.flatten() * count))
+
+        return run
+
+    ways = {"torch": way(ccs_gradient_reference), "in place": way(ccs_gradient, impl="torch")}
+    missing = {}
+    if logits.is_cuda:
+        ways["compiled"] = way(torch.compile(ccs_gradient_reference, dynamic=False))
+    else:
+        missing["compiled"] = "only measured on a card"
+    obstacle = triton_obstacle(logits, LOGIT_TYPES)
+    if obstacle is None and logits.is_cuda:
+        ways["triton"] = way(ccs_gradient, impl="triton")
+    else:
+        missing["triton"] = obstacle or "the interpreter is not timed"
+    sizes = {"entries": entries, "probes": probes, "rows": count}
+    case = {"figure": "kernel", "kernel": "ccs_gradient", **sizes, "loss": loss, "dtype": "float32"}
+    gradient = logits.double()
+    value = ccs_gradient_reference(gradient, row_weights.double(), loss)
+    exact = torch.cat((value.flatten(), gradient.flatten() * count))
+    # The copy, the kernel, the comparison's own product and joining.
+    return figures_of(case, ways, missing, exact, 8 * logits.numel() * 4, ceiling)
 
 
 def figures_of(

@@ -178,7 +178,16 @@ def test_the_shipped_configs_are_accepted(probing, file):
 def test_doctor_says_what_will_run_and_why(probing):
     status, out, _ = probing("doctor")
     assert status == 0
-    for part in ("Machine", "What will run", "segment_sum", "torch threads", "transformers", "why"):
+    for part in (
+        "Machine",
+        "What will run",
+        "segment_sum",
+        "row_stats",
+        "ccs_gradient",
+        "torch threads",
+        "transformers",
+        "why",
+    ):
         assert part in out
 
 

@@ -144,6 +144,7 @@ def _plan() -> list[tuple[str, str, str]]:
     import torch
 
     from probing.engine.stream import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS
+    from probing.kernels.ccs_step import LOGIT_TYPES
     from probing.kernels.dispatch import choose
     from probing.kernels.jit import ELEMENT_TYPES
     from probing.kernels.token_stats import ROW_TYPES
@@ -165,6 +166,7 @@ def _plan() -> list[tuple[str, str, str]]:
         ),
         ("segment_sum", *choose("segment_sum", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
         ("row_stats", *choose("row_stats", "auto", torch.empty(0, device=device), ROW_TYPES)),
+        ("ccs_gradient", *choose("ccs_gradient", "auto", torch.empty(0, device=device), LOGIT_TYPES)),
         *(_extra(name, modules) for name, modules in EXTRAS.items()),
     ]
 
