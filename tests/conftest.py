@@ -16,8 +16,9 @@ with install_import_hook(
     import probing.kernels.segment_pool
     import probing.kernels.token_stats
     import probing.metrics.similarity
-    import probing.probes.optimize
-    import probing.probes.supervised  # noqa: F401
+    import probing.probes.contrast
+    import probing.probes.polarity
+    import probing.probes.prompts  # noqa: F401
 
 import tiny
 import torch

@@ -1,5 +1,6 @@
 """Probes without labels in closed form: the leading contrast (CRC-TPC) and VINC."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,12 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-TOLERANCE = 1e-8
+TOLERANCE = 1e-7
 LEAST_WIDTH = 16
 """Below it the whole matrix is decomposed."""
+PATIENCE = 100
+"""Restarts of the Lanczos iteration; where the leading eigenvalues are the same to rounding it may need forever."""
 Array = NDArray[np.float64]
 
 
@@ -38,7 +41,7 @@ def crc_direction(yes: Float[Tensor, "row width"], no: Float[Tensor, "row width"
     """
     contrast = _array(yes) - _array(no)
     contrast -= contrast.mean(axis=0)
-    return _leading(lambda vectors: contrast.T @ (contrast @ vectors), contrast.shape[1], yes)
+    return _leading(lambda vectors: contrast.T @ (contrast @ vectors), np.square(contrast).sum(), yes)
 
 
 def vinc_direction(
@@ -83,7 +86,8 @@ def vinc_direction(
         result: Array = given.variance * between - (1 - given.contrast) * spread - given.contrast * crossed / (2 * half)
         return result
 
-    found = _leading(product, first.shape[1], yes)
+    size = sum(float(np.square(part).sum()) for part in (a1, n1, a0, n0)) / (2 * half)
+    found = _leading(product, (abs(given.variance) + 1) * size, yes)
     found = found - (found @ label.to(found)) * label.to(found) / max(float(length) ** 2, np.finfo(float).tiny)
     return torch.nn.functional.normalize(found, dim=0)
 
@@ -93,13 +97,24 @@ def _array(states: Tensor) -> Array:
     return array
 
 
-def _leading(product: Callable[[Array], Array], width: int, like: Tensor) -> Tensor:
-    """Eigenvector of the largest eigenvalue of a symmetric matrix that is given by its products; its sign is fixed."""
-    if width < LEAST_WIDTH:
-        vector = np.linalg.eigh(product(np.eye(width)))[1][:, -1]
-    else:
+def _leading(product: Callable[[Array], Array], size: float, like: Tensor) -> Tensor:
+    """Eigenvector of the largest eigenvalue of a symmetric matrix that is given by its products; its sign is fixed.
+
+    ``size`` is of the order of the matrix or larger. It is added to the eigenvalues, so that one near zero is found to
+    a part of it rather than to a part of itself.
+    """
+    width = like.shape[1]
+    vector = None
+    if width >= LEAST_WIDTH:
         start = np.random.default_rng(0).standard_normal(width)
-        operator = LinearOperator((width, width), matvec=product, matmat=product, dtype=np.float64)
-        vector = eigsh(operator, k=1, which="LA", v0=start, tol=TOLERANCE, maxiter=50 * width)[1][:, 0]
+
+        def shifted(vectors: Array) -> Array:
+            return product(vectors) + size * vectors
+
+        operator = LinearOperator((width, width), matvec=shifted, matmat=shifted, dtype=np.float64)
+        with contextlib.suppress(ArpackError):
+            vector = eigsh(operator, k=1, which="LA", v0=start, tol=TOLERANCE, maxiter=PATIENCE)[1][:, 0]
+    if vector is None:
+        vector = np.linalg.eigh(product(np.eye(width)))[1][:, -1]
     vector = vector * (1.0 if vector[np.abs(vector).argmax()] > 0 else -1.0)
     return torch.from_numpy(vector / np.linalg.norm(vector)).to(like)

@@ -169,8 +169,6 @@ def test_a_state_of_zero_stays_zero():
     ("change", "said"),
     [
         (lambda yes, no: (yes[:1], no[:1]), "at least two pairs"),
-        (lambda yes, no: (yes, no[:5]), "must be"),
-        (lambda yes, no: (yes[:, 0], no[:, 0]), "must be"),
         (lambda yes, no: (yes * float("nan"), no), "finite"),
         (lambda yes, no: (yes[:1].expand_as(yes), no[:1].expand_as(no)), "all pairs are the same"),
     ],
@@ -180,11 +178,17 @@ def test_bad_states(planted, change, said):
         fit_ccs(*change(*planted))
 
 
+@pytest.mark.parametrize("change", [lambda yes, no: (yes, no[:5]), lambda yes, no: (yes[:, 0], no[:, 0])])
+def test_shapes_that_do_not_belong_together(planted, change):
+    with pytest.raises((ValueError, TypeError)):  # in the tests the shapes in signatures are checked first
+        fit_ccs(*change(*planted))
+    with pytest.raises(ValueError, match="must be"):
+        ccs._check_states(*change(*planted))
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"loss": "wrong"},
-        {"optimizer": "sgd"},
         {"restarts": 0},
         {"epochs": 0},
         {"learning_rate": -1.0},
@@ -194,6 +198,12 @@ def test_bad_states(planted, change, said):
 )
 def test_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options)).replace("_", ".")):
+        CCSOptions(**options)
+
+
+@pytest.mark.parametrize("options", [{"loss": "wrong"}, {"optimizer": "sgd"}])
+def test_unknown_words(options):
+    with pytest.raises((ValueError, TypeError)):  # in the tests the types in signatures are checked first
         CCSOptions(**options)
 
 
