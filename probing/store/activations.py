@@ -36,7 +36,8 @@ def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str
     with new_file(path) as temporary:
         try:
             contiguous = {name: tensor.contiguous() for name, tensor in states.items()}
-            save_file(contiguous, temporary, {"format": "pt", **(metadata or {})})
+            # One entry, or the same content would have other bytes each time: the library writes several in any order.
+            save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
         except SafetensorError as error:
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]) if found else errno.EIO, f"{error}", str(path)) from error
