@@ -201,9 +201,13 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
     said.append(_verdict(esa, config))
     if not index["p_random"] <= SIGNIFICANT:
         said.append(
-            f"The contradiction index of CCS ({index['value']:.3f}) lies in the band of random probes "
-            f"({_band(index, 'random')}): it says nothing of the model."
+            f"The contradiction index of CCS ({index['value']:.3f}) is not below that of random probes (p "
+            f"{index['p_random']:.3f}; their band is {_band(index, 'random')}): it says nothing of the model."
         )
+    least = round(1 / SIGNIFICANT) - 1
+    few = [f"{getattr(config, name)} {name}" for name in ("random", "permutations") if getattr(config, name) < least]
+    if few:
+        said.append(f"With less than {least} draws ({', '.join(few)}) no p-value can reach {SIGNIFICANT}: take more.")
     said.append(
         "PC is zero for a probe that says .5 of everything as well (CI .5): read it beside ESA and the band of random "
         "probes only."
