@@ -124,6 +124,7 @@ def probe_into(
     folder.begin(_identity(config, pairs, split_values, source, device), {"config": plain(config)})
     if not folder.finished:
         groups = text_groups(pairs)
+        _folds(config, groups, split_values)  # too few are found before anything is captured
         variants = Variants.of(config, pairs, groups)
         forms = read_forms(folder.path, config, table, pairs, variants, source)
         material, problems = _material(config, pairs, groups, split_values, forms, variants)
@@ -225,17 +226,26 @@ def _material(
         log.warning("%s is left out: %s", place, why)
     kept = [pairs[at] for at in index]
     units = [groups[at] for at in index]
-    together = joined_groups(units, None if split_values is None else [split_values[at] for at in index])
+    folds = _folds(config, units, None if split_values is None else [split_values[at] for at in index])
+    rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
+    return Material(kept, rows, forms, variants, index, places, skipped), problems
+
+
+def _folds(config: CCSConfig, units: Sequence[int], split_values: Sequence[str] | None) -> NDArray[np.int64]:
+    """The fold of each pair.
+
+    Raises:
+        DataInvalid: fewer groups than folds.
+    """
+    together = joined_groups(units, split_values)
     try:
-        folds = make_folds(together, config.folds, config.seed)
+        return make_folds(together, config.folds, config.seed)
     except ValueError as error:
         by = "share no text" if split_values is None else f"share neither a text nor a {config.split_by}"
         raise DataInvalid(
-            f"{len(kept)} pairs make {len(set(together))} groups that {by}; {config.folds} folds need as many. "
+            f"{len(units)} pairs make {len(set(together))} groups that {by}; {config.folds} folds need as many. "
             f"Give more pairs, or fewer --folds (at least 3)"
         ) from error
-    rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
-    return Material(kept, rows, forms, variants, index, places, skipped), problems
 
 
 def _unread(
