@@ -17,6 +17,7 @@ from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt
 from probing.probes.contrast import PROBES
 from probing.probes.evaluate import METRICS, measure
+from probing.report.tables import render
 from probing.runs import capture as capture_job
 from probing.runs import ccs, ccs_layers, layer_shards
 from probing.runs.capture import CaptureConfig
@@ -411,6 +412,19 @@ def test_pairs_with_the_same_state_in_both_forms_are_left_out(config, tmp_path, 
     assert "'.' in yes forms" in caplog.text
     pairs = pd.read_parquet(tmp_path / "out" / "pairs.parquet")
     assert pairs.index[pairs["status"] == "same_state"].tolist() == [4, 7]
+
+
+def test_as_little_as_possible(config, tmp_path):
+    """Tables have columns without any number then, and can be shown."""
+    report = ccs.run(
+        config(restarts=1, pairings=0, refits=0, random=1, permutations=1, resamples=1, distractor="", replace_word="")
+    )
+    restarts = report.tables["Restarts of CCS, trained on every pair"]
+    assert restarts["agreement"].isna().all()
+    assert restarts["distinct optima"].eq(1).all()
+    assert "Restarts of CCS" in render(report.tables)
+    assert "With less than 19 draws (1 random, 1 permutations) no p-value can reach 0.05" in notes(report)
+    assert not {"marker:change", "distractor"} & set(pd.read_parquet(tmp_path / "out" / "controls.parquet")["control"])
 
 
 # Folds and notes
