@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 LEAST_FOLDS = 3
 """With fewer, nothing is left to train on once a layer is to be chosen inside a fold."""
+DRAWS = 10_000
+"""Permutations of labels that are tried before it is said that none will do."""
 
 
 def make_folds(units: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64]:
@@ -163,23 +165,53 @@ def corrected_p_values(values: Array, nulls: Array, higher_is_better: bool = Tru
     return np.array([p_value(float(value), best, higher_is_better) for value in values])
 
 
-def permuted_labels(labels: NDArray[np.bool_], units: ArrayLike, count: int, seed: int = 0) -> NDArray[np.bool_]:
+def permuted_labels(
+    labels: NDArray[np.bool_],
+    units: ArrayLike,
+    count: int,
+    seed: int = 0,
+    train: NDArray[np.bool_] | None = None,
+) -> NDArray[np.bool_]:
     """Permutations of the labels, [count row].
 
-    Where every unit has one label, labels are exchanged between units, so that rows of one unit keep theirs alike;
-    otherwise between rows of a unit, which is where the labels differ.
+    Labels of units that have one label are exchanged between these, so that rows of one unit keep theirs alike; those
+    of other units between the rows of a unit, which is where they differ.
+
+    Args:
+        labels: [row].
+        units: of the rows.
+        count: of permutations.
+        seed: of the permutations.
+        train: rows that splits train on, [row split]: permutations after which one of them has one class only are
+            drawn again.
+
+    Raises:
+        ValueError: nearly no permutation leaves both classes in every split.
     """
     names, index = np.unique(np.asarray(units), return_inverse=True)
     ones = np.bincount(index, weights=labels, minlength=len(names))
-    sizes = np.bincount(index, minlength=len(names))
+    alike = (ones == 0) | (ones == np.bincount(index, minlength=len(names)))
     generator = np.random.default_rng([seed, 7])
     found = np.empty((count, len(labels)), dtype=bool)
     for number in range(count):
-        if ((ones == 0) | (ones == sizes)).all():
-            found[number] = generator.permutation(ones > 0)[index]
+        for _ in range(DRAWS):
+            drawn = _within(labels, index, generator) if not alike.all() else labels.copy()
+            if alike.any():
+                exchanged = ones > 0
+                exchanged[alike] = generator.permutation(exchanged[alike])
+                drawn = np.where(alike[index], exchanged[index], drawn)
+            if train is None or not _one_class(drawn, train):
+                break
         else:
-            found[number] = _within(labels, index, generator)
+            raise ValueError("nearly all permutations of the labels leave one class only to train on")
+        found[number] = drawn
     return found
+
+
+def _one_class(labels: NDArray[np.bool_], train: NDArray[np.bool_]) -> bool:
+    """Whether any split trains on one class only."""
+    ones = labels.astype(np.int64) @ train
+    return bool(((ones == 0) | (ones == train.sum(axis=0))).any())
 
 
 def _within(labels: NDArray[np.bool_], index: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.bool_]:

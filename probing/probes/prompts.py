@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probing.probes.controls import Splits, permuted_labels
 from probing.probes.evaluate import ranked_within_folds
-from probing.probes.supervised import fit_lda, fit_logistic, fit_mass_mean
+from probing.probes.supervised import LinearProbe, fit_lda, fit_logistic, fit_mass_mean
 
 Array = NDArray[np.float64]
 PROBES = ("logistic", "mass_mean", "lda")
@@ -33,8 +33,9 @@ class LabelledRows:
     splits: Splits
 
     def labelings(self, refits: int, seed: int) -> NDArray[np.bool_]:
-        """The labels, then permutations of them, [labeling row]."""
-        return np.concatenate([self.labels[None], permuted_labels(self.labels, self.units, refits, seed)])
+        """The labels, then permutations of them with both classes in every split, [labeling row]."""
+        drawn = permuted_labels(self.labels, self.units, refits, seed, self.splits.train)
+        return np.concatenate([self.labels[None], drawn])
 
 
 def read_prompts(
@@ -72,7 +73,8 @@ def read_prompts(
         logits = np.empty((len(labelings), len(states), len(rows.splits.left_out)))
         for split in range(logits.shape[2]):
             kept = torch.from_numpy(rows.splits.train[:, split]).to(states.device)
-            probe = fits[name](states[kept], targets[kept])
+            same = bool((states[kept] == states[kept][:1]).all())
+            probe = _nothing(states, len(labelings)) if same else fits[name](states[kept], targets[kept])
             logits[:, :, split] = probe.logits(states).double().cpu().numpy().T
         found[f"{name}.logits"] = rows.splits.held_out(logits)
         found[f"{name}.inner"] = _inner(logits, labelings, rows.splits)
@@ -81,6 +83,12 @@ def read_prompts(
         if fresh is not None:
             found[f"{name}.fresh"] = probe.logits(fresh)[:, 0].double().cpu().numpy()
     return found
+
+
+def _nothing(states: Float[Tensor, "row width"], columns: int) -> LinearProbe:
+    """What can be learnt from rows that are all the same."""
+    dtype = torch.promote_types(states.dtype, torch.float32)
+    return LinearProbe(states.new_zeros(states.shape[1], columns, dtype=dtype), states.new_zeros(columns, dtype=dtype))
 
 
 def _inner(logits: Array, labelings: NDArray[np.bool_], splits: Splits) -> Array:

@@ -9,6 +9,7 @@ from probing.probes.controls import (
     label_flips,
     make_folds,
     p_value,
+    permuted_labels,
     permuted_pairings,
     random_directions,
     resamples,
@@ -151,3 +152,50 @@ def test_corrected_p_values_keep_their_level():
         plain.append(min(p_value(layer[0], layer[1:]) for layer in draws))
     assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.09
     assert np.mean(np.array(plain) <= 0.05) > 0.3
+
+
+def test_labels_are_exchanged_between_units_that_have_one_label_each():
+    units = np.array([0, 0, 1, 2, 2, 3, 4, 5])
+    labels = np.array([1, 1, 0, 0, 0, 1, 0, 1], dtype=bool)
+    drawn = permuted_labels(labels, units, 200, 0)
+    for unit in range(6):
+        assert (drawn[:, units == unit] == drawn[:, units == unit][:, :1]).all()
+    firsts = drawn[:, [0, 2, 3, 5, 6, 7]]  # one row a unit
+    assert (firsts.sum(axis=1) == 3).all()
+    assert np.abs(firsts.mean(axis=0) - 0.5).max() < 0.15
+    assert np.array_equal(drawn, permuted_labels(labels, units, 200, 0))
+    assert not np.array_equal(drawn, permuted_labels(labels, units, 200, 1))
+
+
+def test_labels_are_exchanged_inside_units_that_have_both():
+    units = np.array([3, 1, 3, 1, 3, 2, 2])
+    labels = np.array([1, 0, 0, 1, 0, 1, 0], dtype=bool)
+    drawn = permuted_labels(labels, units, 300, 0)
+    for unit in (1, 2, 3):
+        assert (drawn[:, units == unit].sum(axis=1) == 1).all()
+    assert np.abs(drawn.mean(axis=0) - [1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 2]).max() < 0.1
+
+
+def test_a_unit_with_both_labels_does_not_keep_the_others_from_being_exchanged():
+    """One text that occurs twice, with another label each time, must not leave all others as they are."""
+    units = np.array([*range(20), 20, 20])
+    labels = np.array([*(n % 2 == 0 for n in range(20)), True, False])
+    drawn = permuted_labels(labels, units, 100, 0)
+    assert (drawn[:, :20].sum(axis=1) == 10).all()
+    assert (drawn[:, 20:].sum(axis=1) == 1).all()
+    assert (drawn[:, :20] == labels[:20]).mean() == pytest.approx(0.5, abs=0.1)
+    assert drawn[:, 20].mean() == pytest.approx(0.5, abs=0.2)
+
+
+def test_permutations_leave_both_classes_to_train_on(splits):
+    labels = np.zeros(20, dtype=bool)
+    labels[[np.flatnonzero(splits.folds == fold)[0] for fold in range(3)]] = True
+    free = permuted_labels(labels, range(20), 200, 0)
+    drawn = permuted_labels(labels, range(20), 200, 0, splits.train)
+    for each, always in ((free, False), (drawn, True)):
+        assert (each.sum(axis=1) == 3).all()
+        assert (np.stack([each[:, kept].any(axis=1) for kept in splits.train.T]).all(axis=0)).all() == always
+    allowed = [row for row in drawn.tolist() if row != labels.tolist()]
+    assert len({tuple(row) for row in allowed}) > 50
+    with pytest.raises(ValueError, match="one class only"):
+        permuted_labels(np.eye(20, dtype=bool)[0], range(20), 1, 0, splits.train)

@@ -90,7 +90,7 @@ def test_by_hand(probe):
     rows, states, fresh = rows_of(alternating(21), folds=3, seed=4), noise(21, 8), noise(5, 8, seed=1)
     found = read_prompts(states, rows, refits=2, seed=5, fresh=fresh)
     folds = rows.splits.folds
-    labelings = [rows.labels, *permuted_labels(rows.labels, rows.units, 2, 5)]
+    labelings = [rows.labels, *permuted_labels(rows.labels, rows.units, 2, 5, rows.splits.train)]
 
     def fitted(out, labels):
         kept = torch.from_numpy(~np.isin(folds, out))
@@ -163,3 +163,22 @@ def test_the_null_of_noise_is_where_the_value_is():
     null = [auroc(found, "logistic", rows, at) for at in range(1, 21)]
     assert 0.42 < np.mean(null) < 0.58
     assert min(null) - 0.2 < auroc(found, "logistic", rows) < max(null) + 0.2
+
+
+def test_states_that_differ_in_one_row_only():
+    """Without it nothing can be learnt: a half for every row."""
+    rows, states = rows_of(alternating(20)), torch.full((20, 3), 0.1)
+    states[4] = 1.0
+    found = read_prompts(states, rows, refits=2)
+    inside = rows.splits.folds == rows.splits.folds[4]
+    for probe in PROBES:
+        assert (found[f"{probe}.logits"][:, inside] == 0).all()
+        assert np.isfinite(found[f"{probe}.weight"]).all()
+
+
+def test_rare_labels_are_permuted_so_that_every_split_has_both():
+    labels = np.zeros(30, dtype=bool)
+    folds = make_folds(range(30), 3, 0)
+    labels[[np.flatnonzero(folds == fold)[0] for fold in range(3)]] = True
+    found = read_prompts(noise(30, 4), rows_of(labels, folds=3), refits=10)
+    assert all(np.isfinite(array).all() for array in found.values())
