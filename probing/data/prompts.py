@@ -164,6 +164,8 @@ def _prompt(
         label, category = row.get(columns.label or "label"), row.get(columns.category or "category")
         if not isinstance(label, str | int | float | bool | None):
             raise TypeError(f"the label must be text, a number or true/false, not {type(label).__name__}")
+        if label == "" or label != label:  # an empty cell of CSV, and NaN
+            label = None
         category = None if category is None else str(category)
         for value in (label, category):
             if isinstance(value, str):
