@@ -68,7 +68,8 @@ def render(tables: Mapping[str, pd.DataFrame]) -> str:
 
 def _body(table: pd.DataFrame) -> str:
     """Numbers stand right, text stands left, under a heading that does the same."""
-    texts = {name: table[name].astype(str) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])}
+    words = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    texts = {name: table[name].astype(object).fillna("NaN").astype(str) for name in words}
     widths = {name: max(len(str(name)), int(column.str.len().max())) for name, column in texts.items()}
     aligned = table.assign(**{str(name): column.str.ljust(widths[name]) for name, column in texts.items()})
     aligned.columns = pd.Index([str(name).ljust(widths.get(name, 0)) for name in table.columns])

@@ -40,3 +40,8 @@ def test_text_stands_left_and_numbers_right():
     assert lines[2].startswith("a ")
     assert lines[3].endswith("2e+04")
     assert lines[-1] == "(none)"
+
+
+def test_a_column_of_nothing():
+    lines = render({"Title": pd.DataFrame({"name": ["a", "b"], "value": [None, None]})}).splitlines()
+    assert [line.split() for line in lines[1:]] == [["name", "value"], ["a", "NaN"], ["b", "NaN"]]
