@@ -319,7 +319,7 @@ def _rows(
     """Units and folds.
 
     Raises:
-        DataInvalid: fewer groups than folds, or one class only.
+        DataInvalid: fewer groups than folds, or one class only where two are needed.
     """
     if seen.labels.all() or not seen.labels.any():
         raise DataInvalid(f"all {len(seen.rows)} rows that could be read have the same label")
@@ -342,7 +342,17 @@ def _rows(
                 f"without the folds {', '.join(map(str, out))} all rows have the same label; take fewer --folds, or "
                 f"another --split-by"
             )
-    return LabelledRows(seen.labels, np.array(seen.units if values is None else groups), splits)
+    if all(seen.labels[folds == fold].all() or not seen.labels[folds == fold].any() for fold in range(config.folds)):
+        raise DataInvalid(
+            "every fold holds rows of one label only, so that nothing can be compared inside one; take fewer --folds, "
+            "another --seed or another --split-by"
+        )
+    rows = LabelledRows(seen.labels, np.array(seen.units if values is None else groups), splits)
+    try:
+        rows.labelings(config.refits, config.seed)
+    except ValueError as error:
+        raise DataInvalid(f"{error}; take fewer --folds, or another --split-by") from error
+    return rows
 
 
 def _places(seen: Prompts) -> tuple[list[str], dict[str, str]]:
@@ -400,9 +410,9 @@ def _surface(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor, torch
     """Features of the texts, each of mean zero and variance one over the data; those that never vary left out."""
     features = surface_features(seen.rows)
     mean, spread = features.mean(axis=0), features.std(axis=0)
-    varied = spread > 0
-    if not varied.any():
-        raise DataInvalid("all texts have the same lengths and punctuation, and nothing else was asked to differ")
+    varied = (features != features[:1]).any(axis=0)
+    if not varied.any():  # then a column of zeros, from which nothing can be learnt
+        varied[0], mean, spread = True, features[0], np.ones_like(spread)
 
     def scaled(values: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(((values - mean) / np.where(varied, spread, 1))[:, varied])
