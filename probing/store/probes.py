@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.ccs import normalized
-from probing.store.activations import write_states
+from probing.store.activations import tensor_sha256, write_states
 from probing.types import Activations, Place, Source
 
 FORMAT = "probing-probes-1"
@@ -120,6 +120,7 @@ def save_probes(
     tensors = {"weight": weight, "bias": bias, "centers": centers}
     known = {"format": FORMAT, "source": asdict(source), "places": list(places), "names": list(names), **facts}
     arrays = {name: torch.from_numpy(np.ascontiguousarray(array, np.float64)) for name, array in tensors.items()}
+    known["sha256"] = {name: tensor_sha256(tensor) for name, tensor in arrays.items()}
     write_states(path, arrays, {"probing": json.dumps(known, default=str)})
 
 
@@ -139,8 +140,11 @@ def open_probes(path: str | Path) -> SavedProbes:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
-    if known.get("format") != FORMAT or set(tensors) != {"weight", "bias", "centers"}:
+    if not isinstance(known, dict) or known.get("format") != FORMAT or set(tensors) != {"weight", "bias", "centers"}:
         raise SourceMismatch(f"{file}: holds no probes of 'probing ccs' or 'probing probe'")
+    changed = [name for name, tensor in tensors.items() if tensor_sha256(tensor) != known["sha256"][name]]
+    if changed:
+        raise StoreCorrupt(f"{file}: {', '.join(changed)} in it changed since it was written")
     source, places = Source(**known["source"]), tuple(map(Place.parse, known["places"]))
     return SavedProbes(
         tuple(known["names"]), places, tensors["weight"], tensors["bias"], tensors["centers"], source, known

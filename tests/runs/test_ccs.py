@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probing import cli, open_store
+from probing import Capture, capture, cli, load, open_store
 from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt
 from probing.probes.contrast import PROBES
@@ -22,6 +22,7 @@ from probing.runs import capture as capture_job
 from probing.runs import ccs, ccs_layers, layer_shards
 from probing.runs.capture import CaptureConfig
 from probing.runs.ccs import CCSConfig
+from probing.store.probes import open_probes
 
 PROBING = [sys.executable, "-c", "from probing.cli import main; main()"]
 FORMS = ("A1", "A0", "N1", "N0")
@@ -166,6 +167,25 @@ def test_the_results_are_those_of_the_pairs(done):
     texts = pd.DataFrame([(row[side], fold) for row, fold in zip(rows, pairs["fold"], strict=True)
                           for side in ("statement", "opposite")])  # fmt: skip
     assert texts.groupby(0)[1].nunique().eq(1).all()
+
+
+def test_the_saved_probes_are_right_about_what_they_saw(done):
+    """The right way round, by states that were captured anew."""
+    probes, model = open_probes(done[0] / "probes.safetensors"), load("bundled")
+    forms = [json.loads(line) for line in (done[0] / "forms.jsonl").read_text().splitlines()]
+    yes, no = (
+        capture(
+            model,
+            [{**form, "id": form["id"].removesuffix(f"#{name}")} for form in forms if form["id"].endswith(f"#{name}")],
+            Capture(list(probes.places), "last", "content"),
+            eos=False,
+        )
+        for name in ("A1", "A0")
+    )
+    labels = pd.read_parquet(done[0] / "pairs.parquet").set_index("id").loc[list(yes.ids), "label"].to_numpy()
+    for name in PROBES:
+        right = (probes.score(yes, no, name)[:, 2].numpy() > 0.5) == labels
+        assert right.mean() > 0.9
 
 
 # States from elsewhere
