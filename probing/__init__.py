@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from probing.runs.filter import filter_pairs
     from probing.runs.pair_scores import score_pairs
     from probing.store.activations import open_store
+    from probing.store.probes import SavedProbes, open_probes
     from probing.types import (
         Activations,
         Capture,
@@ -74,6 +75,8 @@ _PLACES = {
     "filter_pairs": "probing.runs.filter",
     "score_pairs": "probing.runs.pair_scores",
     "open_store": "probing.store.activations",
+    "SavedProbes": "probing.store.probes",
+    "open_probes": "probing.store.probes",
     "Activations": "probing.types",
     "Capture": "probing.types",
     "ContrastPair": "probing.types",
@@ -118,6 +121,7 @@ __all__ = [
     "ProbingError",
     "RankingAccuracy",
     "Report",
+    "SavedProbes",
     "Source",
     "SourceMismatch",
     "StoreCorrupt",
@@ -136,6 +140,7 @@ __all__ = [
     "idealized_ranking_accuracy",
     "last_state_similarity",
     "load",
+    "open_probes",
     "open_store",
     "polar_consistency",
     "rank_surprisal_ratio",

@@ -1,6 +1,6 @@
 """Plots for people, as pages that need nothing else; drawn where plotly is installed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,12 @@ from probing.store.files import new_file
 QUARTILES = (0.25, 0.75)
 _COLORS = {"chosen": "#1b6ca8", "rejected": "#c8553d"}
 _LINES = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6", "#b8860b", "#555555")
-_BANDS = {"random": "#999999", "pairings": "#d9b38c"}
-_BAND_NAMES = {"random": "95 % of random probes", "pairings": "trained on permuted pairings"}
+_BANDS = {"random": "#999999", "pairings": "#d9b38c", "labels": "#9fb8c8"}
+_BAND_NAMES = {
+    "random": "95 % of random probes",
+    "pairings": "trained on permuted pairings",
+    "labels": "95 % under permuted labels",
+}
 
 
 def draw_course(course: pd.DataFrame, path: Path) -> bool:
@@ -56,14 +60,18 @@ def draw_course(course: pd.DataFrame, path: Path) -> bool:
     return True
 
 
-def draw_layers(results: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], path: Path) -> bool:
+def draw_layers(
+    results: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], path: Path, apart: Sequence[str] = ()
+) -> bool:
     """Metrics of probes over the places of a model with the bands of their nulls, and points of some places.
 
     Args:
-        results: one row a ``place``, ``probe`` and ``metric``, with ``value``, ``low``, ``high``, ``random_low`` and
-            ``random_high``, places in order; rows of a ``subset`` other than "all" are left out.
+        results: one row a ``place``, ``probe`` and ``metric``, with ``value``, ``low``, ``high``, and for the bands
+            ``random_low``, ``random_high`` and so on, places in order; rows of a ``subset`` other than "all" are left
+            out.
         pictures: by place, points to draw: two columns of coordinates, ``truth``, ``id`` and ``text``.
         path: of the page.
+        apart: what stands among the places without being one, and is not joined to the others by a line.
 
     Returns:
         Whether it was drawn; False where plotly is not installed.
@@ -74,7 +82,7 @@ def draw_layers(results: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], pat
         return False
     everything = results[results["subset"] == "all"]
     figures = [
-        _metric_figure(go, everything[everything["metric"] == metric], metric)
+        _metric_figure(go, everything[everything["metric"] == metric], metric, apart)
         for metric in dict.fromkeys(everything["metric"])
     ]
     figures += [_points_figure(go, points, place) for place, points in pictures.items()]
@@ -82,28 +90,27 @@ def draw_layers(results: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], pat
     return True
 
 
-def _metric_figure(go: Any, rows: pd.DataFrame, metric: str) -> Any:
+def _metric_figure(go: Any, rows: pd.DataFrame, metric: str, apart: Sequence[str]) -> Any:
     figure = go.Figure()
     probes = list(dict.fromkeys(rows["probe"]))
-    first = rows[rows["probe"] == probes[0]]
+    first = rows[(rows["probe"] == probes[0]) & ~rows["place"].isin(apart)]
     for band, color in _BANDS.items():
         if f"{band}_low" in first and first[f"{band}_low"].notna().any():
             _add_band(figure, first["place"], first[f"{band}_low"], first[f"{band}_high"], color, _BAND_NAMES[band])
     for number, probe in enumerate(probes):
-        values = rows[rows["probe"] == probe]
-        away = {
-            "type": "data",
-            "array": values["high"] - values["value"],
-            "arrayminus": values["value"] - values["low"],
-        }
-        figure.add_scatter(
-            x=values["place"],
-            y=values["value"],
-            error_y={**away, "thickness": 1, "width": 3},
-            mode="lines+markers",
-            line={"color": _LINES[number % len(_LINES)]},
-            name=probe,
-        )
+        own = rows[rows["probe"] == probe]
+        for values, alone in ((own[~own["place"].isin(apart)], False), (own[own["place"].isin(apart)], True)):
+            up, down = values["high"] - values["value"], values["value"] - values["low"]
+            figure.add_scatter(
+                x=values["place"],
+                y=values["value"],
+                error_y={"type": "data", "array": up, "arrayminus": down, "thickness": 1, "width": 3},
+                mode="markers" if alone else "lines+markers",
+                marker={"color": _LINES[number % len(_LINES)]},
+                name=probe,
+                legendgroup=probe,
+                showlegend=not alone,
+            )
     return figure.update_layout(
         title=f"{metric}, held out, by place (bars: 95 % bootstrap intervals)",
         yaxis_title=metric,

@@ -48,5 +48,6 @@ class Progress:
         """Count rows (fractions are fine) and tokens as done."""
         self._tokens += tokens
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
+        if self._tokens:
+            self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
         self._bar.update(min(rows, self._total - self._bar.n))  # fractions may add up to a little more

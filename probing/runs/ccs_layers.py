@@ -33,7 +33,7 @@ from probing.runs.ccs import (
     SUMMARY_FILE,
     CCSConfig,
 )
-from probing.runs.ccs_results import Judged, judge
+from probing.runs.ccs_results import CHOSEN, Judged, judge
 from probing.runs.ccs_tables import make_tables
 from probing.runs.contrast_states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast, read_forms
 from probing.runs.layer_shards import (
@@ -381,7 +381,7 @@ def _write(
         {"normalization": config.normalization, "token": material.forms.token, "best": judged.best},
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
-    if draw_layers(judged.results, _pictures(material, judged), folder.path / PLOTS_FILE):
+    if draw_layers(judged.results, _pictures(material, judged), folder.path / PLOTS_FILE, [CHOSEN]):
         written.append(PLOTS_FILE)
     return written
 

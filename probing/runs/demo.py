@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.errors import SourceMismatch
-from probing.runs import capture, displacement, score
+from probing.runs import capture, ccs, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEEP_LOWEST = 0.5
+QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples": 300, "permutations": 300}
+"""Of contrast-consistent probes: seconds instead of minutes."""
 PLACES = "resid_post:all,final_norm"
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Score and filter the bundled preference pairs, see what training on some of them did, and capture hidden states.
+    """Score and filter the bundled preference pairs, see what training on some of them did, capture states, and probe.
 
     Args:
         out: folder for everything that is made.
@@ -66,9 +68,19 @@ def run(config: DemoConfig) -> Report:
         ),
         MANIFEST,
     )
+    probed = _anew(ccs.run, ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK), RUN_FILE)
+    fitted = _anew(
+        probe.run,
+        probe.ProbeConfig(
+            model=BUNDLED, data=BUNDLED, out=out / "probe", chat=True, over="template", split_by="object"
+        ),
+        RUN_FILE,
+    )
     tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}
     tables |= {**_titled("displacement", moved), **_titled("capture", captured)}
+    tables |= {**_titled("ccs", probed), **_titled("probe", fitted)}
     reports = {"score": scored, "filter": kept, "displacement": moved, "capture": captured}
+    reports |= {"ccs": probed, "probe": fitted}
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]
     return Report(tables, {**{job: report.facts for job, report in reports.items()}, "wrote": wrote})
 

@@ -23,6 +23,7 @@ from probing.probes.prompts import PROBES, LabelledRows, read_prompts
 from probing.report.plots import draw_layers
 from probing.runs.capture import CaptureConfig
 from probing.runs.capture_shards import capture_into, content_of_row
+from probing.runs.ccs_results import CHOSEN
 from probing.runs.layer_shards import (
     Arrays,
     all_layers,
@@ -481,7 +482,9 @@ def _write(
         {"normalization": "none", "request": facts["request"], "positive": facts["positive"], "best": judged.best},
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
-    if draw_layers(judged.results[judged.results["set"] == "held out"], {}, folder.path / PLOTS_FILE):
+    if draw_layers(
+        judged.results[judged.results["set"] == "held out"], {}, folder.path / PLOTS_FILE, [CHOSEN, SURFACE]
+    ):
         written.append(PLOTS_FILE)
     return written
 
