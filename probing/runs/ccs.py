@@ -30,6 +30,8 @@ STATES = "states"
 PAIR = "pair"
 TOKENS = ("auto", "last", "first", "mean")
 LEAST_FOLDS = 3
+OF_CAPTURE = ("token", "places", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
+"""Options that say nothing where the states come from a store."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ class CCSConfig:
             raise ValueError(f"inverse_penalty must be above 0, not {self.inverse_penalty}")
         if (self.model is None) == (self.store is None):
             raise ValueError("give one of --model and --store")
+        settled = [] if self.store is None else [name for name in OF_CAPTURE if getattr(self, name) != _default(name)]
+        if settled:
+            raise ValueError(f"the states of a store are captured already; leave out {', '.join(map(_flag, settled))}")
         if self.question is not None and not self.chat:
             raise ValueError("a question is asked with --chat only; without it, put it into --template")
         if self.distractor and not self.distractor.strip():
@@ -165,6 +170,14 @@ class CCSConfig:
     def replacement(self) -> tuple[str, str] | None:
         """The word of the marker control and what takes its place."""
         return parse_replacement(self.replace_word) if self.replace_word else None
+
+
+def _default(name: str) -> object:
+    return CCSConfig.__dataclass_fields__[name].default
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def run(config: CCSConfig) -> Report:
