@@ -141,6 +141,7 @@ def read_forms(
         batch_tokens=config.batch_tokens,
         max_length=config.max_length,
         trust_remote_code=config.trust_remote_code,
+        repair=True,  # what an interrupted run left is read again, and made anew where it is damaged
     )
     with claim(folder / STATES, "capture", MANIFEST) as inner:
         capture_into(inner, request_config, table, prompts, source)

@@ -82,9 +82,9 @@ def done(shared, data):
 @pytest.fixture
 def config(data, tmp_path):
     def make(**changes):
-        values = {"data": str(data), "out": tmp_path / "out", "places": "resid_post:1..2", **QUICK}
+        values = {"data": str(data), "out": tmp_path / "out", **QUICK}
         if "store" not in changes:
-            values["model"] = "bundled"
+            values |= {"model": "bundled", "places": "resid_post:1..2"}
         return CCSConfig(**(values | changes))
 
     return make
@@ -193,7 +193,7 @@ def test_the_saved_probes_are_right_about_what_they_saw(done):
 
 def test_a_store_gives_the_same_as_the_model(done, config, tmp_path, data, monkeypatch):
     monkeypatch.setattr(ccs_layers, "load", lambda *_: 1 / 0)
-    ccs.run(config(store=done[0] / "states", places="resid_post:all"))
+    ccs.run(config(store=done[0] / "states"))
     assert content(tmp_path / "out") == content(done[0]) | {
         "probes.safetensors": (tmp_path / "out" / "probes.safetensors").read_bytes()  # says how the states were read
     }
@@ -205,7 +205,7 @@ def test_a_store_of_the_forms_gives_the_same(done, config, tmp_path):
     capture_job.run(
         CaptureConfig(model="bundled", data=str(done[0] / "forms.jsonl"), out=tmp_path / "captured", **options)
     )
-    ccs.run(config(store=tmp_path / "captured", places="resid_post:all"))
+    ccs.run(config(store=tmp_path / "captured"))
     for name in ("results.parquet", "controls.parquet", "pairs.parquet"):
         assert (tmp_path / "out" / name).read_bytes() == (done[0] / name).read_bytes()
 
@@ -240,7 +240,7 @@ def test_a_store_without_the_controls_is_enough(done, config, tmp_path):
     bare = write(tmp_path / "bare.jsonl", [form for form in forms if ":" not in form["id"].rpartition("#")[2]])
     options = {"places": "resid_post:all", "pooling": "last", "over": "content", "eos": False}
     capture_job.run(CaptureConfig(model="bundled", data=str(bare), out=tmp_path / "captured", **options))
-    report = ccs.run(config(store=tmp_path / "captured", places="resid_post:all"))
+    report = ccs.run(config(store=tmp_path / "captured"))
     assert "No marker control" in notes(report)
     assert "No distractor test" in notes(report)
     assert (tmp_path / "out" / "pairs.parquet").read_bytes() == (done[0] / "pairs.parquet").read_bytes()
@@ -253,6 +253,19 @@ def test_a_store_of_every_token_is_refused(done, config, tmp_path):
     )
     with pytest.raises(SourceMismatch, match="holds the states of every token"):
         ccs.run(config(store=tmp_path / "captured"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"places": "resid_post:1"}, "--places"),
+        ({"token": "last", "max_length": 9}, "--token, --max-length"),
+        ({"dtype": "float16", "batch_tokens": 5}, "--dtype, --batch-tokens"),
+    ],
+)
+def test_what_a_store_settles_is_not_taken(done, config, changes, named):
+    with pytest.raises(ValueError, match=f"the states of a store are captured already; leave out {named}$"):
+        config(store=done[0] / "states", **changes)
 
 
 # Again, and after a stop
@@ -328,6 +341,18 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     assert trained == (["resid_post:1"] if damage else []) + ["resid_post:2", "resid_post:3"]
     assert content(tmp_path / "out") == content(done[0])
     assert not (tmp_path / "out" / "shards").exists()
+
+
+def test_damaged_states_of_an_unfinished_run_are_captured_again(done, data, tmp_path, monkeypatch):
+    again = CCSConfig(model="bundled", data=str(data), out=tmp_path / "out", **QUICK)
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            ccs.run(again)
+    path = tmp_path / "out" / "states" / "shards" / "000000.safetensors"
+    path.write_bytes(path.read_bytes()[:-8] + b"12345678")
+    ccs.run(again)
+    assert content(tmp_path / "out") == content(done[0])
 
 
 def test_a_failure_before_anything_was_kept_leaves_nothing(config, tmp_path, monkeypatch):
