@@ -224,10 +224,15 @@ def _split_values(config: CCSConfig, table: Table, pairs: list[ContrastPair]) ->
             f"{table.path}: there is no column '{config.split_by}' to split by; give 'pair' or one of "
             f"{', '.join(map(str, table.columns))}"
         )
-    missing = [pair.id for pair, value in zip(pairs, values, strict=True) if value is None]
+    missing = [pair.id for pair, value in zip(pairs, values, strict=True) if _nothing(value)]
     if missing:
         raise DataInvalid(f"{table.path}: pair '{missing[0]}' has no {config.split_by} to split by")
     return [str(value) for value in values]
+
+
+def _nothing(value: object) -> bool:
+    """Whether a value is what tables have where nothing is."""
+    return value is None or value != value or not str(value).strip()
 
 
 def _values_of(config: CCSConfig, table: Table, pairs: list[ContrastPair]) -> list[object]:

@@ -106,6 +106,12 @@ def trained(monkeypatch):
 # What a run writes
 
 
+def test_notes_claim_no_more_than_the_draws_can_show(done):
+    """Five random probes: no p-value is below 1/6, so a good index is not said to be in their band."""
+    assert "is not below that of random probes (p 0." in notes(done[1])
+    assert "With less than 19 draws (5 random) no p-value can reach 0.05" in notes(done[1])
+
+
 def test_what_lies_there(done):
     folder, report = done
     names = [*WRITTEN, "forms.jsonl", "plots.html", "run.json", "states", "summary.json"]
@@ -486,6 +492,14 @@ def test_folds_keep_the_values_of_a_column_together(config, tmp_path, column):
     values = pd.Series([row[column] for row in rows])
     assert pairs["fold"].groupby(values).nunique().eq(1).all()
     assert pairs["fold"].nunique() == 3
+
+
+@pytest.mark.parametrize("nothing", [None, " ", float("nan")])
+def test_a_value_to_split_by_that_is_missing_is_none(config, tmp_path, nothing):
+    rows = [{**row, "topic": nothing if at in (3, 4) else at % 5} for at, row in enumerate(statements())]
+    data = write(tmp_path / "data.jsonl", rows)
+    with pytest.raises(DataInvalid, match=f"pair '{rows[3]['id']}' has no topic to split by"):
+        ccs.run(config(data=str(data), split_by="topic"))
 
 
 def test_truth_that_is_always_in_the_statement_is_said(config, tmp_path, done):
