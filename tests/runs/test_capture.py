@@ -346,6 +346,11 @@ def test_a_disk_that_is_full_is_an_os_error(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_hash_of_one_number_with_a_wide_stride():
+    for rows in (1, 3):
+        assert activations.tensor_sha256(torch.ones(rows, 4)[:, 0]) == activations.tensor_sha256(torch.ones(rows))
+
+
 def test_another_dtype_in_the_header_is_found(config, tmp_path):
     job.run(config(values_dtype="float16"))
     path = states(tmp_path / "out", 0)
