@@ -32,7 +32,7 @@ def states_path(folder: Path, index: int) -> Path:
 
 
 def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Write one part; what to remember of it: size and hashes of the file and of each tensor."""
+    """Write one part, with no more than one entry of metadata; its size and hashes, and those of each tensor."""
     with new_file(path) as temporary:
         try:
             contiguous = {name: tensor.contiguous() for name, tensor in states.items()}

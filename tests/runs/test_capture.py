@@ -351,6 +351,12 @@ def test_the_hash_of_one_number_with_a_wide_stride():
         assert activations.tensor_sha256(torch.ones(rows, 4)[:, 0]) == activations.tensor_sha256(torch.ones(rows))
 
 
+def test_states_with_metadata_are_the_same_bytes_each_time(tmp_path):
+    for number in range(20):
+        activations.write_states(tmp_path / str(number), {"a": torch.zeros(2)}, {"probing": "x"})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_another_dtype_in_the_header_is_found(config, tmp_path):
     job.run(config(values_dtype="float16"))
     path = states(tmp_path / "out", 0)
