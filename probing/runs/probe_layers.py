@@ -108,6 +108,8 @@ def probe_into(
     device = choose_device(config.device)
     source = _source(config)
     positive = positive_label(config, table.path, prompts)
+    if fresh is not None and config.positive is None:
+        check_labels(fresh[0].path, fresh[1], prompts)
     values = _values(config, table, prompts)
     folder.begin(_identity(config, prompts, values, fresh, source, device), {"config": plain(config)})
     if not folder.finished:
@@ -166,6 +168,22 @@ def positive_label(config: ProbeConfig, path: str, prompts: Sequence[LabelledPro
             f"with --positive, all others are no"
         )
     return max(known, key=lambda label: (not isinstance(label, str), label))
+
+
+def check_labels(path: str, fresh: Sequence[LabelledPrompt], prompts: Sequence[LabelledPrompt]) -> None:
+    """Raise unless fresh rows have the labels of the data: another would be taken for a no.
+
+    Raises:
+        DataInvalid: names the first that does not.
+    """
+    known = {prompt.label for prompt in prompts if prompt.label is not None}
+    other = next((prompt for prompt in fresh if prompt.label is not None and prompt.label not in known), None)
+    if other is not None:
+        raise DataInvalid(
+            f"{path}: row '{other.id}' has the label {other.label!r}, which no row of the data has "
+            f"({', '.join(sorted(map(repr, known)))}); name the label that a probe says yes to with --positive if all "
+            f"others are no"
+        )
 
 
 def _values(config: ProbeConfig, table: Table, prompts: Sequence[LabelledPrompt]) -> list[str] | None:

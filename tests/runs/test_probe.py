@@ -255,6 +255,16 @@ def test_fresh_rows_of_one_label(config, data, tmp_path):
         job.run(config(fresh=str(data), out=tmp_path / "again"))
 
 
+def test_fresh_labels_are_those_of_the_data(config, data, tmp_path):
+    """Another name for one of them would be taken for a no."""
+    fresh = write(
+        tmp_path / "fresh.jsonl", [{**row, "label": "bc"[n % 2]} for n, row in enumerate(make_rows(12, 1, 100))]
+    )
+    with pytest.raises(DataInvalid, match=r"fresh\.jsonl: row 'r101' has the label 'c', .*\('a', 'b'\)"):
+        job.run(config(fresh=str(fresh)))
+    assert job.run(config(fresh=str(fresh), positive="b")).facts["fresh"]["rows_by_status"] == {"ok": 12}
+
+
 def test_a_label_that_goes_with_the_length(config, data, tmp_path):
     """Everything is right on held-out rows, the baseline too; not so on rows where length says nothing."""
 
@@ -529,10 +539,10 @@ def test_a_killed_run_ends_in_the_same_bytes(model_folder, tmp_path):
     data = write(tmp_path / "many.jsonl", make_rows(60))
     options = ["--model", model_folder, "--data", data, "--places", "resid_post:all,attn_out:all,mlp_out:all"]
     command = [sys.executable, "-c", "from probing.cli import main; main()", "probe", *map(str, options)]
-    command += ["--refits", "20", "--resamples", "50", "--out"]
+    command += ["--refits", "10", "--resamples", "50", "--out"]
     assert subprocess.run([*command, str(tmp_path / "calm")], capture_output=True).returncode == 0
     out = tmp_path / "killed"
-    for target in (1, 5):
+    for target in (2, 5):
         process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while done(out) < target and process.poll() is None and time.monotonic() < deadline:
