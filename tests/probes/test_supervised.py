@@ -121,6 +121,14 @@ def test_the_shrinkage_of_one_and_two_features_is_scikit_learns(generator, width
     assert relative(fit_lda(states, targets).weight, fit_lda(states, targets, amount).weight) < 1e-5
 
 
+def test_shrinkage_does_not_exceed_one(generator):
+    """Nothing but noise tells the scatter from a multiple of the identity."""
+    states = torch.randn(100, 2, generator=generator, dtype=torch.float64)
+    targets = (torch.arange(100)[:, None] % 2).double()
+    assert ledoit_wolf_shrinkage(states.numpy()) == 1
+    assert torch.allclose(fit_lda(states, targets).weight, fit_mass_mean(states, targets).weight)
+
+
 @pytest.mark.parametrize("fit", FITS)
 def test_a_column_does_not_depend_on_the_others(generator, fit):
     states, targets = planted(generator, 40, 10, columns=5)
@@ -240,7 +248,7 @@ def test_settings_out_of_range_are_refused(generator):
     for value in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="from 0 to 1"):
             fit_lda(states, targets, value)
-    with pytest.raises(ValueError, match="without shrinkage"):
+    with pytest.raises(ValueError, match="4 rows of 4 features"):
         fit_lda(states[:4], targets[:4] * 0 + torch.tensor([[0.0], [1], [0], [1]]), 0.0)
     with pytest.raises(ValueError, match="depend on each other"):
         fit_lda(torch.cat([states, torch.zeros(10, 1)], dim=1), targets, 0.0)
