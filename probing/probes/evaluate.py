@@ -64,7 +64,8 @@ def measure(
         One value each: "esa" (share of statements that are right; with the orientation of the training pairs, so that
         it may be below a half), "auroc" of the scores (within folds), mean "polar_consistency",
         "median_abs_polar_consistency", mean "contradiction_index", "silhouette" of the scores by truth (in one
-        dimension, within folds). NaN where one is not defined.
+        dimension, within folds; weights count the silhouettes of statements among all statements, since a repeated one
+        would be its own nearest neighbour). NaN where one is not defined.
     """
     rows = np.atleast_2d(np.ones(forms.shape[1]) if weights is None else weights)
     signs = np.atleast_2d(truth)
@@ -135,7 +136,9 @@ def ranked_within_folds(
         wins, fights = _wins(ordered, right, wrong)
         won, fought = won + wins, fought + fights
         if silhouette:
-            widths = _silhouettes(ordered, right, wrong)
+            alike = (true == true[:1]).all()  # one labeling of many weightings
+            kinds = true[:1, inside] if alike else true[:, inside]
+            widths = _silhouettes(ordered, kinds.astype(np.float64), (~kinds).astype(np.float64))
             shape, held = shape + (widths * weight).sum(axis=1), held + weight.sum(axis=1)
     with np.errstate(invalid="ignore"):
         return {"auroc": won / fought, "silhouette": shape / held}

@@ -15,7 +15,7 @@ from probing.data.statements import (
 from probing.data.tables import Table, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.runs.capture import expand_places
-from probing.runs.options import check_at_least
+from probing.runs.options import check_at_least, check_beside_store
 from probing.store.manifest import claim
 from probing.types import ContrastPair, Report
 
@@ -26,11 +26,10 @@ PROBES_FILE = "probes.safetensors"
 SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
 FORMS_FILE = "forms.jsonl"
-STATES = "states"
 PAIR = "pair"
 TOKENS = ("auto", "last", "first", "mean")
 LEAST_FOLDS = 3
-OF_CAPTURE = ("token", "places", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
+OF_CAPTURE = ("token", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
 """Options that say nothing where the states come from a store."""
 
 
@@ -63,7 +62,7 @@ class CCSConfig:
         question: the question, with --chat.
         token: whose state is read: "last", "first", the "mean" of all, or "auto": the last of a decoder, the first of
             an encoder.
-        places: separated by commas, as for 'probing capture'.
+        places: separated by commas, as for 'probing capture'; of a store, by default all that it has.
         normalization: "l2" divides every state by its length; "none" takes them as they are.
         centering: taken off the yes and the no forms separately, from training pairs only: "median" or "mean".
         loss: "original" or "symmetric".
@@ -149,9 +148,7 @@ class CCSConfig:
             raise ValueError(f"inverse_penalty must be above 0, not {self.inverse_penalty}")
         if (self.model is None) == (self.store is None):
             raise ValueError("give one of --model and --store")
-        settled = [] if self.store is None else [name for name in OF_CAPTURE if getattr(self, name) != _default(name)]
-        if settled:
-            raise ValueError(f"the states of a store are captured already; leave out {', '.join(map(_flag, settled))}")
+        check_beside_store(self, OF_CAPTURE)
         if self.question is not None and not self.chat:
             raise ValueError("a question is asked with --chat only; without it, put it into --template")
         if self.distractor and not self.distractor.strip():
@@ -170,14 +167,6 @@ class CCSConfig:
     def replacement(self) -> tuple[str, str] | None:
         """The word of the marker control and what takes its place."""
         return parse_replacement(self.replace_word) if self.replace_word else None
-
-
-def _default(name: str) -> object:
-    return CCSConfig.__dataclass_fields__[name].default
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def run(config: CCSConfig) -> Report:

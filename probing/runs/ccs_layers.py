@@ -43,12 +43,14 @@ from probing.runs.layer_shards import (
     finished_report,
     identity_of_layers,
     joined_groups,
+    open_states,
+    places_of,
     read_layer_arrays,
     write_summary,
 )
 from probing.runs.problems import LISTED_PROBLEMS
 from probing.runs.sharded import clear, plain
-from probing.store.activations import ActivationStore, open_store
+from probing.store.activations import ActivationStore
 from probing.store.files import file_sha256
 from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
@@ -155,7 +157,7 @@ def probe_into(
 def _source(config: CCSConfig) -> LanguageModel | ActivationStore:
     """The model, or the store in its place."""
     if config.store is not None:
-        return open_store(config.store)
+        return open_states(config.store)
     assert config.model is not None
     return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
@@ -213,13 +215,14 @@ def _material(
     if not readable:
         first = next(iter(problems.values()))
         raise DataInvalid(f"no pair could be read; the first: '{first.id}' ({first.status}, {first.detail})")
-    same, skipped = _alike(forms, readable)
+    asked = places_of(forms.store, config.places)
+    same, skipped = _alike(forms, readable, asked)
     check_contrast(forms, readable, same)
     for at in np.flatnonzero(same):
         detail = f"the yes and the no form have the same state everywhere; what is read is {forms.token}"
         problems[readable[at].id] = Problem(readable[at].id, "same_state", detail)
     index = [at for at, pair in enumerate(pairs) if pair.id not in problems]
-    places = [str(place) for place in forms.store.places if str(place) not in skipped]
+    places = [place for place in asked if place not in skipped]
     if not places:
         raise DataInvalid(f"no place can be probed; the first: {', '.join(next(iter(skipped.items())))}")
     for place, why in skipped.items():
@@ -265,11 +268,13 @@ def _unread(
     return found
 
 
-def _alike(forms: FormStates, pairs: Sequence[ContrastPair]) -> tuple[NDArray[np.bool_], dict[str, str]]:
+def _alike(
+    forms: FormStates, pairs: Sequence[ContrastPair], places: Sequence[str]
+) -> tuple[NDArray[np.bool_], dict[str, str]]:
     """Pairs whose forms have the same states at every place; places where nothing can be told apart."""
     same = np.ones(len(pairs), dtype=bool)
     skipped = {}
-    for place in map(str, forms.store.places):
+    for place in places:
         states = forms.of(forms.store.read(place), [pair.id for pair in pairs])
         here = same_states(states).cpu().numpy()
         same &= here

@@ -89,6 +89,8 @@ class Judge:
         self.refits = label_flips(units, self.config.refits, self.config.seed)
         everything = np.ones(len(self.pairs), dtype=bool)
         self.subsets: dict[str, NDArray[np.bool_]] = {ALL: everything} | self.formulations()
+        # Probes that saw labels would have to be trained anew on every permutation of them.
+        self.unsupervised = [probe for probe in UNSUPERVISED if probe != "ccs" or not self.config.supervision]
         self.forms: dict[str, list[Array]] = {probe: [] for probe in PROBES}
         self.inner: dict[str, list[Array]] = {probe: [] for probe in PROBES}
         self.nulls: list[dict[tuple[str, str], Metrics]] = []  # per place: (band, probe) -> draws of every metric
@@ -115,7 +117,7 @@ class Judge:
             turned = self._turned(arrays["forms"][at], signs[probe])
             self.forms[probe].append(turned)
             self.inner[probe].append(self.splits.inner_scores(arrays["credits"][at] * signs[probe]))
-            if probe in UNSUPERVISED:
+            if probe in self.unsupervised:
                 nulls["labels", probe] = self._flipped(probe, arrays["forms"][at], arrays["credits"][at])
         for name in ("random", "pairings", "mass_mean_labels", "logistic_labels"):
             forms, inner = arrays[f"{name}.forms"], arrays[f"{name}.inner"]
@@ -306,7 +308,7 @@ class Judge:
         everything = self.subsets[ALL]
         bands: dict[str, Metrics] = {name: self._draws(name, band.forms) for name, band in self.bands.items()}
         labels: Metrics = bands.get(f"{probe}_labels", {})
-        if probe in UNSUPERVISED:
+        if probe in self.unsupervised:
             held, inner = (np.stack(parts, axis=-1) for parts in zip(*self.flipped[probe], strict=True))
             picked = np.take_along_axis(held, inner.argmax(axis=-1)[..., None], axis=-1)[..., 0]
             labels = {"esa": 0.5 + picked.sum(axis=1) / len(self.pairs)}

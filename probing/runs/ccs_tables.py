@@ -228,13 +228,15 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
 def _verdict(esa: pd.Series, config: CCSConfig) -> str:
     """Where CCS stands against its nulls."""
     value, against = f"{esa['value']:.3f}", f"random probes {_band(esa, 'random')}"
+    if config.supervision:
+        return f"CCS was trained with the labels here: ESA {value} is that of a supervised probe; {against}."
     labels = f"p {esa['p_labels']:.3f} by {config.permutations} permutations of the labels"
     if esa["p_labels"] > SIGNIFICANT:
         return f"CCS does not tell true from false statements better than chance: ESA {value}, {labels}; {against}."
     if esa["p_random"] > SIGNIFICANT:
         return (
-            f"CCS tells true from false statements (ESA {value}, {labels}), but no better than random directions do "
-            f"({against}): its search found nothing that chance would not."
+            f"CCS tells true from false statements (ESA {value}, {labels}), but {esa['p_random']:.0%} of random "
+            f"directions do so as well ({against}): this does not show that its search found anything."
         )
     return (
         f"CCS tells true from false statements better than chance and than random directions: ESA {value}, {labels}; "

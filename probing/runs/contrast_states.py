@@ -20,7 +20,8 @@ from probing.models.layers import find_stack
 from probing.models.load import LanguageModel
 from probing.runs.capture import CaptureConfig
 from probing.runs.capture_shards import capture_into, content_of_row
-from probing.runs.ccs import FORMS_FILE, STATES, CCSConfig
+from probing.runs.ccs import FORMS_FILE, CCSConfig
+from probing.runs.layer_shards import STATES
 from probing.store.activations import ActivationStore, open_store
 from probing.store.files import new_file
 from probing.store.manifest import MANIFEST, claim

@@ -12,18 +12,22 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from probing.errors import OutOfMemory, StoreCorrupt
+from probing.errors import OutOfMemory, StoreCorrupt, UsageError
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.runs.capture import expand_places
 from probing.runs.sharded import content_of, plain
 from probing.runs.versions import versions
-from probing.store.activations import ActivationStore, fault, states_path, write_states
+from probing.store.activations import ActivationStore, fault, open_store, states_path, write_states
 from probing.store.files import file_sha256, new_file
-from probing.store.manifest import RUN_FILE, RunFolder
+from probing.store.manifest import MANIFEST, RUN_FILE, RunFolder
 from probing.store.shards import read_shard, shard_path, write_shard
 from probing.types import Report
 
 SCHEMA = pa.schema([("place", pa.string())])
+STATES = "states"
+"""Where a run keeps the states that it captured."""
+DEFAULT_PLACES = "resid_post:all"
 Arrays = Mapping[str, NDArray[np.float64]]
 
 
@@ -87,6 +91,29 @@ def identity_of_layers(
     }
 
 
+def open_states(path: Path) -> ActivationStore:
+    """The store in a folder, or that of the run which the folder holds."""
+    folder = Path(path).expanduser()
+    within = folder / STATES
+    return open_store(within if not (folder / MANIFEST).exists() and (within / MANIFEST).exists() else folder)
+
+
+def places_of(store: ActivationStore, given: str | Sequence[str]) -> list[str]:
+    """The places of a store that are asked for: all of them, where the option was left alone.
+
+    Raises:
+        UsageError: one of them was not captured.
+    """
+    there = list(map(str, store.places))
+    if given == DEFAULT_PLACES:
+        return there
+    wanted = list(map(str, expand_places(given, int(store.facts["layers"]))))
+    missing = [place for place in wanted if place not in there]
+    if missing:
+        raise UsageError(f"{store.path}: {missing[0]} was not captured; there are {', '.join(there)}")
+    return wanted
+
+
 def joined_groups(units: Sequence[int], values: Sequence[str] | None) -> list[int]:
     """Groups of rows that share a unit or a value, directly or through others."""
     from scipy.sparse import coo_array
@@ -136,7 +163,7 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
     if free is not None and needed > free:
         raise OutOfMemory(
             f"{what} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free on the {device.type}; take "
-            f"fewer rows, fewer --restarts or --folds, or a machine with more memory"
+            f"fewer rows or --folds, or a machine with more memory"
         )
 
 

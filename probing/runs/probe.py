@@ -9,7 +9,7 @@ from probing.data.prompts import Columns, prompts_from_table
 from probing.data.tables import Table, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.runs.capture import expand_places
-from probing.runs.options import check_at_least
+from probing.runs.options import check_at_least, check_beside_store
 from probing.store.manifest import claim
 from probing.types import LabelledPrompt, Over, Report
 
@@ -18,9 +18,11 @@ PREDICTIONS_FILE = "predictions.parquet"
 PROBES_FILE = "probes.safetensors"
 SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
-STATES, FRESH_STATES = "states", "fresh-states"
+FRESH_STATES = "fresh-states"
 TEXT = "text"
 LEAST_FOLDS = 3
+OF_CAPTURE = ("pooling", "over", "chat", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
+"""Options that say nothing where the states come from a store."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ProbeConfig:
         split: which split, where the data have several.
         split_by: "text" keeps equal texts in one fold; the name of a column (category, for instance) also keeps its
             values whole.
-        places: separated by commas, as for 'probing capture'.
+        places: separated by commas, as for 'probing capture'; of a store, by default all that it has.
         pooling: "last", "first", "mean" or "sum" of the tokens that count.
         over: which tokens count, as for 'probing capture'.
         chat: put plain texts into a user's turn of the chat template.
@@ -99,6 +101,7 @@ class ProbeConfig:
             raise ValueError(f"inverse_penalty must be above 0, not {self.inverse_penalty}")
         if (self.model is None) == (self.store is None):
             raise ValueError("give one of --model and --store")
+        check_beside_store(self, OF_CAPTURE)
         if self.over == "span":
             raise ValueError("spans are captured by 'probing capture'; give its folder as --store")
         if (self.store is not None and self.fresh is not None) != (self.fresh_store is not None):

@@ -25,12 +25,15 @@ from probing.runs.capture import CaptureConfig
 from probing.runs.capture_shards import capture_into, content_of_row
 from probing.runs.ccs_results import CHOSEN
 from probing.runs.layer_shards import (
+    STATES,
     Arrays,
     all_layers,
     check_memory,
     finished_report,
     identity_of_layers,
     joined_groups,
+    open_states,
+    places_of,
     read_layer_arrays,
     write_summary,
 )
@@ -40,7 +43,6 @@ from probing.runs.probe import (
     PREDICTIONS_FILE,
     PROBES_FILE,
     RESULTS_FILE,
-    STATES,
     SUMMARY_FILE,
     TEXT,
     ProbeConfig,
@@ -116,7 +118,7 @@ def probe_into(
         seen = _prompts(folder, config, table, prompts, positive, source, STATES)
         others = None if fresh is None else _fresh(folder, config, fresh, positive, source, seen)
         rows = _rows(config, seen, prompts, values)
-        places, skipped = _places(seen)
+        places, skipped = _places(config, seen)
         all_layers(
             folder.shards,
             [*places, SURFACE],
@@ -142,7 +144,7 @@ def probe_into(
 
 def _source(config: ProbeConfig) -> LanguageModel | ActivationStore:
     if config.store is not None:
-        return open_store(config.store)
+        return open_states(config.store)
     assert config.model is not None
     return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
@@ -299,7 +301,7 @@ def _fresh(
     table, prompts = fresh
     if isinstance(source, ActivationStore):
         assert config.fresh_store is not None
-        source = open_store(config.fresh_store)
+        source = open_states(config.fresh_store)
         check_same_request(seen.store, source)
     others = _prompts(folder, config, table, prompts, positive, source, FRESH_STATES)
     known = {_text_key(prompt) for prompt in seen.rows}
@@ -374,19 +376,20 @@ def _rows(
     return rows
 
 
-def _places(seen: Prompts) -> tuple[list[str], dict[str, str]]:
+def _places(config: ProbeConfig, seen: Prompts) -> tuple[list[str], dict[str, str]]:
     """Places that can be probed, and why others cannot.
 
     Raises:
         DataInvalid: none can.
     """
     skipped = {}
-    for place in map(str, seen.store.places):
+    asked = places_of(seen.store, config.places)
+    for place in asked:
         states = seen.store.read(place)[seen.index]
         if bool((states == states[:1]).all()):
             skipped[place] = "the states of all rows are the same there"
             log.warning("%s is left out: %s", place, skipped[place])
-    places = [str(place) for place in seen.store.places if str(place) not in skipped]
+    places = [place for place in asked if place not in skipped]
     if not places:
         raise DataInvalid(f"no place can be probed; {next(iter(skipped))}: {next(iter(skipped.values()))}")
     return places, skipped

@@ -14,7 +14,7 @@ import pytest
 
 from probing import Capture, capture, cli, load, open_store
 from probing.data.bundled import bundled_data
-from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt
+from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.contrast import PROBES
 from probing.probes.evaluate import METRICS, measure
 from probing.report.tables import render
@@ -261,10 +261,25 @@ def test_a_store_of_every_token_is_refused(done, config, tmp_path):
         ccs.run(config(store=tmp_path / "captured"))
 
 
+def test_some_places_of_the_states_of_another_run(done, config):
+    """A run's own folder stands for the states in it."""
+    some = ccs.run(config(store=done[0], places="resid_post:1,resid_post:-1"))
+    results = pd.read_parquet(Path(some.facts["wrote"][0]))
+    assert list(dict.fromkeys(results["place"])) == ["resid_post:1", "resid_post:3", "chosen inside folds"]
+    whole = pd.read_parquet(done[0] / "results.parquet")
+    columns = ["subset", "place", "probe", "metric", "value", "low", "high", "random_median"]
+    kept = ["resid_post:1", "resid_post:3"]
+    ours, theirs = (each[each["place"].isin(kept)][columns] for each in (results, whole))
+    by = columns[:4]
+    ours, theirs = (each.sort_values(by).reset_index(drop=True) for each in (ours, theirs))
+    pd.testing.assert_frame_equal(ours, theirs)
+    with pytest.raises(UsageError, match="mlp_out:1 was not captured; there are resid_post:0"):
+        ccs.run(config(store=done[0] / "states", out=config().out.parent / "other", places="mlp_out:1"))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"places": "resid_post:1"}, "--places"),
         ({"token": "last", "max_length": 9}, "--token, --max-length"),
         ({"dtype": "float16", "batch_tokens": 5}, "--dtype, --batch-tokens"),
     ],
@@ -380,7 +395,8 @@ def test_a_killed_run_ends_in_the_same_bytes(done, data, tmp_path, kept):
     out = tmp_path / "out"
     given = [f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items()]
     command = [*PROBING, "ccs", "--model=bundled", f"--data={data}", f"--out={out}", *given]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: products of several threads round otherwise
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one) as process:
         deadline = time.monotonic() + 120
         while not (out / kept).exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -450,8 +466,8 @@ def test_pairs_with_the_same_state_in_both_forms_are_left_out(config, tmp_path, 
     """A tokenizer-made accident, here made by hand: two forms of one pair get the states of each other."""
     plain = ccs_layers._alike
 
-    def alike(forms, pairs):
-        same, skipped = plain(forms, pairs)
+    def alike(forms, pairs, places):
+        same, skipped = plain(forms, pairs, places)
         same[[4, 7]] = True
         return same, skipped
 
