@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from probing.probes.ccs import CCSOptions, TrainedProbes, _starts, centers_of, normalized, train_probes
+from probing.probes.ccs import CCSOptions, TrainedProbes, centers_of, normalized, starting_points, train_probes
 
 AGREE = 1e-4
 STRENGTH = 8.0
@@ -102,7 +102,7 @@ def compare(sizes: Sizes, device: str) -> dict[str, Any]:
     centered = states - centers
     options = CCSOptions(restarts=sizes.restarts, epochs=sizes.epochs)
     warm = CCSOptions(restarts=sizes.restarts, epochs=WARM_EPOCHS)
-    weights, biases = (start.to(states) for start in _starts(sizes.width, options))
+    weights, biases = (start.to(states) for start in starting_points(sizes.width, options))
     probes = [(layer, restart) for restart in range(sizes.restarts) for layer in range(sizes.layers)]
     count = min(sizes.sample, len(probes))
     sample = [probes[index * len(probes) // count] for index in range(count)]

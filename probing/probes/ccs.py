@@ -142,7 +142,7 @@ def train_probes(
     """
     entries, _, _, width = states.shape
     splits = train.shape[1]
-    weight, bias = (start.to(states) for start in _starts(width, options))
+    weight, bias = (start.to(states) for start in starting_points(width, options))
     weight = weight.repeat(1, splits).expand(entries, -1, -1).contiguous()
     bias = bias.repeat(splits).expand(entries, -1).contiguous()
     shares = (train / train.sum(dim=0)).to(states)
@@ -164,7 +164,7 @@ def train_probes(
     )
 
 
-def _starts(width: int, options: CCSOptions) -> tuple[Tensor, Tensor]:
+def starting_points(width: int, options: CCSOptions) -> tuple[Tensor, Tensor]:
     """Weights [width restart] and biases [restart], uniform as torch draws a linear layer; a restart has its own."""
     weights, biases = [], []
     for restart in range(options.restarts):

@@ -222,7 +222,12 @@ def _scaled(made: Prepared, direction: Tensor, wanted: Tensor) -> Tensor:
     """Directions [width split] made as long as their logits spread ``wanted`` on the training rows."""
     zero = torch.zeros(direction.shape[1]).to(direction)
     own = _spread(logits_of(made.states, made.centers, direction[None], zero[None])[0], made.train)
-    return direction * (wanted / own.clamp_min(torch.finfo(own.dtype).tiny))
+    return direction * _stretch(wanted, own)
+
+
+def _stretch(wanted: Tensor, own: Tensor) -> Tensor:
+    """By how much logits that spread ``own`` have to grow."""
+    return wanted / own.clamp_min(torch.finfo(own.dtype).tiny)
 
 
 def _closed_forms(made: Prepared, weight: Tensor, bias: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -294,10 +299,11 @@ def _random(made: Prepared, rows: Rows, options: ContrastOptions, logits: Tensor
     """Random directions, as spread as the contrast-consistent probe and oriented in the same way."""
     wanted = _spread(logits, made.train)
     drawn = torch.from_numpy(random_directions(made.states.shape[-1], options.random, options.ccs.seed)).to(made.states)
+    spots, shifts = made.states[0] @ drawn, made.centers[0] @ drawn  # of every direction; a split only moves them
     draws, inner = [], []
     for number in range(options.random):
-        direction = drawn[:, number : number + 1].expand(-1, made.train.shape[1])
-        forms = _read(made, _scaled(made, direction, wanted), torch.zeros_like(wanted))
+        own = spots[:, :, number, None] - shifts[:, None, :, number]
+        forms = _forms(own * _stretch(wanted, _spread(own, made.train)))
         found = oriented(forms, _credits(forms, rows), rows)
         draws.append(found[0])
         inner.append(found[1])

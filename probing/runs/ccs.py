@@ -14,6 +14,7 @@ from probing.data.statements import (
 )
 from probing.data.tables import Table, read_table
 from probing.errors import DataInvalid, UsageError
+from probing.probes.controls import LEAST_FOLDS
 from probing.runs.capture import expand_places
 from probing.runs.options import check_at_least, check_beside_store
 from probing.store.manifest import claim
@@ -27,8 +28,6 @@ SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
 FORMS_FILE = "forms.jsonl"
 PAIR = "pair"
-TOKENS = ("auto", "last", "first", "mean")
-LEAST_FOLDS = 3
 OF_CAPTURE = ("token", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
 """Options that say nothing where the states come from a store."""
 

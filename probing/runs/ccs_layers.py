@@ -19,10 +19,10 @@ from torch import Tensor
 from probing.data.statements import FORMS, text_groups
 from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid, OutOfMemory
-from probing.models.load import LanguageModel, choose_device, load
+from probing.models.load import LanguageModel, choose_device
 from probing.probes.ccs import CCSOptions
 from probing.probes.contrast import PROBES, ContrastOptions, Rows, read_layer, same_states
-from probing.probes.controls import Splits, make_folds
+from probing.probes.controls import Splits
 from probing.report.plots import draw_layers
 from probing.runs.ccs import (
     CONTROLS_FILE,
@@ -41,11 +41,11 @@ from probing.runs.layer_shards import (
     all_layers,
     check_memory,
     finished_report,
+    folds_of,
     identity_of_layers,
-    joined_groups,
-    open_states,
     places_of,
     read_layer_arrays,
+    source_of,
     write_summary,
 )
 from probing.runs.problems import LISTED_PROBLEMS
@@ -63,6 +63,7 @@ NOT_IDENTITY = (
 ).split()
 """Options that change no byte, or are told apart by content."""
 
+NAMES = ("pairs", "text")
 SHOWN_PICTURES = 3
 PAIRS_SCHEMA = pa.schema(
     [
@@ -122,11 +123,11 @@ def probe_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    source = _source(config)
+    source = source_of(config)
     folder.begin(_identity(config, pairs, split_values, source, device), {"config": plain(config)})
     if not folder.finished:
         groups = text_groups(pairs)
-        _folds(config, groups, split_values)  # too few are found before anything is captured
+        folds_of(config, groups, split_values, *NAMES)  # too few are found before anything is captured
         variants = Variants.of(config, pairs, groups)
         forms = read_forms(folder.path, config, table, pairs, variants, source)
         material, problems = _material(config, pairs, groups, split_values, forms, variants)
@@ -152,14 +153,6 @@ def probe_into(
         folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
-
-
-def _source(config: CCSConfig) -> LanguageModel | ActivationStore:
-    """The model, or the store in its place."""
-    if config.store is not None:
-        return open_states(config.store)
-    assert config.model is not None
-    return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
 
 def _identity(
@@ -229,26 +222,10 @@ def _material(
         log.warning("%s is left out: %s", place, why)
     kept = [pairs[at] for at in index]
     units = [groups[at] for at in index]
-    folds = _folds(config, units, None if split_values is None else [split_values[at] for at in index])
+    values = None if split_values is None else [split_values[at] for at in index]
+    folds, _ = folds_of(config, units, values, *NAMES)
     rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
     return Material(kept, rows, forms, variants, index, places, skipped), problems
-
-
-def _folds(config: CCSConfig, units: Sequence[int], split_values: Sequence[str] | None) -> NDArray[np.int64]:
-    """The fold of each pair.
-
-    Raises:
-        DataInvalid: fewer groups than folds.
-    """
-    together = joined_groups(units, split_values)
-    try:
-        return make_folds(together, config.folds, config.seed)
-    except ValueError as error:
-        by = "share no text" if split_values is None else f"share neither a text nor a {config.split_by}"
-        raise DataInvalid(
-            f"{len(units)} pairs make {len(set(together))} groups that {by}; {config.folds} folds need as many. "
-            f"Give more pairs, or fewer --folds (at least 3)"
-        ) from error
 
 
 def _unread(

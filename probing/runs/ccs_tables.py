@@ -14,6 +14,7 @@ from probing.runs.ccs import CCSConfig
 from probing.runs.ccs_results import ALL, CHOSEN, CONTROL_METRICS, Judged
 
 SIGNIFICANT = 0.05
+COLLAPSED = 0.19
 LOPSIDED = 0.9
 """Share of pairs with the statement as the true one from which wording and truth cannot be told apart."""
 
@@ -212,6 +213,7 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
         "PC is zero for a probe that says .5 of everything as well (CI .5): read it beside ESA and the band of random "
         "probes only."
     )
+    said += _collapsed_note(judged.controls, facts["places"])
     said += _distractor_note(judged.controls, facts["places"], config)
     said += [f"{place} is left out: {why}." for place, why in facts["skipped_places"].items()]
     controls = set(judged.controls["control"])
@@ -242,6 +244,19 @@ def _verdict(esa: pd.Series, config: CCSConfig) -> str:
         f"CCS tells true from false statements better than chance and than random directions: ESA {value}, {labels}; "
         f"{against}."
     )
+
+
+def _collapsed_note(controls: pd.DataFrame, places: list[str]) -> list[str]:
+    """Places where CCS found no contrast: .4 of every form has a loss of .2, the least without looking at a state."""
+    rows = controls[(controls["control"] == "restarts") & (controls["metric"] == "least_loss")].set_index("place")
+    gave_up = [place for place in places if rows.loc[place, "value"] > COLLAPSED]
+    if not gave_up:
+        return []
+    return [
+        f"At {len(gave_up)} of {len(places)} places ({', '.join(gave_up[:5])}{', ...' if len(gave_up) > 5 else ''}) CCS "
+        f"found next to no contrast: its loss stays at that of a probe which says .4 of every form (.2), and from that "
+        f"alone come a CI of .32 and a PC of 0, low as they are."
+    ]
 
 
 def _distractor_note(controls: pd.DataFrame, places: list[str], config: CCSConfig) -> list[str]:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from probing.errors import OutOfMemory, StoreCorrupt, UsageError
-from probing.models.load import LanguageModel
+from probing.errors import DataInvalid, OutOfMemory, StoreCorrupt, UsageError
+from probing.models.load import LanguageModel, load
+from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.report.progress import Progress
 from probing.runs.capture import expand_places
 from probing.runs.sharded import content_of, plain
@@ -89,6 +90,39 @@ def identity_of_layers(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
     }
+
+
+def source_of(config: Any) -> LanguageModel | ActivationStore:
+    """The model that a job was given, or the store in its place."""
+    if config.store is not None:
+        return open_states(config.store)
+    return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+
+
+def folds_of(
+    config: Any, units: Sequence[int], values: Sequence[str] | None, rows: str, share: str
+) -> tuple[Any, list[int]]:
+    """The fold of each row, and the groups that folds keep whole.
+
+    Args:
+        config: with ``folds``, ``seed`` and ``split_by``.
+        units: rows of one unit share texts.
+        values: that must not be in two folds either.
+        rows: what a row is called.
+        share: what units share.
+
+    Raises:
+        DataInvalid: fewer groups than folds.
+    """
+    together = joined_groups(units, values)
+    try:
+        return make_folds(together, config.folds, config.seed), together
+    except ValueError as error:
+        by = f"share no {share}" if values is None else f"share neither a {share} nor a {config.split_by}"
+        raise DataInvalid(
+            f"{len(units)} {rows} make {len(set(together))} groups that {by}; {config.folds} folds need as many. "
+            f"Give more {rows}, or fewer --folds (at least {LEAST_FOLDS})"
+        ) from error
 
 
 def open_states(path: Path) -> ActivationStore:

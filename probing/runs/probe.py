@@ -8,6 +8,7 @@ from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.prompts import Columns, prompts_from_table
 from probing.data.tables import Table, read_table
 from probing.errors import DataInvalid, UsageError
+from probing.probes.controls import LEAST_FOLDS
 from probing.runs.capture import expand_places
 from probing.runs.options import check_at_least, check_beside_store
 from probing.store.manifest import claim
@@ -20,7 +21,6 @@ SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
 FRESH_STATES = "fresh-states"
 TEXT = "text"
-LEAST_FOLDS = 3
 OF_CAPTURE = ("pooling", "over", "chat", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
 """Options that say nothing where the states come from a store."""
 

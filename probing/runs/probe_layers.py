@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from probing.data.surface import surface_features
 from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
-from probing.models.load import LanguageModel, choose_device, load
-from probing.probes.controls import Splits, make_folds
+from probing.models.load import LanguageModel, choose_device
+from probing.probes.controls import Splits
 from probing.probes.prompts import PROBES, LabelledRows, read_prompts
 from probing.report.plots import draw_layers
 from probing.runs.capture import CaptureConfig
@@ -30,11 +30,12 @@ from probing.runs.layer_shards import (
     all_layers,
     check_memory,
     finished_report,
+    folds_of,
     identity_of_layers,
-    joined_groups,
     open_states,
     places_of,
     read_layer_arrays,
+    source_of,
     write_summary,
 )
 from probing.runs.probe import (
@@ -108,7 +109,7 @@ def probe_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    source = _source(config)
+    source = source_of(config)
     positive = positive_label(config, table.path, prompts)
     if fresh is not None and config.positive is None:
         check_labels(fresh[0].path, fresh[1], prompts)
@@ -140,13 +141,6 @@ def probe_into(
         folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
-
-
-def _source(config: ProbeConfig) -> LanguageModel | ActivationStore:
-    if config.store is not None:
-        return open_states(config.store)
-    assert config.model is not None
-    return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
 
 def positive_label(config: ProbeConfig, path: str, prompts: Sequence[LabelledPrompt]) -> Any:
@@ -346,15 +340,7 @@ def _rows(
         raise DataInvalid(f"all {len(seen.rows)} rows that could be read have the same label")
     by_id = None if values is None else {prompt.id: value for prompt, value in zip(prompts, values, strict=True)}
     kept = None if by_id is None else [by_id[prompt.id] for prompt in seen.rows]
-    groups = joined_groups(seen.units, kept)
-    try:
-        folds = make_folds(groups, config.folds, config.seed)
-    except ValueError as error:
-        by = "text" if values is None else f"text or {config.split_by}"
-        raise DataInvalid(
-            f"{len(seen.rows)} rows make {len(set(groups))} groups that share no {by}; {config.folds} folds need as "
-            f"many. Give more rows, or fewer --folds (at least 3)"
-        ) from error
+    folds, groups = folds_of(config, seen.units, kept, "rows", "text")
     splits = Splits.of(folds)
     for at, out in enumerate(splits.left_out):
         inside = seen.labels[splits.train[:, at]]

@@ -72,7 +72,7 @@ def test_every_probe_is_as_if_trained_alone(planted, loss):
     train = torch.rand(120, 4, generator=torch.Generator().manual_seed(3)) < 0.7
     centers = centers_of(states, train)
     trained = train_probes(states, centers, train, options)
-    starts = ccs._starts(24, options)
+    starts = ccs.starting_points(24, options)
     worst = 0.0
     for entry in range(2):
         for split in range(4):

@@ -198,7 +198,7 @@ def test_the_saved_probes_are_right_about_what_they_saw(done):
 
 
 def test_a_store_gives_the_same_as_the_model(done, config, tmp_path, data, monkeypatch):
-    monkeypatch.setattr(ccs_layers, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(layer_shards, "load", lambda *_: 1 / 0)
     ccs.run(config(store=done[0] / "states"))
     assert content(tmp_path / "out") == content(done[0]) | {
         "probes.safetensors": (tmp_path / "out" / "probes.safetensors").read_bytes()  # says how the states were read

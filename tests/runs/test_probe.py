@@ -462,7 +462,7 @@ BAD_DATA = {
     "categories": (
         make_rows(36),
         ["--split-by", "category", "--folds", "5"],
-        "4 groups that share no text or category",
+        "4 groups that share neither a text nor a category",
     ),
     "all too long": (make_rows(36), ["--max-length", "2"], "no row could be read"),
     "one read": (
