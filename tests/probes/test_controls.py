@@ -88,7 +88,7 @@ def test_the_orientation_reads_training_rows_only(splits):
 
 
 def test_held_out_values_are_of_the_split_that_left_the_row_out(splits):
-    values = np.arange(20)[:, None] * 100 + np.arange(len(splits.left_out))
+    values = np.arange(20.0)[:, None] * 100 + np.arange(len(splits.left_out))
     assert np.array_equal(splits.held_out(values), np.arange(20) * 100 + splits.folds)
     assert np.array_equal(splits.held_out(np.stack([values, -values]))[1], -splits.held_out(values))
 
@@ -131,8 +131,8 @@ def test_p_values_count_the_value_itself():
     null = np.array([0.1, 0.2, 0.3])
     assert p_value(0.25, null) == 2 / 4
     assert p_value(0.25, null, higher_is_better=False) == 3 / 4
-    assert p_value(1, null) == 1 / 4
-    assert np.isnan(p_value(1, np.array([np.nan])))
+    assert p_value(1.0, null) == 1 / 4
+    assert np.isnan(p_value(1.0, np.array([np.nan])))
     assert np.isnan(p_value(np.nan, null))
 
 
