@@ -194,7 +194,8 @@ def _adamw(
         optimizer.step()
 
     if card:
-        _run_captured(epoch, options.epochs, report)
+        with torch.cuda.device(weight.device):  # streams and graphs belong to the current card
+            _run_captured(epoch, options.epochs, report)
     else:
         for _ in range(options.epochs):
             epoch()

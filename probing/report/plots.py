@@ -96,7 +96,8 @@ def _metric_figure(go: Any, rows: pd.DataFrame, metric: str, apart: Sequence[str
     first = rows[(rows["probe"] == probes[0]) & ~rows["place"].isin(apart)]
     for band, color in _BANDS.items():
         if f"{band}_low" in first and first[f"{band}_low"].notna().any():
-            _add_band(figure, first["place"], first[f"{band}_low"], first[f"{band}_high"], color, _BAND_NAMES[band])
+            name = _BAND_NAMES[band] + (f", {probes[0]}" if band == "labels" else "")
+            _add_band(figure, first["place"], first[f"{band}_low"], first[f"{band}_high"], color, name)
     for number, probe in enumerate(probes):
         own = rows[rows["probe"] == probe]
         for values, alone in ((own[~own["place"].isin(apart)], False), (own[own["place"].isin(apart)], True)):
