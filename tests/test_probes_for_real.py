@@ -70,4 +70,5 @@ def test_a_real_encoder(tmp_path):
     controls = pd.read_parquet(tmp_path / "out" / "controls.parquet")
     word = controls[(controls["control"] == "distractor") & (controls["metric"] == "distractor")]
     assert (word["value"] > 0.9).all()
+    assert any("CCS found next to no contrast" in note for note in report.tables["Notes"]["note"])
     assert any("found the word and not truth at 3 of 3 places" in note for note in report.tables["Notes"]["note"])

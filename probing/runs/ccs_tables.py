@@ -15,6 +15,8 @@ from probing.runs.ccs_results import ALL, CHOSEN, CONTROL_METRICS, Judged
 
 SIGNIFICANT = 0.05
 COLLAPSED = 0.19
+NAMED = 5
+"""Places that a note lists."""
 LOPSIDED = 0.9
 """Share of pairs with the statement as the true one from which wording and truth cannot be told apart."""
 
@@ -248,14 +250,14 @@ def _verdict(esa: pd.Series, config: CCSConfig) -> str:
 
 def _collapsed_note(controls: pd.DataFrame, places: list[str]) -> list[str]:
     """Places where CCS found no contrast: .4 of every form has a loss of .2, the least without looking at a state."""
-    rows = controls[(controls["control"] == "restarts") & (controls["metric"] == "least_loss")].set_index("place")
-    gave_up = [place for place in places if rows.loc[place, "value"] > COLLAPSED]
+    rows = controls[(controls["control"] == "restarts") & (controls["metric"] == "least_loss")]
+    gave_up = [place for place in places if float(_pick(rows, place=place)["value"]) > COLLAPSED]
     if not gave_up:
         return []
     return [
-        f"At {len(gave_up)} of {len(places)} places ({', '.join(gave_up[:5])}{', ...' if len(gave_up) > 5 else ''}) CCS "
-        f"found next to no contrast: its loss stays at that of a probe which says .4 of every form (.2), and from that "
-        f"alone come a CI of .32 and a PC of 0, low as they are."
+        f"At {len(gave_up)} of {len(places)} places ({_named(gave_up)}) CCS found next to no contrast: its loss stays "
+        f"at that of a probe which says .4 of every form (.2), and from that alone come a CI of .32 and a PC of 0, low "
+        f"as they are."
     ]
 
 
@@ -272,6 +274,9 @@ def _distractor_note(controls: pd.DataFrame, places: list[str], config: CCSConfi
         return [f"The distractor '{config.distractor}' did not win at any place."]
     return [
         f"With '{config.distractor}' appended to half of the pairs, CCS found the word and not truth at "
-        f"{len(won)} of {len(places)} places ({', '.join(won[:5])}{', ...' if len(won) > 5 else ''}): what it finds is "
-        f"whatever contrast is most prominent."
+        f"{len(won)} of {len(places)} places ({_named(won)}): what it finds is whatever contrast is most prominent."
     ]
+
+
+def _named(places: list[str]) -> str:
+    return ", ".join(places[:NAMED]) + (", ..." if len(places) > NAMED else "")

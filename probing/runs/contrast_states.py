@@ -29,6 +29,10 @@ from probing.types import Capture, ContrastPair, LabelledPrompt, Over, Pooling
 
 MARKER, DISTRACTOR = "marker:", "distractor:"
 SHOWN_TOKENS = 3
+SAME_EVERYWHERE = (
+    "the yes and the no form have the very same state in all {pairs} pairs; what is read is {token}: does it come "
+    "before the answer?"
+)
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +130,9 @@ def read_forms(
             source, prompts, f"the {request['pooling']} token ({request['over']}), as the store was captured"
         )
     assert config.model is not None
-    pooling, over = _token(config, find_stack(source).causal)
-    token = _told(config, source, prompts[: 4 * len(pairs)], pooling, over)
+    causal = find_stack(source).causal
+    pooling, over = _token(config, causal)
+    token = _told(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
     request_config = CaptureConfig(
         model=config.model,
         data=str(folder / FORMS_FILE),
@@ -160,9 +165,18 @@ def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
 
 
 def _told(
-    config: CCSConfig, model: LanguageModel, prompts: Sequence[LabelledPrompt], pooling: Pooling, over: Over
+    config: CCSConfig,
+    model: LanguageModel,
+    prompts: Sequence[LabelledPrompt],
+    pooling: Pooling,
+    over: Over,
+    causal: bool,
 ) -> str:
-    """What is read, with the tokens themselves."""
+    """What is read, with the tokens themselves.
+
+    Raises:
+        DataInvalid: what the model has seen when it is read is the same in the yes and in the no form of all pairs.
+    """
     tokenizer = model.tokenizer
     request = Capture(["final_norm"], pooling, over)  # type: ignore[list-item]
     rows = tokenize_prompts(tokenizer, prompts, request, eos=False, max_length=config.max_length)
@@ -175,7 +189,14 @@ def _told(
         found = Counter(token for id, token in at.items() if id.endswith(number))
         shown = ", ".join(f"{tokenizer.decode([token])!r}" for token, _ in found.most_common(SHOWN_TOKENS))
         sides.append(f"{shown or 'none'} in {side} forms")
-    return f"the {pooling} token ({over}): {'; '.join(sides)}"
+    told = f"the {pooling} token ({over}): {'; '.join(sides)}"
+    # A decoder knows at a token what stands before it, an encoder the whole text.
+    seen = {
+        row.id: row.ids[: row.start + 1 if pooling == "first" else row.stop] if causal else row.ids for row in counted
+    }
+    if seen and all(seen[id] == seen.get(f"{id[:-1]}0") for id in seen if id.endswith("1")):
+        raise DataInvalid(SAME_EVERYWHERE.format(pairs=len(prompts) // 4, token=told))
+    return told
 
 
 def _write_forms(path: Path, prompts: Sequence[LabelledPrompt]) -> None:
@@ -217,10 +238,7 @@ def check_contrast(forms: FormStates, pairs: Sequence[ContrastPair], same: NDArr
         DataInvalid: no pair's yes form differs from its no form.
     """
     if same.all():
-        raise DataInvalid(
-            f"the yes and the no form have the very same state in all {len(pairs)} pairs; what is read is "
-            f"{forms.token}: does it come before the answer?"
-        )
+        raise DataInvalid(SAME_EVERYWHERE.format(pairs=len(pairs), token=forms.token))
     if same.any():
         log.warning(
             "%d of %d pairs have the same state in the yes and in the no form and are left out; the first: '%s'. "

@@ -89,7 +89,7 @@ class Prompts:
     index: list[int]
 
     def states(self, place: str, device: torch.device) -> torch.Tensor:
-        """[row width], about their mean in float32: linear probes do not mind, and no digits are lost."""
+        """[row width], in float32."""
         return self.store.read(place)[self.index].to(device).float()
 
 

@@ -440,6 +440,7 @@ def test_a_chat_is_read_at_the_answer(config, tmp_path):
 def test_states_without_any_contrast_name_the_token(config):
     with pytest.raises(DataInvalid, match=r"very same state in all 24 pairs; what is read is the first token .*before"):
         ccs.run(config(token="first"))
+    assert not config().out.exists()  # found before anything is captured
 
 
 # Pairs that cannot be read
