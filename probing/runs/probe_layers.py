@@ -116,6 +116,7 @@ def probe_into(
     values = _values(config, table, prompts)
     folder.begin(_identity(config, prompts, values, fresh, source, device), {"config": plain(config)})
     if not folder.finished:
+        _check_groups(config, prompts, values)
         seen = _prompts(folder, config, table, prompts, positive, source, STATES)
         others = None if fresh is None else _fresh(folder, config, fresh, positive, source, seen)
         rows = _rows(config, seen, prompts, values)
@@ -150,7 +151,7 @@ def positive_label(config: ProbeConfig, path: str, prompts: Sequence[LabelledPro
         UsageError: there are not two labels and none was named, or the one named does not occur.
     """
     known = {prompt.label for prompt in prompts if prompt.label is not None}
-    named = {str(label): label for label in known}
+    named = {str(label).lower() if isinstance(label, bool) else str(label): label for label in known}
     shown = ", ".join(sorted(named)[:10])
     if config.positive is not None:
         if config.positive not in named:
@@ -271,11 +272,23 @@ def _joined(store: ActivationStore, path: str, prompts: Sequence[LabelledPrompt]
     if not kept:
         first = next(problem for problem in problems.values() if problem.id in ours)
         raise DataInvalid(f"{path}: no row could be read; the first: '{first.id}' ({first.status}, {first.detail})")
-    texts: dict[str, int] = {}
-    units = [texts.setdefault(_text_key(prompt), len(texts)) for prompt in kept]
+    units = _text_units(kept)
     labels = np.array([prompt.label == positive for prompt in kept])
     mine = {id: problem for id, problem in problems.items() if id in ours}
     return Prompts(kept, labels, units, mine, store, [at[prompt.id] for prompt in kept])
+
+
+def _check_groups(config: ProbeConfig, prompts: Sequence[LabelledPrompt], values: Sequence[str] | None) -> None:
+    """Raise ``DataInvalid`` for too few groups before anything is captured."""
+    labelled = [at for at, prompt in enumerate(prompts) if prompt.label is not None]
+    units = _text_units([prompts[at] for at in labelled])
+    folds_of(config, units, None if values is None else [values[at] for at in labelled], "rows", "text")
+
+
+def _text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
+    """Rows of equal text have one number."""
+    texts: dict[str, int] = {}
+    return [texts.setdefault(_text_key(prompt), len(texts)) for prompt in prompts]
 
 
 def _text_key(prompt: LabelledPrompt) -> str:

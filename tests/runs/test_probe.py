@@ -306,6 +306,19 @@ def test_which_of_two_labels_is_yes(config, data, labels, positive):
     assert found == positive
 
 
+def test_a_truth_value_is_named_as_json_spells_it(config, data):
+    rows = [{**row, "label": n % 2 == 0} for n, row in enumerate(make_rows(6))]
+    named = config(data=str(write(data, rows)), positive="false")
+    assert probe_layers.positive_label(named, "data", job.read_labelled(named, str(data))[1]) is False
+
+
+def test_too_few_groups_are_found_before_anything_is_captured(config, data, tmp_path):
+    rows = [{**row, "text": f"near {n % 2}"} for n, row in enumerate(make_rows(36))]
+    with pytest.raises(DataInvalid, match="make 2 groups"):
+        job.run(config(data=str(write(data, rows))))
+    assert not (tmp_path / "out").exists()
+
+
 def test_categories_stay_whole(config, tmp_path):
     report = job.run(config(split_by="category"))
     assert report.facts["groups"] == 4
