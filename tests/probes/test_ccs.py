@@ -116,6 +116,12 @@ def test_the_restart_with_the_least_loss_is_kept(planted):
     assert torch.equal(spoilt.best()[0][0, :, 0], trained.weight[0, :, 0, int(trained.loss.flatten().argsort()[1])])
 
 
+def test_restarts_begin_at_other_points():
+    weight, bias = ccs._starts(5, CCSOptions(restarts=4))
+    assert len(set(weight[0].tolist())) == len(set(bias.tolist())) == 4
+    assert torch.equal(ccs._starts(5, CCSOptions(restarts=2))[0], weight[:, :2])  # however many there are
+
+
 def test_the_seed_decides(planted):
     options = CCSOptions(restarts=2, epochs=30)
     first, again, other = (fit_ccs(*planted, seed=seed, options=options) for seed in (1, 1, 2))

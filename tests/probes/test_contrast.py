@@ -149,6 +149,16 @@ def test_training_alone_sets_the_centre(states, rows):
             assert torch.allclose(made.centers[0, form, split] + made.origin[form], expected, atol=1e-6)
 
 
+def test_supervised_probes_see_each_form_about_its_own_centre(states, rows):
+    made = contrast.Prepared.of(states, rows.splits, quick())
+    for split, out in enumerate(rows.splits.left_out):
+        kept = np.concatenate([~np.isin(rows.splits.folds, out)] * 2)
+        for form, found in enumerate(made.rows_of(split)):
+            whole = torch.cat([normalized(states[form]), normalized(states[2 + form])])[torch.from_numpy(kept)]
+            expected = whole - (made.centers[0, form, split] + made.origin[form])
+            assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_the_origin_is_of_no_consequence(states, rows):
     moved, origin = about_origin(states, "none")
     other, _ = about_origin(states, "none", origin + 3)
@@ -173,6 +183,29 @@ def test_random_probes_are_a_band(arrays, rows):
     assert (draws >= 0).all()
     assert (draws <= 1).all()
     assert np.std(np.log(draws / (1 - draws))) > 0.5  # as spread as the trained probe, not all near a half
+
+
+def test_random_probes_and_closed_forms_are_as_spread_as_the_trained_one(states, rows, monkeypatch):
+    """On the pairs that each split trains on: a random probe of another scale has another contradiction index."""
+    plain, read = contrast._read, []
+
+    def noted(made, weight, bias):
+        read.append((made, weight, bias))
+        return plain(made, weight, bias)
+
+    monkeypatch.setattr(contrast, "_read", noted)
+    read_layer(states, rows, quick(random=3, pairings=0, refits=0))
+
+    def spread(made, weight, bias, split):
+        yes, no = made.rows_of(split)
+        return torch.cat([yes, no]).matmul(weight[:, split]).add(bias[split]).square().mean().sqrt()
+
+    random, (ccs, crc, vinc) = read[:3], read[3:6]
+    for split in range(len(rows.splits.left_out)):
+        wanted = spread(*ccs, split)
+        assert wanted > 1
+        for other in (*random, crc, vinc):
+            assert torch.allclose(spread(*other, split), wanted, rtol=1e-4)
 
 
 def test_permuted_pairings_are_worse_than_the_pairs(truth, rows):

@@ -132,6 +132,7 @@ def test_p_values_count_the_value_itself():
     assert p_value(0.25, null) == 2 / 4
     assert p_value(0.25, null, higher_is_better=False) == 3 / 4
     assert p_value(1.0, null) == 1 / 4
+    assert p_value(0.2, null) == p_value(0.2, null, higher_is_better=False) == 3 / 4  # as good is not worse
     assert np.isnan(p_value(1.0, np.array([np.nan])))
     assert np.isnan(p_value(np.nan, null))
 
