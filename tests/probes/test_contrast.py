@@ -137,6 +137,10 @@ def test_a_held_out_pair_changes_nothing_but_itself(states, rows, arrays):
         assert np.array_equal(before, after), PROBES[probe]
         signs = [rows.splits.orientation(each["credits"][probe])[without] for each in (arrays, again)]
         assert np.array_equal(*signs)
+    for band in ("random", "pairings", "mass_mean_labels", "logistic_labels"):
+        inner = [each[f"{band}.inner"] for each in (arrays, again)]
+        assert np.array_equal(inner[0][:, fold], inner[1][:, fold]), band
+        assert not np.array_equal(*inner)
 
 
 def test_training_alone_sets_the_centre(states, rows):
@@ -221,6 +225,29 @@ def test_refits_to_permuted_labels_know_nothing(arrays, rows):
     for name in ("mass_mean_labels", "logistic_labels"):
         for draw, flip in zip(arrays[f"{name}.forms"], flips, strict=True):
             assert 0.2 < measure(draw, rows.truth * flip, rows.splits.folds)["esa"][0] < 0.8
+
+
+def test_refits_are_what_other_labels_would_give(states, truth):
+    """Labels of pairs that share texts turn together, and inner scores are by the labels that were fitted."""
+    units = np.repeat(np.arange(PAIRS // 2), 2)
+    options = quick(random=1, pairings=0, ccs=CCSOptions(restarts=1, epochs=2))
+    found = read_layer(states, rows_of(truth, units=units), options).arrays
+    for draw, flip in enumerate(contrast.label_flips(units, options.refits, 0)):
+        assert np.array_equal(flip[::2], flip[1::2])
+        other = rows_of(np.where(flip > 0, truth, ~truth), units=units)
+        alone = read_layer(states, other, options).arrays
+        for probe in contrast.SUPERVISED:
+            at = PROBES.index(probe)
+            assert np.allclose(found[f"{probe}_labels.forms"][draw], alone["forms"][at], atol=1e-4)
+            assert np.allclose(found[f"{probe}_labels.inner"][draw], other.splits.inner_scores(alone["credits"][at]))
+
+
+def test_turned_labels_turn_the_probes_that_saw_everything(states, truth, arrays):
+    other = read_layer(states, rows_of(~truth), quick(random=1, pairings=0, refits=0)).arrays
+    for at, probe in enumerate(PROBES):
+        for name in ("weight", "bias"):
+            assert np.allclose(other[name][at], -arrays[name][at], rtol=1e-3, atol=1e-5), (probe, name)
+    assert abs(arrays["bias"][CCS]) > 1e-3
 
 
 def test_the_orientation_of_a_fold_comes_from_the_others(arrays, rows):
