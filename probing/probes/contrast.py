@@ -1,7 +1,7 @@
 """Every probe of one layer, on every split: the contrast-consistent ones, their ceilings, and what they must beat."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Rows:
 
     Attributes:
         labels: whether each statement is true, [pair].
-        units: pairs of one unit share texts, [pair].
+        units: pairs of one unit share texts, or what folds keep whole, [pair].
         splits: of the pairs.
     """
 
@@ -393,8 +393,11 @@ def _distractor(
     has: NDArray[np.bool_],
     report: Callable[[int], None],
 ) -> dict[str, Array]:
-    """Probes trained where half of the pairs carry a word: do their answers follow the word, or truth?"""
-    made = Prepared.of(forms, rows.splits, options)
+    """Probes trained where half of the pairs carry a word: do their answers follow the word, or truth?
+
+    Centred by the mean: the median of a feature that is there or not is one of the two, and would hold the word back.
+    """
+    made = Prepared.of(forms, rows.splits, replace(options, centering="mean"))
     weight, bias = _train(made, rows, options, report).best()
     read = _read(made, weight[0], bias[0])
     signs = np.where(has, 1.0, -1.0)

@@ -223,7 +223,7 @@ def _material(
     kept = [pairs[at] for at in index]
     units = [groups[at] for at in index]
     values = None if split_values is None else [split_values[at] for at in index]
-    folds, _ = folds_of(config, units, values, *NAMES)
+    folds, units = folds_of(config, units, values, *NAMES)
     rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
     return Material(kept, rows, forms, variants, index, places, skipped), problems
 
