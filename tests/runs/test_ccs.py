@@ -396,10 +396,12 @@ def test_a_killed_run_ends_in_the_same_bytes(done, data, tmp_path, kept):
     given = [f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items()]
     command = [*PROBING, "ccs", "--model=bundled", f"--data={data}", f"--out={out}", *given]
     one = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: products of several threads round otherwise
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one) as process:
+    said = tmp_path / "said"
+    with said.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors, env=one) as process:
         deadline = time.monotonic() + 120
         while not (out / kept).exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
+        assert process.poll() is None, f"it ended by itself, with {process.returncode}: {said.read_text()}"
         os.kill(process.pid, signal.SIGKILL)
     assert not (out / "results.parquet").exists()
     ccs.run(CCSConfig(model="bundled", data=str(data), out=out, **QUICK))
