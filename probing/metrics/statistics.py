@@ -87,6 +87,13 @@ def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resample
             confidence_level=CONFIDENCE,
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution
-    known = found[np.isfinite(found)]
-    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if len(known) else [np.nan, np.nan]
-    return Estimate(value, float(low), float(high), rows)
+    return Estimate(value, *percentile_interval(found), rows)
+
+
+def percentile_interval(draws: Array) -> tuple[float, float]:
+    """The middle 95 % of draws, those that are not finite left out; NaN where none are."""
+    known = draws[np.isfinite(draws)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

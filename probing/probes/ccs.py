@@ -247,25 +247,27 @@ def _lbfgs(
     return unflat(minimize(evaluate, flat(weight, bias), options.epochs, tolerance=LBFGS_TOLERANCE).parameters)
 
 
-def probabilities(
-    states: Float[Tensor, "entry 2 row width"],
-    centers: Float[Tensor, "entry 2 split width"],
-    weight: Float[Tensor, "entry width split"],
-    bias: Float[Tensor, "entry split"],
-) -> Float[Tensor, "entry 2 row split"]:
-    """Probability of every form by the probe of every split, with the centre that the split was trained with."""
-    return torch.sigmoid(logits_of(states, centers, weight, bias))
-
-
 def logits_of(
     states: Float[Tensor, "entry 2 row width"],
     centers: Float[Tensor, "entry 2 split width"],
     weight: Float[Tensor, "entry width split"],
     bias: Float[Tensor, "entry split"],
 ) -> Float[Tensor, "entry 2 row split"]:
-    """The same before the sigmoid."""
+    """Of every form by the probe of every split, with the centre that the split was trained with."""
     shift = torch.einsum("efsw,ews->efs", centers, weight)
     return states @ weight[:, None] + (bias[:, None] - shift)[:, :, None]
+
+
+def read_states(
+    states: Float[Tensor, "row layer width"],
+    normalization: Normalization,
+    centers: Float[Tensor, "layer width"],
+    weight: Float[Tensor, "layer width"],
+    bias: Float[Tensor, " layer"],
+) -> Float[Tensor, "row layer"]:
+    """Probability of every row by the probe of its layer, in the dtype of the weights, from states as they are."""
+    centered = normalized(states, normalization).to(weight) - centers
+    return torch.sigmoid((centered * weight).sum(dim=-1) + bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,11 +304,11 @@ class CCSProbe:
                 f"the states have {yes.shape[1]} layers of width {yes.shape[2]}; the probe was trained on "
                 f"{self.weight.shape[0]} layers of width {self.weight.shape[1]}"
             )
-        sides = []
-        for form, states in enumerate((yes, no)):
-            centered = normalized(states, self.normalization).to(self.weight) - self.centers[:, form]
-            sides.append(torch.sigmoid((centered * self.weight).sum(dim=-1) + self.bias))
-        return sides[0], sides[1]
+        p, q = (
+            read_states(states, self.normalization, self.centers[:, form], self.weight, self.bias)
+            for form, states in enumerate((yes, no))
+        )
+        return p, q
 
     def score(
         self, yes: Float[Tensor, "pair layer width"], no: Float[Tensor, "pair layer width"]
@@ -354,7 +356,7 @@ def fit_ccs(
     trained = train_probes(states, centers, everything, options, labels)
     weight, bias = trained.best()
     if labels is not None:
-        p, q = probabilities(states, centers, weight, bias)[..., 0].unbind(dim=1)
+        p, q = torch.sigmoid(logits_of(states, centers, weight, bias))[..., 0].unbind(dim=1)
         right = (((p + 1 - q) / 2 - 0.5) * (2.0 * labels - 1)).sign().sum(dim=1)
         sign = torch.where(right < 0, -1.0, 1.0).to(weight)
         weight, bias = weight * sign[:, None, None], bias * sign[:, None]

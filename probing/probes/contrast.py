@@ -119,28 +119,6 @@ def about_origin(
     return (states - origin[:, None])[None], origin
 
 
-@dataclass(frozen=True, eq=False)
-class LayerReadings:
-    """What one layer gives; arrays only, so that it can be written down.
-
-    Attributes:
-        arrays: by name.
-            ``forms`` [probe 4 pair]: held-out probabilities, not oriented; ``credits`` [probe pair split]: see
-            ``evaluate.credit``, times the truth, for every split.
-            ``BAND.forms`` [draw 4 pair] (oriented) and ``BAND.inner`` [draw fold]: the same for draws of a null, with
-            BAND one of random, pairings, mass_mean_labels, logistic_labels.
-            ``weight`` [probe width], ``bias`` [probe], ``centers`` [2 width]: oriented, trained on every pair.
-            ``cosines`` [probe probe]: between those directions.
-            ``restart_loss`` [restart], ``restart_agreement`` [restart restart]: of that training.
-            ``marker.forms`` [probe 4 pair]: the held-out probes on the states with a word replaced (NaN elsewhere).
-            ``distractor.forms`` [4 pair], ``distractor.credits`` [pair split] (of truth), ``distractor.follows``
-            [pair split] (the same of the distractor), ``distractor.cosines`` [2]: of its direction with those of the
-            distractor and of truth.
-    """
-
-    arrays: dict[str, Array]
-
-
 def read_layer(
     forms: Float[Tensor, "4 pair width"],
     rows: Rows,
@@ -149,7 +127,7 @@ def read_layer(
     marker: tuple[Float[Tensor, "4 some width"], NDArray[np.int64]] | None = None,
     distracted: tuple[Float[Tensor, "4 pair width"], NDArray[np.bool_]] | None = None,
     report: Callable[[float], None] = lambda share: None,
-) -> LayerReadings:
+) -> dict[str, Array]:
     """Train and read every probe of a layer.
 
     Args:
@@ -159,6 +137,20 @@ def read_layer(
         marker: states of some pairs with a word replaced by a meaningless one, and which pairs they are.
         distracted: states of all pairs where some have a word appended, and which have.
         report: told what share of the work is done.
+
+    Returns:
+        Arrays by name.
+        ``forms`` [probe 4 pair]: held-out probabilities, not oriented; ``credits`` [probe pair split]: see
+        ``evaluate.credit``, times the truth, for every split.
+        ``BAND.forms`` [draw 4 pair] (oriented) and ``BAND.inner`` [draw fold]: the same for draws of a null, with
+        BAND one of random, pairings, mass_mean_labels, logistic_labels.
+        ``weight`` [probe width], ``bias`` [probe], ``centers`` [2 width]: oriented, trained on every pair.
+        ``cosines`` [probe probe]: between those directions.
+        ``restart_loss`` [restart], ``restart_agreement`` [restart restart]: of that training.
+        ``marker.forms`` [probe 4 pair]: the held-out probes on the states with a word replaced (NaN elsewhere).
+        ``distractor.forms`` [4 pair], ``distractor.credits`` [pair split] (of truth), ``distractor.follows``
+        [pair split] (the same of the distractor), ``distractor.cosines`` [2]: of its direction with those of the
+        distractor and of truth.
 
     Raises:
         NotFinite: training diverged.
@@ -171,8 +163,9 @@ def read_layer(
 
     trained = _train(made, rows, options, on)
     weight, bias = trained.best()
-    directions = {"ccs": (weight[0], bias[0])} | _closed_forms(made, weight, bias)
-    bands = _random(made, rows, options, logits_of(made.states, made.centers, weight, bias)[0])
+    wanted = _spread(logits_of(made.states, made.centers, weight, bias)[0], made.train)
+    directions = {"ccs": (weight[0], bias[0])} | _closed_forms(made, wanted)
+    bands = _random(made, rows, options, wanted)
     supervised, refits = _supervised(made, rows, options)
     directions |= supervised
     arrays: dict[str, Array] = {}
@@ -187,7 +180,7 @@ def read_layer(
         arrays |= _marker(made, rows, options, directions, *marker)
     if distracted is not None:
         arrays |= _distractor(rows, options, directions["mass_mean"], *distracted, on)
-    return LayerReadings(arrays)
+    return arrays
 
 
 def _train(made: Prepared, rows: Rows, options: ContrastOptions, report: Callable[[int], None]) -> TrainedProbes:
@@ -230,9 +223,8 @@ def _stretch(wanted: Tensor, own: Tensor) -> Tensor:
     return wanted / own.clamp_min(torch.finfo(own.dtype).tiny)
 
 
-def _closed_forms(made: Prepared, weight: Tensor, bias: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _closed_forms(made: Prepared, wanted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Directions without a scale of their own: they get the spread of the contrast-consistent probe."""
-    wanted = _spread(logits_of(made.states, made.centers, weight, bias)[0], made.train)
     found: dict[str, list[Tensor]] = {"crc_tpc": [], "vinc": []}
     for split in range(made.train.shape[1]):
         yes, no = made.rows_of(split)
@@ -295,9 +287,8 @@ def oriented(forms: Array, credits: Array, rows: Rows) -> tuple[Array, Array]:
     return rows.splits.held_out(turned), rows.splits.inner_scores(credits * signs)
 
 
-def _random(made: Prepared, rows: Rows, options: ContrastOptions, logits: Tensor) -> dict[str, tuple[Array, Array]]:
+def _random(made: Prepared, rows: Rows, options: ContrastOptions, wanted: Tensor) -> dict[str, tuple[Array, Array]]:
     """Random directions, as spread as the contrast-consistent probe and oriented in the same way."""
-    wanted = _spread(logits, made.train)
     drawn = torch.from_numpy(random_directions(made.states.shape[-1], options.random, options.ccs.seed)).to(made.states)
     spots, shifts = made.states[0] @ drawn, made.centers[0] @ drawn  # of every direction; a split only moves them
     draws, inner = [], []

@@ -75,18 +75,18 @@ def measure(
     found: dict[str, Array] = {}
     if "esa" in metrics:
         found["esa"] = 0.5 + _mean(credit(forms) * signs, rows)
-    if "polar_consistency" in metrics:
-        found["polar_consistency"] = _mean(polar_consistency(*sides).numpy(), rows)
-    if "median_abs_polar_consistency" in metrics:
-        found["median_abs_polar_consistency"] = _median(polar_consistency(*sides).abs().numpy(), rows)
+    if "polar_consistency" in metrics or "median_abs_polar_consistency" in metrics:
+        consistency = polar_consistency(*sides).numpy()
+        found["polar_consistency"] = _mean(consistency, rows)
+        found["median_abs_polar_consistency"] = _median(np.abs(consistency), rows)
     if "contradiction_index" in metrics:
         found["contradiction_index"] = _mean(contradiction_index(*sides).numpy(), rows)
     if "auroc" in metrics or "silhouette" in metrics:
         flat, true = scores(forms).reshape(-1), np.concatenate([signs > 0, signs < 0], axis=1)
         twice = np.concatenate([rows, rows], axis=1), np.concatenate([folds, folds])
         ranked = ranked_within_folds(flat, true, *twice, "silhouette" in metrics)
-        found |= {name: values for name, values in ranked.items() if name in metrics}
-    return {name: found[name] for name in METRICS if name in found}
+        found |= ranked
+    return {name: found[name] for name in METRICS if name in metrics}
 
 
 def _mean(values: Array, weights: Array) -> Array:

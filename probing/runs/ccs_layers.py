@@ -278,7 +278,7 @@ def _layer(
             marker=_marker(material, stored, device),
             distracted=_distracted(material, stored, device),
             report=report,
-        ).arrays
+        )
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"probing {place} does not fit on the {device}; take fewer pairs, fewer --restarts or --folds"

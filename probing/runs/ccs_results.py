@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from probing.metrics.statistics import percentile_interval
 from probing.probes.contrast import PROBES, UNSUPERVISED, Rows, distinct
 from probing.probes.controls import Splits, corrected_p_values, label_flips, p_value, resamples
 from probing.probes.evaluate import BY_LABEL, HIGHER_IS_BETTER, METRICS, measure
@@ -260,23 +261,22 @@ class Judge:
                 if subset == ALL:
                     bands = {band: self.nulls[number].get((band, probe), {}).get(metric) for band in BANDS}
                     row = self._row(subset, self.places[number], probe, metric, found, bands)
-                    row |= self._corrected(number, probe, metric)
+                    row |= self._corrected(value, probe, metric)
                 else:
                     bands = {"random": self.random_by_formulation[number][subset][metric]}
                     row = self._row(subset, self.places[number], probe, metric, found, bands)
                 self.results.append(row)
 
-    def _corrected(self, number: int, probe: str, metric: str) -> dict[str, float]:
+    def _corrected(self, value: float, probe: str, metric: str) -> dict[str, float]:
         """p-values against the best place of every draw."""
         found = {}
         for band in ("random", "labels"):
             nulls = [each.get((band, probe), {}).get(metric) for each in self.nulls]
             known = [null for null in nulls if null is not None]
-            value = float("nan")
+            p = float("nan")
             if len(known) == len(nulls) and metric not in NO_P_VALUE:
-                own = measure(self.forms[probe][number], self.truth, self.folds, metrics=(metric,))[metric]
-                value = float(corrected_p_values(own, np.stack(known), metric in HIGHER_IS_BETTER)[0])
-            found[f"p_{band}_corrected"] = value
+                p = float(corrected_p_values(np.array([value]), np.stack(known), metric in HIGHER_IS_BETTER)[0])
+            found[f"p_{band}_corrected"] = p
         return found
 
     def _row(
@@ -347,9 +347,7 @@ _NONE = (float("nan"), float("nan"))
 
 
 def _estimate(value: float, draws: Array, n: int) -> Estimate:
-    known = draws[np.isfinite(draws)]
-    low, high = np.quantile(known, (INTERVAL[0], INTERVAL[2])) if len(known) and n > 1 else _NONE
-    return Estimate(float(value), float(low), float(high), n)
+    return Estimate(float(value), *(percentile_interval(draws) if n > 1 else _NONE), n)
 
 
 def judge(

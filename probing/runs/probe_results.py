@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from probing.metrics.statistics import percentile_interval
 from probing.probes.controls import corrected_p_values, p_value, resamples
 from probing.probes.prompts import METRICS, PROBES, LabelledRows, measure_rows
 from probing.report.progress import Progress
@@ -67,8 +68,13 @@ def judge(
             bar.advance(1, 0)
     surface = arrays.pop()
     found: list[dict[str, object]] = []
-    logits, best, chosen, nulls = {}, {}, {}, {}
-    baseline = surface[f"{BASELINE}.logits"][0]
+    logits, best, chosen = {}, {}, {}
+    logits[SURFACE] = surface[f"{BASELINE}.logits"][0]
+
+    def measured(values: Array) -> Measured:
+        return _measured(values, rows.labels, folds, weights)
+
+    baseline = measured(logits[SURFACE])
     for probe in PROBES:
         inner = np.stack([each[f"{probe}.inner"] for each in arrays])  # [place labeling fold]
         picked = inner.argmax(axis=0)  # each labeling chooses its own place for each fold
@@ -77,17 +83,14 @@ def judge(
         values = np.stack([each[f"{probe}.logits"] for each in arrays])  # [place labeling row]
         own = values[picked[:, folds], np.arange(len(labelings))[:, None], np.arange(len(folds))]
         logits[probe] = own[0]
-        nulls[probe] = [_null(values[at], labelings, folds) for at in range(len(places))]
-        for at, place in enumerate(places):
-            found += _rows(place, probe, values[at][0], rows.labels, folds, weights, nulls[probe][at], baseline)
-        for row in found:
-            if row["probe"] == probe:
-                row["p_labels_corrected"] = _corrected(row, nulls[probe])
-        rows_chosen = _rows(CHOSEN, probe, own[0], rows.labels, folds, weights, _null(own, labelings, folds), baseline)
-        found += [row | {"p_labels_corrected": row["p_labels"]} for row in rows_chosen]
+        nulls = [_null(each, labelings, folds) for each in values]
+        for place, each, null in zip(places, values, nulls, strict=True):
+            of_place = _rows("held out", place, probe, measured(each[0]), null, baseline)
+            found += [row | {"p_labels_corrected": _corrected(row, nulls)} for row in of_place]
+        of_chosen = _rows("held out", CHOSEN, probe, measured(own[0]), _null(own, labelings, folds), baseline)
+        found += [row | {"p_labels_corrected": row["p_labels"]} for row in of_chosen]
     null = _null(surface[f"{BASELINE}.logits"], labelings, folds)
-    found += _rows(SURFACE, BASELINE, baseline, rows.labels, folds, weights, null, None)
-    logits[SURFACE] = baseline
+    found += _rows("held out", SURFACE, BASELINE, baseline, null, None)
     new: dict[str, Array] = {}
     if fresh is not None:
         found += _fresh_rows(config, *fresh, places, arrays, surface)
@@ -116,41 +119,48 @@ def _corrected(row: Mapping[str, object], nulls: Sequence[Mapping[str, Array]]) 
     return float(corrected_p_values(own, np.stack([null[metric] for null in nulls]))[0])
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Metrics of some logits: their value, and the draws of the bootstrap."""
+
+    values: Mapping[str, float]
+    draws: Mapping[str, Array]
+    rows: int
+
+
+def _measured(logits: Array, labels: NDArray[np.bool_], folds: NDArray[np.int64], weights: Array) -> Measured:
+    values = {metric: float(value[0]) for metric, value in measure_rows(logits, labels, folds).items()}
+    return Measured(values, measure_rows(logits, labels, folds, weights), len(labels))
+
+
 def _rows(
+    name: str,
     place: str,
     probe: str,
-    logits: Array,
-    labels: NDArray[np.bool_],
-    folds: NDArray[np.int64],
-    weights: Array,
+    own: Measured,
     null: Mapping[str, Array] | None,
-    baseline: Array | None,
-    name: str = "held out",
+    baseline: Measured | None,
 ) -> list[dict[str, object]]:
     """One row a metric: value, interval, null, and by how much it is above the baseline."""
-    values, drawn = measure_rows(logits, labels, folds), measure_rows(logits, labels, folds, weights)
-    other = None if baseline is None else measure_rows(baseline, labels, folds)
-    others = None if baseline is None else measure_rows(baseline, labels, folds, weights)
     found = []
     for metric in METRICS:
         row: dict[str, object] = {"set": name, "subset": "all", "place": place, "probe": probe, "metric": metric}
-        value = float(values[metric][0])
-        row |= {"value": value} | _ends("", drawn[metric]) | {"rows": len(labels)}
+        value = own.values[metric]
+        row |= {"value": value} | _ends("", own.draws[metric]) | {"rows": own.rows}
         cuts = [np.nan] * 3 if null is None else np.quantile(null[metric], INTERVAL)
         row |= dict(zip(("labels_low", "labels_median", "labels_high"), map(float, cuts), strict=True))
         row["p_labels"] = np.nan if null is None else p_value(value, null[metric])
         row["p_labels_corrected"] = np.nan
-        if other is not None and others is not None:
-            row["above_surface"] = value - float(other[metric][0])
-            row |= _ends("above_surface_", drawn[metric] - others[metric])
+        if baseline is not None:
+            row["above_surface"] = value - baseline.values[metric]
+            row |= _ends("above_surface_", own.draws[metric] - baseline.draws[metric])
         found.append(row)
     return found
 
 
 def _ends(prefix: str, draws: Array) -> dict[str, object]:
-    known = draws[np.isfinite(draws)]
-    low, high = np.quantile(known, (INTERVAL[0], INTERVAL[2])) if len(known) else (np.nan, np.nan)
-    return {f"{prefix}low": float(low), f"{prefix}high": float(high)}
+    low, high = percentile_interval(draws)
+    return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 def _fresh_rows(
@@ -163,10 +173,13 @@ def _fresh_rows(
 ) -> list[dict[str, object]]:
     weights = resamples(units, config.resamples, config.seed)
     folds = np.zeros(len(labels), dtype=np.int64)  # one probe read them all
-    baseline = surface[f"{BASELINE}.fresh"]
+
+    def measured(values: Array) -> Measured:
+        return _measured(values, labels, folds, weights)
+
+    baseline = measured(surface[f"{BASELINE}.fresh"])
     found = []
     for probe in PROBES:
-        for at, place in enumerate(places):
-            values = arrays[at][f"{probe}.fresh"]
-            found += _rows(place, probe, values, labels, folds, weights, None, baseline, "fresh")
-    return found + _rows(SURFACE, BASELINE, baseline, labels, folds, weights, None, None, "fresh")
+        for place, each in zip(places, arrays, strict=True):
+            found += _rows("fresh", place, probe, measured(each[f"{probe}.fresh"]), None, baseline)
+    return found + _rows("fresh", SURFACE, BASELINE, baseline, None, None)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
-from probing.probes.ccs import normalized
+from probing.probes.ccs import read_states
 from probing.store.activations import tensor_sha256, write_states
 from probing.types import Activations, Place, Source
 
@@ -63,9 +63,10 @@ class SavedProbes:
             raise UsageError(f"there is no form {form}; these probes read {self.centers.shape[1]}")
         self.check(acts)
         states = torch.stack([acts.at(place) for place in self.places], dim=1)
-        centered = normalized(states, self.facts["normalization"]).double() - self.centers[:, form]
         at = self.names.index(name)
-        return torch.sigmoid((centered * self.weight[:, at]).sum(dim=-1) + self.bias[:, at])
+        return read_states(
+            states, self.facts["normalization"], self.centers[:, form], self.weight[:, at], self.bias[:, at]
+        )
 
     def score(self, yes: Activations, no: Activations, name: str = "ccs") -> Tensor:
         """``(p(yes) + 1 - p(no)) / 2`` of statements by their forms, [row place]; above a half is "true".

@@ -117,9 +117,9 @@ def test_the_restart_with_the_least_loss_is_kept(planted):
 
 
 def test_restarts_begin_at_other_points():
-    weight, bias = ccs._starts(5, CCSOptions(restarts=4))
+    weight, bias = ccs.starting_points(5, CCSOptions(restarts=4))
     assert len(set(weight[0].tolist())) == len(set(bias.tolist())) == 4
-    assert torch.equal(ccs._starts(5, CCSOptions(restarts=2))[0], weight[:, :2])  # however many there are
+    assert torch.equal(ccs.starting_points(5, CCSOptions(restarts=2))[0], weight[:, :2])  # however many there are
 
 
 def test_the_seed_decides(planted):

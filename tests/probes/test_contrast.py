@@ -30,7 +30,7 @@ def states(truth):
 
 @pytest.fixture(scope="module")
 def arrays(states, rows):
-    return read_layer(states, rows, quick()).arrays
+    return read_layer(states, rows, quick())
 
 
 def judged(arrays, rows, probe="ccs"):
@@ -73,7 +73,7 @@ def test_no_number_of_the_published_evaluation(states, rows, monkeypatch):
         return contrast._forms(logits)
 
     monkeypatch.setattr(contrast, "_read", recentred)
-    found = judged(read_layer(states, rows, quick()).arrays, rows)
+    found = judged(read_layer(states, rows, quick()), rows)
     with pytest.raises(AssertionError):
         check_planted(found)
     assert found["contradiction_index"] > 0.3  # what a random probe gets
@@ -98,7 +98,7 @@ def test_no_raw_states_for_a_probe_of_normalised_ones(states, rows, monkeypatch)
 
     monkeypatch.setattr(contrast, "_read", unnormalised)
     with pytest.raises(AssertionError):
-        check_planted(judged(read_layer(states, rows, quick()).arrays, rows))
+        check_planted(judged(read_layer(states, rows, quick()), rows))
 
 
 def test_no_partner_in_training():
@@ -112,7 +112,7 @@ def test_no_partner_in_training():
     own = torch.nn.functional.normalize(torch.randn(40, 400, generator=generator), dim=1) * 3
     states = own * torch.tensor([1.0, -1.0, -1.0, 1.0])[:, None, None]
     rows = rows_of(truth)
-    found = judged(read_layer(states, rows, quick(normalization="none")).arrays, rows, "logistic")
+    found = judged(read_layer(states, rows, quick(normalization="none")), rows, "logistic")
     assert abs(found["esa"] - 0.5) < 0.2
     made = contrast.Prepared.of(states, rows.splits, quick(normalization="none"))
     train = made.train.clone()
@@ -130,7 +130,7 @@ def test_a_held_out_pair_changes_nothing_but_itself(states, rows, arrays):
     inside = rows.splits.folds == fold
     changed = states.clone()
     changed[:, inside] = torch.randn(4, int(inside.sum()), states.shape[2], generator=torch.Generator().manual_seed(4))
-    again = read_layer(changed, rows, quick()).arrays
+    again = read_layer(changed, rows, quick())
     without = [at for at, out in enumerate(rows.splits.left_out) if fold in out]
     for probe in range(len(PROBES)):
         before, after = (each["credits"][probe][~inside][:, without] for each in (arrays, again))
@@ -175,7 +175,7 @@ def test_polarity_turned_round_is_seen():
     shared[:, :, 0] += torch.tensor([2.0, -1.0, -1.0, -2.0])[:, None]  # A above N in both forms
     truth = coins(PAIRS)
     rows = rows_of(truth)
-    arrays = read_layer(shared, rows, quick()).arrays
+    arrays = read_layer(shared, rows, quick())
     assert judged(arrays, rows)["esa"] < 0.75
 
 
@@ -210,7 +210,7 @@ def test_random_probes_and_closed_forms_are_as_spread_as_the_trained_one(states,
 
 def test_permuted_pairings_are_worse_than_the_pairs(truth, rows):
     weak = forms_of(np.where(truth, 1, -1), strength=0.6, noise=0.4, width=40)
-    arrays = read_layer(weak, rows, quick(pairings=3)).arrays
+    arrays = read_layer(weak, rows, quick(pairings=3))
     own = judged(arrays, rows)["esa"]
     permuted = [measure(draw, rows.truth, rows.splits.folds)["esa"][0] for draw in arrays["pairings.forms"]]
     assert own > np.median(permuted)
@@ -227,11 +227,11 @@ def test_refits_are_what_other_labels_would_give(states, truth):
     """Labels of pairs that share texts turn together, and inner scores are by the labels that were fitted."""
     units = np.repeat(np.arange(PAIRS // 2), 2)
     options = quick(random=1, pairings=0, ccs=CCSOptions(restarts=1, epochs=2))
-    found = read_layer(states, rows_of(truth, units=units), options).arrays
+    found = read_layer(states, rows_of(truth, units=units), options)
     for draw, flip in enumerate(contrast.label_flips(units, options.refits, 0)):
         assert np.array_equal(flip[::2], flip[1::2])
         other = rows_of(np.where(flip > 0, truth, ~truth), units=units)
-        alone = read_layer(states, other, options).arrays
+        alone = read_layer(states, other, options)
         for probe in contrast.SUPERVISED:
             at = PROBES.index(probe)
             assert np.allclose(found[f"{probe}_labels.forms"][draw], alone["forms"][at], atol=1e-4)
@@ -239,7 +239,7 @@ def test_refits_are_what_other_labels_would_give(states, truth):
 
 
 def test_turned_labels_turn_the_probes_that_saw_everything(states, truth, arrays):
-    other = read_layer(states, rows_of(~truth), quick(random=1, pairings=0, refits=0)).arrays
+    other = read_layer(states, rows_of(~truth), quick(random=1, pairings=0, refits=0))
     for at, probe in enumerate(PROBES):
         for name in ("weight", "bias"):
             assert np.allclose(other[name][at], -arrays[name][at], rtol=1e-3, atol=1e-5), (probe, name)
@@ -277,12 +277,12 @@ def test_agreement_of_restarts(arrays):
 
 def test_the_marker_control_reads_the_same_probes(states, rows, arrays):
     which = np.array([3, 5, 40])
-    found = read_layer(states, rows, quick(), marker=(states[:, which], which)).arrays["marker.forms"]
+    found = read_layer(states, rows, quick(), marker=(states[:, which], which))["marker.forms"]
     assert np.allclose(found[:, :, which], arrays["forms"][:, :, which], atol=1e-6)
     others = np.setdiff1d(np.arange(PAIRS), which)
     assert np.isnan(found[:, :, others]).all()
     swapped = states[[2, 3, 0, 1]][:, which]  # where the replacement turns the statement into its opposite
-    turned = read_layer(states, rows, quick(), marker=(swapped, which)).arrays["marker.forms"]
+    turned = read_layer(states, rows, quick(), marker=(swapped, which))["marker.forms"]
     assert np.allclose(credit(turned[CCS][:, which]), -credit(arrays["forms"][CCS][:, which]))
 
 
@@ -294,7 +294,7 @@ def test_a_prominent_distractor_wins(truth, rows, prominence, wins):
     distracted = states.clone()
     signs = torch.from_numpy(np.where(has, 1.0, -1.0)).float()
     distracted[..., 3] += prominence * torch.stack([signs, -signs, signs, -signs])
-    arrays = read_layer(states, rows, quick(), distracted=(distracted, has)).arrays
+    arrays = read_layer(states, rows, quick(), distracted=(distracted, has))
 
     def right(name):
         credits = arrays[name]
@@ -309,7 +309,7 @@ def test_a_prominent_distractor_wins(truth, rows, prominence, wins):
 
 
 def test_a_layer_read_twice_is_the_same(states, rows, arrays):
-    again = read_layer(states, rows, quick()).arrays
+    again = read_layer(states, rows, quick())
     assert again.keys() == arrays.keys()
     for name, values in arrays.items():
         assert np.array_equal(values, again[name], equal_nan=True), name
@@ -323,13 +323,13 @@ def test_a_pair_without_contrast_is_found(states):
 
 
 def test_no_nulls_at_all(states, rows):
-    arrays = read_layer(states, rows, quick(pairings=0, refits=0)).arrays
+    arrays = read_layer(states, rows, quick(pairings=0, refits=0))
     assert arrays["pairings.forms"].shape == (0, 4, PAIRS)
     assert arrays["logistic_labels.inner"].shape == (0, 4)
 
 
 def test_lbfgs_too(states, rows):
-    arrays = read_layer(states, rows, quick(ccs=CCSOptions(restarts=2, epochs=100, optimizer="lbfgs"))).arrays
+    arrays = read_layer(states, rows, quick(ccs=CCSOptions(restarts=2, epochs=100, optimizer="lbfgs")))
     check_planted(judged(arrays, rows))
 
 

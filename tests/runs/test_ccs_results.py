@@ -55,7 +55,7 @@ def places(rows):
         distracted = forms_of(rows.truth, 1.5, seed=number, width=12)
         distracted[..., 3] += (0.0, 8.0, 0.0)[number] * torch.stack([word, -word, word, -word])
         replaced = forms_of(rows.truth, 0.0, noise=0.5, seed=number + 50, width=12)[:, MARKED]
-        arrays = read_layer(forms, rows, options, marker=(replaced, MARKED), distracted=(distracted, has)).arrays
+        arrays = read_layer(forms, rows, options, marker=(replaced, MARKED), distracted=(distracted, has))
         found.append(arrays)
     return found
 
@@ -388,7 +388,7 @@ def test_trained_with_labels_there_is_no_null_of_labels(config, pairs, rows, pla
 def test_every_statement_true(config, pairs, places, rows):
     """One side only: the probes answer by wording, nothing is undefined, and the notes say so."""
     ours = rows_of(np.ones(PAIRS), FOLDS, rows.units, SEED)
-    arrays = [read_layer(forms_of(ours.truth, 1.0, seed=at, width=12), ours, quick(**NUMBERS)).arrays for at in (0, 1)]
+    arrays = [read_layer(forms_of(ours.truth, 1.0, seed=at, width=12), ours, quick(**NUMBERS)) for at in (0, 1)]
     true = [replace(pair, label=True) for pair in pairs]
     found = judge(config, true, ours, ["a", "b"], lambda number: arrays[number])
     row = one(found.results, subset=ALL, place=CHOSEN, probe="ccs", metric="esa")
