@@ -21,6 +21,15 @@ if TYPE_CHECKING:
         UsageError,
     )
     from probing.kernels.token_stats import TokenStats, Unembedding, token_stats
+    from probing.metrics.clusters import (
+        aqi,
+        calinski_harabasz,
+        cluster_indices,
+        davies_bouldin,
+        dunn,
+        silhouette,
+        xie_beni,
+    )
     from probing.metrics.likelihood import dataset_rank_surprisal_ratio, rank_surprisal_ratio
     from probing.metrics.ranking import (
         RankingAccuracy,
@@ -54,6 +63,13 @@ _PLACES = {
     "TokenStats": "probing.kernels.token_stats",
     "Unembedding": "probing.kernels.token_stats",
     "token_stats": "probing.kernels.token_stats",
+    "aqi": "probing.metrics.clusters",
+    "calinski_harabasz": "probing.metrics.clusters",
+    "cluster_indices": "probing.metrics.clusters",
+    "davies_bouldin": "probing.metrics.clusters",
+    "dunn": "probing.metrics.clusters",
+    "silhouette": "probing.metrics.clusters",
+    "xie_beni": "probing.metrics.clusters",
     "dataset_rank_surprisal_ratio": "probing.metrics.likelihood",
     "rank_surprisal_ratio": "probing.metrics.likelihood",
     "RankingAccuracy": "probing.metrics.ranking",
@@ -129,11 +145,16 @@ __all__ = [
     "TokenStats",
     "Unembedding",
     "UsageError",
+    "aqi",
+    "calinski_harabasz",
     "capture",
     "ches",
     "ches_normalized",
+    "cluster_indices",
     "contradiction_index",
     "dataset_rank_surprisal_ratio",
+    "davies_bouldin",
+    "dunn",
     "edit_similarity",
     "filter_pairs",
     "fit_ccs",
@@ -147,7 +168,9 @@ __all__ = [
     "ranking_accuracy",
     "ranking_difficulty",
     "score_pairs",
+    "silhouette",
     "token_stats",
+    "xie_beni",
 ]
 
 

@@ -15,6 +15,7 @@ with install_import_hook(
     import probing.kernels.ccs_step
     import probing.kernels.segment_pool
     import probing.kernels.token_stats
+    import probing.metrics.clusters
     import probing.metrics.similarity
     import probing.probes.contrast
     import probing.probes.polarity

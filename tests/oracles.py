@@ -101,3 +101,79 @@ def spearman(left, right):
     covariance = sum((x - means[0]) * (y - means[1]) for x, y in zip(a, b, strict=True))
     spread = [sum((x - mean) ** 2 for x in side) for side, mean in zip((a, b), means, strict=True)]
     return covariance / math.sqrt(spread[0] * spread[1])
+
+
+def distance(left, right):
+    return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(left, right, strict=True)))
+
+
+def mean_of(rows):
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def clusters_of(points, labels):
+    return {
+        name: [list(map(float, p)) for p, own in zip(points, labels, strict=True) if own == name] for name in labels
+    }
+
+
+def dunn(points, labels):
+    """Every pair of points looked at."""
+    pairs = [(i, j) for i in range(len(points)) for j in range(i)]
+    apart = [distance(points[i], points[j]) for i, j in pairs if labels[i] != labels[j]]
+    within = [distance(points[i], points[j]) for i, j in pairs if labels[i] == labels[j]]
+    return min(apart) / max(within)
+
+
+def dunn_centroid(points, labels):
+    centers = [mean_of(rows) for rows in clusters_of(points, labels).values()]
+    within = [distance(p, q) for rows in clusters_of(points, labels).values() for p in rows for q in rows]
+    return min(distance(p, q) for i, p in enumerate(centers) for q in centers[:i]) / max(within)
+
+
+def davies_bouldin(points, labels):
+    clusters = list(clusters_of(points, labels).values())
+    centers = [mean_of(rows) for rows in clusters]
+    spreads = [sum(distance(p, c) for p in rows) / len(rows) for rows, c in zip(clusters, centers, strict=True)]
+    numbers = range(len(clusters))
+    worst = [
+        max((spreads[i] + spreads[j]) / distance(centers[i], centers[j]) for j in numbers if j != i) for i in numbers
+    ]
+    return sum(worst) / len(clusters)
+
+
+def squares_within(points, labels):
+    clusters = clusters_of(points, labels).values()
+    return sum(distance(p, mean_of(rows)) ** 2 for rows in clusters for p in rows)
+
+
+def calinski_harabasz(points, labels):
+    clusters = list(clusters_of(points, labels).values())
+    center = mean_of([list(map(float, p)) for p in points])
+    between = sum(len(rows) * distance(mean_of(rows), center) ** 2 for rows in clusters)
+    k, n = len(clusters), len(points)
+    return between / (k - 1) / (squares_within(points, labels) / (n - k))
+
+
+def xie_beni(points, labels):
+    centers = [mean_of(rows) for rows in clusters_of(points, labels).values()]
+    least = min(distance(p, q) ** 2 for i, p in enumerate(centers) for q in centers[:i])
+    return squares_within(points, labels) / (len(points) * least)
+
+
+def silhouette(points, labels, weights=None):
+    """With weights, points count several times, and are no neighbours of their own copies."""
+    weights = [1] * len(points) if weights is None else weights
+    names, total = sorted(set(labels)), 0.0
+    for i, point in enumerate(points):
+        means = {}
+        for name in names:
+            others = [j for j in range(len(points)) if labels[j] == name and j != i]
+            count = sum(weights[j] for j in others)
+            summed = sum(weights[j] * distance(point, points[j]) for j in others)
+            means[name] = summed / count if count else None
+        own = means.pop(labels[i])
+        near = min(value for value in means.values() if value is not None)
+        if own is not None and max(own, near) > 0:
+            total += weights[i] * (near - own) / max(own, near)
+    return total / sum(weights)

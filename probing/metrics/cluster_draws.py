@@ -1,0 +1,208 @@
+"""Cluster indices with intervals and nulls: thousands of relabelings and resamples from one pass over distances."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from probing.metrics.cluster_extremes import Ends, PairLists
+from probing.metrics.cluster_moments import Moments, moments, relabelled_moments, resampled_moments
+from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Sums, Tile, silhouettes, tiles
+
+OF_MOMENTS = ("davies_bouldin", "calinski_harabasz", "xie_beni")
+BUDGET = {"cpu": 64 * 2**20, "cuda": 2**30}
+"""Bytes for the sums of distances of draws; where more are needed, distances are computed again for a part of them."""
+DRAWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """Indices of one space; NaN for a draw that leaves a cluster empty.
+
+    Attributes:
+        values: by name, [1].
+        null: by name, under each relabelling, [draw].
+        draws: by name, in each resample, [draw].
+        sizes: number of points in each resample, [draw].
+        silhouettes: of every position, [n]; empty unless asked for.
+    """
+
+    values: dict[str, Float[Tensor, " 1"]]
+    null: dict[str, Float[Tensor, " draw"]]
+    draws: dict[str, Float[Tensor, " other"]]
+    sizes: Float[Tensor, " other"]
+    silhouettes: Float[Tensor, " n"]
+
+
+def read_clusters(
+    grouped: Grouped,
+    indices: Sequence[str],
+    relabelings: Int[Tensor, "n draw"] | None = None,
+    weights: Int[Tensor, "n other"] | None = None,
+    report: Callable[[float], None] = lambda share: None,
+) -> Readings:
+    """Indices, and the same for other labels and other weights of the points.
+
+    Args:
+        grouped: the points with their labels.
+        indices: names.
+        relabelings: cluster of every position of ``grouped`` in each draw.
+        weights: how often each position counts in each draw; copies of a point are no neighbours of each other.
+        report: told what share of the work on distances is done.
+    """
+    nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
+    codes = nothing if relabelings is None else relabelings
+    counted = nothing if weights is None else weights
+    centroids = [grouped.centroid(cluster) for cluster in range(grouped.clusters)]
+    parts = (
+        moments(grouped, centroids),
+        _joined([relabelled_moments(grouped, centroids, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
+        _joined([resampled_moments(grouped, centroids, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
+    )
+    found = tuple({name: getattr(part, name)() for name in indices if name in OF_MOMENTS} for part in parts)
+    own = torch.zeros(0, dtype=torch.float64)
+    if any(name not in OF_MOMENTS for name in indices):
+        lists = PairLists.of(grouped, codes.shape[1] > 0, counted.shape[1] > 0)
+        wanted = "silhouette" in indices
+        own, *means = _pass(grouped, centroids, *((codes, counted) if wanted else (nothing, nothing)), lists, report)
+        lists.settle(grouped)
+        ends = (
+            Ends(*(each.values[:1] for each in (lists.between, lists.within))),
+            lists.of_labels(grouped, codes),
+            lists.of_resamples(grouped, counted),
+        )
+        for some, part, end, mean in zip(found, parts, ends, (own.mean()[None], *means), strict=True):
+            some |= _dunn(grouped, part, end) | ({"silhouette": mean} if wanted else {})
+    values, null, draws = (
+        {name: torch.where(part.whole, some[name], torch.nan).cpu() for name in indices}
+        for some, part in zip(found, parts, strict=True)
+    )
+    return Readings(values, null, draws, parts[2].n.cpu(), own.cpu())
+
+
+def _joined(parts: Sequence[Moments]) -> Moments:
+    return Moments(*(torch.cat(some) for some in zip(*parts, strict=True)))
+
+
+def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
+    """Both forms; NaN where every cluster is a single place."""
+    found = {}
+    for name, closest in (("dunn", ends.least), ("dunn_centroid", part.least_gap)):
+        ratio = grouped.distances(closest) / grouped.distances(ends.greatest)
+        found[name] = torch.where(ratio.isfinite(), ratio, torch.nan)
+    return found
+
+
+def _pass(
+    grouped: Grouped,
+    centroids: list[Float[Tensor, " width"]],
+    codes: Shaped[Tensor, "n draw"],
+    weights: Shaped[Tensor, "n other"],
+    lists: PairLists,
+    report: Callable[[float], None],
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " draw"], Float[Tensor, " other"]]:
+    """Silhouette of every position, and the mean of every draw; the lists are filled on the way."""
+    clusters, own = grouped.clusters, grouped.codes
+    needed = 4 * len(own) * (codes.shape[1] * (clusters - 1) + weights.shape[1] * clusters)
+    passes = max(1, -(-needed // BUDGET[own.device.type]))
+    null, drawn = [], []
+    for number, (some, counted) in enumerate(
+        zip(codes.tensor_split(passes, dim=1), weights.tensor_split(passes, dim=1), strict=True)
+    ):
+        sums, others, resampled = Sums(grouped), Relabelled(some, clusters), Resampled(counted, clusters)
+        for tile in tiles(grouped, centroids, partial(_report_part, report, number, passes)):
+            distances = grouped.distances(tile.squared)
+            sums.add(tile, distances)
+            if some.shape[1] or counted.shape[1]:
+                narrow = distances.float()
+                others.add(tile, narrow)
+                resampled.add(tile, narrow)
+            if number == 0:
+                lists.add(tile)
+        null.append(others.silhouettes(sums.values.sum(dim=1)))
+        drawn.append(resampled.silhouettes(grouped))
+    sizes = torch.tensor(grouped.counts, device=own.device)
+    found = silhouettes(sums.values.unbind(dim=1), list(sizes), own, torch.ones((), device=own.device))
+    return found, torch.cat(null), torch.cat(drawn)
+
+
+def _report_part(report: Callable[[float], None], number: int, parts: int, share: float) -> None:
+    report((number + share) / parts)
+
+
+@dataclass(eq=False)
+class Relabelled:
+    """Sums of distances to the clusters of every relabelling.
+
+    Attributes:
+        codes: cluster of every position.
+        clusters: how many.
+        values: of all clusters but the last, which follows.
+    """
+
+    codes: Shaped[Tensor, "n draw"]
+    clusters: int
+    values: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = torch.zeros((self.clusters - 1, *self.codes.shape), device=self.codes.device)
+
+    def add(self, tile: Tile, distances: Float[Tensor, "row column"]) -> None:
+        """Take in a tile."""
+        rows, columns = slice(*tile.rows), slice(*tile.columns)
+        for cluster in range(self.clusters - 1):
+            self.values[cluster, rows].addmm_(distances, (self.codes[columns] == cluster).float())
+            if not tile.diagonal:
+                self.values[cluster, columns].addmm_(distances.T, (self.codes[rows] == cluster).float())
+
+    def silhouettes(self, totals: Float[Tensor, " n"]) -> Float[Tensor, " draw"]:
+        """Mean of every draw; ``totals`` are the sums of distances to all points."""
+        sizes = [(self.codes == cluster).sum(dim=0).float() for cluster in range(self.clusters)]
+        found = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
+        one = torch.ones((), device=self.codes.device)
+        for start in range(0, len(self.codes), TILE_ROWS):
+            rows = slice(start, start + TILE_ROWS)
+            sums = self.values[:, rows]
+            last = totals[rows, None].float() - sums.sum(dim=0)
+            found += silhouettes([*sums, last], sizes, self.codes[rows], one).sum(dim=0, dtype=torch.float64)
+        return found / len(self.codes)
+
+
+@dataclass(eq=False)
+class Resampled:
+    """Weighted sums of distances to the clusters in every resample.
+
+    Attributes:
+        weights: of every position.
+        clusters: how many.
+        values: of all clusters.
+    """
+
+    weights: Shaped[Tensor, "n draw"]
+    clusters: int
+    values: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = torch.zeros((self.clusters, *self.weights.shape), device=self.weights.device)
+
+    def add(self, tile: Tile, distances: Float[Tensor, "row column"]) -> None:
+        """Take in a tile."""
+        rows, columns = slice(*tile.rows), slice(*tile.columns)
+        left, right = tile.clusters
+        self.values[right, rows].addmm_(distances, self.weights[columns].float())
+        if not tile.diagonal:
+            self.values[left, columns].addmm_(distances.T, self.weights[rows].float())
+
+    def silhouettes(self, grouped: Grouped) -> Float[Tensor, " draw"]:
+        """Mean of every draw, points counted by their weights."""
+        sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in grouped.ranges]
+        found = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
+        for start in range(0, len(self.weights), TILE_ROWS):
+            rows = slice(start, start + TILE_ROWS)
+            copies = self.weights[rows].float()
+            own = silhouettes(list(self.values[:, rows]), sizes, grouped.codes[rows, None], copies)
+            found += (own * copies).sum(dim=0, dtype=torch.float64)
+        return found / torch.stack(sizes).sum(dim=0)

@@ -1,0 +1,195 @@
+"""The closest and the farthest pairs of points: what decides Dunn's index, of any labels, in any resample."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Tile
+
+LEAST_PAIRS = 64
+MOST_PAIRS = 2**18
+"""Pairs that are kept; what they do not decide is computed on its own."""
+PRESENT = 0.4
+"""Of pairs whose two points are both in a bootstrap resample."""
+DRAWS_AT_ONCE = 128
+
+
+@dataclass(eq=False)
+class Extremes:
+    """The closest or the farthest pairs of positions, in order.
+
+    Attributes:
+        size: how many are kept.
+        farthest: whether they are the farthest.
+        which: pairs of one cluster ("within"), of two ("between"), or all.
+        values: squared distances, as the tiles had them until ``settle``; in order.
+        pairs: positions, [pair 2].
+        seen: how many there were to choose from.
+    """
+
+    size: int
+    farthest: bool
+    which: Literal["within", "between", "all"]
+    values: Tensor = field(default_factory=lambda: torch.empty(0))
+    pairs: Tensor = field(default_factory=lambda: torch.empty((0, 2), dtype=torch.long))
+    seen: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether no pair was left out."""
+        return len(self.values) == self.seen
+
+    def add(self, tile: Tile) -> None:
+        """Take in a tile."""
+        if self.which != "all" and (self.which == "within") != (tile.clusters[0] == tile.clusters[1]):
+            return
+        nothing = -torch.inf if self.farthest else torch.inf
+        squared = tile.squared
+        if tile.diagonal:  # every pair once, and no point with itself
+            upper = torch.ones_like(squared, dtype=torch.bool).triu_(1)
+            squared = torch.where(upper, squared, nothing)
+        flat = squared.flatten()
+        found = self._better(flat)
+        if not len(found):
+            return
+        width = squared.shape[1]
+        pairs = torch.stack((found // width + tile.rows[0], found % width + tile.columns[0]), dim=1)
+        self.values = torch.cat((self.values.to(flat), flat[found]))
+        self.pairs = torch.cat((self.pairs.to(pairs.device), pairs))
+        if len(self.values) > self.size:
+            best = self.values.topk(self.size, largest=self.farthest).indices
+            self.values, self.pairs = self.values[best], self.pairs[best]
+
+    def _better(self, flat: Tensor) -> Tensor:
+        """Places of what may belong to the list."""
+        better = flat.isfinite()
+        self.seen += int(better.sum())
+        if len(self.values) == self.size:
+            last = self.values.min() if self.farthest else self.values.max()
+            better &= flat > last if self.farthest else flat < last
+        found = better.nonzero()[:, 0]
+        if len(found) > self.size:
+            found = found[flat[found].topk(self.size, largest=self.farthest).indices]
+        return found
+
+    def settle(self, grouped: Grouped) -> None:
+        """Compute the values again as sums of squared differences in float64, and sort by them."""
+        exact = [
+            (grouped.at(some[:, 0]) - grouped.at(some[:, 1])).square().sum(dim=1)
+            for some in self.pairs.split(TILE_ROWS)
+        ]
+        self.values = torch.cat(exact) if exact else self.values.double()
+        order = self.values.argsort(descending=self.farthest, stable=True)
+        self.values, self.pairs = self.values[order], self.pairs[order]
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """Least squared distance between clusters, and greatest within one; NaN where there is none."""
+
+    least: Float[Tensor, " draw"]
+    greatest: Float[Tensor, " draw"]
+
+
+@dataclass(eq=False)
+class PairLists:
+    """Lists long enough to decide nearly every draw.
+
+    Attributes:
+        between: the closest pairs of two clusters.
+        within: the farthest pairs of one.
+        closest: of all pairs, where labels are to be drawn.
+        farthest: likewise.
+    """
+
+    between: Extremes
+    within: Extremes
+    closest: Extremes
+    farthest: Extremes
+
+    @classmethod
+    def of(cls, grouped: Grouped, relabelled: bool, resampled: bool) -> "PairLists":
+        """Empty lists for draws of these kinds."""
+        joined = sum((count / len(grouped.order)) ** 2 for count in grouped.counts)
+        known = int(LEAST_PAIRS / PRESENT) if resampled else LEAST_PAIRS
+        return cls(
+            Extremes(known, False, "between"),
+            Extremes(known, True, "within"),
+            Extremes(min(MOST_PAIRS, int(LEAST_PAIRS / (1 - joined))) if relabelled else 0, False, "all"),
+            Extremes(min(MOST_PAIRS, int(LEAST_PAIRS / joined)) if relabelled else 0, True, "all"),
+        )
+
+    @property
+    def _used(self) -> list[Extremes]:
+        return [each for each in (self.between, self.within, self.closest, self.farthest) if each.size]
+
+    def add(self, tile: Tile) -> None:
+        """Take in a tile."""
+        for each in self._used:
+            each.add(tile)
+
+    def settle(self, grouped: Grouped) -> None:
+        """Compute the distances once more, in float64."""
+        for each in self._used:
+            each.settle(grouped)
+
+    def of_labels(self, grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Ends:
+        """Of other labels."""
+        return Ends(*(_decided(grouped, each, codes) for each in (self.closest, self.farthest)))
+
+    def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
+        """Of the labels as they are, without the points of weight 0."""
+        codes = torch.where(weights > 0, grouped.codes[:, None].to(torch.int16), -1)
+        return Ends(*(_decided(grouped, each, codes) for each in (self.between, self.within)))
+
+
+def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"]) -> Float[Tensor, " draw"]:
+    """For each draw, the first listed pair that its labels separate (or, of the farthest, join).
+
+    Args:
+        grouped: the points.
+        pairs: in order.
+        codes: cluster of every position in each draw, -1 for points that are not in it.
+    """
+    found = []
+    for some in codes.split(DRAWS_AT_ONCE, dim=1):
+        one, other = some[pairs.pairs[:, 0]], some[pairs.pairs[:, 1]]
+        decides = (one >= 0) & (other >= 0) & ((one == other) == pairs.farthest)
+        if len(decides):
+            first = decides.to(torch.uint8).argmax(dim=0)
+            values, known = pairs.values[first], decides.gather(0, first[None])[0]
+        else:
+            values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
+            known = torch.zeros_like(values, dtype=torch.bool)
+        values = values.masked_fill(~known, torch.nan)
+        if not pairs.complete:
+            for draw in (~known).nonzero()[:, 0].tolist():
+                values[draw] = _alone(grouped, some[:, draw], pairs.farthest)
+        found.append(values)
+    return torch.cat(found)
+
+
+def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
+    """The same of one draw, from distances computed for it; NaN where no pair decides."""
+    counts = torch.bincount(codes[codes >= 0].long())
+    largest = int(counts.argmax())
+    best = torch.nan
+    for cluster in counts.nonzero()[:, 0].tolist():
+        if cluster == largest and not farthest:
+            continue  # its pairs with other clusters are seen from there
+        rows = (codes == cluster).nonzero()[:, 0]
+        others = rows if farthest else ((codes >= 0) & (codes != cluster)).nonzero()[:, 0]
+        for left in rows.split(TILE_ROWS):
+            for right in others.split(TILE_ROWS):
+                distances = torch.cdist(
+                    grouped.at(left), grouped.at(right), compute_mode="donot_use_mm_for_euclid_dist"
+                ).square()
+                if farthest and len(rows) < 2:
+                    continue
+                if distances.numel():
+                    value = float(distances.max() if farthest else distances.min())
+                    best = value if best != best else max(best, value) if farthest else min(best, value)
+    return best

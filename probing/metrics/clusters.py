@@ -1,0 +1,275 @@
+"""How far labelled points lie apart, in the space itself: cluster indices and the alignment quality index.
+
+Definitions, for K clusters of n points with centroids c: see each function and ``docs/clusters.md``. All of them are
+computed relative to the first point, in float64 where differences are small.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probing.metrics.cluster_draws import read_clusters
+from probing.metrics.cluster_pairs import Grouped, Metric
+
+INDICES = ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "silhouette")
+ALL_INDICES = (*INDICES, "dunn_centroid")
+LOWER_IS_BETTER = frozenset(("davies_bouldin", "xie_beni"))
+Scaling = Literal["none", "standardize", "whiten"]
+AqiForm = Literal["paper", "dbs_dunn", "size_free"]
+Labels = Tensor | NDArray[np.generic] | Sequence[object]
+Points = Float[Tensor, "*axes n width"]
+
+
+def davies_bouldin(
+    points: Points, labels: Labels, metric: str = "euclidean", scaling: str = "none"
+) -> Float[Tensor, "*axes"]:
+    """Mean over clusters of ``max_j (s_i + s_j) / |c_i - c_j|``, s the mean distance to the centroid; lower is better.
+
+    Davies and Bouldin 1979. Infinite where two centroids are the same (scikit-learn answers 0, the best there is).
+
+    Args, Returns, Raises: see ``cluster_indices``.
+    """
+    return cluster_indices(points, labels, ("davies_bouldin",), metric, scaling)["davies_bouldin"]
+
+
+def dunn(
+    points: Points,
+    labels: Labels,
+    metric: str = "euclidean",
+    scaling: str = "none",
+    form: str = "points",
+) -> Float[Tensor, "*axes"]:
+    """Least distance of two points of different clusters over the greatest of two points of one; higher is better.
+
+    Dunn 1974. ``form="centroid"`` is another index that goes by its name in published code: the least distance of two
+    centroids in place of points (Bezdek and Pal's nu_41).
+
+    Args, Returns, Raises: see ``cluster_indices``.
+    """
+    name = {"points": "dunn", "centroid": "dunn_centroid"}.get(form)
+    if name is None:
+        raise ValueError(f"form is 'points' or 'centroid', not {form!r}")
+    return cluster_indices(points, labels, (name,), metric, scaling)[name]
+
+
+def calinski_harabasz(
+    points: Points, labels: Labels, metric: str = "euclidean", scaling: str = "none"
+) -> Float[Tensor, "*axes"]:
+    """``[B / (K - 1)] / [W / (n - K)]``, sums of squares between and within clusters; higher is better, grows with n.
+
+    Calinski and Harabasz 1974. For two clusters ``(n - 2) n1 n2 / (n^2 XB)``: the same number as Xie and Beni's.
+
+    Args, Returns, Raises: see ``cluster_indices``.
+    """
+    return cluster_indices(points, labels, ("calinski_harabasz",), metric, scaling)["calinski_harabasz"]
+
+
+def xie_beni(
+    points: Points, labels: Labels, metric: str = "euclidean", scaling: str = "none"
+) -> Float[Tensor, "*axes"]:
+    """``W / (n min |c_i - c_j|^2)``, W the sum of squares within clusters; lower is better.
+
+    Xie and Beni 1991, for hard labels.
+
+    Args, Returns, Raises: see ``cluster_indices``.
+    """
+    return cluster_indices(points, labels, ("xie_beni",), metric, scaling)["xie_beni"]
+
+
+def silhouette(
+    points: Points, labels: Labels, metric: str = "euclidean", scaling: str = "none"
+) -> Float[Tensor, "*axes"]:
+    """Mean of ``(b - a) / max(a, b)``: a a point's mean distance to its cluster, b to the nearest other; in [-1, 1].
+
+    Rousseeuw 1987. 0 for the only point of a cluster.
+
+    Args, Returns, Raises: see ``cluster_indices``.
+    """
+    return cluster_indices(points, labels, ("silhouette",), metric, scaling)["silhouette"]
+
+
+def aqi(
+    points: Points,
+    labels: Labels,
+    form: str = "paper",
+    weight: float = 0.5,
+    metric: str = "euclidean",
+    scaling: str = "none",
+) -> Float[Tensor, "*axes"]:
+    """The alignment quality index (arXiv 2506.13901) of labels such as safe and unsafe; higher is better.
+
+    For two clusters the paper's form has one degree of freedom, Xie and Beni's index, and grows with n: only values of
+    equal n can be compared. ``form="size_free"`` can be compared across n.
+
+    Args:
+        points: see ``cluster_indices``.
+        labels: see there.
+        form: "paper": ``weight / XB + (1 - weight) CH``; "size_free": the same with ``CH / (n - K)``; "dbs_dunn",
+            of the first published code: ``weight / (1 + DB) + (1 - weight) DI / (1 + DI)``.
+        weight: of the first term, in [0, 1].
+        metric: see there.
+        scaling: see there.
+
+    Raises:
+        ValueError: see there; or there is no such form, or the weight is not in [0, 1].
+    """
+    parts = cluster_indices(points, labels, parts_of_aqi(form), metric, scaling)
+    n = points.shape[-2]
+    return combined_aqi(parts, form, weight, n, len(encode_labels(labels, n)[1]))
+
+
+def parts_of_aqi(form: str) -> tuple[str, str]:
+    """The indices that a form is made of.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if form not in get_args(AqiForm):
+        raise ValueError(f"form is one of {', '.join(map(repr, get_args(AqiForm)))}, not {form!r}")
+    return ("davies_bouldin", "dunn") if form == "dbs_dunn" else ("xie_beni", "calinski_harabasz")
+
+
+def combined_aqi(
+    parts: Mapping[str, Float[Tensor, "*axes"]],
+    form: str,
+    weight: float,
+    n: int | Float[Tensor, "*axes"],
+    clusters: int,
+) -> Float[Tensor, "*axes"]:
+    """A form of the alignment quality index from its parts; see ``aqi``.
+
+    Raises:
+        ValueError: there is no such form, or the weight is not in [0, 1].
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be in [0, 1], not {weight}")
+    first, second = (parts[name] for name in parts_of_aqi(form))
+    if form == "dbs_dunn":
+        return weight / (1 + first) + (1 - weight) * second / (1 + second)
+    return weight / first + (1 - weight) * (second if form == "paper" else second / (n - clusters))
+
+
+def cluster_indices(
+    points: Points,
+    labels: Labels,
+    indices: Sequence[str] = INDICES,
+    metric: str = "euclidean",
+    scaling: str = "none",
+) -> dict[str, Float[Tensor, "*axes"]]:
+    """Several indices from one pass over the distances; n x n is never stored.
+
+    Args:
+        points: any floating dtype, on any device; every leading index is a space of its own (a layer, say).
+        labels: cluster of every point: numbers, strings or booleans.
+        indices: of ``davies_bouldin, dunn, dunn_centroid, calinski_harabasz, xie_beni, silhouette``.
+        metric: "euclidean"; or "cosine": points are scaled to length one, and the distance of two points is 1 - cos
+            (Dunn, silhouette); what has centroids in it stays Euclidean, between points of length one.
+        scaling: before that, "standardize" divides every dimension by its standard deviation; "whiten" makes the
+            distance Mahalanobis' by the covariance of all points (Ledoit and Wolf's shrinkage). Both leave the labels
+            out of it, so that permutations of these stay fair.
+
+    Returns:
+        By name, float64 on the CPU: one value a leading index.
+
+    Raises:
+        ValueError: one cluster; as many clusters as points; another number of labels than of points; NaN or infinite
+            rows (named); points that are the same within every cluster; a row without length under "cosine"; or there
+            is no such index, metric or scaling.
+    """
+    unknown = [name for name in indices if name not in ALL_INDICES]
+    if unknown:
+        raise ValueError(f"there is no index {unknown[0]!r}; there are {', '.join(ALL_INDICES)}")
+    n, width = points.shape[-2:]
+    codes, names = encode_labels(labels, n)
+    axes = points.shape[:-2]
+    found: dict[str, list[Tensor]] = {name: [] for name in indices}
+    for number, entry in enumerate(points.reshape(-1, n, width)):
+        where = f" of entry {[int(at) for at in np.unravel_index(number, axes)]}" if axes else ""
+        grouped = prepare(entry, codes, len(names), metric, scaling, where)
+        for name, value in read_clusters(grouped, indices).values.items():
+            found[name].append(value[0])
+    return {
+        name: (torch.stack(values) if values else torch.empty(0, dtype=torch.float64)).reshape(axes)
+        for name, values in found.items()
+    }
+
+
+def encode_labels(labels: Labels, n: int) -> tuple[Int[Tensor, " n"], list[Any]]:
+    """Clusters as numbers from 0, and what each is called.
+
+    Raises:
+        ValueError: not n labels, one cluster, or as many as points.
+    """
+    values = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
+    if values.shape != (n,):
+        raise ValueError(f"there are {n} points, and labels of shape {tuple(values.shape)}; give one label a point")
+    names, codes = np.unique(values, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"every point has the label {names[0]!r}; there must be two clusters" if n else "no points")
+    if len(names) == n:
+        raise ValueError(f"{n} clusters of one point each: nothing lies within a cluster")
+    return torch.from_numpy(codes), names.tolist()
+
+
+def prepare(
+    points: Float[Tensor, "n width"],
+    codes: Int[Tensor, " n"],
+    clusters: int,
+    metric: str = "euclidean",
+    scaling: str = "none",
+    where: str = "",
+) -> Grouped:
+    """Scaled points in groups; see ``cluster_indices``.
+
+    Raises:
+        ValueError: rows that are not finite, or nothing varies within the clusters.
+    """
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric is one of {', '.join(map(repr, get_args(Metric)))}, not {metric!r}")
+    bad = (~points.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"row {bad[0]}{where} is NaN or infinite ({len(bad)} of {len(points)} rows are)")
+    scaled = scaled_points(points, scaling, where)
+    if metric == "cosine":
+        lengths = scaled.double().norm(dim=1)
+        if not lengths.all():
+            raise ValueError(f"row {int((lengths == 0).nonzero()[0])}{where} is zero and has no direction")
+        scaled = scaled.double() / lengths[:, None]
+    grouped = Grouped.of(scaled, codes.to(points.device), clusters, metric)
+    first = [grouped.order[start] for start, stop in grouped.ranges for _ in range(stop - start)]
+    if torch.equal(scaled[torch.stack(first)], scaled[grouped.order]):
+        raise ValueError(
+            f"the points{where} are the same within every cluster: either nothing tells texts of one label apart here, "
+            f"or the dtype {str(points.dtype).removeprefix('torch.')} cannot"
+        )
+    return grouped
+
+
+def scaled_points(points: Float[Tensor, "n width"], scaling: str, where: str = "") -> Float[Tensor, "n width"]:
+    """Points as they are, or centred and scaled by what all of them have in common.
+
+    Raises:
+        ValueError: there is no such scaling, or the points are all the same.
+    """
+    if scaling == "none":
+        return points
+    if scaling not in get_args(Scaling):
+        raise ValueError(f"scaling is one of {', '.join(map(repr, get_args(Scaling)))}, not {scaling!r}")
+    centered = points.double() - points[0].double()
+    centered -= centered.mean(dim=0)
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    deviation = centered.square().mean(dim=0).sqrt()
+    if not deviation.any():
+        raise ValueError(f"the points{where} are all the same")
+    if scaling == "standardize":
+        return (centered / torch.where(deviation > 0, deviation, 1.0)).to(dtype)
+    from sklearn.covariance import ledoit_wolf
+
+    covariance = torch.from_numpy(ledoit_wolf(centered.numpy(force=True), assume_centered=True)[0]).to(centered)
+    values, vectors = torch.linalg.eigh(covariance)
+    return (centered @ (vectors / values.clamp_min(values[-1] * torch.finfo(torch.float64).eps).sqrt())).to(dtype)

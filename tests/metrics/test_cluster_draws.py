@@ -1,0 +1,204 @@
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from scipy import stats
+
+from probing.metrics import cluster_draws, cluster_extremes, cluster_pairs
+from probing.metrics.cluster_draws import read_clusters
+from probing.metrics.clusters import ALL_INDICES, INDICES, LOWER_IS_BETTER, cluster_indices, prepare
+from probing.probes.controls import p_value, resamples
+
+
+def blobs(clusters, n, width, seed=0, apart=0.7):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % clusters
+    centers = torch.randn(clusters, width, generator=generator) * apart
+    return torch.randn(n, width, generator=generator) + centers[labels], labels
+
+
+def relabelled(labels, draws, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([labels[torch.randperm(len(labels), generator=generator)] for _ in range(draws)], dim=1)
+
+
+def in_order(grouped, columns):
+    return columns[grouped.order].to(torch.int16)
+
+
+def weights_of(n, draws, seed=0):
+    return torch.from_numpy(resamples(np.arange(n), draws, seed).T.copy()).to(torch.int16)
+
+
+@pytest.fixture(params=["whole", "in parts"])
+def parts(request, monkeypatch):
+    """With small tiles, several passes and lists that decide little, or with none of that."""
+    if request.param == "in parts":
+        for module in (cluster_pairs, cluster_extremes, cluster_draws):
+            monkeypatch.setattr(module, "TILE_ROWS", 7)
+        monkeypatch.setattr(cluster_pairs, "TILE_COLUMNS", 11)
+        monkeypatch.setattr(cluster_draws, "BUDGET", {"cpu": 4 * 60 * 7})
+        monkeypatch.setattr(cluster_draws, "DRAWS_AT_ONCE", 4)
+        monkeypatch.setattr(cluster_extremes, "DRAWS_AT_ONCE", 3)
+        monkeypatch.setattr(cluster_extremes, "LEAST_PAIRS", 1)
+    return request.param
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("clusters", [2, 3, 6])
+def test_other_labels_are_as_if_read_alone(parts, clusters, metric):
+    points, labels = blobs(clusters, 60, 5)
+    grouped = prepare(points, labels, clusters, metric)
+    drawn = relabelled(labels, 12)
+    found = read_clusters(grouped, ALL_INDICES, in_order(grouped, drawn))
+    for draw in range(12):
+        alone = cluster_indices(points.double(), drawn[:, draw], ALL_INDICES, metric)
+        for name in ALL_INDICES:
+            close = pytest.approx(float(alone[name]), rel=2e-5, abs=1e-6)
+            assert float(found.null[name][draw]) == close, name
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 6])
+def test_resamples_are_as_if_points_were_repeated(parts, clusters):
+    points, labels = blobs(clusters, 60, 5)
+    grouped = prepare(points, labels, clusters)
+    weights = weights_of(60, 12)
+    found = read_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
+    assert found.sizes.tolist() == [60] * 12
+    for draw in range(12):
+        repeated = torch.arange(60).repeat_interleave(weights[:, draw].long())
+        alone = cluster_indices(points.double()[repeated], labels[repeated], ALL_INDICES)
+        alone["silhouette"] = oracles.silhouette(points.tolist(), labels.tolist(), weights[:, draw].tolist())
+        for name in ALL_INDICES:
+            close = pytest.approx(float(alone[name]), rel=2e-5, abs=1e-6)
+            assert float(found.draws[name][draw]) == close, name
+
+
+def test_both_at_once_and_the_values_themselves(parts):
+    points, labels = blobs(3, 60, 5)
+    grouped = prepare(points, labels, 3)
+    drawn, weights = in_order(grouped, relabelled(labels, 5)), in_order(grouped, weights_of(60, 4))
+    both = read_clusters(grouped, ALL_INDICES, drawn, weights)
+    plain = read_clusters(grouped, ALL_INDICES)
+    alone = read_clusters(grouped, ALL_INDICES, drawn), read_clusters(grouped, ALL_INDICES, None, weights)
+    for name in ALL_INDICES:
+        assert both.values[name].tolist() == plain.values[name].tolist()
+        assert len(plain.null[name]) == len(plain.draws[name]) == 0
+        assert both.null[name].tolist() == pytest.approx(alone[0].null[name].tolist(), rel=1e-6)
+        assert both.draws[name].tolist() == pytest.approx(alone[1].draws[name].tolist(), rel=1e-6)
+    same = in_order(grouped, labels[:, None]), torch.ones((60, 1), dtype=torch.int16)
+    unchanged = read_clusters(grouped, ALL_INDICES, *same)
+    for name in ALL_INDICES:
+        assert float(unchanged.null[name]) == pytest.approx(float(plain.values[name]), rel=1e-5)
+        assert float(unchanged.draws[name]) == pytest.approx(float(plain.values[name]), rel=1e-5)
+
+
+def test_silhouettes_of_points():
+    points, labels = blobs(2, 40, 3)
+    grouped = prepare(points, labels, 2)
+    found = read_clusters(grouped, INDICES)
+    assert float(found.silhouettes.mean()) == pytest.approx(float(found.values["silhouette"]))
+    at = 17
+    row = int(grouped.order[at])
+    apart = (points.double() - points[row].double()).norm(dim=1)
+    own, other = apart[labels == labels[row]].sum() / 19, apart[labels != labels[row]].mean()
+    assert float(found.silhouettes[at]) == pytest.approx(float((other - own) / torch.maximum(own, other)))
+
+
+def test_a_draw_without_a_cluster_has_no_index():
+    points, labels = blobs(2, 20, 3)
+    grouped = prepare(points, labels, 2)
+    weights = torch.ones((20, 3), dtype=torch.int16)
+    weights[10:, 1] = 0  # in the order of the clusters: the second is gone
+    weights[:, 2] = 0
+    weights[[3, 15], 2] = 1  # one point of each: nothing lies within
+    found = read_clusters(grouped, ALL_INDICES, None, weights)
+    for name in ALL_INDICES:
+        assert math.isfinite(found.draws[name][0])
+        assert math.isnan(found.draws[name][1]), name
+    assert math.isnan(found.draws["dunn"][2])
+
+
+def test_a_rare_cluster_beyond_the_lists(monkeypatch):
+    """The closest pairs of all seldom hold one of its two points."""
+    monkeypatch.setattr(cluster_extremes, "MOST_PAIRS", 20)
+    points, labels = blobs(2, 80, 4)
+    labels = torch.zeros(80, dtype=torch.long)
+    labels[:2] = 1
+    grouped = prepare(points, labels, 2)
+    drawn = relabelled(labels, 6)
+    found = read_clusters(grouped, ("dunn",), in_order(grouped, drawn))
+    for draw in range(6):
+        assert float(found.null["dunn"][draw]) == pytest.approx(float(cluster_indices(points, drawn[:, draw])["dunn"]))
+
+
+def test_points_that_are_far_from_others():
+    """Two clusters whose spread is a millionth of their distance."""
+    points, labels = blobs(2, 40, 3)
+    points = points.double() + 2.0**20 * labels[:, None]
+    grouped = prepare(points, labels, 2)
+    weights = weights_of(40, 5)
+    found = read_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
+    for draw in range(5):
+        repeated = torch.arange(40).repeat_interleave(weights[:, draw].long())
+        alone = cluster_indices(points[repeated], labels[repeated], ALL_INDICES)
+        for name in ("davies_bouldin", "calinski_harabasz", "xie_beni", "dunn", "dunn_centroid"):
+            assert float(found.draws[name][draw]) == pytest.approx(float(alone[name]), rel=2e-5), name
+
+
+def test_progress_goes_to_its_end(monkeypatch):
+    monkeypatch.setattr(cluster_draws, "BUDGET", {"cpu": 4 * 60 * 7})
+    points, labels = blobs(3, 60, 5)
+    grouped = prepare(points, labels, 3)
+    shares = []
+    read_clusters(grouped, INDICES, in_order(grouped, relabelled(labels, 20)), report=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert min(shares) < 0.5
+
+
+def test_without_a_difference_p_values_are_uniform():
+    """Ties, which Dunn's index has many of, are broken by chance here; counted in full they make p larger."""
+    chance = np.random.default_rng(0)
+    found = {name: [] for name in INDICES}
+    for seed in range(200):
+        points = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
+        labels = (torch.arange(30) < 12).long()
+        grouped = prepare(points, labels, 2)
+        read = read_clusters(grouped, INDICES, in_order(grouped, relabelled(labels, 99, seed)))
+        for name, values in found.items():
+            value, null = float(read.values[name]), read.null[name].numpy()
+            sign = -1 if name in LOWER_IS_BETTER else 1
+            ties = np.isclose(null, value, rtol=1e-5, atol=0)
+            better = (sign * null > sign * value) & ~ties
+            values.append((better.sum() + chance.uniform() * (1 + ties.sum())) / 100)
+            assert p_value(value - sign * 1e-5 * abs(value), null, sign > 0) >= values[-1]
+    for name, values in found.items():
+        assert stats.kstest(values, "uniform").pvalue > 0.01, name
+
+
+def test_intervals_cover():
+    """Of the values that many points have; Dunn's index has none: it falls as points are added."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(n):
+        labels = torch.arange(n) % 2
+        return torch.randn(n, 3, generator=generator) + 1.5 * labels[:, None], labels
+
+    def read(points, labels, weights=None):
+        grouped = prepare(points, labels, 2)
+        return read_clusters(grouped, INDICES, None, None if weights is None else in_order(grouped, weights))
+
+    true = read(*sample(6000)).values
+    covered = dict.fromkeys(("davies_bouldin", "xie_beni", "silhouette", "calinski_harabasz"), 0)
+    for seed in range(150):
+        found = read(*sample(120), weights_of(120, 400, seed))
+        for name in covered:
+            low, high = np.quantile(found.draws[name], (0.025, 0.975))
+            grown = (120 - 2) / (6000 - 2) if name == "calinski_harabasz" else 1
+            covered[name] += low <= float(true[name]) * grown <= high
+    assert {name: 0.87 < count / 150 <= 0.99 for name, count in covered.items()} == dict.fromkeys(covered, True), (
+        covered
+    )
