@@ -24,6 +24,7 @@ COMMANDS = {
     "displacement": "compare two models: which responses lost probability, and where it went",
     "ccs": "train contrast-consistent probes on opposite statements, with the controls that keep them honest",
     "probe": "fit supervised probes to labelled prompts, and try to prove them wrong",
+    "clusters": "measure how far labelled prompts lie apart at every layer, of one model or several",
     "capture": "write hidden states of texts, at any places of any model",
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",
@@ -137,8 +138,10 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
             parser.add_argument(option, type=hints[entry.name], required=True, help=helps[entry.name])
         else:
             parser.add_argument(option, type=hints[entry.name], default=entry.default, help=helps[entry.name])
+    spelled = _spelled(arguments)
+    repeated = _repeated(spelled, [name for name, hint in hints.items() if list[str] in typing.get_args(hint)])
     try:
-        values = parser.parse_args(_spelled(arguments)).as_dict()
+        values = parser.parse_args(spelled).as_dict() | repeated
     except UnicodeDecodeError as error:
         parser.error(f"the file given as --config is no text: {error}")
     as_json = values.pop("json")
@@ -148,6 +151,17 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     except ValueError as error:
         parser.error(str(error))
     return config, as_json
+
+
+def _repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """What was given for options that take a list and occur more than once; the parser keeps only the last."""
+    found: dict[str, list[str]] = {}
+    for at, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and name in names and (equals or at + 1 < len(arguments)):
+            found.setdefault(name, []).append(value if equals else arguments[at + 1])
+    return {name: values for name, values in found.items() if len(values) > 1}
 
 
 def _spelled(arguments: Sequence[str]) -> list[str]:

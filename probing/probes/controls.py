@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -166,19 +167,19 @@ def corrected_p_values(values: Array, nulls: Array, higher_is_better: bool = Tru
 
 
 def permuted_labels(
-    labels: NDArray[np.bool_],
+    labels: NDArray[Any],
     units: ArrayLike,
     count: int,
     seed: int = 0,
     train: NDArray[np.bool_] | None = None,
-) -> NDArray[np.bool_]:
+) -> NDArray[Any]:
     """Permutations of the labels, [count row].
 
     Labels of units that have one label are exchanged between these, so that rows of one unit keep theirs alike; those
     of other units between the rows of a unit, which is where they differ.
 
     Args:
-        labels: [row].
+        labels: [row]; two of them where ``train`` is given, as booleans.
         units: of the rows.
         count: of permutations.
         seed: of the permutations.
@@ -188,16 +189,16 @@ def permuted_labels(
     Raises:
         ValueError: nearly no permutation leaves both classes in every split.
     """
-    names, index = np.unique(np.asarray(units), return_inverse=True)
-    ones = np.bincount(index, weights=labels, minlength=len(names))
-    alike = (ones == 0) | (ones == np.bincount(index, minlength=len(names)))
+    _, first, index = np.unique(np.asarray(units), return_index=True, return_inverse=True)
+    alike = np.ones(len(first), dtype=bool)
+    alike[index[labels != labels[first][index]]] = False
     generator = np.random.default_rng([seed, 7])
-    found = np.empty((count, len(labels)), dtype=bool)
+    found = np.empty((count, len(labels)), dtype=labels.dtype)
     for number in range(count):
         for _ in range(DRAWS):
             drawn = _within(labels, index, generator) if not alike.all() else labels.copy()
             if alike.any():
-                exchanged = ones > 0
+                exchanged = labels[first]
                 exchanged[alike] = generator.permutation(exchanged[alike])
                 drawn = np.where(alike[index], exchanged[index], drawn)
             if train is None or not _one_class(drawn, train):
@@ -214,7 +215,7 @@ def _one_class(labels: NDArray[np.bool_], train: NDArray[np.bool_]) -> bool:
     return bool(((ones == 0) | (ones == train.sum(axis=0))).any())
 
 
-def _within(labels: NDArray[np.bool_], index: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.bool_]:
+def _within(labels: NDArray[Any], index: NDArray[np.int64], generator: np.random.Generator) -> NDArray[Any]:
     """Labels in another order inside each unit."""
     shuffled = generator.permutation(len(labels))
     order = shuffled[np.argsort(index[shuffled], kind="stable")]

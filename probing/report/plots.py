@@ -82,22 +82,63 @@ def draw_layers(
         return False
     everything = results[results["subset"] == "all"]
     figures = [
-        _metric_figure(go, everything[everything["metric"] == metric], metric, apart)
+        _metric_figure(go, everything[everything["metric"] == metric], f"{metric}, held out", apart)
         for metric in dict.fromkeys(everything["metric"])
     ]
-    figures += [_points_figure(go, points, place) for place, points in pictures.items()]
+    title = "{}: yes form less no form of every statement, principal components (a picture, no result)"
+    figures += [_points_figure(go, points, title.format(place)) for place, points in pictures.items()]
     _write_page(figures, path)
     return True
 
 
-def _metric_figure(go: Any, rows: pd.DataFrame, metric: str, apart: Sequence[str]) -> Any:
+def draw_clusters(
+    results: pd.DataFrame, categories: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], path: Path
+) -> bool:
+    """Cluster indices over the places of models with the bands of permuted labels, heat maps by category, and points.
+
+    Args:
+        results: one row a ``model``, ``place`` and ``metric`` of all rows, with ``value``, ``low``, ``high``,
+            ``labels_low`` and ``labels_high``, places in order.
+        categories: the same of the rows of each ``category``; one heat map a model and metric.
+        pictures: by title, points to draw: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        path: of the page.
+
+    Returns:
+        Whether it was drawn; False where plotly is not installed.
+    """
+    try:
+        import plotly.graph_objects as go
+    except ImportError:
+        return False
+    everything = results.rename(columns={"model": "probe"})
+    figures = [
+        _metric_figure(go, everything[everything["metric"] == metric], metric, (), every_band=True)
+        for metric in dict.fromkeys(everything["metric"])
+    ]
+    for (model, metric), rows in categories.groupby(["model", "metric"], sort=False):
+        figures.append(_heat_figure(go, rows, f"{metric} by category, {model}"))
+    figures += [_points_figure(go, points, title) for title, points in pictures.items()]
+    _write_page(figures, path)
+    return True
+
+
+def _heat_figure(go: Any, rows: pd.DataFrame, title: str) -> Any:
+    table = rows.pivot(index="category", columns="place", values="value")[list(dict.fromkeys(rows["place"]))]
+    heat = go.Heatmap(x=list(table.columns), y=list(table.index), z=table.to_numpy(), colorscale="Viridis")
+    return go.Figure(heat).update_layout(title=title, template="plotly_white")
+
+
+def _metric_figure(go: Any, rows: pd.DataFrame, title: str, apart: Sequence[str], every_band: bool = False) -> Any:
     figure = go.Figure()
     probes = list(dict.fromkeys(rows["probe"]))
-    first = rows[(rows["probe"] == probes[0]) & ~rows["place"].isin(apart)]
-    for band, color in _BANDS.items():
-        if f"{band}_low" in first and first[f"{band}_low"].notna().any():
-            name = _BAND_NAMES[band] + (f", {probes[0]}" if band == "labels" else "")
-            _add_band(figure, first["place"], first[f"{band}_low"], first[f"{band}_high"], color, name)
+    for number, probe in enumerate(probes if every_band else probes[:1]):
+        own = rows[(rows["probe"] == probe) & ~rows["place"].isin(apart)]
+        for band, color in _BANDS.items():
+            if f"{band}_low" in own and own[f"{band}_low"].notna().any():
+                name = _BAND_NAMES[band] + (f", {probe}" if band == "labels" else "")
+                shade = _LINES[number % len(_LINES)] if every_band else color
+                _add_band(figure, own["place"], own[f"{band}_low"], own[f"{band}_high"], shade, name)
+    metric = rows["metric"].iloc[0]
     for number, probe in enumerate(probes):
         own = rows[rows["probe"] == probe]
         for values, alone in ((own[~own["place"].isin(apart)], False), (own[own["place"].isin(apart)], True)):
@@ -113,7 +154,7 @@ def _metric_figure(go: Any, rows: pd.DataFrame, metric: str, apart: Sequence[str
                 showlegend=not alone,
             )
     return figure.update_layout(
-        title=f"{metric}, held out, by place (bars: 95 % bootstrap intervals)",
+        title=f"{title}, by place (bars: 95 % bootstrap intervals)",
         yaxis_title=metric,
         template="plotly_white",
     )
@@ -133,7 +174,7 @@ def _add_band(figure: Any, places: pd.Series, low: pd.Series, high: pd.Series, c
     )
 
 
-def _points_figure(go: Any, points: pd.DataFrame, place: str) -> Any:
+def _points_figure(go: Any, points: pd.DataFrame, title: str) -> Any:
     figure = go.Figure()
     across, up = points.columns[:2]
     for number, (truth, some) in enumerate(points.groupby("truth")):
@@ -141,12 +182,12 @@ def _points_figure(go: Any, points: pd.DataFrame, place: str) -> Any:
             x=some[across],
             y=some[up],
             mode="markers",
-            marker={"color": _LINES[number], "symbol": ("circle", "x")[number % 2], "opacity": 0.7},
+            marker={"color": _LINES[number % len(_LINES)], "symbol": ("circle", "x")[number % 2], "opacity": 0.7},
             text=some["id"] + ": " + some["text"],
             name=str(truth),
         )
     return figure.update_layout(
-        title=f"{place}: yes form less no form of every statement, principal components (a picture, no result)",
+        title=title,
         xaxis_title=across,
         yaxis_title=up,
         template="plotly_white",

@@ -207,8 +207,6 @@ def _write_forms(path: Path, prompts: Sequence[LabelledPrompt]) -> None:
 
 def _joined(store: ActivationStore, prompts: Sequence[LabelledPrompt], token: str) -> FormStates:
     """The store's rows, checked to be the texts that the data and the options give."""
-    if store.pooling == "tokens":
-        raise SourceMismatch(f"{store.path}: holds the states of every token; capture one state a text")
     rows = store.rows
     content = dict(zip(rows["id"], rows["content"], strict=True))
     details = rows["detail"].fillna("")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from probing.errors import DataInvalid, OutOfMemory, StoreCorrupt, UsageError
+from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
 from probing.models.load import LanguageModel, load
 from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.report.progress import Progress
@@ -125,11 +125,18 @@ def folds_of(
         ) from error
 
 
-def open_states(path: Path) -> ActivationStore:
-    """The store in a folder, or that of the run which the folder holds."""
+def open_states(path: Path | str) -> ActivationStore:
+    """The store in a folder, or that of the run which the folder holds.
+
+    Raises:
+        SourceMismatch: it has no states, or those of every token.
+    """
     folder = Path(path).expanduser()
     within = folder / STATES
-    return open_store(within if not (folder / MANIFEST).exists() and (within / MANIFEST).exists() else folder)
+    store = open_store(within if not (folder / MANIFEST).exists() and (within / MANIFEST).exists() else folder)
+    if store.pooling == "tokens":
+        raise SourceMismatch(f"{store.path}: holds the states of every token; capture one state a text")
+    return store
 
 
 def places_of(store: ActivationStore, given: str | Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.prompts import Columns, prompts_from_table
@@ -124,8 +124,12 @@ def run(config: ProbeConfig) -> Report:
         return probe_into(folder, config, table, prompts, fresh)
 
 
-def read_labelled(config: ProbeConfig, source: str) -> tuple[Table, list[LabelledPrompt]]:
+def read_labelled(config: Any, source: str) -> tuple[Table, list[LabelledPrompt]]:
     """A dataset as it lies there, and its rows.
+
+    Args:
+        config: a job's options of splits and columns.
+        source: the dataset.
 
     Raises:
         DataInvalid: no row has a label.

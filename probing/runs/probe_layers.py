@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,21 @@ from numpy.typing import NDArray
 
 from probing.data.surface import surface_features
 from probing.data.tables import Table, canonical
-from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
+from probing.errors import DataInvalid, OutOfMemory, UsageError
 from probing.models.load import LanguageModel, choose_device
 from probing.probes.controls import Splits
 from probing.probes.prompts import PROBES, LabelledRows, read_prompts
 from probing.report.plots import draw_layers
-from probing.runs.capture import CaptureConfig
-from probing.runs.capture_shards import capture_into, content_of_row
 from probing.runs.ccs_results import CHOSEN
+from probing.runs.labelled_states import (
+    Prompts,
+    captured,
+    check_same_request,
+    join_states,
+    text_key,
+    text_units,
+    values_to_split,
+)
 from probing.runs.layer_shards import (
     STATES,
     Arrays,
@@ -45,16 +52,15 @@ from probing.runs.probe import (
     PROBES_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
-    TEXT,
     ProbeConfig,
 )
 from probing.runs.probe_results import SURFACE, Judged, judge
 from probing.runs.probe_tables import make_tables
 from probing.runs.problems import LISTED_PROBLEMS
 from probing.runs.sharded import clear, plain
-from probing.store.activations import ActivationStore, open_store
+from probing.store.activations import ActivationStore
 from probing.store.files import file_sha256
-from probing.store.manifest import MANIFEST, RunFolder, claim
+from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
 from probing.store.shards import join_shards
 from probing.types import LabelledPrompt, Problem, Report
@@ -66,31 +72,6 @@ NOT_IDENTITY = (
 """Options that change no byte, or are told apart by content."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Labelled rows that have states.
-
-    Attributes:
-        rows: those that are ok.
-        labels: of each.
-        units: rows of one unit have the same text.
-        problems: the others.
-        store: where the states are.
-        index: row of each in the store.
-    """
-
-    rows: list[LabelledPrompt]
-    labels: NDArray[np.bool_]
-    units: list[int]
-    problems: dict[str, Problem]
-    store: ActivationStore
-    index: list[int]
-
-    def states(self, place: str, device: torch.device) -> torch.Tensor:
-        """[row width], in float32."""
-        return self.store.read(place)[self.index].to(device).float()
 
 
 def probe_into(
@@ -113,7 +94,7 @@ def probe_into(
     positive = positive_label(config, table.path, prompts)
     if fresh is not None and config.positive is None:
         check_labels(fresh[0].path, fresh[1], prompts)
-    values = _values(config, table, prompts)
+    values = values_to_split(config, table, prompts)
     folder.begin(_identity(config, prompts, values, fresh, source, device), {"config": plain(config)})
     if not folder.finished:
         _check_groups(config, prompts, values)
@@ -183,22 +164,6 @@ def check_labels(path: str, fresh: Sequence[LabelledPrompt], prompts: Sequence[L
         )
 
 
-def _values(config: ProbeConfig, table: Table, prompts: Sequence[LabelledPrompt]) -> list[str] | None:
-    """For each row the value that must not be in two folds; None where only equal texts must not."""
-    if config.split_by == TEXT:
-        return None
-    if config.split_by == "category" and any(prompt.category is not None for prompt in prompts):
-        values: list[Any] = [prompt.category for prompt in prompts]
-    elif len(table.rows) == len(prompts):
-        values = [row.get(config.split_by) for row in table.rows]
-    else:
-        raise UsageError(f"{table.path}: rows of preference pairs can be split by text only")
-    missing = [prompt.id for prompt, value in zip(prompts, values, strict=True) if value is None]
-    if missing:
-        raise DataInvalid(f"{table.path}: row '{missing[0]}' has no {config.split_by} to split by")
-    return [str(value) for value in values]
-
-
 def _identity(
     config: ProbeConfig,
     prompts: Sequence[LabelledPrompt],
@@ -221,79 +186,15 @@ def _prompts(
     source: LanguageModel | ActivationStore,
     name: str,
 ) -> Prompts:
-    """The rows that have a label and states; captured now, or taken from a store."""
-    if isinstance(source, ActivationStore):
-        store = source
-    else:
-        assert config.model is not None
-        request = CaptureConfig(
-            model=config.model,
-            data=table.path,
-            places=config.places,
-            out=folder.path / name,
-            pooling=config.pooling,
-            over=config.over,
-            chat=config.chat,
-            eos=False,
-            revision=config.revision,
-            dtype=config.dtype,
-            device=config.device,
-            batch_tokens=config.batch_tokens,
-            max_length=config.max_length,
-            trust_remote_code=config.trust_remote_code,
-        )
-        with claim(folder.path / name, "capture", MANIFEST) as inner:
-            capture_into(inner, request, table, prompts, source)
-        store = open_store(folder.path / name)
-    return _joined(store, table.path, prompts, positive)
-
-
-def _joined(store: ActivationStore, path: str, prompts: Sequence[LabelledPrompt], positive: Any) -> Prompts:
-    if store.pooling == "tokens":
-        raise SourceMismatch(f"{store.path}: holds the states of every token; capture one state a text")
-    known = store.rows
-    content = dict(zip(known["id"], known["content"], strict=True))
-    wrong = [prompt.id for prompt in prompts if content.get(prompt.id) != content_of_row(prompt)]
-    if wrong:
-        raise SourceMismatch(
-            f"{store.path}: row '{wrong[0]}' of {path} is not in it, or with another text or label "
-            f"({len(wrong)} of {len(prompts)} rows)"
-        )
-    problems = {
-        row["id"]: Problem(row["id"], row["status"], row["detail"] or "")
-        for row in known[known["status"] != "ok"].to_dict("records")
-    }
-    for prompt in prompts:
-        if prompt.label is None:
-            problems.setdefault(prompt.id, Problem(prompt.id, "no_label", "the row has no label"))
-    at = {id: row for row, id in enumerate(store.ids)}
-    kept = [prompt for prompt in prompts if prompt.id not in problems]
-    ours = {prompt.id for prompt in prompts}
-    if not kept:
-        first = next(problem for problem in problems.values() if problem.id in ours)
-        raise DataInvalid(f"{path}: no row could be read; the first: '{first.id}' ({first.status}, {first.detail})")
-    units = _text_units(kept)
-    labels = np.array([prompt.label == positive for prompt in kept])
-    mine = {id: problem for id, problem in problems.items() if id in ours}
-    return Prompts(kept, labels, units, mine, store, [at[prompt.id] for prompt in kept])
+    store = captured(folder, name, config, str(config.model), table, prompts, source)
+    return join_states(store, table.path, prompts, lambda prompt: prompt.label == positive)
 
 
 def _check_groups(config: ProbeConfig, prompts: Sequence[LabelledPrompt], values: Sequence[str] | None) -> None:
     """Raise ``DataInvalid`` for too few groups before anything is captured."""
     labelled = [at for at, prompt in enumerate(prompts) if prompt.label is not None]
-    units = _text_units([prompts[at] for at in labelled])
+    units = text_units([prompts[at] for at in labelled])
     folds_of(config, units, None if values is None else [values[at] for at in labelled], "rows", "text")
-
-
-def _text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
-    """Rows of equal text have one number."""
-    texts: dict[str, int] = {}
-    return [texts.setdefault(_text_key(prompt), len(texts)) for prompt in prompts]
-
-
-def _text_key(prompt: LabelledPrompt) -> str:
-    text = " ".join(prompt.text.split()) if isinstance(prompt.text, str) else prompt.text
-    return canonical(text).decode()
 
 
 def _fresh(
@@ -311,10 +212,10 @@ def _fresh(
         source = open_states(config.fresh_store)
         check_same_request(seen.store, source)
     others = _prompts(folder, config, table, prompts, positive, source, FRESH_STATES)
-    known = {_text_key(prompt) for prompt in seen.rows}
-    kept = [at for at, prompt in enumerate(others.rows) if _text_key(prompt) not in known]
+    known = {text_key(prompt) for prompt in seen.rows}
+    kept = [at for at, prompt in enumerate(others.rows) if text_key(prompt) not in known]
     for prompt in others.rows:
-        if _text_key(prompt) in known:
+        if text_key(prompt) in known:
             others.problems[prompt.id] = Problem(prompt.id, "not_fresh", "the same text is in the data")
     if len(kept) < len(others.rows):
         log.warning(
@@ -326,19 +227,6 @@ def _fresh(
         raise DataInvalid(f"{table.path}: {len(kept)} rows are fresh, and they must hold both labels")
     units = [others.units[at] for at in kept]
     return Prompts(rows, labels, units, others.problems, others.store, [others.index[at] for at in kept])
-
-
-def check_same_request(left: ActivationStore, right: ActivationStore) -> None:
-    """Raise unless both stores hold the same states of the same model.
-
-    Raises:
-        SourceMismatch: names what differs.
-    """
-    for name in ("places", "request", "dtype", "width"):
-        if left.facts[name] != right.facts[name]:
-            raise SourceMismatch(f"{right.path}: {name} {right.facts[name]}, of {left.path}: {left.facts[name]}")
-    if left.source.weights_sha256 != right.source.weights_sha256:
-        raise SourceMismatch(f"{right.path} was captured from another model than {left.path}")
 
 
 def _rows(

@@ -21,8 +21,8 @@ from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.prompts import PROBES
 from probing.runs import capture as capturing
+from probing.runs import labelled_states, probe_layers
 from probing.runs import probe as job
-from probing.runs import probe_layers
 from probing.runs.capture import CaptureConfig
 from probing.runs.probe import ProbeConfig
 from probing.store.probes import open_probes
@@ -186,7 +186,7 @@ def test_a_finished_run_is_not_made_again(bundled, monkeypatch):
     folder, config, report = bundled
     before = content(folder / "out")
     monkeypatch.setattr(probe_layers, "read_prompts", None)
-    monkeypatch.setattr(probe_layers, "capture_into", None)
+    monkeypatch.setattr(labelled_states, "capture_into", None)
     again = job.run(config)
     assert {title: table.to_dict() for title, table in again.tables.items()}.keys() == report.tables.keys()
     assert content(folder / "out") == before

@@ -1,0 +1,150 @@
+"""Cluster indices of every model into a claimed folder: ``probing clusters`` after its data."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probing.data.tables import Table, canonical
+from probing.errors import SourceMismatch
+from probing.models.load import LanguageModel, choose_device, load
+from probing.runs.cluster_layers import Material, make_part
+from probing.runs.cluster_output import write_everything
+from probing.runs.cluster_rows import rows_of
+from probing.runs.clusters import SUMMARY_FILE, ClustersConfig, label_name
+from probing.runs.labelled_states import Prompts, captured, check_same_request, join_states
+from probing.runs.layer_shards import (
+    STATES,
+    all_layers,
+    finished_report,
+    identity_of_layers,
+    open_states,
+    read_layer_arrays,
+)
+from probing.runs.sharded import clear, plain
+from probing.store.activations import ActivationStore
+from probing.store.files import file_sha256
+from probing.store.manifest import RunFolder
+from probing.types import LabelledPrompt, Report
+
+NOT_IDENTITY = (
+    "model data out store control control_store device trust_remote_code split batch_tokens text_column "
+    "response_column label_column category_column id_column dtype revision"
+).split()
+"""Options that change no byte, or are told apart by content."""
+CONTROL_STATES = "control-states"
+
+
+def clusters_into(
+    folder: RunFolder,
+    config: ClustersConfig,
+    table: Table,
+    prompts: list[LabelledPrompt],
+    control: tuple[Table, list[LabelledPrompt]] | None,
+) -> Report:
+    """Compute every part into the folder, unless an earlier run has; answer with its tables.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else, or a store is of other texts.
+        DataInvalid: too few rows of a label.
+        OutOfMemory: a layer does not fit.
+    """
+    began = time.monotonic()
+    device = choose_device(config.device)
+    identity, kept = _identity(config, prompts, control, device)
+    folder.begin(identity, {"config": plain(config)})
+    if not folder.finished:
+        seen, controls = _states(folder, config, (table, prompts), control, kept)
+        rows = rows_of(config, (table, prompts), control, seen, controls)
+        material = Material(config, rows, seen, controls, model_names(config))
+        parts = material.parts
+        numbers = {part: number for number, part in enumerate(parts)}
+
+        def arrays_of(part: tuple[int, str, str]) -> dict[str, NDArray[np.float64]]:
+            return read_layer_arrays(folder.shards, numbers[part])
+
+        keys = {" ".join(map(str, part)): part for part in parts}
+        all_layers(
+            folder.shards,
+            list(keys),
+            lambda key, report: make_part(material, keys[key], arrays_of, report),
+            "reading",
+        )
+        facts, written = write_everything(folder, material, table, control, arrays_of)
+        facts |= {"wall_seconds": round(time.monotonic() - began, 3)}
+        facts |= {"sha256": {name: file_sha256(folder.path / name) for name in written}}
+        folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
+    clear(folder.shards)
+    return finished_report(folder, SUMMARY_FILE)
+
+
+def model_names(config: ClustersConfig) -> list[str]:
+    """Short and different names: the last parts of the paths, as many as it takes."""
+    given = [name.rstrip("/") for name in config.models or config.stores]
+    for parts in range(1, max(name.count("/") for name in given) + 2):
+        names = ["/".join(name.split("/")[-parts:]) for name in given]
+        if len(set(names)) == len(names):
+            return names
+    return given
+
+
+def _identity(
+    config: ClustersConfig,
+    prompts: Sequence[LabelledPrompt],
+    control: tuple[Table, list[LabelledPrompt]] | None,
+    device: torch.device,
+) -> tuple[dict[str, Any], LanguageModel | None]:
+    """What the bytes depend on; and the model, if there is only one: of several, one at a time is in memory."""
+    others = None if control is None else [asdict(prompt) for prompt in control[1]]
+    hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in prompts], others])).hexdigest()
+    identity: dict[str, Any] = {}
+    source: LanguageModel | ActivationStore | None = None
+    for number in range(len(config.models or config.stores)):
+        source = None  # the last one goes before the next one comes
+        source = _source(config, number)
+        own = identity_of_layers(config, NOT_IDENTITY, source, device)
+        contents = {"model": own.pop("model"), "states": own.pop("states")}
+        if config.control_stores:
+            contents["control"] = {"rows_sha256": open_states(config.control_stores[number]).facts["rows_sha256"]}
+        identity |= {**own, "prompts": hashed, f"model {number + 1}": contents}
+    return identity, source if isinstance(source, LanguageModel) and len(config.models) == 1 else None
+
+
+def _source(config: ClustersConfig, number: int) -> LanguageModel | ActivationStore:
+    if config.stores:
+        return open_states(config.stores[number])
+    return load(config.models[number], config.revision, config.dtype, config.device, config.trust_remote_code)
+
+
+def _states(
+    folder: RunFolder,
+    config: ClustersConfig,
+    data: tuple[Table, list[LabelledPrompt]],
+    control: tuple[Table, list[LabelledPrompt]] | None,
+    model: LanguageModel | None,
+) -> tuple[list[Prompts], list[Prompts]]:
+    """States of the data and of the control, of every model."""
+    seen: list[Prompts] = []
+    controls: list[Prompts] = []
+    for number, given in enumerate(config.models or config.stores):
+        source = None
+        source = model or _source(config, number)
+        last = f"-{number + 1}" if number else ""
+        own = captured(folder, f"{STATES}{last}", config, given, *data, source)
+        seen.append(join_states(own, data[0].path, data[1], label_name))
+        if own.facts["request"] != seen[0].store.facts["request"]:
+            raise SourceMismatch(
+                f"{own.path}: request {own.facts['request']}, of {seen[0].store.path}: {seen[0].store.facts['request']}"
+            )
+        if control is not None:
+            if config.control_stores:
+                source = open_states(config.control_stores[number])
+            others = captured(folder, f"{CONTROL_STATES}{last}", config, given, *control, source)
+            check_same_request(own, others)
+            controls.append(join_states(others, control[0].path, control[1], label_name))
+    return seen, controls

@@ -1,0 +1,222 @@
+"""What cluster indices say, in a few tables and notes."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from probing.report.tables import counts
+from probing.runs.cluster_layers import CHOSEN, HELD_OUT, LEARNED, Material
+from probing.runs.cluster_results import SPACES, Judged
+from probing.runs.cluster_rows import ALL, CATEGORY, CONTROL, WITHOUT
+
+SIGNIFICANT = 0.05
+MAIN = ("silhouette", "aqi_size_free")
+
+
+def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Tables by title, in the order in which they are shown."""
+    several = len(material.names) > 1
+    tables = {"Rows by status": counts(facts["rows_by_status"], "status", "rows")}
+    if "control" in facts:
+        tables["Rows of the control by status"] = counts(facts["control"]["rows_by_status"], "status", "rows")
+    over = f"95 % bootstrap intervals over {facts['groups']} groups of rows"
+    if material.rows.folds is not None:
+        tables[f"Held out, means over {material.config.folds} folds ({over})"] = _held_out(judged, several)
+    tables[f"All rows, by place ({over})"] = _by_place(material, judged)
+    if len(material.rows.views) > 1:
+        tables["Categories and control, at each model's chosen place"] = _by_view(material, judged)
+    if several:
+        tables[f"Differences from {material.names[0]}, all rows, by place"] = _differences(material, judged)
+        tables[f"Drift from {material.names[0]}, by place"] = _drift(judged.drift)
+    tables["Notes"] = pd.DataFrame({"note": notes(material, judged, facts)})
+    return tables
+
+
+def _rows(results: pd.DataFrame, **where: str) -> pd.DataFrame:
+    kept = results
+    for name, value in where.items():
+        kept = kept[kept[name] == value]
+    return kept
+
+
+def _told(results: pd.DataFrame, metric: str, p: str) -> dict[str, float]:
+    """A metric with its interval and p-value, from the rows of one place."""
+    row = results[results["metric"] == metric].iloc[0]
+    pad = "" if metric == MAIN[0] else " "  # two columns may not have one name
+    return {metric: row["value"], f"{pad}low": row["low"], f"{pad}high": row["high"], f"{pad}p": row[p]}
+
+
+def _value(results: pd.DataFrame, metric: str) -> float:
+    return float(results[results["metric"] == metric]["value"].iloc[0])
+
+
+def _held_out(judged: Judged, several: bool) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for model in judged.best:
+        for space in SPACES:
+            own = _rows(judged.results, model=model, set=HELD_OUT, place=space)
+            if not len(own):
+                continue
+            row: dict[str, Any] = {"model": model, "layers": space}
+            row |= _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
+            if several:
+                change = own[own["metric"] == MAIN[1]].iloc[0]
+                row |= {"less first": change["minus_first"]}
+                row |= {"  low": change["minus_first_low"], "  high": change["minus_first_high"]}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _by_place(material: Material, judged: Judged) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    everything = _rows(judged.results, set=ALL)
+    for number, model in enumerate(material.names):
+        for place in material.places[number]:
+            own = _rows(everything, model=model, place=place)
+            if not len(own):
+                continue
+            main = own[own["metric"] == MAIN[0]].iloc[0]
+            row: dict[str, Any] = {"model": model, "place": place} | _told(own, MAIN[0], "p_labels_corrected")
+            row["permuted labels"] = f"{main['labels_low']:.3f} .. {main['labels_high']:.3f}"
+            for metric in ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "aqi", "aqi_size_free"):
+                row[metric] = _value(own, metric)
+            if model in judged.layer_weights:
+                row["chosen"] = judged.chosen[model].get(place, 0)
+                row["weight"] = judged.layer_weights[model][place]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _by_view(material: Material, judged: Judged) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for model, place in judged.best.items():
+        for view in material.rows.views:
+            own = _rows(judged.results, model=model, set=view.kind, category=view.name, place=place)
+            if not len(own):
+                continue
+            row: dict[str, Any] = {"model": model, "place": place, "rows of": f"{view.kind} {view.name}".strip()}
+            row |= {"rows": len(view.index)} | _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _differences(material: Material, judged: Judged) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    everything = _rows(judged.results, set=ALL)
+    for model in material.names[1:]:
+        own = _rows(everything, model=model)
+        for place in dict.fromkeys(own["place"]):
+            row: dict[str, Any] = {"model": model, "place": place}
+            for pad, metric in enumerate(MAIN):
+                change = _rows(own, place=place, metric=metric).iloc[0]
+                row |= {metric: change["minus_first"], f"{' ' * pad}low": change["minus_first_low"]}
+                row[f"{' ' * pad}high"] = change["minus_first_high"]
+            rows.append(row)
+    return pd.DataFrame(rows).dropna(subset=[MAIN[0]])
+
+
+def _drift(drift: pd.DataFrame) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for (model, place), own in drift.groupby(["model", "place"], sort=False):
+        row: dict[str, Any] = {"model": model, "place": place}
+        for measure in ("shift_relative", "cka", "cka_debiased"):
+            row[measure] = float(own[(own["measure"] == measure) & (own["subset"] == "all")]["value"].iloc[0])
+        angles = own[own["measure"] == "angle"]["value"]
+        row |= {"largest angle": angles.max(), "mean angle": angles.mean()}
+        for conflict in own[own["measure"] == "geometry_conflict"].to_dict("records"):
+            row[f"conflict, {conflict['name']}"] = conflict["value"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def notes(material: Material, judged: Judged, facts: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know before believing a number."""
+    said = []
+    clusters = material.rows.views[0].clusters
+    n = Counter(material.rows.labels[: material.rows.of_data].tolist())
+    said.append(f"Compared are {', '.join(f'{name} ({n[name]} rows)' for name in clusters)}.")
+    if len(clusters) == 2:
+        said.append(
+            "Of two clusters Calinski-Harabasz and Xie-Beni are one number: CH = (n - 2) n1 n2 / (n^2 XB). So aqi, the "
+            "paper's form, has one degree of freedom."
+        )
+    said.append(
+        "aqi and calinski_harabasz grow with the number of rows, dunn falls: compare them only between equal rows. "
+        "Compare models by aqi_size_free or silhouette."
+    )
+    said.append(
+        "A resample leaves points out and adds none, so that dunn can only rise in it: its interval is the range of "
+        "resamples, none of confidence."
+    )
+    if material.rows.folds is None:
+        said.append(f"No layer was chosen on held-out rows: {material.rows.why_no_folds}.")
+    said += [_significance(judged, model) for model in material.names]
+    said += _weights(material, judged)
+    said += _subsets(material, judged)
+    for name, reason in material.rows.skipped.items():
+        said.append(f"Left out, {name}: {reason}.")
+    for model, places in judged.skipped.items():
+        if places:
+            said.append(f"{model}: left out, since the states of each label's rows are the same: {', '.join(places)}.")
+    return said
+
+
+def _significance(judged: Judged, model: str) -> str:
+    place = judged.best[model]
+    own = _rows(judged.results, model=model, set=ALL, place=place, metric=MAIN[0]).iloc[0]
+    held = _rows(judged.results, model=model, set=HELD_OUT, place=CHOSEN, metric=MAIN[0])
+    row = held.iloc[0] if len(held) else own
+    where = "at the place chosen inside each fold" if len(held) else f"at {place}"
+    if row["p_labels"] > SIGNIFICANT:
+        return (
+            f"{model}: the labels lie no further apart than permuted ones {where} (silhouette {row['value']:.3f}, p "
+            f"{row['p_labels']:.3f})."
+        )
+    return (
+        f"{model}: the labels lie further apart than permuted ones {where} (silhouette {row['value']:.3f}, p "
+        f"{row['p_labels']:.3f}); that they do says nothing of the reason, which may be topic or style."
+    )
+
+
+def _weights(material: Material, judged: Judged) -> list[str]:
+    """Whether learned weights of layers are worth having."""
+    said = []
+    for model in judged.layer_weights:
+        learned, chosen = (
+            _rows(judged.results, model=model, set=HELD_OUT, place=space, metric=MAIN[1]) for space in (LEARNED, CHOSEN)
+        )
+        if len(learned) and len(chosen) and learned["value"].iloc[0] <= chosen["value"].iloc[0]:
+            said.append(
+                f"{model}: learned weights of layers part the held-out rows no better than one layer chosen inside the "
+                f"folds (aqi_size_free {learned['value'].iloc[0]:.3f}, {chosen['value'].iloc[0]:.3f})."
+            )
+    return said
+
+
+def _subsets(material: Material, judged: Judged) -> list[str]:
+    """Where the distance of labels goes when a category is left out, or topics are matched."""
+    said = []
+    for model, place in judged.best.items():
+        own = _rows(judged.results, model=model, place=place, metric=MAIN[0])
+        whole = own[own["set"] == ALL].iloc[0]
+        without = own[own["set"] == WITHOUT]
+        if len(without):
+            least = without.sort_values("value").iloc[0]
+            said.append(
+                f"{model}: without '{least['category']}' the silhouette at {place} is {least['value']:.3f} (all rows: "
+                f"{whole['value']:.3f}), the least of {len(without)} categories left out."
+            )
+        control = own[own["set"] == CONTROL]
+        if len(control):
+            row = control.iloc[0]
+            said.append(
+                f"{model}: beside the control of matched topics the silhouette at {place} is {row['value']:.3f} "
+                f"({row['low']:.3f} to {row['high']:.3f}), {whole['value']:.3f} without it: the rest may be topic."
+            )
+        elif not len(own[own["set"] == CATEGORY]):
+            said.append(
+                f"{model}: without categories or a control nothing shows whether the labels lie apart by topic alone."
+            )
+    return said
