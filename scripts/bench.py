@@ -4,6 +4,7 @@
     python scripts/bench.py capture [--record docs/benchmarks/capture.jsonl]
     python scripts/bench.py likelihood --data PAIRS [--record docs/benchmarks/likelihood.jsonl]
     python scripts/bench.py ccs [--record docs/benchmarks/ccs.jsonl]
+    python scripts/bench.py clusters [--record docs/benchmarks/clusters.jsonl]
     python scripts/bench.py kernels [--record docs/benchmarks/kernels.jsonl]
 
 Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from bench_capture import bench_capture
 from bench_ccs import bench_ccs
+from bench_clusters import bench_clusters
 from bench_kernels import bench_kernels
 from bench_likelihood import bench_likelihood
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -209,7 +211,7 @@ def bench_score(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the command line, measure, print and append."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["score", "memory", "capture", "likelihood", "ccs", "kernels"])
+    parser.add_argument("what", choices=["score", "memory", "capture", "likelihood", "ccs", "clusters", "kernels"])
     parser.add_argument("way", nargs="?", choices=["ours", "plain"])
     parser.add_argument("--data", default=BUNDLED, help="preference pairs (default: the bundled ones)")
     parser.add_argument("--rows", type=int, default=200)
@@ -229,6 +231,7 @@ def main() -> None:
             options,
         ),
         "ccs": lambda: bench_ccs(options),
+        "clusters": lambda: bench_clusters(options),
         "kernels": lambda: bench_kernels(options),
     }
     where = facts(options.device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.errors import SourceMismatch
-from probing.runs import capture, ccs, displacement, probe, score
+from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -24,7 +24,7 @@ PLACES = "resid_post:all,final_norm"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Score and filter the bundled preference pairs, see what training on some of them did, capture states, and probe.
+    """Score and filter the bundled preference pairs, see what training on some of them did, capture, probe and cluster.
 
     Args:
         out: folder for everything that is made.
@@ -76,11 +76,25 @@ def run(config: DemoConfig) -> Report:
         ),
         RUN_FILE,
     )
+    apart = _anew(
+        clusters.run,
+        clusters.ClustersConfig(
+            model=[BUNDLED, BUNDLED_DISPLACED],
+            data=BUNDLED,
+            out=out / "clusters",
+            chat=True,
+            over="template",
+            split_by="object",
+            permutations=300,
+            resamples=300,
+        ),
+        RUN_FILE,
+    )
     tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}
     tables |= {**_titled("displacement", moved), **_titled("capture", captured)}
-    tables |= {**_titled("ccs", probed), **_titled("probe", fitted)}
+    tables |= {**_titled("ccs", probed), **_titled("probe", fitted), **_titled("clusters", apart)}
     reports = {"score": scored, "filter": kept, "displacement": moved, "capture": captured}
-    reports |= {"ccs": probed, "probe": fitted}
+    reports |= {"ccs": probed, "probe": fitted, "clusters": apart}
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]
     return Report(tables, {**{job: report.facts for job, report in reports.items()}, "wrote": wrote})
 
@@ -91,7 +105,8 @@ def _anew(job: Callable[[Any], Report], config: Any, record: str) -> Report:
         return job(config)
     except SourceMismatch:
         known = read_run(config.out, record).get("config", {})
-        if (known.get("model", known.get("reference")), known.get("data")) != (BUNDLED, BUNDLED):
+        models = known.get("model", known.get("reference"))
+        if models not in (BUNDLED, [BUNDLED, BUNDLED_DISPLACED]) or known.get("data") != BUNDLED:
             raise
         shutil.rmtree(config.out)
         return job(config)

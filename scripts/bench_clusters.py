@@ -1,0 +1,160 @@
+"""The job ``clusters`` of ``bench.py``: cluster indices with a null against scikit-learn's and scipy's without one."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probing.metrics.cluster_draws import read_clusters
+from probing.metrics.clusters import INDICES, prepare
+
+AGREE = 1e-4
+"""Relative; scikit-learn computes two of its indices in the float32 of the states."""
+LAYERS, POINTS, WIDTH, PERMUTATIONS = 12, 4000, 768, 1000
+GROWING = (1000, 2000, 4000, 8000, 16000)
+SMALL = (2, 120, 16, 20)
+SMALL_GROWING = (60, 120)
+APART = 0.1
+
+
+def inputs(points: int, width: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
+    """Two classes that overlap, in float32, about a common offset."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (points,), generator=generator)
+    states = torch.randn(points, width, generator=generator) + APART * labels[:, None] + 3
+    return states.to(device), labels
+
+
+def ours(states: Tensor, labels: Tensor, permutations: int) -> dict[str, float]:
+    """All five indices, and the same under permuted labels."""
+    grouped = prepare(states, labels, 2)
+    drawn = None
+    if permutations:
+        generator = torch.Generator().manual_seed(0)
+        codes = grouped.codes.cpu()
+        columns = [codes[torch.randperm(len(codes), generator=generator)] for _ in range(permutations)]
+        drawn = torch.stack(columns, dim=1).to(states.device, torch.int8)
+    found = read_clusters(grouped, INDICES, drawn)
+    if permutations and not all(len(null) == permutations for null in found.null.values()):
+        sys.exit("draws are missing; no times are shown")
+    return {name: float(value) for name, value in found.values.items()}
+
+
+def plain(states: Tensor, labels: Tensor) -> dict[str, float]:
+    """scikit-learn's three, and Dunn's index from all of scipy's distances; no permutation."""
+    from scipy.spatial.distance import pdist
+    from sklearn import metrics
+
+    points, own = states.numpy(force=True), labels.numpy()
+    apart = pdist(points)
+    upper = np.triu_indices(len(own), 1)
+    same = own[upper[0]] == own[upper[1]]
+    return {
+        "davies_bouldin": float(metrics.davies_bouldin_score(points, own)),
+        "dunn": float(apart[~same].min() / apart[same].max()),
+        "calinski_harabasz": float(metrics.calinski_harabasz_score(points, own)),
+        "silhouette": float(metrics.silhouette_score(points, own)),
+    }
+
+
+def timed(job: Any, device: str) -> tuple[Any, float]:
+    """What a job returns and how long it took."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    result = job()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - began
+
+
+def compare(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
+    """Both ways in turn, layer by layer."""
+    layers, points, width, permutations = sizes
+    small = inputs(64, width, 0, device)
+    ours(*small, 2)
+    plain(*small)
+    ratios, seconds, worst = [], {"ours": 0.0, "plain": 0.0}, 0.0
+    for layer in range(layers):
+        states, labels = inputs(points, width, layer, device)
+        found, mine = timed(lambda at=(states, labels): ours(*at, permutations), device)
+        known, theirs = timed(lambda at=(states, labels): plain(*at), device)
+        worst = max([worst, *(abs(found[name] / value - 1) for name, value in known.items())])
+        if not worst <= AGREE:
+            sys.exit(f"indices of the two ways differ by {worst:.1e} of their value; no times are shown")
+        ratios.append(theirs / mine)
+        seconds["ours"] += mine
+        seconds["plain"] += theirs
+        print(f"  layer {layer}: ours {mine:.2f} s, scikit-learn and scipy {theirs:.2f} s", file=sys.stderr)
+    low, *_, high = statistics.quantiles(ratios, n=5)
+    return {
+        "figure": "time of scikit-learn's three indices and scipy's pdist over that of five with permutations",
+        "layers": layers,
+        "points": points,
+        "width": width,
+        "permutations": permutations,
+        "worst_difference": float(f"{worst:.1e}"),
+        "ratio_median": round(statistics.median(ratios), 2),
+        "ratio_20": round(low, 2),
+        "ratio_80": round(high, 2),
+        "seconds_ours": round(seconds["ours"], 3),
+        "seconds_plain": round(seconds["plain"], 3),
+    }
+
+
+def alone(layers: int, points: int, width: int, permutations: int, device: str) -> dict[str, Any]:
+    """In a process of its own: seconds, and the peak memory beyond the states."""
+    sizes = json.dumps([layers, points, width, permutations])
+    command = [sys.executable, __file__, sizes, device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def job_alone(layers: int, points: int, width: int, permutations: int, device: str) -> dict[str, Any]:
+    """The inside of that process."""
+    ours(*inputs(64, width, 0, device), min(permutations, 2))
+    spaces = [inputs(points, width, layer, device) for layer in range(layers)]
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if device == "cuda" else _memory("VmRSS")
+    if device != "cuda":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    _, seconds = timed(lambda: [ours(*space, permutations) for space in spaces], device)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _memory("VmHWM")
+    return {
+        "layers": layers,
+        "points": points,
+        "width": width,
+        "permutations": permutations,
+        "seconds": round(seconds, 3),
+        "peak_mb": round((peak - before) / 2**20, 1),
+    }
+
+
+def _memory(name: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split(f"{name}:")[1].split()[0]) * 1024
+
+
+def bench_clusters(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Speed, memory of the whole, and growth with the number of points."""
+    sizes = SMALL if options.small else (LAYERS, POINTS, WIDTH, PERMUTATIONS)
+    rows = [compare(sizes, options.device)]
+    rows.append({"figure": "memory beyond the states", **alone(*sizes, options.device)})
+    for points in SMALL_GROWING if options.small else GROWING:
+        grown = alone(1, points, sizes[2], 0, options.device)
+        grown["nanoseconds_per_pair"] = round(grown["seconds"] / points**2 * 2e9, 2)
+        rows.append({"figure": "growth with points", **grown})
+    return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(job_alone(*json.loads(sys.argv[1]), sys.argv[2])))
