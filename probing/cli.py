@@ -139,7 +139,7 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
         else:
             parser.add_argument(option, type=hints[entry.name], default=entry.default, help=helps[entry.name])
     spelled = _spelled(arguments)
-    repeated = _repeated(spelled, [name for name, hint in hints.items() if list[str] in typing.get_args(hint)])
+    repeated = _repeated(spelled, getattr(config_type, "REPEATABLE", ()))
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
     except UnicodeDecodeError as error:
@@ -154,7 +154,7 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
 
 
 def _repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """What was given for options that take a list and occur more than once; the parser keeps only the last."""
+    """What was given for options that may be repeated, and were; the parser keeps only the last."""
     found: dict[str, list[str]] = {}
     for at, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")

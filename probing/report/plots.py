@@ -112,8 +112,10 @@ def draw_clusters(
         return False
     everything = results.rename(columns={"model": "probe"})
     figures = [
-        _metric_figure(go, everything[everything["metric"] == metric], metric, (), every_band=True)
-        for metric in dict.fromkeys(everything["metric"])
+        _metric_figure(go, rows, str(metric), (), every_band=True).update_yaxes(
+            type="log" if (rows[["value", "low", "labels_low"]] > 0).all(axis=None) else "linear"
+        )
+        for metric, rows in everything.groupby("metric", sort=False)
     ]
     for (model, metric), rows in categories.groupby(["model", "metric"], sort=False):
         figures.append(_heat_figure(go, rows, f"{metric} by category, {model}"))
@@ -124,7 +126,10 @@ def draw_clusters(
 
 def _heat_figure(go: Any, rows: pd.DataFrame, title: str) -> Any:
     table = rows.pivot(index="category", columns="place", values="value")[list(dict.fromkeys(rows["place"]))]
-    heat = go.Heatmap(x=list(table.columns), y=list(table.index), z=table.to_numpy(), colorscale="Viridis")
+    values = table.to_numpy().tolist()
+    heat = go.Heatmap(
+        x=list(table.columns), y=list(table.index), z=values, colorscale="Viridis", texttemplate="%{z:.2f}"
+    )
     return go.Figure(heat).update_layout(title=title, template="plotly_white")
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from probing.data.tables import Table
 from probing.errors import UsageError
@@ -66,6 +66,8 @@ class ClustersConfig:
         max_length: longest sequence in tokens; longer rows are left out. By default the model's limit.
         trust_remote_code: run code that the checkpoints bring with them.
     """
+
+    REPEATABLE: ClassVar[tuple[str, ...]] = ("model", "store", "control_store")
 
     data: str
     out: Path
