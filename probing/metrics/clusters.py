@@ -4,6 +4,7 @@ Definitions, for K clusters of n points with centroids c: see each function and 
 computed relative to the first point, in float64 where differences are small.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from probing.metrics.cluster_draws import read_clusters
 from probing.metrics.cluster_pairs import Grouped, Metric
+from probing.metrics.statistics import percentile_interval
 
 INDICES = ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "silhouette")
 ALL_INDICES = (*INDICES, "dunn_centroid")
 LOWER_IS_BETTER = frozenset(("davies_bouldin", "xie_beni"))
+POWERS = {"davies_bouldin": -2.0, "xie_beni": -1.0, "calinski_harabasz": 1.0, "aqi": 1.0, "aqi_size_free": 1.0}
+"""The power of an index that grows in proportion to the squared distance of centroids."""
 Scaling = Literal["none", "standardize", "whiten"]
 AqiForm = Literal["paper", "dbs_dunn", "size_free"]
 Labels = Tensor | NDArray[np.generic] | Sequence[object]
@@ -197,6 +201,36 @@ def cluster_indices(
         name: (torch.stack(values) if values else torch.empty(0, dtype=torch.float64)).reshape(axes)
         for name, values in found.items()
     }
+
+
+def debiased(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The value that many points would have, and its 95 % interval, from resamples.
+
+    The centroids of n points lie apart by chance alone: the squared distance of two is too large by ``tr(S) (1/n1 +
+    1/n2)`` on average, which in a space of many dimensions can be most of it, and a resample adds as much once more.
+    So what resamples add is taken off, in a power of the index that is proportional to the squared distance (the basic
+    bootstrap interval: Davison and Hinkley 1997, 5.2). The silhouette needs next to none of it.
+
+    Args:
+        index: "silhouette", or one of those with centroids; aqi and aqi_size_free too.
+        value: as measured.
+        draws: in resamples; those that are not finite are left out.
+
+    Returns:
+        Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
+    """
+    power = POWERS.get(index, 1.0)
+    known = draws[np.isfinite(draws)] ** power
+    if not len(known):
+        return math.nan, math.nan, math.nan
+    own = value**power
+    low, high = (2 * own - end for end in percentile_interval(known)[::-1])
+    found = [2 * own - float(known.mean()), low, high]
+    if index in POWERS:
+        found = [max(each, 0.0) for each in found]
+    if power < 0:
+        found = [math.inf if each == 0 else each ** (1 / power) for each in (found[0], found[2], found[1])]
+    return found[0], found[1], found[2]
 
 
 def encode_labels(labels: Labels, n: int) -> tuple[Int[Tensor, " n"], list[Any]]:

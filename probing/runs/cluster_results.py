@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER, combined_aqi
+from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER, combined_aqi, debiased
 from probing.metrics.statistics import percentile_interval
 from probing.probes.controls import corrected_p_values, p_value
 from probing.runs.cluster_layers import CHOSEN, DRIFT, EQUAL, HELD_OUT, LEARNED, Material, drift_subsets
@@ -21,6 +21,8 @@ AQI_FORMS = {"aqi": "paper", "aqi_size_free": "size_free", "aqi_dbs_dunn": "dbs_
 METRICS = (*ALL_INDICES, *AQI_FORMS)
 INTERVAL = (0.025, 0.5, 0.975)
 SPACES = (CHOSEN, LEARNED, EQUAL)
+RANGE_ONLY = ("dunn", "dunn_centroid", "aqi_dbs_dunn")
+"""Indices of extremes, which resamples can only move one way: their ends are the range of resamples."""
 ROUNDING = 1e-5
 """Relative: how far draws, which are computed in float32, may be from the value of the same labels."""
 
@@ -135,8 +137,7 @@ def _rows(
     for (kind, name, place), metrics in series.items():
         for metric, own in metrics.items():
             row: dict[str, Any] = {"model": model, "set": kind, "category": name, "place": place, "metric": metric}
-            low, high = percentile_interval(own.draws)
-            row |= {"value": own.value, "low": low, "high": high, "rows": counts[kind, name]}
+            row |= {"value": own.value, **_interval(metric, own), "rows": counts[kind, name]}
             known = own.null[np.isfinite(own.null)]
             cuts = np.quantile(known, INTERVAL).tolist() if len(known) else [np.nan] * 3
             row |= dict(zip(("labels_low", "labels_median", "labels_high"), cuts, strict=True))
@@ -144,10 +145,22 @@ def _rows(
             if kind != HELD_OUT:
                 row["p_labels_corrected"] = _corrected(series, kind, name, place, metric)
             other = first.get((kind, name, place), {}).get(metric)
-            ends = (np.nan, np.nan) if other is None else percentile_interval(own.draws - other.draws)
-            row["minus_first"] = np.nan if other is None else own.value - other.value
-            found.append(row | {"minus_first_low": ends[0], "minus_first_high": ends[1]})
+            row |= dict.fromkeys(("minus_first", "minus_first_low", "minus_first_high"), np.nan)
+            if other is not None:
+                change = own.value - other.value
+                low, high = percentile_interval(own.draws - other.draws)
+                ends = (low, high) if metric in RANGE_ONLY else (2 * change - high, 2 * change - low)
+                row |= {"minus_first": change, "minus_first_low": ends[0], "minus_first_high": ends[1]}
+            found.append(row)
     return found
+
+
+def _interval(metric: str, own: Series) -> dict[str, float]:
+    """What the value is with the bias of few rows taken off, and the interval of that."""
+    if metric in RANGE_ONLY:
+        low, high = percentile_interval(own.draws)
+        return {"corrected": np.nan, "low": low, "high": high}
+    return dict(zip(("corrected", "low", "high"), debiased(metric, own.value, own.draws), strict=True))
 
 
 def _corrected(

@@ -45,7 +45,8 @@ def _told(results: pd.DataFrame, metric: str, p: str) -> dict[str, float]:
     """A metric with its interval and p-value, from the rows of one place."""
     row = results[results["metric"] == metric].iloc[0]
     pad = "" if metric == MAIN[0] else " "  # two columns may not have one name
-    return {metric: row["value"], f"{pad}low": row["low"], f"{pad}high": row["high"], f"{pad}p": row[p]}
+    ends = {f"{pad}low": row["low"], f"{pad}high": row["high"], f"{pad}p": row[p]}
+    return {metric: row["value"], **({} if metric == MAIN[0] else {"corrected": row["corrected"]}), **ends}
 
 
 def _value(results: pd.DataFrame, metric: str) -> float:
@@ -145,6 +146,10 @@ def notes(material: Material, judged: Judged, facts: Mapping[str, Any]) -> list[
     said.append(
         "aqi and calinski_harabasz grow with the number of rows, dunn falls: compare them only between equal rows. "
         "Compare models by aqi_size_free or silhouette."
+    )
+    said.append(
+        "Few rows push centroids apart by chance, the more so in many dimensions. The value has that in it, "
+        "'corrected' does not, and intervals are for the value that many rows would have."
     )
     said.append(
         "A resample leaves points out and adds none, so that dunn can only rise in it: its interval is the range of "

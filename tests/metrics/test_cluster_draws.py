@@ -8,7 +8,15 @@ from scipy import stats
 
 from probing.metrics import cluster_draws, cluster_extremes, cluster_pairs
 from probing.metrics.cluster_draws import read_clusters
-from probing.metrics.clusters import ALL_INDICES, INDICES, LOWER_IS_BETTER, cluster_indices, prepare
+from probing.metrics.clusters import (
+    ALL_INDICES,
+    INDICES,
+    LOWER_IS_BETTER,
+    cluster_indices,
+    combined_aqi,
+    debiased,
+    prepare,
+)
 from probing.probes.controls import p_value, resamples
 
 
@@ -179,26 +187,71 @@ def test_without_a_difference_p_values_are_uniform():
         assert stats.kstest(values, "uniform").pvalue > 0.01, name
 
 
-def test_intervals_cover():
-    """Of the values that many points have; Dunn's index has none: it falls as points are added."""
+@pytest.mark.parametrize(("width", "apart", "n"), [(3, 1.5, 120), (100, 1.5, 120), (200, 6.0, 60)])
+def test_intervals_cover(width, apart, n):
+    """Of the values that many points have: in many dimensions, where plain percentiles never do.
+
+    Dunn's index has no such value: it falls as points are added.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half, runs = n // 2, 120
+    spread = float(torch.randn(50000, width, generator=generator).norm(dim=1).mean())
+    true = {"davies_bouldin": 2 * spread / apart, "xie_beni": width / apart**2}
+    true["calinski_harabasz"] = (n - 2) * half * half / (n**2 * true["xie_beni"])
+    true["aqi_size_free"] = 0.5 / true["xie_beni"] + 0.5 * true["calinski_harabasz"] / (n - 2)
+    covered, by_percentile = dict.fromkeys(true, 0), dict.fromkeys(true, 0)
+    corrected = {name: [] for name in true}
+    for seed in range(runs):
+        labels = torch.arange(n) % 2
+        points = torch.randn(n, width, generator=generator)
+        points[:, 0] += apart * labels
+        grouped = prepare(points, labels, 2)
+        found = read_clusters(
+            grouped,
+            ("davies_bouldin", "calinski_harabasz", "xie_beni"),
+            None,
+            in_order(grouped, weights_of(n, 300, seed)),
+        )
+        values = found.values | {"aqi_size_free": combined_aqi(found.values, "size_free", 0.5, n, 2)}
+        draws = found.draws | {"aqi_size_free": combined_aqi(found.draws, "size_free", 0.5, found.sizes, 2)}
+        for name, value in true.items():
+            middle, low, high = debiased(name, float(values[name]), draws[name].numpy())
+            covered[name] += low <= value <= high
+            corrected[name].append(middle)
+            by_percentile[name] += np.quantile(draws[name], 0.025) <= value <= np.quantile(draws[name], 0.975)
+    for name, value in true.items():
+        assert covered[name] / runs > 0.88, (name, covered)
+        assert np.median(corrected[name]) == pytest.approx(value, rel=0.15 if width > 3 else 0.1), name
+        if width > 3:
+            assert by_percentile[name] / runs < 0.1, name
+
+
+def test_the_interval_of_the_silhouette_covers():
     generator = torch.Generator().manual_seed(0)
 
     def sample(n):
         labels = torch.arange(n) % 2
-        return torch.randn(n, 3, generator=generator) + 1.5 * labels[:, None], labels
+        points = torch.randn(n, 20, generator=generator)
+        points[:, 0] += 3 * labels
+        return prepare(points, labels, 2)
 
-    def read(points, labels, weights=None):
-        grouped = prepare(points, labels, 2)
-        return read_clusters(grouped, INDICES, None, None if weights is None else in_order(grouped, weights))
+    true = float(read_clusters(sample(6000), ("silhouette",)).values["silhouette"])
+    covered = 0
+    for seed in range(100):
+        grouped = sample(80)
+        found = read_clusters(grouped, ("silhouette",), None, in_order(grouped, weights_of(80, 300, seed)))
+        low, high = debiased("silhouette", float(found.values["silhouette"]), found.draws["silhouette"].numpy())[1:]
+        covered += low <= true <= high
+    assert 0.88 < covered / 100 <= 1
 
-    true = read(*sample(6000)).values
-    covered = dict.fromkeys(("davies_bouldin", "xie_beni", "silhouette", "calinski_harabasz"), 0)
-    for seed in range(150):
-        found = read(*sample(120), weights_of(120, 400, seed))
-        for name in covered:
-            low, high = np.quantile(found.draws[name], (0.025, 0.975))
-            grown = (120 - 2) / (6000 - 2) if name == "calinski_harabasz" else 1
-            covered[name] += low <= float(true[name]) * grown <= high
-    assert {name: 0.87 < count / 150 <= 0.99 for name, count in covered.items()} == dict.fromkeys(covered, True), (
-        covered
-    )
+
+def test_an_interval_that_reaches_one_place():
+    """Where the squared distance of centroids may be 0, what is divided by it has no end."""
+    draws = np.linspace(1.0, 4.0, 101)
+    middle, low, _ = debiased("xie_beni", 1.5, draws)
+    assert low == pytest.approx(1 / (2 / 1.5 - np.quantile(1 / draws, 0.025)))
+    assert middle == pytest.approx(1 / (2 / 1.5 - (1 / draws).mean()))
+    assert debiased("xie_beni", 5.0, draws)[2] == math.inf
+    assert debiased("calinski_harabasz", 1.0, draws)[1] == 0
+    assert debiased("silhouette", 1.0, draws)[1] == pytest.approx(2 - np.quantile(draws, 0.975))
+    assert all(map(math.isnan, debiased("silhouette", 1.0, draws * math.nan)))
