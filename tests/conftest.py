@@ -16,6 +16,8 @@ with install_import_hook(
     import probing.kernels.segment_pool
     import probing.kernels.token_stats
     import probing.metrics.clusters
+    import probing.metrics.drift
+    import probing.metrics.layer_pooling
     import probing.metrics.similarity
     import probing.probes.contrast
     import probing.probes.polarity

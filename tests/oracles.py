@@ -177,3 +177,66 @@ def silhouette(points, labels, weights=None):
         if own is not None and max(own, near) > 0:
             total += weights[i] * (near - own) / max(own, near)
     return total / sum(weights)
+
+
+def linear_cka(left, right):
+    """tr(KHLH) / sqrt(tr(KHKH) tr(LHLH)) with n x n matrices, as printed."""
+    rows = len(left)
+    centring = torch.eye(rows, dtype=torch.float64) - torch.ones(rows, rows, dtype=torch.float64) / rows
+    kernels = [centring @ (side.double() @ side.double().T) @ centring for side in (left, right)]
+    products = [[float((a @ b).trace()) for b in kernels] for a in kernels]
+    return products[0][1] / math.sqrt(products[0][0] * products[1][1])
+
+
+def debiased_linear_cka(left, right):
+    """The same with HSIC_1 of Song et al. 2012, equation 5, from uncentred kernels without their diagonals."""
+    rows = len(left)
+    ones = torch.ones(rows, dtype=torch.float64)
+    kernels = [(side.double() @ side.double().T).fill_diagonal_(0) for side in (left, right)]
+
+    def hsic(a, b):
+        apart = float(ones @ a @ ones) * float(ones @ b @ ones) / ((rows - 1) * (rows - 2))
+        return (float((a @ b).trace()) + apart - 2 / (rows - 2) * float(ones @ a @ b @ ones)) / (rows * (rows - 3))
+
+    products = [[hsic(a, b) for b in kernels] for a in kernels]
+    return products[0][1] / math.sqrt(products[0][0] * products[1][1])
+
+
+def simplex_grid(layers, parts):
+    """Every weighting whose entries are multiples of 1 / parts."""
+
+    def compositions(length, total):
+        if length == 1:
+            yield (total,)
+            return
+        for first in range(total + 1):
+            yield from ((first, *rest) for rest in compositions(length - 1, total - first))
+
+    return [[part / parts for part in composition] for composition in compositions(layers, parts)]
+
+
+def difference_grams(layers, pairs):
+    """<h_l[a] - h_l[b], h_m[a] - h_m[b]> / (s_l s_m), and s_l, with loops and Python numbers."""
+    differences = [
+        [[float(x) - float(y) for x, y in zip(states[a], states[b], strict=True)] for a, b in pairs]
+        for states in layers
+    ]
+    scales = [math.sqrt(sum(dot(d, d) for d in layer) / len(pairs)) for layer in differences]
+    grams = [
+        [
+            [dot(one[p], other[p]) / (s * t) for other, t in zip(differences, scales, strict=True)]
+            for one, s in zip(differences, scales, strict=True)
+        ]
+        for p in range(len(pairs))
+    ]
+    return grams, scales
+
+
+def separation_loss(weights, grams, same, margin):
+    """Mean of d^2 over pairs of one label and of max(0, margin - d)^2 over pairs of two, together."""
+    layers = range(len(weights))
+    total = 0.0
+    for gram, one_label in zip(grams, same, strict=True):
+        square = sum(float(weights[i]) * float(gram[i][j]) * float(weights[j]) for i in layers for j in layers)
+        total += square if one_label else max(0.0, margin - math.sqrt(max(square, 0.0))) ** 2
+    return total / len(grams)

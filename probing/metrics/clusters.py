@@ -142,10 +142,10 @@ def combined_aqi(
     parts: Mapping[str, Float[Tensor, "*axes"]],
     form: str,
     weight: float,
-    n: int | Float[Tensor, "*axes"],
+    n: float | Tensor,
     clusters: int,
 ) -> Float[Tensor, "*axes"]:
-    """A form of the alignment quality index from its parts; see ``aqi``.
+    """A form of the alignment quality index from its parts, for n points; see ``aqi``.
 
     Raises:
         ValueError: there is no such form, or the weight is not in [0, 1].

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK_NUMBERS = 1 << 22
+BLOCK_NUMBERS = 1 << 20
 """Numbers of a side that are widened to float64 at a time where a side need not be held in float64 whole."""
 CONSTANT_KERNEL = 1e-12
 """A share of a kernel's square below which what is left of it without bias is rounding."""
@@ -230,7 +230,7 @@ def _inner_by_columns(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor
     for i, j in ((0, 0), (0, 1), (1, 1)):
         product = torch.zeros(len(means[i]), len(means[j]), dtype=torch.float64, device=left.device)
         for one, other in zip(blocks[i], blocks[j], strict=True):
-            product.addmm_((one.double() - means[i]).T, other.double())
+            product.addmm_((one.double() - means[i]).T, other.double() - means[j])
         squares[i, j] = float(product.norm()) ** 2
     lengths = [
         torch.cat([(block.double() - mean).square().sum(dim=1) for block in side])

@@ -118,8 +118,8 @@ def _series(arrays: Mapping[str, Array], name: str, n: float, clusters: int, wei
     )
     sizes = torch.from_numpy(arrays[f"{name}.sizes"])
     for metric, form in AQI_FORMS.items():
-        values[metric] = combined_aqi(values, form, weight, torch.tensor(n), clusters)
-        null[metric] = combined_aqi(null, form, weight, torch.tensor(n), clusters)
+        values[metric] = combined_aqi(values, form, weight, n, clusters)
+        null[metric] = combined_aqi(null, form, weight, n, clusters)
         draws[metric] = combined_aqi(draws, form, weight, sizes, clusters)
     return {metric: Series(float(values[metric]), null[metric].numpy(), draws[metric].numpy()) for metric in METRICS}
 

@@ -85,8 +85,8 @@ def run(config: DemoConfig) -> Report:
             chat=True,
             over="template",
             split_by="object",
-            permutations=300,
-            resamples=300,
+            permutations=200,
+            resamples=200,
         ),
         RUN_FILE,
     )
