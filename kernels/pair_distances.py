@@ -72,7 +72,9 @@ def pair_distances_reference(
             squared = norms[layer, start:stop, None] + norms[layer, start:]
             squared = squared.sub_(_products(values[start:stop], values[start:], exact), alpha=2).clamp_(min=0)
             distances = squared.fill_diagonal_(0).sqrt()
-            squared.fill_diagonal_(-1)  # less than any other
+            # Each point only with those behind it: the other way round a distance may be rounded otherwise.
+            own_tile = squared[:, : stop - start]
+            own_tile.masked_fill_(torch.ones_like(own_tile, dtype=torch.bool).tril_(), -1)
             own = bisect(bounds, start) - 1
             found.sums[layer, stop:, own] += distances[:, stop - start :].sum(dim=0)
             for cluster in range(own, len(bounds) - 1):
@@ -137,8 +139,8 @@ def pair_distances_kernel(
     row_norms = tl.load(own_norms + rows, mask=rows_inside, other=0.0)
     column_norms = tl.load(own_norms + columns, mask=columns_inside, other=0.0)
     squared = tl.maximum(row_norms[:, None] + column_norms[None, :] - 2.0 * products, 0.0)
-    pairs = rows_inside[:, None] & columns_inside[None, :] & (rows[:, None] != columns[None, :]) & (row <= column)
-    distances = tl.where(pairs, tl.sqrt(squared), 0.0)
+    pairs = rows_inside[:, None] & columns_inside[None, :] & (row <= column)
+    distances = tl.where(pairs & (rows[:, None] != columns[None, :]), tl.sqrt(squared), 0.0)
     group_rows = group_stop - group_start
     row_sums += (layer * (blocks - first_block) + column - first_block) * group_rows - group_start
     tl.store(row_sums + rows, tl.sum(distances, axis=1), mask=rows_inside)
@@ -147,7 +149,8 @@ def pair_distances_kernel(
     column_sums += (layer * tile_rows + row - first_block) * (count - group_start) - group_start
     tl.store(column_sums + columns, below, mask=columns_inside)
     sign = tl.where(tl.load(clusters + row) == tl.load(clusters + column), 1.0, -1.0)
-    signed = tl.where(pairs, squared * sign, float("-inf"))
+    # Each point only with those behind it: the other way round a distance may be rounded otherwise.
+    signed = tl.where(pairs & (rows[:, None] < columns[None, :]), squared * sign, float("-inf"))
     largest = tl.max(tl.max(signed, axis=1), axis=0)
     flat = tl.arange(0, block)[:, None] * block + tl.arange(0, block)[None, :]
     place = tl.min(tl.min(tl.where(signed == largest, flat, block * block), axis=1), axis=0)
@@ -312,6 +315,7 @@ def compile_variants() -> list[Variant]:
     """Every dtype with points that begin at multiples of 16 elements, as in all models of even width, and without."""
     arguments = "points norms edges clusters extremes places row_sums column_sums".split()
     numbers = "count width layer_stride row_stride blocks tiles first_block tile_rows".split()
+    buffers = ("points", "edges", "row_sums", "column_sums")  # the others may be layers out of several
     kinds = "*fp32 *i32 *i32 *fp32 *i32 *fp32 *fp32".split()
     return [
         Variant(
@@ -332,8 +336,8 @@ def compile_variants() -> list[Variant]:
         )
         for dtype, name in ELEMENT_TYPES.items()
         for label, aligned in (
-            ("aligned", (*arguments, "width", "layer_stride", "row_stride")),
-            ("unaligned", tuple(arguments)),
+            ("aligned", (*buffers, "width", "layer_stride", "row_stride")),
+            ("unaligned", buffers),
         )
     ]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from probing.kernels.ccs_step import LOGIT_TYPES, LOSSES, Loss, ccs_gradient, ccs_gradient_reference
 from probing.kernels.dispatch import triton_obstacle
 from probing.kernels.jit import ELEMENT_TYPES
+from probing.kernels.pair_distances import PairDistances, pair_distances, pair_distances_reference, squared_norms
 from probing.kernels.segment_pool import segment_sum, segment_sum_reference
 from probing.kernels.token_stats import ROW_TYPES, RowStats, row_stats, row_stats_reference
 
@@ -31,6 +32,10 @@ SMALL_LOGITS = [(64, 1001)]
 # Entries, probes of each and rows: all layers of an 8B model, ten restarts; the same with ten splits; a small model's.
 CUDA_PROBES = [(33, 10, 5000), (33, 100, 2000), (12, 10, 500)]
 SMALL_PROBES = [(2, 3, 101)]
+# Layers, points and width: an 8B model at all layers, a small model. Points are in two clusters, and PANELS panels.
+CUDA_POINTS = [(33, 20000, 4096, torch.bfloat16), (12, 4000, 768, torch.bfloat16), (12, 4000, 768, torch.float32)]
+SMALL_POINTS = [(2, 120, 17, torch.bfloat16), (2, 120, 17, torch.float32)]
+PANELS = 20
 SMALL_SIZES = [(2048, 256, 60), (1025, 37, 60)]
 
 Way = Callable[[], Tensor]
@@ -50,6 +55,8 @@ def bench_kernels(options: argparse.Namespace) -> list[dict[str, Any]]:
     for shape in CUDA_PROBES if cuda and not options.small else SMALL_PROBES:
         for loss in LOSSES:
             rows += bench_ccs_gradient(options.device, shape, loss, ceiling)
+    for layers, points, width, dtype in CUDA_POINTS if cuda and not options.small else SMALL_POINTS:
+        rows += bench_pair_distances(options.device, (layers, points, width), dtype, ceiling)
     return rows
 
 
@@ -143,6 +150,72 @@ def bench_ccs_gradient(
     exact = torch.cat((value.flatten(), gradient.flatten() * count))
     # The copy, the kernel, the comparison's own product and joining.
     return figures_of(case, ways, missing, exact, 8 * logits.numel() * 4, ceiling)
+
+
+def bench_pair_distances(
+    device: str, shape: tuple[int, int, int], dtype: torch.dtype, ceiling: float | None
+) -> list[dict[str, Any]]:
+    """Sums by cluster, the least distance between clusters and the greatest within one, a layer at a time."""
+    layers, count, width = shape
+    generator, bounds = torch.Generator(device).manual_seed(0), [0, count // 2, count]
+    points = torch.empty(shape, dtype=dtype, device=device)
+    for values in points:
+        values.copy_(torch.randn((count, width), generator=generator, device=device))
+
+    def way(job: Callable[..., PairDistances], **options: Any) -> Way:
+        return lambda: torch.cat([gist(job(values[None], bounds, **options)) for values in points])
+
+    ways = {"torch": way(pair_distances_reference)}
+    missing = {}
+    if points.is_cuda:
+        panel = torch.compile(panel_distances, dynamic=False)
+        ways["compiled"] = lambda: torch.cat([distances_by_panels(panel, values) for values in points])
+    else:
+        missing["compiled"] = "only measured on a card"
+    obstacle = triton_obstacle(points, ELEMENT_TYPES)
+    if obstacle is None and points.is_cuda:
+        ways["triton"] = way(pair_distances, impl="triton")
+    else:
+        missing["triton"] = obstacle or "the interpreter is not timed"
+    sizes = {"layers": layers, "points": count, "width": width}
+    case = {"figure": "kernel", "kernel": "pair_distances", **sizes, "dtype": str(dtype).removeprefix("torch.")}
+    exact = torch.cat([gist(pair_distances_reference(values[None].double(), bounds)) for values in points])
+    rows = figures_of(case, ways, missing, exact, points.nbytes + exact.numel() * 4, ceiling)
+    for row in rows:
+        if "ms_median" in row:  # of one half of all products, which is all that has to be computed
+            row["tflop_s"] = round(layers * count * count * width / row["ms_median"] / 1e9, 3)
+    return rows
+
+
+def gist(found: PairDistances) -> Tensor:
+    """What every way computes of a layer: its sums, the least between two clusters and the greatest within one."""
+    clusters = (found.blocks[found.tiles, 0] >= found.sums.shape[1] // 2).long()
+    alone = clusters[:, 0] == clusters[:, 1]
+    extremes = found.extremes[0]
+    return torch.cat((found.sums.flatten(), extremes[~alone].amin()[None], extremes[alone].amax()[None]))
+
+
+def panel_distances(points: Tensor, norms: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Some points of one cluster and all of two equally large ones: what a compiler can fuse behind one product."""
+    rows = points[places]
+    if rows.is_cuda and rows.dtype != torch.float32:
+        products = torch.mm(rows, points.T, out_dtype=torch.float32)
+    else:
+        products = rows.float() @ points.float().T
+    squared = (norms[places, None] + norms - 2 * products).clamp_min(0)
+    squared = torch.where(places[:, None] == torch.arange(len(points), device=points.device), 0.0, squared)
+    halves = squared.unflatten(1, (2, -1))
+    return halves.sqrt().sum(dim=2), halves.amin(dim=(0, 2)), halves.amax(dim=(0, 2))
+
+
+def distances_by_panels(panel: Callable[..., tuple[Tensor, Tensor, Tensor]], points: Tensor) -> Tensor:
+    """The same numbers as ``gist``, some rows of all distances at a time."""
+    norms = squared_norms(points[None], torch.float32)[0]
+    places = torch.arange(len(points), device=points.device).chunk(PANELS)
+    sums, least, greatest = zip(*(panel(points, norms, some) for some in places), strict=True)
+    own = (torch.arange(PANELS, device=points.device) >= PANELS // 2).long()[:, None]
+    between, within = torch.stack(least).gather(1, 1 - own), torch.stack(greatest).gather(1, own)
+    return torch.cat((torch.cat(sums).flatten(), between.amin()[None], within.amax()[None]))
 
 
 def figures_of(

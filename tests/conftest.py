@@ -13,6 +13,7 @@ with install_import_hook(
     import probing.engine.readouts
     import probing.engine.stream
     import probing.kernels.ccs_step
+    import probing.kernels.pair_distances
     import probing.kernels.segment_pool
     import probing.kernels.token_stats
     import probing.metrics.clusters

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import torch
 
@@ -240,3 +241,22 @@ def separation_loss(weights, grams, same, margin):
         square = sum(float(weights[i]) * float(gram[i][j]) * float(weights[j]) for i in layers for j in layers)
         total += square if one_label else max(0.0, margin - math.sqrt(max(square, 0.0))) ** 2
     return total / len(grams)
+def pair_distances(points, bounds, block):
+    """Of one layer: sums of distances [n cluster], and of each tile (squared distance, row, column)."""
+    squared = [
+        [math.fsum((float(a) - float(b)) ** 2 for a, b in zip(x, y, strict=True)) for y in points] for x in points
+    ]
+    sums = [[math.fsum(math.sqrt(value) for value in row[a:b]) for a, b in pairwise(bounds)] for row in squared]
+    blocks = [
+        (label, range(start, min(start + block, stop)))
+        for label, (first, stop) in enumerate(pairwise(bounds))
+        for start in range(first, stop, block)
+    ]
+    extremes = []
+    for index, (label, rows) in enumerate(blocks):
+        for other, columns in blocks[index:]:
+            pairs = [(row, column) for row in rows for column in columns if row != column] or [(rows[0], rows[0])]
+            # Of equal ones, Python's max and min return the first.
+            row, column = (max if label == other else min)(pairs, key=lambda pair: squared[pair[0]][pair[1]])
+            extremes.append((squared[row][column], row, column))
+    return sums, extremes

@@ -184,6 +184,7 @@ def test_doctor_says_what_will_run_and_why(probing):
         "segment_sum",
         "row_stats",
         "ccs_gradient",
+        "pair_distances",
         "torch threads",
         "transformers",
         "why",

@@ -167,6 +167,7 @@ def _plan() -> list[tuple[str, str, str]]:
         ("segment_sum", *choose("segment_sum", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
         ("row_stats", *choose("row_stats", "auto", torch.empty(0, device=device), ROW_TYPES)),
         ("ccs_gradient", *choose("ccs_gradient", "auto", torch.empty(0, device=device), LOGIT_TYPES)),
+        ("pair_distances", *choose("pair_distances", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
         *(_extra(name, modules) for name, modules in EXTRAS.items()),
     ]
 
