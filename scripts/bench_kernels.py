@@ -183,7 +183,7 @@ def bench_pair_distances(
     rows = figures_of(case, ways, missing, exact, points.nbytes + exact.numel() * 4, ceiling)
     for row in rows:
         if "ms_median" in row:  # of one half of all products, which is all that has to be computed
-            row["tflop_s"] = round(layers * count * count * width / row["ms_median"] / 1e9, 3)
+            row["tflop_s"] = round(layers * count * count * width / row["ms_median"] / 1e9, 6)
     return rows
 
 

@@ -19,7 +19,7 @@ def bench():
 
 
 def test_on_a_cpu_the_torch_form_is_timed_and_the_others_say_why_not(bench, monkeypatch):
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(bench, "ROUNDS", 4)  # of three, the 20th percentile is a guess below them all
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rows = bench.bench_kernels(argparse.Namespace(device="cpu", small=True))
     assert {row["way"] for row in rows} == {"torch", "in place", "compiled", "triton"}

@@ -214,6 +214,7 @@ def test_rounding_makes_no_distance_imaginary(normal):
     assert found.sums.isfinite().all()
     assert (found.extremes >= 0).all()
     assert (found.extremes == 0).any()
+    assert (found.rows <= found.columns).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
