@@ -241,6 +241,8 @@ def separation_loss(weights, grams, same, margin):
         square = sum(float(weights[i]) * float(gram[i][j]) * float(weights[j]) for i in layers for j in layers)
         total += square if one_label else max(0.0, margin - math.sqrt(max(square, 0.0))) ** 2
     return total / len(grams)
+
+
 def pair_distances(points, bounds, block):
     """Of one layer: sums of distances [n cluster], and of each tile (squared distance, row, column)."""
     squared = [

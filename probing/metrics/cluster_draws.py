@@ -11,6 +11,7 @@ from torch import Tensor
 from probing.metrics.cluster_extremes import Ends, PairLists
 from probing.metrics.cluster_moments import Moments, moments, relabelled_moments, resampled_moments
 from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Sums, Tile, silhouettes, tiles
+from probing.metrics.cluster_tiles import kernel_runs, read_tiles
 
 OF_MOMENTS = ("davies_bouldin", "calinski_harabasz", "xie_beni")
 BUDGET = {"cpu": 64 * 2**20, "cuda": 2**30}
@@ -43,8 +44,12 @@ def read_clusters(
     relabelings: Int[Tensor, "n draw"] | None = None,
     weights: Int[Tensor, "n other"] | None = None,
     report: Callable[[float], None] = lambda share: None,
+    impl: str = "auto",
 ) -> Readings:
     """Indices, and the same for other labels and other weights of the points.
+
+    Draws are products of tiles of distances with labels and weights. Without draws no tile has to be kept, and on a
+    card the kernel does it.
 
     Args:
         grouped: the points with their labels.
@@ -52,6 +57,7 @@ def read_clusters(
         relabelings: cluster of every position of ``grouped`` in each draw.
         weights: how often each position counts in each draw; copies of a point are no neighbours of each other.
         report: told what share of the work on distances is done.
+        impl: "auto", "torch" or "triton", of distances without draws.
     """
     nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
     codes = nothing if relabelings is None else relabelings
@@ -67,13 +73,16 @@ def read_clusters(
     if any(name not in OF_MOMENTS for name in indices):
         lists = PairLists.of(grouped, codes.shape[1] > 0, counted.shape[1] > 0)
         wanted = "silhouette" in indices
-        own, *means = _pass(grouped, centroids, *((codes, counted) if wanted else (nothing, nothing)), lists, report)
-        lists.settle(grouped)
-        ends = (
-            Ends(*(each.values[:1] for each in (lists.between, lists.within))),
-            lists.of_labels(grouped, codes),
-            lists.of_resamples(grouped, counted),
-        )
+        if not codes.shape[1] + counted.shape[1] and kernel_runs(grouped, impl):
+            own, *extremes = read_tiles(grouped, impl)
+            means = [own[:0], own[:0]]
+            known = Ends(*(own.new_tensor([extreme]) for extreme in extremes))
+        else:
+            drawn = (codes, counted) if wanted else (nothing, nothing)
+            own, *means = _pass(grouped, centroids, *drawn, lists, report)
+            lists.settle(grouped)
+            known = Ends(*(each.values[:1] for each in (lists.between, lists.within)))
+        ends = (known, lists.of_labels(grouped, codes), lists.of_resamples(grouped, counted))
         for some, part, end, mean in zip(found, parts, ends, (own.mean()[None], *means), strict=True):
             some |= _dunn(grouped, part, end) | ({"silhouette": mean} if wanted else {})
     values, null, draws = (

@@ -164,6 +164,7 @@ def cluster_indices(
     indices: Sequence[str] = INDICES,
     metric: str = "euclidean",
     scaling: str = "none",
+    impl: str = "auto",
 ) -> dict[str, Float[Tensor, "*axes"]]:
     """Several indices from one pass over the distances; n x n is never stored.
 
@@ -176,6 +177,8 @@ def cluster_indices(
         scaling: before that, "standardize" divides every dimension by its standard deviation; "whiten" makes the
             distance Mahalanobis' by the covariance of all points (Ledoit and Wolf's shrinkage). Both leave the labels
             out of it, so that permutations of these stay fair.
+        impl: "torch"; "triton": Euclidean distances of float32, bf16 and float16 points by a kernel, on a CUDA card;
+            or "auto": the kernel where it can run.
 
     Returns:
         By name, float64 on the CPU: one value a leading index.
@@ -195,7 +198,7 @@ def cluster_indices(
     for number, entry in enumerate(points.reshape(-1, n, width)):
         where = f" of entry {[int(at) for at in np.unravel_index(number, axes)]}" if axes else ""
         grouped = prepare(entry, codes, len(names), metric, scaling, where)
-        for name, value in read_clusters(grouped, indices).values.items():
+        for name, value in read_clusters(grouped, indices, impl=impl).values.items():
             found[name].append(value[0])
     return {
         name: (torch.stack(values) if values else torch.empty(0, dtype=torch.float64)).reshape(axes)

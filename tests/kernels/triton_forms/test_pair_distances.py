@@ -21,6 +21,7 @@ from probing.kernels.pair_distances import (
     partial_shapes,
     squared_norms,
 )
+from probing.metrics.clusters import cluster_indices
 
 # Small blocks, so that a few points fill several, and rows of tiles that are launched two by two.
 SIDE, DEPTH, ROWS = (4, 4, 2) if interpreting() else (16, 16, 2)
@@ -415,3 +416,36 @@ def test_other_points_are_refused(normal):
 def test_bounds_are_checked_before_the_launch(normal):
     with pytest.raises(ValueError, match="cluster 1 of 2 has no points"):
         pair_distances(normal(1, 5, 3), [0, 5, 5], impl="triton")
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 300.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_indices_by_the_kernel_are_those_of_torch(generator, device, dtype, offset):
+    """An offset leaves half-precision products no digits of small distances, unless the points are centred."""
+    labels = torch.arange(140) % 3
+    points = (torch.randn(140, 5, generator=generator) + 0.5 * labels[:, None] + offset).to(device, dtype)
+    by_kernel, by_torch = (cluster_indices(points, labels, impl=impl) for impl in ("triton", "torch"))
+    exact = cluster_indices(points.double(), labels, impl="torch")
+    for name, value in exact.items():
+        assert float(by_torch[name]) == pytest.approx(float(value), rel=1e-6), name
+        assert float(by_kernel[name]) == pytest.approx(float(value), rel=3.8e-5), name
+    assert float(by_kernel["dunn"]) == pytest.approx(float(exact["dunn"]), rel=1e-12)
+
+
+def test_near_ties_are_decided_in_float64(generator, device):
+    """Distances that float32 cannot tell apart, in several tiles: the least and the greatest are found all the same."""
+    points = torch.zeros(300, 2, dtype=torch.float64)
+    points[:, 0] = torch.arange(300) * 64.0
+    points[:, 1] = torch.rand(300, generator=generator, dtype=torch.float64)
+    points = points.float().to(device)
+    labels = torch.arange(300) % 2
+    exact = cluster_indices(points.double(), labels, ("dunn",), impl="torch")["dunn"]
+    assert float(cluster_indices(points, labels, ("dunn",), impl="triton")["dunn"]) == pytest.approx(
+        float(exact), rel=1e-13
+    )
+
+
+def test_no_kernel_for_other_distances(device):
+    points = torch.randn(20, 3, device=device)
+    with pytest.raises(KernelUnavailable, match="Euclidean distances only"):
+        cluster_indices(points, torch.arange(20) % 2, metric="cosine", impl="triton")
