@@ -121,7 +121,7 @@ def _pass(
     for number, (some, counted) in enumerate(
         zip(codes.tensor_split(passes, dim=1), weights.tensor_split(passes, dim=1), strict=True)
     ):
-        sums, others, resampled = Sums(grouped), Relabelled(some, clusters), Resampled(counted, clusters)
+        sums, others, resampled = Sums(grouped), Relabelled(some, clusters), Resampled(counted, grouped)
         for tile in tiles(grouped, centroids, partial(_report_part, report, number, passes)):
             distances = grouped.distances(tile.squared)
             sums.add(tile, distances)
@@ -130,9 +130,9 @@ def _pass(
                 others.add(tile, narrow)
                 resampled.add(tile, narrow)
             if number == 0:
-                lists.add(tile)
+                lists.add(tile, own)
         null.append(others.silhouettes(sums.values.sum(dim=1)))
-        drawn.append(resampled.silhouettes(grouped))
+        drawn.append(resampled.silhouettes())
     sizes = torch.tensor(grouped.counts, device=own.device)
     found = silhouettes(sums.values.unbind(dim=1), list(sizes), own, torch.ones((), device=own.device))
     return found, torch.cat(null), torch.cat(drawn)
@@ -186,32 +186,39 @@ class Resampled:
 
     Attributes:
         weights: of every position.
-        clusters: how many.
+        grouped: their clusters.
         values: of all clusters.
     """
 
     weights: Shaped[Tensor, "n draw"]
-    clusters: int
+    grouped: Grouped
     values: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.values = torch.zeros((self.clusters, *self.weights.shape), device=self.weights.device)
+        self.values = torch.zeros((self.grouped.clusters, *self.weights.shape), device=self.weights.device)
 
     def add(self, tile: Tile, distances: Float[Tensor, "row column"]) -> None:
         """Take in a tile."""
-        rows, columns = slice(*tile.rows), slice(*tile.columns)
-        left, right = tile.clusters
-        self.values[right, rows].addmm_(distances, self.weights[columns].float())
+        self._add(tile.rows, tile.columns, distances)
         if not tile.diagonal:
-            self.values[left, columns].addmm_(distances.T, self.weights[rows].float())
+            self._add(tile.columns, tile.rows, distances.T)
 
-    def silhouettes(self, grouped: Grouped) -> Float[Tensor, " draw"]:
+    def _add(self, rows: tuple[int, int], columns: tuple[int, int], distances: Tensor) -> None:
+        """Distances of rows to columns, one cluster of these after the other."""
+        for cluster, (start, stop) in enumerate(self.grouped.ranges):
+            first, last = max(start, columns[0]), min(stop, columns[1])
+            if first < last:
+                some = distances[:, first - columns[0] : last - columns[0]]
+                self.values[cluster, slice(*rows)].addmm_(some, self.weights[first:last].float())
+
+    def silhouettes(self) -> Float[Tensor, " draw"]:
         """Mean of every draw, points counted by their weights."""
-        sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in grouped.ranges]
+        sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in self.grouped.ranges]
         found = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
+        codes = self.grouped.codes
         for start in range(0, len(self.weights), TILE_ROWS):
             rows = slice(start, start + TILE_ROWS)
             copies = self.weights[rows].float()
-            own = silhouettes(list(self.values[:, rows]), sizes, grouped.codes[rows, None], copies)
+            own = silhouettes(list(self.values[:, rows]), sizes, codes[rows, None], copies)
             found += (own * copies).sum(dim=0, dtype=torch.float64)
         return found / torch.stack(sizes).sum(dim=0)

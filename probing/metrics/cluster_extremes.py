@@ -42,15 +42,19 @@ class Extremes:
         """Whether no pair was left out."""
         return len(self.values) == self.seen
 
-    def add(self, tile: Tile) -> None:
-        """Take in a tile."""
-        if self.which != "all" and (self.which == "within") != (tile.clusters[0] == tile.clusters[1]):
+    def add(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> None:
+        """Take in a tile; ``codes`` are the clusters of all positions."""
+        apart = tile.clusters is not None and self.which != "all"
+        if apart and (self.which == "within") != (len(set(tile.clusters or ())) == 1):
             return
         nothing = -torch.inf if self.farthest else torch.inf
         squared = tile.squared
         if tile.diagonal:  # every pair once, and no point with itself
             upper = torch.ones_like(squared, dtype=torch.bool).triu_(1)
             squared = torch.where(upper, squared, nothing)
+        if tile.clusters is None and self.which != "all":
+            same = codes[slice(*tile.rows), None] == codes[slice(*tile.columns)]
+            squared = torch.where(same == (self.which == "within"), squared, nothing)
         flat = squared.flatten()
         found = self._better(flat)
         if not len(found):
@@ -126,10 +130,10 @@ class PairLists:
     def _used(self) -> list[Extremes]:
         return [each for each in (self.between, self.within, self.closest, self.farthest) if each.size]
 
-    def add(self, tile: Tile) -> None:
-        """Take in a tile."""
+    def add(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> None:
+        """Take in a tile; ``codes`` are the clusters of all positions."""
         for each in self._used:
-            each.add(tile)
+            each.add(tile, codes)
 
     def settle(self, grouped: Grouped) -> None:
         """Compute the distances once more, in float64."""
@@ -175,21 +179,20 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
 def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
     """The same of one draw, from distances computed for it; NaN where no pair decides."""
     counts = torch.bincount(codes[codes >= 0].long())
-    largest = int(counts.argmax())
-    best = torch.nan
-    for cluster in counts.nonzero()[:, 0].tolist():
-        if cluster == largest and not farthest:
-            continue  # its pairs with other clusters are seen from there
+    clusters = counts.nonzero()[:, 0].tolist()
+    if not farthest:
+        clusters.remove(int(counts.argmax()))  # its pairs with other clusters are seen from there
+    found = []
+    for cluster in clusters:
         rows = (codes == cluster).nonzero()[:, 0]
         others = rows if farthest else ((codes >= 0) & (codes != cluster)).nonzero()[:, 0]
         for left in rows.split(TILE_ROWS):
             for right in others.split(TILE_ROWS):
                 distances = torch.cdist(
                     grouped.at(left), grouped.at(right), compute_mode="donot_use_mm_for_euclid_dist"
-                ).square()
-                if farthest and len(rows) < 2:
-                    continue
-                if distances.numel():
-                    value = float(distances.max() if farthest else distances.min())
-                    best = value if best != best else max(best, value) if farthest else min(best, value)
-    return best
+                )
+                if len(rows) > 1 or not farthest:
+                    found.append(distances.max() if farthest else distances.min())
+    if not found:
+        return float("nan")
+    return float(torch.stack(found).max() if farthest else torch.stack(found).min()) ** 2

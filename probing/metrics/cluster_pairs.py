@@ -11,6 +11,7 @@ from torch import Tensor
 TILE_ROWS = 1024
 TILE_COLUMNS = 2048
 """Products of this size run at full speed, and a tile takes 16 MB in float64."""
+MANY_CLUSTERS = 16
 Metric = Literal["euclidean", "cosine"]
 
 
@@ -89,18 +90,18 @@ class Grouped:
 
 
 class Tile(NamedTuple):
-    """Squared Euclidean distances of some positions of one cluster to some of another, or of the same.
+    """Squared Euclidean distances of some positions to others.
 
     Attributes:
         rows: first position and the one behind the last.
         columns: likewise; the same as ``rows`` on the diagonal, otherwise all behind them.
-        clusters: of rows and columns.
+        clusters: of rows and columns; None where either are of several.
         squared: [row column].
     """
 
     rows: tuple[int, int]
     columns: tuple[int, int]
-    clusters: tuple[int, int]
+    clusters: tuple[int, int] | None
     squared: Float[Tensor, "row column"]
 
     @property
@@ -115,29 +116,44 @@ def tiles(
     """Every pair of positions once, but for tiles on the diagonal, which hold both orders.
 
     Both sides are centred between their clusters first: the product of two far points would leave no digits of a small
-    distance. Computed in float64 on the CPU and in float32 on a card.
+    distance. Of many clusters, which would make tiles of a few points, tiles go across them and are centred by the mean
+    of all. Computed in float64 on the CPU and in float32 on a card.
     """
     dtype = torch.float64 if grouped.points.device.type == "cpu" else torch.float32
     total, done = len(grouped.points) ** 2 / 2, 0.0
+    apart = grouped.clusters <= MANY_CLUSTERS
+    middle = torch.stack(list(centroids)).mean(dim=0)
+    for cluster, rows in _row_blocks(grouped, apart):
+        at_rows = grouped.rows(*rows)
+        for columns, other in _columns(grouped, cluster, rows, apart):
+            center = (centroids[cluster] + centroids[other]) / 2 if apart else middle
+            left = (at_rows - center).to(dtype)
+            right = left if rows == columns else (grouped.rows(*columns) - center).to(dtype)
+            clusters = (cluster, other) if apart else None
+            yield Tile(rows, columns, clusters, _squared(left, right, rows == columns))
+            size = (rows[1] - rows[0]) * (columns[1] - columns[0])
+            done += size / 2 if rows == columns else size
+            report(min(done / total, 1.0))
+
+
+def _row_blocks(grouped: Grouped, apart: bool) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Ranges of rows, each with its cluster."""
+    if not apart:
+        n = len(grouped.order)
+        yield from ((0, (at, min(at + TILE_ROWS, n))) for at in range(0, n, TILE_ROWS))
+        return
     for cluster in range(grouped.clusters):
-        for rows in grouped.blocks(cluster, TILE_ROWS):
-            at_rows = grouped.rows(*rows)
-            for columns, other in _columns(grouped, cluster, rows):
-                center = (centroids[cluster] + centroids[other]) / 2
-                left = (at_rows - center).to(dtype)
-                right = left if rows == columns else (grouped.rows(*columns) - center).to(dtype)
-                yield Tile(rows, columns, (cluster, other), _squared(left, right, rows == columns))
-                size = (rows[1] - rows[0]) * (columns[1] - columns[0])
-                done += size / 2 if rows == columns else size
-                report(min(done / total, 1.0))
+        yield from ((cluster, rows) for rows in grouped.blocks(cluster, TILE_ROWS))
 
 
-def _columns(grouped: Grouped, cluster: int, rows: tuple[int, int]) -> Iterator[tuple[tuple[int, int], int]]:
+def _columns(
+    grouped: Grouped, cluster: int, rows: tuple[int, int], apart: bool
+) -> Iterator[tuple[tuple[int, int], int]]:
     """Ranges of columns from the rows on, each with its cluster; the first is the rows themselves."""
     yield rows, cluster
-    stop = grouped.ranges[cluster][1]
+    stop = grouped.ranges[cluster][1] if apart else len(grouped.order)
     yield from (((at, min(at + TILE_COLUMNS, stop)), cluster) for at in range(rows[1], stop, TILE_COLUMNS))
-    for other in range(cluster + 1, grouped.clusters):
+    for other in range(cluster + 1, grouped.clusters if apart else 0):
         yield from ((block, other) for block in grouped.blocks(other))
 
 
@@ -160,10 +176,20 @@ class Sums:
 
     def add(self, tile: Tile, distances: Tensor) -> None:
         """Take in a tile."""
+        rows, columns = slice(*tile.rows), slice(*tile.columns)
+        if tile.clusters is None:
+            self.values[rows] += (distances @ self._members(columns, distances)).double()
+            if not tile.diagonal:
+                self.values[columns] += (distances.T @ self._members(rows, distances)).double()
+            return
         left, right = tile.clusters
-        self.values[slice(*tile.rows), right] += distances.sum(dim=1, dtype=torch.float64)
+        self.values[rows, right] += distances.sum(dim=1, dtype=torch.float64)
         if not tile.diagonal:
-            self.values[slice(*tile.columns), left] += distances.sum(dim=0, dtype=torch.float64)
+            self.values[columns, left] += distances.sum(dim=0, dtype=torch.float64)
+
+    def _members(self, positions: slice, like: Tensor) -> Tensor:
+        """1 for the cluster of each position, [some cluster]."""
+        return torch.nn.functional.one_hot(self.grouped.codes[positions], self.grouped.clusters).to(like)
 
 
 def silhouettes(sums: Sequence[Tensor], sizes: Sequence[Tensor], own: Tensor, copies: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def aqi(
     """
     parts = cluster_indices(points, labels, parts_of_aqi(form), metric, scaling)
     n = points.shape[-2]
-    return combined_aqi(parts, form, weight, n, len(encode_labels(labels, n)[1]))
+    return combined_aqi(parts, form, weight, float(n), len(encode_labels(labels, n)[1]))
 
 
 def parts_of_aqi(form: str) -> tuple[str, str]:

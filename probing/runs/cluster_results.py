@@ -100,7 +100,9 @@ def _all_series(material: Material, model: int, arrays_of: ArraysOf) -> dict[tup
         arrays = arrays_of((model, "", place))
         for number, view in enumerate(material.rows.views):
             if np.isfinite(arrays[f"{number}.values"]).any():
-                metrics = _series(arrays, str(number), len(view.index), len(view.clusters), material.config.weight)
+                metrics = _series(
+                    arrays, str(number), float(len(view.index)), len(view.clusters), material.config.weight
+                )
                 found[view.kind, view.name, place] = metrics
     if material.rows.folds is not None:
         arrays = arrays_of((model, HELD_OUT, ""))

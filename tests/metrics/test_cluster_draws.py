@@ -40,10 +40,12 @@ def weights_of(n, draws, seed=0):
     return torch.from_numpy(resamples(np.arange(n), draws, seed).T.copy()).to(torch.int16)
 
 
-@pytest.fixture(params=["whole", "in parts"])
+@pytest.fixture(params=["whole", "in parts", "across"])
 def parts(request, monkeypatch):
-    """With small tiles, several passes and lists that decide little, or with none of that."""
-    if request.param == "in parts":
+    """With small tiles (also across clusters), several passes and lists that decide little, or with none of that."""
+    if request.param == "across":
+        monkeypatch.setattr(cluster_pairs, "MANY_CLUSTERS", 1)
+    if request.param != "whole":
         for module in (cluster_pairs, cluster_extremes, cluster_draws):
             monkeypatch.setattr(module, "TILE_ROWS", 7)
         monkeypatch.setattr(cluster_pairs, "TILE_COLUMNS", 11)
@@ -212,7 +214,7 @@ def test_intervals_cover(width, apart, n):
             None,
             in_order(grouped, weights_of(n, 300, seed)),
         )
-        values = found.values | {"aqi_size_free": combined_aqi(found.values, "size_free", 0.5, n, 2)}
+        values = found.values | {"aqi_size_free": combined_aqi(found.values, "size_free", 0.5, float(n), 2)}
         draws = found.draws | {"aqi_size_free": combined_aqi(found.draws, "size_free", 0.5, found.sizes, 2)}
         for name, value in true.items():
             middle, low, high = debiased(name, float(values[name]), draws[name].numpy())

@@ -29,7 +29,7 @@ FAMILIAR = {
     "calinski_harabasz": sklearn_metrics.calinski_harabasz_score,
     "silhouette": sklearn_metrics.silhouette_score,
 }
-SHAPES = [(2, 40, 3), (3, 61, 7), (5, 300, 40), (2, 1100, 20), (7, 2100, 5)]
+SHAPES = [(2, 40, 3), (3, 61, 7), (5, 300, 40), (2, 1100, 20), (7, 2100, 5), (60, 1300, 8)]
 
 
 def blobs(clusters, n, width, seed=0, apart=0.7, dtype=torch.float64):
