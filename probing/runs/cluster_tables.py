@@ -95,12 +95,16 @@ def _by_view(material: Material, judged: Judged) -> pd.DataFrame:
     for model, place in judged.best.items():
         for view in material.rows.views:
             own = _rows(judged.results, model=model, set=view.kind, category=view.name, place=place)
-            if not len(own):
+            if not len(own) or view.kind == WITHOUT:
                 continue
             row: dict[str, Any] = {"model": model, "place": place, "rows of": f"{view.kind} {view.name}".strip()}
             row |= {"rows": len(view.index)} | _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
+            without = _rows(judged.results, model=model, set=WITHOUT, category=view.name, place=place, metric=MAIN[0])
+            for name, column in (("silhouette without it", "value"), ("  low", "low"), ("  high", "high")):
+                row[name] = without[column].iloc[0] if view.kind == CATEGORY and len(without) else float("nan")
             rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if table["silhouette without it"].notna().any() else table.iloc[:, :-3]
 
 
 def _differences(material: Material, judged: Judged) -> pd.DataFrame:
