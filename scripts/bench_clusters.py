@@ -87,7 +87,7 @@ def compare(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
         states, labels = inputs(points, width, layer, device)
         found, mine = timed(lambda at=(states, labels): ours(*at, permutations), device)
         known, theirs = timed(lambda at=(states, labels): plain(*at), device)
-        worst = max([worst, *(abs(found[name] / value - 1) for name, value in known.items())])
+        worst = float(np.max([worst, *(abs(found[name] / value - 1) for name, value in known.items())]))
         if not worst <= AGREE:
             sys.exit(f"indices of the two ways differ by {worst:.1e} of their value; no times are shown")
         ratios.append(theirs / mine)

@@ -1,0 +1,44 @@
+"""scripts/bench_clusters.py in small: both ways find the same indices before a time is shown."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_clusters.py"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_clusters", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_the_ratio_is_told(bench):
+    row = bench.compare(bench.SMALL, "cpu")
+    assert 0 < row["ratio_20"] <= row["ratio_median"] <= row["ratio_80"]
+    assert (row["layers"], row["points"], row["permutations"]) == (2, 120, 20)
+    assert 0 <= row["worst_difference"] <= bench.AGREE
+
+
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_no_time_of_another_result(bench, monkeypatch, factor):
+    right = bench.plain
+
+    def wrong(*arguments):
+        return {name: value * factor for name, value in right(*arguments).items()}
+
+    monkeypatch.setattr(bench, "plain", wrong)
+    with pytest.raises(SystemExit, match="no times are shown"):
+        bench.compare(bench.SMALL, "cpu")
+
+
+def test_time_and_memory_of_a_process_of_its_own(bench):
+    found = bench.alone(1, 300, 16, 10, "cpu")
+    assert found["seconds"] > 0
+    assert 0 <= found["peak_mb"] < 300
