@@ -42,3 +42,8 @@ def test_time_and_memory_of_a_process_of_its_own(bench):
     found = bench.alone(1, 300, 16, 10, "cpu")
     assert found["seconds"] > 0
     assert 0 <= found["peak_mb"] < 300
+
+
+def test_memory_does_not_grow_with_the_distances(bench):
+    """All distances of 12,000 points would take 550 MB in float32."""
+    assert bench.alone(1, 12000, 4, 0, "cpu")["peak_mb"] < 150
