@@ -17,7 +17,7 @@ from probing.runs.cluster_layers import Material, make_part
 from probing.runs.cluster_output import write_everything
 from probing.runs.cluster_rows import rows_of
 from probing.runs.clusters import SUMMARY_FILE, ClustersConfig, label_name
-from probing.runs.labelled_states import Prompts, captured, check_same_request, join_states
+from probing.runs.labelled_states import Prompts, captured, check_same_request, join_states, request_of
 from probing.runs.layer_shards import (
     STATES,
     all_layers,
@@ -135,7 +135,7 @@ def _states(
         source = None
         source = model or _source(config, number)
         last = f"-{number + 1}" if number else ""
-        own = captured(folder, f"{STATES}{last}", config, given, *data, source)
+        own = captured(folder.path / f"{STATES}{last}", config, given, *data, source, **request_of(config))
         seen.append(join_states(own, data[0].path, data[1], label_name))
         if own.facts["request"] != seen[0].store.facts["request"]:
             raise SourceMismatch(
@@ -144,7 +144,9 @@ def _states(
         if control is not None:
             if config.control_stores:
                 source = open_states(config.control_stores[number])
-            others = captured(folder, f"{CONTROL_STATES}{last}", config, given, *control, source)
+            others = captured(
+                folder.path / f"{CONTROL_STATES}{last}", config, given, *control, source, **request_of(config)
+            )
             check_same_request(own, others)
             controls.append(join_states(others, control[0].path, control[1], label_name))
     return seen, controls

@@ -18,13 +18,12 @@ from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch
 from probing.models.layers import find_stack
 from probing.models.load import LanguageModel
-from probing.runs.capture import CaptureConfig
-from probing.runs.capture_shards import capture_into, content_of_row
+from probing.runs.capture_shards import content_of_row
 from probing.runs.ccs import FORMS_FILE, CCSConfig
+from probing.runs.labelled_states import captured
 from probing.runs.layer_shards import STATES
-from probing.store.activations import ActivationStore, open_store
+from probing.store.activations import ActivationStore
 from probing.store.files import new_file
-from probing.store.manifest import MANIFEST, claim
 from probing.types import Capture, ContrastPair, LabelledPrompt, Over, Pooling
 
 MARKER, DISTRACTOR = "marker:", "distractor:"
@@ -133,26 +132,19 @@ def read_forms(
     causal = find_stack(source).causal
     pooling, over = _token(config, causal)
     token = _told(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
-    request_config = CaptureConfig(
-        model=config.model,
+    store = captured(
+        folder / STATES,
+        config,
+        config.model,
+        table,
+        prompts,
+        source,
         data=str(folder / FORMS_FILE),
-        places=config.places,
-        out=folder / STATES,
         pooling=pooling,
         over=over,
-        eos=False,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        batch_tokens=config.batch_tokens,
-        max_length=config.max_length,
-        trust_remote_code=config.trust_remote_code,
-        repair=True,  # what an interrupted run left is read again, and made anew where it is damaged
     )
-    with claim(folder / STATES, "capture", MANIFEST) as inner:
-        capture_into(inner, request_config, table, prompts, source)
     _write_forms(folder / FORMS_FILE, prompts)
-    return _joined(open_store(folder / STATES), prompts, token)
+    return _joined(store, prompts, token)
 
 
 def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from probing.runs.capture import CaptureConfig
 from probing.runs.capture_shards import capture_into, content_of_row
 from probing.runs.probe import TEXT
 from probing.store.activations import ActivationStore, open_store
-from probing.store.manifest import MANIFEST, RunFolder, claim
+from probing.store.manifest import MANIFEST, claim
 from probing.types import LabelledPrompt, Problem
 
 
@@ -61,26 +62,32 @@ def values_to_split(config: Any, table: Table, prompts: Sequence[LabelledPrompt]
 
 
 def captured(
-    folder: RunFolder,
-    name: str,
+    folder: Path,
     config: Any,
     model: str,
     table: Table,
     prompts: list[LabelledPrompt],
     source: LanguageModel | ActivationStore,
+    **request: Any,
 ) -> ActivationStore:
-    """The states of the prompts: captured into the run's folder under this name, unless there is a store already."""
+    """The states of the prompts: captured into a folder, unless there is a store already.
+
+    Args:
+        folder: within that of the run.
+        config: of the run, with the options of a model.
+        model: as it was named.
+        table: where the prompts come from.
+        prompts: what is read.
+        source: the model, or the store.
+        request: which state is read: ``pooling``, ``over`` and other options of a capture.
+    """
     if isinstance(source, ActivationStore):
         return source
-    request = CaptureConfig(
+    options: dict[str, Any] = {"data": table.path, "eos": False, **request}
+    capture_config = CaptureConfig(
         model=model,
-        data=table.path,
         places=config.places,
-        out=folder.path / name,
-        pooling=config.pooling,
-        over=config.over,
-        chat=config.chat,
-        eos=False,
+        out=folder,
         revision=config.revision,
         dtype=config.dtype,
         device=config.device,
@@ -88,10 +95,16 @@ def captured(
         max_length=config.max_length,
         trust_remote_code=config.trust_remote_code,
         repair=True,  # what an interrupted run left is read again, and made anew where it is damaged
+        **options,
     )
-    with claim(folder.path / name, "capture", MANIFEST) as inner:
-        capture_into(inner, request, table, prompts, source)
-    return open_store(folder.path / name)
+    with claim(folder, "capture", MANIFEST) as inner:
+        capture_into(inner, capture_config, table, prompts, source)
+    return open_store(folder)
+
+
+def request_of(config: Any) -> dict[str, Any]:
+    """Which state a job over labelled prompts reads."""
+    return {"pooling": config.pooling, "over": config.over, "chat": config.chat}
 
 
 def join_states(

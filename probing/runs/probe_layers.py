@@ -27,6 +27,7 @@ from probing.runs.labelled_states import (
     captured,
     check_same_request,
     join_states,
+    request_of,
     text_key,
     text_units,
     values_to_split,
@@ -186,7 +187,7 @@ def _prompts(
     source: LanguageModel | ActivationStore,
     name: str,
 ) -> Prompts:
-    store = captured(folder, name, config, str(config.model), table, prompts, source)
+    store = captured(folder.path / name, config, str(config.model), table, prompts, source, **request_of(config))
     return join_states(store, table.path, prompts, lambda prompt: prompt.label == positive)
 
 
