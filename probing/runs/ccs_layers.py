@@ -40,6 +40,7 @@ from probing.runs.layer_shards import (
     Arrays,
     all_layers,
     check_memory,
+    finish,
     finished_report,
     folds_of,
     identity_of_layers,
@@ -51,7 +52,6 @@ from probing.runs.layer_shards import (
 from probing.runs.problems import LISTED_PROBLEMS
 from probing.runs.sharded import clear, plain
 from probing.store.activations import ActivationStore
-from probing.store.files import file_sha256
 from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
 from probing.store.shards import join_shards
@@ -148,9 +148,7 @@ def probe_into(
         facts = _facts(table, pairs, material, problems, judged)
         tables = make_tables(config, judged, facts)
         written = _write(folder, config, material, judged, pairs, problems, tables, facts)
-        facts |= {"wall_seconds": round(time.monotonic() - began, 3)}
-        facts |= {"sha256": {name: file_sha256(folder.path / name) for name in written}}
-        folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
+        finish(folder, config, facts, written, began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 

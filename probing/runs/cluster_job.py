@@ -21,6 +21,7 @@ from probing.runs.labelled_states import Prompts, captured, check_same_request, 
 from probing.runs.layer_shards import (
     STATES,
     all_layers,
+    finish,
     finished_report,
     identity_of_layers,
     open_states,
@@ -28,7 +29,6 @@ from probing.runs.layer_shards import (
 )
 from probing.runs.sharded import clear, plain
 from probing.store.activations import ActivationStore
-from probing.store.files import file_sha256
 from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Report
 
@@ -76,9 +76,7 @@ def clusters_into(
             "reading",
         )
         facts, written = write_everything(folder, material, table, control, arrays_of)
-        facts |= {"wall_seconds": round(time.monotonic() - began, 3)}
-        facts |= {"sha256": {name: file_sha256(folder.path / name) for name in written}}
-        folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
+        finish(folder, config, facts, written, began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 

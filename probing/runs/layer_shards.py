@@ -1,6 +1,7 @@
 """A job over the layers of a model: what each gives is saved when it is done, and known again after a restart."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,21 @@ def write_summary(path: Path, facts: Mapping[str, Any], tables: Mapping[str, pd.
     with new_file(path) as temporary:
         text = json.dumps({**facts, "tables": shown}, indent=2, ensure_ascii=False, default=str) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def finish(folder: RunFolder, config: Any, facts: Mapping[str, Any], written: Sequence[str], began: float) -> None:
+    """Write the record of a run whose files are all there.
+
+    Args:
+        folder: of the run.
+        config: the job's options.
+        facts: what the record says.
+        written: names of the files.
+        began: when, by ``time.monotonic``.
+    """
+    hashes = {name: file_sha256(folder.path / name) for name in written}
+    done = {"status": "done", "config": plain(config), **facts}
+    folder.write({**folder.facts(), **done, "wall_seconds": round(time.monotonic() - began, 3), "sha256": hashes})
 
 
 def finished_report(folder: RunFolder, summary: str) -> Report:

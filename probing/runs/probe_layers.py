@@ -37,6 +37,7 @@ from probing.runs.layer_shards import (
     Arrays,
     all_layers,
     check_memory,
+    finish,
     finished_report,
     folds_of,
     identity_of_layers,
@@ -60,7 +61,6 @@ from probing.runs.probe_tables import make_tables
 from probing.runs.problems import LISTED_PROBLEMS
 from probing.runs.sharded import clear, plain
 from probing.store.activations import ActivationStore
-from probing.store.files import file_sha256
 from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
 from probing.store.shards import join_shards
@@ -119,9 +119,7 @@ def probe_into(
         facts = _facts(config, table, seen, others, rows, positive, places, skipped, judged)
         tables = make_tables(config, judged, facts)
         written = _write(folder, seen, others, rows, places, judged, tables, facts)
-        facts |= {"wall_seconds": round(time.monotonic() - began, 3)}
-        facts |= {"sha256": {name: file_sha256(folder.path / name) for name in written}}
-        folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
+        finish(folder, config, facts, written, began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 
