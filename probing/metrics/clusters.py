@@ -217,13 +217,15 @@ def debiased(index: str, value: float, draws: NDArray[np.float64]) -> tuple[floa
     Args:
         index: "silhouette", or one of those with centroids; aqi and aqi_size_free too.
         value: as measured.
-        draws: in resamples; those that are not finite are left out.
+        draws: in resamples; those that are not finite, or have no distance within a cluster, are left out.
 
     Returns:
         Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
     """
     power = POWERS.get(index, 1.0)
-    known = draws[np.isfinite(draws)] ** power
+    with np.errstate(divide="ignore"):  # of a resample with nothing but copies of one point in each cluster
+        known = draws**power
+    known = known[np.isfinite(draws) & np.isfinite(known)]
     if not len(known):
         return math.nan, math.nan, math.nan
     own = value**power

@@ -234,10 +234,7 @@ def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> A
     places = material.places[model]
     assert folds is not None
     if np.isnan(trained).all(axis=0).any():
-        raise DataInvalid(
-            f"{material.names[model]}: the states of every label are the same at all places; read another token with "
-            f"--pooling or --over"
-        )
+        raise nothing_varies(material.names[model])
     chosen = np.where(np.isnan(trained), -np.inf, trained).argmax(axis=0)
     usable = [number for number in range(len(places)) if not np.isnan(trained[number]).any()]
     view = rows.views[0]
@@ -260,6 +257,13 @@ def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> A
     for parts in found.values():
         arrays |= {key: np.mean([each[key] for each in parts], axis=0) for key in parts[0]}
     return arrays
+
+
+def nothing_varies(name: str) -> DataInvalid:
+    """The error of a model whose states say nothing anywhere."""
+    return DataInvalid(
+        f"{name}: the states of every label are the same at all places; read another token with --pooling or --over"
+    )
 
 
 def _layer_weights(

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER, combined_aqi, debiased
 from probing.metrics.statistics import percentile_interval
 from probing.probes.controls import corrected_p_values, p_value
-from probing.runs.cluster_layers import CHOSEN, DRIFT, EQUAL, HELD_OUT, LEARNED, Material, drift_subsets
+from probing.runs.cluster_layers import (
+    CHOSEN,
+    DRIFT,
+    EQUAL,
+    HELD_OUT,
+    LEARNED,
+    Material,
+    drift_subsets,
+    nothing_varies,
+)
 from probing.runs.cluster_rows import ALL
 
 Array = NDArray[np.float64]
@@ -72,12 +81,18 @@ ArraysOf = Callable[[tuple[int, str, str]], Mapping[str, Array]]
 
 
 def judge(material: Material, arrays_of: ArraysOf) -> Judged:
-    """Everything that is said, from the arrays of every part."""
+    """Everything that is said, from the arrays of every part.
+
+    Raises:
+        DataInvalid: a model has no place with anything to say.
+    """
     found: list[dict[str, Any]] = []
     best, chosen, weights, silhouettes, skipped = {}, {}, {}, {}, {}
     first: dict[tuple[str, str, str], dict[str, Series]] = {}
     for model, name in enumerate(material.names):
         series = _all_series(material, model, arrays_of)
+        if all(kind != ALL for kind, _, _ in series):
+            raise nothing_varies(name)
         found += _rows(material, name, series, first)
         first = first or series
         if material.rows.folds is not None:
@@ -180,7 +195,7 @@ def _best(
     if chosen:
         return max(places, key=lambda place: chosen.get(place, 0))
     known = [place for place in places if (ALL, "", place) in series]
-    return max(known or places, key=lambda place: series[ALL, "", place]["silhouette"].value if known else 0)
+    return max(known, key=lambda place: series[ALL, "", place]["silhouette"].value)
 
 
 def _drift(material: Material, arrays_of: ArraysOf) -> pd.DataFrame:
