@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,19 +10,21 @@ import torch
 from numpy.typing import NDArray
 
 from probing.data.tables import Table, canonical
-from probing.errors import SourceMismatch
+from probing.errors import LayerNotFound, SourceMismatch
 from probing.models.load import LanguageModel, choose_device, load
+from probing.runs.capture import expand_places
 from probing.runs.cluster_layers import Material, make_part
 from probing.runs.cluster_output import write_everything
 from probing.runs.cluster_rows import rows_of
 from probing.runs.clusters import SUMMARY_FILE, ClustersConfig, label_name
-from probing.runs.labelled_states import Prompts, captured, check_same_request, join_states, request_of
+from probing.runs.labelled_states import Prompts, captured, check_same_request, join_states, request_of, values_to_split
 from probing.runs.layer_shards import (
     STATES,
     all_layers,
     finish,
     finished_report,
     identity_of_layers,
+    identity_of_states,
     open_states,
     read_layer_arrays,
 )
@@ -56,7 +57,7 @@ def clusters_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    identity, kept = _identity(config, prompts, control, device)
+    identity, kept = _identity(config, (table, prompts), control, device)
     folder.begin(identity, {"config": plain(config)})
     if not folder.finished:
         seen, controls = _states(folder, config, (table, prompts), control, kept)
@@ -93,24 +94,37 @@ def model_names(config: ClustersConfig) -> list[str]:
 
 def _identity(
     config: ClustersConfig,
-    prompts: Sequence[LabelledPrompt],
+    data: tuple[Table, list[LabelledPrompt]],
     control: tuple[Table, list[LabelledPrompt]] | None,
     device: torch.device,
 ) -> tuple[dict[str, Any], LanguageModel | None]:
     """What the bytes depend on; and the model, if there is only one: of several, one at a time is in memory."""
-    others = None if control is None else [asdict(prompt) for prompt in control[1]]
-    hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in prompts], others])).hexdigest()
+    read = [data] if control is None else [data, control]
+    rows = [[[asdict(prompt) for prompt in each[1]], values_to_split(config, *each)] for each in read]
+    hashed = hashlib.sha256(canonical(rows)).hexdigest()
     identity: dict[str, Any] = {}
     source: LanguageModel | ActivationStore | None = None
     for number in range(len(config.models or config.stores)):
         source = None  # the last one goes before the next one comes
         source = _source(config, number)
+        if isinstance(source, LanguageModel):
+            _check_places(config, config.models[number], source)
         own = identity_of_layers(config, NOT_IDENTITY, source, device)
         contents = {"model": own.pop("model"), "states": own.pop("states")}
         if config.control_stores:
-            contents["control"] = {"rows_sha256": open_states(config.control_stores[number]).facts["rows_sha256"]}
+            contents["control"] = identity_of_states(open_states(config.control_stores[number]))
         identity |= {**own, "prompts": hashed, f"model {number + 1}": contents}
     return identity, source if isinstance(source, LanguageModel) and len(config.models) == 1 else None
+
+
+def _check_places(config: ClustersConfig, name: str, model: LanguageModel) -> None:
+    """Raise before anything is captured, of any model, unless this one has the layers that are asked for."""
+    for place in expand_places(config.places, model.layers):
+        if place.layer is not None and not 0 <= place.layer < model.layers:
+            raise LayerNotFound(
+                f"{name} has {model.layers} layers, 0 to {model.layers - 1} (or -{model.layers} to -1 from the end), "
+                f"and no {place}"
+            )
 
 
 def _source(config: ClustersConfig, number: int) -> LanguageModel | ActivationStore:

@@ -1,5 +1,6 @@
 """A job over the layers of a model: what each gives is saved when it is done, and known again after a restart."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from probing.data.tables import canonical
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
 from probing.models.load import LanguageModel, load
 from probing.probes.controls import LEAST_FOLDS, make_folds
@@ -81,7 +83,7 @@ def identity_of_layers(
         device: where probes are fitted.
     """
     if isinstance(source, ActivationStore):
-        states: dict[str, Any] = {"rows_sha256": source.facts["rows_sha256"], "dtype": source.facts["dtype"]}
+        states = identity_of_states(source)
     else:
         states = {"dtype": str(source.dtype).removeprefix("torch.")}
     return {
@@ -91,6 +93,12 @@ def identity_of_layers(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
     }
+
+
+def identity_of_states(store: ActivationStore) -> dict[str, Any]:
+    """What tells one store from another: its rows, and the numbers of all its places."""
+    shards = hashlib.sha256(canonical(store.facts["shards"])).hexdigest()
+    return {"rows_sha256": store.facts["rows_sha256"], "shards_sha256": shards, "dtype": store.facts["dtype"]}
 
 
 def source_of(config: Any) -> LanguageModel | ActivationStore:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import silhouette_score
 
 from probing import Capture, aqi, capture, cli, cluster_indices, load
-from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
+from probing.errors import DataInvalid, LayerNotFound, SourceMismatch, StoreCorrupt, UsageError
 from probing.metrics.clusters import ALL_INDICES
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.probes.controls import permuted_labels, resamples
@@ -378,6 +378,23 @@ def test_too_few_rows_for_folds(config, data, tmp_path, count, folds, why):
     assert report.facts["best"] == {"llama": best}
 
 
+def test_rows_of_equal_text_and_of_a_column_stay_together(config, data, tmp_path):
+    rows = changed(text=lambda n, row: row["text"] if n > 11 else f"near {n // 4}", topic=lambda n, row: n % 13)
+    report = job.run(config(data=str(write(data, rows)), split_by="topic"))
+    found = read(tmp_path / "out", "rows")
+    assert found.groupby([row["text"] for row in rows])["fold"].nunique().eq(1).all()
+    assert found.groupby([row["topic"] for row in rows])["fold"].nunique().eq(1).all()
+    assert report.facts["groups"] < 13
+    rows = [row | {"topic": n % 11} for n, row in enumerate(rows)]
+    with pytest.raises(SourceMismatch, match="prompts"):
+        job.run(config(data=str(write(data, rows)), split_by="topic"))
+    data.unlink()
+    with pytest.raises(DataInvalid, match="row 'r0' has no category to split by"):
+        job.run(config(data=str(write(data, changed(category=lambda n, row: None if n < 3 else "c"))),
+                       split_by="category", out=tmp_path / "other"))  # fmt: skip
+    assert not (tmp_path / "other").exists()
+
+
 # Places that say nothing
 
 
@@ -501,6 +518,13 @@ def test_models_that_share_no_place(config, model_folder, deep_model, tmp_path):
     assert read(tmp_path / "out", "results")["place"].nunique() == 5
 
 
+def test_a_place_that_one_of_the_models_lacks(config, model_folder, deep_model, tmp_path):
+    both = [str(deep_model), str(model_folder)]
+    with pytest.raises(LayerNotFound, match=r"/llama has 3 layers, 0 to 2 .*, and no resid_post:4"):
+        job.run(config(model=both, places="resid_post:4"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_models_are_named_by_as_much_as_it_takes(config, model_folder, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "llama").symlink_to(model_folder)
@@ -551,6 +575,17 @@ def test_stores_of_something_else(config, data, model_folder, tmp_path):
     with pytest.raises(UsageError, match=r"resid_post:2 was not captured; there are resid_post:0, resid_post:1"):
         job.run(config(store=store, places="resid_post:2"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_one_store_is_none_of_another(config, data, model_folder, tmp_path):
+    """The rows and the model are the same, the states are not."""
+    stores = [stored(model_folder, data, tmp_path / name, pooling=name) for name in ("last", "mean")]
+    job.run(config(store=stores[0]))
+    with pytest.raises(SourceMismatch, match=r"model 1\.states\.shards_sha256"):
+        job.run(config(store=stores[1]))
+    fewer = stored(model_folder, data, tmp_path / "fewer", places="resid_post:0")
+    with pytest.raises(SourceMismatch, match=r"model 1\.states\.shards_sha256"):
+        job.run(config(store=fewer))
 
 
 def test_a_damaged_store_is_refused(config, data, model_folder, tmp_path):
@@ -693,6 +728,8 @@ BAD_DATA = {
     "label never seen": (GOOD, ["--labels", "a,z"], "no row has the label 'z'; there are a, b"),
     "label of no name": (GOOD, ["--labels", "a,b,"], "no row has the label ''; there are a, b"),
     "one id twice": (changed(id=lambda n, row: "x"), [], "id 'x' in column 'id' was already used at"),
+    "no category": (changed(category=lambda n, row: "c" if n else None), ["--split-by", "category"],
+                    "row 'r0' has no category to split by"),
     "no column": (GOOD, ["--split-by", "who"], "there is no column 'who' to split by; give 'text' or one of id"),
     "label column": (GOOD, ["--label-column", "kind"], "there is no column 'kind'"),
     "missing file": (GOOD, ["--data", "missing.jsonl"], "no such file"),
