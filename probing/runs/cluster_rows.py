@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from probing.data.tables import Table
 from probing.errors import DataInvalid
 from probing.probes.controls import permuted_labels, resamples
-from probing.runs.clusters import ClustersConfig, label_name
+from probing.runs.clusters import LEAST_ROWS, ClustersConfig, label_name, labels_of
 from probing.runs.labelled_states import Prompts, text_units, values_to_split
 from probing.runs.layer_shards import folds_of, joined_groups
 from probing.types import LabelledPrompt, Problem
 
 ALL, CATEGORY, WITHOUT, CONTROL = "all", "category", "without category", "control"
-LEAST_ROWS = 2
-"""Of each label, for anything to lie within it."""
 LEAST_HELD_OUT = 3
 """Rows of each label in a fold that is judged on its own."""
 
@@ -97,8 +95,9 @@ def rows_of(
     Raises:
         DataInvalid: a label has fewer than two rows.
     """
-    kept, problems = _common(config, data[1], seen)
-    others, control_problems = ([], {}) if control is None else _common(config, control[1], controls)
+    names = labels_of(config, data[1])
+    kept, problems = _common(names, data[1], seen)
+    others, control_problems = ([], {}) if control is None else _common(names, control[1], controls)
     prompts = kept + others
     values = _values(config, data, kept)
     if values is not None and control is not None:
@@ -106,7 +105,7 @@ def rows_of(
     units = np.array(joined_groups(text_units(prompts), values))
     labels = np.array([label_name(prompt) for prompt in prompts])
     counts = Counter(labels[: len(kept)].tolist())
-    for name in config.label_names or sorted({label_name(prompt) for prompt in data[1] if prompt.label is not None}):
+    for name in names:
         if counts[name] < LEAST_ROWS:
             raise DataInvalid(
                 f"{data[0].path}: {counts[name]} rows with the label '{name}' could be read; a cluster needs "
@@ -118,15 +117,14 @@ def rows_of(
 
 
 def _common(
-    config: ClustersConfig, prompts: Sequence[LabelledPrompt], seen: Sequence[Prompts]
+    names: Sequence[str], prompts: Sequence[LabelledPrompt], seen: Sequence[Prompts]
 ) -> tuple[list[LabelledPrompt], dict[str, Problem]]:
     """Rows of the labels that are compared which have states in every model, and what is wrong with the others."""
     problems: dict[str, Problem] = {}
     for each in seen:
         problems |= {id: problem for id, problem in each.problems.items() if id not in problems}
-    names = set(config.label_names)
     for prompt in prompts:
-        if names and label_name(prompt) not in names and prompt.label is not None:
+        if label_name(prompt) not in names and prompt.label is not None:
             problems.setdefault(prompt.id, Problem(prompt.id, "other_label", f"the label {label_name(prompt)}"))
     return [prompt for prompt in prompts if prompt.id not in problems], problems
 

@@ -1,5 +1,8 @@
 """The job ``probing clusters``: how far labelled prompts lie apart at every layer, of one model or several."""
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,6 +22,8 @@ DRIFT_FILE = "drift.parquet"
 SHIFTS_FILE = "shifts.safetensors"
 SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
+LEAST_ROWS = 2
+"""Of each label, for anything to lie within it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ class ClustersConfig:
         if bool(self.models) == bool(self.stores):
             raise ValueError("give one of --model and --store")
         given = self.models or self.stores
-        twice = next((name for name in given if given.count(name) > 1), None)
+        folders = [os.path.normpath(name) for name in given]
+        twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"'{twice}' is given twice")
         check_beside_store(self, OF_CAPTURE)
@@ -168,26 +174,36 @@ def label_name(prompt: LabelledPrompt) -> str:
     return str(prompt.label).lower() if isinstance(prompt.label, bool) else str(prompt.label)
 
 
+def labels_of(config: ClustersConfig, prompts: Sequence[LabelledPrompt]) -> list[str]:
+    """Names of the labels that are compared: those that were chosen, or all of the data."""
+    chosen = list(dict.fromkeys(config.label_names))
+    return chosen or sorted({label_name(prompt) for prompt in prompts if prompt.label is not None})
+
+
 def check_labels(
     config: ClustersConfig,
     table: Table,
     prompts: list[LabelledPrompt],
     control: tuple[Table, list[LabelledPrompt]] | None,
 ) -> None:
-    """Raise unless there are two labels to compare, and the control has no other.
+    """Raise unless there are two labels to compare, each of two rows, and the control has one of them.
 
     Raises:
         UsageError: says which labels there are.
     """
-    known = sorted({label_name(prompt) for prompt in prompts if prompt.label is not None})
-    never = next((name for name in config.label_names if name not in known), None)
+    counts = Counter(label_name(prompt) for prompt in prompts if prompt.label is not None)
+    names, known = labels_of(config, prompts), ", ".join(sorted(counts)[:10])
+    never = next((name for name in names if not counts[name]), None)
     if never is not None:
-        raise UsageError(f"{table.path}: no row has the label '{never}'; there are {', '.join(known[:10])}")
-    names = config.label_names or known
-    if len(set(names)) < 2:
-        raise UsageError(f"{table.path}: every row has the label '{names[0]}'; there must be two to compare")
-    if control is None:
-        return
-    others = {label_name(prompt) for prompt in control[1] if prompt.label is not None} & set(names)
-    if not others:
+        raise UsageError(f"{table.path}: no row has the label '{never}'; there are {known}")
+    if len(names) < 2:
+        only = f"--labels names '{names[0]}' only, of {known}" if config.labels else f"every row has '{names[0]}'"
+        raise UsageError(f"{table.path}: there must be two labels to compare, and {only}")
+    rare = next((name for name in names if counts[name] < LEAST_ROWS), None)
+    if rare is not None:
+        raise UsageError(
+            f"{table.path}: only one row has the label '{rare}'; a cluster needs {LEAST_ROWS}. Name the labels to "
+            f"compare with --labels"
+        )
+    if control is not None and not any(label_name(p) in names for p in control[1] if p.label is not None):
         raise UsageError(f"{control[0].path}: no row has one of the labels {', '.join(names[:10])}")

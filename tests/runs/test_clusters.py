@@ -474,6 +474,18 @@ def test_categories_that_cannot_be_compared_are_named(config, data):
     assert "Left out, category one: only one row has the label 'a'." in notes(report)
 
 
+def test_a_control_of_both_labels_and_of_others(config, tmp_path, model_folder):
+    """Labels that the data do not have make no third cluster."""
+    rows = [row | {"label": "abz"[n % 3]} for n, row in enumerate(make_rows(30, seed=5, first=100))]
+    report = job.run(config(control=str(write(tmp_path / "control.jsonl", rows)), places=PLACES[1]))
+    own = [row for row in rows if row["label"] != "z"]
+    expected = silhouette_score(states_of(model_folder, own, PLACES[1]).double(), [row["label"] for row in own])
+    results = read(tmp_path / "out", "results")
+    assert value(results, set="control", place=PLACES[1]) == pytest.approx(expected, rel=1e-6)
+    assert value(results, set="control", place=PLACES[1], column="rows") == 20
+    assert report.facts["control"]["rows_by_status"] == {"ok": 20, "other_label": 10}
+
+
 def test_ids_of_the_control_may_be_those_of_the_data(config, tmp_path, model_folder):
     rows = [row | {"id": f"r{n}", "label": "b"} for n, row in enumerate(make_rows(10, seed=5, first=100))]
     job.run(config(control=str(write(tmp_path / "control.jsonl", rows)), places=PLACES[0]))
@@ -724,9 +736,14 @@ def test_repeated_options_are_a_list_in_yaml(model_folder, other_model, data, tm
 GOOD = make_rows()
 BAD_DATA = {
     "no label": ([{"text": row["text"]} for row in GOOD], [], "no row has a label; name their column with"),
+    "one label": (changed(label=lambda n, row: "a"), [], "there must be two labels to compare, and every row has 'a'"),
+    "a label a row": (changed(label=lambda n, row: f"l{n}"), [], "only one row has the label 'l0'; a cluster needs 2"),
+    "a rare label": (changed(label=lambda n, row: row["label"] if n else "c"), [], "only one row has the label 'c'"),
     "a list of labels": (changed(label=lambda n, row: ["a"]), [], "the label must be text, a number or true/false"),
     "label never seen": (GOOD, ["--labels", "a,z"], "no row has the label 'z'; there are a, b"),
     "label of no name": (GOOD, ["--labels", "a,b,"], "no row has the label ''; there are a, b"),
+    "one label named": (GOOD, ["--labels", "a"], "--labels names 'a' only, of a, b"),
+    "one label named twice": (GOOD, ["--labels", "a,a"], "--labels names 'a' only, of a, b"),
     "one id twice": (changed(id=lambda n, row: "x"), [], "id 'x' in column 'id' was already used at"),
     "no category": (changed(category=lambda n, row: "c" if n else None), ["--split-by", "category"],
                     "row 'r0' has no category to split by"),
@@ -777,6 +794,12 @@ def test_a_bad_control_leaves_with_2_and_a_reason(model_folder, data, tmp_path, 
     rows, message = CONTROLS[case]
     control = write(tmp_path / "control.jsonl", rows)
     check_refused(capsys, tmp_path / "out", message, "--data", data, "--model", model_folder, "--control", control)
+
+
+def test_one_model_is_not_compared_with_itself(model_folder, data, tmp_path, capsys):
+    rest = ["--data", data, "--model", model_folder, "--model"]
+    for spelled in (model_folder, f"{model_folder}/", f"{model_folder.parent}/./{model_folder.name}"):
+        check_refused(capsys, tmp_path / "out", f"'{model_folder}' is given twice", *rest, spelled)
 
 
 def test_neither_a_model_nor_a_store(data, tmp_path, capsys):
