@@ -166,7 +166,7 @@ def _prompt(
             raise TypeError(f"the label must be text, a number or true/false, not {type(label).__name__}")
         if label == "" or label != label:  # an empty cell of CSV, and NaN
             label = None
-        category = None if category is None else str(category)
+        category = None if category is None or category == "" or category != category else str(category)
         for value in (label, category):
             if isinstance(value, str):
                 value.encode()

@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import gzip
 import json
 import os
@@ -461,6 +462,22 @@ def test_labels_of_any_type(config, tmp_path, labels, names):
     report = job.run(config(data=str(data), places="resid_post:1", labels=",".join(names)))
     assert report.facts["labels"] == dict.fromkeys(names, 24)
     assert notes(report).startswith(f"Compared are {names[0]} (24 rows), {names[1]} (24 rows).")
+
+
+def test_empty_cells_are_no_category(config, tmp_path):
+    path = tmp_path / "x.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "text", "label", "category"])
+        writer.writeheader()
+        writer.writerows(changed(category=lambda n, row: "" if n < 8 else n // 2 % 2))
+        writer.writerow({"id": "x", "text": "near", "label": ""})
+    report = job.run(config(data=str(path)))
+    assert report.facts["rows_by_status"] == {"ok": 48, "no_label": 1}
+    assert report.facts["sets"] == ["all", "category 0", "category 1", "without category 0", "without category 1"]
+    assert read(tmp_path / "out", "rows")["category"].isna().sum() == 9
+    missing = changed(category=lambda n, row: float("nan") if n < 8 else row["category"])
+    report = job.run(config(data=str(write(tmp_path / "nan.jsonl", missing)), out=tmp_path / "nan"))
+    assert "category nan" not in report.facts["sets"]
 
 
 def test_categories_that_cannot_be_compared_are_named(config, data):
