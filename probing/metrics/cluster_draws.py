@@ -21,7 +21,7 @@ DRAWS_AT_ONCE = 256
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """Indices of one space; NaN for a draw that leaves a cluster empty.
+    """Indices of one space; NaN for a draw that leaves a cluster empty, or of every cluster copies of one point.
 
     Attributes:
         values: by name, [1].
@@ -85,11 +85,19 @@ def read_clusters(
         ends = (known, lists.of_labels(grouped, codes), lists.of_resamples(grouped, counted))
         for some, part, end, mean in zip(found, parts, ends, (own.mean()[None], *means), strict=True):
             some |= _dunn(grouped, part, end) | ({"silhouette": mean} if wanted else {})
+    everywhere = torch.ones((), dtype=torch.bool, device=grouped.points.device)
+    known = (everywhere, everywhere, _more_than_a_point(grouped, counted))
     values, null, draws = (
-        {name: torch.where(part.whole, some[name], torch.nan).cpu() for name in indices}
-        for some, part in zip(found, parts, strict=True)
+        {name: torch.where(part.whole & some_known, some[name], torch.nan).cpu() for name in indices}
+        for some, part, some_known in zip(found, parts, known, strict=True)
     )
     return Readings(values, null, draws, parts[2].n.cpu(), own.cpu())
+
+
+def _more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
+    """Draws in which some cluster has two points."""
+    several = [(weights[slice(*bounds)] > 0).sum(dim=0) > 1 for bounds in grouped.ranges]
+    return torch.stack(several).any(dim=0)
 
 
 def _joined(parts: Sequence[Moments]) -> Moments:

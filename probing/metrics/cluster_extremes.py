@@ -12,6 +12,10 @@ from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Tile
 LEAST_PAIRS = 64
 MOST_PAIRS = 2**18
 """Pairs that are kept; what they do not decide is computed on its own."""
+PAIRS_OF_A_POINT = 16
+"""Pairs that are kept beyond that, in numbers of points: one outlier is in as many pairs as there are points, and a
+resample without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
+PAIRS_AT_ONCE = 2048
 PRESENT = 0.4
 """Of pairs whose two points are both in a bootstrap resample."""
 DRAWS_AT_ONCE = 128
@@ -118,12 +122,13 @@ class PairLists:
     def of(cls, grouped: Grouped, relabelled: bool, resampled: bool) -> "PairLists":
         """Empty lists for draws of these kinds."""
         joined = sum((count / len(grouped.order)) ** 2 for count in grouped.counts)
-        known = int(LEAST_PAIRS / PRESENT) if resampled else LEAST_PAIRS
+        more = PAIRS_OF_A_POINT * len(grouped.order)
+        known = min(MOST_PAIRS, int(LEAST_PAIRS / PRESENT) + more) if resampled else LEAST_PAIRS
         return cls(
             Extremes(known, False, "between"),
             Extremes(known, True, "within"),
-            Extremes(min(MOST_PAIRS, int(LEAST_PAIRS / (1 - joined))) if relabelled else 0, False, "all"),
-            Extremes(min(MOST_PAIRS, int(LEAST_PAIRS / joined)) if relabelled else 0, True, "all"),
+            Extremes(min(MOST_PAIRS, int(LEAST_PAIRS / (1 - joined)) + more) if relabelled else 0, False, "all"),
+            Extremes(min(MOST_PAIRS, int(LEAST_PAIRS / joined) + more) if relabelled else 0, True, "all"),
         )
 
     @property
@@ -160,17 +165,20 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
     """
     found = []
     for some in codes.split(DRAWS_AT_ONCE, dim=1):
-        one, other = some[pairs.pairs[:, 0]], some[pairs.pairs[:, 1]]
-        decides = (one >= 0) & (other >= 0) & ((one == other) == pairs.farthest)
-        if len(decides):
+        values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
+        left = torch.arange(some.shape[1], device=some.device)
+        for start in range(0, len(pairs.values), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            one, other = some[:, left][pairs.pairs[part].T]
+            decides = (one >= 0) & (other >= 0) & ((one == other) == pairs.farthest)
             first = decides.to(torch.uint8).argmax(dim=0)
-            values, known = pairs.values[first], decides.gather(0, first[None])[0]
-        else:
-            values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
-            known = torch.zeros_like(values, dtype=torch.bool)
-        values = values.masked_fill(~known, torch.nan)
+            known = decides.gather(0, first[None])[0]
+            values[left[known]] = pairs.values[part][first[known]]
+            left = left[~known]
+            if not len(left):
+                break
         if not pairs.complete:
-            for draw in (~known).nonzero()[:, 0].tolist():
+            for draw in left.tolist():
                 values[draw] = _alone(grouped, some[:, draw], pairs.farthest)
         found.append(values)
     return torch.cat(found)
@@ -180,7 +188,7 @@ def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> flo
     """The same of one draw, from distances computed for it; NaN where no pair decides."""
     counts = torch.bincount(codes[codes >= 0].long())
     clusters = counts.nonzero()[:, 0].tolist()
-    if not farthest:
+    if not farthest and clusters:
         clusters.remove(int(counts.argmax()))  # its pairs with other clusters are seen from there
     found = []
     for cluster in clusters:

@@ -6,6 +6,7 @@ computed relative to the first point, in float64 where differences are small.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -142,7 +143,7 @@ def combined_aqi(
     parts: Mapping[str, Float[Tensor, "*axes"]],
     form: str,
     weight: float,
-    n: float | Tensor,
+    n: int | float | Tensor,
     clusters: int,
 ) -> Float[Tensor, "*axes"]:
     """A form of the alignment quality index from its parts, for n points; see ``aqi``.
@@ -217,18 +218,17 @@ def debiased(index: str, value: float, draws: NDArray[np.float64]) -> tuple[floa
     Args:
         index: "silhouette", or one of those with centroids; aqi and aqi_size_free too.
         value: as measured.
-        draws: in resamples; those that are not finite, or have no distance within a cluster, are left out.
+        draws: in resamples; those that have no value (NaN) are left out.
 
     Returns:
         Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
     """
     power = POWERS.get(index, 1.0)
-    with np.errstate(divide="ignore"):  # of a resample with nothing but copies of one point in each cluster
-        known = draws**power
-    known = known[np.isfinite(draws) & np.isfinite(known)]
-    if not len(known):
+    with np.errstate(divide="ignore"):  # centroids in one place are 0 in such a power, and points in one infinite
+        known, own = draws**power, float(np.float64(value) ** power)
+    known = known[np.isfinite(known)]
+    if not len(known) or not math.isfinite(own):
         return math.nan, math.nan, math.nan
-    own = value**power
     low, high = (2 * own - end for end in percentile_interval(known)[::-1])
     found = [2 * own - float(known.mean()), low, high]
     if index in POWERS:
@@ -273,15 +273,16 @@ def prepare(
     bad = (~points.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(f"row {bad[0]}{where} is NaN or infinite ({len(bad)} of {len(points)} rows are)")
-    scaled = scaled_points(points, scaling, where)
+    grouped = Grouped.of(points, codes.to(points.device), clusters)
+    same = _same_within(grouped)  # as they came: scaling leaves rounding between equal points
+    scaled = points if same else scaled_points(points, scaling)
     if metric == "cosine":
         lengths = scaled.double().norm(dim=1)
         if not lengths.all():
             raise ValueError(f"row {int((lengths == 0).nonzero()[0])}{where} is zero and has no direction")
         scaled = scaled.double() / lengths[:, None]
-    grouped = Grouped.of(scaled, codes.to(points.device), clusters, metric)
-    first = [grouped.order[start] for start, stop in grouped.ranges for _ in range(stop - start)]
-    if torch.equal(scaled[torch.stack(first)], scaled[grouped.order]):
+    grouped = replace(grouped, points=scaled, metric=metric)
+    if same or (metric == "cosine" and _same_within(grouped, 2 * torch.finfo(points.dtype).eps)):
         raise ValueError(
             f"the points{where} are the same within every cluster: either nothing tells texts of one label apart here, "
             f"or the dtype {str(points.dtype).removeprefix('torch.')} cannot"
@@ -289,11 +290,22 @@ def prepare(
     return grouped
 
 
-def scaled_points(points: Float[Tensor, "n width"], scaling: str, where: str = "") -> Float[Tensor, "n width"]:
+def _same_within(grouped: Grouped, rounding: float = 0.0) -> bool:
+    """Whether the points of every cluster are the same, but for a relative rounding of their coordinates."""
+    for cluster, (start, _) in enumerate(grouped.ranges):
+        first = grouped.points[grouped.order[start]].double()
+        for a, b in grouped.blocks(cluster):
+            change = grouped.points[grouped.order[a:b]].double() - first
+            if bool((change.abs() > rounding * first.abs()).any()):
+                return False
+    return True
+
+
+def scaled_points(points: Float[Tensor, "n width"], scaling: str) -> Float[Tensor, "n width"]:
     """Points as they are, or centred and scaled by what all of them have in common.
 
     Raises:
-        ValueError: there is no such scaling, or the points are all the same.
+        ValueError: there is no such scaling.
     """
     if scaling == "none":
         return points
@@ -303,8 +315,6 @@ def scaled_points(points: Float[Tensor, "n width"], scaling: str, where: str = "
     centered -= centered.mean(dim=0)
     dtype = torch.promote_types(points.dtype, torch.float32)
     deviation = centered.square().mean(dim=0).sqrt()
-    if not deviation.any():
-        raise ValueError(f"the points{where} are all the same")
     if scaling == "standardize":
         return (centered / torch.where(deviation > 0, deviation, 1.0)).to(dtype)
     from sklearn.covariance import ledoit_wolf
