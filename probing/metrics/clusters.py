@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probing.metrics.cluster_draws import read_clusters
 from probing.metrics.cluster_pairs import Grouped, Metric
-from probing.metrics.statistics import percentile_interval
+from probing.metrics.statistics import CONFIDENCE, percentile_interval
 
 INDICES = ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "silhouette")
 ALL_INDICES = (*INDICES, "dunn_centroid")
@@ -224,18 +224,59 @@ def debiased(index: str, value: float, draws: NDArray[np.float64]) -> tuple[floa
         Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
     """
     power = POWERS.get(index, 1.0)
-    with np.errstate(divide="ignore"):  # centroids in one place are 0 in such a power, and points in one infinite
-        known, own = draws**power, float(np.float64(value) ** power)
-    known = known[np.isfinite(known)]
+    own, reflected = _reflected(power, value, draws)
+    known = reflected[np.isfinite(reflected)]
     if not len(known) or not math.isfinite(own):
         return math.nan, math.nan, math.nan
-    low, high = (2 * own - end for end in percentile_interval(known)[::-1])
-    found = [2 * own - float(known.mean()), low, high]
-    if index in POWERS:
-        found = [max(each, 0.0) for each in found]
-    if power < 0:
-        found = [math.inf if each == 0 else each ** (1 / power) for each in (found[0], found[2], found[1])]
-    return found[0], found[1], found[2]
+    found = _back(index, np.array([known.mean(), *percentile_interval(known)])).tolist()
+    return (found[0], found[1], found[2]) if power > 0 else (found[0], found[2], found[1])
+
+
+def debiased_difference(
+    index: str, value: float, draws: NDArray[np.float64], other: float, other_draws: NDArray[np.float64]
+) -> tuple[float, float]:
+    """The 95 % interval of how much larger an index is than of other states, as ``debiased`` for many points.
+
+    What few points add to the distance of centroids is not the same in both: of what is divided by that distance, a
+    difference of the values as measured can be far from the interval.
+
+    Args:
+        index: see ``debiased``.
+        value: as measured.
+        draws: in resamples.
+        other: of the other states, as measured.
+        other_draws: in the same resamples.
+
+    Returns:
+        Low and high; infinite on a side where one of the two may be, and on both where both may be.
+    """
+    power = POWERS.get(index, 1.0)
+    one, two = (_back(index, _reflected(power, *each)[1]) for each in ((value, draws), (other, other_draws)))
+    known = ~np.isnan(one) & ~np.isnan(two)
+    if not known.any():
+        return math.nan, math.nan
+    one, two = one[known], two[known]
+    both = np.isinf(one) & np.isinf(two)
+    change = np.where(both, 0.0, one) - np.where(both, 0.0, two)
+    share = (1 - CONFIDENCE) / 2
+    low = np.quantile(np.where(both, -np.inf, change), share, method="lower")
+    high = np.quantile(np.where(both, np.inf, change), 1 - share, method="higher")
+    return float(low), float(high)
+
+
+def _reflected(power: float, value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """The power of a value, and of what lies as far on the other side of it as each draw; NaN where there is none."""
+    with np.errstate(divide="ignore"):  # centroids in one place are 0 in such a power, and points in one infinite
+        own, powers = float(np.float64(value) ** power), draws**power
+    return own, 2 * own - np.where(np.isfinite(powers), powers, np.nan)
+
+
+def _back(index: str, powers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The index of its powers."""
+    if index not in POWERS:
+        return powers
+    with np.errstate(divide="ignore"):
+        return np.maximum(powers, 0.0) ** (1 / POWERS[index])
 
 
 def encode_labels(labels: Labels, n: int) -> tuple[Int[Tensor, " n"], list[Any]]:
@@ -282,7 +323,8 @@ def prepare(
             raise ValueError(f"row {int((lengths == 0).nonzero()[0])}{where} is zero and has no direction")
         scaled = scaled.double() / lengths[:, None]
     grouped = replace(grouped, points=scaled, metric=metric)
-    if same or (metric == "cosine" and _same_within(grouped, 2 * torch.finfo(points.dtype).eps)):
+    rounding = 2 * torch.finfo(points.dtype).eps + 16 * torch.finfo(torch.float64).eps  # of a row and of its length
+    if same or (metric == "cosine" and _same_within(grouped, rounding)):
         raise ValueError(
             f"the points{where} are the same within every cluster: either nothing tells texts of one label apart here, "
             f"or the dtype {str(points.dtype).removeprefix('torch.')} cannot"

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER, combined_aqi, debiased
+from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER, combined_aqi, debiased, debiased_difference
 from probing.metrics.statistics import percentile_interval
 from probing.probes.controls import corrected_p_values, p_value
 from probing.runs.cluster_layers import (
@@ -164,10 +164,8 @@ def _rows(
             other = first.get((kind, name, place), {}).get(metric)
             row |= dict.fromkeys(("minus_first", "minus_first_low", "minus_first_high"), np.nan)
             if other is not None:
-                change = own.value - other.value
-                low, high = percentile_interval(own.draws - other.draws)
-                ends = (low, high) if metric in RANGE_ONLY else (2 * change - high, 2 * change - low)
-                row |= {"minus_first": change, "minus_first_low": ends[0], "minus_first_high": ends[1]}
+                low, high = _change(metric, own, other)
+                row |= {"minus_first": own.value - other.value, "minus_first_low": low, "minus_first_high": high}
             found.append(row)
     return found
 
@@ -178,6 +176,13 @@ def _interval(metric: str, own: Series) -> dict[str, float]:
         low, high = percentile_interval(own.draws)
         return {"corrected": np.nan, "low": low, "high": high}
     return dict(zip(("corrected", "low", "high"), debiased(metric, own.value, own.draws), strict=True))
+
+
+def _change(metric: str, own: Series, other: Series) -> tuple[float, float]:
+    """The interval of the difference of two models."""
+    if metric in RANGE_ONLY:
+        return percentile_interval(own.draws - other.draws)
+    return debiased_difference(metric, own.value, own.draws, other.value, other.draws)
 
 
 def _corrected(

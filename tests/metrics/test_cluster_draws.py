@@ -15,9 +15,10 @@ from probing.metrics.clusters import (
     cluster_indices,
     combined_aqi,
     debiased,
+    debiased_difference,
     prepare,
 )
-from probing.probes.controls import p_value, resamples
+from probing.probes.controls import p_value, permuted_labels, resamples
 
 
 def blobs(clusters, n, width, seed=0, apart=0.7):
@@ -120,15 +121,35 @@ def test_silhouettes_of_points():
 def test_a_draw_without_a_cluster_has_no_index():
     points, labels = blobs(2, 20, 3)
     grouped = prepare(points, labels, 2)
-    weights = torch.ones((20, 3), dtype=torch.int16)
+    weights = torch.ones((20, 4), dtype=torch.int16)
     weights[10:, 1] = 0  # in the order of the clusters: the second is gone
     weights[:, 2] = 0
-    weights[[3, 15], 2] = 1  # one point of each: nothing lies within
+    weights[[3, 15], 2] = 4  # copies of one point of each: nothing lies within
+    weights[:, 3] = 0
     found = read_clusters(grouped, ALL_INDICES, None, weights)
     for name in ALL_INDICES:
         assert math.isfinite(found.draws[name][0])
-        assert math.isnan(found.draws[name][1]), name
-    assert math.isnan(found.draws["dunn"][2])
+        assert found.draws[name][1:].isnan().all(), name
+
+
+@pytest.mark.parametrize("kind", ["resamples", "relabelings"])
+def test_an_outlier_or_rows_of_one_text_cost_no_further_pass(monkeypatch, kind):
+    """The pairs of an outlier are the farthest of all, and those of a text that comes often the closest."""
+    points, labels = blobs(2, 300, 5)
+    points[7] *= 100
+    points[labels == 1] += 1
+    units = np.arange(300)
+    if kind == "relabelings":
+        units[:] = np.arange(300) // 5
+        labels = torch.from_numpy(units % 2)
+        points = points.roll(3, 0) * 0.01 + torch.randn(60, 5, generator=torch.Generator().manual_seed(1))[units]
+    grouped = prepare(points, labels, 2)
+    alone = []
+    monkeypatch.setattr(cluster_extremes, "_alone", lambda *arguments: alone.append(1) or math.nan)
+    drawn = torch.from_numpy(permuted_labels(labels.numpy(), units, 100).T.copy())
+    given = {"relabelings": (in_order(grouped, drawn),), "resamples": (None, in_order(grouped, weights_of(300, 100)))}
+    read_clusters(grouped, ("dunn",), *given[kind])
+    assert not alone
 
 
 def test_a_rare_cluster_beyond_the_lists(monkeypatch):
@@ -257,3 +278,50 @@ def test_an_interval_that_reaches_one_place():
     assert debiased("calinski_harabasz", 1.0, draws)[1] == 0
     assert debiased("silhouette", 1.0, draws)[1] == pytest.approx(2 - np.quantile(draws, 0.975))
     assert all(map(math.isnan, debiased("silhouette", 1.0, draws * math.nan)))
+    assert all(map(math.isnan, debiased("xie_beni", 0.0, draws)))
+    assert debiased("davies_bouldin", 1.5, np.append(draws, [0, math.nan])) == debiased("davies_bouldin", 1.5, draws)
+    assert debiased("davies_bouldin", math.inf, draws) == (math.inf, math.inf, math.inf)
+
+
+@pytest.mark.parametrize(("width", "apart"), [(4, 2.0), (150, 4.0)])
+def test_intervals_of_differences_cover(width, apart):
+    """What few points add to the distance of centroids is not the same in two spaces."""
+    generator = torch.Generator().manual_seed(0)
+    runs, n = 100, 100
+    labels = torch.arange(n) % 2
+    spread = float(torch.randn(50000, width, generator=generator).norm(dim=1).mean())
+    true = {
+        "davies_bouldin": 2 * spread / (1.5 * apart) - 2 * spread / apart,
+        "xie_beni": width / (1.5 * apart) ** 2 - width / apart**2,
+        "calinski_harabasz": (n - 2) / 4 * ((1.5 * apart) ** 2 - apart**2) / width,
+    }
+    covered = dict.fromkeys(true, 0)
+    for seed in range(runs):
+        points = torch.randn(n, width, generator=generator)
+        others = 0.8 * points + 0.6 * torch.randn(n, width, generator=generator)
+        points[:, 0] += 1.5 * apart * labels
+        others[:, 0] += apart * labels
+        weights = weights_of(n, 300, seed)
+        found = []
+        for each in (points, others):
+            grouped = prepare(each, labels, 2)
+            found.append(read_clusters(grouped, tuple(true), None, in_order(grouped, weights)))
+        for name, value in true.items():
+            low, high = debiased_difference(
+                name, *(part for one in found for part in (float(one.values[name]), one.draws[name].numpy()))
+            )
+            covered[name] += low <= value <= high
+    for name in true:
+        assert covered[name] / runs > 0.88, (name, covered)
+
+
+def test_differences_of_what_may_be_infinite():
+    draws, far = np.linspace(1.0, 4.0, 101), np.linspace(0.9, 1.1, 101)
+    low, high = debiased_difference("calinski_harabasz", 9.0, draws + 6, 1.0, far)
+    assert (low, high) == pytest.approx(tuple(16 - np.quantile(draws + 6 - far, [0.975, 0.025])), abs=0.05)
+    assert -debiased_difference("calinski_harabasz", 1.0, far, 9.0, draws + 6)[1] == pytest.approx(low)
+    assert debiased_difference("xie_beni", 5.0, draws, 1.0, far)[1] == math.inf
+    assert debiased_difference("xie_beni", 1.0, far, 5.0, draws)[0] == -math.inf
+    assert debiased_difference("xie_beni", 5.0, draws, 5.0, draws) == (-math.inf, math.inf)
+    assert debiased_difference("xie_beni", 1.0, far, 1.0, far) == (0, 0)
+    assert all(map(math.isnan, debiased_difference("silhouette", 1.0, draws, 1.0, draws * math.nan)))

@@ -256,6 +256,22 @@ def test_a_dtype_that_cannot_tell_points_apart_gives_no_perfect_score():
         davies_bouldin(far, labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rounding_alone_gives_no_perfect_score(dtype):
+    """Lengths are all that tells the points of a label apart; and equal points that differ once they are whitened."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(41) % 3
+    same = torch.randn(3, 700, generator=generator, dtype=torch.float64).to(dtype)[labels]
+    stretched = (same.double() * (torch.rand(41, 1, generator=generator, dtype=torch.float64) + 0.5)).to(dtype)
+    with pytest.raises(ValueError, match="the same within every cluster"):
+        silhouette(stretched, labels, metric="cosine")
+    for scaling in ("standardize", "whiten"):
+        with pytest.raises(ValueError, match="the same within every cluster"):
+            silhouette(same, labels, scaling=scaling)
+    stretched[0, 0] += 1
+    assert float(davies_bouldin(stretched, labels, metric="cosine")) > 0
+
+
 def test_rows_that_are_not_finite_are_named():
     points, labels = blobs(2, 20, 3)
     spaces = torch.stack((points, points))
