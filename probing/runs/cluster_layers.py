@@ -177,6 +177,9 @@ def _view(
     order = grouped.order.cpu().numpy()
     codes, counted = (torch.from_numpy(np.ascontiguousarray(each[order])).to(device) for each in (relabelings, weights))
     found = read_clusters(grouped, ALL_INDICES, codes, counted, report)
+    if not material.rows.can_resample(view):
+        for draws in found.draws.values():
+            draws.fill_(torch.nan)
     silhouettes = np.empty(len(order))
     silhouettes[order] = found.silhouettes.numpy()
     return _arrays(name, found) | ({"silhouettes": silhouettes} if name == "0" else {})
@@ -200,12 +203,15 @@ def _nothing(name: str, rows: int, permutations: int, resamples: int) -> dict[st
 
 
 def _train_scores(material: Material, points: torch.Tensor, view: View) -> NDArray[np.float64]:
-    """The size-free index of all rows but those of each fold."""
+    """The size-free index of all rows but those of each fold; NaN where only that fold tells rows of a label apart."""
     config, folds = material.config, material.rows.folds
     assert folds is not None
+    codes = torch.from_numpy(view.codes.astype(np.int64))
     try:
-        codes = torch.from_numpy(view.codes.astype(np.int64))
         grouped = prepare(points, codes, len(view.clusters), config.metric, config.scaling)
+        for fold in range(config.folds):
+            kept = np.flatnonzero(folds != fold)
+            prepare(points[kept], codes[kept], len(view.clusters), config.metric)
     except ValueError:
         return np.full(config.folds, np.nan)
     inside = torch.from_numpy((folds[:, None] != np.arange(config.folds)).astype(np.int16))
@@ -278,8 +284,14 @@ def _layer_weights(
     used, positions = pairs.unique(return_inverse=True)
     rows = train[used.numpy()]
     layers = [material.states(model, place, control=False)[rows].cpu() for place in places]
-    grams, scales = difference_grams(layers, positions)
-    return fit_layer_weights(grams, same).weights, scales
+    differ = torch.tensor([bool((layer[positions[:, 0]] != layer[positions[:, 1]]).any()) for layer in layers])
+    weights, scales = torch.zeros(len(layers), dtype=torch.float64), torch.full((len(layers),), torch.inf).double()
+    if differ.any():  # a place that differs in rows alone that were not drawn has no part in either weighting
+        grams, scales[differ] = difference_grams([layers[at] for at in differ.nonzero()[:, 0].tolist()], positions)
+        weights[differ] = fit_layer_weights(grams, same).weights
+    else:
+        weights[0], scales[0] = 1.0, 1.0
+    return weights, scales
 
 
 def _drift(material: Material, model: int, place: str) -> Arrays:

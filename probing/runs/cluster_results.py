@@ -94,7 +94,7 @@ def judge(material: Material, arrays_of: ArraysOf) -> Judged:
         if all(kind != ALL for kind, _, _ in series):
             raise nothing_varies(name)
         found += _rows(material, name, series, first)
-        first = first or series
+        first = series if model == 0 else first
         if material.rows.folds is not None:
             held = arrays_of((model, HELD_OUT, ""))
             times = Counter(material.places[model][int(number)] for number in held["chosen"])

@@ -71,6 +71,11 @@ class Rows:
         """Permutations of a view's labels, [row draw]."""
         return np.ascontiguousarray(permuted_labels(view.codes, self.units[view.index], count, seed).T)
 
+    def can_resample(self, view: View) -> bool:
+        """Whether the rows of every label are of two units: those of one vary in no resample."""
+        units = self.units[view.index]
+        return all(len(np.unique(units[view.codes == code])) > 1 for code in range(len(view.clusters)))
+
     def weights(self, count: int, seed: int) -> NDArray[np.int16]:
         """Bootstrap resamples of all rows, [row draw]; the same for every model and view."""
         return np.ascontiguousarray(resamples(self.units, count, seed).T.astype(np.int16))
