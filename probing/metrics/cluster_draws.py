@@ -91,6 +91,8 @@ def read_clusters(
         {name: torch.where(part.whole & some_known, some[name], torch.nan).cpu() for name in indices}
         for some, part, some_known in zip(found, parts, known, strict=True)
     )
+    same = _same_clusters(grouped, codes).cpu()
+    null = {name: torch.where(same & null[name].isfinite(), values[name], null[name]) for name in indices}
     return Readings(values, null, draws, parts[2].n.cpu(), own.cpu())
 
 
@@ -98,6 +100,12 @@ def _more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> S
     """Draws in which some cluster has two points."""
     several = [(weights[slice(*bounds)] > 0).sum(dim=0) > 1 for bounds in grouped.ranges]
     return torch.stack(several).any(dim=0)
+
+
+def _same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
+    """Relabelings that rename clusters at most: as good as the labels themselves, whatever float32 makes of them."""
+    whole = [(codes[start:stop] == codes[start]).all(dim=0) for start, stop in grouped.ranges]
+    return torch.stack(whole).all(dim=0)
 
 
 def _joined(parts: Sequence[Moments]) -> Moments:

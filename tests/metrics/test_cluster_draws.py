@@ -152,6 +152,21 @@ def test_an_outlier_or_rows_of_one_text_cost_no_further_pass(monkeypatch, kind):
     assert not alone
 
 
+def test_labels_that_only_change_names_are_as_good_as_they_were():
+    """With few units they come often; float32 leaves few digits of clusters that lie far apart."""
+    points, labels = blobs(2, 40, 8)
+    points = points * 1e-4 + labels[:, None]
+    grouped = prepare(points, labels, 2)
+    drawn = torch.stack((labels, 1 - labels, labels.roll(2), labels.flip(0).roll(1), torch.zeros_like(labels)), dim=1)
+    drawn[:2, 2] = 1 - drawn[:2, 2]
+    found = read_clusters(grouped, ALL_INDICES, in_order(grouped, drawn))
+    for name in ALL_INDICES:
+        value, null = float(found.values[name]), found.null[name].tolist()
+        assert null[0] == null[1] == null[3] == value, name
+        assert null[2] != value, name
+        assert math.isnan(null[4]), name
+
+
 def test_a_rare_cluster_beyond_the_lists(monkeypatch):
     """The closest pairs of all seldom hold one of its two points."""
     monkeypatch.setattr(cluster_extremes, "MOST_PAIRS", 20)
