@@ -158,7 +158,7 @@ def _repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[
     found: dict[str, list[str]] = {}
     for at, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
+        name = option.removeprefix("--").removesuffix("+").replace("-", "_")  # "--model+" appends, too
         if option.startswith("--") and name in names and (equals or at + 1 < len(arguments)):
             found.setdefault(name, []).append(value if equals else arguments[at + 1])
     return {name: values for name, values in found.items() if len(values) > 1}

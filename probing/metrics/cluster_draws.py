@@ -74,22 +74,22 @@ def read_clusters(
         lists = PairLists.of(grouped, codes.shape[1] > 0, counted.shape[1] > 0)
         wanted = "silhouette" in indices
         if not codes.shape[1] + counted.shape[1] and kernel_runs(grouped, impl):
-            own, *extremes = read_tiles(grouped, impl)
-            means = [own[:0], own[:0]]
-            known = Ends(*(own.new_tensor([extreme]) for extreme in extremes))
+            own, least, greatest = read_tiles(grouped, impl)
+            of_null = of_draws = own[:0]
+            known = Ends(own.new_tensor([least]), own.new_tensor([greatest]))
         else:
             drawn = (codes, counted) if wanted else (nothing, nothing)
-            own, *means = _pass(grouped, centroids, *drawn, lists, report)
+            own, of_null, of_draws = _pass(grouped, centroids, *drawn, lists, report)
             lists.settle(grouped)
             known = Ends(*(each.values[:1] for each in (lists.between, lists.within)))
         ends = (known, lists.of_labels(grouped, codes), lists.of_resamples(grouped, counted))
-        for some, part, end, mean in zip(found, parts, ends, (own.mean()[None], *means), strict=True):
+        for some, part, end, mean in zip(found, parts, ends, (own.mean()[None], of_null, of_draws), strict=True):
             some |= _dunn(grouped, part, end) | ({"silhouette": mean} if wanted else {})
     everywhere = torch.ones((), dtype=torch.bool, device=grouped.points.device)
-    known = (everywhere, everywhere, _more_than_a_point(grouped, counted))
+    some_within = (everywhere, everywhere, _more_than_a_point(grouped, counted))
     values, null, draws = (
-        {name: torch.where(part.whole & some_known, some[name], torch.nan).cpu() for name in indices}
-        for some, part, some_known in zip(found, parts, known, strict=True)
+        {name: torch.where(part.whole & within, some[name], torch.nan).cpu() for name in indices}
+        for some, part, within in zip(found, parts, some_within, strict=True)
     )
     same = _same_clusters(grouped, codes).cpu()
     null = {name: torch.where(same & null[name].isfinite(), values[name], null[name]) for name in indices}

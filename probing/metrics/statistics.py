@@ -63,8 +63,7 @@ def _spearman(left: Array, right: Array) -> Array:
     ranks = [side - side.mean(axis=-1, keepdims=True) for side in ranks]
     scale = np.sqrt((ranks[0] ** 2).sum(axis=-1) * (ranks[1] ** 2).sum(axis=-1))
     with np.errstate(invalid="ignore"):  # a resample of one row only has none
-        correlation: Array = (ranks[0] * ranks[1]).sum(axis=-1) / scale
-    return correlation
+        return np.asarray((ranks[0] * ranks[1]).sum(axis=-1) / scale)
 
 
 def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resamples: int, seed: int) -> Estimate:

@@ -144,25 +144,41 @@ def _metric_figure(go: Any, rows: pd.DataFrame, title: str, apart: Sequence[str]
                 shade = _LINES[number % len(_LINES)] if every_band else color
                 _add_band(figure, own["place"], own[f"{band}_low"], own[f"{band}_high"], shade, name)
     metric = rows["metric"].iloc[0]
+    corrected = "corrected" in rows and rows["corrected"].notna().any()  # then the interval is of that
     for number, probe in enumerate(probes):
         own = rows[rows["probe"] == probe]
+        color = _LINES[number % len(_LINES)]
         for values, alone in ((own[~own["place"].isin(apart)], False), (own[own["place"].isin(apart)], True)):
-            up, down = values["high"] - values["value"], values["value"] - values["low"]
             figure.add_scatter(
                 x=values["place"],
                 y=values["value"],
-                error_y={"type": "data", "array": up, "arrayminus": down, "thickness": 1, "width": 3},
+                error_y=None if corrected else _bars(values, "value"),
                 mode="markers" if alone else "lines+markers",
-                marker={"color": _LINES[number % len(_LINES)]},
+                marker={"color": color},
                 name=probe,
                 legendgroup=probe,
                 showlegend=not alone,
+            )
+        if corrected:
+            figure.add_scatter(
+                x=own["place"],
+                y=own["corrected"],
+                error_y=_bars(own, "corrected"),
+                mode="markers",
+                marker={"color": color, "symbol": "diamond-open"},
+                name=f"{probe}, corrected for the number of rows",
+                legendgroup=probe,
             )
     return figure.update_layout(
         title=f"{title}, by place (bars: 95 % bootstrap intervals)",
         yaxis_title=metric,
         template="plotly_white",
     )
+
+
+def _bars(values: pd.DataFrame, middle: str) -> dict[str, Any]:
+    up, down = values["high"] - values[middle], values[middle] - values["low"]
+    return {"type": "data", "array": up, "arrayminus": down, "thickness": 1, "width": 3}
 
 
 def _add_band(figure: Any, places: pd.Series, low: pd.Series, high: pd.Series, color: str, name: str) -> None:

@@ -23,6 +23,8 @@ from probing.runs.layer_shards import Arrays, places_of
 
 PAIRS = 1024
 """Pairs of rows that the weights of layers are learned from, in every fold."""
+KEPT_BYTES = 2**28
+"""Permutations that are kept from one place to the next."""
 HELD_OUT = "held out"
 DRIFT = "drift"
 CHOSEN, LEARNED, EQUAL = "chosen inside folds", "learned weights", "equal weights"
@@ -57,6 +59,7 @@ class Material:
         self.places = [places_of(each.store, config.places) for each in seen]
         ids = [prompt.id for prompt in rows.prompts]
         self._index = [_index(each, ids[: rows.of_data]) for each in seen]
+        self._relabelings: dict[int, NDArray[np.integer[Any]]] = {}
         self._control_index = [_index(each, ids[rows.of_data :]) for each in controls]
 
     def states(self, model: int, place: str, control: bool = True) -> torch.Tensor:
@@ -72,14 +75,16 @@ class Material:
         """Resamples of all rows."""
         return self.rows.weights(self.config.resamples, self.config.seed)
 
-    @cached_property
-    def relabelings(self) -> list[NDArray[np.integer[Any]]]:
-        """Permutations of the labels of every view."""
-        narrow = np.int8 if len(set(self.rows.labels.tolist())) < 128 else np.int16
-        return [
-            self.rows.relabelings(view, self.config.permutations, self.config.seed).astype(narrow)
-            for view in self.rows.views
-        ]
+    def relabelings(self, number: int) -> NDArray[np.integer[Any]]:
+        """Permutations of the labels of a view; kept for the next place while there is room."""
+        if number in self._relabelings:
+            return self._relabelings[number]
+        view = self.rows.views[number]
+        drawn = self.rows.relabelings(view, self.config.permutations, self.config.seed)
+        narrow: NDArray[np.integer[Any]] = drawn.astype(np.int8 if len(view.clusters) < 128 else np.int16)
+        if narrow.nbytes + sum(each.nbytes for each in self._relabelings.values()) <= KEPT_BYTES:
+            self._relabelings[number] = narrow
+        return narrow
 
     @property
     def parts(self) -> list[tuple[int, str, str]]:
@@ -144,7 +149,7 @@ def _place(material: Material, states: torch.Tensor, report: Callable[[float], N
             str(number),
             states[view.index],
             view,
-            material.relabelings[number],
+            material.relabelings(number),
             material.weights[view.index],
             partial(_between, report, start, stop),
         )
@@ -205,20 +210,18 @@ def _nothing(name: str, rows: int, permutations: int, resamples: int) -> dict[st
 def _train_scores(material: Material, points: torch.Tensor, view: View) -> NDArray[np.float64]:
     """The size-free index of all rows but those of each fold; NaN where only that fold tells rows of a label apart."""
     config, folds = material.config, material.rows.folds
-    assert folds is not None
     codes = torch.from_numpy(view.codes.astype(np.int64))
-    try:
-        grouped = prepare(points, codes, len(view.clusters), config.metric, config.scaling)
-        for fold in range(config.folds):
-            kept = np.flatnonzero(folds != fold)
-            prepare(points[kept], codes[kept], len(view.clusters), config.metric)
-    except ValueError:
-        return np.full(config.folds, np.nan)
-    inside = torch.from_numpy((folds[:, None] != np.arange(config.folds)).astype(np.int16))
-    found = read_clusters(grouped, OF_TRAINING, None, inside.to(material.device)[grouped.order])
-    scores = combined_aqi(found.draws, "size_free", config.weight, found.sizes, len(view.clusters))
-    values: NDArray[np.float64] = scores.numpy()
-    return values
+    scores = np.full(config.folds, np.nan)
+    for fold in range(config.folds):
+        kept = np.flatnonzero(folds != fold)
+        try:
+            grouped = prepare(points[kept], codes[kept], len(view.clusters), config.metric, config.scaling)
+        except ValueError as error:
+            log.debug("%s", error)
+            continue
+        values = read_clusters(grouped, OF_TRAINING).values
+        scores[fold] = float(combined_aqi(values, "size_free", config.weight, len(kept), len(view.clusters)))
+    return scores
 
 
 def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> Arrays:
@@ -230,8 +233,8 @@ def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> A
         trained: score of every place without each fold, [place fold].
 
     Returns:
-        ``chosen`` [fold]: numbers of places; ``layer_weights`` [fold place]; and for CHOSEN, LEARNED and EQUAL what
-        ``_place`` has for a view, as means over the folds.
+        ``chosen`` [fold]: numbers of places; ``layer_weights`` [fold place]; ``rows`` [fold]; and for CHOSEN, LEARNED
+        and EQUAL what ``_place`` has for a view, of every fold.
 
     Raises:
         DataInvalid: at no place do the rows of a label differ.
@@ -260,8 +263,9 @@ def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> A
         for name, points in spaces.items():
             found[name].append(_view(material, name, points, part, codes, material.weights[held]))
     arrays: dict[str, NDArray[np.float64]] = {"chosen": chosen.astype(np.float64), "layer_weights": weights}
+    arrays["rows"] = np.bincount(folds).astype(np.float64)
     for parts in found.values():
-        arrays |= {key: np.mean([each[key] for each in parts], axis=0) for key in parts[0]}
+        arrays |= {key: np.stack([each[key] for each in parts]) for key in parts[0]}
     return arrays
 
 
@@ -309,7 +313,8 @@ def _drift(material: Material, model: int, place: str) -> Arrays:
     shifts, told = np.full((len(subsets), width), np.nan), np.full((len(subsets), 3), np.nan)
     labels = sorted(set(material.rows.labels.tolist()))
     bures = np.full((len(labels), 2), np.nan)
-    angles = np.full(min(material.config.components, width, len(before) - 1), np.nan)
+    most = max(1, min(width, len(before) - 1) // 2)  # spans of the whole space are the same whatever is in it
+    angles = np.full(min(material.config.components, most), np.nan)
     if before.shape == after.shape:
         for at, (_, _, index) in enumerate(subsets):
             try:

@@ -120,11 +120,29 @@ def _all_series(material: Material, model: int, arrays_of: ArraysOf) -> dict[tup
                 )
                 found[view.kind, view.name, place] = metrics
     if material.rows.folds is not None:
-        arrays = arrays_of((model, HELD_OUT, ""))
-        rows, clusters = material.rows.of_data / material.config.folds, len(material.rows.views[0].clusters)
-        for space in SPACES:
-            if np.isfinite(arrays[f"{space}.values"]).any():
-                found[HELD_OUT, "", space] = _series(arrays, space, rows, clusters, material.config.weight)
+        found |= _held_out_series(material, arrays_of((model, HELD_OUT, "")))
+    return found
+
+
+def _held_out_series(material: Material, arrays: Mapping[str, Array]) -> dict[tuple[str, str, str], dict[str, Series]]:
+    """Means over the folds of what each fold gives."""
+    found = {}
+    clusters, weight = len(material.rows.views[0].clusters), material.config.weight
+    for space in SPACES:
+        if not np.isfinite(arrays[f"{space}.values"]).any(axis=1).all():
+            continue
+        folds = []
+        for fold, rows in enumerate(arrays["rows"].tolist()):
+            own = {name: values[fold] for name, values in arrays.items() if name.startswith(f"{space}.")}
+            folds.append(_series(own, space, rows, clusters, weight))
+        found[HELD_OUT, "", space] = {
+            metric: Series(
+                float(np.mean([each[metric].value for each in folds])),
+                np.mean([each[metric].null for each in folds], axis=0),
+                np.mean([each[metric].draws for each in folds], axis=0),
+            )
+            for metric in METRICS
+        }
     return found
 
 

@@ -17,6 +17,8 @@ from probing.runs.layer_shards import folds_of, joined_groups
 from probing.types import LabelledPrompt, Problem
 
 ALL, CATEGORY, WITHOUT, CONTROL = "all", "category", "without category", "control"
+MOST_CATEGORIES = 50
+"""That are compared on their own; a column of ids is no column of categories."""
 LEAST_HELD_OUT = 3
 """Rows of each label in a fold that is judged on its own."""
 
@@ -156,15 +158,21 @@ def _views(
     mine = rows < of_data
     categories = np.array(["" if prompt.category is None else str(prompt.category) for prompt in prompts])
     asked: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, "", mine)]
-    names = sorted(set(categories[:of_data].tolist()) - {""})
-    if len(names) > 1:
+    views, skipped = [], {}
+    sizes = Counter(categories[:of_data].tolist())
+    del sizes[""]
+    names = sorted(name for name, _ in sizes.most_common(MOST_CATEGORIES) if sizes[name] >= LEAST_ROWS)
+    if len(names) < len(sizes):
+        skipped[f"{len(sizes) - len(names)} of {len(sizes)} categories"] = (
+            f"fewer than {LEAST_ROWS} rows, or not among the {MOST_CATEGORIES} largest"
+        )
+    if len(sizes) > 1:
         for name in names:
             own = mine & (categories == name)
             asked.append((CATEGORY, name, own | (mine & ~np.isin(labels, np.unique(labels[own])))))
         asked += [(WITHOUT, name, mine & (categories != name)) for name in names]
     if of_data < len(prompts):
         asked.append((CONTROL, "", ~mine | (mine & ~np.isin(labels, np.unique(labels[~mine])))))
-    views, skipped = [], {}
     everything = np.unique(labels[:of_data])
     for kind, name, chosen in asked:
         index = rows[chosen]

@@ -26,7 +26,7 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
         tables[f"Held out, means over {material.config.folds} folds ({over})"] = _held_out(judged, several)
     tables[f"All rows, by place ({over})"] = _by_place(material, judged)
     if len(material.rows.views) > 1:
-        tables["Categories and control, at each model's chosen place"] = _by_view(material, judged)
+        tables["Sets of rows, at each model's best place"] = _by_view(material, judged)
     if several:
         tables[f"Differences from {material.names[0]}, all rows, by place"] = _differences(material, judged)
         tables[f"Drift from {material.names[0]}, by place"] = _drift(judged.drift)
@@ -41,12 +41,18 @@ def _rows(results: pd.DataFrame, **where: str) -> pd.DataFrame:
     return kept
 
 
-def _told(results: pd.DataFrame, metric: str, p: str) -> dict[str, float]:
+def _told(results: pd.DataFrame, metric: str, p: str) -> dict[str, Any]:
     """A metric with its interval and p-value, from the rows of one place."""
     row = results[results["metric"] == metric].iloc[0]
-    pad = "" if metric == MAIN[0] else " "  # two columns may not have one name
-    ends = {f"{pad}low": row["low"], f"{pad}high": row["high"], f"{pad}p": row[p]}
-    return {metric: row["value"], **({} if metric == MAIN[0] else {"corrected": row["corrected"]}), **ends}
+    if metric == MAIN[0]:  # what its interval is of is nearly the value itself
+        return {metric: row["value"], f"{metric} 95 %": _ends(row, ""), f"{metric} p": row[p]}
+    told = {metric: row["value"], "corrected": row["corrected"], "corrected 95 %": _ends(row, "")}
+    return {**told, f"{metric} p": row[p]}
+
+
+def _ends(row: "pd.Series[Any]", prefix: str) -> str:
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    return "" if pd.isna(low) else f"{low:.4g} .. {high:.4g}"
 
 
 def _value(results: pd.DataFrame, metric: str) -> float:
@@ -64,8 +70,8 @@ def _held_out(judged: Judged, several: bool) -> pd.DataFrame:
             row |= _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
             if several:
                 change = own[own["metric"] == MAIN[1]].iloc[0]
-                row |= {"less first": change["minus_first"]}
-                row |= {"  low": change["minus_first_low"], "  high": change["minus_first_high"]}
+                row |= {f"{MAIN[1]} minus the first": change["minus_first"]}
+                row["minus the first 95 %"] = _ends(change, "minus_first_")
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -80,6 +86,7 @@ def _by_place(material: Material, judged: Judged) -> pd.DataFrame:
                 continue
             main = own[own["metric"] == MAIN[0]].iloc[0]
             row: dict[str, Any] = {"model": model, "place": place} | _told(own, MAIN[0], "p_labels_corrected")
+            row[f"{MAIN[0]} p over places"] = row.pop(f"{MAIN[0]} p")
             row["permuted labels"] = f"{main['labels_low']:.3f} .. {main['labels_high']:.3f}"
             for metric in ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "aqi", "aqi_size_free"):
                 row[metric] = _value(own, metric)
@@ -100,11 +107,11 @@ def _by_view(material: Material, judged: Judged) -> pd.DataFrame:
             row: dict[str, Any] = {"model": model, "place": place, "rows of": f"{view.kind} {view.name}".strip()}
             row |= {"rows": len(view.index)} | _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
             without = _rows(judged.results, model=model, set=WITHOUT, category=view.name, place=place, metric=MAIN[0])
-            for name, column in (("silhouette without it", "value"), ("  low", "low"), ("  high", "high")):
-                row[name] = without[column].iloc[0] if view.kind == CATEGORY and len(without) else float("nan")
+            if view.kind == CATEGORY and len(without):
+                row |= {"silhouette without it": without["value"].iloc[0]}
+                row["without it 95 %"] = _ends(without.iloc[0], "")
             rows.append(row)
-    table = pd.DataFrame(rows)
-    return table if table["silhouette without it"].notna().any() else table.iloc[:, :-3]
+    return pd.DataFrame(rows)
 
 
 def _differences(material: Material, judged: Judged) -> pd.DataFrame:
@@ -114,10 +121,9 @@ def _differences(material: Material, judged: Judged) -> pd.DataFrame:
         own = _rows(everything, model=model)
         for place in dict.fromkeys(own["place"]):
             row: dict[str, Any] = {"model": model, "place": place}
-            for pad, metric in enumerate(MAIN):
+            for metric in MAIN:
                 change = _rows(own, place=place, metric=metric).iloc[0]
-                row |= {metric: change["minus_first"], f"{' ' * pad}low": change["minus_first_low"]}
-                row[f"{' ' * pad}high"] = change["minus_first_high"]
+                row |= {metric: change["minus_first"], f"{metric} 95 %": _ends(change, "minus_first_")}
             rows.append(row)
     return pd.DataFrame(rows).dropna(subset=[MAIN[0]])
 
@@ -161,7 +167,10 @@ def notes(material: Material, judged: Judged, facts: Mapping[str, Any]) -> list[
     )
     if material.rows.folds is None:
         said.append(f"No layer was chosen on held-out rows: {material.rows.why_no_folds}.")
-    said += [_significance(judged, model) for model in material.names]
+    least = 1 / (1 + material.config.permutations)
+    if least > SIGNIFICANT:
+        said.append(f"With {material.config.permutations} permutations p is at least {least:.3f}: take more.")
+    said += [_significance(judged, model, max(least, SIGNIFICANT)) for model in material.names]
     said += _weights(material, judged)
     said += _subsets(material, judged)
     for name, reason in material.rows.skipped.items():
@@ -169,16 +178,35 @@ def notes(material: Material, judged: Judged, facts: Mapping[str, Any]) -> list[
     for model, places in judged.skipped.items():
         if places:
             said.append(f"{model}: left out, since the states of each label's rows are the same: {', '.join(places)}.")
+    return said + _compared(material, judged)
+
+
+def _compared(material: Material, judged: Judged) -> list[str]:
+    """What could not be compared between models, or held out."""
+    said = []
+    for number, model in enumerate(material.names):
+        common = [place for place in material.places[number] if place in material.places[0]]
+        widths = {int(material.seen[at].store.facts["width"]) for at in (0, number)}
+        if not common:
+            said.append(f"{model}: has no place of the same name as {material.names[0]}, so nothing is compared.")
+        elif len(widths) > 1:
+            said.append(
+                f"{model}: its states have another width than {material.names[0]}'s; of drift there is only cka."
+            )
+        held = _rows(judged.results, model=model, set=HELD_OUT)
+        missing = [space for space in SPACES if not (held["place"] == space).any()]
+        if material.rows.folds is not None and missing:
+            said.append(f"{model}: not held out, since a fold alone has no spread there: {', '.join(missing)}.")
     return said
 
 
-def _significance(judged: Judged, model: str) -> str:
+def _significance(judged: Judged, model: str, enough: float) -> str:
     place = judged.best[model]
     own = _rows(judged.results, model=model, set=ALL, place=place, metric=MAIN[0]).iloc[0]
     held = _rows(judged.results, model=model, set=HELD_OUT, place=CHOSEN, metric=MAIN[0])
     row = held.iloc[0] if len(held) else own
     where = "at the place chosen inside each fold" if len(held) else f"at {place}"
-    if row["p_labels"] > SIGNIFICANT:
+    if row["p_labels"] > enough:
         return (
             f"{model}: the labels lie no further apart than permuted ones {where} (silhouette {row['value']:.3f}, p "
             f"{row['p_labels']:.3f})."

@@ -180,8 +180,9 @@ def test_all_files_say_the_same(done):
     for row in shown.to_dict("records"):
         where = {"model": row["model"], "place": row["place"]}
         assert row["silhouette"] == pytest.approx(value(results, **where), rel=1e-12)
-        assert row["low"] == pytest.approx(value(results, column="low", **where), rel=1e-12)
-        assert row["p"] == pytest.approx(value(results, column="p_labels_corrected", **where))
+        low, high = (value(results, column=end, **where) for end in ("low", "high"))
+        assert row["silhouette 95 %"] == f"{low:.4g} .. {high:.4g}"
+        assert row["silhouette p over places"] == pytest.approx(value(results, column="p_labels_corrected", **where))
         assert row["aqi"] == pytest.approx(value(results, "aqi", **where), rel=1e-12)
     assert shown.groupby("model")["chosen"].sum().eq(3).all()
     assert shown.groupby("model")["weight"].sum().to_numpy() == pytest.approx(1)
@@ -262,8 +263,10 @@ def test_intervals_and_p_values_recomputed_by_hand(done, seen):
             (1 + (best >= own[model]).sum()) / 21
         )
     where = {"metric": "aqi_size_free", "model": "other", "place": place}
-    change, changes = own["other"] - own["llama"], draws["other"] - draws["llama"]
-    expected = [change, *(2 * change - np.quantile(changes, ends[::-1]))]
+    turned = {model: np.maximum(2 * own[model] - each, 0) for model, each in draws.items()}
+    changes = turned["other"] - turned["llama"]
+    around = [np.quantile(changes, end, method=to) for end, to in zip(ends, ("lower", "higher"), strict=True)]
+    expected = [own["other"] - own["llama"], *around]
     for column, one in zip(("minus_first", "minus_first_low", "minus_first_high"), expected, strict=True):
         assert value(results, column=column, **where) == pytest.approx(one, rel=1e-3, abs=1e-6)
         assert np.isnan(value(results, column=column, **where | {"model": "llama"}))
@@ -485,10 +488,10 @@ def test_categories_that_cannot_be_compared_are_named(config, data):
     rows = [row | {"category": "b only"} if row["label"] == "b" else row for row in rows]
     report = job.run(config(data=str(write(data, rows))))
     assert report.facts["skipped_sets"] == {
-        "category one": "only one row has the label 'a'",
+        "1 of 4 categories": "fewer than 2 rows, or not among the 50 largest",
         "without category b only": "no row has the label 'b'",
     }
-    assert "Left out, category one: only one row has the label 'a'." in notes(report)
+    assert "Left out, 1 of 4 categories: fewer than 2 rows, or not among the 50 largest." in notes(report)
 
 
 def test_a_control_of_both_labels_and_of_others(config, tmp_path, model_folder):
