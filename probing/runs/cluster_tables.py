@@ -70,7 +70,7 @@ def _held_out(judged: Judged, several: bool) -> pd.DataFrame:
             row |= _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
             if several:
                 change = own[own["metric"] == MAIN[1]].iloc[0]
-                row |= {f"{MAIN[1]} minus the first": change["minus_first"]}
+                row |= {"minus the first": change["minus_first"]}
                 row["minus the first 95 %"] = _ends(change, "minus_first_")
             rows.append(row)
     return pd.DataFrame(rows)
