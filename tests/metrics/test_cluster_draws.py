@@ -54,6 +54,8 @@ def parts(request, monkeypatch):
         monkeypatch.setattr(cluster_draws, "DRAWS_AT_ONCE", 4)
         monkeypatch.setattr(cluster_extremes, "DRAWS_AT_ONCE", 3)
         monkeypatch.setattr(cluster_extremes, "LEAST_PAIRS", 1)
+        monkeypatch.setattr(cluster_extremes, "PAIRS_OF_A_POINT", 0)
+        monkeypatch.setattr(cluster_extremes, "PAIRS_AT_ONCE", 2)
     return request.param
 
 
@@ -85,6 +87,26 @@ def test_resamples_are_as_if_points_were_repeated(parts, clusters):
         for name in ALL_INDICES:
             close = pytest.approx(float(alone[name]), rel=2e-5, abs=1e-6)
             assert float(found.draws[name][draw]) == close, name
+
+
+@pytest.mark.parametrize("clusters", [2, 3])
+def test_draws_of_clusters_of_unequal_size_that_fill_more_than_a_tile(clusters):
+    points, _ = blobs(2, 4700, 3)
+    labels = (torch.arange(4700) >= 4400).long()
+    labels[:2] = clusters - 1
+    labels[4690:] = clusters - 1
+    points = points + labels[:, None] + 5
+    grouped = prepare(points, labels, clusters)
+    drawn, weights = relabelled(labels, 2), weights_of(4700, 2)
+    names = ("davies_bouldin", "calinski_harabasz", "xie_beni", "dunn_centroid")
+    found = read_clusters(grouped, names, in_order(grouped, drawn), in_order(grouped, weights))
+    for draw in range(2):
+        repeated = torch.arange(4700).repeat_interleave(weights[:, draw].long())
+        null = cluster_indices(points.double(), drawn[:, draw], names)
+        again = cluster_indices(points.double()[repeated], labels[repeated], names)
+        for name in names:
+            assert float(found.null[name][draw]) == pytest.approx(float(null[name]), rel=1e-3), name
+            assert float(found.draws[name][draw]) == pytest.approx(float(again[name]), rel=1e-4), name
 
 
 def test_both_at_once_and_the_values_themselves(parts):
@@ -339,4 +361,5 @@ def test_differences_of_what_may_be_infinite():
     assert debiased_difference("xie_beni", 1.0, far, 5.0, draws)[0] == -math.inf
     assert debiased_difference("xie_beni", 5.0, draws, 5.0, draws) == (-math.inf, math.inf)
     assert debiased_difference("xie_beni", 1.0, far, 1.0, far) == (0, 0)
+    assert debiased_difference("xie_beni", 1.0, np.append(far, [0] * 9), 1.0, np.append(far, [1] * 9)) == (0, 0)
     assert all(map(math.isnan, debiased_difference("silhouette", 1.0, draws, 1.0, draws * math.nan)))

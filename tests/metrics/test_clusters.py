@@ -208,6 +208,16 @@ def test_whitened_is_mahalanobis(n):
     assert float(found["silhouette"]) == pytest.approx(expected, rel=1e-8)
 
 
+def test_whitened_where_nothing_is_shrunk():
+    """Every product of two coordinates is as large in all points: the covariance stays as it is, of rank one."""
+    points = torch.tensor([[1.0, 1], [-1, -1]], dtype=torch.float64).repeat(20, 1)
+    labels = torch.arange(40) % 2 ^ (torch.arange(40) < 7).long()
+    found = cluster_indices(points, labels, scaling="whiten")
+    flat = cluster_indices(points[:, :1], labels)
+    for name in INDICES:
+        assert float(found[name]) == pytest.approx(float(flat[name]), rel=1e-6, abs=1e-7), name
+
+
 def test_the_forms_of_the_alignment_quality_index():
     points, labels = blobs(3, 80, 5)
     parts = {name: float(value) for name, value in cluster_indices(points, labels).items()}
