@@ -89,6 +89,24 @@ def test_resamples_are_as_if_points_were_repeated(parts, clusters):
             assert float(found.draws[name][draw]) == close, name
 
 
+def test_resamples_of_units_of_unequal_size(parts):
+    """They have more rows or fewer than there are."""
+    points, labels = blobs(2, 40, 4)
+    grouped = prepare(points, labels, 2)
+    units = np.where(np.arange(40) < 12, 0, np.arange(40))
+    weights = torch.from_numpy(resamples(units, 6).T.copy()).to(torch.int16)
+    found = read_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
+    assert found.sizes.tolist() == weights.sum(dim=0).tolist()
+    assert len(set(found.sizes.tolist())) > 1
+    for draw in range(6):
+        repeated = torch.arange(40).repeat_interleave(weights[:, draw].long())
+        alone = cluster_indices(points.double()[repeated], labels[repeated], ALL_INDICES)
+        alone["silhouette"] = oracles.silhouette(points.tolist(), labels.tolist(), weights[:, draw].tolist())
+        for name in ALL_INDICES:
+            close = pytest.approx(float(alone[name]), rel=2e-5, abs=1e-6)
+            assert float(found.draws[name][draw]) == close, name
+
+
 @pytest.mark.parametrize("clusters", [2, 3])
 def test_draws_of_clusters_of_unequal_size_that_fill_more_than_a_tile(clusters):
     points, _ = blobs(2, 4700, 3)
