@@ -114,11 +114,11 @@ def _joined(parts: Sequence[Moments]) -> Moments:
 
 def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
     """Both forms; NaN where every cluster is a single place."""
-    found = {}
-    for name, closest in (("dunn", ends.least), ("dunn_centroid", part.least_gap)):
-        ratio = grouped.distances(closest) / grouped.distances(ends.greatest)
-        found[name] = torch.where(ratio.isfinite(), ratio, torch.nan)
-    return found
+    ratios = {
+        "dunn": grouped.distances(ends.least) / grouped.distances(ends.greatest),
+        "dunn_centroid": (part.least_gap / ends.greatest).sqrt(),
+    }
+    return {name: torch.where(ratio.isfinite(), ratio, torch.nan) for name, ratio in ratios.items()}
 
 
 def _pass(

@@ -29,7 +29,7 @@ class Extremes:
         size: how many are kept.
         farthest: whether they are the farthest.
         which: pairs of one cluster ("within"), of two ("between"), or all.
-        values: squared distances, as the tiles had them until ``settle``; in order.
+        values: squared distances as the tiles had them; in order once they are settled.
         pairs: positions, [pair 2].
         seen: how many there were to choose from.
     """
@@ -60,7 +60,7 @@ class Extremes:
             same = codes[slice(*tile.rows), None] == codes[slice(*tile.columns)]
             squared = torch.where(same == (self.which == "within"), squared, nothing)
         flat = squared.flatten()
-        found = self._better(flat)
+        found = self._better(flat, masked=squared is not tile.squared)
         if not len(found):
             return
         width = squared.shape[1]
@@ -71,27 +71,34 @@ class Extremes:
             best = self.values.topk(self.size, largest=self.farthest).indices
             self.values, self.pairs = self.values[best], self.pairs[best]
 
-    def _better(self, flat: Tensor) -> Tensor:
+    def _better(self, flat: Tensor, masked: bool) -> Tensor:
         """Places of what may belong to the list."""
-        better = flat.isfinite()
-        self.seen += int(better.sum())
+        self.seen += int(flat.isfinite().sum()) if masked else len(flat)
         if len(self.values) == self.size:
             last = self.values.min() if self.farthest else self.values.max()
-            better &= flat > last if self.farthest else flat < last
-        found = better.nonzero()[:, 0]
+            found = (flat > last if self.farthest else flat < last).nonzero()[:, 0]
+        else:
+            found = flat.isfinite().nonzero()[:, 0]
         if len(found) > self.size:
             found = found[flat[found].topk(self.size, largest=self.farthest).indices]
         return found
 
     def settle(self, grouped: Grouped) -> None:
-        """Compute the values again as sums of squared differences in float64, and sort by them."""
-        exact = [
-            (grouped.at(some[:, 0]) - grouped.at(some[:, 1])).square().sum(dim=1)
-            for some in self.pairs.split(TILE_ROWS)
-        ]
-        self.values = torch.cat(exact) if exact else self.values.double()
+        """Sort, those at the head by values computed once more."""
+        self._sort()
+        head = slice(0, LEAST_PAIRS)
+        self.values = self.values.double()
+        self.values[head] = self.exact(grouped, torch.arange(len(self.values))[head])
+        self._sort()
+
+    def _sort(self) -> None:
         order = self.values.argsort(descending=self.farthest, stable=True)
         self.values, self.pairs = self.values[order], self.pairs[order]
+
+    def exact(self, grouped: Grouped, which: Shaped[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """Some of the values as sums of squared differences in float64."""
+        parts = self.pairs[which].split(TILE_ROWS)
+        return torch.cat([(grouped.at(some[:, 0]) - grouped.at(some[:, 1])).square().sum(dim=1) for some in parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +173,7 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
     found = []
     for some in codes.split(DRAWS_AT_ONCE, dim=1):
         values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
+        decided = torch.full((some.shape[1],), -1, device=some.device)
         left = torch.arange(some.shape[1], device=some.device)
         for start in range(0, len(pairs.values), PAIRS_AT_ONCE):
             part = slice(start, start + PAIRS_AT_ONCE)
@@ -173,10 +181,13 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
             decides = (one >= 0) & (other >= 0) & ((one == other) == pairs.farthest)
             first = decides.to(torch.uint8).argmax(dim=0)
             known = decides.gather(0, first[None])[0]
-            values[left[known]] = pairs.values[part][first[known]]
+            decided[left[known]] = start + first[known]
             left = left[~known]
             if not len(left):
                 break
+        distinct, at = decided[decided >= 0].unique(return_inverse=True)
+        if len(distinct):
+            values[decided >= 0] = pairs.exact(grouped, distinct)[at]
         if not pairs.complete:
             for draw in left.tolist():
                 values[draw] = _alone(grouped, some[:, draw], pairs.farthest)

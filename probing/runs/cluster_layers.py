@@ -218,7 +218,7 @@ def _train_scores(material: Material, points: torch.Tensor, view: View) -> NDArr
             grouped = prepare(points[kept], codes[kept], len(view.clusters), config.metric, config.scaling)
         except ValueError as error:
             log.debug("%s", error)
-            continue
+            return np.full(config.folds, np.nan)
         values = read_clusters(grouped, OF_TRAINING).values
         scores[fold] = float(combined_aqi(values, "size_free", config.weight, len(kept), len(view.clusters)))
     return scores

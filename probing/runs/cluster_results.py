@@ -151,11 +151,12 @@ def _series(arrays: Mapping[str, Array], name: str, n: float, clusters: int, wei
         dict(zip(ALL_INDICES, torch.from_numpy(arrays[f"{name}.{kind}"]), strict=True))
         for kind in ("values", "null", "draws")
     )
+    # A resample of all rows has more or fewer of some of them; the index grows with their number.
     sizes = torch.from_numpy(arrays[f"{name}.sizes"])
-    for metric, form in AQI_FORMS.items():
-        values[metric] = combined_aqi(values, form, weight, n, clusters)
-        null[metric] = combined_aqi(null, form, weight, n, clusters)
-        draws[metric] = combined_aqi(draws, form, weight, sizes, clusters)
+    draws["calinski_harabasz"] = draws["calinski_harabasz"] * (n - clusters) / (sizes - clusters)
+    for some in (values, null, draws):
+        for metric, form in AQI_FORMS.items():
+            some[metric] = combined_aqi(some, form, weight, n, clusters)
     return {metric: Series(float(values[metric]), null[metric].numpy(), draws[metric].numpy()) for metric in METRICS}
 
 
@@ -180,11 +181,12 @@ def _rows(
             if kind != HELD_OUT:
                 row["p_labels_corrected"] = _corrected(series, kind, name, place, metric)
             other = first.get((kind, name, place), {}).get(metric)
-            row |= dict.fromkeys(("minus_first", "minus_first_low", "minus_first_high"), np.nan)
+            change = dict.fromkeys(("", "_corrected", "_low", "_high"), np.nan)
             if other is not None:
-                low, high = _change(metric, own, other)
-                row |= {"minus_first": own.value - other.value, "minus_first_low": low, "minus_first_high": high}
-            found.append(row)
+                change = {"": own.value - other.value, "_corrected": row["corrected"]}
+                change["_corrected"] -= _interval(metric, other)["corrected"]
+                change |= dict(zip(("_low", "_high"), _change(metric, own, other), strict=True))
+            found.append(row | {f"minus_first{name}": value for name, value in change.items()})
     return found
 
 

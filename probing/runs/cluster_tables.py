@@ -28,7 +28,9 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
     if len(material.rows.views) > 1:
         tables["Sets of rows, at each model's best place"] = _by_view(material, judged)
     if several:
-        tables[f"Differences from {material.names[0]}, all rows, by place"] = _differences(material, judged)
+        tables[f"Differences of corrected values from {material.names[0]}, all rows, by place"] = _differences(
+            material, judged
+        )
         tables[f"Drift from {material.names[0]}, by place"] = _drift(judged.drift)
     tables["Notes"] = pd.DataFrame({"note": notes(material, judged, facts)})
     return tables
@@ -70,7 +72,7 @@ def _held_out(judged: Judged, several: bool) -> pd.DataFrame:
             row |= _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
             if several:
                 change = own[own["metric"] == MAIN[1]].iloc[0]
-                row |= {"minus the first": change["minus_first"]}
+                row |= {"minus the first": change["minus_first_corrected"]}
                 row["minus the first 95 %"] = _ends(change, "minus_first_")
             rows.append(row)
     return pd.DataFrame(rows)
@@ -123,7 +125,7 @@ def _differences(material: Material, judged: Judged) -> pd.DataFrame:
             row: dict[str, Any] = {"model": model, "place": place}
             for metric in MAIN:
                 change = _rows(own, place=place, metric=metric).iloc[0]
-                row |= {metric: change["minus_first"], f"{metric} 95 %": _ends(change, "minus_first_")}
+                row |= {metric: change["minus_first_corrected"], f"{metric} 95 %": _ends(change, "minus_first_")}
             rows.append(row)
     return pd.DataFrame(rows).dropna(subset=[MAIN[0]])
 

@@ -7,7 +7,7 @@ import torch
 from probing.metrics.clusters import ALL_INDICES, aqi, cluster_indices
 from probing.runs import cluster_layers
 from probing.runs.cluster_layers import CHOSEN, EQUAL, LEARNED, Material
-from probing.runs.cluster_results import SPACES, _series
+from probing.runs.cluster_results import SPACES, _held_out_series
 from probing.runs.cluster_rows import Rows, View
 
 FOLDS = 3
@@ -23,6 +23,7 @@ class Given(Material):
             folds=FOLDS, permutations=19, resamples=30, seed=0, metric="euclidean", scaling="none", weight=0.5
         )
         self.layers, self.controls, self.device = layers, [], torch.device("cpu")
+        self._relabelings = {}
         self.names, self.places = ["model"], [[str(number) for number in range(len(layers))]]
 
     def states(self, model, place, control=True):
@@ -85,9 +86,10 @@ def test_what_is_held_out_is_the_mean_of_the_folds():
     material = given([torch.randn(60, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
     places, held = parts_of(material)
     folds = material.rows.folds
+    series = _held_out_series(material, held)
     for space in SPACES:
-        assert np.isfinite(_series(held, space, 20, 2, 0.5)["silhouette"].null).all()
-    expected = []
+        assert np.isfinite(series["held out", "", space]["silhouette"].null).all()
+    expected, indices = [], []
     for fold in range(FOLDS):
         scores = [place["train"][fold] for place in places]
         assert held["chosen"][fold] == int(np.argmax(scores))
@@ -95,8 +97,10 @@ def test_what_is_held_out_is_the_mean_of_the_folds():
         part = material.layers[int(np.argmax(scores))][rows]
         values = cluster_indices(part, material.rows.views[0].codes[rows], ALL_INDICES)
         expected.append([float(values[name]) for name in ALL_INDICES])
+        indices.append(float(aqi(part, material.rows.views[0].codes[rows], "size_free")))
         rest = np.flatnonzero(folds != fold)
         for place, score in enumerate(scores):
             alone = aqi(material.layers[place][rest], material.rows.views[0].codes[rest], "size_free")
             assert score == pytest.approx(float(alone), rel=1e-5)
-    assert held[f"{CHOSEN}.values"] == pytest.approx(np.mean(expected, axis=0), rel=1e-9)
+    assert held[f"{CHOSEN}.values"] == pytest.approx(np.array(expected), rel=1e-9)
+    assert series["held out", "", CHOSEN]["aqi_size_free"].value == pytest.approx(np.mean(indices), rel=1e-9)

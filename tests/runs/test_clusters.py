@@ -266,8 +266,10 @@ def test_intervals_and_p_values_recomputed_by_hand(done, seen):
     turned = {model: np.maximum(2 * own[model] - each, 0) for model, each in draws.items()}
     changes = turned["other"] - turned["llama"]
     around = [np.quantile(changes, end, method=to) for end, to in zip(ends, ("lower", "higher"), strict=True)]
-    expected = [own["other"] - own["llama"], *around]
-    for column, one in zip(("minus_first", "minus_first_low", "minus_first_high"), expected, strict=True):
+    corrected = [value(results, column="corrected", **where | {"model": model}) for model in ("llama", "other")]
+    expected = [own["other"] - own["llama"], corrected[1] - corrected[0], *around]
+    columns = [f"minus_first{name}" for name in ("", "_corrected", "_low", "_high")]
+    for column, one in zip(columns, expected, strict=True):
         assert value(results, column=column, **where) == pytest.approx(one, rel=1e-3, abs=1e-6)
         assert np.isnan(value(results, column=column, **where | {"model": "llama"}))
     null = [silhouette_score(seen["other", place][0].double(), each) for each in relabelled]
@@ -541,7 +543,7 @@ def test_models_of_different_depth(config, model_folder, deep_model, tmp_path):
     assert drift["place"].unique().tolist() == PLACES
     compared = results[(results["set"] == "all") & results["minus_first"].notna()]
     assert set(compared["place"]) == set(PLACES)
-    assert report.tables["Differences from llama, all rows, by place"]["place"].tolist() == PLACES
+    assert report.tables["Differences of corrected values from llama, all rows, by place"]["place"].tolist() == PLACES
 
 
 def test_models_that_share_no_place(config, model_folder, deep_model, tmp_path):
@@ -563,7 +565,7 @@ def test_models_are_named_by_as_much_as_it_takes(config, model_folder, tmp_path)
     first = f"{model_folder.parent.name}/llama"
     report = job.run(config(model=[str(model_folder), str(tmp_path / "b" / "llama")], places=PLACES[0]))
     assert list(report.facts["models"]) == [first, "b/llama"]
-    change = report.tables[f"Differences from {first}, all rows, by place"]
+    change = report.tables[f"Differences of corrected values from {first}, all rows, by place"]
     assert change["silhouette"].tolist() == [0]
 
 
@@ -743,7 +745,7 @@ def test_repeated_options_are_a_list_in_yaml(model_folder, other_model, data, tm
     assert status == 0
     found = json.loads(out)
     assert list(found["models"]) == ["llama", "other"]
-    assert found["tables"]["Differences from llama, all rows, by place"][0]["model"] == "other"
+    assert found["tables"]["Differences of corrected values from llama, all rows, by place"][0]["model"] == "other"
     assert "Drift from llama, by place" in found["tables"]
     (tmp_path / "x.yaml").write_text(f"model: [{model_folder}, {other_model}]\n")
     monkeypatch.setattr(cluster_job, "make_part", None)  # it is the same run, and done
