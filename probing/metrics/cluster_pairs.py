@@ -12,6 +12,7 @@ TILE_ROWS = 1024
 TILE_COLUMNS = 2048
 """Products of this size run at full speed, and a tile takes 16 MB in float64."""
 MANY_CLUSTERS = 16
+"""With more, tiles of one cluster by another would be of a few points."""
 Metric = Literal["euclidean", "cosine"]
 
 
@@ -85,7 +86,7 @@ class Grouped:
         return first + total / (stop - start)
 
     def distances(self, squared: Tensor) -> Tensor:
-        """Distances of the metric from squared Euclidean ones; in place for "cosine"."""
+        """Distances of the metric from squared Euclidean ones."""
         return squared.sqrt() if self.metric == "euclidean" else squared / 2
 
 

@@ -258,8 +258,9 @@ def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> A
         weights[fold, usable] = learned.numpy()
         even = torch.full_like(learned, 1 / len(learned))
         for name, pooling in ((LEARNED, learned), (EQUAL, even)):
-            layers = (material.states(model, places[number], control=False)[held] for number in usable)
-            spaces[name] = pool_layers(layers, pooling, scales)
+            part_of = pooling.nonzero()[:, 0]
+            layers = (material.states(model, places[usable[at]], control=False)[held] for at in part_of.tolist())
+            spaces[name] = pool_layers(layers, pooling[part_of], scales[part_of])
         for name, points in spaces.items():
             found[name].append(_view(material, name, points, part, codes, material.weights[held]))
     arrays: dict[str, NDArray[np.float64]] = {"chosen": chosen.astype(np.float64), "layer_weights": weights}

@@ -32,7 +32,7 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
             material, judged
         )
         tables[f"Drift from {material.names[0]}, by place"] = _drift(judged.drift)
-    tables["Notes"] = pd.DataFrame({"note": notes(material, judged, facts)})
+    tables["Notes"] = pd.DataFrame({"note": notes(material, judged)})
     return tables
 
 
@@ -144,7 +144,7 @@ def _drift(drift: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def notes(material: Material, judged: Judged, facts: Mapping[str, Any]) -> list[str]:
+def notes(material: Material, judged: Judged) -> list[str]:
     """What a reader has to know before believing a number."""
     said = []
     clusters = material.rows.views[0].clusters
@@ -252,7 +252,8 @@ def _subsets(material: Material, judged: Judged) -> list[str]:
             row = control.iloc[0]
             said.append(
                 f"{model}: beside the control of matched topics the silhouette at {place} is {row['value']:.3f} "
-                f"({row['low']:.3f} to {row['high']:.3f}), {whole['value']:.3f} without it: the rest may be topic."
+                f"({row['low']:.3f} to {row['high']:.3f}), beside the data's own rows {whole['value']:.3f}: only what is "
+                f"left with the control cannot be topic."
             )
         elif not len(own[own["set"] == CATEGORY]):
             said.append(
