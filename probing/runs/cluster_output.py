@@ -98,6 +98,8 @@ def _facts(
         path, count = control[0].path, len(rows.prompts) - rows.of_data
         facts["control"] = {"path": path, "sha256": control[0].sha256}
         facts["control"]["rows_by_status"] = _statuses(count, rows.control_problems)
+        listed = list(rows.control_problems.values())[:LISTED_PROBLEMS]
+        facts["control"]["problems"] = [asdict(problem) for problem in listed]
     return facts
 
 

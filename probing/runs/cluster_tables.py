@@ -252,8 +252,8 @@ def _subsets(material: Material, judged: Judged) -> list[str]:
             row = control.iloc[0]
             said.append(
                 f"{model}: beside the control of matched topics the silhouette at {place} is {row['value']:.3f} "
-                f"({row['low']:.3f} to {row['high']:.3f}), beside the data's own rows {whole['value']:.3f}: only what is "
-                f"left with the control cannot be topic."
+                f"({row['low']:.3f} to {row['high']:.3f}), beside the data's own rows {whole['value']:.3f}: what the "
+                f"control leaves is not topic."
             )
         elif not len(own[own["set"] == CATEGORY]):
             said.append(
