@@ -15,11 +15,9 @@ import argparse
 import json
 import platform
 import resource
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from bench_ccs import bench_ccs
 from bench_clusters import bench_clusters
 from bench_kernels import bench_kernels
 from bench_likelihood import bench_likelihood
+from measuring import spread_of, status_bytes, timed
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from probing import LanguageModel, PreferencePair
@@ -74,17 +73,6 @@ def straightforward(language_model: LanguageModel, pairs: Sequence[TokenizedPair
     return scores
 
 
-def timed(language_model: LanguageModel, job: Callable[[], Any]) -> tuple[Any, float]:
-    """What a job returns and how long it took, the device's queue emptied before and after."""
-    if language_model.device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    result = job()
-    if language_model.device.type == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - began
-
-
 def check(ours: Sequence[float], plain: Sequence[float]) -> None:
     """Stop unless both ways agree, relative to the largest score of the block."""
     scale = max(map(abs, plain))
@@ -95,7 +83,7 @@ def check(ours: Sequence[float], plain: Sequence[float]) -> None:
 
 def interleaved(language_model: LanguageModel, pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     """Both ways, block by block in turn; the ratio of each block, and all tokens over all seconds."""
-    scorer = PairScorer(language_model)
+    scorer, device = PairScorer(language_model), language_model.device.type
     tokenized = tokenize_pairs(language_model.tokenizer, pairs, max_length=language_model.max_positions)
     good = [(pair, ids) for pair, ids in zip(pairs, tokenized, strict=True) if ids.status == "ok"]
     size = -(-len(good) // BLOCKS)
@@ -105,9 +93,9 @@ def interleaved(language_model: LanguageModel, pairs: Sequence[PreferencePair]) 
     straightforward(language_model, [ids for _, ids in warm])
     ratios, seconds, tokens = [], {"ours": 0.0, "plain": 0.0}, 0
     for block in blocks:
-        scored, ours = timed(language_model, lambda block=block: scorer.score([pair for pair, _ in block]))
+        scored, ours = timed(lambda block=block: scorer.score([pair for pair, _ in block]), device)
         plain_scores, plain = timed(
-            language_model, lambda block=block: straightforward(language_model, [ids for _, ids in block])
+            lambda block=block: straightforward(language_model, [ids for _, ids in block]), device
         )
         check(scored.frame["ches"].tolist(), plain_scores)
         ratios.append(plain / ours)
@@ -115,14 +103,11 @@ def interleaved(language_model: LanguageModel, pairs: Sequence[PreferencePair]) 
         seconds["plain"] += plain
         tokens += scored.tokens
         print(f"  block of {len(block)} pairs: {plain / ours:.2f}x", file=sys.stderr)
-    low, *_, high = statistics.quantiles(ratios, n=5)
     return {
         "figure": "speed",
         "pairs": len(good),
         "tokens": tokens,
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_20": round(low, 3),
-        "ratio_80": round(high, 3),
+        **spread_of(ratios),
         "tokens_per_second_ours": round(tokens / seconds["ours"]),
         "tokens_per_second_plain": round(tokens / seconds["plain"]),
     }
@@ -148,14 +133,14 @@ def memory_job(way: str, data: str, rows: int, device: str, small: bool) -> dict
     if way == "plain":
         tokenized = tokenize_pairs(language_model.tokenizer, pairs, max_length=language_model.max_positions)
         good = [pair for pair in tokenized if pair.status == "ok"]
-        _, seconds = timed(language_model, lambda: straightforward(language_model, good))
+        _, seconds = timed(lambda: straightforward(language_model, good), device)
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in good)
     else:
         # In blocks, as ``probing score`` does it.
         parts = [pairs[start : start + BLOCK_PAIRS] for start in range(0, len(pairs), BLOCK_PAIRS)]
-        scored, seconds = timed(language_model, lambda: [scorer.score(part) for part in parts])
+        scored, seconds = timed(lambda: [scorer.score(part) for part in parts], device)
         tokens = sum(block.tokens for block in scored)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident()
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else status_bytes("VmHWM")
     return {"rows": rows, "tokens": tokens, "seconds": round(seconds, 3), "peak_mb": round((peak - before) / 2**20, 1)}
 
 
@@ -170,12 +155,6 @@ def resident() -> int:
     """Bytes of this process in memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
-
-
-def peak_resident() -> int:
-    """The most there ever were. Not ``ru_maxrss``, which a new process takes over from the one that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def facts(device: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ On a card also: how much of the matrix ceiling an 8B model reaches (random weigh
 
 import argparse
 import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from measuring import spread_of
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -161,12 +161,7 @@ def measure(ways: dict[str, Way], rounds: Sequence[Sequence[Segment]]) -> dict[s
     rows = {}
     for name, own in seconds.items():
         ratios = [base / time for base, time in zip(seconds[first], own, strict=True)]
-        low, *_, high = statistics.quantiles(ratios, n=5)
-        rows[name] = {
-            "ratio_median": round(statistics.median(ratios), 3),
-            "ratio_20": round(low, 3),
-            "ratio_80": round(high, 3),
-        }
+        rows[name] = spread_of(ratios)
         print(f"  {name}: {rows[name]['ratio_median']:.2f}x", file=sys.stderr)
     return rows
 

@@ -1,14 +1,13 @@
 """The job ``ccs`` of ``bench.py``: contrast-consistent probes trained together against each trained alone."""
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from measuring import spread_of, timed
 from torch import Tensor
 
 from probing.probes.ccs import CCSOptions, TrainedProbes, centers_of, normalized, starting_points, train_probes
@@ -19,8 +18,6 @@ LAYERS, RESTARTS, PAIRS, WIDTH, EPOCHS = 12, 10, 500, 768, 1000
 SMALL = {"layers": 2, "restarts": 2, "pairs": 40, "width": 16, "epochs": 20, "sample": 3}
 BLOCKS = 4
 WARM_EPOCHS = 5
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -77,17 +74,6 @@ def train_alone(yes: Tensor, no: Tensor, weight: Tensor, bias: Tensor, options: 
     return weight.detach(), bias.detach()
 
 
-def timed(job: Callable[[], Result], device: str) -> tuple[Result, float]:
-    """What a job returns and how long it took."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    result = job()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - began
-
-
 def check(ours: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
     """The largest difference of probabilities of the same probe; stops if there is a large one."""
     worst = float((torch.stack([*ours]) - torch.stack([*plain])).abs().max())  # NaN if there is one
@@ -130,15 +116,12 @@ def compare(sizes: Sizes, device: str) -> dict[str, Any]:
         seconds["ours"] += ours
         seconds["plain"] += plain
         print(f"  all {len(probes)} probes {ours:.2f} s, {len(block)} of them alone {plain:.2f} s", file=sys.stderr)
-    low, *_, high = statistics.quantiles(ratios, n=5)
     return {
         "figure": "time of probes trained alone over that of all together",
         **sizes.told(),
         "alone": f"timed {count} of {len(probes)} probes, scaled",
         "worst_difference": float(f"{worst:.1e}"),
-        "ratio_median": round(statistics.median(ratios), 2),
-        "ratio_20": round(low, 2),
-        "ratio_80": round(high, 2),
+        **spread_of(ratios, digits=2),
         "seconds_ours": round(seconds["ours"] / len(ratios), 3),
         "seconds_plain": round(seconds["plain"] / count * len(probes), 3),
     }

@@ -2,15 +2,13 @@
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import peak_of, spread_of, timed
 from torch import Tensor
 
 from probing.metrics.cluster_draws import read_clusters
@@ -65,17 +63,6 @@ def plain(states: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def timed(job: Any, device: str) -> tuple[Any, float]:
-    """What a job returns and how long it took."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    result = job()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - began
-
-
 def compare(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
     """Both ways in turn, layer by layer."""
     layers, points, width, permutations = sizes
@@ -94,7 +81,6 @@ def compare(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
         seconds["ours"] += mine
         seconds["plain"] += theirs
         print(f"  layer {layer}: ours {mine:.2f} s, scikit-learn and scipy {theirs:.2f} s", file=sys.stderr)
-    low, *_, high = statistics.quantiles(ratios, n=5)
     return {
         "figure": "time of scikit-learn's three indices and scipy's pdist over that of five with permutations",
         "layers": layers,
@@ -102,9 +88,7 @@ def compare(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
         "width": width,
         "permutations": permutations,
         "worst_difference": float(f"{worst:.1e}"),
-        "ratio_median": round(statistics.median(ratios), 2),
-        "ratio_20": round(low, 2),
-        "ratio_80": round(high, 2),
+        **spread_of(ratios, digits=2),
         "seconds_ours": round(seconds["ours"], 3),
         "seconds_plain": round(seconds["plain"], 3),
     }
@@ -122,26 +106,17 @@ def job_alone(layers: int, points: int, width: int, permutations: int, device: s
     """The inside of that process."""
     ours(*inputs(64, width, 0, device), min(permutations, 2))
     spaces = [inputs(points, width, layer, device) for layer in range(layers)]
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if device == "cuda" else _memory("VmRSS")
-    if device != "cuda":
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    _, seconds = timed(lambda: [ours(*space, permutations) for space in spaces], device)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _memory("VmHWM")
+    (_, seconds), peak = peak_of(
+        lambda: timed(lambda: [ours(*space, permutations) for space in spaces], device), device
+    )
     return {
         "layers": layers,
         "points": points,
         "width": width,
         "permutations": permutations,
         "seconds": round(seconds, 3),
-        "peak_mb": round((peak - before) / 2**20, 1),
+        "peak_mb": peak,
     }
-
-
-def _memory(name: str) -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 
 def bench_clusters(options: argparse.Namespace) -> list[dict[str, Any]]:

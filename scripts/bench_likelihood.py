@@ -2,15 +2,13 @@
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from measuring import peak_of, spread_of, timed
 from torch import Tensor
 
 from probing import LanguageModel, PreferencePair
@@ -62,37 +60,7 @@ def memory_job(way: str, shape: tuple[int, int, int], device: str) -> dict[str, 
     """The inside of that process."""
     tensors = inputs(*shape, device)
     WAYS[way](*(part[:64] if part is not tensors[1] else part for part in tensors))
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak counts anew
-        before = status_bytes("VmRSS")
-    WAYS[way](*tensors)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else status_bytes("VmHWM")
-    return {"peak_mb": round((peak - before) / 2**20, 1)}
-
-
-def status_bytes(name: str) -> int:
-    """Memory of this process, as the kernel counts it."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
-
-
-def timed(job: Callable[[], Any], device: str) -> tuple[Any, float]:
-    """What a job returns and how long it took."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    result = job()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - began
-
-
-def spread_of(ratios: Sequence[float]) -> dict[str, float]:
-    """Median and 20th and 80th percentile."""
-    low, *_, high = statistics.quantiles(ratios, n=5)
-    return {"ratio_median": round(statistics.median(ratios), 3), "ratio_20": round(low, 3), "ratio_80": round(high, 3)}
+    return {"peak_mb": peak_of(lambda: WAYS[way](*tensors), device)[1]}
 
 
 def compare_ways(shape: tuple[int, int, int], device: str) -> dict[str, Any]:
