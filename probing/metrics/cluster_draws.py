@@ -13,6 +13,7 @@ from probing.metrics.cluster_moments import Moments, moments, relabelled_moments
 from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Sums, Tile, silhouettes, tiles
 from probing.metrics.cluster_tiles import kernel_runs, read_tiles
 
+OF_EXTREMES = ("dunn", "dunn_centroid")
 OF_MOMENTS = ("davies_bouldin", "calinski_harabasz", "xie_beni")
 BUDGET = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Bytes for the sums of distances of draws; where more are needed, distances are computed again for a part of them."""
@@ -71,20 +72,23 @@ def read_clusters(
     found = tuple({name: getattr(part, name)() for name in indices if name in OF_MOMENTS} for part in parts)
     own = torch.zeros(0, dtype=torch.float64)
     if any(name not in OF_MOMENTS for name in indices):
-        lists = PairLists.of(grouped, codes.shape[1] > 0, counted.shape[1] > 0)
-        wanted = "silhouette" in indices
+        wanted, extreme = "silhouette" in indices, any(name in OF_EXTREMES for name in indices)
+        lists = PairLists.of(grouped, codes.shape[1] > 0, counted.shape[1] > 0) if extreme else None
         if not codes.shape[1] + counted.shape[1] and kernel_runs(grouped, impl):
             own, least, greatest = read_tiles(grouped, impl)
             of_null = of_draws = own[:0]
-            known = Ends(own.new_tensor([least]), own.new_tensor([greatest]))
+            known: Ends | None = Ends(own.new_tensor([least]), own.new_tensor([greatest]))
         else:
             drawn = (codes, counted) if wanted else (nothing, nothing)
             own, of_null, of_draws = _pass(grouped, centroids, *drawn, lists, report)
-            lists.settle(grouped)
-            known = Ends(*(each.values[:1] for each in (lists.between, lists.within)))
-        ends = (known, lists.of_labels(grouped, codes), lists.of_resamples(grouped, counted))
-        for some, part, end, mean in zip(found, parts, ends, (own.mean()[None], of_null, of_draws), strict=True):
-            some |= _dunn(grouped, part, end) | ({"silhouette": mean} if wanted else {})
+            known = None if lists is None else lists.settled(grouped)
+        if wanted:
+            for some, mean in zip(found, (own.mean()[None], of_null, of_draws), strict=True):
+                some["silhouette"] = mean
+        if lists is not None and known is not None:
+            ends = (known, lists.of_labels(grouped, codes), lists.of_resamples(grouped, counted))
+            for some, part, end in zip(found, parts, ends, strict=True):
+                some |= _dunn(grouped, part, end)
     everywhere = torch.ones((), dtype=torch.bool, device=grouped.points.device)
     some_within = (everywhere, everywhere, _more_than_a_point(grouped, counted))
     values, null, draws = (
@@ -126,7 +130,7 @@ def _pass(
     centroids: list[Float[Tensor, " width"]],
     codes: Shaped[Tensor, "n draw"],
     weights: Shaped[Tensor, "n other"],
-    lists: PairLists,
+    lists: PairLists | None,
     report: Callable[[float], None],
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " draw"], Float[Tensor, " other"]]:
     """Silhouette of every position, and the mean of every draw; the lists are filled on the way."""
@@ -145,7 +149,7 @@ def _pass(
                 narrow = distances.float()
                 others.add(tile, narrow)
                 resampled.add(tile, narrow)
-            if number == 0:
+            if number == 0 and lists is not None:
                 lists.add(tile, own)
         null.append(others.silhouettes(sums.values.sum(dim=1)))
         drawn.append(resampled.silhouettes())

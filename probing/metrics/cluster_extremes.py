@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Tile
+from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Tile, exact_squares
 
 LEAST_PAIRS = 64
 MOST_PAIRS = 2**18
@@ -147,10 +147,11 @@ class PairLists:
         for each in self._used:
             each.add(tile, codes)
 
-    def settle(self, grouped: Grouped) -> None:
-        """Compute the distances once more, in float64."""
+    def settled(self, grouped: Grouped) -> Ends:
+        """Once every tile is taken in: the lists in order, and the ends of the labels as they are."""
         for each in self._used:
             each.settle(grouped)
+        return Ends(self.between.values[:1], self.within.values[:1])
 
     def of_labels(self, grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Ends:
         """Of other labels."""
@@ -207,11 +208,9 @@ def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> flo
         others = rows if farthest else ((codes >= 0) & (codes != cluster)).nonzero()[:, 0]
         for left in rows.split(TILE_ROWS):
             for right in others.split(TILE_ROWS):
-                distances = torch.cdist(
-                    grouped.at(left), grouped.at(right), compute_mode="donot_use_mm_for_euclid_dist"
-                )
+                squared = exact_squares(grouped.at(left), grouped.at(right))
                 if len(rows) > 1 or not farthest:
-                    found.append(distances.max() if farthest else distances.min())
+                    found.append(squared.max() if farthest else squared.min())
     if not found:
         return float("nan")
-    return float(torch.stack(found).max() if farthest else torch.stack(found).min()) ** 2
+    return float(torch.stack(found).max() if farthest else torch.stack(found).min())

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.metrics.cluster_pairs import TILE_COLUMNS, Grouped
+from probing.metrics.cluster_pairs import Grouped, exact_squares
 
 
 class Moments(NamedTuple):
@@ -90,7 +90,7 @@ def relabelled_moments(
     n, draws = codes.shape
     center = torch.stack([c * count for c, count in zip(centroids, grouped.counts, strict=True)]).sum(dim=0) / n
     clusters, device = grouped.clusters, grouped.points.device
-    blocks = [(start, min(start + TILE_COLUMNS, n)) for start in range(0, n, TILE_COLUMNS)]
+    blocks = list(grouped.blocks())
     counts = torch.stack([(codes == cluster).sum(dim=0) for cluster in range(clusters)]).double()
     sums = torch.zeros((clusters, draws, len(center)), dtype=torch.float64, device=device)
     for start, stop in blocks:
@@ -154,4 +154,4 @@ def resampled_moments(
 def _gaps(means: Float[Tensor, "cluster draw width"]) -> Float[Tensor, "draw cluster cluster"]:
     """Squared distances between the centroids of each draw, from differences."""
     own = means.transpose(0, 1)
-    return torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return exact_squares(own, own)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Grouped:
         """Points of each cluster."""
         return [stop - start for start, stop in self.ranges]
 
-    @property
+    @cached_property
     def codes(self) -> Int[Tensor, " n"]:
         """Cluster of every position."""
         counts = torch.tensor(self.counts, device=self.points.device)
@@ -73,9 +74,9 @@ class Grouped:
         """Coordinates of neighbouring positions."""
         return self.points[self.order[start:stop]].double() - self.points[0].double()
 
-    def blocks(self, cluster: int, size: int = TILE_COLUMNS) -> Iterator[tuple[int, int]]:
-        """Ranges of at most ``size`` positions that make up a cluster."""
-        start, stop = self.ranges[cluster]
+    def blocks(self, cluster: int | None = None, size: int = TILE_COLUMNS) -> Iterator[tuple[int, int]]:
+        """Ranges of at most ``size`` positions that make up a cluster, or all clusters."""
+        start, stop = (0, len(self.order)) if cluster is None else self.ranges[cluster]
         yield from ((at, min(at + size, stop)) for at in range(start, stop, size))
 
     def centroid(self, cluster: int) -> Float[Tensor, " width"]:
@@ -88,6 +89,11 @@ class Grouped:
     def distances(self, squared: Tensor) -> Tensor:
         """Distances of the metric from squared Euclidean ones."""
         return squared.sqrt() if self.metric == "euclidean" else squared / 2
+
+
+def exact_squares(left: Float[Tensor, "*draw n width"], right: Float[Tensor, "*draw m width"]) -> Tensor:
+    """Squared distances, [*draw n m], as sums of squared differences: no digits are lost between near points."""
+    return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 class Tile(NamedTuple):
@@ -140,8 +146,7 @@ def tiles(
 def _row_blocks(grouped: Grouped, apart: bool) -> Iterator[tuple[int, tuple[int, int]]]:
     """Ranges of rows, each with its cluster."""
     if not apart:
-        n = len(grouped.order)
-        yield from ((0, (at, min(at + TILE_ROWS, n))) for at in range(0, n, TILE_ROWS))
+        yield from ((0, rows) for rows in grouped.blocks(size=TILE_ROWS))
         return
     for cluster in range(grouped.clusters):
         yield from ((cluster, rows) for rows in grouped.blocks(cluster, TILE_ROWS))

@@ -8,7 +8,7 @@ from probing.errors import KernelUnavailable
 from probing.kernels.dispatch import choose
 from probing.kernels.jit import ELEMENT_TYPES
 from probing.kernels.pair_distances import PairDistances, pair_distances
-from probing.metrics.cluster_pairs import Grouped, silhouettes
+from probing.metrics.cluster_pairs import Grouped, exact_squares, silhouettes
 
 OP = "pair_distances"
 ERROR = 1e-5
@@ -46,18 +46,15 @@ def read_tiles(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"], float,
 
 def _multiplied(grouped: Grouped) -> tuple[Float[Tensor, "n width"], float]:
     """Points in order, as they are best multiplied, and their largest squared norm."""
-    points = grouped.points[grouped.order]
-    center = torch.stack([grouped.rows(*block).sum(dim=0) for block in _blocks(grouped)]).sum(dim=0) / len(points)
-    spread = sum(float((grouped.rows(*block) - center).square().sum()) for block in _blocks(grouped))
-    norms = torch.cat([points[start:stop].double().square().sum(dim=1) for start, stop in _blocks(grouped)])
-    if points.dtype == torch.float32 or float(norms.sum()) > FAR * spread:
-        points = torch.cat([(grouped.rows(*block) - center).float() for block in _blocks(grouped)])
-        norms = points.double().square().sum(dim=1)
-    return points, float(norms.max())
-
-
-def _blocks(grouped: Grouped) -> list[tuple[int, int]]:
-    return [block for cluster in range(grouped.clusters) for block in grouped.blocks(cluster)]
+    points, blocks = grouped.points[grouped.order], list(grouped.blocks())
+    center = torch.stack([grouped.rows(*block).sum(dim=0) for block in blocks]).sum(dim=0) / len(points)
+    if points.dtype != torch.float32:
+        norms = torch.cat([points[start:stop].double().square().sum(dim=1) for start, stop in blocks])
+        spread = sum(float((grouped.rows(*block) - center).square().sum()) for block in blocks)
+        if float(norms.sum()) <= FAR * spread:
+            return points, float(norms.max())
+    centered = torch.cat([(grouped.rows(*block) - center).float() for block in blocks])
+    return centered, max(float(centered[start:stop].double().square().sum(dim=1).max()) for start, stop in blocks)
 
 
 def _extreme(grouped: Grouped, found: PairDistances, within: bool, error: float) -> float:
@@ -69,8 +66,7 @@ def _extreme(grouped: Grouped, found: PairDistances, within: bool, error: float)
     near = values >= values.max() - 2 * error if within else values <= values.min() + 2 * error
     exact = []
     for left, right in found.blocks[found.tiles[chosen[near]]].tolist():
-        one, other = grouped.rows(*left), grouped.rows(*right)
-        squared = torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").square()
+        squared = exact_squares(grouped.rows(*left), grouped.rows(*right))
         exact.append(squared.max() if within else squared.min())
     stacked = torch.stack(exact)
     return float(stacked.max() if within else stacked.min())
