@@ -157,6 +157,11 @@ def _sides(pair: PreferencePair, substring: str | None) -> list[LabelledPrompt]:
     ]
 
 
+def label_name(prompt: LabelledPrompt) -> str:
+    """A label as it is shown and named in options."""
+    return str(prompt.label).lower() if isinstance(prompt.label, bool) else str(prompt.label)
+
+
 def _prompt(
     id: str, row: Row, text: Text, response: Text | None, span: Any, columns: Columns, where: str
 ) -> LabelledPrompt:

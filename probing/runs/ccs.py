@@ -12,7 +12,7 @@ from probing.data.statements import (
     contrast_pairs_from_table,
     parse_replacement,
 )
-from probing.data.tables import Table, read_table
+from probing.data.tables import Table, is_empty, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.probes.controls import LEAST_FOLDS
 from probing.runs.capture import expand_places
@@ -212,15 +212,10 @@ def _split_values(config: CCSConfig, table: Table, pairs: list[ContrastPair]) ->
             f"{table.path}: there is no column '{config.split_by}' to split by; give 'pair' or one of "
             f"{', '.join(map(str, table.columns))}"
         )
-    missing = [pair.id for pair, value in zip(pairs, values, strict=True) if _nothing(value)]
+    missing = [pair.id for pair, value in zip(pairs, values, strict=True) if is_empty(value)]
     if missing:
         raise DataInvalid(f"{table.path}: pair '{missing[0]}' has no {config.split_by} to split by")
     return [str(value) for value in values]
-
-
-def _nothing(value: object) -> bool:
-    """Whether a value is what tables have where nothing is."""
-    return value is None or value != value or not str(value).strip()
 
 
 def _values_of(config: CCSConfig, table: Table, pairs: list[ContrastPair]) -> list[object]:

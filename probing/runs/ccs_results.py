@@ -13,12 +13,12 @@ from probing.probes.controls import Splits, corrected_p_values, label_flips, p_v
 from probing.probes.evaluate import BY_LABEL, HIGHER_IS_BETTER, METRICS, measure
 from probing.report.progress import Progress
 from probing.runs.ccs import CCSConfig
+from probing.runs.layer_shards import NULL_SHARES, null_columns
 from probing.types import ContrastPair, Estimate
 
 Array = NDArray[np.float64]
 CHOSEN = "chosen inside folds"
 ALL = "all"
-INTERVAL = (0.025, 0.5, 0.975)
 NO_P_VALUE = ("polar_consistency",)
 """Neither a low nor a high mean is better: its sign belongs to another kind of inconsistency."""
 BANDS = ("random", "pairings", "labels")
@@ -292,9 +292,7 @@ class Judge:
         row |= {"value": found.value, "low": found.low, "high": found.high, "pairs": found.n}
         for band in BANDS:
             null = bands.get(band)
-            known = np.array([]) if null is None else null[np.isfinite(null)]
-            cuts = np.quantile(known, INTERVAL) if len(known) else [np.nan] * 3
-            row |= dict(zip((f"{band}_low", f"{band}_median", f"{band}_high"), map(float, cuts), strict=True))
+            row |= null_columns(band, null)
         for band in ("random", "labels"):
             null = bands.get(band)
             value = float("nan")
@@ -338,7 +336,7 @@ class Judge:
                     np.stack([each[name][metric] for each in self.random_by_formulation]) for name in (first, second)
                 ]
                 away = np.abs(random[0] - random[1]).mean(axis=0)
-                low, median, high = np.quantile(away, INTERVAL)
+                low, median, high = np.quantile(away, NULL_SHARES)
                 found = Estimate(float(median), float(low), float(high), len(self.pairs))
                 self._control(f"formulations: {label}", "mean over places", "random", metric, found)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from probing.data.prompts import label_name
 from probing.data.tables import Table, canonical
 from probing.errors import LayerNotFound, SourceMismatch
 from probing.models.load import LanguageModel, choose_device, load
@@ -16,7 +17,7 @@ from probing.runs.capture import expand_places
 from probing.runs.cluster_layers import Material, make_part
 from probing.runs.cluster_output import write_everything
 from probing.runs.cluster_rows import rows_of
-from probing.runs.clusters import SUMMARY_FILE, ClustersConfig, label_name
+from probing.runs.clusters import SUMMARY_FILE, ClustersConfig
 from probing.runs.labelled_states import Prompts, captured, check_same_request, join_states, request_of, values_to_split
 from probing.runs.layer_shards import (
     STATES,

@@ -16,7 +16,7 @@ from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka,
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
 from probing.models.load import choose_device
 from probing.probes.controls import permuted_labels
-from probing.runs.cluster_rows import Rows, View
+from probing.runs.cluster_rows import Rows, View, categories_of
 from probing.runs.clusters import ClustersConfig
 from probing.runs.labelled_states import Prompts
 from probing.runs.layer_shards import Arrays, places_of
@@ -308,7 +308,8 @@ def _drift(material: Material, model: int, place: str) -> Arrays:
         compared, as in spaces of different width.
     """
     before, after = (material.states(number, place, control=False) for number in (0, model))
-    arrays = {"cka": np.array([_or_nan(linear_cka, before, after), _or_nan(linear_cka, before, after, True)])}
+    alike = [_tried(linear_cka, before, after, debiased) for debiased in (False, True)]
+    arrays = {"cka": np.array(alike, dtype=np.float64)}  # None becomes NaN
     subsets = drift_subsets(material.rows)
     width = after.shape[1]
     shifts, told = np.full((len(subsets), width), np.nan), np.full((len(subsets), 3), np.nan)
@@ -318,33 +319,27 @@ def _drift(material: Material, model: int, place: str) -> Arrays:
     angles = np.full(min(material.config.components, most), np.nan)
     if before.shape == after.shape:
         for at, (_, _, index) in enumerate(subsets):
-            try:
-                shift = centroid_shift(before[index], after[index])
-            except ValueError as error:
-                log.debug("%s", error)
-                continue
-            shifts[at], told[at] = shift.vector.cpu().numpy(), (shift.norm, shift.relative, shift.noise)
+            shift = _tried(centroid_shift, before[index], after[index])
+            if shift is not None:
+                shifts[at], told[at] = shift.vector.cpu().numpy(), (shift.norm, shift.relative, shift.noise)
         for at, label in enumerate(labels):
             index = np.flatnonzero(material.rows.labels[: len(before)] == label)
-            try:
-                found = bures_wasserstein(before[index], after[index])
-            except ValueError as error:
-                log.debug("%s", error)
-                continue
-            bures[at] = found.distance, found.conflict
-        try:
-            angles[:] = principal_angles(before, after, len(angles)).cpu().numpy()
-        except ValueError as error:
-            log.debug("%s", error)
+            found = _tried(bures_wasserstein, before[index], after[index])
+            if found is not None:
+                bures[at] = found.distance, found.conflict
+        spans = _tried(principal_angles, before, after, len(angles))
+        if spans is not None:
+            angles[:] = spans.cpu().numpy()
     return arrays | {"shifts": shifts, "shift": told, "angles": angles, "bures": bures}
 
 
-def _or_nan(measure: Callable[..., float], *arguments: Any) -> float:
+def _tried(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """What a measure answers; None where these states have none."""
     try:
         return measure(*arguments)
     except ValueError as error:
         log.debug("%s", error)
-        return float("nan")
+        return None
 
 
 def drift_subsets(rows: Rows) -> list[tuple[str, str, NDArray[np.int64]]]:
@@ -352,6 +347,6 @@ def drift_subsets(rows: Rows) -> list[tuple[str, str, NDArray[np.int64]]]:
     found = [("all", "", np.arange(rows.of_data))]
     labels = rows.labels[: rows.of_data]
     found += [("label", str(name), np.flatnonzero(labels == name)) for name in np.unique(labels)]
-    categories = np.array(["" if p.category is None else str(p.category) for p in rows.prompts[: rows.of_data]])
+    categories = categories_of(rows.prompts[: rows.of_data])
     found += [("category", str(name), np.flatnonzero(categories == name)) for name in np.unique(categories) if name]
     return found

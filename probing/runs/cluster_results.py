@@ -24,11 +24,11 @@ from probing.runs.cluster_layers import (
     nothing_varies,
 )
 from probing.runs.cluster_rows import ALL
+from probing.runs.layer_shards import null_columns
 
 Array = NDArray[np.float64]
 AQI_FORMS = {"aqi": "paper", "aqi_size_free": "size_free", "aqi_dbs_dunn": "dbs_dunn"}
 METRICS = (*ALL_INDICES, *AQI_FORMS)
-INTERVAL = (0.025, 0.5, 0.975)
 SPACES = (CHOSEN, LEARNED, EQUAL)
 RANGE_ONLY = ("dunn", "dunn_centroid", "aqi_dbs_dunn")
 """Indices of extremes, which resamples can only move one way: their ends are the range of resamples."""
@@ -174,9 +174,7 @@ def _rows(
         for metric, own in metrics.items():
             row: dict[str, Any] = {"model": model, "set": kind, "category": name, "place": place, "metric": metric}
             row |= {"value": own.value, **_interval(metric, own), "rows": counts[kind, name]}
-            known = own.null[np.isfinite(own.null)]
-            cuts = np.quantile(known, INTERVAL).tolist() if len(known) else [np.nan] * 3
-            row |= dict(zip(("labels_low", "labels_median", "labels_high"), cuts, strict=True))
+            row |= null_columns("labels", own.null)
             row |= {"p_labels": own.p(metric), "p_labels_corrected": np.nan}
             if kind != HELD_OUT:
                 row["p_labels_corrected"] = _corrected(series, kind, name, place, metric)

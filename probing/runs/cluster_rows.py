@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from probing.data.prompts import label_name
 from probing.data.tables import Table
 from probing.errors import DataInvalid
 from probing.probes.controls import permuted_labels, resamples
-from probing.runs.clusters import LEAST_ROWS, ClustersConfig, label_name, labels_of
+from probing.runs.clusters import LEAST_ROWS, ClustersConfig, labels_of
 from probing.runs.labelled_states import Prompts, text_units, values_to_split
 from probing.runs.layer_shards import folds_of, joined_groups
 from probing.types import LabelledPrompt, Problem
@@ -146,6 +147,11 @@ def _values(
     return [by_id[prompt.id] for prompt in kept]
 
 
+def categories_of(prompts: Sequence[LabelledPrompt]) -> NDArray[np.str_]:
+    """The category of every row, empty where it has none."""
+    return np.array([prompt.category or "" for prompt in prompts])
+
+
 def _views(
     prompts: Sequence[LabelledPrompt], labels: NDArray[np.str_], of_data: int
 ) -> tuple[list[View], dict[str, str]]:
@@ -156,7 +162,7 @@ def _views(
     """
     rows = np.arange(len(prompts))
     mine = rows < of_data
-    categories = np.array(["" if prompt.category is None else str(prompt.category) for prompt in prompts])
+    categories = categories_of(prompts)
     asked: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, "", mine)]
     views, skipped = [], {}
     sizes = Counter(categories[:of_data].tolist())

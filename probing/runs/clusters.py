@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from probing.data.prompts import label_name
 from probing.data.tables import Table
 from probing.errors import UsageError
 from probing.probes.controls import LEAST_FOLDS
@@ -167,11 +168,6 @@ def run(config: ClustersConfig) -> Report:
         from probing.runs.cluster_job import clusters_into
 
         return clusters_into(folder, config, table, prompts, control)
-
-
-def label_name(prompt: LabelledPrompt) -> str:
-    """A label as it is shown and named in options."""
-    return str(prompt.label).lower() if isinstance(prompt.label, bool) else str(prompt.label)
 
 
 def labels_of(config: ClustersConfig, prompts: Sequence[LabelledPrompt]) -> list[str]:

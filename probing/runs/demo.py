@@ -37,8 +37,8 @@ def run(config: DemoConfig) -> Report:
     """Run each job once; the tables are those of the jobs, and one by kind of pair."""
     out = Path(config.out).expanduser()
     again = (out / "scores" / RUN_FILE).exists()  # or the files there are somebody else's
-    scored = _anew(score.run, score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"), RUN_FILE)
-    kept = filtering.run(
+    reports = {"score": _anew(score.run, score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"), RUN_FILE)}
+    reports["filter"] = filtering.run(
         filtering.FilterConfig(
             data=BUNDLED,
             scores=out / "scores",
@@ -49,54 +49,43 @@ def run(config: DemoConfig) -> Report:
             overwrite=again,
         )
     )
-    moved = _anew(
-        displacement.run,
-        displacement.DisplacementConfig(
-            reference=BUNDLED,
-            policy=BUNDLED_DISPLACED,
-            data=BUNDLED,
-            out=out / "displacement",
-            group_column="kind",
-            predictors="ches_normalized,displacement_rate",
-        ),
-        RUN_FILE,
-    )
-    captured = _anew(
-        capture.run,
-        capture.CaptureConfig(
-            model=BUNDLED, data=BUNDLED, places=PLACES, out=out / "states", chat=True, over="template"
-        ),
-        MANIFEST,
-    )
-    probed = _anew(ccs.run, ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK), RUN_FILE)
-    fitted = _anew(
-        probe.run,
-        probe.ProbeConfig(
-            model=BUNDLED, data=BUNDLED, out=out / "probe", chat=True, over="template", split_by="object"
-        ),
-        RUN_FILE,
-    )
-    apart = _anew(
-        clusters.run,
-        clusters.ClustersConfig(
-            model=[BUNDLED, BUNDLED_DISPLACED],
-            data=BUNDLED,
-            out=out / "clusters",
-            chat=True,
-            over="template",
-            split_by="object",
-            permutations=200,
-            resamples=200,
-        ),
-        RUN_FILE,
-    )
-    tables = {**_titled("score", scored), **_titled("filter", kept), "By kind of pair": _by_kind(out)}
-    tables |= {**_titled("displacement", moved), **_titled("capture", captured)}
-    tables |= {**_titled("ccs", probed), **_titled("probe", fitted), **_titled("clusters", apart)}
-    reports = {"score": scored, "filter": kept, "displacement": moved, "capture": captured}
-    reports |= {"ccs": probed, "probe": fitted, "clusters": apart}
+    tables = {**_titled(reports), "By kind of pair": _by_kind(out)}
+    others = {name: _anew(job, settings, record) for name, (job, settings, record) in _jobs_on_states(out).items()}
+    reports |= others
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]
-    return Report(tables, {**{job: report.facts for job, report in reports.items()}, "wrote": wrote})
+    facts = {job: report.facts for job, report in reports.items()}
+    return Report(tables | _titled(others), {**facts, "wrote": wrote})
+
+
+def _jobs_on_states(out: Path) -> dict[str, tuple[Callable[[Any], Report], Any, str]]:
+    """Every other job with its options and the name of its record."""
+    labelled: dict[str, Any] = {"data": BUNDLED, "chat": True, "over": "template"}
+    moved = displacement.DisplacementConfig(
+        reference=BUNDLED,
+        policy=BUNDLED_DISPLACED,
+        data=BUNDLED,
+        out=out / "displacement",
+        group_column="kind",
+        predictors="ches_normalized,displacement_rate",
+    )
+    captured = capture.CaptureConfig(model=BUNDLED, places=PLACES, out=out / "states", **labelled)
+    probed = ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK)
+    fitted = probe.ProbeConfig(model=BUNDLED, out=out / "probe", split_by="object", **labelled)
+    apart = clusters.ClustersConfig(
+        model=[BUNDLED, BUNDLED_DISPLACED],
+        out=out / "clusters",
+        split_by="object",
+        permutations=200,
+        resamples=200,
+        **labelled,
+    )
+    return {
+        "displacement": (displacement.run, moved, RUN_FILE),
+        "capture": (capture.run, captured, MANIFEST),
+        "ccs": (ccs.run, probed, RUN_FILE),
+        "probe": (probe.run, fitted, RUN_FILE),
+        "clusters": (clusters.run, apart, RUN_FILE),
+    }
 
 
 def _anew(job: Callable[[Any], Report], config: Any, record: str) -> Report:
@@ -112,8 +101,8 @@ def _anew(job: Callable[[Any], Report], config: Any, record: str) -> Report:
         return job(config)
 
 
-def _titled(job: str, report: Report) -> "dict[str, pd.DataFrame]":
-    return {f"[{job}] {title}": table for title, table in report.tables.items()}
+def _titled(reports: "dict[str, Report]") -> "dict[str, pd.DataFrame]":
+    return {f"[{job}] {title}": table for job, report in reports.items() for title, table in report.tables.items()}
 
 
 def _by_kind(out: Path) -> "pd.DataFrame":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probing.data.tables import Table, canonical
+from probing.data.tables import Table, canonical, is_empty
 from probing.errors import DataInvalid, SourceMismatch, UsageError
 from probing.models.load import LanguageModel
 from probing.runs.capture import CaptureConfig
@@ -55,7 +55,7 @@ def values_to_split(config: Any, table: Table, prompts: Sequence[LabelledPrompt]
         values = [row.get(config.split_by) for row in table.rows]
     else:
         raise UsageError(f"{table.path}: rows of preference pairs can be split by text only")
-    missing = [prompt.id for prompt, value in zip(prompts, values, strict=True) if value is None]
+    missing = [prompt.id for prompt, value in zip(prompts, values, strict=True) if is_empty(value)]
     if missing:
         raise DataInvalid(f"{table.path}: row '{missing[0]}' has no {config.split_by} to split by")
     return [str(value) for value in values]

@@ -31,6 +31,7 @@ from probing.types import Report
 SCHEMA = pa.schema([("place", pa.string())])
 STATES = "states"
 """Where a run keeps the states that it captured."""
+NULL_SHARES = (0.025, 0.5, 0.975)
 DEFAULT_PLACES = "resid_post:all"
 Arrays = Mapping[str, NDArray[np.float64]]
 
@@ -177,6 +178,13 @@ def joined_groups(units: Sequence[int], values: Sequence[str] | None) -> list[in
     links = coo_array((np.ones(len(left)), (left, int(left.max()) + 1 + right)), shape=(size, size))
     found: NDArray[np.int32] = connected_components(links, directed=False)[1]
     return [int(group) for group in found[left]]
+
+
+def null_columns(name: str, null: NDArray[np.float64] | None) -> dict[str, float]:
+    """The middle 95 % of a null and its median, as columns of a table; NaN where there is none."""
+    known = np.empty(0) if null is None else null[np.isfinite(null)]
+    cuts = np.quantile(known, NULL_SHARES).tolist() if len(known) else [float("nan")] * 3
+    return dict(zip((f"{name}_low", f"{name}_median", f"{name}_high"), cuts, strict=True))
 
 
 def write_summary(path: Path, facts: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from probing.data.prompts import label_name
 from probing.data.surface import surface_features
 from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid, OutOfMemory, UsageError
@@ -131,7 +132,7 @@ def positive_label(config: ProbeConfig, path: str, prompts: Sequence[LabelledPro
         UsageError: there are not two labels and none was named, or the one named does not occur.
     """
     known = {prompt.label for prompt in prompts if prompt.label is not None}
-    named = {str(label).lower() if isinstance(label, bool) else str(label): label for label in known}
+    named = {label_name(prompt): prompt.label for prompt in prompts if prompt.label is not None}
     shown = ", ".join(sorted(named)[:10])
     if config.positive is not None:
         if config.positive not in named:

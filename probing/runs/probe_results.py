@@ -11,7 +11,8 @@ from probing.metrics.statistics import percentile_interval
 from probing.probes.controls import corrected_p_values, p_value, resamples
 from probing.probes.prompts import METRICS, PROBES, LabelledRows, measure_rows
 from probing.report.progress import Progress
-from probing.runs.ccs_results import CHOSEN, INTERVAL
+from probing.runs.ccs_results import CHOSEN
+from probing.runs.layer_shards import null_columns
 from probing.runs.probe import ProbeConfig
 
 Array = NDArray[np.float64]
@@ -147,8 +148,7 @@ def _rows(
         row: dict[str, object] = {"set": name, "subset": "all", "place": place, "probe": probe, "metric": metric}
         value = own.values[metric]
         row |= {"value": value} | _ends("", own.draws[metric]) | {"rows": own.rows}
-        cuts = [np.nan] * 3 if null is None else np.quantile(null[metric], INTERVAL)
-        row |= dict(zip(("labels_low", "labels_median", "labels_high"), map(float, cuts), strict=True))
+        row |= null_columns("labels", None if null is None else null[metric])
         row["p_labels"] = np.nan if null is None else p_value(value, null[metric])
         row["p_labels_corrected"] = np.nan
         if baseline is not None:

@@ -488,6 +488,11 @@ BAD_DATA = {
         ["--places", "resid_pre:0"],
         "no place can be probed; resid_pre:0: the states of all rows are the same there",
     ),
+    "blank to split by": (
+        [{**row, "object": "o" if n else " "} for n, row in enumerate(make_rows(36))],
+        ["--split-by", "object"],
+        "row 'r0' has no object to split by",
+    ),
     "no category": (
         [{**row, "category": "c" if n else None} for n, row in enumerate(make_rows(36))],
         ["--split-by", "category"],
