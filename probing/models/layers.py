@@ -23,7 +23,13 @@ TRIAL_STARTS = (1, 2, 3)
 SHOWN = 8
 CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
 CAUSAL_HALF = 2e-2
-"""How far states may move, channel by channel, when later tokens are left out: rounding, and no more."""
+"""How far states may move, channel by channel, when later tokens are others: rounding, and no more."""
+NOISE = 3.0
+"""Two ways to the same states may differ by so many times what the batch's shape alone changes on this machine."""
+MOST_NOISE = 0.25
+"""And by no more than this: states that a pass computed wrongly differ by about 1."""
+ROWS_OF_NOISE = (1, 2, 4, 8)
+"""Rows in a batch, as multiples of the trial's, that the noise of shapes is measured with."""
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 SELECTS_TOKENS = ("index_topk", "keep_window_size")
 """Settings of attention that looks at the highest-ranked tokens only, among them padding and later ones."""
@@ -324,17 +330,59 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
 def _is_causal(
     language_model: LanguageModel, backbone: nn.Module, block: nn.Module, ids: Tensor, first: Tensor, states: Tensor
 ) -> bool:
-    """Whether states stay the same when the last tokens are left out: the backbone's, or the first block's.
+    """Whether states stay the same when later tokens are others, or none: the backbone's, or the first block's.
+
+    With other tokens in their place the shape of every product stays the same, and so does each bit of a causal model
+    (but for experts, who see other rows together). Without them the shape is another, and in half precision a deep
+    model differs by what the order of summation changes, which is measured.
 
     Where broken weights leave neither finite, the family has to be believed.
     """
-    with recorded([Tap(block)]) as seen:
-        shorter = last_hidden_state(backbone, ids[:, :-3])
-    for whole, part in ((states, shorter), (first, seen[0][1])):
-        if part is not None and torch.isfinite(whole).all() and torch.isfinite(part).all():
-            found = channelwise_difference(whole[:, : part.shape[1]].flatten(0, 1), part.flatten(0, 1))
-            return found <= CAUSAL.get(whole.dtype, CAUSAL_HALF)
+    others = torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1)
+    changed = _both(backbone, block, others)
+    shorter = _both(backbone, block, ids[:, :-3])
+    for whole, *parts in zip((states, first), changed, shorter, strict=True):
+        if all(part is not None and torch.isfinite(part).all() for part in (whole, *parts)):
+            return all(_same_before(backbone, ids, whole, part) for part in parts)
     return auto_class(language_model.model.config) is not AutoModel
+
+
+def _both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """States of the backbone and of a block."""
+    with recorded([Tap(block)]) as seen:
+        states = last_hidden_state(backbone, ids)
+    return states, seen[0][1]
+
+
+def _same_before(backbone: nn.Module, ids: Tensor, whole: Tensor, part: Tensor) -> bool:
+    """Whether all but the last three states of every row are the same, up to rounding."""
+    before = ids.shape[1] - 3
+    found = channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))
+    limit = CAUSAL.get(whole.dtype, CAUSAL_HALF)
+    return found <= limit or found <= allowed_difference(limit, shape_noise(backbone, ids))
+
+
+def shape_noise(backbone: nn.Module, ids: Tensor) -> float:
+    """How far the states of the same rows lie apart in batches of different shape.
+
+    A matrix product of another shape adds up in another order, and in half precision the difference grows with every
+    layer. It is a property of the machine and the model, so it is measured where it is needed.
+
+    Args:
+        backbone: a model, in eval mode.
+        ids: [row token].
+
+    Returns:
+        The largest ``channelwise_difference``.
+    """
+    alone = last_hidden_state(backbone, ids[:1]).flatten(0, 1)
+    batches = [last_hidden_state(backbone, ids.repeat(rows, 1))[0] for rows in ROWS_OF_NOISE]
+    return max(channelwise_difference(alone, states) for states in batches)
+
+
+def allowed_difference(limit: float, noise: float) -> float:
+    """How far two ways to the same states may be apart where shapes alone make them differ by ``noise``."""
+    return max(limit, min(NOISE * noise, MOST_NOISE))
 
 
 def _equal(tensor: Tensor, states: Tensor) -> bool:

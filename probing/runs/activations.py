@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from probing.data.prompts import Columns, TokenizedPrompt, prompts_from_rows, tokenize_prompts
-from probing.engine.compiled import compiled_blocks
 from probing.engine.modes import choose_mode
-from probing.engine.stream import ONE_AT_A_TIME, Stream, find_budget, first_nonfinite_place
+from probing.engine.budget import TokenBudget, find_budget
+from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.models.layers import find_stack
@@ -83,9 +83,10 @@ class Capturer:
         self.places: tuple[Place, ...] = tuple(site.place for site in sites)
         if len(set(self.places)) < len(self.places):
             raise UsageError(f"a place is named twice: {', '.join(map(str, self.request.places))}")
-        mode = choose_mode(stack)
-        budget = find_budget(stack, self.batch_tokens)
-        self.stream = Stream(stack, mode, sites, (self.request.pooling,), budget, self.dtype)
+        poolings = (self.request.pooling,)
+        trial = TokenBudget(1, "not found yet")
+        self.stream = Stream(stack, choose_mode(stack), sites, poolings, trial, self.dtype, compiled=self.compile)
+        self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
         self._located: str | None = None
 
     @property
@@ -115,8 +116,7 @@ class Capturer:
             return CapturedBlock(empty, torch.empty(0, dtype=torch.long), tokenized, problems, 0)
         segments = [Segment(row.ids, row.start, row.stop, row.prompt_tokens) for row in rows]
         share = len(rows) / sum(segment.stop for segment in segments)
-        with compiled_blocks(self.stream.stack, self.compile):
-            readings = self.stream.read(segments, lambda done: report(done * share, done))
+        readings = self.stream.read(segments, lambda done: report(done * share, done))
         values, counts = self._finite(rows, readings.values[self.request.pooling], readings.counts, problems)
         return CapturedBlock(values, counts, tokenized, problems, sum(segment.stop for segment in segments))
 

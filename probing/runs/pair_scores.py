@@ -11,8 +11,9 @@ import torch
 
 from probing.data.pairs import pairs_from_rows
 from probing.data.tokenize import TokenizedPair, tokenize_pairs
+from probing.engine.budget import TokenBudget, find_budget
 from probing.engine.modes import choose_mode
-from probing.engine.stream import ONE_AT_A_TIME, Stream, find_budget, first_nonfinite_place
+from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
 from probing.kernels.token_stats import Unembedding
@@ -82,6 +83,7 @@ class PairScorer:
         columns: which to compute, besides id, status and tokens.
         rate_parameters: of ``displacement_rate_exact``; see ``GradientRates``.
         keep_states: whether ``measure`` hands out the states of the responses.
+        compile: whether the blocks are compiled by ``torch.compile``.
 
     Raises:
         UsageError: a length or a budget out of range, unknown columns or parameters.
@@ -95,6 +97,7 @@ class PairScorer:
     columns: Sequence[str] = COLUMNS
     rate_parameters: str = "all"
     keep_states: bool = False
+    compile: bool = False
     stream: Stream = field(init=False)
     head: Unembedding = field(init=False)
 
@@ -105,8 +108,9 @@ class PairScorer:
         self._exact: GradientRates | None = None
         with self._set_up():
             stack = find_backbone(self.language_model)
-            budget = find_budget(stack, self.batch_tokens)
-            self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), budget)
+            trial = TokenBudget(1, "not found yet")
+            self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), trial)
+            self.stream.compiled = self.compile
             self._rated = "displacement_rate" in self.columns
             self._keeping = self.keep_states or self._rated
             self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
@@ -114,6 +118,7 @@ class PairScorer:
                 self.head = find_head(stack)
                 self.stream.poolings = ("sum", "last", "tokens")
                 self.stream.per_token = None if self._keeping else stats_of(self.head)
+            self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
             if "displacement_rate_exact" in self.columns:
                 self._exact = GradientRates(stack, self.rate_parameters)
 

@@ -153,12 +153,12 @@ def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch
     from probing.runs import score_shards
 
     used, plain = [], score_shards._new_shard
-    monkeypatch.setattr("probing.engine.stream.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
+    monkeypatch.setattr("probing.engine.budget.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
     monkeypatch.setattr(score_shards, "_new_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt):
         score.run(config())
-    monkeypatch.setattr("probing.engine.stream.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
+    monkeypatch.setattr("probing.engine.budget.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
     monkeypatch.setattr(
         score_shards, "_new_shard", lambda scorer, *rest: used.append(scorer.stream.budget) or plain(scorer, *rest)
     )
