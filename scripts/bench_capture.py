@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from probing import LanguageModel
-from probing.engine.modes import Mode, choose_mode
 from probing.engine.budget import TokenBudget, choose_batch_tokens
+from probing.engine.modes import Mode, choose_mode
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.models.layers import Stack, find_stack, output_site, run_backbone

@@ -73,9 +73,7 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
     return min(fitting, key=lambda budget: budget.tokens)
 
 
-def _peaks(
-    cards: Sequence[torch.device], run_trial: Callable[[int], int], tokens: int
-) -> tuple[int, list[int]]:
+def _peaks(cards: Sequence[torch.device], run_trial: Callable[[int], int], tokens: int) -> tuple[int, list[int]]:
     """How many tokens a trial had, and the most bytes of each card that it took at once."""
     before = [torch.cuda.memory_allocated(card) for card in cards]
     for card in cards:

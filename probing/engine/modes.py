@@ -180,20 +180,21 @@ def attending(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = N
         stack: the model.
         mode: how it is run.
         batch: the tokens.
-        loops: gets the reasons why a layer's attention ran sequence by sequence in a mode that is meant to do without.
+        loops: gets, during the pass, the reasons why a layer's attention ran sequence by sequence in a mode that is
+            meant to do without.
     """
     device = stack.language_model.device
     if batch.positions is None:
         yield {"ids": batch.ids.to(device)}
         return
-    ids, positions = (part.long()[None] for part in uploaded([batch.ids[0].numpy(), batch.positions[0].numpy()], device))
+    ids, positions = (
+        part.long()[None] for part in uploaded([batch.ids[0].numpy(), batch.positions[0].numpy()], device)
+    )
     # The mask keeps the library from looking for packed sequences itself; which positions see which is the layout's.
     options = {"ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
-    layout = Layout(batch.paths, varlen=mode.packing == "varlen")
+    layout = Layout(batch.paths, mode.packing == "varlen", set() if loops is None else loops)
     with packed_attention(configs_of(stack.backbone), layout):
         yield options
-    if loops is not None:
-        loops |= layout.loops
 
 
 def _trial_rows(stack: Stack, neighbours: int = 0) -> list[Segment]:
@@ -207,9 +208,7 @@ def _trial_rows(stack: Stack, neighbours: int = 0) -> list[Segment]:
     return rows
 
 
-def _states(
-    stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[str] | None = None
-) -> list[Tensor]:
+def _states(stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[str] | None = None) -> list[Tensor]:
     """What the backbone returns for every token of each row, and what its last block did; see ``attending``."""
     lengths = [len(segment.ids) for segment in segments]
     trees = plant(segments, lengths, mode.sharing)

@@ -27,6 +27,7 @@ from probing.types import Place, Pooling
 log = logging.getLogger(__name__)
 
 TRIM_SECONDS = 0.25
+SLOWER = "attention runs a sequence at a time in some layers: {}"
 ONE_AT_A_TIME = threading.RLock()
 """Hooks and the choice of attention belong to the model: two threads in one model would read each other's states."""
 # CUDA's allocator has a class of error for it; the CPU's and the matrix library of a card have only a sentence.
@@ -103,10 +104,13 @@ class Stream:
     @property
     def how(self) -> str:
         """How the rows are run, in words: the mode, and every slower way that was taken."""
-        slower = sorted(self.loops - set(self.mode.reason.split("; ")))
         found = [self.mode.told(), *(["blocks compiled"] if self.compiled else [])]
-        found += [f"attention a sequence at a time in some layers: {reason}" for reason in slower]
-        return "; ".join(found + [f"{op} by torch: {reason}" for op, reason in fallbacks().items()])
+        found += [SLOWER.format(reason) for reason in sorted(self._unforeseen(self.loops))]
+        return "; ".join(found + [f"{op} in plain torch: {reason}" for op, reason in fallbacks().items()])
+
+    def _unforeseen(self, loops: set[str]) -> set[str]:
+        """Those that the mode does not name already, since the trial's rows were too short to show them."""
+        return {reason for reason in loops if reason not in self.mode.reason}
 
     def run_trial(self, tokens: int) -> int:
         """Run one batch of about so many tokens, with everything that is kept of it, and return how many they were."""
@@ -237,7 +241,8 @@ class Stream:
                 raise Enough
 
         device = self.stack.language_model.device
-        attention = attending(self.stack, self.mode, batch, self.loops)
+        loops: set[str] = set()
+        attention = attending(self.stack, self.mode, batch, loops)
         with torch.inference_mode(), attention as options, tapped(taps, receive):
             # A caller's autocast would round every layer in half precision without a word.
             with contextlib.suppress(Enough), torch.autocast(device.type, enabled=False):
@@ -245,8 +250,15 @@ class Stream:
             if waiting:
                 name = self.stack.name_of(taps[min(waiting)].module)
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
-            following = _following(batch, segments) if self.per_token is not None else None
+            self._say(loops)
+            following = _following(batch, segments, device) if self.per_token is not None else None
             return spots, Values({pooling: self._combine(pooling, parts, following) for pooling in self.poolings})
+
+    def _say(self, loops: set[str]) -> None:
+        """Name what ran slower than the mode promises, once; the reasons are known when the pass has run."""
+        for reason in self._unforeseen(loops - self.loops):
+            log.warning("%s: %s", self.stack.family, SLOWER.format(reason))
+        self.loops |= loops
 
     def _combine(
         self, pooling: Pooling, parts: Sequence[dict[Pooling, Tensor]], following: Tensor | None
@@ -294,11 +306,13 @@ class Stream:
         return halves(trees[0], lengths) if len(trees) == 1 else trees
 
 
-def _following(batch: Batch, segments: Sequence[Segment]) -> Tensor:
-    """Id of the token behind each state that counts, row after row."""
-    return torch.tensor(
+def _following(batch: Batch, segments: Sequence[Segment], device: torch.device) -> Tensor:
+    """Id of the token behind each state that counts, row after row; on the host, ready to be copied to the device."""
+    found = torch.tensor(
         [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]
     )
+    # From other memory the host would wait for all that the card still has to do.
+    return found.pin_memory() if device.type == "cuda" else found
 
 
 def trim_memory() -> None:

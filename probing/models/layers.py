@@ -23,7 +23,7 @@ TRIAL_STARTS = (1, 2, 3)
 SHOWN = 8
 CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
 CAUSAL_HALF = 2e-2
-"""How far states may move, channel by channel, when later tokens are others: rounding, and no more."""
+"""How far states may move, channel by channel, when later tokens are left out: rounding, and no more."""
 NOISE = 3.0
 """Two ways to the same states may differ by so many times what the batch's shape alone changes on this machine."""
 MOST_NOISE = 0.25
@@ -332,18 +332,15 @@ def _is_causal(
 ) -> bool:
     """Whether states stay the same when later tokens are others, or none: the backbone's, or the first block's.
 
-    With other tokens in their place the shape of every product stays the same, and so does each bit of a causal model
-    (but for experts, who see other rows together). Without them the shape is another, and in half precision a deep
-    model differs by what the order of summation changes, which is measured.
-
     Where broken weights leave neither finite, the family has to be believed.
     """
-    others = torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1)
-    changed = _both(backbone, block, others)
+    changed = _both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
     shorter = _both(backbone, block, ids[:, :-3])
-    for whole, *parts in zip((states, first), changed, shorter, strict=True):
-        if all(part is not None and torch.isfinite(part).all() for part in (whole, *parts)):
-            return all(_same_before(backbone, ids, whole, part) for part in parts)
+    for whole, other, part in zip((states, first), changed, shorter, strict=True):
+        if other is None or part is None:
+            continue
+        if all(torch.isfinite(seen).all() for seen in (whole, other, part)):
+            return _same_in_shape(backbone, ids, whole, other) and _same_without(backbone, ids, whole, part)
     return auto_class(language_model.model.config) is not AutoModel
 
 
@@ -354,12 +351,31 @@ def _both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, T
     return states, seen[0][1]
 
 
-def _same_before(backbone: nn.Module, ids: Tensor, whole: Tensor, part: Tensor) -> bool:
-    """Whether all but the last three states of every row are the same, up to rounding."""
-    before = ids.shape[1] - 3
-    found = channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))
-    limit = CAUSAL.get(whole.dtype, CAUSAL_HALF)
+def _same_in_shape(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tensor) -> bool:
+    """Whether other tokens at the end leave the states before them alone.
+
+    The shape of every product stays the same, and so does each bit of a causal model, in half precision too. Only
+    experts add up a token's numbers in another order when they are handed other tokens beside it; as much as they do so
+    when the tokens of another row change is allowed.
+    """
+    found, limit = _before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
+    if found <= limit:
+        return True
+    neighbours = torch.cat([ids[:1], ids[1:].roll(1, dims=1)])
+    rows = (last_hidden_state(backbone, batch)[0] for batch in (ids, neighbours))
+    return found <= allowed_difference(limit, channelwise_difference(*rows))
+
+
+def _same_without(backbone: nn.Module, ids: Tensor, whole: Tensor, part: Tensor) -> bool:
+    """Whether the states are the same without the last tokens, but for what another shape changes in rounding."""
+    found, limit = _before_the_end(whole, part), CAUSAL.get(whole.dtype, CAUSAL_HALF)
     return found <= limit or found <= allowed_difference(limit, shape_noise(backbone, ids))
+
+
+def _before_the_end(whole: Tensor, part: Tensor) -> float:
+    """How far the states are apart before the last three tokens of ``whole``."""
+    before = whole.shape[1] - 3
+    return channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))
 
 
 def shape_noise(backbone: nn.Module, ids: Tensor) -> float:

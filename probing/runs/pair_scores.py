@@ -22,6 +22,7 @@ from probing.models.heads import find_head
 from probing.models.layers import find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.runs.ahead import one_ahead
 from probing.runs.columns import (
     ALL,
     COLUMNS,
@@ -142,8 +143,13 @@ class PairScorer:
             where: names a pair in messages, given its index.
             progress: called with the number of pairs (fractions, as tokens finish) and of tokens done.
         """
+        return self.score_tokenized(self.tokenize(pairs, where), progress)
+
+    def score_tokenized(
+        self, tokenized: list[TokenizedPair], progress: Callable[[float, int], None] | None = None
+    ) -> ScoredBlock:
+        """``score`` of what ``tokenize`` made."""
         report = progress if progress is not None else (lambda pairs, tokens: None)
-        tokenized = self.tokenize(pairs, where)
         problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
         report(len(problems), 0)
         runnable = [pair for pair in tokenized if pair.status == "ok"]
@@ -312,6 +318,7 @@ def score_pairs(
     eos: bool = True,
     max_length: int | None = None,
     rate_parameters: str = "all",
+    compile: bool = False,
 ) -> pd.DataFrame:
     """Score preference pairs by CHES and its relatives, by likelihood, and by how training on them would move it.
 
@@ -326,6 +333,7 @@ def score_pairs(
         eos: whether the end of turn belongs to the response, as in training.
         max_length: longest sequence in tokens; longer pairs get the status ``truncated`` and no score.
         rate_parameters: over which ``displacement_rate_exact`` takes gradients: "all", "head" or "last:K".
+        compile: compile the model's blocks with ``torch.compile``; worth it for many pairs on a card.
 
     Returns:
         One row a pair, in input order. Scores are NaN wherever ``status`` is not "ok". See ``docs/scores.md`` for the
@@ -340,11 +348,9 @@ def score_pairs(
     computed = known_columns(COLUMNS if columns is None else columns)
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
     listed = as_pairs(pairs)
-    scorer = PairScorer(model, eos, max_length, batch_tokens, computed, rate_parameters)
-    frames = []
-    with Progress(len(listed)) as bar:
-        for block in _blocks(listed):
-            frames.append(scorer.score(block, progress=bar.advance).frame)
+    scorer = PairScorer(model, eos, max_length, batch_tokens, computed, rate_parameters, compile=compile)
+    with Progress(len(listed)) as bar, contextlib.closing(one_ahead(scorer.tokenize, _blocks(listed))) as tokenized:
+        frames = [scorer.score_tokenized(pairs, bar.advance).frame for pairs in tokenized]
     return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
 
 

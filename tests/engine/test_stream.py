@@ -147,6 +147,43 @@ def test_shared_tokens_are_run_once(monkeypatch):
     assert sizes == [20 + 5 + 7 + 2 * 7]  # a prompt of three tokens is not worth sharing
 
 
+def test_a_batch_is_launched_before_the_last_one_is_fetched(monkeypatch):
+    """As on a card; rows come out the same, to the bit, also where memory runs out on the way."""
+    segments = segments_of([40, 30, 20, 20, 9])
+    events, launch, store = [], Stream._run, Stream._store
+    failing = iter([False, False, True, False, False, False, False])
+
+    def run(self, batch, segments):
+        if next(failing):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        events.append(("run", batch.rows))
+        return launch(self, batch, segments)
+
+    def keep(self, readings, flight, offsets):
+        events.append(("store", tuple(flight.spots.rows.tolist())))
+        store(self, readings, flight, offsets)
+
+    expected = read(segments, tokens=40)
+    monkeypatch.setattr(Stream, "_run", run)
+    monkeypatch.setattr(Stream, "_store", keep)
+    done = []
+    found = stream(tokens=40, overlap=True).read(segments, done.append).values
+    assert events == [
+        ("run", (0,)),
+        ("run", (1,)),
+        ("store", (0,)),
+        ("store", (1,)),  # before a smaller batch is tried
+        ("run", (2,)),
+        ("run", (3,)),
+        ("store", (2,)),
+        ("run", (4,)),
+        ("store", (3,)),
+        ("store", (4,)),
+    ]
+    assert sum(done) == 119
+    assert all(torch.equal(found[name][0], expected[name]) for name in ("sum", "last"))
+
+
 def hooks(model):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
