@@ -315,7 +315,7 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
     except SafetensorError as error:
         raise ModelInvalid(f"{name}: a weight file is damaged or cut short ({error}); fetch it again") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         if "trust_remote_code" in str(error):
