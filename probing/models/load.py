@@ -1,6 +1,8 @@
 """Models and tokenizers from a folder or a hub: loaded faithfully and safely, or refused with the reason."""
 
 import contextlib
+import functools
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -23,13 +25,17 @@ from transformers.models.auto.modeling_auto import (
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switched
-from probing.models.hashes import checkpoint_source
+from probing.models.hashes import checkpoint_source, hashing_weights
 from probing.types import Source
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BALANCED = "balanced"
 UNUSED_PARTS = ("pooler.",)
 """Above the states that are read: an encoder saved with another head lacks them."""
+REARRANGING = "automatic conversion of the weights"
+"""In the library's message when it cannot make the tensors of a model from those of a checkpoint."""
 IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -201,25 +207,40 @@ def load(
         _check_folder(Path(name), tokenizer is not None)
         _check_no_revision(path_or_id, revision)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with _explained(path_or_id):
-        config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
-        # Quantised weights cannot be moved once they are loaded.
-        mapped = device == BALANCED or getattr(config, "quantization_config", None) is not None
-        model, info = auto_class(config).from_pretrained(
-            name,
-            config=config,
-            dtype=_dtype(dtype, place, config),
-            use_safetensors=True,
-            output_loading_info=True,
-            device_map=("auto" if device == BALANCED else {"": place}) if mapped else None,
-            **options,
-        )
-        if not mapped:
-            model.to(place)
-    missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
-    _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
-    return LanguageModel(model.eval(), tokenizer, checkpoint_source(path_or_id, name, revision, model, tokenizer))
+    with hashing_weights(name) as weights:
+        with _explained(path_or_id):
+            config = AutoConfig.from_pretrained(name, **options)
+            tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
+            wanted = {"config": config, "dtype": _dtype(dtype, place, config), **options}
+            model, info = _from_pretrained(name, place, device == BALANCED, wanted)
+        missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
+        _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
+        source = checkpoint_source(path_or_id, name, revision, model, tokenizer, weights)
+    return LanguageModel(model.eval(), tokenizer, source)
+
+
+def _from_pretrained(name: str, place: torch.device, balanced: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The model on its device, and what the library tells of loading it.
+
+    On a card every tensor goes there as it is read, without a copy of the model in the memory of the host; quantised
+    weights could not be moved later.
+    """
+    kind = auto_class(options["config"])
+    read = functools.partial(kind.from_pretrained, name, use_safetensors=True, output_loading_info=True, **options)
+    quantised = getattr(options["config"], "quantization_config", None) is not None
+    if balanced or quantised:
+        return tuple(read(device_map="auto" if balanced else {"": place}))
+    if place.type == "cpu":
+        return tuple(read())
+    try:
+        return tuple(read(device_map={"": place}))
+    except RuntimeError as error:
+        if REARRANGING not in str(error):
+            raise
+        # What the library says then is not whether the memory sufficed: it joins the weights of experts on the device.
+        log.warning("%s: rearranging the weights on %s failed; they are loaded on the CPU and moved", name, place)
+    model, info = read()
+    return model.to(place), info
 
 
 def _check_no_revision(folder: str, revision: str | None) -> None:
