@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,9 +30,11 @@ def test_a_wrong_hash_gets_no_time(bench, model_folder, monkeypatch):
         bench.bench_loading(model_folder, "float32", "cpu", 2)
 
 
-def test_lines_are_printed_and_recorded(model_folder, tmp_path):
+def test_lines_are_printed_and_recorded(bench, model_folder, tmp_path, monkeypatch, capsys):
     record = tmp_path / "loading.jsonl"
-    command = [sys.executable, str(SCRIPT), str(model_folder), "--rounds", "2", "--record", str(record)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == record.read_text()
-    assert [json.loads(line)["bench"] for line in done.stdout.splitlines()] == ["loading", "loading"]
+    command = ["bench_loading.py", str(model_folder), "--rounds", "2", "--device", "cpu", "--record", str(record)]
+    monkeypatch.setattr(sys, "argv", command)
+    bench.main()
+    lines = capsys.readouterr().out
+    assert lines == record.read_text()
+    assert [json.loads(line)["bench"] for line in lines.splitlines()] == ["loading", "loading"]

@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,6 +111,11 @@ class LanguageModel:
         return device_of(embedding, embedding.weight)
 
     @property
+    def placement(self) -> str:
+        """The devices that it computes on, separated by commas."""
+        return ", ".join(map(str, devices_of(self)))
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         dtype: torch.dtype = self.model.dtype
@@ -146,13 +151,45 @@ def device_of(module: nn.Module, weight: torch.Tensor) -> torch.device:
     return weight.device if device is None else torch.device(device)
 
 
+def devices_of(language_model: LanguageModel) -> list[torch.device]:
+    """The devices that a model computes on, the one that takes its inputs first; one, unless the model is spread.
+
+    Weights that lie in the memory of the host, and are brought to a card when they are needed, count for the card.
+    """
+    modules = language_model.model.modules()
+    found = [device_of(module, weight) for module in modules for weight in module.parameters(recurse=False)]
+    return list(dict.fromkeys([language_model.device, *found]))
+
+
+def device_names(devices: Sequence[torch.device]) -> str:
+    """What tells the arithmetic of devices apart: the kind, and of cards the model; each once."""
+    names = [torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in devices]
+    return " + ".join(dict.fromkeys(names))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process can still get on a device; None where the system does not say."""
+    if device.type == "cuda":
+        # Torch keeps what was freed for itself, where the card does not count it.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """The device to run on: "auto" is the first CUDA card, or the CPU where there is none.
+
+    "balanced" says where the layers of a model go; what is computed besides runs where it would for "auto".
 
     Raises:
         ModelInvalid: the device is not there.
     """
-    if device == "auto":
+    if device in ("auto", BALANCED):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -196,7 +233,7 @@ def load(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
-    place = choose_device("auto" if device == BALANCED else device)
+    place = choose_device(device)
     bundled = BUNDLED_MODELS.get(path_or_id)
     name = str(bundled()) if bundled is not None else os.path.expanduser(path_or_id)
     if is_adapter(name):

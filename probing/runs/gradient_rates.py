@@ -25,7 +25,7 @@ class GradientRates:
             those), or "last:K": the last K blocks, the final norm and the head.
 
     Raises:
-        UsageError: no such parameters.
+        UsageError: no such parameters, or weights that are offloaded.
     """
 
     stack: Stack
@@ -80,6 +80,11 @@ def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Te
 def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     """The parameters of a model that ``which`` names; see ``GradientRates``."""
     model = stack.language_model.model
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise UsageError(
+            "exact rates need every weight on a device, and some are offloaded to the memory of the host; use more or "
+            "larger cards, or --device cpu"
+        )
     head = list(model.get_output_embeddings().parameters())
     if which == "all":
         # An adapter's own are left out: what is left is what the merged model has.

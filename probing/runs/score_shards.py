@@ -46,9 +46,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         data = Dataset(table, pairs, config.shard_pairs)
         shards = _shards(folder, data, _scorer(folder, config, model))
         join_shards([shard.rows for shard in shards], folder.path / SCORES_FILE)
-        facts: dict[str, Any] = {
-            "model": asdict(model.source) | {"device": str(model.device), "dtype": str(model.dtype)}
-        }
+        facts: dict[str, Any] = {"model": asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}}
         facts |= {"data": data.facts(), **status_facts(shards, data)}
         facts |= {"wall_seconds": round(time.monotonic() - began, 3), "scores_sha256": _sha256(folder)}
         folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})

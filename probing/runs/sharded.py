@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import torch
 
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
-from probing.models.load import LanguageModel
+from probing.models.load import LanguageModel, device_names, devices_of
 from probing.report.progress import Progress
 from probing.runs.problems import LISTED_PROBLEMS
 from probing.runs.versions import versions
@@ -136,10 +135,9 @@ def identity(config: Any, left_out: Sequence[str], model: LanguageModel) -> dict
         left_out: options that change no byte, or are told apart by content.
         model: says on which device and in which dtype.
     """
-    device = model.device
     return {
         "options": {key: value for key, value in plain(config).items() if key not in left_out},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_names(devices_of(model)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
