@@ -7,6 +7,7 @@ import torch
 
 from probing.errors import UsageError
 from probing.models.layers import Stack
+from probing.models.load import devices_of, free_memory
 
 CPU_BATCH_TOKENS = 2048
 MOST_BATCH_TOKENS = 65536
@@ -54,7 +55,7 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
     token takes and what a batch takes whatever its size (logits of a chunk of rows, say), and half of the free memory
     is filled, up to a size beyond which nothing gets faster.
     """
-    cards = cards_of(stack)
+    cards = [device for device in devices_of(stack.language_model) if device.type == "cuda"]
     if not cards:
         kind = stack.language_model.device.type
         return TokenBudget(CPU_BATCH_TOKENS, f"fixed on {kind}: larger batches are no faster")
@@ -66,7 +67,7 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
     fitting = []
     for card, few, many in zip(cards, *(taken for _, taken in peaks), strict=True):
         per_token = max(many - few, 0) / (tokens[1] - tokens[0])
-        fixed, free = max(few - per_token * tokens[0], 0.0), free_bytes(card)
+        fixed, free = max(few - per_token * tokens[0], 0.0), free_memory(card) or 0
         reason = f"half of {free / 2**30:.1f} GiB free at {per_token / 2**10:.0f} KiB a token"
         reason += f" and {fixed / 2**30:.1f} GiB a batch" + f" on {card}" * (len(cards) > 1)
         fitting.append(TokenBudget(fit_batch_tokens(free, per_token, fixed), reason))
@@ -81,21 +82,6 @@ def _peaks(cards: Sequence[torch.device], run_trial: Callable[[int], int], token
     run = run_trial(tokens)
     most = [torch.cuda.max_memory_allocated(card) for card in cards]
     return run, [peak - allocated for peak, allocated in zip(most, before, strict=True)]
-
-
-def cards_of(stack: Stack) -> list[torch.device]:
-    """The CUDA cards that a model is on, in order."""
-    model = stack.language_model.model
-    found = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    if stack.language_model.device.type == "cuda":
-        found.add(stack.language_model.device)
-    return sorted(found, key=lambda device: device.index or 0)
-
-
-def free_bytes(card: torch.device) -> int:
-    """Memory of a card that can still be used: what the driver has free, and what torch holds without using it."""
-    held = torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
-    return int(torch.cuda.mem_get_info(card)[0]) + held
 
 
 def trial_shape(tokens: int, max_positions: int | None) -> tuple[int, int]:

@@ -2,22 +2,101 @@
 
 import hashlib
 import json
+import sys
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+from tqdm import tqdm
 from transformers.utils import cached_file
 
 from probing.data.tokenize import template_sha256
-from probing.store.files import file_sha256
 from probing.types import Source
 
 # Where a checkpoint came from, what wrote it and what dtype it is loaded in do not make it another model.
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation")
 
 
-def checkpoint_source(given: str, name: str, revision: str | None, model: Any, tokenizer: Any) -> Source:
+PIECE = 1 << 20
+"""Bytes between two looks at whether to go on; pieces that stay in a core's cache are hashed fastest."""
+SHOWN_AFTER_SECONDS = 2
+QUIET_INTERVAL_SECONDS = 10.0
+POLLED_SECONDS = 0.1
+
+
+class FilesHash:
+    """sha256 over files, which threads compute in the background: hashing releases the interpreter.
+
+    Each file is one chain of blocks that a single core has to walk, so that the largest file sets the time. Used as a
+    context manager: the threads end with the block, whatever became of it.
+
+    Args:
+        paths: files; their order does not matter.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = sorted(paths)
+        self._read = [0] * len(self._paths)  # each thread counts in a place of its own
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor()
+        self._digests = [self._pool.submit(self._one, index) for index in range(len(self._paths))]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
+
+    def digest(self) -> str:
+        """Over the content of all files, by name; waits for it, and shows a bar after two seconds."""
+        with tqdm(
+            desc="hashing the weights",
+            total=sum(path.stat().st_size for path in self._paths),
+            initial=sum(self._read),
+            unit="B",
+            unit_scale=True,
+            delay=SHOWN_AFTER_SECONDS,
+            mininterval=0.2 if sys.stderr.isatty() else QUIET_INTERVAL_SECONDS,
+        ) as bar:
+            while wait(self._digests, timeout=POLLED_SECONDS).not_done:
+                bar.update(sum(self._read) - bar.n)
+            bar.update(sum(self._read) - bar.n)
+        digests = [digest.result() for digest in self._digests]
+        if len(digests) == 1:
+            return digests[0]
+        lines = [f"{digest}  {path.name}\n" for path, digest in zip(self._paths, digests, strict=True)]
+        return _text_sha256("".join(lines))
+
+    def _one(self, index: int) -> str:
+        real = self._paths[index].resolve()
+        if real.parent.name == "blobs" and len(real.name) == 64:
+            return real.name  # the hub's cache names large files by this very hash
+        digest = hashlib.sha256()
+        with real.open("rb", buffering=0) as file:
+            while not self._stopped.is_set() and (piece := file.read(PIECE)):
+                digest.update(piece)
+                self._read[index] += len(piece)
+        if self._stopped.is_set():
+            raise RuntimeError(f"{real}: was not read to its end")
+        return digest.hexdigest()
+
+
+def hashing_weights(name: str) -> AbstractContextManager[FilesHash | None]:
+    """The hash of the weights in a folder, begun; None where they have yet to be fetched from a hub."""
+    folder = Path(name)
+    return FilesHash(folder.glob("*.safetensors")) if folder.is_dir() else nullcontext()
+
+
+def checkpoint_source(
+    given: str, name: str, revision: str | None, model: Any, tokenizer: Any, weights: FilesHash | None
+) -> Source:
     """The source of a loaded checkpoint.
 
     Args:
@@ -26,12 +105,13 @@ def checkpoint_source(given: str, name: str, revision: str | None, model: Any, t
         revision: of the hub.
         model: the loaded model.
         tokenizer: its tokenizer.
+        weights: their hash, from ``hashing_weights``.
     """
     folder = Path(name) if Path(name).is_dir() else _cache_folder(name, revision or "main")
     return Source(
         model=given,
         revision=revision,
-        weights_sha256=_files_sha256(folder.glob("*.safetensors")),
+        weights_sha256=_files_sha256(folder.glob("*.safetensors")) if weights is None else weights.digest(),
         config_sha256=_config_sha256(model.config, folder),
         tokenizer_sha256=_tokenizer_sha256(tokenizer),
         template_sha256=template_sha256(tokenizer),
@@ -59,20 +139,8 @@ def _tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def _files_sha256(paths: Iterable[Path]) -> str:
-    """Over the content of files, by name; read in parallel, since hashing releases the interpreter."""
-    files = sorted(paths)
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_one_sha256, files))
-    if len(files) == 1:
-        return digests[0]
-    return _text_sha256("".join(f"{digest}  {path.name}\n" for path, digest in zip(files, digests, strict=True)))
-
-
-def _one_sha256(path: Path) -> str:
-    real = path.resolve()
-    if real.parent.name == "blobs" and len(real.name) == 64:
-        return real.name  # the hub's cache names large files by this very hash
-    return file_sha256(path)
+    with FilesHash(paths) as files:
+        return files.digest()
 
 
 def _text_sha256(text: str) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from probing.errors import LayerNotFound
 from probing.kernels.token_stats import Unembedding, logits_into
-from probing.models.layers import TRIAL_STARTS, Stack, evaluating, last_hidden_state, trial_ids
+from probing.models.layers import TRIAL_STARTS, Stack, evaluating, last_hidden_state, logits_of, trial_ids
 from probing.models.load import device_of
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
@@ -65,7 +65,9 @@ def _prove(stack: Stack, head: Unembedding) -> None:
     model = stack.language_model.model
     for start in TRIAL_STARTS:
         ids = trial_ids(stack.language_model, start)
-        states, theirs = last_hidden_state(stack.backbone, ids)[0], model(input_ids=ids, use_cache=False).logits[0]
+        # A head that is tied to the embedding lies on the first of several cards, the last states on the last.
+        states = last_hidden_state(stack.backbone, ids)[0].to(head.weight.device)
+        theirs = logits_of(model, ids)[0]
         if not bool(torch.isfinite(states).all()):
             continue  # broken weights are reported row by row
         if theirs.shape[-1] != len(head.weight):

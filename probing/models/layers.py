@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, PretrainedConfig
 
 from probing.errors import LayerNotFound, ModelInvalid
 from probing.models.hooks import Tap, recorded
@@ -31,6 +31,14 @@ MOST_NOISE = 0.25
 ROWS_OF_NOISE = (1, 2, 4, 8)
 """Rows in a batch, as multiples of the trial's, that the noise of shapes is measured with."""
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+RETURNS = {
+    "return_dict": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "_output_attentions": False,
+    "output_router_logits": False,
+}
+"""What a config has to say for a pass to return its last states and nothing else."""
 SELECTS_TOKENS = ("index_topk", "keep_window_size")
 """Settings of attention that looks at the highest-ranked tokens only, among them padding and later ones."""
 
@@ -203,14 +211,35 @@ def find_backbone(language_model: LanguageModel) -> Stack:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode, and each part back in its own mode after: in training, dropout would be in the states."""
+    """A model in eval mode, and each part back in its own mode after: in training, dropout would be in the states.
+
+    Its configs are told as long to return the last states alone. Arguments of a call cannot do that: a language model
+    does not pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with _returning_states(model):
+            yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def _returning_states(model: nn.Module) -> Iterator[None]:
+    """Tuples, the states of every layer and attention maps, where configs ask for them, put aside for a while."""
+    configs = [vars(module).get("config") for module in model.modules()]
+    # By their dictionaries: the setter of output_attentions refuses what was there before.
+    known = {id(config): vars(config) for config in configs if isinstance(config, PretrainedConfig)}
+    before = [(values, {name: values[name] for name in RETURNS if name in values}) for values in known.values()]
+    try:
+        for values, own in before:
+            values.update({name: RETURNS[name] for name in own})
+        yield
+    finally:
+        for values, own in before:
+            values.update(own)
 
 
 def run_backbone(backbone: nn.Module, ids: Tensor, **options: Any) -> Any:
@@ -234,11 +263,19 @@ def accepts(module: nn.Module, option: str) -> bool:
 def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
     """What the backbone returns, [row token width], for right-padded or unpadded ids."""
     output = run_backbone(backbone, ids)
-    states: Tensor | None = getattr(output, "last_hidden_state", None)
+    # Code that a checkpoint brings may return a tuple whatever its config says.
+    states: Tensor | None = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
     if states is None or states.ndim != 3:
         found = "no last_hidden_state" if states is None else f"states of shape {tuple(states.shape)}"
         raise LayerNotFound(f"{type(backbone).__name__} returns {found} where [row token width] was expected")
     return states
+
+
+def logits_of(model: nn.Module, ids: Tensor, **options: Any) -> Tensor:
+    """The logits of a whole causal language model, [row token vocab]."""
+    output = model(input_ids=ids, use_cache=False, **options)
+    logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
+    return logits
 
 
 def trial_ids(language_model: LanguageModel, start: int, tokens: int = TRIAL_TOKENS) -> Tensor:

@@ -1,9 +1,11 @@
 """Models and tokenizers from a folder or a hub: loaded faithfully and safely, or refused with the reason."""
 
 import contextlib
+import functools
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +25,17 @@ from transformers.models.auto.modeling_auto import (
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switched
-from probing.models.hashes import checkpoint_source
+from probing.models.hashes import checkpoint_source, hashing_weights
 from probing.types import Source
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BALANCED = "balanced"
 UNUSED_PARTS = ("pooler.",)
 """Above the states that are read: an encoder saved with another head lacks them."""
+REARRANGING = "automatic conversion of the weights"
+"""In the library's message when it cannot make the tensors of a model from those of a checkpoint."""
 IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -105,6 +111,11 @@ class LanguageModel:
         return device_of(embedding, embedding.weight)
 
     @property
+    def placement(self) -> str:
+        """The devices that it computes on, separated by commas."""
+        return ", ".join(map(str, devices_of(self)))
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         dtype: torch.dtype = self.model.dtype
@@ -140,13 +151,45 @@ def device_of(module: nn.Module, weight: torch.Tensor) -> torch.device:
     return weight.device if device is None else torch.device(device)
 
 
+def devices_of(language_model: LanguageModel) -> list[torch.device]:
+    """The devices that a model computes on, the one that takes its inputs first; one, unless the model is spread.
+
+    Weights that lie in the memory of the host, and are brought to a card when they are needed, count for the card.
+    """
+    modules = language_model.model.modules()
+    found = [device_of(module, weight) for module in modules for weight in module.parameters(recurse=False)]
+    return list(dict.fromkeys([language_model.device, *found]))
+
+
+def device_names(devices: Sequence[torch.device]) -> str:
+    """What tells the arithmetic of devices apart: the kind, and of cards the model; each once."""
+    names = [torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in devices]
+    return " + ".join(dict.fromkeys(names))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process can still get on a device; None where the system does not say."""
+    if device.type == "cuda":
+        # Torch keeps what was freed for itself, where the card does not count it.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """The device to run on: "auto" is the first CUDA card, or the CPU where there is none.
+
+    "balanced" says where the layers of a model go; what is computed besides runs where it would for "auto".
 
     Raises:
         ModelInvalid: the device is not there.
     """
-    if device == "auto":
+    if device in ("auto", BALANCED):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -190,7 +233,7 @@ def load(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
-    place = choose_device("auto" if device == BALANCED else device)
+    place = choose_device(device)
     bundled = BUNDLED_MODELS.get(path_or_id)
     name = str(bundled()) if bundled is not None else os.path.expanduser(path_or_id)
     if is_adapter(name):
@@ -201,25 +244,40 @@ def load(
         _check_folder(Path(name), tokenizer is not None)
         _check_no_revision(path_or_id, revision)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with _explained(path_or_id):
-        config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
-        # Quantised weights cannot be moved once they are loaded.
-        mapped = device == BALANCED or getattr(config, "quantization_config", None) is not None
-        model, info = auto_class(config).from_pretrained(
-            name,
-            config=config,
-            dtype=_dtype(dtype, place, config),
-            use_safetensors=True,
-            output_loading_info=True,
-            device_map=("auto" if device == BALANCED else {"": place}) if mapped else None,
-            **options,
-        )
-        if not mapped:
-            model.to(place)
-    missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
-    _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
-    return LanguageModel(model.eval(), tokenizer, checkpoint_source(path_or_id, name, revision, model, tokenizer))
+    with hashing_weights(name) as weights:
+        with _explained(path_or_id):
+            config = AutoConfig.from_pretrained(name, **options)
+            tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
+            wanted = {"config": config, "dtype": _dtype(dtype, place, config), **options}
+            model, info = _from_pretrained(name, place, device == BALANCED, wanted)
+        missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
+        _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
+        source = checkpoint_source(path_or_id, name, revision, model, tokenizer, weights)
+    return LanguageModel(model.eval(), tokenizer, source)
+
+
+def _from_pretrained(name: str, place: torch.device, balanced: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The model on its device, and what the library tells of loading it.
+
+    On a card every tensor goes there as it is read, without a copy of the model in the memory of the host; quantised
+    weights could not be moved later.
+    """
+    kind = auto_class(options["config"])
+    read = functools.partial(kind.from_pretrained, name, use_safetensors=True, output_loading_info=True, **options)
+    quantised = getattr(options["config"], "quantization_config", None) is not None
+    if balanced or quantised:
+        return tuple(read(device_map="auto" if balanced else {"": place}))
+    if place.type == "cpu":
+        return tuple(read())
+    try:
+        return tuple(read(device_map={"": place}))
+    except RuntimeError as error:
+        if REARRANGING not in str(error):
+            raise
+        # What the library says then is not whether the memory sufficed: it joins the weights of experts on the device.
+        log.warning("%s: rearranging the weights on %s failed; they are loaded on the CPU and moved", name, place)
+    model, info = read()
+    return model.to(place), info
 
 
 def _check_no_revision(folder: str, revision: str | None) -> None:
@@ -315,7 +373,7 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
     except SafetensorError as error:
         raise ModelInvalid(f"{name}: a weight file is damaged or cut short ({error}); fetch it again") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         if "trust_remote_code" in str(error):

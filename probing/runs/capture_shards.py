@@ -332,7 +332,7 @@ def _finish(
     model = capturer.language_model
     facts = {
         "source": asdict(model.source),
-        "model": {"family": capturer.stream.stack.family, "device": str(model.device), "dtype": str(model.dtype)},
+        "model": {"family": capturer.stream.stack.family, "device": model.placement, "dtype": str(model.dtype)},
         "request": {name: getattr(capturer.request, name) for name in ("pooling", "over", "dtype", "chat")},
         "places": list(map(str, capturer.places)),
         "layers": len(capturer.stream.stack.blocks),

@@ -84,7 +84,8 @@ class CCSConfig:
         distractor: the distractor test: a word appended to half of the pairs; "" leaves it out.
         revision: branch, tag or commit of a hub model.
         dtype: of the model: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
-        device: "auto", "cpu", "cuda", "cuda:1", ...: for the model and for training.
+        device: "auto", "cpu", "cuda", "cuda:1", ...: for the model and for training. "balanced" spreads the layers of
+            the model over all cards and the host, and trains on the first card.
         batch_tokens: tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; pairs with a longer form are left out. By default the model's limit.
         compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.

@@ -67,7 +67,8 @@ class ClustersConfig:
         seed: of folds, permutations and resamples.
         revision: branch, tag or commit of the hub models.
         dtype: of the models: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
-        device: "auto", "cpu", "cuda", "cuda:1", ...: for the models and for the indices.
+        device: "auto", "cpu", "cuda", "cuda:1", ...: for the models and for the indices. "balanced" spreads the layers
+            of a model over all cards and the host, and computes the indices on the first card.
         batch_tokens: tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; longer rows are left out. By default the model's limit.
         compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.

@@ -48,7 +48,7 @@ class DisplacementConfig:
         reference_revision: branch, tag or commit of a hub model.
         policy_revision: the same for the policy.
         dtype: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda", "cuda:1", ...; "balanced" spreads the layers over all cards and the host.
         batch_tokens: padded tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; longer pairs are marked, not cut. By default the model's limit.
         eos: whether the end of turn belongs to the response, as in training.

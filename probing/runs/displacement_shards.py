@@ -195,7 +195,7 @@ def _broken(step: int, path: Path, error: Exception) -> dict[str, Any]:
 
 
 def _model_facts(model: LanguageModel) -> dict[str, Any]:
-    return asdict(model.source) | {"device": str(model.device), "dtype": str(model.dtype)}
+    return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
 
 
 def _identity(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
         "final norm": stack.name_of(stack.final_norm) if stack.final_norm is not None else "none",
         "output head": "none" if head is None else stack.name_of(head),
         "logits": "none" if head is None else _logits(stack),
-        "device, dtype": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
+        "device, dtype": f"{model.placement}, {str(model.dtype).removeprefix('torch.')}",
         "run": choose_mode(stack).told(),
     }
     blocks: dict[tuple[str, str, str], list[int]] = {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
-from probing.models.layers import Stack, accepts, evaluating
+from probing.models.layers import Stack, accepts, evaluating, logits_of
 
 PIECE = 1 << 22
 
@@ -25,7 +25,7 @@ class GradientRates:
             those), or "last:K": the last K blocks, the final norm and the head.
 
     Raises:
-        UsageError: no such parameters.
+        UsageError: no such parameters, or weights that are offloaded.
     """
 
     stack: Stack
@@ -71,7 +71,7 @@ def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Te
     device = stack.language_model.device
     rows = torch.tensor([ids[:-1]], device=device)
     options = {"logits_to_keep": count} if accepts(model, "logits_to_keep") else {}
-    logits = model(input_ids=rows, use_cache=False, **options).logits[0, -count:]
+    logits = logits_of(model, rows, **options)[0, -count:]
     exact = torch.promote_types(logits.dtype, torch.float32)
     targets = torch.tensor(ids[prompt_tokens:], device=logits.device)
     return logits.to(exact).log_softmax(dim=-1).gather(1, targets[:, None]).sum()
@@ -80,6 +80,11 @@ def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Te
 def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     """The parameters of a model that ``which`` names; see ``GradientRates``."""
     model = stack.language_model.model
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise UsageError(
+            "exact rates need every weight on a device, and some are offloaded to the memory of the host; use more or "
+            "larger cards, or --device cpu"
+        )
     head = list(model.get_output_embeddings().parameters())
     if which == "all":
         # An adapter's own are left out: what is left is what the merged model has.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from probing.data.tables import canonical
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel, device_names, free_memory, load
 from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.report.progress import Progress
 from probing.runs.capture import expand_places
@@ -91,7 +91,7 @@ def identity_of_layers(
         "model": content_of(source.source),
         "states": states,
         "options": options_of(config, left_out),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_names([device]),
         "versions": versions(),
     }
 
@@ -232,19 +232,9 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
     Raises:
         OutOfMemory: says how many are needed and what to do.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    free = free_memory(device)
     if free is not None and needed > free:
         raise OutOfMemory(
             f"{what} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free on the {device.type}; take "
             f"fewer rows or --folds, or a machine with more memory"
         )
-
-
-def _free_memory() -> int | None:
-    """Memory that a process can still get, in bytes; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None

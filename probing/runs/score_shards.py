@@ -48,9 +48,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         scorer = _scorer(folder, config, model)
         shards = _shards(folder, data, scorer)
         join_shards([shard.rows for shard in shards], folder.path / SCORES_FILE)
-        facts: dict[str, Any] = {
-            "model": asdict(model.source) | {"device": str(model.device), "dtype": str(model.dtype)}
-        }
+        facts: dict[str, Any] = {"model": asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}}
         facts |= {"how": scorer.stream.how, "data": data.facts(), **status_facts(shards, data)}
         facts |= {"wall_seconds": round(time.monotonic() - began, 3), "scores_sha256": _sha256(folder)}
         folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})

@@ -10,11 +10,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import torch
 
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
-from probing.models.load import LanguageModel
+from probing.models.load import LanguageModel, device_names, devices_of
 from probing.report.progress import Progress
 from probing.runs.ahead import one_ahead
 from probing.runs.problems import LISTED_PROBLEMS
@@ -148,10 +147,9 @@ def identity(
         model: says on which device and in which dtype.
         later: see ``options_of``.
     """
-    device = model.device
     return {
         "options": options_of(config, left_out, later),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_names(devices_of(model)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }

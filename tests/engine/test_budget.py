@@ -63,7 +63,7 @@ def cards(monkeypatch):
         torch.device("cuda:0"): Card(80 * GIB, 20 * GIB, GIB, 2**18, 2 * GIB),
         torch.device("cuda:1"): Card(40 * GIB, 20 * GIB, GIB, 2**18, GIB),
     }
-    monkeypatch.setattr(budget, "cards_of", lambda stack: list(made))
+    monkeypatch.setattr(budget, "devices_of", lambda language_model: [*made, torch.device("cpu")])
     reset = lambda card: setattr(made[card], "peak", 0)  # noqa: E731
     fake = SimpleNamespace(
         memory_allocated=lambda card: made[card].allocated,

@@ -411,7 +411,7 @@ def test_a_killed_run_ends_in_the_same_bytes(done, data, tmp_path, kept):
 
 
 def test_memory_that_is_not_there_is_said_before(config, monkeypatch):
-    monkeypatch.setattr(layer_shards, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(layer_shards, "free_memory", lambda device: 1000)
     with pytest.raises(OutOfMemory, match=r"probing resid_post:1 \(24 pairs of width 64\) needs about .* take fewer"):
         ccs.run(config())
 
