@@ -34,7 +34,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 @dataclass(frozen=True)
 class Readings:
-    """What was kept of every row, on the CPU.
+    """What was kept of every row, on the CPU (but see ``Stream.keep_on_device``).
 
     Attributes:
         values: for each pooling, one tensor a site: [row width], or [token width] for "tokens" (what ``per_token``
@@ -116,6 +116,7 @@ class Stream:
         dtype: of what is kept; by default float32 (float64 for a float64 model).
         per_token: what is kept of "tokens" in place of their states: called with the states that count and the id of
             the token that follows each, answers [token number].
+        keep_on_device: whether the states of "tokens" stay on the model's device, in its dtype.
     """
 
     stack: Stack
@@ -125,6 +126,7 @@ class Stream:
     budget: TokenBudget
     dtype: torch.dtype | None = None
     per_token: Callable[[Tensor, Tensor], Tensor] | None = None
+    keep_on_device: bool = False
 
     def read(self, segments: Sequence[Segment], progress: Callable[[int], None] | None = None) -> Readings:
         """Run every row once, longest first, and keep what was asked for.
@@ -243,7 +245,8 @@ class Stream:
             value = combined([part.to(among[0].device) for part in among], site.factors)
             if self.per_token is not None and following is not None and pooling == "tokens":
                 value = self.per_token(value, following)
-            values.append(value.to(self.dtype or torch.promote_types(value.dtype, torch.float32)))
+            kept = value.dtype if self._stays(pooling) else torch.promote_types(value.dtype, torch.float32)
+            values.append(value.to(self.dtype or kept))
             at += len(site.taps)
         return values
 
@@ -252,12 +255,20 @@ class Stream:
         for pooling, sites in values.items():
             if not readings.values[pooling]:
                 items = int(offsets[-1]) if pooling == "tokens" else len(offsets) - 1
-                readings.values[pooling] += [torch.empty((items, v.shape[-1]), dtype=v.dtype) for v in sites]
+                devices = [v.device if self._stays(pooling) else torch.device("cpu") for v in sites]
+                readings.values[pooling] += [
+                    torch.empty((items, v.shape[-1]), dtype=v.dtype, device=device)
+                    for v, device in zip(sites, devices, strict=True)
+                ]
             where = spots.rows
             if pooling == "tokens":
                 where = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in spots.rows])
             for whole, part in zip(readings.values[pooling], sites, strict=True):
-                whole[where] = part.cpu()
+                whole[where.to(whole.device)] = part.to(whole.device)
+
+    def _stays(self, pooling: Pooling) -> bool:
+        """Whether what is kept stays as it is, where it is."""
+        return self.keep_on_device and pooling == "tokens"
 
     def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
         """What to run instead of a batch that did not fit."""

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from probing.kernels import token_stats as file
-from probing.kernels.token_stats import Unembedding, logit_chunks, row_stats_reference, token_stats
+from probing.kernels import output_head as file
+from probing.kernels.output_head import Unembedding, logit_chunks
+from probing.kernels.token_stats import row_stats_reference, token_stats
 
 SHAPES = [(40, 8, 61), (17, 33, 960), (300, 16, 1001), (1, 4, 3), (15, 5, 2), (0, 5, 7)]
 

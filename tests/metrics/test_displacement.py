@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from probing.kernels import token_stats as file
-from probing.kernels.token_stats import Unembedding
+from probing.kernels import output_head as file
+from probing.kernels.output_head import Unembedding
 from probing.metrics import displacement
 from probing.metrics.displacement import free_feature_rate, moved_tokens, shared_states
 from probing.metrics.similarity import ches
@@ -41,13 +41,9 @@ class FreeModel:
         return total
 
     def ours(self, chosen, rejected, head=None):
-        return free_feature_rate(
-            self.states(chosen).detach(),
-            self.states(rejected).detach(),
-            torch.tensor(chosen),
-            torch.tensor(rejected),
-            head or Unembedding(self.weight.detach()),
-        )
+        states = [self.states(ids).detach() for ids in (chosen, rejected)]
+        ids = [torch.tensor(ids) for ids in (chosen, rejected)]
+        return float(free_feature_rate(*states, *ids, head or Unembedding(self.weight.detach())))
 
 
 PAIRS = [([3], [7]), ([1, 2, 3], [4, 5]), ([1, 2, 3], [1, 2, 4, 5]), ([1, 2], [1, 2, 3])]
