@@ -352,20 +352,24 @@ class _Filler:
 
     def run(self, chunks: list[slice]) -> None:
         """Fill all rows; on a card in two streams."""
-        device, vocabulary = self.hidden.device, len(self.head.weight)
-        # The kernel applies bias, scale and cap as it reads, which saves a pass over the logits for each.
-        bare = Unembedding(self.head.weight)
-        self.made_by, self.left = (bare, self.head) if self.kernel and self.parity is None else (self.head, bare)
-        doubled = TWO_STREAMS and self.hidden.is_cuda and len(chunks) > 1
-        self.buffers = logit_buffers(self.hidden, vocabulary, chunks, BUFFERS if doubled else 1)
-        # Written and read by ``use`` alone, so there is one: maxima of tiles, or what the torch form writes over.
-        self.beside = self.buffers[0].new_empty(
-            (len(self.buffers[0]), tiles_of(vocabulary) if self.kernel else vocabulary)
-        )
-        if doubled:
+        if TWO_STREAMS and self.hidden.is_cuda and len(chunks) > 1:
+            device = self.hidden.device
+            self.set_up(chunks, BUFFERS)
             side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
         else:
+            self.set_up(chunks, 1)
             in_turn(chunks, self.make, self.use)
+
+    def set_up(self, chunks: list[slice], buffers: int) -> None:
+        """Buffers for these chunks, and who applies bias, scale and cap."""
+        # The kernel does as it reads, which saves a pass over the logits for each.
+        bare = Unembedding(self.head.weight)
+        self.made_by, self.left = (bare, self.head) if self.kernel and self.parity is None else (self.head, bare)
+        vocabulary = len(self.head.weight)
+        self.buffers = logit_buffers(self.hidden, vocabulary, chunks, buffers)
+        # Written and read by ``use`` alone, so there is one: maxima of tiles, or what the torch form writes over.
+        columns = tiles_of(vocabulary) if self.kernel else vocabulary
+        self.beside = self.buffers[0].new_empty((len(self.buffers[0]), columns))
 
     def make(self, rows: slice, buffer: int) -> None:
         """Put the logits of these rows into a buffer."""
