@@ -28,8 +28,10 @@ def top_columns(
         head: whose bias, scale and cap are still to be applied to the values; its cap changes no order, so the maxima
             may be those before it.
     """
-    columns = values.shape[1]
-    if not count or (maxima is None and count * TILE >= columns):
+    rows, columns = values.shape
+    if not count:
+        return values.new_empty((rows, 0)), torch.empty((rows, 0), dtype=torch.long, device=values.device)
+    if maxima is None and count * TILE >= columns:
         best = values.topk(count)
         return best.values, best.indices
     if maxima is None:
