@@ -174,6 +174,26 @@ def test_states_in_half_precision_against_float64(generator, monkeypatch, by_ter
     assert wide == pytest.approx(exact, rel=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+def test_rates_and_moved_tokens_on_a_card(generator):
+    """By half-precision products with float32 sums, which the tensor cores may cut off: against float64."""
+    weight, sides, ids = half_precision_case(generator)
+    exact = float(free_feature_rate(*(side.double() for side in sides), *ids, Unembedding(weight.double())))
+    head = Unembedding(weight.cuda())
+    found = free_feature_rate(*(side.cuda() for side in sides), *ids, head)
+    assert found.is_cuda
+    assert float(found) == pytest.approx(exact, rel=1e-4)
+    states, others = (torch.cat(parts).cuda() for parts in (sides, sides[::-1]))
+    moved = moved_tokens(states, head, others, head, 5)
+    old, new = ((values.double().cpu() @ weight.double().T).softmax(1) for values in (states, others))
+    for way, sign in (("gained", 1), ("lost", -1)):
+        change = sign * (new - old)
+        torch.testing.assert_close(
+            change.gather(1, getattr(moved, f"{way}_ids")), change.topk(5).values, rtol=0, atol=1e-5
+        )
+
+
 def test_three_terms_are_the_number(generator):
     """Over all of the exponents that a residual can have, and both signs."""
     values = torch.randn(20000, generator=generator) * 2.0 ** -torch.randint(0, 100, (20000,), generator=generator)
