@@ -315,17 +315,20 @@ def test_nan_is_passed_on_by_every_head(normal, draw, generator, device, options
 
 
 @pytest.mark.parametrize("options", [None, HEADS[5]], ids=str)
-@pytest.mark.parametrize("width", [1, BLOCK - 1, BLOCK, 6 * BLOCK + 5])
-def test_maxima_of_tiles(normal, draw, generator, device, options, width):
+@pytest.mark.parametrize(
+    ("width", "block", "tile"),
+    [(1, BLOCK, BLOCK), (6 * BLOCK + 5, BLOCK, BLOCK), (1, BLOCK_COLUMNS, TILE), (3 * TILE + 40, BLOCK_COLUMNS, TILE)],
+)
+def test_maxima_of_tiles(normal, draw, generator, device, options, width, block, tile):
     """Those of the logits before the cap; poisoned before, and nothing written behind them."""
-    tiles = -(-width // BLOCK)
+    tiles = -(-width // tile)
     whole = torch.full((ROWS * tiles + GUARD,), float("nan"), device=device)
     head = None if options is None else head_of(width, device, generator, **options)
     logits = normal(ROWS, width) - 100
-    kernel_stats(logits, draw(ROWS, width), head=head, maxima=whole[: ROWS * tiles].view(ROWS, tiles))
+    kernel_stats(logits, draw(ROWS, width), block, head, whole[: ROWS * tiles].view(ROWS, tiles))
     if head is not None:
         logits = finished(logits, Unembedding(head.weight, head.bias, head.scale))
-    expected = torch.stack([part.amax(dim=1) for part in logits.split(BLOCK, dim=1)], dim=1)
+    expected = torch.stack([part.amax(dim=1) for part in logits.split(tile, dim=1)], dim=1)
     assert torch.equal(whole[: ROWS * tiles].view(ROWS, tiles), expected)
     assert whole[ROWS * tiles :].isnan().all()
 
