@@ -2,9 +2,8 @@
 
 from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, no_type_check
+from typing import TYPE_CHECKING, NamedTuple, no_type_check
 
 import torch
 from jaxtyping import Float, Int
@@ -12,53 +11,30 @@ from torch import Tensor
 
 from probing.kernels.dispatch import choose
 from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
+from probing.kernels.output_head import (
+    MASKED,
+    Parity,
+    Unembedding,
+    chunk_logits,
+    chunks_of,
+    finish_logits,
+    logit_buffers,
+    rows_at_a_time,
+    with_fewer_rows,
+)
+from probing.kernels.side_by_side import BUFFERS, in_turn, second_stream, side_by_side
+from probing.kernels.top_columns import TILE, tiles_of, top_columns
 
 if TYPE_CHECKING:
     import triton.language as tl
 
-Parity = Literal["bf16"]
-CPU_LOGIT_BYTES = 1 << 26
-"""Logits of one chunk of rows. In smaller chunks the matrix product is slower: it packs the unembedding every time."""
-CUDA_ROWS = 2048
-LEAST_ROWS = 16
-"""A matrix product of fewer rows rounds differently from one of many."""
-MOST_ROWS = 2048
-VOCABULARY_SLICE = 4096
-"""Rows of a half-precision unembedding that are widened together on a CPU."""
-MASKED = -1e30
-"""Stands for minus infinity, which would make the entropy 0 x inf."""
+TWO_STREAMS = True
+"""On a card: the product of one chunk beside the statistics of the one before; otherwise one after the other."""
 ROW_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
 """Logits that the Triton form of ``row_stats`` takes."""
 # 32 columns a thread, read in eight instructions of 128 bits; a vocabulary of 128k is 16 blocks.
 BLOCK_COLUMNS = 8192
 NUM_WARPS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Unembedding:
-    """How states become logits: ``z = (h W' + b) scale``, then ``cap tanh(z / cap)`` where there is a cap.
-
-    Attributes:
-        weight: W, [vocabulary width].
-        bias: b, [vocabulary]; minus infinity takes a token out.
-        scale: multiplies what the head returns (Cohere, Granite).
-        soft_cap: no logit is larger (Gemma 2); None where there is none.
-
-    Raises:
-        ValueError: shapes that do not belong together, or a cap that is not positive.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    soft_cap: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.weight.ndim != 2 or (self.bias is not None and self.bias.shape != self.weight.shape[:1]):
-            shape = None if self.bias is None else tuple(self.bias.shape)
-            raise ValueError(f"weight is [vocabulary width] and bias [vocabulary], not {self.weight.shape} and {shape}")
-        if self.soft_cap is not None and not self.soft_cap > 0:
-            raise ValueError(f"a soft cap is positive, not {self.soft_cap}")
 
 
 class TokenStats(NamedTuple):
@@ -70,6 +46,7 @@ class TokenStats(NamedTuple):
         entropy: of the whole distribution, in nats, [token].
         top_logprob: of the most likely tokens, descending, [token top].
         top_ids: which they are; equally likely ones come in no particular order.
+        logsumexp: ln of the sum of exp(logit), [token]; a logit less this is a log-probability.
     """
 
     logprob: Tensor
@@ -77,10 +54,11 @@ class TokenStats(NamedTuple):
     entropy: Tensor
     top_logprob: Tensor
     top_ids: Tensor
+    logsumexp: Tensor
 
 
 class RowStats(NamedTuple):
-    """Of one chunk of logits: as in ``TokenStats``, and ln of the sum of exp(logit), each [row]."""
+    """Of one chunk of logits: as in ``TokenStats``, each [row]."""
 
     logprob: Tensor
     rank: Tensor
@@ -107,12 +85,44 @@ def row_stats_reference(
 @lazy_jit
 @no_type_check
 def row_stats_kernel(
-    logits, targets, logprob, rank, entropy, logsumexp, width, row_stride, block_columns: tl.constexpr
+    logits,
+    bias,
+    targets,
+    logprob,
+    rank,
+    entropy,
+    logsumexp,
+    maxima,
+    width,
+    row_stride,
+    scale,
+    soft_cap,
+    masked,
+    tile: tl.constexpr,
+    block_columns: tl.constexpr,
+    has_bias: tl.constexpr,
+    has_cap: tl.constexpr,
+    has_maxima: tl.constexpr,
 ):
-    """One program a row, which it reads once: the sums are scaled down whenever a block holds a larger logit."""
+    """One program a row, which it reads once: the sums are scaled down whenever a block holds a larger logit.
+
+    Bias, scale and cap are applied to what is read; maxima are those before the cap, which changes no order.
+    """
     row = tl.program_id(0).to(tl.int64)  # 2,048 rows of 2**20 columns overflow 32 bits
     first_logit = logits + row * row_stride
-    target = tl.load(first_logit + tl.load(targets + row))
+    tiles = tl.cdiv(width, tile)
+    column = tl.load(targets + row)
+    uncapped = tl.load(first_logit + column)
+    if has_bias:
+        uncapped = (uncapped + tl.load(bias + column)) * scale
+        uncapped = tl.where(uncapped < masked, masked, uncapped)  # not the maximum of Triton, which passes over NaN
+    else:
+        uncapped *= scale
+    target = uncapped
+    if has_cap:
+        # By minus the absolute value exp cannot overflow.
+        decay = tl.exp(-2.0 * tl.abs(target) / soft_cap)
+        target = tl.where(target < 0, -soft_cap, soft_cap) * (1.0 - decay) / (1.0 + decay)
     largest = target  # not minus infinity, of which 0 x inf could come
     total = 0.0  # of exp(z - largest)
     moment = 0.0  # of exp(z - largest) (z - largest)
@@ -120,18 +130,31 @@ def row_stats_kernel(
     for first in range(0, width, block_columns):
         columns = first + tl.arange(0, block_columns)
         inside = columns < width
-        # A column beyond the last holds the target's logit: not larger than the target's, nor than the largest.
-        block = tl.load(first_logit + columns, mask=inside, other=target)
+        block = tl.load(first_logit + columns, mask=inside, other=0.0)
+        if has_bias:
+            block = (block + tl.load(bias + columns, mask=inside, other=0.0)) * scale
+            block = tl.where(block < masked, masked, block)
+        else:
+            block *= scale
+        # The target's own column is computed again to the same number, so it is not larger.
+        larger += tl.sum((inside & (block > uncapped)).to(tl.int32), axis=0)
+        if has_maxima:
+            of_tiles = tl.reshape(tl.where(inside, block, float("-inf")), (block_columns // tile, tile))
+            at = first // tile + tl.arange(0, block_columns // tile)
+            tl.store(maxima + row * tiles + at, tl.max(of_tiles, axis=1), mask=at < tiles)
+        if has_cap:
+            decays = tl.exp(-2.0 * tl.abs(block) / soft_cap)
+            block = tl.where(block < 0, -soft_cap, soft_cap) * (1.0 - decays) / (1.0 + decays)
+        # A column beyond the last holds the target's logit: not larger than the largest.
+        block = tl.where(inside, block, target)
         before = largest
         # The maximum of Triton passes over NaN, but its own weight is NaN, and so is every sum from there on.
         largest = tl.maximum(largest, tl.max(block, axis=0))
         shifted = block - largest
         weights = tl.where(inside, tl.exp(shifted), 0.0)
-        scale = tl.exp(before - largest)
-        moment = (moment + total * (before - largest)) * scale + tl.sum(weights * shifted, axis=0)
-        total = total * scale + tl.sum(weights, axis=0)
-        # The target's own column is read again as the number it was, so it is not larger.
-        larger += tl.sum((block > target).to(tl.int32), axis=0)
+        fade = tl.exp(before - largest)
+        moment = (moment + total * (before - largest)) * fade + tl.sum(weights * shifted, axis=0)
+        total = total * fade + tl.sum(weights, axis=0)
     log_total = tl.log(total)
     tl.store(logprob + row, (target - largest) - log_total)
     tl.store(rank + row, larger.to(tl.int64) + 1)
@@ -144,6 +167,7 @@ def row_stats(
     targets: Int[Tensor, " row"],
     impl: str = "auto",
     scratch: Tensor | None = None,
+    head: Unembedding | None = None,
 ) -> RowStats:
     """Log-probability, rank, entropy and log of the sum of exp, row by row.
 
@@ -153,15 +177,18 @@ def row_stats(
         targets: a column for each row, int64; not checked.
         impl: "torch", "triton" (float32 on a CUDA card), or "auto": Triton where it can run.
         scratch: of the shape and dtype of ``logits``, so that the torch form allocates nothing of that size.
+        head: whose bias, scale and cap are still to be applied; None where the logits are finished.
 
     Raises:
         KernelUnavailable: "triton" cannot run here.
     """
     if choose("row_stats", impl, logits, ROW_TYPES).impl == "torch":
+        if head is not None:
+            finish_logits(logits, head, head.bias)
         return row_stats_reference(logits, targets, scratch)
     logprob, entropy, logsumexp = (logits.new_empty(len(logits)) for _ in range(3))
     stats = RowStats(logprob, targets.new_empty(len(logits), dtype=torch.long), entropy, logsumexp)
-    launch_row_stats(logits, targets, stats)
+    launch_row_stats(logits, targets, stats, head)
     return stats
 
 
@@ -169,49 +196,72 @@ def launch_row_stats(
     logits: Float[Tensor, "row vocabulary"],
     targets: Int[Tensor, " row"],
     stats: RowStats,
+    head: Unembedding | None = None,
+    maxima: Float[Tensor, "row tile"] | None = None,
     block_columns: int = BLOCK_COLUMNS,
 ) -> None:
     """Have the kernel fill ``stats`` (float32 and int64, contiguous), every element of it.
 
     Args:
-        logits: float32.
+        logits: float32; they are left as they are.
         targets: a column for each row, int64; not checked.
         stats: to be filled.
+        head: whose bias, scale and cap are still to be applied.
+        maxima: to be filled with the largest logit, before the cap, of every ``TILE`` columns; contiguous.
         block_columns: how many columns are held at a time, a power of two; small ones are for tests.
     """
     if not len(logits):  # an empty grid cannot be launched
         return
     if logits.stride(1) != 1:
         logits = logits.contiguous()
+    bias = None if head is None or head.bias is None else head.bias.to(logits).contiguous()
+    cap = None if head is None else head.soft_cap
     with torch.cuda.device_of(logits):  # Triton launches on the current card, whichever holds the tensors
         row_stats_kernel[(len(logits),)](
             logits,
+            logits if bias is None else bias,
             targets.contiguous(),
             *stats,
+            stats.logprob if maxima is None else maxima,
             logits.shape[1],
             logits.stride(0),
+            1.0 if head is None else float(head.scale),
+            1.0 if cap is None else float(cap),
+            MASKED,
+            tile=min(TILE, block_columns),
             block_columns=block_columns,
+            has_bias=bias is not None,
+            has_cap=cap is not None,
+            has_maxima=maxima is not None,
             num_warps=NUM_WARPS,
         )
 
 
 def compile_variants() -> list[Variant]:
-    """Vocabularies of a multiple of 16 tokens, as nearly all that are padded have, and others."""
-    arguments = "logits targets logprob rank entropy logsumexp width row_stride".split()
-    kinds = "*fp32 *i64 *fp32 *i64 *fp32 *fp32 i32 i32".split()
+    """Vocabularies of a multiple of 16 tokens, as nearly all that are padded have, and others; each kind of head."""
+    arguments = (
+        "logits bias targets logprob rank entropy logsumexp maxima width row_stride scale soft_cap masked".split()
+    )
+    kinds = "*fp32 *fp32 *i64 *fp32 *i64 *fp32 *fp32 *fp32 i32 i32 fp32 fp32 fp32".split()
+    fixed = {"tile": TILE, "block_columns": BLOCK_COLUMNS}
     return [
         Variant(
             row_stats_kernel,
-            label,
+            f"{label}, {form}",
             types=dict(zip(arguments, kinds, strict=True)),
-            constants={"block_columns": BLOCK_COLUMNS},
+            constants=fixed | dict(zip(("has_bias", "has_cap", "has_maxima"), flags, strict=True)),
             aligned=aligned,
             instructions=instructions,
             num_warps=NUM_WARPS,
         )
         for label, aligned, instructions in (
-            ("aligned rows", tuple(arguments), ("LDG.128",)),
-            ("unaligned rows", tuple(arguments[:-2]), ()),
+            ("aligned rows", tuple(arguments[:-3]), ("LDG.128",)),
+            ("unaligned rows", tuple(arguments[:-5]), ()),
+        )
+        for form, flags in (
+            ("plain head", (False, False, False)),
+            ("plain head and maxima", (False, False, True)),
+            ("bias, cap and maxima", (True, True, True)),
         )
     ]
 
@@ -229,7 +279,7 @@ def token_stats(
 
     Logits are made for a chunk of rows at a time, in float32 whatever the states' dtype, and only numbers per row are
     kept: peak memory does not depend on the number of tokens. In bf16, log-probabilities would be off by about .02 and
-    one rank in six to ten would be wrong.
+    one rank in six to ten would be wrong. Where memory runs out, chunks are halved, with a warning.
 
     Args:
         hidden: states after the final norm, any floating dtype.
@@ -259,100 +309,83 @@ def token_stats(
     if len(targets) and int(targets.max()) >= vocabulary:
         raise ValueError(f"target {int(targets.max())} is not among the {vocabulary} tokens of the unembedding")
     targets = targets.to(hidden.device)
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    stats = TokenStats(
-        hidden.new_empty(len(hidden), dtype=exact),
-        targets.new_empty(len(hidden), dtype=torch.long),
-        hidden.new_empty(len(hidden), dtype=exact),
-        hidden.new_empty((len(hidden), top), dtype=exact),
-        targets.new_empty((len(hidden), top), dtype=torch.long),
-    )
-    scratch: Tensor | None = None
-    for rows, logits in logit_chunks(hidden, head, parity):
-        best = logits.topk(top) if top else None  # before the logits are written over
-        if not hidden.is_cuda:  # there the kernel needs none
-            scratch = torch.empty_like(logits) if scratch is None else scratch[: len(logits)]
-        found = row_stats(logits, targets[rows].clamp_min(0), impl, scratch)
-        for whole, part in zip(stats[:3], found[:3], strict=True):
-            whole[rows] = part
-        if best is not None:
-            stats.top_logprob[rows] = best.values - found.logsumexp[:, None]
-            stats.top_ids[rows] = best.indices
+    stats = _unfilled(hidden, top)
+    kernel = choose("row_stats", impl, stats.logprob, ROW_TYPES).impl == "triton"
+
+    def fill(rows: int) -> None:
+        _Filler(hidden, head, targets.clamp_min(0), stats, parity, kernel).run(chunks_of(len(hidden), rows))
+
+    with_fewer_rows(fill, rows_at_a_time(hidden, vocabulary))
     ignored = targets < 0
-    stats.logprob[ignored] = float("nan")
-    stats.logprob[stats.logprob < MASKED / 2] = -float("inf")
-    stats.rank[ignored] = 0
+    stats.logprob.masked_fill_(ignored, float("nan"))
+    stats.logprob.masked_fill_(stats.logprob < MASKED / 2, -float("inf"))
+    stats.rank.masked_fill_(ignored, 0)
     return stats
 
 
-def logit_chunks(
-    hidden: Float[Tensor, "token width"], head: Unembedding, parity: Parity | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Logits of consecutive rows, [row vocabulary], in a buffer that the next ones are written into.
+def _unfilled(hidden: Tensor, top: int) -> TokenStats:
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    logprob, entropy, logsumexp = (hidden.new_empty(len(hidden), dtype=exact) for _ in range(3))
+    rank, top_ids = (hidden.new_empty(shape, dtype=torch.long) for shape in (len(hidden), (len(hidden), top)))
+    return TokenStats(logprob, rank, entropy, hidden.new_empty((len(hidden), top), dtype=exact), top_ids, logsumexp)
 
-    Yields:
-        Which rows, and their logits: float32, or float64 for float64 states.
+
+@dataclass(eq=False)
+class _Filler:
+    """Fills ``stats`` chunk by chunk: ``make`` puts logits into a buffer, ``use`` reads them.
+
+    Attributes:
+        hidden: the states.
+        head: the output head.
+        targets: a column for each state.
+        stats: to be filled.
+        parity: see ``token_stats``.
+        kernel: whether the Triton form reads the logits.
     """
-    vocabulary = len(head.weight)
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    size = rows_at_a_time(hidden, vocabulary)
-    buffer: Tensor | None = None
-    for start in range(0, len(hidden), size):
-        rows = hidden[start : start + size]
-        missing = LEAST_ROWS - len(rows)
-        filled = torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows
-        if buffer is None:
-            buffer = torch.empty((len(filled), vocabulary), dtype=dtype, device=hidden.device)
-        logits_into(buffer[: len(filled)], filled, head, slice(0, vocabulary), parity)
-        yield slice(start, start + len(rows)), buffer[: len(rows)]
 
+    hidden: Tensor
+    head: Unembedding
+    targets: Tensor
+    stats: TokenStats
+    parity: Parity | None
+    kernel: bool
 
-def rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
-    """How many rows of logits are made together."""
-    if hidden.device.type == "cuda":
-        return CUDA_ROWS
-    return min(max(CPU_LOGIT_BYTES // (4 * vocabulary), LEAST_ROWS), MOST_ROWS)
+    def run(self, chunks: list[slice]) -> None:
+        """Fill all rows; on a card in two streams."""
+        if TWO_STREAMS and self.hidden.is_cuda and len(chunks) > 1:
+            device = self.hidden.device
+            self.set_up(chunks, BUFFERS)
+            side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
+        else:
+            self.set_up(chunks, 1)
+            in_turn(chunks, self.make, self.use)
 
+    def set_up(self, chunks: list[slice], buffers: int) -> None:
+        """Buffers for these chunks, and who applies bias, scale and cap."""
+        # The kernel does as it reads, which saves a pass over the logits for each.
+        bare = Unembedding(self.head.weight)
+        self.made_by, self.left = (bare, self.head) if self.kernel and self.parity is None else (self.head, bare)
+        vocabulary = len(self.head.weight)
+        self.buffers = logit_buffers(self.hidden, vocabulary, chunks, buffers)
+        # Written and read by ``use`` alone, so there is one: maxima of tiles, or what the torch form writes over.
+        columns = tiles_of(vocabulary) if self.kernel else vocabulary
+        self.beside = self.buffers[0].new_empty((len(self.buffers[0]), columns))
 
-def logits_into(
-    out: Tensor,
-    hidden: Float[Tensor, "row width"],
-    head: Unembedding,
-    columns: slice,
-    parity: Parity | None = None,
-) -> None:
-    """Fill ``out``, [row column], with the logits of some columns of the vocabulary."""
-    weight = head.weight[columns]
+    def make(self, rows: slice, buffer: int) -> None:
+        """Put the logits of these rows into a buffer."""
+        chunk_logits(self.buffers[buffer], self.hidden[rows], self.made_by, self.parity)
 
-    def rounded() -> None:
-        if parity is not None:
-            out.copy_(out.bfloat16())
-
-    if parity is not None:
-        hidden, weight = hidden.bfloat16(), weight.bfloat16()
-    _product_into(out, hidden, weight)
-    if head.bias is not None:
-        out += head.bias[columns].to(out)
-    rounded()
-    if head.scale != 1.0:
-        out *= head.scale
-        rounded()
-    if head.bias is not None:
-        out.clamp_min_(MASKED)
-    if head.soft_cap is not None:
-        for step in (lambda: out.div_(head.soft_cap), out.tanh_, lambda: out.mul_(head.soft_cap)):
-            step()
-            rounded()
-
-
-def _product_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
-    """``hidden @ weight.T`` with sums and result in the dtype of ``out``."""
-    if hidden.dtype == weight.dtype == out.dtype:
-        torch.mm(hidden, weight.T, out=out)
-    elif out.is_cuda and hidden.dtype == weight.dtype and hasattr(torch.ops.aten.mm, "dtype_out"):
-        torch.ops.aten.mm.dtype_out(hidden, weight.T, out.dtype, out=out)  # half precision in, float32 sums out
-    else:
-        wide = hidden.to(out.dtype)
-        for start in range(0, len(weight), VOCABULARY_SLICE):
-            part = slice(start, start + VOCABULARY_SLICE)
-            out[:, part] = wide @ weight[part].to(out.dtype).T
+    def use(self, rows: slice, buffer: int) -> None:
+        """Read the logits of these rows from a buffer."""
+        count, part = rows.stop - rows.start, TokenStats(*(values[rows] for values in self.stats))
+        logits, beside, targets = self.buffers[buffer][:count], self.beside[:count], self.targets[rows]
+        top, found = part.top_ids.shape[1], RowStats(part.logprob, part.rank, part.entropy, part.logsumexp)
+        if self.kernel:
+            launch_row_stats(logits, targets, found, self.left, beside if top else None)
+            best = top_columns(logits, top, beside, self.left)
+        else:
+            best = top_columns(logits, top)  # before the logits are written over
+            for whole, values in zip(found, row_stats_reference(logits, targets, beside), strict=True):
+                whole.copy_(values)
+        torch.sub(best[0], part.logsumexp[:, None], out=part.top_logprob)
+        part.top_ids.copy_(best[1])

@@ -4,7 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from measuring import peak_of, spread_of, timed
 from torch import Tensor
 
 from probing import LanguageModel, PreferencePair
+from probing.kernels import token_stats as kernel_file
 from probing.kernels.token_stats import token_stats
+from probing.kernels.top_columns import top_columns
+from probing.metrics.displacement import product_by_terms
 from probing.runs.columns import COLUMNS
 from probing.runs.pair_scores import PairScorer
 
@@ -22,6 +25,8 @@ SMALL = (600, 1000, 32)
 ROUNDS = 4
 BLOCKS = 8
 AGREE = 1e-4
+TOP = 5
+TOP_ROWS = 512
 COLUMN_SETS = {"ches": COLUMNS, "all": ["all"], "all and rate": ["all", "displacement_rate"]}
 
 
@@ -79,6 +84,64 @@ def compare_ways(shape: tuple[int, int, int], device: str) -> dict[str, Any]:
     return {"figure": "time of token_stats over full logits", **spread_of(ratios)}
 
 
+def ratio_of(
+    figure: str, job: Callable[[], Tensor], base: Callable[[], Tensor], device: str, worst: float
+) -> dict[str, Any]:
+    """How many times the base's time a job takes, in turn, after both have said the same to within ``worst``."""
+    gap = float((job().double() - base().double()).abs().max())
+    if not gap <= worst:
+        sys.exit(f"{figure}: the two differ by {gap:.1e}; no times are shown")
+    ratios = []
+    for _ in range(ROUNDS):
+        mine, other = timed(job, device)[1], timed(base, device)[1]
+        ratios.append(mine / other)
+    return {"figure": figure, **spread_of(ratios)}
+
+
+def compare_top(shape: tuple[int, int, int], device: str) -> dict[str, Any]:
+    """The search for the largest logits of each row, by tiles and by sorting."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((min(TOP_ROWS, shape[0]), shape[1]), generator=generator).to(device)
+    return ratio_of(
+        f"time of the top {TOP} of each row by tiles over topk",
+        lambda: top_columns(logits, TOP)[0],
+        lambda: logits.topk(TOP).values,
+        device,
+        0.0,
+    )
+
+
+def compare_on_a_card(shape: tuple[int, int, int], device: str) -> list[dict[str, Any]]:
+    """What can pay on a card only: two streams, products of half-precision states, of residuals as three terms."""
+    figures = [
+        "time of token_stats in two streams over one",
+        "time of token_stats of bf16 states over the same in float32",
+        "time of residuals times bf16 weights by three terms over float32",
+    ]
+    if device != "cuda":
+        return [{"figure": figure, "not_run": "only measured on a card"} for figure in figures]
+    hidden, weight, targets = inputs(*shape, device)
+
+    def said(states: Tensor = hidden, streams: bool = True) -> Tensor:
+        kernel_file.TWO_STREAMS = streams
+        return token_stats(states, weight, targets).logprob
+
+    residuals = torch.rand((1024, len(weight)), device=device) / len(weight)
+    rows = [
+        ratio_of(figures[0], said, lambda: said(streams=False), device, 0.0),
+        ratio_of(figures[1], said, lambda: said(hidden.float()), device, 1e-3),
+        ratio_of(
+            figures[2],
+            lambda: product_by_terms(residuals, weight),
+            lambda: residuals @ weight.float(),
+            device,
+            1e-3,
+        ),
+    ]
+    said()
+    return rows
+
+
 def compare_columns(language_model: LanguageModel, pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
     """Scores with and without likelihoods, block by block in turn; how many times the time of CHES alone."""
     device = language_model.device.type
@@ -113,6 +176,8 @@ def bench_likelihood(
     sizes = dict(zip(("tokens", "vocabulary", "width"), shape, strict=True))
     rows = compare_columns(language_model, pairs)
     rows.append(compare_ways(shape, options.device) | sizes)
+    rows.append(compare_top(shape, options.device) | sizes)
+    rows += [row | sizes for row in compare_on_a_card(shape, options.device)]
     for way in WAYS:
         rows.append({"figure": "memory", "way": way, **memory_of(way, shape, options.device), **sizes})
     return rows

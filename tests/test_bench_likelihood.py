@@ -38,6 +38,20 @@ def test_a_wrong_way_gets_no_time(bench, monkeypatch):
         bench.compare_ways((40, 300, 8), "cpu")
 
 
+def test_the_top_is_the_same_before_its_time_is_told(bench, monkeypatch):
+    row = bench.compare_top((40, 1000, 8), "cpu")
+    assert 0 < row["ratio_20"] <= row["ratio_median"] <= row["ratio_80"]
+    monkeypatch.setattr(bench, "top_columns", lambda logits, count: [logits[:, :count]])
+    with pytest.raises(SystemExit, match="the two differ by"):
+        bench.compare_top((40, 1000, 8), "cpu")
+
+
+def test_what_only_a_card_can_show_is_not_made_up(bench):
+    rows = bench.compare_on_a_card((40, 300, 8), "cpu")
+    assert [row["not_run"] for row in rows] == ["only measured on a card"] * 3
+    assert all("ratio_median" not in row for row in rows)
+
+
 def test_full_logits_take_more_memory_than_ours(bench):
     """Each in a process of its own: 12,000 x 8,000 logits are 366 MB, and their log-softmax as much again."""
     peaks = {way: bench.memory_of(way, (12000, 8000, 8), "cpu")["peak_mb"] for way in bench.WAYS}

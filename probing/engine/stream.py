@@ -16,7 +16,7 @@ from probing.engine.budget import TokenBudget, trial_shape
 from probing.engine.compiled import compiled_blocks
 from probing.engine.modes import Mode, attending
 from probing.engine.readouts import Spots, combined
-from probing.engine.transfer import Download
+from probing.engine.transfer import Download, uploaded
 from probing.engine.trees import Batch, Segment, Tree, halves, packed, plant, stacked, take
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.kernels.dispatch import fallbacks
@@ -36,7 +36,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 @dataclass(frozen=True)
 class Readings:
-    """What was kept of every row, on the CPU.
+    """What was kept of every row, on the CPU (but see ``Stream.keep_on_device``).
 
     Attributes:
         values: for each pooling, one tensor a site: [row width], or [token width] for "tokens" (what ``per_token``
@@ -49,16 +49,22 @@ class Readings:
 
 
 class Values:
-    """What was kept of one batch, by pooling, one tensor a site; on its way to the host."""
+    """What was kept of one batch, by pooling, one tensor a site; on its way to the host unless it stays.
 
-    def __init__(self, values: dict[Pooling, list[Tensor]]) -> None:
-        self._sizes = {pooling: len(sites) for pooling, sites in values.items()}
-        self._download = Download([value for sites in values.values() for value in sites])
+    Args:
+        values: as they lie on the device.
+        staying: poolings that are not brought to the host.
+    """
+
+    def __init__(self, values: dict[Pooling, list[Tensor]], staying: Sequence[Pooling] = ()) -> None:
+        self._values = values
+        self._coming = [pooling for pooling in values if pooling not in staying]
+        self._download = Download([value for pooling in self._coming for value in values[pooling]])
 
     def wait(self) -> dict[Pooling, list[Tensor]]:
-        """The values, on the host."""
+        """The values, where they belong."""
         arrived = iter(self._download.wait())
-        return {pooling: [next(arrived) for _ in range(count)] for pooling, count in self._sizes.items()}
+        return self._values | {pooling: [next(arrived) for _ in self._values[pooling]] for pooling in self._coming}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +89,7 @@ class Stream:
         dtype: of what is kept; by default float32 (float64 for a float64 model).
         per_token: what is kept of "tokens" in place of their states: called with the states that count and the id of
             the token that follows each, answers [token number].
+        keep_on_device: whether the states of "tokens" stay on the model's device, in its dtype.
         compiled: whether the blocks are compiled by ``torch.compile`` while rows are read.
         overlap: whether a batch is launched before the values of the last one have come to the host; by default on a
             CUDA card, which is then never idle.
@@ -96,6 +103,7 @@ class Stream:
     budget: TokenBudget
     dtype: torch.dtype | None = None
     per_token: Callable[[Tensor, Tensor], Tensor] | None = None
+    keep_on_device: bool = False
     compiled: bool = False
     overlap: bool | None = None
     loops: set[str] = field(default_factory=set)
@@ -252,7 +260,8 @@ class Stream:
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
             self._say(loops)
             following = _following(batch, segments, device) if self.per_token is not None else None
-            return spots, Values({pooling: self._combine(pooling, parts, following) for pooling in self.poolings})
+            values = {pooling: self._combine(pooling, parts, following) for pooling in self.poolings}
+            return spots, Values(values, self._staying())
 
     def _say(self, loops: set[str]) -> None:
         """Name what ran slower than the mode promises, once; the reasons are known when the pass has run."""
@@ -269,7 +278,8 @@ class Stream:
             value = combined([part.to(among[0].device) for part in among], site.factors)
             if self.per_token is not None and following is not None and pooling == "tokens":
                 value = self.per_token(value, following)
-            values.append(value.to(self.dtype or torch.promote_types(value.dtype, torch.float32)))
+            kept = value.dtype if pooling in self._staying() else torch.promote_types(value.dtype, torch.float32)
+            values.append(value.to(self.dtype or kept))
             at += len(site.taps)
         return values
 
@@ -279,12 +289,16 @@ class Stream:
         for pooling, sites in flight.values.wait().items():
             if not readings.values[pooling]:
                 items = int(offsets[-1]) if pooling == "tokens" else len(offsets) - 1
-                readings.values[pooling] += [torch.empty((items, v.shape[-1]), dtype=v.dtype) for v in sites]
+                readings.values[pooling] += [site.new_empty((items, site.shape[-1])) for site in sites]
             where = spots.rows
             if pooling == "tokens":
                 where = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in spots.rows])
             for whole, part in zip(readings.values[pooling], sites, strict=True):
-                whole[where] = part
+                whole[uploaded([where.numpy()], whole.device)[0].long()] = part
+
+    def _staying(self) -> tuple[Pooling, ...]:
+        """Poolings of which what is kept stays where it is."""
+        return ("tokens",) if self.keep_on_device else ()
 
     def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
         """What to run instead of a batch that did not fit."""

@@ -6,7 +6,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.kernels.token_stats import VOCABULARY_SLICE, Unembedding, logit_chunks, logits_into
+from probing.kernels.output_head import (
+    LEAST_ROWS,
+    VOCABULARY_SLICE,
+    Unembedding,
+    logit_chunks,
+    logits_into,
+    product_into,
+    rows_at_a_time,
+    sums_wide,
+    with_fewer_rows,
+)
+from probing.kernels.top_columns import top_columns
+
+MOVED_BYTES = 1 << 31
+"""On a card, of the four tensors [row vocabulary] in which ``moved_tokens`` looks for tokens."""
+TERMS = 3
+"""bf16 numbers of 8 bits each, whose sum is a float32 number of 24 bits."""
 
 
 def free_feature_rate(
@@ -15,7 +31,8 @@ def free_feature_rate(
     chosen_ids: Int[Tensor, " chosen"],
     rejected_ids: Int[Tensor, " rejected"],
     head: Unembedding,
-) -> float:
+    logsumexp: Float[Tensor, " state"] | None = None,
+) -> Float[Tensor, ""]:
     """How fast ``ln p(y+)`` changes at first under preference training on this pair alone; negative is displacement.
 
     Exact for a model whose states and unembedding are all free parameters: ``<grad ln p(y+), grad (ln p(y+) - ln
@@ -35,28 +52,33 @@ def free_feature_rate(
         chosen_ids: the tokens they predict.
         rejected_ids: the same of the rejected one.
         head: the output head.
+        logsumexp: ln of the sum of exp(logit) at each chosen and then each rejected state, as in ``TokenStats``, which
+            saves one product with the whole head; computed where it is not given.
 
     Returns:
-        Per unit of ``-l'``, the slope of the loss; for DPO with equal models that is beta / 2.
+        One number on the device of the states, in float64. Per unit of ``-l'``, the slope of the loss; for DPO with
+        equal models that is beta / 2.
 
     Source: Razin et al. 2024, arXiv 2410.08847, Theorems 4 and 6.
     """
     states = torch.cat([chosen_states, rejected_states])
     ids, chosen = torch.cat([chosen_ids, rejected_ids]).to(states.device), len(chosen_ids)
     exact = torch.promote_types(states.dtype, torch.float32)
-    total = torch.cat([logits.logsumexp(dim=1) for _, logits in logit_chunks(states, head)])
+    total = logsumexp
+    if total is None:
+        total = torch.cat([logits.logsumexp(dim=1) for _, logits in logit_chunks(states, head)])
     products = torch.zeros((chosen, len(ids)), dtype=torch.float64, device=states.device)
     pulls = torch.zeros(states.shape, dtype=torch.float64, device=states.device)
     for start in range(0, len(head.weight), VOCABULARY_SLICE):
         columns = slice(start, min(start + VOCABULARY_SLICE, len(head.weight)))
         residuals = _residuals(states, ids, total, head, columns)
         products += (residuals[:chosen] @ residuals.T).double()
-        pulls += (residuals @ head.weight[columns].to(residuals)).double()
+        pulls += _pulls(residuals, head.weight[columns]).double()
     wide = states.to(exact).double()
     weighted = products * (wide[:chosen] @ wide.T)
     own, other = weighted[:, :chosen].sum() + pulls[:chosen].square().sum(), weighted[:, chosen:].sum()
     shared = shared_states(chosen_ids, rejected_ids)
-    return float(own - other - (pulls[:shared] * pulls[chosen : chosen + shared]).sum())
+    return own - other - (pulls[:shared] * pulls[chosen : chosen + shared]).sum()
 
 
 def shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
@@ -72,9 +94,46 @@ def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, co
     logits_into(logits, states, head, columns)
     slope = head.scale if head.soft_cap is None else head.scale * (1 - (logits / head.soft_cap).square())
     residuals = -(logits - total[:, None]).exp()
-    inside = ((ids >= columns.start) & (ids < columns.stop)).nonzero()[:, 0]
-    residuals[inside, ids[inside] - columns.start] += 1
+    # A list of those inside would be counted on the host, which then waits for the card.
+    at = (ids - columns.start)[:, None]
+    inside, at = (at >= 0) & (at < residuals.shape[1]), at.clamp(0, residuals.shape[1] - 1)
+    residuals.scatter_(1, at, residuals.gather(1, at) + inside.to(residuals))
     return residuals * slope
+
+
+def _pulls(residuals: Tensor, weight: Tensor) -> Tensor:
+    """``residuals @ weight`` with sums in the residuals' dtype; on a card by half-precision products."""
+    if residuals.is_cuda and residuals.dtype == torch.float32 and weight.dtype == torch.bfloat16 and sums_wide():
+        return product_by_terms(residuals, weight)
+    return residuals @ weight.to(residuals)
+
+
+def product_by_terms(
+    values: Float[Tensor, "row column"], weight: Float[Tensor, "column width"]
+) -> Float[Tensor, "row width"]:
+    """``values @ weight`` of float32 values and bf16 weights, by products of bf16 numbers with float32 sums.
+
+    Each value is the sum of three bf16 numbers, and a product of two bf16 numbers is exact in float32, so that nothing
+    but the sums is rounded, as in a product in float32. A card takes three products with its tensor cores for this,
+    where the product in float32 does without them.
+
+    Args:
+        values: float32. Below 1e-33 the last bits are lost, since bf16 has no smaller numbers.
+        weight: bf16.
+    """
+    terms = torch.cat(bf16_terms(values))
+    out = values.new_empty((len(terms), weight.shape[1]))
+    product_into(out, terms, weight.T)
+    return out.unflatten(0, (TERMS, -1)).sum(dim=0)
+
+
+def bf16_terms(values: Float[Tensor, "*axes"]) -> list[Tensor]:
+    """``TERMS`` bf16 tensors whose sum is ``values``, a float32 one, to the bit: each is what the ones before leave."""
+    terms = []
+    for _ in range(TERMS):
+        terms.append(values.bfloat16())
+        values = values - terms[-1].float()
+    return terms
 
 
 class MovedTokens(NamedTuple):
@@ -112,13 +171,32 @@ def moved_tokens(
         after: states of the second model at the same tokens.
         after_head: its output head, with the same vocabulary.
         count: how many tokens to name each way.
+
+    Returns:
+        On the CPU. Where memory runs out, fewer rows are looked at together, with a warning.
     """
-    parts = []
-    chunks = zip(logit_chunks(before, before_head), logit_chunks(after, after_head), strict=True)
-    for (_, first), (_, second) in chunks:
-        old, new = first.softmax(dim=1), second.softmax(dim=1).to(first.device)
-        gained = (new - old).topk(count).indices
-        lost = (old - new).topk(count).indices
-        columns = [gained, old.gather(1, gained), new.gather(1, gained), lost, old.gather(1, lost), new.gather(1, lost)]
-        parts.append([column.cpu() for column in columns])
-    return MovedTokens(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def work(rows: int) -> MovedTokens:
+        parts = []
+        chunks = zip(logit_chunks(before, before_head, rows), logit_chunks(after, after_head, rows), strict=True)
+        for (_, first), (_, second) in chunks:
+            old, new = first.softmax(dim=1), second.softmax(dim=1).to(first.device)
+            change = torch.sub(new, old, out=first)  # the logits are not needed any more
+            gained, lost = top_columns(change, count)[1], top_columns(change.neg_(), count)[1]
+            among = [
+                ids if values is None else values.gather(1, ids)
+                for ids in (gained, lost)
+                for values in (None, old, new)
+            ]
+            parts.append(among)
+        return MovedTokens(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
+
+    with torch.inference_mode():
+        return with_fewer_rows(work, _moved_rows(before, len(before_head.weight)))
+
+
+def _moved_rows(states: Tensor, vocabulary: int) -> int:
+    rows = rows_at_a_time(states, vocabulary)
+    if not states.is_cuda:
+        return rows
+    return max(min(rows, MOVED_BYTES // (4 * 4 * vocabulary)), LEAST_ROWS)

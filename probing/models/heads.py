@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from probing.errors import LayerNotFound
-from probing.kernels.token_stats import Unembedding, logits_into
+from probing.kernels.output_head import Unembedding, logits_into
 from probing.models.layers import TRIAL_STARTS, Stack, evaluating, last_hidden_state, logits_of, trial_ids
 from probing.models.load import device_of
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import torch
 
 from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import TokenBudget
@@ -162,6 +161,7 @@ class PairComparer:
                 if pair.id not in problems:
                     changes[pair.id] = self._changes(pair, index, before, after)
             tokens.append(self._tokens(group, before, after, problems))
+            del before, after  # their states, before the next ones are kept
         frame = as_frame(tokenized, problems, self.columns, changes)
         said = [problems[id] for id in frame["id"] if id in problems]
         return ComparedBlock(frame, pa.concat_tables(tokens), said, run)
@@ -194,13 +194,7 @@ class PairComparer:
             return TOKENS_SCHEMA.empty_table()
         assert before.stats is not None and after.stats is not None  # noqa: PT018 (for the type checker)
         count = min(self.top, len(self.before.head.weight))
-        with torch.inference_mode():
-            first, second = (
-                (found.states.to(scorer.head.weight.device), scorer.head)
-                for found, scorer in ((before, self.before), (after, self.after))
-                if found.states is not None
-            )
-            moved = moved_tokens(*first, *second, count)
+        moved = moved_tokens(before.states, self.before.head, after.states, self.after.head, count)
         sides = [(pair, side, getattr(pair, side)[pair.prompt_tokens :]) for pair in pairs for side in SIDES]
         ids = [id for _, _, response in sides for id in response]
         columns = {

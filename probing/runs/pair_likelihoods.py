@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from probing.data.tokenize import TokenizedPair
-from probing.kernels.token_stats import Unembedding, token_stats
+from probing.kernels.output_head import Unembedding
+from probing.kernels.token_stats import TokenStats, token_stats
 from probing.metrics.displacement import free_feature_rate
 from probing.metrics.likelihood import rank_surprisal_ratio, segment_totals
 from probing.metrics.ranking import ranking_difficulty
@@ -17,11 +18,15 @@ def stats_of(head: Unembedding) -> Callable[[Tensor, Tensor], Tensor]:
     """A readout for ``Stream.per_token``: log-probability and rank of the token behind each state, [token 2]."""
 
     def read(states: Tensor, following: Tensor) -> Tensor:
-        stats = token_stats(states.to(head.weight.device), head, following)
-        # Ranks are whole numbers below 2^24, which float32 holds.
-        return torch.stack([stats.logprob, stats.rank.to(stats.logprob)], dim=1)
+        return as_columns(token_stats(states.to(head.weight.device), head, following))
 
     return read
+
+
+def as_columns(stats: TokenStats) -> Tensor:
+    """Log-probability and rank, [token 2]."""
+    # Ranks are whole numbers below 2^24, which float32 holds.
+    return torch.stack([stats.logprob, stats.rank.to(stats.logprob)], dim=1)
 
 
 def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
@@ -52,16 +57,28 @@ def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[st
     return columns
 
 
-def free_rates(states: Tensor, pairs: Sequence[TokenizedPair], head: Unembedding) -> Tensor:
-    """``free_feature_rate`` of each pair, from the states of its chosen and then rejected response, pair after pair."""
-    rates, start = [], 0
-    for pair in pairs:
-        middle, stop = start + pair.chosen_tokens, start + pair.chosen_tokens + pair.rejected_tokens
-        chosen, rejected = (torch.tensor(side[pair.prompt_tokens :]) for side in (pair.chosen, pair.rejected))
-        plus, minus = (part.to(head.weight.device) for part in (states[start:middle], states[middle:stop]))
-        rates.append(free_feature_rate(plus, minus, chosen, rejected, head))
-        start = stop
-    return torch.tensor(rates, dtype=torch.float64)
+def free_rates(
+    states: Tensor, following: Tensor, logsumexp: Tensor, pairs: Sequence[TokenizedPair], head: Unembedding
+) -> Tensor:
+    """``free_feature_rate`` of each pair, on the CPU.
+
+    Args:
+        states: of each pair's chosen and then rejected response, pair after pair, [token width], where the head is.
+        following: the tokens that they predict, on the CPU.
+        logsumexp: of the logits at the states.
+        pairs: to which they belong.
+        head: the output head.
+    """
+    lengths = [count for pair in pairs for count in (pair.chosen_tokens, pair.rejected_tokens)]
+    parts, ids = states.split(lengths), following.split(lengths)
+    totals = logsumexp.split([pair.chosen_tokens + pair.rejected_tokens for pair in pairs])
+    # Put together before they go to the host, which else would wait for the card at every pair.
+    return torch.stack(
+        [
+            free_feature_rate(parts[at], parts[at + 1], ids[at], ids[at + 1], head, total)
+            for at, total in zip(range(0, len(parts), 2), totals, strict=True)
+        ]
+    ).cpu()
 
 
 def bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) -> str | None:

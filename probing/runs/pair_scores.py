@@ -16,7 +16,8 @@ from probing.engine.modes import choose_mode
 from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
-from probing.kernels.token_stats import Unembedding
+from probing.kernels.output_head import Unembedding
+from probing.kernels.token_stats import token_stats
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.heads import find_head
 from probing.models.layers import find_backbone, output_site
@@ -34,6 +35,7 @@ from probing.runs.columns import (
 )
 from probing.runs.gradient_rates import GradientRates
 from probing.runs.pair_likelihoods import (
+    as_columns,
     bad_token,
     free_rates,
     likelihood_columns,
@@ -45,6 +47,9 @@ BLOCK_PAIRS = 512
 """Pairs that are tokenised, sorted and scored together; bounds the memory whatever the number of rows."""
 STATE_BYTES = 1 << 27
 """Of states that are kept for the rates, which need both responses of a pair at once."""
+STATE_SHARE = 64
+"""On a card they are at most the 64th part of its memory, if that is more. Not of what is free: a run that is continued
+should come to the same groups."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Measured:
         columns: by name, one value a pair.
         stats: log-probability and rank of the tokens of each pair's chosen and then rejected response, pair after
             pair, [token 2]; None if no likelihood was asked for.
-        states: that predict these tokens, [token width], where they are kept.
+        states: that predict these tokens, [token width], where they are kept: in the model's dtype, on its device.
     """
 
     columns: dict[str, list[Any]]
@@ -119,6 +124,7 @@ class PairScorer:
                 self.head = find_head(stack)
                 self.stream.poolings = ("sum", "last", "tokens")
                 self.stream.per_token = None if self._keeping else stats_of(self.head)
+                self.stream.keep_on_device = self._keeping
             self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
             if "displacement_rate_exact" in self.columns:
                 self._exact = GradientRates(stack, self.rate_parameters)
@@ -182,7 +188,8 @@ class PairScorer:
         """All pairs together; or, where every state is kept for a while, as many as the memory for them holds."""
         if not self._keeping:
             return [pairs]
-        limit = STATE_BYTES // (4 * self.stream.stack.width)
+        width, dtype = self.stream.stack.width, self.language_model.dtype
+        limit = _state_bytes(self.language_model.device) // (dtype.itemsize * width)
         groups: list[list[TokenizedPair]] = [[]]
         tokens = 0
         for pair in pairs:
@@ -209,17 +216,23 @@ class PairScorer:
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
             found = _similarities(total, last, pairs)
-            stats = states = values["tokens"][0] if self._likely else None
-            if stats is not None and self._keeping:
+            stats = states = None
+            if self._keeping:
+                states = values["tokens"][0].to(self.head.weight.device)
                 following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
-                stats = stats_of(self.head)(stats, following).cpu()
+                said = token_stats(states, self.head, following)
+                stats = as_columns(said).cpu()
+                if self._rated:
+                    found["displacement_rate"] = free_rates(
+                        states, following, said.logsumexp, pairs, self.head
+                    ).tolist()
+            elif self._likely:
+                stats = values["tokens"][0]
             if stats is not None:
                 found |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
-            if self._rated and states is not None:
-                found["displacement_rate"] = free_rates(states, pairs, self.head).tolist()
             if self._exact is not None:
                 found["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
-        return Measured(found, stats, states if self._keeping else None)
+        return Measured(found, stats, states)
 
     def troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
         """Why the numbers of a pair cannot be trusted, for each; None where they can."""
@@ -263,6 +276,13 @@ def _similarities(total: torch.Tensor, last: torch.Tensor, pairs: Sequence[Token
             edit_similarity(pair.chosen[pair.prompt_tokens :], pair.rejected[pair.prompt_tokens :]) for pair in pairs
         ],
     }
+
+
+def _state_bytes(device: torch.device) -> int:
+    """Memory for states that are kept, on this device."""
+    if device.type != "cuda":
+        return STATE_BYTES
+    return max(STATE_BYTES, torch.cuda.get_device_properties(device).total_memory // STATE_SHARE)
 
 
 def _run_tokens(pair: TokenizedPair) -> int:

@@ -3,8 +3,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from probing.kernels import token_stats as file
-from probing.kernels.token_stats import Unembedding, logit_chunks, row_stats_reference, token_stats
+from probing.kernels import output_head as file
+from probing.kernels import token_stats as kernel_file
+from probing.kernels.output_head import Unembedding, logit_chunks
+from probing.kernels.token_stats import row_stats_reference, token_stats
 
 SHAPES = [(40, 8, 61), (17, 33, 960), (300, 16, 1001), (1, 4, 3), (15, 5, 2), (0, 5, 7)]
 
@@ -204,3 +206,25 @@ def test_bad_input():
         Unembedding(weight, soft_cap=0.0)
     with pytest.raises(ValueError, match="bias \\[vocabulary\\]"):
         Unembedding(weight, torch.zeros(4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+@pytest.mark.parametrize("options", [{}, {"scale": 0.5, "soft_cap": 20.0}], ids=str)
+@pytest.mark.parametrize("vocabulary", [32000, 50257])
+def test_on_a_card_two_streams_change_nothing(generator, monkeypatch, options, vocabulary):
+    """bf16 states in five chunks: to the bit as in one stream, and as near to float64 as float32 sums are."""
+    hidden = torch.randn(9000, 512, generator=generator).bfloat16().cuda()
+    weight = (torch.randn(vocabulary, 512, generator=generator) * 3 / 512**0.5).bfloat16().cuda()
+    bias = torch.randn(vocabulary, generator=generator).cuda() if options else None
+    targets = torch.randint(0, vocabulary, (9000,), generator=generator)
+    head = Unembedding(weight, bias, **options)
+    found = token_stats(hidden, head, targets, top=5)
+    monkeypatch.setattr(kernel_file, "TWO_STREAMS", False)
+    again = token_stats(hidden, head, targets, top=5)
+    assert all(torch.equal(left, right) for left, right in zip(again, found, strict=True))
+    wide = Unembedding(weight.cpu().double(), None if bias is None else bias.cpu().double(), **options)
+    exact = token_stats(hidden[-40:].cpu().double(), wide, targets[-40:], top=5)
+    for name in ("logprob", "entropy", "top_logprob"):
+        torch.testing.assert_close(getattr(found, name)[-40:].cpu().double(), getattr(exact, name), rtol=0, atol=1e-4)
+    assert float((found.rank[-40:].cpu() - exact.rank).abs().double().mean()) < 1

@@ -1,12 +1,21 @@
 """The rate against autograd in the free-feature model, and against the theorems as the paper states them."""
 
+import logging
+
 import pytest
 import torch
 
-from probing.kernels import token_stats as file
-from probing.kernels.token_stats import Unembedding
+from probing.kernels import output_head as file
+from probing.kernels.output_head import Unembedding
+from probing.kernels.token_stats import token_stats
 from probing.metrics import displacement
-from probing.metrics.displacement import free_feature_rate, moved_tokens, shared_states
+from probing.metrics.displacement import (
+    bf16_terms,
+    free_feature_rate,
+    moved_tokens,
+    product_by_terms,
+    shared_states,
+)
 from probing.metrics.similarity import ches
 
 WIDTH, VOCABULARY = 5, 13
@@ -41,13 +50,9 @@ class FreeModel:
         return total
 
     def ours(self, chosen, rejected, head=None):
-        return free_feature_rate(
-            self.states(chosen).detach(),
-            self.states(rejected).detach(),
-            torch.tensor(chosen),
-            torch.tensor(rejected),
-            head or Unembedding(self.weight.detach()),
-        )
+        states = [self.states(ids).detach() for ids in (chosen, rejected)]
+        ids = [torch.tensor(ids) for ids in (chosen, rejected)]
+        return float(free_feature_rate(*states, *ids, head or Unembedding(self.weight.detach())))
 
 
 PAIRS = [([3], [7]), ([1, 2, 3], [4, 5]), ([1, 2, 3], [1, 2, 4, 5]), ([1, 2], [1, 2, 3])]
@@ -139,6 +144,77 @@ def test_one_small_step_of_training_moves_as_foretold(generator):
     assert (model.logprob(chosen).item() - before) / step == pytest.approx(rate, rel=1e-3)
 
 
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, 3.0)])
+def test_a_sum_of_exponentials_that_is_handed_over(generator, scale, cap):
+    """The one of ``token_stats``: the same rate, to the bit in one thread, without a product with the head."""
+    head = Unembedding(torch.randn(500, 8, generator=generator), None, scale, cap)
+    sides = [torch.randn(count, 8, generator=generator) for count in (20, 17)]
+    ids = [torch.randint(0, 500, (len(side),), generator=generator) for side in sides]
+    handed = token_stats(torch.cat(sides), head, torch.cat(ids)).logsumexp
+    assert torch.equal(free_feature_rate(*sides, *ids, head, handed), free_feature_rate(*sides, *ids, head))
+    assert not torch.equal(free_feature_rate(*sides, *ids, head, handed + 1), free_feature_rate(*sides, *ids, head))
+
+
+def half_precision_case(generator):
+    """States and weights that are bf16 numbers, of a vocabulary of several slices."""
+    weight = (torch.randn(9000, 64, generator=generator) / 4).bfloat16()
+    sides = [torch.randn(count, 64, generator=generator).bfloat16() for count in (30, 25)]
+    return weight, sides, [torch.randint(0, 9000, (len(side),), generator=generator) for side in sides]
+
+
+@pytest.mark.parametrize("by_terms", [False, True])
+def test_states_in_half_precision_against_float64(generator, monkeypatch, by_terms):
+    """As accurate as float32 states: products of bf16 numbers are exact in float32. Also with three-term residuals."""
+    weight, sides, ids = half_precision_case(generator)
+    exact = float(free_feature_rate(*(side.double() for side in sides), *ids, Unembedding(weight.double())))
+    if by_terms:
+        monkeypatch.setattr(displacement, "_pulls", displacement.product_by_terms)
+    assert float(free_feature_rate(*sides, *ids, Unembedding(weight))) == pytest.approx(exact, rel=1e-6)
+    wide = float(free_feature_rate(*(side.float() for side in sides), *ids, Unembedding(weight)))
+    assert wide == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+def test_rates_and_moved_tokens_on_a_card(generator):
+    """By half-precision products with float32 sums, which the tensor cores may cut off: against float64."""
+    weight, sides, ids = half_precision_case(generator)
+    exact = float(free_feature_rate(*(side.double() for side in sides), *ids, Unembedding(weight.double())))
+    head = Unembedding(weight.cuda())
+    found = free_feature_rate(*(side.cuda() for side in sides), *ids, head)
+    assert found.is_cuda
+    assert float(found) == pytest.approx(exact, rel=1e-4)
+    states, others = (torch.cat(parts).cuda() for parts in (sides, sides[::-1]))
+    moved = moved_tokens(states, head, others, head, 5)
+    old, new = ((values.double().cpu() @ weight.double().T).softmax(1) for values in (states, others))
+    for way, sign in (("gained", 1), ("lost", -1)):
+        change = sign * (new - old)
+        torch.testing.assert_close(
+            change.gather(1, getattr(moved, f"{way}_ids")), change.topk(5).values, rtol=0, atol=1e-5
+        )
+
+
+def test_three_terms_are_the_number(generator):
+    """Over all of the exponents that a residual can have, and both signs."""
+    values = torch.randn(20000, generator=generator) * 2.0 ** -torch.randint(0, 100, (20000,), generator=generator)
+    assert torch.equal(sum(term.double() for term in bf16_terms(values)), values.double())
+    assert not torch.equal(sum(term.double() for term in bf16_terms(values)[:2]), values.double())
+
+
+def test_a_product_by_terms_rounds_its_sums_only(generator):
+    """Residuals of a softmax as they are: one near 1, the rest tiny. An error of two terms would be seen."""
+    values = -torch.randn(20, 4096, generator=generator).mul(4).softmax(dim=1)
+    values[torch.arange(20), torch.arange(20)] += 1
+    weight = torch.randn(4096, 32, generator=generator).bfloat16()
+    exact, size = values.double() @ weight.double(), values.double().abs() @ weight.double().abs()
+    found = (product_by_terms(values, weight) - exact).abs() / size
+    plain = (values @ weight.float() - exact).abs() / size
+    assert float(found.mean()) < 1.2 * float(plain.mean())
+    assert float(found.max()) < 2e-6
+    two = sum(term.double() for term in bf16_terms(values)[:2]) @ weight.double()
+    assert float(((two - exact).abs() / size).mean()) > 3 * float(found.mean())
+
+
 def test_shared_states():
     for chosen, rejected, count in [([1], [2], 1), ([1, 2], [1, 3], 2), ([1, 2], [1, 2, 3], 2), ([5, 1], [4, 1], 1)]:
         assert shared_states(torch.tensor(chosen), torch.tensor(rejected)) == count
@@ -158,3 +234,41 @@ def test_moved_tokens_by_brute_force(generator, monkeypatch):
         for way in ("gained", "lost"):
             expected = values.gather(1, getattr(found, f"{way}_ids"))
             torch.testing.assert_close(getattr(found, f"{way}_{name}").double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moved_tokens_of_a_large_vocabulary(generator, dtype):
+    """So large that only some tiles are searched; half-precision states and weights against float64."""
+    heads = [Unembedding(torch.randn(2000, 12, generator=generator).to(dtype)) for _ in range(2)]
+    states = [torch.randn(50, 12, generator=generator).to(dtype) for _ in range(2)]
+    found = moved_tokens(states[0], heads[0], states[1], heads[1], 5)
+    old, new = ((h.double() @ head.weight.double().T).softmax(1) for h, head in zip(states, heads, strict=True))
+    change = new - old
+    for way, sign in (("gained", 1), ("lost", -1)):
+        ids, best = getattr(found, f"{way}_ids"), (sign * change).topk(5)
+        torch.testing.assert_close(sign * change.gather(1, ids), best.values, rtol=0, atol=1e-6)
+        assert float((ids == best.indices).double().mean()) > 0.99
+        for name, values in (("before", old), ("after", new)):
+            numbers = getattr(found, f"{way}_{name}").double()
+            torch.testing.assert_close(numbers, values.gather(1, ids), rtol=0, atol=1e-6)
+
+
+def test_moved_tokens_go_on_with_fewer_rows_when_memory_runs_out(generator, monkeypatch, caplog):
+    head, other = (Unembedding(torch.randn(300, 6, generator=generator)) for _ in range(2))
+    states, others = (torch.randn(900, 6, generator=generator) for _ in range(2))
+    plain = moved_tokens(states, head, others, other, 4)
+    chunks, asked = displacement.logit_chunks, []
+
+    def some(hidden, head, rows):
+        asked.append(rows)
+        if rows > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return chunks(hidden, head, rows)
+
+    file._warn_of_fewer_rows.cache_clear()
+    monkeypatch.setattr(displacement, "logit_chunks", some)
+    with caplog.at_level(logging.WARNING):
+        found = moved_tokens(states, head, others, other, 4)
+    assert asked == [2048, 1024, 512, 256, 256]
+    assert all(torch.equal(left, right) for left, right in zip(found, plain, strict=True))
+    assert "out of memory with the logits of 512 rows: trying with 256 rows at a time" in caplog.text

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from probing.errors import LayerNotFound
-from probing.kernels.token_stats import logits_into
+from probing.kernels.output_head import logits_into
 from probing.models.heads import find_head
 from probing.models.layers import find_backbone, last_hidden_state, trial_ids
 

@@ -1,6 +1,7 @@
 """Likelihood columns and rates of score_pairs, against the whole model in float64."""
 
 import math
+import types
 
 import oracles
 import pytest
@@ -10,6 +11,8 @@ import torch
 from probing import score_pairs
 from probing.data.tokenize import tokenize_pairs
 from probing.errors import UsageError
+from probing.kernels.output_head import Unembedding
+from probing.metrics.displacement import free_feature_rate
 from probing.models.layers import find_backbone
 from probing.runs import pair_scores
 from probing.runs.columns import ALL_COLUMNS, COLUMNS, LIKELIHOOD_COLUMNS
@@ -54,6 +57,52 @@ def test_likelihoods_do_not_feel_batch_order_or_how_states_are_kept(monkeypatch)
     monkeypatch.setattr(pair_scores, "STATE_BYTES", 4 * 32 * 30)
     rated = score_pairs(language_model, ROWS, columns=["all", "displacement_rate"])
     assert rated[plain.columns].equals(plain)
+
+
+def half_precision_model():
+    language_model = tiny.make_model()
+    language_model.model.bfloat16()
+    return language_model
+
+
+def test_states_in_half_precision_stay_so_and_are_as_good(monkeypatch):
+    """bf16 states times bf16 weights with float32 sums, against float64 on the same states."""
+    language_model = half_precision_model()
+    scorer = PairScorer(language_model, columns=["all", "displacement_rate"], keep_states=True)
+    pairs = tokenized(language_model)
+    found = scorer.measure(pairs)
+    assert found.states.dtype == torch.bfloat16
+    exact = Unembedding(scorer.head.weight.double())
+    at = 0
+    for index, pair in enumerate(pairs):
+        sides, ids = [], [torch.tensor(side[pair.prompt_tokens :]) for side in (pair.chosen, pair.rejected)]
+        for name, following in zip(("chosen", "rejected"), ids, strict=True):
+            sides.append(found.states[at : at + len(following)].double())
+            at += len(following)
+            logprobs = (sides[-1] @ exact.weight.T).log_softmax(1).gather(1, following[:, None])
+            assert found.columns[f"{name}_logprob"][index] == pytest.approx(float(logprobs.sum()), rel=1e-6)
+        rate = float(free_feature_rate(*sides, *ids, exact))
+        # The rate is what is left of larger terms.
+        assert found.columns["displacement_rate"][index] == pytest.approx(rate, rel=1e-5, abs=1e-5)
+    assert at == len(found.states)
+    streamed = score_pairs(language_model, ROWS, columns=["all"])
+    assert found.columns["chosen_logprob"] == streamed["chosen_logprob"].tolist()
+
+
+def test_how_many_states_are_kept(monkeypatch):
+    """As many bytes in any dtype, and on a card a share of its memory, be it free or not."""
+    monkeypatch.setattr(pair_scores, "STATE_BYTES", 4 * 32 * 20)
+    sizes = {}
+    for language_model in (tiny.make_model(), half_precision_model()):
+        scorer = PairScorer(language_model, columns=["displacement_rate"])
+        groups = scorer.groups(tokenized(language_model))
+        sizes[language_model.dtype] = [sum(p.chosen_tokens + p.rejected_tokens for p in group) for group in groups]
+    assert max(sizes[torch.float32]) <= 20 < max(sizes[torch.bfloat16]) <= 40
+    memory = types.SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert pair_scores._state_bytes(torch.device("cuda")) == 80 * 2**30 // 64
+    memory.total_memory = 1000
+    assert pair_scores._state_bytes(torch.device("cuda")) == pair_scores.STATE_BYTES
 
 
 def test_scores_of_states_are_the_same_with_and_without_likelihoods():

@@ -3,10 +3,11 @@ import torch
 from tolerance import assert_as_good_as_torch
 
 from probing.errors import KernelUnavailable
+from probing.kernels import output_head
 from probing.kernels import token_stats as module
+from probing.kernels.output_head import MASKED, Unembedding, finish_logits
 from probing.kernels.token_stats import (
     BLOCK_COLUMNS,
-    MASKED,
     RowStats,
     compile_variants,
     launch_row_stats,
@@ -14,6 +15,7 @@ from probing.kernels.token_stats import (
     row_stats_reference,
     token_stats,
 )
+from probing.kernels.top_columns import TILE, tile_maxima, top_columns
 
 # Small blocks, so that a few columns fill several; widths of one block and one off it, several blocks, one column.
 BLOCK = 16
@@ -26,23 +28,31 @@ RESULTS = [torch.float32, torch.int64, torch.float32, torch.float32]
 passes_over_nan = pytest.mark.filterwarnings("ignore:All-NaN slice encountered")
 
 
-def kernel_stats(logits, targets, block_columns=BLOCK):
+def kernel_stats(logits, targets, block_columns=BLOCK, head=None, maxima=None):
     """What the kernel leaves in poisoned buffers; behind their end, and in its input, it must leave all as it was."""
     rows, before = len(logits), logits.clone()
     numbers = torch.full((3, rows + GUARD), float("nan"), device=logits.device)
     ranks = torch.full((rows + GUARD,), -7, device=logits.device)
     stats = RowStats(numbers[0, :rows], ranks[:rows], numbers[1, :rows], numbers[2, :rows])
-    launch_row_stats(logits, targets, stats, block_columns)
+    launch_row_stats(logits, targets, stats, head, maxima, block_columns)
     assert numbers[:, rows:].isnan().all()
     assert (ranks[rows:] == -7).all()
     assert torch.equal(logits.view(torch.int32), before.view(torch.int32))  # as bits: NaN is not equal to itself
     return stats
 
 
-def check(logits, targets, block_columns=BLOCK):
-    stats = kernel_stats(logits, targets, block_columns)
-    plain = row_stats_reference(logits.clone(), targets)
-    exact = row_stats_reference(logits.double(), targets)
+def finished(logits, head):
+    """The definition of what a head does to a product."""
+    done = logits.clone()
+    if head is not None:
+        finish_logits(done, head, head.bias)
+    return done
+
+
+def check(logits, targets, block_columns=BLOCK, head=None):
+    stats = kernel_stats(logits, targets, block_columns, head)
+    plain = row_stats_reference(finished(logits, head), targets)
+    exact = row_stats_reference(finished(logits.double(), head), targets)
     assert torch.equal(stats.rank, exact.rank)
     for name in NUMBERS:
         assert_as_good_as_torch(getattr(stats, name), getattr(plain, name), getattr(exact, name))
@@ -189,7 +199,7 @@ def test_offsets_beyond_32_bits(device):
     logits[:] = torch.arange(15.0).reshape(3, 5).flip(1)
     stats = RowStats(*(torch.empty(3, device=device, dtype=dtype) for dtype in RESULTS))
     targets = torch.tensor([4, 3, 2], device=device)
-    launch_row_stats(logits, targets, stats, BLOCK)
+    launch_row_stats(logits, targets, stats, block_columns=BLOCK)
     assert same(stats, kernel_stats(logits.contiguous(), targets))
     assert stats.rank.tolist() == [5, 4, 3]
 
@@ -221,18 +231,123 @@ def test_no_rows_no_launch(recorder, device):
 def test_blocks_are_as_small_as_asked_for(recorder, normal, draw):
     """Else no test above would reach a second block."""
     kernel_stats(normal(3, 37), draw(3, 37))
-    assert recorder.constants == {"block_columns": BLOCK}
+    assert (recorder.constants["block_columns"], recorder.constants["tile"]) == (BLOCK, BLOCK)
 
 
-@pytest.mark.parametrize(("width", "variant"), list(zip([4096, 4097], compile_variants(), strict=True)))
-def test_what_is_launched_is_what_is_compiled_for_the_check(recorder, normal, draw, width, variant):
-    row_stats(normal(3, width), draw(3, width), impl="triton")
+def head_of(width, device, generator=None, bias=True, scale=1.0, soft_cap=None):
+    """A head of which only what comes after the product is used."""
+    values = torch.randn(width, generator=generator).to(device) if bias else None
+    return Unembedding(torch.empty((width, 1), device=device), values, scale, soft_cap)
+
+
+FORMS = [{}, {"maxima": True}, {"head": True, "maxima": True}]
+
+
+@pytest.mark.parametrize(
+    ("width", "form", "variant"),
+    [
+        (width, form, compile_variants()[3 * at + which])
+        for at, width in enumerate([4096, 4097])
+        for which, form in enumerate(FORMS)
+    ],
+)
+def test_what_is_launched_is_what_is_compiled_for_the_check(recorder, normal, draw, device, width, form, variant):
+    logits, targets = normal(3, width), draw(3, width)
+    stats = RowStats(*(torch.empty(3, device=device, dtype=dtype) for dtype in RESULTS))
+    head = head_of(width, device, soft_cap=30.0) if form.get("head") else None
+    maxima = torch.empty((3, -(-width // TILE)), device=device) if form.get("maxima") else None
+    launch_row_stats(logits, targets, stats, head, maxima)
     assert (recorder.grid, recorder.constants, recorder.num_warps) == ((3,), variant.constants, variant.num_warps)
     tensors = {torch.float32: "*fp32", torch.int64: "*i64"}
     found = recorder.arguments
-    assert [tensors[a.dtype] if torch.is_tensor(a) else "i32" for a in found] == list(variant.types.values())
-    aligned = [(a.data_ptr() if torch.is_tensor(a) else a) % 16 == 0 for a in found]
+    kinds = [tensors[a.dtype] if torch.is_tensor(a) else "fp32" if isinstance(a, float) else "i32" for a in found]
+    assert kinds == list(variant.types.values())
+    aligned = [not isinstance(a, float) and (a.data_ptr() if torch.is_tensor(a) else a) % 16 == 0 for a in found]
     assert aligned == [name in variant.aligned for name in variant.types]
+
+
+HEADS = [
+    {"bias": False, "scale": 0.3},
+    {"bias": False, "soft_cap": 2.5},
+    {"bias": False, "scale": 3.0, "soft_cap": 30.0},
+    {},
+    {"scale": 0.0625},
+    {"scale": 2.0, "soft_cap": 1.5},
+]
+
+
+@pytest.mark.parametrize("options", HEADS, ids=str)
+@pytest.mark.parametrize("width", [1, BLOCK, 3 * BLOCK + 5])
+def test_bias_scale_and_cap_inside_the_kernel(normal, draw, generator, device, options, width):
+    """Ranks equal those in float64 although they are counted before the cap, which changes no order."""
+    check(normal(ROWS, width) * 3, draw(ROWS, width), head=head_of(width, device, generator, **options))
+
+
+def test_a_cap_far_below_the_logits(normal, draw, device):
+    """In float32 the hyperbolic tangent is 1 from 9 on, so many logits equal the cap; their order is still known."""
+    logits, targets = normal(ROWS, 53) * 50, draw(ROWS, 53)
+    stats = kernel_stats(logits, targets, head=head_of(53, device, bias=False, soft_cap=1.0))
+    assert torch.equal(stats.rank, row_stats_reference(logits.double(), targets).rank)
+    logprob = row_stats_reference(logits.double().tanh(), targets).logprob
+    torch.testing.assert_close(stats.logprob.double(), logprob, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+@pytest.mark.parametrize("scale", [1.0, 0.05])
+def test_tokens_that_a_bias_takes_out(normal, draw, generator, device, scale, soft_cap):
+    """Some, among them targets and whole blocks; nothing becomes NaN."""
+    head = head_of(53, device, generator, scale=scale, soft_cap=soft_cap)
+    head.bias[16:32] = head.bias[::7] = -float("inf")
+    logits, targets = normal(ROWS, 53), draw(ROWS, 53)
+    targets[:3] = torch.tensor([0, 20, 33])
+    stats = check(logits, targets, head=head)
+    assert all(values.isfinite().all() for values in stats)
+
+
+@passes_over_nan
+@pytest.mark.parametrize("options", HEADS[2::3], ids=str)
+def test_nan_is_passed_on_by_every_head(normal, draw, generator, device, options):
+    logits = normal(3, 37)
+    logits[1, 20] = float("nan")
+    stats = kernel_stats(logits, draw(3, 37), head=head_of(37, device, generator, **options))
+    for name in NUMBERS:
+        assert getattr(stats, name).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("options", [None, HEADS[5]], ids=str)
+@pytest.mark.parametrize(
+    ("width", "block", "tile"),
+    [(1, BLOCK, BLOCK), (6 * BLOCK + 5, BLOCK, BLOCK), (1, BLOCK_COLUMNS, TILE), (3 * TILE + 40, BLOCK_COLUMNS, TILE)],
+)
+def test_maxima_of_tiles(normal, draw, generator, device, options, width, block, tile):
+    """Those of the logits before the cap; poisoned before, and nothing written behind them."""
+    tiles = -(-width // tile)
+    whole = torch.full((ROWS * tiles + GUARD,), float("nan"), device=device)
+    head = None if options is None else head_of(width, device, generator, **options)
+    logits = normal(ROWS, width) - 100
+    kernel_stats(logits, draw(ROWS, width), block, head, whole[: ROWS * tiles].view(ROWS, tiles))
+    if head is not None:
+        logits = finished(logits, Unembedding(head.weight, head.bias, head.scale))
+    expected = torch.stack([part.amax(dim=1) for part in logits.split(tile, dim=1)], dim=1)
+    assert torch.equal(whole[: ROWS * tiles].view(ROWS, tiles), expected)
+    assert whole[ROWS * tiles :].isnan().all()
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {}, {"bias": False, "soft_cap": 3.0}, HEADS[5]], ids=str)
+def test_top_tokens_by_the_tiles_of_the_kernel(normal, draw, generator, device, options):
+    """Three tiles and a ragged one; a tile holds several of the best, and the best of two tiles are alike."""
+    width = 3 * TILE + 40
+    head = head_of(width, device, generator, **options)
+    logits, maxima = normal(4, width), torch.empty((4, 4), device=device)
+    logits[0, [5, 6, 7, 300]] = 9.0
+    logits[1, width - 2 :] = 9.0
+    kernel_stats(logits, draw(4, width), BLOCK_COLUMNS, head, maxima)
+    values, columns = top_columns(logits, 3, maxima, head)
+    expected = finished(logits, head).topk(3).values
+    assert torch.equal(values, expected)
+    assert torch.equal(finished(logits, head).gather(1, columns), expected)
+    bare = Unembedding(head.weight, head.bias, head.scale)
+    assert torch.equal(maxima, tile_maxima(finished(logits, bare)))
 
 
 @pytest.mark.parametrize("width", [11, BLOCK_COLUMNS + 5])
@@ -255,15 +370,30 @@ def test_other_logits_are_refused(normal, draw):
     assert exact.logprob.dtype == torch.float64
 
 
-def test_token_stats_by_the_kernel(normal, draw):
-    hidden, weight, targets = normal(20, 12), normal(300, 12), draw(20, 300)
+@pytest.mark.parametrize("options", [{}, {"scale": 0.25, "soft_cap": 4.0}], ids=str)
+@pytest.mark.parametrize("rows", [7, 20])
+def test_token_stats_by_the_kernel(normal, draw, generator, device, monkeypatch, options, rows):
+    monkeypatch.setattr(output_head, "CPU_LOGIT_BYTES", 4 * 450 * rows)
+    hidden, weight, targets = normal(20, 12), normal(450, 12), draw(20, 450)
     targets[::5] = -100
-    stats = token_stats(hidden, weight, targets, top=3, impl="triton")
-    plain = token_stats(hidden, weight, targets, top=3, impl="torch")
-    exact = token_stats(hidden.double(), weight.double(), targets, top=3)
+    bias = torch.randn(450, generator=generator).to(device) if options else None
+    head = Unembedding(weight, bias, **options)
+    wide = Unembedding(weight.double(), None if bias is None else bias.double(), **options)
+    stats = token_stats(hidden, head, targets, top=3, impl="triton")
+    plain = token_stats(hidden, head, targets, top=3, impl="torch")
+    exact = token_stats(hidden.double(), wide, targets, top=3)
     assert torch.equal(stats.rank, plain.rank)
     assert torch.equal(stats.top_ids, plain.top_ids)
     assert stats.logprob.isnan().tolist() == (targets < 0).tolist()
     assert_as_good_as_torch(stats.logprob[targets >= 0], plain.logprob[targets >= 0], exact.logprob[targets >= 0])
-    for name in ("entropy", "top_logprob"):
+    for name in ("entropy", "top_logprob", "logsumexp"):
         assert_as_good_as_torch(getattr(stats, name), getattr(plain, name), getattr(exact, name))
+
+
+def test_bf16_parity_is_finished_before_the_kernel(normal, draw, generator, device):
+    """Since it rounds after every step."""
+    head = Unembedding(normal(50, 12), torch.randn(50, generator=generator).to(device), 0.5, 3.0)
+    hidden, targets = normal(20, 12), draw(20, 50)
+    found, plain = (token_stats(hidden, head, targets, parity="bf16", impl=impl) for impl in ("triton", "torch"))
+    assert torch.equal(found.rank, plain.rank)
+    torch.testing.assert_close(found.logprob, plain.logprob, rtol=0, atol=1e-5)
