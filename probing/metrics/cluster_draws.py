@@ -63,11 +63,10 @@ def read_clusters(
     nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
     codes = nothing if relabelings is None else relabelings
     counted = nothing if weights is None else weights
-    centroids = [grouped.centroid(cluster) for cluster in range(grouped.clusters)]
     parts = (
-        moments(grouped, centroids),
-        _joined([relabelled_moments(grouped, centroids, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
-        _joined([resampled_moments(grouped, centroids, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
+        moments(grouped),
+        _joined([relabelled_moments(grouped, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
+        _joined([resampled_moments(grouped, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
     )
     found = tuple({name: getattr(part, name)() for name in indices if name in OF_MOMENTS} for part in parts)
     own = torch.zeros(0, dtype=torch.float64)
@@ -80,7 +79,7 @@ def read_clusters(
             known: Ends | None = Ends(own.new_tensor([least]), own.new_tensor([greatest]))
         else:
             drawn = (codes, counted) if wanted else (nothing, nothing)
-            own, of_null, of_draws = _pass(grouped, centroids, *drawn, lists, report)
+            own, of_null, of_draws = _pass(grouped, *drawn, lists, report)
             known = None if lists is None else lists.settled(grouped)
         if wanted:
             for some, mean in zip(found, (own.mean()[None], of_null, of_draws), strict=True):
@@ -127,7 +126,6 @@ def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
 
 def _pass(
     grouped: Grouped,
-    centroids: list[Float[Tensor, " width"]],
     codes: Shaped[Tensor, "n draw"],
     weights: Shaped[Tensor, "n other"],
     lists: PairLists | None,
@@ -142,7 +140,7 @@ def _pass(
         zip(codes.tensor_split(passes, dim=1), weights.tensor_split(passes, dim=1), strict=True)
     ):
         sums, others, resampled = Sums(grouped), Relabelled(some, clusters), Resampled(counted, grouped)
-        for tile in tiles(grouped, centroids, partial(_report_part, report, number, passes)):
+        for tile in tiles(grouped, partial(_report_part, report, number, passes)):
             distances = grouped.distances(tile.squared)
             sums.add(tile, distances)
             if some.shape[1] or counted.shape[1]:
