@@ -1,6 +1,6 @@
 """Cluster indices with intervals and nulls: thousands of relabelings and resamples from one pass over distances."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.metrics.cluster_extremes import Ends, PairLists
 from probing.metrics.cluster_moments import Moments, moments, relabelled_moments, resampled_moments
-from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Sums, Tile, silhouettes, tiles
+from probing.metrics.cluster_pairs import Grouped, Sums, Tile, silhouettes, tiles
 from probing.metrics.cluster_tiles import kernel_runs, read_tiles
 
 OF_EXTREMES = ("dunn", "dunn_centroid")
@@ -18,6 +18,8 @@ OF_MOMENTS = ("davies_bouldin", "calinski_harabasz", "xie_beni")
 BUDGET = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Bytes for the sums of distances of draws; where more are needed, distances are computed again for a part of them."""
 DRAWS_AT_ONCE = 256
+CACHED = {"cpu": 2**18, "cuda": 2**26}
+"""Bytes of the sums that silhouettes are made of at once, in many steps: on a CPU they are best kept near it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +162,12 @@ def _report_part(report: Callable[[float], None], number: int, parts: int, share
     report((number + share) / parts)
 
 
+def _rows_at_once(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:
+    """Ranges of positions."""
+    size = max(1, CACHED[draws.device.type] // (4 * max(draws.shape[1], 1)))
+    yield from (slice(start, start + size) for start in range(0, len(draws), size))
+
+
 @dataclass(eq=False)
 class Relabelled:
     """Sums of distances to the clusters of every relabelling.
@@ -190,8 +198,7 @@ class Relabelled:
         sizes = [(self.codes == cluster).sum(dim=0).float() for cluster in range(self.clusters)]
         found = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
         one = torch.ones((), device=self.codes.device)
-        for start in range(0, len(self.codes), TILE_ROWS):
-            rows = slice(start, start + TILE_ROWS)
+        for rows in _rows_at_once(self.codes):
             sums = self.values[:, rows]
             last = totals[rows, None].float() - sums.sum(dim=0)
             found += silhouettes([*sums, last], sizes, self.codes[rows], one).sum(dim=0, dtype=torch.float64)
@@ -234,8 +241,7 @@ class Resampled:
         sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in self.grouped.ranges]
         found = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
         codes = self.grouped.codes
-        for start in range(0, len(self.weights), TILE_ROWS):
-            rows = slice(start, start + TILE_ROWS)
+        for rows in _rows_at_once(self.weights):
             copies = self.weights[rows].float()
             own = silhouettes(list(self.values[:, rows]), sizes, codes[rows, None], copies)
             found += (own * copies).sum(dim=0, dtype=torch.float64)

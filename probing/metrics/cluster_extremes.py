@@ -1,5 +1,6 @@
 """The closest and the farthest pairs of points: what decides Dunn's index, of any labels, in any resample."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,11 @@ MOST_PAIRS = 2**18
 PAIRS_OF_A_POINT = 16
 """Pairs that are kept beyond that, in numbers of points: one outlier is in as many pairs as there are points, and a
 resample without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
+FIRST_PAIRS = 32
+"""They decide most draws; then four times as many are looked at, and so on up to the next number."""
 PAIRS_AT_ONCE = 2048
+SAMPLED = 61
+"""One distance in so many of a tile says which are worth a look; it divides no size of a tile."""
 PRESENT = 0.4
 """Of pairs whose two points are both in a bootstrap resample."""
 DRAWS_AT_ONCE = 128
@@ -51,37 +56,57 @@ class Extremes:
         apart = tile.clusters is not None and self.which != "all"
         if apart and (self.which == "within") != (len(set(tile.clusters or ())) == 1):
             return
-        nothing = -torch.inf if self.farthest else torch.inf
-        squared = tile.squared
-        if tile.diagonal:  # every pair once, and no point with itself
-            upper = torch.ones_like(squared, dtype=torch.bool).triu_(1)
-            squared = torch.where(upper, squared, nothing)
-        if tile.clusters is None and self.which != "all":
-            same = codes[slice(*tile.rows), None] == codes[slice(*tile.columns)]
-            squared = torch.where(same == (self.which == "within"), squared, nothing)
-        flat = squared.flatten()
-        found = self._better(flat, masked=squared is not tile.squared)
+        squared, allowed = tile.squared, self._allowed(tile, codes)
+        self.seen += squared.numel() if allowed is None else int(allowed.sum())
+        for limit in self._limits(squared):
+            found = self._beyond(squared, allowed, limit)
+            if len(found) >= self.size:
+                break
         if not len(found):
             return
         width = squared.shape[1]
         pairs = torch.stack((found // width + tile.rows[0], found % width + tile.columns[0]), dim=1)
-        self.values = torch.cat((self.values.to(flat), flat[found]))
+        self.values = torch.cat((self.values.to(squared), squared.flatten()[found]))
         self.pairs = torch.cat((self.pairs.to(pairs.device), pairs))
         if len(self.values) > self.size:
-            best = self.values.topk(self.size, largest=self.farthest).indices
+            best = self._best(self.values)
             self.values, self.pairs = self.values[best], self.pairs[best]
 
-    def _better(self, flat: Tensor, masked: bool) -> Tensor:
-        """Places of what may belong to the list."""
-        self.seen += int(flat.isfinite().sum()) if masked else len(flat)
+    def _allowed(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> Tensor | None:
+        """Which pairs of a tile are to be taken: each once, none of a point with itself; None for all."""
+        allowed = None
+        if tile.diagonal:
+            allowed = torch.ones_like(tile.squared, dtype=torch.bool).triu_(1)
+        if tile.clusters is None and self.which != "all":
+            same = codes[slice(*tile.rows), None] == codes[slice(*tile.columns)]
+            own = same == (self.which == "within")
+            allowed = own if allowed is None else allowed & own
+        return allowed
+
+    def _limits(self, squared: Tensor) -> tuple[float, ...]:
+        """What pairs of use are beyond: the end of a full list; or what a sample says, and if it says too much, none."""
         if len(self.values) == self.size:
-            last = self.values.min() if self.farthest else self.values.max()
-            found = (flat > last if self.farthest else flat < last).nonzero()[:, 0]
-        else:
-            found = flat.isfinite().nonzero()[:, 0]
-        if len(found) > self.size:
-            found = found[flat[found].topk(self.size, largest=self.farthest).indices]
-        return found
+            return (float(self.values.min() if self.farthest else self.values.max()),)
+        everything = -torch.inf if self.farthest else torch.inf
+        sample = squared.flatten()[::SAMPLED]
+        rank = 3 * self.size // SAMPLED + 16
+        if rank >= len(sample):
+            return (everything,)
+        return float(sample.topk(rank, largest=self.farthest).values[-1]), everything
+
+    def _beyond(self, squared: Tensor, allowed: Tensor | None, limit: float) -> Tensor:
+        """Places of the pairs beyond a limit, of the best of them where there are more than the list holds."""
+        most = float(squared.amax() if self.farthest else squared.amin())
+        if not (most > limit if self.farthest else most < limit):
+            return torch.empty(0, dtype=torch.long, device=squared.device)
+        better = squared > limit if self.farthest else squared < limit
+        if allowed is not None:
+            better &= allowed
+        found = better.flatten().nonzero()[:, 0]
+        return found[self._best(squared.flatten()[found])] if len(found) > self.size else found
+
+    def _best(self, values: Tensor) -> Tensor:
+        return values.topk(self.size, largest=self.farthest, sorted=False).indices
 
     def settle(self, grouped: Grouped) -> None:
         """Sort, those at the head by values computed once more."""
@@ -176,9 +201,8 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
         values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
         decided = torch.full((some.shape[1],), -1, device=some.device)
         left = torch.arange(some.shape[1], device=some.device)
-        for start in range(0, len(pairs.values), PAIRS_AT_ONCE):
-            part = slice(start, start + PAIRS_AT_ONCE)
-            one, other = some[:, left][pairs.pairs[part].T]
+        for start, stop in _parts(len(pairs.values)):
+            one, other = some[:, left][pairs.pairs[start:stop].T]
             decides = (one >= 0) & (other >= 0) & ((one == other) == pairs.farthest)
             first = decides.to(torch.uint8).argmax(dim=0)
             known = decides.gather(0, first[None])[0]
@@ -194,6 +218,14 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
                 values[draw] = _alone(grouped, some[:, draw], pairs.farthest)
         found.append(values)
     return torch.cat(found)
+
+
+def _parts(count: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a list, short ones first."""
+    start, size = 0, min(FIRST_PAIRS, PAIRS_AT_ONCE)
+    while start < count:
+        yield start, min(start + size, count)
+        start, size = start + size, min(4 * size, PAIRS_AT_ONCE)
 
 
 def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:

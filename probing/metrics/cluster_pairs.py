@@ -316,10 +316,10 @@ def silhouettes(sums: Sequence[Tensor], sizes: Sequence[Tensor], own: Tensor, co
     within = torch.zeros_like(sums[0])
     nearest = torch.full_like(sums[0], torch.inf)
     for cluster, (total, size) in enumerate(zip(sums, sizes, strict=True)):
-        mine = own == cluster
-        others = size - copies
-        within = torch.where(mine, torch.where(others > 0, total / others.clamp_min(1), torch.nan), within)
-        mean = torch.where(size > 0, total / size.clamp_min(1), torch.inf)
+        mine, others = own == cluster, size - copies
+        within = torch.where(mine, total / torch.where(others > 0, others, torch.nan), within)
+        empty = torch.where(size > 0, 0.0, torch.inf).to(total)
+        mean = torch.addcmul(empty, total, 1 / size.clamp_min(1).to(total))
         nearest = torch.where(mine, nearest, torch.minimum(nearest, mean))
-    found = (nearest - within) / torch.maximum(nearest, within)
-    return found.nan_to_num(0.0)
+    found = (nearest - within).div_(torch.maximum(nearest, within))
+    return found.nan_to_num_(0.0)
