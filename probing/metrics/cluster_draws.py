@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.metrics.cluster_extremes import Ends, PairLists
 from probing.metrics.cluster_moments import Moments, moments, relabelled_moments, resampled_moments
-from probing.metrics.cluster_pairs import Grouped, Sums, Tile, silhouettes, tiles
+from probing.metrics.cluster_pairs import Grouped, Sums, Tile, members, silhouettes, tiles
 from probing.metrics.cluster_tiles import kernel_runs, read_tiles
 
 OF_EXTREMES = ("dunn", "dunn_centroid")
@@ -163,9 +163,10 @@ def _report_part(report: Callable[[float], None], number: int, parts: int, share
 
 
 def _rows_at_once(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:
-    """Ranges of positions."""
-    size = max(1, CACHED[draws.device.type] // (4 * max(draws.shape[1], 1)))
-    yield from (slice(start, start + size) for start in range(0, len(draws), size))
+    """Ranges of positions; none without draws."""
+    if draws.shape[1]:
+        size = max(1, CACHED[draws.device.type] // (4 * draws.shape[1]))
+        yield from (slice(start, start + size) for start in range(0, len(draws), size))
 
 
 @dataclass(eq=False)
@@ -189,9 +190,9 @@ class Relabelled:
         """Take in a tile."""
         rows, columns = slice(*tile.rows), slice(*tile.columns)
         for cluster in range(self.clusters - 1):
-            self.values[cluster, rows].addmm_(distances, (self.codes[columns] == cluster).float())
+            self.values[cluster, rows].addmm_(distances, members(self.codes[columns], cluster, distances.dtype))
             if not tile.diagonal:
-                self.values[cluster, columns].addmm_(distances.T, (self.codes[rows] == cluster).float())
+                self.values[cluster, columns].addmm_(distances.T, members(self.codes[rows], cluster, distances.dtype))
 
     def silhouettes(self, totals: Float[Tensor, " n"]) -> Float[Tensor, " draw"]:
         """Mean of every draw; ``totals`` are the sums of distances to all points."""
@@ -201,7 +202,7 @@ class Relabelled:
         for rows in _rows_at_once(self.codes):
             sums = self.values[:, rows]
             last = totals[rows, None].float() - sums.sum(dim=0)
-            found += silhouettes([*sums, last], sizes, self.codes[rows], one).sum(dim=0, dtype=torch.float64)
+            found += silhouettes([*sums, last], sizes, self.codes[rows], one).sum(dim=0)
         return found / len(self.codes)
 
 
@@ -244,5 +245,5 @@ class Resampled:
         for rows in _rows_at_once(self.weights):
             copies = self.weights[rows].float()
             own = silhouettes(list(self.values[:, rows]), sizes, codes[rows, None], copies)
-            found += (own * copies).sum(dim=0, dtype=torch.float64)
+            found += (own * copies).sum(dim=0)
         return found / torch.stack(sizes).sum(dim=0)

@@ -57,7 +57,8 @@ class Extremes:
         if apart and (self.which == "within") != (len(set(tile.clusters or ())) == 1):
             return
         squared, allowed = tile.squared, self._allowed(tile, codes)
-        self.seen += squared.numel() if allowed is None else int(allowed.sum())
+        some = None if tile.clusters is not None or self.which == "all" else allowed
+        self.seen += _pairs_of(tile) if some is None else int(some.sum())
         for limit in self._limits(squared):
             found = self._beyond(squared, allowed, limit)
             if len(found) >= self.size:
@@ -84,7 +85,7 @@ class Extremes:
         return allowed
 
     def _limits(self, squared: Tensor) -> tuple[float, ...]:
-        """What pairs of use are beyond: the end of a full list; or what a sample says, and if it says too much, none."""
+        """Values that useful pairs are beyond: the end of a full list; or what a sample says, and then none."""
         if len(self.values) == self.size:
             return (float(self.values.min() if self.farthest else self.values.max()),)
         everything = -torch.inf if self.farthest else torch.inf
@@ -109,14 +110,14 @@ class Extremes:
         return values.topk(self.size, largest=self.farthest, sorted=False).indices
 
     def settle(self, grouped: Grouped) -> None:
-        """Sort, those at the head by values computed once more."""
-        self._sort()
-        head = slice(0, LEAST_PAIRS)
+        """Sort; the head, and all that rounding may have put behind it, by values computed once more."""
         self.values = self.values.double()
-        self.values[head] = self.exact(grouped, torch.arange(len(self.values))[head])
-        self._sort()
-
-    def _sort(self) -> None:
+        doubt = grouped.doubt(self.pairs)
+        sign = -1.0 if self.farthest else 1.0
+        near = sign * self.values - doubt <= (sign * self.values + doubt).amin() if len(doubt) else doubt > 0
+        head = self.values.topk(min(LEAST_PAIRS, len(near)), largest=self.farthest).indices
+        near[head] = True
+        self.values[near] = self.exact(grouped, near.nonzero()[:, 0])
         order = self.values.argsort(descending=self.farthest, stable=True)
         self.values, self.pairs = self.values[order], self.pairs[order]
 
@@ -124,6 +125,12 @@ class Extremes:
         """Some of the values as sums of squared differences in float64."""
         parts = self.pairs[which].split(TILE_ROWS)
         return torch.cat([(grouped.at(some[:, 0]) - grouped.at(some[:, 1])).square().sum(dim=1) for some in parts])
+
+
+def _pairs_of(tile: Tile) -> int:
+    """How many pairs of two points a tile has."""
+    rows, columns = tile.squared.shape
+    return rows * (rows - 1) // 2 if tile.diagonal else rows * columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +191,8 @@ class PairLists:
 
     def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
         """Of the labels as they are, without the points of weight 0."""
-        codes = torch.where(weights > 0, grouped.codes[:, None].to(torch.int16), -1)
+        present = weights.clamp_max(1).to(torch.int16)
+        codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)  # far faster than ``torch.where``
         return Ends(*(_decided(grouped, each, codes) for each in (self.between, self.within)))
 
 
@@ -202,7 +210,7 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
         decided = torch.full((some.shape[1],), -1, device=some.device)
         left = torch.arange(some.shape[1], device=some.device)
         for start, stop in _parts(len(pairs.values)):
-            one, other = some[:, left][pairs.pairs[start:stop].T]
+            one, other = some[pairs.pairs[start:stop].T][..., left]
             decides = (one >= 0) & (other >= 0) & ((one == other) == pairs.farthest)
             first = decides.to(torch.uint8).argmax(dim=0)
             known = decides.gather(0, first[None])[0]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.metrics.cluster_pairs import Grouped, exact_squares
+from probing.metrics.cluster_pairs import Grouped, exact_squares, members
 
 
 class Moments(NamedTuple):
@@ -88,11 +88,11 @@ def relabelled_moments(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Moment
     for x, positions, offset, squared in _blocks(grouped):
         far = float(offset.square().sum())
         for cluster in range(clusters):
-            members = (codes[positions] == cluster).float()
-            count = members.sum(dim=0).double()
-            norms[cluster] += members.T @ (squared - far).float() + count * far
+            mine = members(codes[positions], cluster, x.dtype)
+            count = mine.sum(dim=0).double()
+            norms[cluster] += mine.T @ (squared - far).float() + count * far
             if cluster < clusters - 1:
-                sums[cluster] += members.T @ x
+                sums[cluster] += mine.T @ x
                 sums[cluster].addr_(count, offset)
     sums[-1] = -sums[:-1].sum(dim=0)
     means = sums / counts.clamp_min(1)[:, :, None]
@@ -127,16 +127,17 @@ def _spreads(
     for x, positions, offset, squared in _blocks(grouped):
         constants = lengths - 2 * means @ offset
         rest = (lengths[-1] + (shares * lengths[:-1]).sum(dim=0)).float()
-        own = [codes[positions] == cluster for cluster in range(last + 1)]
         each = [torch.addmm(constants[at].float(), x, ways[at].T, alpha=-2) for at in range(last)]
-        apart = rest.expand_as(each[0]).clone()
-        for some, share in zip(each, shares.float(), strict=True):
-            apart.addcmul_(some, share, value=-1)
-        for mine, some in zip(own, each, strict=False):
-            apart = torch.where(mine, some, apart)
-        apart.add_(squared.float()[:, None]).clamp_min_(0).sqrt_()
+        each.append(rest.repeat(len(x), 1))
+        for some, share in zip(each, shares.float(), strict=False):
+            each[-1].addcmul_(some, share, value=-1)
+        own = [members(codes[positions], cluster, x.dtype) for cluster in range(last + 1)]
+        apart = squared.float()[:, None] + each[0] * own[0]
+        for some, mine in zip(each[1:], own[1:], strict=True):
+            apart.addcmul_(some, mine)
+        apart.clamp_min_(0).sqrt_()
         for cluster, mine in enumerate(own):
-            found[cluster] += (apart * mine).sum(dim=0)
+            found[cluster] += mine.mul_(apart).sum(dim=0)
     return found
 
 
@@ -160,7 +161,8 @@ def resampled_moments(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Mom
         spreads.append(spread / count.clamp_min(1))
         squares.append((norms - count * length).clamp_min_(0))
         means.append(centroid + shift)
-    return Moments(*(torch.stack(some, dim=-1) for some in (counts, spreads, squares)), _gaps(torch.stack(means)))
+    numbers, distances, squared = (torch.stack(some, dim=-1) for some in (counts, spreads, squares))
+    return Moments(numbers, distances, squared, _gaps(torch.stack(means)))
 
 
 def _gaps(means: Float[Tensor, "cluster draw width"]) -> Float[Tensor, "draw cluster cluster"]:
