@@ -1,5 +1,6 @@
 """The recheck behind the kernel, against products as a tensor core sums them: cut off, not rounded."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,15 +18,16 @@ OLD_ERROR = 1e-5
 
 def cut_off_sums(left, right, at_once, digits):
     """``left @ right.T`` in float64, every sum cut off as float32 would be that rounds toward zero."""
-    total = torch.zeros(len(left), len(right), dtype=torch.float64)
+    left, right = left.double().numpy(), right.double().numpy()
+    total = np.zeros((len(left), len(right)))
     for start in range(0, left.shape[1], at_once):
         part = slice(start, start + at_once)
-        terms = torch.cat((left[:, None, part] * right[:, part], total[:, :, None]), dim=2)
-        _, exponent = torch.frexp(terms.abs().amax(dim=2, keepdim=True))
-        unit = torch.ldexp(torch.ones((), dtype=torch.float64), exponent - 24 - digits)
-        mantissa, exponent = torch.frexp(((terms / unit).trunc() * unit).sum(dim=2))
-        total = torch.ldexp((mantissa * 2**24).trunc(), exponent - 24)
-    return total
+        terms = np.concatenate((left[:, None, part] * right[:, part], total[:, :, None]), axis=2)
+        _, exponent = np.frexp(np.abs(terms).max(axis=2, keepdims=True))
+        unit = np.ldexp(1.0, exponent - 24 - digits)
+        mantissa, exponent = np.frexp((np.trunc(terms / unit) * unit).sum(axis=2))
+        total = np.ldexp(np.trunc(mantissa * 2**24), exponent - 24)
+    return torch.from_numpy(total)
 
 
 def points_of(kind, n, width, generator):
@@ -43,7 +45,7 @@ def error_of_cut_off_sums(points, at_once, digits):
     norms = wide.square().sum(dim=1)
     sizes = norms[:, None] + norms
     rounded = norms.float().double()
-    found = rounded[:, None] + rounded - 2 * cut_off_sums(wide, wide, at_once, digits)
+    found = rounded[:, None] + rounded - 2 * cut_off_sums(points, points, at_once, digits)
     return ((found - exact_squares(wide, wide)) / sizes)[tuple(torch.triu_indices(len(points), len(points), 1))]
 
 
@@ -52,7 +54,7 @@ def error_of_cut_off_sums(points, at_once, digits):
 def test_the_bound_covers_sums_that_are_cut_off(generator, kind, width):
     errors = error_of_cut_off_sums(points_of(kind, 16, width, generator), *HOPPER)
     assert 0 < errors.abs().max() < error_of_squares(width) / 4
-    if kind != "mean 0":
+    if kind != "mean 0" and width > 64:
         assert errors.mean() > errors.abs().max() / 3, "the error has no sign: nothing is emulated"
 
 
@@ -89,7 +91,7 @@ def near_ties(generator, width=8192):
 @pytest.fixture
 def cut_off_kernel(monkeypatch):
     """In place of the kernel: tiles of four points by four, their products cut off."""
-    monkeypatch.setattr(kernel, "_products", lambda *sides: cut_off_sums(*(s.double() for s in sides[:2]), *HOPPER))
+    monkeypatch.setattr(kernel, "_products", lambda left, right, dtype: cut_off_sums(left, right, *HOPPER))
     monkeypatch.setattr(
         cluster_tiles, "pair_distances", lambda points, bounds, impl: pair_distances_reference(points, bounds, 4)
     )
@@ -118,7 +120,7 @@ def test_the_error_of_products_is_measured(generator, monkeypatch):
     points = points_of("mean 3", 20, 512, generator)
     rounded = products_error(points)
     assert 0 < rounded.worst < rounded.bound == error_of_squares(512)
-    monkeypatch.setattr(kernel, "_products", lambda *sides: cut_off_sums(*(s.double() for s in sides[:2]), *HOPPER))
+    monkeypatch.setattr(kernel, "_products", lambda left, right, dtype: cut_off_sums(left, right, *HOPPER))
     cut_off = products_error(points)
     assert cut_off.mean > 3 * abs(rounded.mean)
     assert cut_off.worst == pytest.approx(float(error_of_cut_off_sums(points, *HOPPER).abs().max()), rel=0.1)
