@@ -51,8 +51,8 @@ def read_clusters(
 ) -> Readings:
     """Indices, and the same for other labels and other weights of the points.
 
-    Draws are products of tiles of distances with labels and weights. Without draws no tile has to be kept, and on a
-    card the kernel does it.
+    Draws are products of tiles of distances with labels and weights. The kernel keeps no distance that could be
+    multiplied, so it is used without draws only, on a card; with draws it would repeat what the tiles say anyway.
 
     Args:
         grouped: the points with their labels.
