@@ -126,3 +126,19 @@ def test_what_rounding_put_behind_the_head_is_found(generator, monkeypatch):
     assert closest() == pytest.approx(float(squared.min()), rel=1e-14)
     monkeypatch.setattr(cluster_pairs, "ROUNDINGS", 0.0)
     assert closest() != pytest.approx(float(squared.min()), rel=1e-10), "float32 tells them apart: nothing is tested"
+
+
+def test_a_sample_that_says_too_much_of_a_tile(generator, monkeypatch):
+    """Every point has a twin in the other cluster, and the pairs that are asked for are all farther apart."""
+    monkeypatch.setattr(cluster_pairs, "MANY_CLUSTERS", 1)
+    monkeypatch.setattr(cluster_extremes, "SAMPLED", 1)
+    points = torch.randn(12, 5, generator=generator)
+    points[1::2] = points[::2] + 1e-3
+    grouped = grouped_of(points, 2)
+    listed = Extremes(1, False, "within")
+    for tile in tiles(grouped):
+        assert listed._limits(tile.squared)[0] < 1e-2
+        listed.add(tile, grouped.codes)
+    listed.settle(grouped)
+    squared = torch.stack([exact_squares(part.double(), part.double()) for part in (points[::2], points[1::2])])
+    assert float(listed.values) == pytest.approx(float(squared[squared > 0].min()), rel=1e-6)
