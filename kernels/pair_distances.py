@@ -3,7 +3,7 @@
 from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
 
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, no_type_check
 
@@ -41,16 +41,12 @@ class PairDistances(NamedTuple):
             float32, or float64 for float64 points.
         extremes: a squared distance of each tile, [layer tile]: the least where its blocks are of two clusters, the
             greatest where they are of one, though of no point with itself unless there is no other.
-        rows: the one point of that distance, [layer tile] int64. Of equal distances the first counts, row by row.
-        columns: the other point, [layer tile] int64.
         blocks: first point of each block and one past its last, [block 2] int64.
         tiles: the two blocks of each tile, [tile 2] int64.
     """
 
     sums: Tensor
     extremes: Tensor
-    rows: Tensor
-    columns: Tensor
     blocks: Tensor
     tiles: Tensor
 
@@ -81,11 +77,9 @@ def pair_distances_reference(
                 first, last = max(bounds[cluster], start), bounds[cluster + 1]
                 behind = slice(first - start, last - start)
                 found.sums[layer, start:stop, cluster] += distances[:, behind].sum(dim=1)
-                for extremes, rows, columns in _extremes_of_tiles(squared[:, behind], block, cluster == own):
-                    tiles = slice(tile, tile + len(extremes))
-                    found.extremes[layer, tiles] = extremes
-                    found.rows[layer, tiles], found.columns[layer, tiles] = rows + start, columns + first
-                    tile = tiles.stop
+                extremes = _extremes_of_tiles(squared[:, behind], block, cluster == own)
+                found.extremes[layer, tile : tile + len(extremes)] = extremes
+                tile += len(extremes)
     return found
 
 
@@ -97,7 +91,6 @@ def pair_distances_kernel(
     edges,
     clusters,
     extremes,
-    places,
     row_sums,
     column_sums,
     count,
@@ -119,19 +112,19 @@ def pair_distances_kernel(
     """
     program, layer = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, column = first_block + program % tile_rows, first_block + program // tile_rows
-    group_start, group_stop = tl.load(edges + first_block), tl.load(edges + first_block + tile_rows)
     row_start, column_start = tl.load(edges + row), tl.load(edges + column)
     rows, columns = row_start + tl.arange(0, block), column_start + tl.arange(0, block)
     rows_inside, columns_inside = rows < tl.load(edges + row + 1), columns < tl.load(edges + column + 1)
     # 33 layers of 20,000 points of 4,096 values overflow 32 bits.
     own_points = points + layer * layer_stride
-    row_points = own_points + rows.to(tl.int64)[:, None] * row_stride
-    column_points = own_points + columns.to(tl.int64)[:, None] * row_stride
+    lanes = tl.arange(0, block_width)[None, :]
+    row_points = own_points + rows.to(tl.int64)[:, None] * row_stride + lanes
+    column_points = own_points + columns.to(tl.int64)[:, None] * row_stride + lanes
     products = tl.zeros((block, block), tl.float32)
     for first in range(0, tl.where(row <= column, width, 0), block_width):
-        depth = first + tl.arange(0, block_width)[None, :]
-        left = tl.load(row_points + depth, mask=rows_inside[:, None] & (depth < width), other=0.0)
-        right = tl.load(column_points + depth, mask=columns_inside[:, None] & (depth < width), other=0.0)
+        inside = first + lanes < width
+        left = tl.load(row_points + first, mask=rows_inside[:, None] & inside, other=0.0)
+        right = tl.load(column_points + first, mask=columns_inside[:, None] & inside, other=0.0)
         if upcast:
             left, right = left.to(tl.float32), right.to(tl.float32)
         products = tl.dot(left, tl.trans(right), products, input_precision="ieee")
@@ -140,7 +133,16 @@ def pair_distances_kernel(
     column_norms = tl.load(own_norms + columns, mask=columns_inside, other=0.0)
     squared = tl.maximum(row_norms[:, None] + column_norms[None, :] - 2.0 * products, 0.0)
     pairs = rows_inside[:, None] & columns_inside[None, :] & (row <= column)
+    sign = tl.where(tl.load(clusters + row) == tl.load(clusters + column), 1.0, -1.0)
+    # Each point only with those behind it: the other way round a distance may be rounded otherwise.
+    signed = tl.where(pairs & (rows[:, None] < columns[None, :]), squared * sign, float("-inf"))
+    largest = tl.max(tl.max(signed, axis=0), axis=0)
+    wide = row.to(tl.int64)
+    tile = layer * tiles + wide * blocks - wide * (wide - 1) // 2 + column - row
+    # A point alone has no distance but that to itself.
+    tl.store(extremes + tile, tl.where(largest == float("-inf"), 0.0, tl.abs(largest)), mask=row <= column)
     distances = tl.where(pairs & (rows[:, None] != columns[None, :]), tl.sqrt(squared), 0.0)
+    group_start, group_stop = tl.load(edges + first_block), tl.load(edges + first_block + tile_rows)
     group_rows = group_stop - group_start
     row_sums += (layer * (blocks - first_block) + column - first_block) * group_rows - group_start
     tl.store(row_sums + rows, tl.sum(distances, axis=1), mask=rows_inside)
@@ -148,25 +150,17 @@ def pair_distances_kernel(
     below = tl.where(row < column, tl.sum(distances, axis=0), 0.0)
     column_sums += (layer * tile_rows + row - first_block) * (count - group_start) - group_start
     tl.store(column_sums + columns, below, mask=columns_inside)
-    sign = tl.where(tl.load(clusters + row) == tl.load(clusters + column), 1.0, -1.0)
-    # Each point only with those behind it: the other way round a distance may be rounded otherwise.
-    signed = tl.where(pairs & (rows[:, None] < columns[None, :]), squared * sign, float("-inf"))
-    largest = tl.max(tl.max(signed, axis=1), axis=0)
-    flat = tl.arange(0, block)[:, None] * block + tl.arange(0, block)[None, :]
-    place = tl.min(tl.min(tl.where(signed == largest, flat, block * block), axis=1), axis=0)
-    wide = row.to(tl.int64)
-    tile = layer * tiles + wide * blocks - wide * (wide - 1) // 2 + column - row
-    # A point alone has no distance, and is found with itself at the first place.
-    tl.store(extremes + tile, tl.where(largest == float("-inf"), 0.0, tl.abs(largest)), mask=row <= column)
-    tl.store(places + tile, place, mask=row <= column)
 
 
 def pair_distances(points: Float[Tensor, "layer n width"], bounds: Sequence[int], impl: str = "auto") -> PairDistances:
     """Euclidean distances between all points of each layer: their sums by cluster, and the extreme of every tile.
 
     Squared distances are ``|x|^2 + |y|^2 - 2 <x, y>``, not below zero, from norms summed in float64 and products
-    summed in float32 (in float64 for float64 points). They are off by some 1e-7 of the squared norms, so float32 points
-    are best centred beforehand. Half-precision points are best left as they are: their products are exact.
+    summed in float32 (in float64 for float64 points). They are off by some 1e-7 of the squared norms where sums are
+    rounded to nearest. Tensor cores cut sums off instead: squared distances of half-precision points then come out too
+    large, by a share of the norms that grows with the width (2.3e-5 at 4,096 in an emulation; not measured on a card).
+    So float32 points are best centred beforehand. Half-precision points are best left as they are: their products are
+    exact.
 
     There are as many tiles as pairs of blocks, so clusters of many more points than a handful are what this is for.
     One implementation on one device gives the same numbers to the bit whenever it is asked again.
@@ -215,7 +209,6 @@ def launch_pair_distances(
     edges, firsts = cut(bounds, block)
     found = _unfilled(points, edges, len(bounds) - 1)
     norms = squared_norms(points, torch.float32)
-    places = torch.empty(found.extremes.shape, dtype=torch.int32, device=points.device)
     table = torch.tensor([edges, [*_clusters(firsts), -1]], dtype=torch.int32).to(points.device)
     blocks = len(edges) - 1
     groups = [(first, min(first + tile_rows, blocks)) for first in range(0, blocks, tile_rows)]
@@ -233,7 +226,6 @@ def launch_pair_distances(
                 norms[layers],
                 table,
                 found.extremes[layers],
-                places[layers],
                 row_sums,
                 column_sums,
                 first,
@@ -241,9 +233,6 @@ def launch_pair_distances(
                 block_width,
             )
             _add_partials(sums, row_sums, column_sums, edges, firsts, first)
-    offsets = found.blocks[:, 0][found.tiles.T]
-    torch.add(offsets[0], places // block, out=found.rows)
-    torch.add(offsets[1], places % block, out=found.columns)
     return found
 
 
@@ -265,14 +254,13 @@ def launch_tiles(
     norms: Float[Tensor, "layer n"],
     table: Int[Tensor, "2 edge"],
     extremes: Float[Tensor, "layer tile"],
-    places: Int[Tensor, "layer tile"],
     row_sums: Float[Tensor, "layer tile_column row"],
     column_sums: Float[Tensor, "layer tile_row column"],
     first: int,
     block: int = BLOCK,
     block_width: int | None = None,
 ) -> None:
-    """Have the kernel fill the sums, every element of them, and the extremes and places of these rows of tiles.
+    """Have the kernel fill the sums, every element of them, and the extremes of these rows of tiles.
 
     Args:
         points: the last dimension contiguous.
@@ -280,7 +268,6 @@ def launch_tiles(
         table: where each block begins and the last ends; of which cluster it is, and one number more. int32,
             contiguous.
         extremes: float32, contiguous.
-        places: of the extreme within its tile, ``row * block + column``; int32, contiguous.
         row_sums, column_sums: see ``partial_shapes``; float32, contiguous.
         first: the first row of tiles.
         block, block_width: see ``launch_pair_distances``.
@@ -295,7 +282,6 @@ def launch_tiles(
             norms,
             *table,
             extremes,
-            places,
             row_sums,
             column_sums,
             *points.shape[1:],
@@ -313,10 +299,10 @@ def launch_tiles(
 
 def compile_variants() -> list[Variant]:
     """Every dtype with points that begin at multiples of 16 elements, as in all models of even width, and without."""
-    arguments = "points norms edges clusters extremes places row_sums column_sums".split()
+    arguments = "points norms edges clusters extremes row_sums column_sums".split()
     numbers = "count width layer_stride row_stride blocks tiles first_block tile_rows".split()
     buffers = ("points", "edges", "row_sums", "column_sums")  # the others may be layers out of several
-    kinds = "*fp32 *i32 *i32 *fp32 *i32 *fp32 *fp32".split()
+    kinds = "*fp32 *i32 *i32 *fp32 *fp32 *fp32".split()
     return [
         Variant(
             pair_distances_kernel,
@@ -384,8 +370,6 @@ def _unfilled(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistan
     return PairDistances(
         torch.zeros((layers, count, clusters), dtype=dtype, device=device),
         torch.empty(shape, dtype=dtype, device=device),
-        torch.empty(shape, dtype=torch.long, device=device),
-        torch.empty(shape, dtype=torch.long, device=device),
         torch.stack((ends[:-1], ends[1:]), dim=1),
         tiles,
     )
@@ -423,14 +407,7 @@ def _products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return left @ right.T if left.dtype == dtype else torch.ops.aten.mm.dtype(left, right.T, dtype)
 
 
-def _extremes_of_tiles(
-    squared: Float[Tensor, "row column"], block: int, greatest: bool
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The greatest or the least of each tile and its first place: of all whole tiles, then of one that is ragged."""
-    whole = squared.shape[1] // block * block
-    for start, part, width in ((0, squared[:, :whole], block), (whole, squared[:, whole:], squared.shape[1] - whole)):
-        if part.shape[1]:
-            tiles = part.unflatten(1, (-1, width)).transpose(0, 1).flatten(1)
-            values, places = tiles.max(dim=1) if greatest else tiles.min(dim=1)
-            firsts = torch.arange(start, start + part.shape[1], width, device=squared.device)
-            yield values.clamp_(min=0), places // width, firsts + places % width
+def _extremes_of_tiles(squared: Float[Tensor, "row column"], block: int, greatest: bool) -> Float[Tensor, " tile"]:
+    """The greatest or the least of each tile, the last of which may be ragged."""
+    tiles = squared.split(block, dim=1)
+    return torch.stack([tile.max() if greatest else tile.min() for tile in tiles]).clamp_(min=0)

@@ -8,17 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from clusters_before import before
 from measuring import peak_of, spread_of, timed
 from torch import Tensor
 
-from probing.metrics.cluster_draws import read_clusters
-from probing.metrics.clusters import INDICES, prepare
+from probing.metrics.cluster_draws import Readings, read_clusters
+from probing.metrics.cluster_pairs import Grouped
+from probing.metrics.clusters import ALL_INDICES, INDICES, prepare
 
 AGREE = 1e-4
 """Relative; scikit-learn computes two of its indices in the float32 of the states."""
 LAYERS, POINTS, WIDTH, PERMUTATIONS = 12, 4000, 768, 1000
 GROWING = (1000, 2000, 4000, 8000, 16000)
 SMALL = (2, 120, 16, 20)
+CHANGES = ((4000, 768, 1000, 0), (2000, 576, 1000, 1000))
+"""Points, width, permutations and resamples of the figures that compare with the plain form; the second is what the
+command draws."""
+SMALL_CHANGES = ((120, 16, 20, 20),)
+ROUNDS, SMALL_ROUNDS = 12, 2
+AGREE_DRAWS = 1e-5
+"""Of draws, relative to the largest of them, or to 1 of silhouettes: sums in float32 are made in another order."""
 SMALL_GROWING = (60, 120)
 APART = 0.1
 
@@ -94,6 +103,62 @@ def compare(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
     }
 
 
+def draws_of(grouped: Grouped, permutations: int, resamples: int) -> tuple[Tensor, Tensor]:
+    """Labels and weights of every position, as the command hands them over."""
+    generator = torch.Generator().manual_seed(0)
+    own, n = grouped.codes.cpu(), len(grouped.order)
+    labels = torch.empty((n, permutations), dtype=torch.int8)
+    weights = torch.empty((n, resamples), dtype=torch.int16)
+    for draw in range(permutations):
+        labels[:, draw] = own[torch.randperm(n, generator=generator)]
+    for draw in range(resamples):
+        weights[:, draw] = torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n)
+    return labels.to(grouped.points.device), weights.to(grouped.points.device)
+
+
+def difference_of(found: Readings, plain: Readings) -> float:
+    """The largest difference of values, relative, and of draws, relative to the largest or to 1 of silhouettes."""
+    worst = 0.0
+    for kind in ("values", "null", "draws"):
+        for name, expected in getattr(plain, kind).items():
+            size = 1.0 if name == "silhouette" else expected.abs().nan_to_num().max() if len(expected) else 1.0
+            change = (getattr(found, kind)[name] - expected).abs() / size
+            known = change[~(expected.isnan() & getattr(found, kind)[name].isnan())]
+            worst = float(np.max([worst, *known.tolist()]))
+    return worst
+
+
+def compare_with_before(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict[str, Any]:
+    """The plain form and the present one in turn, on the same points and draws."""
+    points, width, permutations, resamples = sizes
+    states, labels = inputs(points, width, 0, device)
+    drawn = draws_of(prepare(states, labels, 2), permutations, resamples)
+    ratios, seconds, worst = [], {"now": 0.0, "before": 0.0}, 0.0
+    for number in range(rounds + 1):  # the first of them warms up
+        found, now = timed(lambda: read_clusters(prepare(states, labels, 2), ALL_INDICES, *drawn), device)
+        with before():
+            plain_found, then = timed(lambda: read_clusters(prepare(states, labels, 2), ALL_INDICES, *drawn), device)
+        worst = float(np.max([worst, difference_of(found, plain_found)]))
+        if not worst <= AGREE_DRAWS:
+            sys.exit(f"indices of the two ways differ by {worst:.1e}; no times are shown")
+        if number:
+            ratios.append(then / now)
+            seconds["now"] += now
+            seconds["before"] += then
+    return {
+        "figure": "time of the plain form over that of the present one, all indices with draws",
+        "points": points,
+        "width": width,
+        "permutations": permutations,
+        "resamples": resamples,
+        "rounds": rounds,
+        "worst_difference": float(f"{worst:.1e}"),
+        **spread_of(ratios, digits=2),
+        "seconds_now": round(seconds["now"] / rounds, 3),
+        "seconds_before": round(seconds["before"] / rounds, 3),
+    }
+
+
 def alone(layers: int, points: int, width: int, permutations: int, device: str) -> dict[str, Any]:
     """In a process of its own: seconds, and the peak memory beyond the states."""
     sizes = json.dumps([layers, points, width, permutations])
@@ -120,9 +185,12 @@ def job_alone(layers: int, points: int, width: int, permutations: int, device: s
 
 
 def bench_clusters(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Speed, memory of the whole, and growth with the number of points."""
+    """Speed, beside others and the plain form, memory of the whole, and growth with the number of points."""
     sizes = SMALL if options.small else (LAYERS, POINTS, WIDTH, PERMUTATIONS)
     rows = [compare(sizes, options.device)]
+    if options.device == "cpu":
+        for case in SMALL_CHANGES if options.small else CHANGES:
+            rows.append(compare_with_before(case, SMALL_ROUNDS if options.small else ROUNDS, options.device))
     rows.append({"figure": "memory beyond the states", **alone(*sizes, options.device)})
     for points in SMALL_GROWING if options.small else GROWING:
         grown = alone(1, points, sizes[2], 0, options.device)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from probing.metrics import cluster_pairs
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_clusters.py"
 
 
@@ -36,6 +38,29 @@ def test_no_time_of_another_result(bench, monkeypatch, factor):
     monkeypatch.setattr(bench, "plain", wrong)
     with pytest.raises(SystemExit, match="no times are shown"):
         bench.compare(bench.SMALL, "cpu")
+
+
+def test_the_plain_form_is_compared(bench):
+    row = bench.compare_with_before(bench.SMALL_CHANGES[0], bench.SMALL_ROUNDS, "cpu")
+    assert 0 < row["ratio_20"] <= row["ratio_median"] <= row["ratio_80"]
+    assert 0 < row["worst_difference"] <= bench.AGREE_DRAWS
+    assert (row["points"], row["permutations"], row["resamples"]) == (120, 20, 20)
+
+
+@pytest.mark.parametrize("kind", ["values", "null", "draws"])
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_no_time_of_another_result_than_the_plain_one(bench, monkeypatch, kind, factor):
+    right = bench.read_clusters
+
+    def wrong(*arguments):
+        found = right(*arguments)
+        if cluster_pairs.squares is cluster_pairs.squares_in_float64:
+            getattr(found, kind)["xie_beni"] *= factor
+        return found
+
+    monkeypatch.setattr(bench, "read_clusters", wrong)
+    with pytest.raises(SystemExit, match="no times are shown"):
+        bench.compare_with_before(bench.SMALL_CHANGES[0], 1, "cpu")
 
 
 def test_time_and_memory_of_a_process_of_its_own(bench):

@@ -1,6 +1,6 @@
 """Cluster indices with intervals and nulls: thousands of relabelings and resamples from one pass over distances."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.metrics.cluster_extremes import Ends, PairLists
 from probing.metrics.cluster_moments import Moments, moments, relabelled_moments, resampled_moments
-from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Sums, Tile, silhouettes, tiles
+from probing.metrics.cluster_pairs import Grouped, Sums, Tile, members, silhouettes, tiles
 from probing.metrics.cluster_tiles import kernel_runs, read_tiles
 
 OF_EXTREMES = ("dunn", "dunn_centroid")
@@ -18,6 +18,8 @@ OF_MOMENTS = ("davies_bouldin", "calinski_harabasz", "xie_beni")
 BUDGET = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Bytes for the sums of distances of draws; where more are needed, distances are computed again for a part of them."""
 DRAWS_AT_ONCE = 256
+CACHED = {"cpu": 2**18, "cuda": 2**26}
+"""Bytes of the sums that silhouettes are made of at once, in many steps: on a CPU they are best kept near it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,8 @@ def read_clusters(
 ) -> Readings:
     """Indices, and the same for other labels and other weights of the points.
 
-    Draws are products of tiles of distances with labels and weights. Without draws no tile has to be kept, and on a
-    card the kernel does it.
+    Draws are products of tiles of distances with labels and weights. The kernel keeps no distance that could be
+    multiplied, so it is used without draws only, on a card; with draws it would repeat what the tiles say anyway.
 
     Args:
         grouped: the points with their labels.
@@ -63,11 +65,10 @@ def read_clusters(
     nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
     codes = nothing if relabelings is None else relabelings
     counted = nothing if weights is None else weights
-    centroids = [grouped.centroid(cluster) for cluster in range(grouped.clusters)]
     parts = (
-        moments(grouped, centroids),
-        _joined([relabelled_moments(grouped, centroids, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
-        _joined([resampled_moments(grouped, centroids, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
+        moments(grouped),
+        _joined([relabelled_moments(grouped, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
+        _joined([resampled_moments(grouped, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
     )
     found = tuple({name: getattr(part, name)() for name in indices if name in OF_MOMENTS} for part in parts)
     own = torch.zeros(0, dtype=torch.float64)
@@ -80,7 +81,7 @@ def read_clusters(
             known: Ends | None = Ends(own.new_tensor([least]), own.new_tensor([greatest]))
         else:
             drawn = (codes, counted) if wanted else (nothing, nothing)
-            own, of_null, of_draws = _pass(grouped, centroids, *drawn, lists, report)
+            own, of_null, of_draws = _pass(grouped, *drawn, lists, report)
             known = None if lists is None else lists.settled(grouped)
         if wanted:
             for some, mean in zip(found, (own.mean()[None], of_null, of_draws), strict=True):
@@ -127,7 +128,6 @@ def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
 
 def _pass(
     grouped: Grouped,
-    centroids: list[Float[Tensor, " width"]],
     codes: Shaped[Tensor, "n draw"],
     weights: Shaped[Tensor, "n other"],
     lists: PairLists | None,
@@ -142,7 +142,7 @@ def _pass(
         zip(codes.tensor_split(passes, dim=1), weights.tensor_split(passes, dim=1), strict=True)
     ):
         sums, others, resampled = Sums(grouped), Relabelled(some, clusters), Resampled(counted, grouped)
-        for tile in tiles(grouped, centroids, partial(_report_part, report, number, passes)):
+        for tile in tiles(grouped, partial(_report_part, report, number, passes)):
             distances = grouped.distances(tile.squared)
             sums.add(tile, distances)
             if some.shape[1] or counted.shape[1]:
@@ -160,6 +160,13 @@ def _pass(
 
 def _report_part(report: Callable[[float], None], number: int, parts: int, share: float) -> None:
     report((number + share) / parts)
+
+
+def _rows_at_once(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:
+    """Ranges of positions; none without draws."""
+    if draws.shape[1]:
+        size = max(1, CACHED[draws.device.type] // (4 * draws.shape[1]))
+        yield from (slice(start, start + size) for start in range(0, len(draws), size))
 
 
 @dataclass(eq=False)
@@ -183,20 +190,19 @@ class Relabelled:
         """Take in a tile."""
         rows, columns = slice(*tile.rows), slice(*tile.columns)
         for cluster in range(self.clusters - 1):
-            self.values[cluster, rows].addmm_(distances, (self.codes[columns] == cluster).float())
+            self.values[cluster, rows].addmm_(distances, members(self.codes[columns], cluster, distances.dtype))
             if not tile.diagonal:
-                self.values[cluster, columns].addmm_(distances.T, (self.codes[rows] == cluster).float())
+                self.values[cluster, columns].addmm_(distances.T, members(self.codes[rows], cluster, distances.dtype))
 
     def silhouettes(self, totals: Float[Tensor, " n"]) -> Float[Tensor, " draw"]:
         """Mean of every draw; ``totals`` are the sums of distances to all points."""
         sizes = [(self.codes == cluster).sum(dim=0).float() for cluster in range(self.clusters)]
         found = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
         one = torch.ones((), device=self.codes.device)
-        for start in range(0, len(self.codes), TILE_ROWS):
-            rows = slice(start, start + TILE_ROWS)
+        for rows in _rows_at_once(self.codes):
             sums = self.values[:, rows]
             last = totals[rows, None].float() - sums.sum(dim=0)
-            found += silhouettes([*sums, last], sizes, self.codes[rows], one).sum(dim=0, dtype=torch.float64)
+            found += silhouettes([*sums, last], sizes, self.codes[rows], one).sum(dim=0)
         return found / len(self.codes)
 
 
@@ -236,9 +242,8 @@ class Resampled:
         sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in self.grouped.ranges]
         found = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
         codes = self.grouped.codes
-        for start in range(0, len(self.weights), TILE_ROWS):
-            rows = slice(start, start + TILE_ROWS)
+        for rows in _rows_at_once(self.weights):
             copies = self.weights[rows].float()
             own = silhouettes(list(self.values[:, rows]), sizes, codes[rows, None], copies)
-            found += (own * copies).sum(dim=0, dtype=torch.float64)
+            found += (own * copies).sum(dim=0)
         return found / torch.stack(sizes).sum(dim=0)

@@ -1,5 +1,6 @@
 """The closest and the farthest pairs of points: what decides Dunn's index, of any labels, in any resample."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,11 @@ MOST_PAIRS = 2**18
 PAIRS_OF_A_POINT = 16
 """Pairs that are kept beyond that, in numbers of points: one outlier is in as many pairs as there are points, and a
 resample without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
+FIRST_PAIRS = 32
+"""They decide most draws; then four times as many are looked at, and so on up to the next number."""
 PAIRS_AT_ONCE = 2048
+SAMPLED = 61
+"""One distance in so many of a tile says which are worth a look; it divides no size of a tile."""
 PRESENT = 0.4
 """Of pairs whose two points are both in a bootstrap resample."""
 DRAWS_AT_ONCE = 128
@@ -51,47 +56,68 @@ class Extremes:
         apart = tile.clusters is not None and self.which != "all"
         if apart and (self.which == "within") != (len(set(tile.clusters or ())) == 1):
             return
-        nothing = -torch.inf if self.farthest else torch.inf
-        squared = tile.squared
-        if tile.diagonal:  # every pair once, and no point with itself
-            upper = torch.ones_like(squared, dtype=torch.bool).triu_(1)
-            squared = torch.where(upper, squared, nothing)
-        if tile.clusters is None and self.which != "all":
-            same = codes[slice(*tile.rows), None] == codes[slice(*tile.columns)]
-            squared = torch.where(same == (self.which == "within"), squared, nothing)
-        flat = squared.flatten()
-        found = self._better(flat, masked=squared is not tile.squared)
+        squared, allowed = tile.squared, self._allowed(tile, codes)
+        some = None if tile.clusters is not None or self.which == "all" else allowed
+        self.seen += _pairs_of(tile) if some is None else int(some.sum())
+        for limit in self._limits(squared):
+            found = self._beyond(squared, allowed, limit)
+            if len(found) >= self.size:
+                break
         if not len(found):
             return
         width = squared.shape[1]
         pairs = torch.stack((found // width + tile.rows[0], found % width + tile.columns[0]), dim=1)
-        self.values = torch.cat((self.values.to(flat), flat[found]))
+        self.values = torch.cat((self.values.to(squared), squared.flatten()[found]))
         self.pairs = torch.cat((self.pairs.to(pairs.device), pairs))
         if len(self.values) > self.size:
-            best = self.values.topk(self.size, largest=self.farthest).indices
+            best = self._best(self.values)
             self.values, self.pairs = self.values[best], self.pairs[best]
 
-    def _better(self, flat: Tensor, masked: bool) -> Tensor:
-        """Places of what may belong to the list."""
-        self.seen += int(flat.isfinite().sum()) if masked else len(flat)
+    def _allowed(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> Tensor | None:
+        """Which pairs of a tile are to be taken: each once, none of a point with itself; None for all."""
+        allowed = None
+        if tile.diagonal:
+            allowed = torch.ones_like(tile.squared, dtype=torch.bool).triu_(1)
+        if tile.clusters is None and self.which != "all":
+            same = codes[slice(*tile.rows), None] == codes[slice(*tile.columns)]
+            own = same == (self.which == "within")
+            allowed = own if allowed is None else allowed & own
+        return allowed
+
+    def _limits(self, squared: Tensor) -> tuple[float, ...]:
+        """Values that useful pairs are beyond: the end of a full list; or what a sample says, and then none."""
         if len(self.values) == self.size:
-            last = self.values.min() if self.farthest else self.values.max()
-            found = (flat > last if self.farthest else flat < last).nonzero()[:, 0]
-        else:
-            found = flat.isfinite().nonzero()[:, 0]
-        if len(found) > self.size:
-            found = found[flat[found].topk(self.size, largest=self.farthest).indices]
-        return found
+            return (float(self.values.min() if self.farthest else self.values.max()),)
+        everything = -torch.inf if self.farthest else torch.inf
+        sample = squared.flatten()[::SAMPLED]
+        rank = 3 * self.size // SAMPLED + 16
+        if rank >= len(sample):
+            return (everything,)
+        return float(sample.topk(rank, largest=self.farthest).values[-1]), everything
+
+    def _beyond(self, squared: Tensor, allowed: Tensor | None, limit: float) -> Tensor:
+        """Places of the pairs beyond a limit, of the best of them where there are more than the list holds."""
+        most = float(squared.amax() if self.farthest else squared.amin())
+        if not (most > limit if self.farthest else most < limit):
+            return torch.empty(0, dtype=torch.long, device=squared.device)
+        better = squared > limit if self.farthest else squared < limit
+        if allowed is not None:
+            better &= allowed
+        found = better.flatten().nonzero()[:, 0]
+        return found[self._best(squared.flatten()[found])] if len(found) > self.size else found
+
+    def _best(self, values: Tensor) -> Tensor:
+        return values.topk(self.size, largest=self.farthest, sorted=False).indices
 
     def settle(self, grouped: Grouped) -> None:
-        """Sort, those at the head by values computed once more."""
-        self._sort()
-        head = slice(0, LEAST_PAIRS)
+        """Sort; the head, and all that rounding may have put behind it, by values computed once more."""
         self.values = self.values.double()
-        self.values[head] = self.exact(grouped, torch.arange(len(self.values))[head])
-        self._sort()
-
-    def _sort(self) -> None:
+        doubt = grouped.doubt(self.pairs)
+        sign = -1.0 if self.farthest else 1.0
+        near = sign * self.values - doubt <= (sign * self.values + doubt).amin() if len(doubt) else doubt > 0
+        head = self.values.topk(min(LEAST_PAIRS, len(near)), largest=self.farthest).indices
+        near[head] = True
+        self.values[near] = self.exact(grouped, near.nonzero()[:, 0])
         order = self.values.argsort(descending=self.farthest, stable=True)
         self.values, self.pairs = self.values[order], self.pairs[order]
 
@@ -99,6 +125,12 @@ class Extremes:
         """Some of the values as sums of squared differences in float64."""
         parts = self.pairs[which].split(TILE_ROWS)
         return torch.cat([(grouped.at(some[:, 0]) - grouped.at(some[:, 1])).square().sum(dim=1) for some in parts])
+
+
+def _pairs_of(tile: Tile) -> int:
+    """How many pairs of two points a tile has."""
+    rows, columns = tile.squared.shape
+    return rows * (rows - 1) // 2 if tile.diagonal else rows * columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +191,8 @@ class PairLists:
 
     def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
         """Of the labels as they are, without the points of weight 0."""
-        codes = torch.where(weights > 0, grouped.codes[:, None].to(torch.int16), -1)
+        present = weights.clamp_max(1).to(torch.int16)
+        codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)  # far faster than ``torch.where``
         return Ends(*(_decided(grouped, each, codes) for each in (self.between, self.within)))
 
 
@@ -176,9 +209,8 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
         values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
         decided = torch.full((some.shape[1],), -1, device=some.device)
         left = torch.arange(some.shape[1], device=some.device)
-        for start in range(0, len(pairs.values), PAIRS_AT_ONCE):
-            part = slice(start, start + PAIRS_AT_ONCE)
-            one, other = some[:, left][pairs.pairs[part].T]
+        for start, stop in _parts(len(pairs.values)):
+            one, other = some[pairs.pairs[start:stop].T][..., left]
             decides = (one >= 0) & (other >= 0) & ((one == other) == pairs.farthest)
             first = decides.to(torch.uint8).argmax(dim=0)
             known = decides.gather(0, first[None])[0]
@@ -194,6 +226,14 @@ def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"])
                 values[draw] = _alone(grouped, some[:, draw], pairs.farthest)
         found.append(values)
     return torch.cat(found)
+
+
+def _parts(count: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a list, short ones first."""
+    start, size = 0, min(FIRST_PAIRS, PAIRS_AT_ONCE)
+    while start < count:
+        yield start, min(start + size, count)
+        start, size = start + size, min(4 * size, PAIRS_AT_ONCE)
 
 
 def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:

@@ -1,12 +1,13 @@
 """Centroids and spreads of clusters, as labelled, relabelled and resampled, and the indices made of them."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.metrics.cluster_pairs import Grouped, exact_squares
+from probing.metrics.cluster_pairs import Grouped, exact_squares, members
 
 
 class Moments(NamedTuple):
@@ -61,94 +62,107 @@ class Moments(NamedTuple):
         return self.squares.sum(dim=-1) / (self.n * self.least_gap)
 
 
-def moments(grouped: Grouped, centroids: list[Float[Tensor, " width"]]) -> Moments:
+def moments(grouped: Grouped) -> Moments:
     """Of the clusters as they are: one draw."""
-    spreads, squares = [], []
-    for cluster, (centroid, count) in enumerate(zip(centroids, grouped.counts, strict=True)):
-        parts = [(grouped.rows(*block) - centroid).square().sum(dim=1) for block in grouped.blocks(cluster)]
-        squared = torch.cat(parts)
-        spreads.append(squared.sqrt().sum() / count)
-        squares.append(squared.sum())
-    device = grouped.points.device
-    counts = torch.tensor(grouped.counts, dtype=torch.float64, device=device)
-    gaps = _gaps(torch.stack(centroids)[:, None])
-    return Moments(counts[None], torch.stack(spreads)[None], torch.stack(squares)[None], gaps)
+    counts = torch.tensor(grouped.counts, dtype=torch.float64, device=grouped.points.device)
+    parts = [grouped.norms[start:stop] for start, stop in grouped.ranges]
+    squares = torch.stack([part.sum() for part in parts])
+    spreads = torch.stack([part.sqrt().sum() for part in parts]) / counts
+    return Moments(counts[None], spreads[None], squares[None], _gaps(grouped.centroids[:, None]))
 
 
-def relabelled_moments(
-    grouped: Grouped, centroids: list[Float[Tensor, " width"]], codes: Int[Tensor, "n draw"]
-) -> Moments:
+def relabelled_moments(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Moments:
     """Of the clusters that other labels make.
 
-    The points are centred by their mean, which no labelling changes, so the last centroid follows from the others.
+    The points are relative to the mean of all, which no labelling changes, so the last centroid follows from the
+    others. What they have of the mean of their own cluster is added in float64.
 
     Args:
         grouped: the points.
-        centroids: of the clusters as they are.
         codes: cluster of every position in each draw.
     """
-    n, draws = codes.shape
-    center = torch.stack([c * count for c, count in zip(centroids, grouped.counts, strict=True)]).sum(dim=0) / n
-    clusters, device = grouped.clusters, grouped.points.device
-    blocks = list(grouped.blocks())
+    clusters, draws = grouped.clusters, codes.shape[1]
     counts = torch.stack([(codes == cluster).sum(dim=0) for cluster in range(clusters)]).double()
-    sums = torch.zeros((clusters, draws, len(center)), dtype=torch.float64, device=device)
-    for start, stop in blocks:
-        x = (grouped.rows(start, stop) - center).float()
-        for cluster in range(clusters - 1):
-            sums[cluster] += (codes[start:stop] == cluster).float().T @ x
+    sums = grouped.centroids.new_zeros((clusters, draws, grouped.centroids.shape[1]))
+    norms = torch.zeros_like(counts)
+    for x, positions, offset, squared in _blocks(grouped):
+        far = float(offset.square().sum())
+        for cluster in range(clusters):
+            mine = members(codes[positions], cluster, x.dtype)
+            count = mine.sum(dim=0).double()
+            norms[cluster] += mine.T @ (squared - far).float() + count * far
+            if cluster < clusters - 1:
+                sums[cluster] += mine.T @ x
+                sums[cluster].addr_(count, offset)
     sums[-1] = -sums[:-1].sum(dim=0)
     means = sums / counts.clamp_min(1)[:, :, None]
-    lengths = means.square().sum(dim=2)
-    ways = means.float()
-    spreads, squares = torch.zeros_like(counts), torch.zeros_like(counts)
-    for start, stop in blocks:
-        x = (grouped.rows(start, stop) - center).float()
-        length = x.square().sum(dim=1, keepdim=True)
-        along = torch.zeros((stop - start, draws), device=device)
-        for cluster in range(clusters):
-            last = cluster == clusters - 1
-            own = -along / counts[cluster].clamp_min(1).float() if last else x @ ways[cluster].T
-            along += own * counts[cluster].float()
-            squared = (length - 2 * own + lengths[cluster].float()).clamp_min_(0)
-            squared *= codes[start:stop] == cluster
-            squares[cluster] += squared.sum(dim=0)
-            spreads[cluster] += squared.sqrt_().sum(dim=0)
-    return Moments(counts.T, (spreads / counts.clamp_min(1)).T, squares.T, _gaps(means))
+    squares = (norms - counts * means.square().sum(dim=2)).clamp_min_(0)
+    spreads = _spreads(grouped, codes, counts, means) / counts.clamp_min(1)
+    return Moments(counts.T, spreads.T, squares.T, _gaps(means))
 
 
-def resampled_moments(
-    grouped: Grouped, centroids: list[Float[Tensor, " width"]], weights: Float[Tensor, "n draw"]
-) -> Moments:
+def _blocks(grouped: Grouped) -> Iterator[tuple[Tensor, slice, Tensor, Tensor]]:
+    """Points of one cluster relative to its centroid, in float32; their positions; that centroid relative to the mean
+    of all, float64; and their squared distances from the mean of all, float64."""
+    for cluster, offset in enumerate(grouped.centroids - grouped.middle):
+        for start, stop in grouped.blocks(cluster):
+            x = grouped.centered[start:stop].float()
+            along = (x @ offset.float()).double()
+            yield x, slice(start, stop), offset, grouped.norms[start:stop] + 2 * along + offset.square().sum()
+
+
+def _spreads(
+    grouped: Grouped,
+    codes: Int[Tensor, "n draw"],
+    counts: Float[Tensor, "cluster draw"],
+    means: Float[Tensor, "cluster draw width"],
+) -> Float[Tensor, "cluster draw"]:
+    """Sums of distances of the points of each drawn cluster from its mean; the means add up to 0 by their counts.
+
+    For each point and mean, ``lengths - 2 <point, mean>`` is made, of the last cluster from those of the others.
+    """
+    found, last = torch.zeros_like(counts), len(means) - 1
+    lengths, ways = means.square().sum(dim=2), means[:-1].float()
+    shares = counts[:-1] / counts[-1].clamp_min(1)
+    for x, positions, offset, squared in _blocks(grouped):
+        constants = lengths - 2 * means @ offset
+        rest = (lengths[-1] + (shares * lengths[:-1]).sum(dim=0)).float()
+        each = [torch.addmm(constants[at].float(), x, ways[at].T, alpha=-2) for at in range(last)]
+        each.append(rest.repeat(len(x), 1))
+        for some, share in zip(each, shares.float(), strict=False):
+            each[-1].addcmul_(some, share, value=-1)
+        own = [members(codes[positions], cluster, x.dtype) for cluster in range(last + 1)]
+        apart = squared.float()[:, None] + each[0] * own[0]
+        for some, mine in zip(each[1:], own[1:], strict=True):
+            apart.addcmul_(some, mine)
+        apart.clamp_min_(0).sqrt_()
+        for cluster, mine in enumerate(own):
+            found[cluster] += mine.mul_(apart).sum(dim=0)
+    return found
+
+
+def resampled_moments(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Moments:
     """Of the same clusters when every position counts as often as a resample says."""
     counts, spreads, squares, means = [], [], [], []
-    for cluster, centroid in enumerate(centroids):
-        start, stop = grouped.ranges[cluster]
-        count = weights[start:stop].sum(dim=0).double()
-        blocks = list(grouped.blocks(cluster))
-        total = torch.zeros((weights.shape[1], len(centroid)), dtype=torch.float64, device=weights.device)
-        for a, b in blocks:
-            total += weights[a:b].T @ (grouped.rows(a, b) - centroid).float()
+    for cluster, centroid in enumerate(grouped.centroids):
+        first, last = grouped.ranges[cluster]
+        blocks = [slice(*block) for block in grouped.blocks(cluster)]
+        count = weights[first:last].sum(dim=0).double()
+        norms = weights[first:last].T @ grouped.norms[first:last].float()
+        total = sum((weights[block].T @ grouped.centered[block].float()).double() for block in blocks)
         shift = total / count.clamp_min(1)[:, None]
-        spread, square = torch.zeros_like(count), torch.zeros_like(count)
-        for a, b in blocks:
-            x = (grouped.rows(a, b) - centroid).float()
-            squared = (
-                x.square().sum(dim=1, keepdim=True) - 2 * (x @ shift.float().T) + shift.square().sum(dim=1).float()
-            )
-            squared.clamp_min_(0)
-            square += (weights[a:b] * squared).sum(dim=0)
-            spread += (weights[a:b] * squared.sqrt_()).sum(dim=0)
+        length, spread = shift.square().sum(dim=1), torch.zeros_like(count)
+        for block in blocks:
+            x = grouped.centered[block].float()
+            squared = torch.addmm(length.float(), x, shift.float().T, alpha=-2)
+            squared.add_(grouped.norms[block, None].float()).clamp_min_(0)
+            spread += squared.sqrt_().mul_(weights[block]).sum(dim=0)
         counts.append(count)
         spreads.append(spread / count.clamp_min(1))
-        squares.append(square)
+        squares.append((norms - count * length).clamp_min_(0))
         means.append(centroid + shift)
-    return Moments(
-        torch.stack(counts, dim=-1),
-        torch.stack(spreads, dim=-1),
-        torch.stack(squares, dim=-1),
-        _gaps(torch.stack(means)),
-    )
+    numbers, distances, squared = (torch.stack(some, dim=-1) for some in (counts, spreads, squares))
+    return Moments(numbers, distances, squared, _gaps(torch.stack(means)))
 
 
 def _gaps(means: Float[Tensor, "cluster draw width"]) -> Float[Tensor, "draw cluster cluster"]:

@@ -1,5 +1,7 @@
 """Silhouettes and Dunn's index by the kernel: half-precision products, and float64 wherever an extreme may lie."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,8 +13,17 @@ from probing.kernels.pair_distances import PairDistances, pair_distances
 from probing.metrics.cluster_pairs import Grouped, exact_squares, silhouettes
 
 OP = "pair_distances"
-ERROR = 1e-5
-"""Of a squared distance, relative to the largest squared norm: more than sums of products in float32 are off."""
+ERROR_A_PRODUCT = 2.0**-22
+"""What each of the products of two points may add to the error of their squared distance, relative to the sum of their
+squared norms.
+
+Rounded to nearest in any order, a sum of w products of float32 is off by at most w 2^-24 of their sizes. A tensor core
+adds some products at a time to a sum and cuts off what lies below its last digits: of k products and the sum, each
+loses less than 2^-(23 + e) of the largest of them, e the further digits that are kept while they are added, and the sum
+less than 2^-23 once more. For k = 16 and e = 2 (as Hopper's cores are described) that is (17 / 4 + 1) / 16 = 0.33 times
+2^-23 a product; for k = 16 and e = 0, 1.1 times; for k = 4 and e = 0, 1.5 times. This allows for 2 times. The error has
+one sign where products have one, and does not average out: it grows with the width, not with its root.
+"""
 FAR = 16.0
 """A mean squared norm this many times the spread says that half-precision points are better centred, in float32."""
 
@@ -33,37 +44,91 @@ def kernel_runs(grouped: Grouped, impl: str) -> bool:
 def read_tiles(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"], float, float]:
     """Silhouette of every position, least squared distance between clusters, and greatest within one.
 
-    The extreme of a tile is off by the rounding of its products. So every tile whose extreme may be the one that counts
-    is computed once more, as sums of squared differences in float64.
+    The extreme of a tile is off by the rounding of its products, ``error_of_squares`` of its norms at most. So every
+    tile whose extreme may be the one that counts is computed once more, as sums of squared differences in float64.
+
+    Silhouettes are made of sums of distances as the kernel has them. A distance d of points with squared norms m is
+    off by at most ``error_of_squares`` times m / d^2 of itself, m up to FAR times the spread. Where products are cut
+    off, the errors have one sign: half-precision points of width 4,096 whose norms are ten times their spread come out
+    2.8e-4 too far apart in an emulation. Means of distances within and between clusters are too large alike, so that
+    most of it cancels in their ratio.
     """
-    points, scale = _multiplied(grouped)
+    points, norms = _multiplied(grouped)
     found = pair_distances(points[None], grouped.bounds, impl)
     sizes = torch.tensor(grouped.counts, device=points.device)
     sums = found.sums[0].double().unbind(dim=1)
     own = silhouettes(sums, list(sizes), grouped.codes, torch.ones((), device=points.device))
-    return own, _extreme(grouped, found, False, ERROR * scale), _extreme(grouped, found, True, ERROR * scale)
+    error = error_of_squares(points.shape[1])
+    largest = torch.stack([norms[start:stop].amax() for start, stop in found.blocks.tolist()])
+    errors = error * largest[found.tiles].sum(dim=1)
+    return own, _extreme(grouped, found, False, errors), _extreme(grouped, found, True, errors)
 
 
-def _multiplied(grouped: Grouped) -> tuple[Float[Tensor, "n width"], float]:
-    """Points in order, as they are best multiplied, and their largest squared norm."""
+def error_of_squares(width: int) -> float:
+    """How far a squared distance of the kernel may be off, at most, relative to the sum of the two squared norms.
+
+    Three more roundings are those of the norms and of what is made of them.
+    """
+    return ERROR_A_PRODUCT * (width + 3)
+
+
+class ProductsError(NamedTuple):
+    """Errors of squared distances, relative to the sum of the two squared norms.
+
+    Attributes:
+        worst: the largest one.
+        mean: with its sign: above 0 where products are cut off.
+        bound: what is allowed for.
+    """
+
+    worst: float
+    mean: float
+    bound: float
+
+
+def products_error(points: Float[Tensor, "n width"], impl: str = "auto") -> ProductsError:
+    """How far the squared distances of ``pair_distances`` are off on the device at hand, from float64.
+
+    Args:
+        points: as they are multiplied, float32 or half precision, a few hundred at most: each is a cluster of its own.
+        impl: see ``pair_distances``.
+    """
+    found = pair_distances(points[None], range(len(points) + 1), impl)
+    left, right = found.tiles[found.tiles[:, 0] < found.tiles[:, 1]].T
+    wide = points.double()
+    norms = wide.square().sum(dim=1)
+    squared = found.extremes[0, found.tiles[:, 0] < found.tiles[:, 1]].double()
+    errors = (squared - exact_squares(wide, wide)[left, right]) / (norms[left] + norms[right])
+    return ProductsError(float(errors.abs().max()), float(errors.mean()), error_of_squares(points.shape[1]))
+
+
+def _multiplied(grouped: Grouped) -> tuple[Float[Tensor, "n width"], Float[Tensor, " n"]]:
+    """Points in order, as they are best multiplied, and their squared norms."""
     points, blocks = grouped.points[grouped.order], list(grouped.blocks())
-    center = torch.stack([grouped.rows(*block).sum(dim=0) for block in blocks]).sum(dim=0) / len(points)
     if points.dtype != torch.float32:
         norms = torch.cat([points[start:stop].double().square().sum(dim=1) for start, stop in blocks])
-        spread = sum(float((grouped.rows(*block) - center).square().sum()) for block in blocks)
+        spread = sum(float((grouped.rows(*block) - grouped.middle).square().sum()) for block in blocks)
         if float(norms.sum()) <= FAR * spread:
-            return points, float(norms.max())
-    centered = torch.cat([(grouped.rows(*block) - center).float() for block in blocks])
-    return centered, max(float(centered[start:stop].double().square().sum(dim=1).max()) for start, stop in blocks)
+            return points, norms
+    centered = torch.cat([(grouped.rows(*block) - grouped.middle).float() for block in blocks])
+    return centered, torch.cat([centered[start:stop].double().square().sum(dim=1) for start, stop in blocks])
 
 
-def _extreme(grouped: Grouped, found: PairDistances, within: bool, error: float) -> float:
-    """The least distance between clusters, or the greatest within one, of all tiles that may hold it."""
+def _extreme(grouped: Grouped, found: PairDistances, within: bool, errors: Float[Tensor, " tile"]) -> float:
+    """The least distance between clusters, or the greatest within one, of all tiles that may hold it.
+
+    Args:
+        grouped: the points.
+        found: extremes of tiles.
+        within: which.
+        errors: how far each of these may be off.
+    """
     starts = torch.tensor(grouped.bounds[1:], device=found.tiles.device)
     clusters = torch.bucketize(found.blocks[:, 0].contiguous(), starts, right=True)[found.tiles]
     chosen = ((clusters[:, 0] == clusters[:, 1]) == within).nonzero()[:, 0]
-    values = found.extremes[0, chosen].double()
-    near = values >= values.max() - 2 * error if within else values <= values.min() + 2 * error
+    sign = -1.0 if within else 1.0
+    values, errors = sign * found.extremes[0, chosen].double(), errors[chosen]
+    near = values - errors <= (values + errors).min()
     exact = []
     for left, right in found.blocks[found.tiles[chosen[near]]].tolist():
         squared = exact_squares(grouped.rows(*left), grouped.rows(*right))

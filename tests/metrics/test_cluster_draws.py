@@ -47,10 +47,11 @@ def parts(request, monkeypatch):
     if request.param == "across":
         monkeypatch.setattr(cluster_pairs, "MANY_CLUSTERS", 1)
     if request.param != "whole":
-        for module in (cluster_pairs, cluster_extremes, cluster_draws):
+        for module in (cluster_pairs, cluster_extremes):
             monkeypatch.setattr(module, "TILE_ROWS", 7)
         monkeypatch.setattr(cluster_pairs, "TILE_COLUMNS", 11)
         monkeypatch.setattr(cluster_draws, "BUDGET", {"cpu": 4 * 60 * 7})
+        monkeypatch.setattr(cluster_draws, "CACHED", {"cpu": 4 * 12 * 7})
         monkeypatch.setattr(cluster_draws, "DRAWS_AT_ONCE", 4)
         monkeypatch.setattr(cluster_extremes, "DRAWS_AT_ONCE", 3)
         monkeypatch.setattr(cluster_extremes, "LEAST_PAIRS", 1)
