@@ -78,6 +78,7 @@ def ccs_gradient_in_place(
 ) -> Float[Tensor, "entry probe"]:
     """The same for a CPU, where time goes into memory: a few buffers, each written over as soon as it is used."""
     yes, no = logits.unbind(2)
+    shares = row_weights.T.repeat_interleave(logits.shape[1] // row_weights.shape[1], dim=0)
     both = torch.sigmoid(logits)
     p, q = both.unbind(2)
     excess = (p + q).sub_(1)
@@ -89,16 +90,16 @@ def ccs_gradient_in_place(
             torch.minimum(least, other, out=least)
         side, signs = no.abs().sub_(yes.abs()).sign_(), torch.sign(logits)
     value = least * least  # square() takes ten times as long
-    pull = least.neg_().add_(1).mul_(value)
+    pull = torch.addcmul(value, least, value, value=-1, out=least).mul_(shares)
     side *= pull
     value.addcmul_(excess, excess)
     error = None
     if targets is not None and supervision:
         truth = torch.stack((targets, 1 - targets))
         value.add_(softplus((1 - 2 * truth) * logits).sum(dim=2), alpha=supervision)
-        error = both - truth
+        error = (both - truth).mul_(shares[:, None])
     torch.addcmul(both, both, both, value=-1, out=logits)  # the slope of the sigmoid
-    logits *= excess.mul_(2)[:, :, None]
+    logits *= excess.mul_(shares).mul_(2)[:, :, None]
     if loss == "original":
         yes.add_(pull).sub_(side)
         no.add_(pull).add_(side)
@@ -107,8 +108,6 @@ def ccs_gradient_in_place(
         no.addcmul_(signs[:, :, 1], pull.add_(side), value=-1)
     if error is not None:
         logits.add_(error, alpha=supervision)
-    shares = row_weights.T.repeat_interleave(logits.shape[1] // row_weights.shape[1], dim=0)
-    logits *= shares[:, None]
     return value.mul_(shares).sum(dim=2)
 
 

@@ -68,16 +68,17 @@ def fit_logistic(
     hessian = scaled.T @ scaled / (4 * count)
     hessian.diagonal().add_(penalty)
     root = torch.linalg.cholesky(hessian)
-    white, labels = torch.linalg.solve_triangular(root, scaled.T, upper=False), rows.targets.T.contiguous()
+    white = torch.linalg.solve_triangular(root, scaled.T, upper=False).T.contiguous()
+    labels = rows.targets.T.contiguous()
 
     def step(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        # The few columns come first in each product: on a CPU that is 20 times as fast in float64.
-        inner = parameters[:-1].T @ white
-        # The penalty is what the rows leave of the identity: |weight|^2 = |inner parameters|^2 - |inner|^2 / (4 count)
+        # The few columns come first in each product: on a CPU that is three times as fast in float64.
+        inner = parameters[:-1].T.contiguous() @ white.T
+        # Penalty and rows make up the identity: penalty |weight|^2 = |parameters|^2 - |inner|^2 / (4 count).
         logits = inner + 2 * parameters[-1, :, None]
         losses = torch.nn.functional.softplus(logits) - labels * logits
         errors = (torch.sigmoid(logits) - labels) / count
-        by_weight = parameters[:-1] + ((errors - inner / (4 * count)) @ white.T).T
+        by_weight = parameters[:-1] + ((errors - inner / (4 * count)) @ white).T
         rest = parameters[:-1].square().sum(dim=0) - inner.square().sum(dim=1) / (4 * count)
         return losses.mean(dim=1) + rest / 2, torch.cat([by_weight, 2 * errors.sum(dim=1)[None]])
 
