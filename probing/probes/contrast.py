@@ -20,7 +20,7 @@ from probing.probes.ccs import (
     normalized,
     train_together,
 )
-from probing.probes.closed_form import crc_direction, vinc_direction
+from probing.probes.closed_form import crc_directions, vinc_directions
 from probing.probes.controls import Splits, label_flips, permuted_pairings, random_directions
 from probing.probes.evaluate import credit
 from probing.probes.supervised import LinearProbe, fit_logistic, fit_mass_mean
@@ -244,16 +244,16 @@ def _stretch(wanted: Tensor, own: Tensor) -> Tensor:
 
 def _closed_forms(made: Prepared, wanted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Directions without a scale of their own: they get the spread of the contrast-consistent probe."""
-    found: dict[str, list[Tensor]] = {"crc_tpc": [], "vinc": []}
-    for split in range(made.train.shape[1]):
-        yes, no = made.rows_of(split)
-        kept = made.train[:, split]
-        label = (made.states[0, 0, kept] + made.origin[0]).mean(dim=0)
-        label = label - (made.states[0, 1, kept] + made.origin[1]).mean(dim=0)
-        found["crc_tpc"].append(crc_direction(yes, no))
-        found["vinc"].append(vinc_direction(yes, no, label))
+    states, kept = made.states[0].double(), made.train.T.double()
+    means = [
+        (kept @ form) / kept.sum(dim=1, keepdim=True) + origin for form, origin in zip(states, made.origin, strict=True)
+    ]
+    found = {
+        "crc_tpc": crc_directions(made.states[0], made.train),
+        "vinc": vinc_directions(made.states[0], made.centers[0], made.train, (means[0] - means[1]).to(made.states)),
+    }
     zero = torch.zeros_like(wanted)
-    return {name: (_scaled(made, torch.stack(each, dim=1), wanted), zero) for name, each in found.items()}
+    return {name: (_scaled(made, direction, wanted), zero) for name, direction in found.items()}
 
 
 def _supervised(
