@@ -106,16 +106,15 @@ def statements(count: int) -> list[Row]:
     return [{"id": f"pair-{at}", **row} for at, row in enumerate(found[:count])]
 
 
-def run_ccs(model: str, out: Path, pairs: int, places: str | None) -> Row:
+def run_ccs(model: str, out: Path, pairs: int, places: str) -> Row:
     """The whole of ``probing ccs`` in this process."""
     from probing.runs.ccs import CCSConfig, run
 
     out.mkdir(parents=True)
     data = out / "statements.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in statements(pairs)), encoding="utf-8")
-    chosen = {} if places is None else {"places": places}
     began = time.perf_counter()
-    run(CCSConfig(data=str(data), out=out / "found", model=model, **chosen))
+    run(CCSConfig(data=str(data), out=out / "found", model=model, places=places))
     seconds = time.perf_counter() - began
     summary = json.loads((out / "found" / "summary.json").read_text(encoding="utf-8"))
     return {
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--out", required=True, type=Path, help="a new folder")
     parser.add_argument("--pairs", type=int, default=600)
-    parser.add_argument("--places", help="as for probing ccs; by default every layer")
+    parser.add_argument("--places", default="resid_post:all", help="as for probing ccs")
     parser.add_argument("--record", type=Path, help="append the line to this file")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
