@@ -4,9 +4,11 @@ Burns et al. 2022 (arXiv 2212.03827). The states are those of the yes and the no
 direction whose probabilities of both forms of a statement add up to one and are not both a half.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from probing.probes.optimize import minimize
 Normalization = Literal["l2", "none"]
 Centering = Literal["median", "mean"]
 Optimizer = Literal["adamw", "lbfgs"]
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""``map``, or what does the same in several threads."""
 LBFGS_TOLERANCE = 1e-7
 WARM_EPOCHS = 3
 """Epochs on a card before one is captured into a graph: by then every library has set itself up."""
@@ -187,15 +191,17 @@ def train_together(
     weight, bias = starts.T.repeat(sum(groups), 1), biases.repeat(sum(groups))
     blocks = blocks_of(trainings, train, options.restarts, targets)
 
-    def step(weight: Tensor, bias: Tensor) -> CCSStep:
-        return step_of_blocks(blocks, weight, bias, options)
+    with _by_threads(like) as each:
 
-    if options.optimizer == "adamw":
-        _adamw(step, weight, bias, options, report)
-    else:
-        weight, bias = _lbfgs(step, weight, bias, options)
-        report(options.epochs)
-    loss = step(weight, bias).loss
+        def step(weight: Tensor, bias: Tensor) -> CCSStep:
+            return step_of_blocks(blocks, weight, bias, options, each)
+
+        if options.optimizer == "adamw":
+            _adamw(step, weight, bias, options, report)
+        else:
+            weight, bias = _lbfgs(step, weight, bias, options)
+            report(options.epochs)
+        loss = step(weight, bias).loss
     parts = zip(
         *(each.split([count * options.restarts for count in groups]) for each in (weight, bias, loss)), strict=True
     )
@@ -278,14 +284,17 @@ def _block(
 
 
 def step_of_blocks(
-    blocks: Sequence[Block], weight: Float[Tensor, "probe width"], bias: Float[Tensor, " probe"], options: CCSOptions
+    blocks: Sequence[Block],
+    weight: Float[Tensor, "probe width"],
+    bias: Float[Tensor, " probe"],
+    options: CCSOptions,
+    each: Each = map,
 ) -> CCSStep:
-    """Loss of every probe and its gradient: the sums over the blocks that it trains on."""
-    total = CCSStep(torch.zeros_like(bias), torch.zeros_like(weight), torch.zeros_like(bias))
-    for block in blocks:
-        probes = block.probes.flatten()
-        own = (each.index_select(0, probes).unflatten(0, block.probes.shape) for each in (weight, bias))
-        part = ccs_step(
+    """Loss of every probe and its gradient: the sums over the blocks that it trains on, added in their order."""
+
+    def part(block: Block) -> CCSStep:
+        own = (all_of.index_select(0, block.probes.flatten()).unflatten(0, block.probes.shape) for all_of in given)
+        return ccs_step(
             block.states,
             block.centers,
             block.row_weights,
@@ -295,9 +304,32 @@ def step_of_blocks(
             options.supervision,
             block.pairings,
         )
-        for whole, of_block in zip(total, part, strict=True):
-            whole.index_add_(0, probes, of_block.flatten(0, 1))
+
+    given = (weight.detach(), bias.detach())
+    total = CCSStep(torch.zeros_like(bias), torch.zeros_like(weight), torch.zeros_like(bias))
+    for block, found in zip(blocks, each(part, blocks), strict=True):
+        for whole, of_block in zip(total, found, strict=True):
+            whole.index_add_(0, block.probes.flatten(), of_block.flatten(0, 1))
     return total
+
+
+@contextmanager
+def _by_threads(like: Tensor) -> Iterator[Each]:
+    """A ``map`` that shares blocks out to as many threads as torch has, each of which computes alone.
+
+    Threads that share every operation wait for each other hundreds of times an epoch, and on a machine with other work
+    one of them is always late. What a thread computes alone does not depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    if like.is_cuda or threads == 1:
+        yield map
+        return
+    try:
+        torch.set_num_threads(1)  # threads of this one would spin while the others compute
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def starting_points(width: int, options: CCSOptions) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,41 @@ def test_trainings_by_folds_and_with_pairings_are_those_of_all_rows(folded, dtyp
             p, q = (torch.sigmoid(ccs.logits_of(alone.states, alone.centers, *probe)) for probe in probes)
             assert float((p - q).abs().max()) < tolerance
         assert float((p - 0.5).abs().max()) > 0.1  # they have learned something to differ in
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
+def test_threads_that_share_the_folds_change_no_byte(folded, two_threads, optimizer, monkeypatch):
+    options = CCSOptions(restarts=2, epochs=20, optimizer=optimizer)
+    seen, step = set(), ccs.ccs_step
+
+    def noted(*arguments):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return step(*arguments)
+
+    monkeypatch.setattr(ccs, "ccs_step", noted)
+    together = ccs.train_together(*folded, options)
+    assert torch.get_num_threads() == 2
+    assert len(seen) == 2
+    assert {threads for _, threads in seen} == {1}
+    assert threading.get_ident() not in {thread for thread, _ in seen}
+    torch.set_num_threads(1)
+    for mine, alone in zip(together, ccs.train_together(*folded, options), strict=True):
+        assert torch.equal(mine.weight, alone.weight)
+        assert torch.equal(mine.loss, alone.loss)
+
+
+def test_a_training_that_fails_gives_the_threads_back(folded, two_threads):
+    with pytest.raises(NotFinite, match="learning rate"):
+        ccs.train_together(*folded, CCSOptions(restarts=1, epochs=5, learning_rate=1e300))
+    assert torch.get_num_threads() == 2
 
 
 def with_partners(states, partners):
