@@ -191,10 +191,10 @@ def train_together(
     weight, bias = starts.T.repeat(sum(groups), 1), biases.repeat(sum(groups))
     blocks = blocks_of(trainings, train, options.restarts, targets)
 
-    with _by_threads(like) as each:
+    with _by_threads(like) as shared:
 
         def step(weight: Tensor, bias: Tensor) -> CCSStep:
-            return step_of_blocks(blocks, weight, bias, options, each)
+            return step_of_blocks(blocks, weight, bias, options, shared)
 
         if options.optimizer == "adamw":
             _adamw(step, weight, bias, options, report)
@@ -205,19 +205,17 @@ def train_together(
     parts = zip(
         *(each.split([count * options.restarts for count in groups]) for each in (weight, bias, loss)), strict=True
     )
-    found = [_unflattened(each, *part, splits, options) for each, part in zip(trainings, parts, strict=True)]
+    found = [_unflattened(each, part, splits, options) for each, part in zip(trainings, parts, strict=True)]
     if not all(torch.isfinite(each.loss).any(dim=2).all() for each in found):
         raise NotFinite("the loss became NaN or infinite in every restart; lower the learning rate")
     return found
 
 
-def _unflattened(
-    training: Training, weight: Tensor, bias: Tensor, loss: Tensor, splits: int, options: CCSOptions
-) -> TrainedProbes:
-    """From probes in the order entry, split, pairing, restart."""
+def _unflattened(training: Training, parts: tuple[Tensor, ...], splits: int, options: CCSOptions) -> TrainedProbes:
+    """From weights, biases and losses in the order entry, split, pairing, restart."""
     shape = (len(training.states), splits, training.variants, options.restarts)
-    bias, loss = (each.view(shape).transpose(1, 2).flatten(0, 1) for each in (bias, loss))
-    weight = weight.view(*shape, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
+    bias, loss = (each.view(shape).transpose(1, 2).flatten(0, 1) for each in parts[1:])
+    weight = parts[0].view(*shape, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
     return TrainedProbes(weight, bias, loss)
 
 
@@ -288,17 +286,18 @@ def step_of_blocks(
     weight: Float[Tensor, "probe width"],
     bias: Float[Tensor, " probe"],
     options: CCSOptions,
-    each: Each = map,
+    shared: Each = map,
 ) -> CCSStep:
     """Loss of every probe and its gradient: the sums over the blocks that it trains on, added in their order."""
 
     def part(block: Block) -> CCSStep:
-        own = (all_of.index_select(0, block.probes.flatten()).unflatten(0, block.probes.shape) for all_of in given)
+        own = [whole.index_select(0, block.probes.flatten()).unflatten(0, block.probes.shape) for whole in given]
         return ccs_step(
             block.states,
             block.centers,
             block.row_weights,
-            *own,
+            own[0],
+            own[1],
             options.loss,
             block.targets,
             options.supervision,
@@ -307,7 +306,7 @@ def step_of_blocks(
 
     given = (weight.detach(), bias.detach())
     total = CCSStep(torch.zeros_like(bias), torch.zeros_like(weight), torch.zeros_like(bias))
-    for block, found in zip(blocks, each(part, blocks), strict=True):
+    for block, found in zip(blocks, shared(part, blocks), strict=True):
         for whole, of_block in zip(total, found, strict=True):
             whole.index_add_(0, block.probes.flatten(), of_block.flatten(0, 1))
     return total

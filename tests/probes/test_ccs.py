@@ -180,7 +180,6 @@ def test_threads_that_share_the_folds_change_no_byte(folded, two_threads, optimi
     monkeypatch.setattr(ccs, "ccs_step", noted)
     together = ccs.train_together(*folded, options)
     assert torch.get_num_threads() == 2
-    assert len(seen) == 2
     assert {threads for _, threads in seen} == {1}
     assert threading.get_ident() not in {thread for thread, _ in seen}
     torch.set_num_threads(1)
