@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bench_ccs_layer import bench_layer
 from measuring import spread_of, timed
 from torch import Tensor
 
@@ -128,5 +129,6 @@ def compare(sizes: Sizes, device: str) -> dict[str, Any]:
 
 
 def bench_ccs(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The one figure."""
-    return [compare(Sizes(**SMALL) if options.small else Sizes(), options.device)]
+    """All together against each alone, and a layer of ``probing ccs`` against its plain form."""
+    together = compare(Sizes(**SMALL) if options.small else Sizes(), options.device)
+    return [together, *bench_layer(options.small, options.device)]

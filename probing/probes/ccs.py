@@ -4,9 +4,11 @@ Burns et al. 2022 (arXiv 2212.03827). The states are those of the yes and the no
 direction whose probabilities of both forms of a statement add up to one and are not both a half.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from probing.probes.optimize import minimize
 Normalization = Literal["l2", "none"]
 Centering = Literal["median", "mean"]
 Optimizer = Literal["adamw", "lbfgs"]
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""``map``, or what does the same in several threads."""
 LBFGS_TOLERANCE = 1e-7
 WARM_EPOCHS = 3
 """Epochs on a card before one is captured into a graph: by then every library has set itself up."""
@@ -85,6 +89,11 @@ class TrainedProbes:
         index = kept[:, None].expand(-1, self.weight.shape[1], -1, -1)
         return self.weight.gather(3, index)[..., 0], self.bias.gather(2, kept)[..., 0]
 
+    def entry(self, number: int) -> "TrainedProbes":
+        """The probes of one entry."""
+        kept = slice(number, number + 1)
+        return TrainedProbes(self.weight[kept], self.bias[kept], self.loss[kept])
+
 
 def normalized(
     states: Float[Tensor, "*axes width"], normalization: Normalization = "l2"
@@ -117,6 +126,27 @@ def _median(values: Float[Tensor, "*axes row"]) -> Float[Tensor, "*axes"]:
     return (low + high) / 2
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """States that probes are trained on.
+
+    Attributes:
+        states: normalised, of the yes and the no form of each row, [entry 2 row width].
+        centers: of each split, [entry 2 split width].
+        pairings: the row whose no form meets the yes form of each row, [pairing row]: each a permutation of rows that
+            the same splits train on. The probes of every pairing are trained; by default of the rows as they are.
+    """
+
+    states: Tensor
+    centers: Tensor
+    pairings: Tensor | None = None
+
+    @property
+    def variants(self) -> int:
+        """How many pairings there are."""
+        return 1 if self.pairings is None else len(self.pairings)
+
+
 def train_probes(
     states: Float[Tensor, "entry 2 row width"],
     centers: Float[Tensor, "entry 2 split width"],
@@ -125,43 +155,180 @@ def train_probes(
     targets: Bool[Tensor, " row"] | None = None,
     report: Callable[[int], None] = lambda epochs: None,
 ) -> TrainedProbes:
-    """Train the probes of all entries, splits and restarts together; each as if it were alone.
+    """Train the probes of all entries, splits and restarts together: ``train_together`` of one training."""
+    return train_together([Training(states, centers)], train, options, targets, report)[0]
+
+
+def train_together(
+    trainings: Sequence[Training],
+    train: Bool[Tensor, "row split"],
+    options: CCSOptions,
+    targets: Bool[Tensor, " row"] | None = None,
+    report: Callable[[int], None] = lambda epochs: None,
+) -> list[TrainedProbes]:
+    """Train the probes of all entries, pairings, splits and restarts together; each as if it were alone.
 
     A restart begins at the same point in every entry and split, so that it does not matter what else is trained.
 
     Args:
-        states: normalised, of the yes and the no form of each row.
-        centers: of each split.
+        trainings: states, centres and pairings of the same rows.
         train: which rows a split trains on.
         options: loss, optimiser, restarts.
         targets: whether each statement is true; for ``options.supervision``.
         report: told after some epochs how many more are done.
 
+    Returns:
+        The probes of each training; its entries are those of the states, and within these the pairings.
+
     Raises:
+        ValueError: a pairing takes a no form from a row that other splits train on.
         NotFinite: the loss of every restart of some split became NaN.
     """
-    entries, _, _, width = states.shape
-    splits = train.shape[1]
-    weight, bias = (start.to(states) for start in starting_points(width, options))
-    weight = weight.repeat(1, splits).expand(entries, -1, -1).contiguous()
-    bias = bias.repeat(splits).expand(entries, -1).contiguous()
-    shares = (train / train.sum(dim=0)).to(states)
-    truth = None if targets is None else targets.to(states)
+    splits, width = train.shape[1], trainings[0].states.shape[-1]
+    groups = [splits * each.variants * len(each.states) for each in trainings]
+    like = trainings[0].states
+    starts, biases = (start.to(like) for start in starting_points(width, options))
+    weight, bias = starts.T.repeat(sum(groups), 1), biases.repeat(sum(groups))
+    blocks = blocks_of(trainings, train, options.restarts, targets)
 
-    def step(weight: Tensor, bias: Tensor) -> CCSStep:
-        return ccs_step(states, centers, shares, weight, bias, options.loss, truth, options.supervision)
+    with _by_threads(like) as shared:
 
-    if options.optimizer == "adamw":
-        _adamw(step, weight, bias, options, report)
-    else:
-        weight, bias = _lbfgs(step, weight, bias, options)
-        report(options.epochs)
-    loss = step(weight, bias).loss.view(entries, splits, options.restarts)
-    if not torch.isfinite(loss).any(dim=2).all():
-        raise NotFinite("the loss became NaN or infinite in every restart; lower the learning rate")
-    return TrainedProbes(
-        weight.view(entries, width, splits, options.restarts), bias.view(entries, splits, options.restarts), loss
+        def step(weight: Tensor, bias: Tensor) -> CCSStep:
+            return step_of_blocks(blocks, weight, bias, options, shared)
+
+        if options.optimizer == "adamw":
+            _adamw(step, weight, bias, options, report)
+        else:
+            weight, bias = _lbfgs(step, weight, bias, options)
+            report(options.epochs)
+        loss = step(weight, bias).loss
+    parts = zip(
+        *(each.split([count * options.restarts for count in groups]) for each in (weight, bias, loss)), strict=True
     )
+    found = [_unflattened(each, part, splits, options) for each, part in zip(trainings, parts, strict=True)]
+    if not all(torch.isfinite(each.loss).any(dim=2).all() for each in found):
+        raise NotFinite("the loss became NaN or infinite in every restart; lower the learning rate")
+    return found
+
+
+def _unflattened(training: Training, parts: tuple[Tensor, ...], splits: int, options: CCSOptions) -> TrainedProbes:
+    """From weights, biases and losses in the order entry, split, pairing, restart."""
+    shape = (len(training.states), splits, training.variants, options.restarts)
+    bias, loss = (each.view(shape).transpose(1, 2).flatten(0, 1) for each in parts[1:])
+    weight = parts[0].view(*shape, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
+    return TrainedProbes(weight, bias, loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows of a training that the same splits train on, with the probes of these splits.
+
+    Attributes:
+        states: [entry 2 row width].
+        centers: of these splits, [entry 2 split width].
+        row_weights: [row split].
+        probes: their places among all probes, [entry probe].
+        targets: [row], or None.
+        pairings: [pairing row] by the rows of the block, or None.
+    """
+
+    states: Tensor
+    centers: Tensor
+    row_weights: Tensor
+    probes: Tensor
+    targets: Tensor | None
+    pairings: Tensor | None
+
+
+def blocks_of(
+    trainings: Sequence[Training], train: Tensor, restarts: int, targets: Tensor | None = None
+) -> list[Block]:
+    """The blocks of all trainings; probes are in the order training, entry, split, pairing, restart.
+
+    Where splits leave out folds, a block is a fold: no product has a row with a probe that does not train on it. Where
+    rows are left out in more ways than there are splits, each training is one block, with weights of zero.
+    """
+    patterns, kind = torch.unique(train.cpu(), dim=0, return_inverse=True)
+    if patterns.any(dim=1).sum() > train.shape[1]:
+        patterns, kind = torch.ones_like(patterns[:1]), torch.zeros_like(kind)
+    shares = train / train.sum(dim=0)
+    blocks, first = [], 0
+    for training in trainings:
+        entries, variants = len(training.states), training.variants
+        numbers = torch.arange(entries * train.shape[1] * variants * restarts, device=train.device) + first
+        numbers = numbers.view(entries, train.shape[1], variants * restarts)
+        first += numbers.numel()
+        for at, pattern in enumerate(patterns):
+            rows, kept = (mask.nonzero().flatten().to(train.device) for mask in (kind == at, pattern))
+            if len(kept):
+                blocks.append(_block(training, rows, shares[rows][:, kept], numbers[:, kept], kept, targets))
+    return blocks
+
+
+def _block(
+    training: Training, rows: Tensor, shares: Tensor, numbers: Tensor, kept: Tensor, targets: Tensor | None
+) -> Block:
+    pairings = None
+    if training.pairings is not None:
+        place = torch.full((training.states.shape[2],), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        pairings = place[training.pairings[:, rows]]
+        if (pairings < 0).any():
+            raise ValueError("a pairing takes a no form from a row that other splits train on")
+    states = training.states[:, :, rows].contiguous()
+    centers = training.centers[:, :, kept].contiguous()
+    truth = None if targets is None else targets[rows].to(states)
+    return Block(states, centers, shares.to(states), numbers.flatten(1), truth, pairings)
+
+
+def step_of_blocks(
+    blocks: Sequence[Block],
+    weight: Float[Tensor, "probe width"],
+    bias: Float[Tensor, " probe"],
+    options: CCSOptions,
+    shared: Each = map,
+) -> CCSStep:
+    """Loss of every probe and its gradient: the sums over the blocks that it trains on, added in their order."""
+
+    def part(block: Block) -> CCSStep:
+        own = [whole.index_select(0, block.probes.flatten()).unflatten(0, block.probes.shape) for whole in given]
+        return ccs_step(
+            block.states,
+            block.centers,
+            block.row_weights,
+            own[0],
+            own[1],
+            options.loss,
+            block.targets,
+            options.supervision,
+            block.pairings,
+        )
+
+    given = (weight.detach(), bias.detach())
+    total = CCSStep(torch.zeros_like(bias), torch.zeros_like(weight), torch.zeros_like(bias))
+    for block, found in zip(blocks, shared(part, blocks), strict=True):
+        for whole, of_block in zip(total, found, strict=True):
+            whole.index_add_(0, block.probes.flatten(), of_block.flatten(0, 1))
+    return total
+
+
+@contextmanager
+def _by_threads(like: Tensor) -> Iterator[Each]:
+    """A ``map`` that shares blocks out to as many threads as torch has, each of which computes alone.
+
+    Threads that share every operation wait for each other hundreds of times an epoch, and on a machine with other work
+    one of them is always late. What a thread computes alone does not depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    if like.is_cuda or threads == 1:
+        yield map
+        return
+    try:
+        torch.set_num_threads(1)  # threads of this one would spin while the others compute
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def starting_points(width: int, options: CCSOptions) -> tuple[Tensor, Tensor]:
@@ -231,20 +398,15 @@ def _run_captured(epoch: Callable[[], None], epochs: int, report: Callable[[int]
 def _lbfgs(
     step: Callable[[Tensor, Tensor], CCSStep], weight: Tensor, bias: Tensor, options: CCSOptions
 ) -> tuple[Tensor, Tensor]:
-    entries, width, probes = weight.shape
-
     def flat(weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.cat([weight, bias[:, None]], dim=1).transpose(0, 1).reshape(width + 1, entries * probes)
-
-    def unflat(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        joined = parameters.view(width + 1, entries, probes).transpose(0, 1)
-        return joined[:, :-1].contiguous(), joined[:, -1].contiguous()
+        return torch.cat([weight.T, bias[None]])
 
     def evaluate(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        found = step(*unflat(parameters))
-        return found.loss.flatten(), flat(found.weight, found.bias)
+        found = step(parameters[:-1].T.contiguous(), parameters[-1])
+        return found.loss, flat(found.weight, found.bias)
 
-    return unflat(minimize(evaluate, flat(weight, bias), options.epochs, tolerance=LBFGS_TOLERANCE).parameters)
+    found = minimize(evaluate, flat(weight, bias), options.epochs, tolerance=LBFGS_TOLERANCE).parameters
+    return found[:-1].T.contiguous(), found[-1].contiguous()
 
 
 def logits_of(

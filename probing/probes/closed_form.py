@@ -1,22 +1,26 @@
-"""Probes without labels in closed form: the leading contrast (CRC-TPC) and VINC."""
+"""Probes without labels in closed form: the leading contrast (CRC-TPC) and VINC; of all splits of the rows at once."""
 
-import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-TOLERANCE = 1e-7
-LEAST_WIDTH = 16
-"""Below it the whole matrix is decomposed."""
-PATIENCE = 100
-"""Restarts of the Lanczos iteration; where the leading eigenvalues are the same to rounding it may need forever."""
-Array = NDArray[np.float64]
+TOLERANCE = 1e-9
+"""Largest residual of an eigenvector, as a part of the size of the matrix."""
+STEPS = 256
+"""Lanczos steps after which the whole matrix is decomposed; a space of fewer dimensions is exhausted before."""
+EVERY = 8
+"""Steps between two looks at the residuals."""
+EXHAUSTED = 1e-12
+"""A remainder that is so small a part of the matrix is rounding: the vectors so far span all there is."""
+
+log = logging.getLogger(__name__)
+Product = Callable[[Tensor], Tensor]
+"""A symmetric matrix of every split times a vector of every split, [split width]."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,27 @@ def crc_direction(yes: Float[Tensor, "row width"], no: Float[Tensor, "row width"
         yes: centred states of the yes forms, statements first, then their opposites.
         no: of the no forms.
     """
-    contrast = _array(yes) - _array(no)
-    contrast -= contrast.mean(axis=0)
-    return _leading(lambda vectors: contrast.T @ (contrast @ vectors), np.square(contrast).sum(), yes)
+    return crc_directions(torch.stack([yes, no]), torch.ones_like(yes[:, :1], dtype=torch.bool))[:, 0]
+
+
+def crc_directions(
+    states: Float[Tensor, "2 row width"], train: Bool[Tensor, "row split"]
+) -> Float[Tensor, "width split"]:
+    """``crc_direction`` of the rows that each split trains on; computed in float64.
+
+    Args:
+        states: of the yes and the no forms; a centre is of no consequence.
+        train: which rows a split trains on.
+    """
+    contrast, kept = states[0].double() - states[1].double(), train.T.double()
+    means = kept @ contrast / kept.sum(dim=1, keepdim=True)
+
+    def product(vectors: Tensor) -> Tensor:
+        spots = (vectors @ contrast.T - (vectors * means).sum(dim=1, keepdim=True)) * kept
+        return spots @ contrast - spots.sum(dim=1, keepdim=True) * means
+
+    sizes = kept @ contrast.square().sum(dim=1) - kept.sum(dim=1) * means.square().sum(dim=1)
+    return _leading(product, sizes, _start(contrast, len(kept))).T.to(states)
 
 
 def vinc_direction(
@@ -52,10 +74,10 @@ def vinc_direction(
 ) -> Float[Tensor, " width"]:
     """VINC: the direction that tells claims from their denials and says the same of both ways to put a claim.
 
-    The leading eigenvector of ``v C_between - (1 - w) C_within - w X``, after the direction that tells yes forms from
-    no forms is projected out. A claim is put in two ways, "A: yes" and "not A: no", and denied in two. ``C_between`` is
-    the covariance of the claims' means, ``C_within`` that of the two ways about their mean, and ``X`` the symmetric
-    covariance between a claim's mean and its denial's.
+    The leading eigenvector of ``v C_between - (1 - w) C_within - w X`` among the directions that are orthogonal to the
+    one that tells yes forms from no forms. A claim is put in two ways, "A: yes" and "not A: no", and denied in two.
+    ``C_between`` is the covariance of the claims' means, ``C_within`` that of the two ways about their mean, and ``X``
+    the symmetric covariance between a claim's mean and its denial's.
 
     Args:
         yes: centred states of the yes forms: all statements, then all opposites in the same order.
@@ -63,58 +85,112 @@ def vinc_direction(
         label: mean of the yes forms less that of the no forms, before centring.
         weights: v and w.
     """
-    given = weights or VincWeights()
-    first, second = _array(yes), _array(no)
-    half = len(first) // 2
-    away = _array(label)
-    length = np.linalg.norm(away)
-    away = away / length if length > 0 else away
-
-    def project(states: Array) -> Array:
-        kept: Array = states - np.outer(states @ away, away)
-        return kept
-
-    a1, n1, a0, n0 = (project(part) for part in (first[:half], first[half:], second[:half], second[half:]))
-    claims = [(a1 + n0) / 2, (n1 + a0) / 2]  # "A" and "not A"
-    claims = [claim - claim.mean(axis=0) for claim in claims]
-    within = np.concatenate([(a1 - n0) / 2, (n1 - a0) / 2])
-
-    def product(vectors: Array) -> Array:
-        between = sum(claim.T @ (claim @ vectors) for claim in claims) / (2 * half)
-        spread = within.T @ (within @ vectors) / (2 * half)
-        crossed = claims[0].T @ (claims[1] @ vectors) + claims[1].T @ (claims[0] @ vectors)
-        result: Array = given.variance * between - (1 - given.contrast) * spread - given.contrast * crossed / (2 * half)
-        return result
-
-    size = sum(float(np.square(part).sum()) for part in (a1, n1, a0, n0)) / (2 * half)
-    found = _leading(product, (abs(given.variance) + 1) * size, yes)
-    found = found - (found @ label.to(found)) * label.to(found) / max(float(length) ** 2, np.finfo(float).tiny)
-    return torch.nn.functional.normalize(found, dim=0)
+    everything = torch.ones_like(yes[:, :1], dtype=torch.bool)
+    states = torch.stack([yes, no])
+    return vinc_directions(states, torch.zeros_like(states[:, :1]), everything, label[None], weights)[:, 0]
 
 
-def _array(states: Tensor) -> Array:
-    array: Array = states.double().cpu().numpy()
-    return array
+def vinc_directions(
+    states: Float[Tensor, "2 row width"],
+    centers: Float[Tensor, "2 split width"],
+    train: Bool[Tensor, "row split"],
+    labels: Float[Tensor, "split width"],
+    weights: VincWeights | None = None,
+) -> Float[Tensor, "width split"]:
+    """``vinc_direction`` of the pairs that each split trains on; computed in float64.
 
-
-def _leading(product: Callable[[Array], Array], size: float, like: Tensor) -> Tensor:
-    """Eigenvector of the largest eigenvalue of a symmetric matrix that is given by its products; its sign is fixed.
-
-    ``size`` is of the order of the matrix or larger. It is added to the eigenvalues, so that one near zero is found to
-    a part of it rather than to a part of itself.
+    Args:
+        states: of the yes and the no forms: all statements, then all opposites in the same order.
+        centers: of each split and form.
+        train: which rows a split trains on; a statement goes with its opposite.
+        labels: the direction from no forms to yes forms, which is left out, in every split.
+        weights: v and w.
     """
-    width = like.shape[1]
-    vector = None
-    if width >= LEAST_WIDTH:
-        start = np.random.default_rng(0).standard_normal(width)
+    given = weights or VincWeights()
+    half = states.shape[1] // 2
+    (a1, n1), (a0, n0) = (form.double().split(half) for form in states)
+    # Twice the mean of the two ways to put a claim, of "A" and of "not A", and the differences of the two ways.
+    parts = torch.cat([a1 + n0, n1 + a0, a1 - n0, n1 - a0])
+    kept, gap = train[:half].T.double()[:, None], (centers[0] - centers[1]).double()
+    count = kept.sum(dim=2, keepdim=True)
+    away = torch.nn.functional.normalize(labels.double(), dim=1)
+    lengths = parts.square().sum(dim=1).view(1, 4, half)
+    sizes = (kept * lengths / (8 * count)).sum(dim=(1, 2)) + gap.square().sum(dim=1)
+    sizes = (abs(given.variance) + 1) * sizes
 
-        def shifted(vectors: Array) -> Array:
-            return product(vectors) + size * vectors
+    def product(vectors: Tensor) -> Tensor:
+        along = (vectors * away).sum(dim=1, keepdim=True)
+        inside = vectors - along * away
+        claims, ways = (inside @ parts.T).view(len(inside), 4, half).split(2, dim=1)
+        claims = (claims - (claims * kept).sum(dim=2, keepdim=True) / count) * kept
+        ways = (ways - (gap * inside).sum(dim=1)[:, None, None]) * kept
+        by_claim = given.variance * claims - given.contrast * claims.flip(1)
+        by_way = (given.contrast - 1) * ways
+        found = torch.cat([by_claim, by_way], dim=1).flatten(1) @ parts - by_way.sum(dim=(1, 2))[:, None] * gap
+        found = found / (8 * count[:, 0])
+        # Projected out, the direction from no to yes has eigenvalue 0, and others may all be negative: it gets less.
+        return found - (found * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
 
-        operator = LinearOperator((width, width), matvec=shifted, matmat=shifted, dtype=np.float64)
-        with contextlib.suppress(ArpackError):
-            vector = eigsh(operator, k=1, which="LA", v0=start, tol=TOLERANCE, maxiter=PATIENCE)[1][:, 0]
-    if vector is None:
-        vector = np.linalg.eigh(product(np.eye(width)))[1][:, -1]
-    vector = vector * (1.0 if vector[np.abs(vector).argmax()] > 0 else -1.0)
-    return torch.from_numpy(vector / np.linalg.norm(vector)).to(like)
+    return _leading(product, sizes, _start(parts, len(kept))).T.to(states)
+
+
+def _start(like: Float[Tensor, "row width"], splits: int) -> Float[Tensor, "split width"]:
+    drawn = np.random.default_rng(0).standard_normal(like.shape[1])
+    return torch.from_numpy(drawn).to(like).expand(splits, -1)
+
+
+def _leading(
+    product: Product, sizes: Float[Tensor, " split"], start: Float[Tensor, "split width"]
+) -> Float[Tensor, "split width"]:
+    """Eigenvector of the largest eigenvalue of each matrix, of length one; its largest entry is positive.
+
+    Args:
+        product: of the matrices.
+        sizes: of the order of each matrix or larger; residuals are a part of it.
+        start: where the iteration begins.
+    """
+    vectors, residuals = _lanczos(product, sizes, start, min(STEPS, start.shape[1]))
+    for split in (residuals > TOLERANCE).nonzero().flatten().tolist():
+        log.warning(
+            "%d Lanczos steps leave a residual of %.0e; the whole matrix is decomposed", STEPS, residuals[split]
+        )
+        vectors[split] = _of_whole(product, split, start)
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return torch.nn.functional.normalize(vectors, dim=1) * largest.sign()
+
+
+def _lanczos(
+    product: Product, sizes: Float[Tensor, " split"], start: Float[Tensor, "split width"], steps: int
+) -> tuple[Float[Tensor, "split width"], Float[Tensor, " split"]]:
+    """Leading eigenvectors of all matrices and their residuals; each new vector is made orthogonal to all before."""
+    splits, width = start.shape
+    sizes = sizes.clamp_min(torch.finfo(start.dtype).tiny)
+    basis, inner = start.new_empty(splits, steps, width), start.new_zeros(splits, steps, steps)
+    vector = torch.nn.functional.normalize(start, dim=1)
+    for at in range(steps):
+        known = basis[:, : at + 1]
+        known[:, at] = vector
+        found, parts = product(vector), start.new_zeros(splits, 1, at + 1)
+        for _ in range(2):  # what rounding leaves of the first time is taken off in the second
+            part = found[:, None] @ known.transpose(1, 2)
+            found, parts = found - (part @ known)[:, 0], parts + part
+        # Where the space is exhausted vectors are zero from then on, with an eigenvalue below all others.
+        dead = (vector == 0).all(dim=1)
+        inner[:, at, at] = torch.where(dead, -4 * sizes, parts[:, 0, at])
+        length = found.norm(dim=1)
+        length = torch.where(length > EXHAUSTED * sizes, length, 0)
+        if (at + 1) % EVERY == 0 or at + 1 == steps:
+            leading = torch.linalg.eigh(inner[:, : at + 1, : at + 1]).eigenvectors[:, :, -1]
+            residuals = length * leading[:, -1].abs() / sizes
+            if at + 1 == steps or not (residuals > TOLERANCE).any():
+                break
+        inner[:, at, at + 1] = inner[:, at + 1, at] = length
+        vector = torch.where(length[:, None] > 0, found / length[:, None], 0)
+    return (leading[:, None] @ known)[:, 0], residuals
+
+
+def _of_whole(product: Product, split: int, start: Float[Tensor, "split width"]) -> Float[Tensor, " width"]:
+    """From all columns of the matrix."""
+    axes = torch.eye(start.shape[1]).to(start)
+    columns = [product(axis.expand_as(start))[split] for axis in axes]
+    return torch.linalg.eigh(torch.stack(columns)).eigenvectors[:, -1]

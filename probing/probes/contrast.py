@@ -1,6 +1,6 @@
 """Every probe of one layer, on every split: the contrast-consistent ones, their ceilings, and what they must beat."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,12 +14,13 @@ from probing.probes.ccs import (
     Centering,
     Normalization,
     TrainedProbes,
+    Training,
     centers_of,
     logits_of,
     normalized,
-    train_probes,
+    train_together,
 )
-from probing.probes.closed_form import crc_direction, vinc_direction
+from probing.probes.closed_form import crc_directions, vinc_directions
 from probing.probes.controls import Splits, label_flips, permuted_pairings, random_directions
 from probing.probes.evaluate import credit
 from probing.probes.supervised import LinearProbe, fit_logistic, fit_mass_mean
@@ -156,12 +157,8 @@ def read_layer(
         NotFinite: training diverged.
     """
     made = Prepared.of(forms, rows.splits, options)
-    trainings = 1 + options.pairings + (distracted is not None)
-
-    def on(epochs: int) -> None:
-        report(epochs / options.ccs.epochs / trainings)
-
-    trained = _train(made, rows, options, on)
+    worded = None if distracted is None else _with_word(distracted[0], rows, options)
+    trained, paired, followed = _train(made, worded, rows, options, report)
     weight, bias = trained.best()
     wanted = _spread(logits_of(made.states, made.centers, weight, bias)[0], made.train)
     directions = {"ccs": (weight[0], bias[0])} | _closed_forms(made, wanted)
@@ -172,20 +169,42 @@ def read_layer(
     read = {name: _read(made, *directions[name]) for name in PROBES}
     arrays["forms"] = np.stack([rows.splits.held_out(read[name]) for name in PROBES])
     arrays["credits"] = np.stack([_credits(read[name], rows) for name in PROBES])
-    bands |= refits | {"pairings": _pairings(made, rows, options, on)}
+    bands |= refits | {"pairings": _pairings(made, rows, paired)}
     for name, (draws, inner) in bands.items():
         arrays |= {f"{name}.forms": draws, f"{name}.inner": inner}
     arrays |= _on_everything(made, rows, directions, arrays["credits"]) | _restarts(made, trained)
     if marker is not None:
         arrays |= _marker(made, rows, options, directions, *marker)
-    if distracted is not None:
-        arrays |= _distractor(rows, options, directions["mass_mean"], *distracted, on)
+    if distracted is not None and worded is not None and followed is not None:
+        arrays |= _distractor(rows, worded, followed, directions["mass_mean"], distracted[1])
     return arrays
 
 
-def _train(made: Prepared, rows: Rows, options: ContrastOptions, report: Callable[[int], None]) -> TrainedProbes:
-    targets = torch.from_numpy(np.concatenate([rows.labels, ~rows.labels])).to(made.states.device)
-    return train_probes(made.states, made.centers, made.train, options.ccs, targets, report)
+def _with_word(forms: Tensor, rows: Rows, options: ContrastOptions) -> Prepared:
+    """Centred by the mean: the median of a feature that is there or not is one of the two, and would hold it back."""
+    return Prepared.of(forms, rows.splits, replace(options, centering="mean"))
+
+
+def _train(
+    made: Prepared, worded: Prepared | None, rows: Rows, options: ContrastOptions, report: Callable[[float], None]
+) -> tuple[TrainedProbes, list[tuple[Tensor, Tensor]], TrainedProbes | None]:
+    """All probes at once: those of the pairs, the best ones of each permuted pairing, and those with the distractor.
+
+    A pairing is of statements with the no form of another one of the same fold. The states stay as they are for it.
+    """
+    device = made.states.device
+    targets = torch.from_numpy(np.concatenate([rows.labels, ~rows.labels])).to(device)
+    partners = permuted_pairings(np.concatenate([rows.splits.folds] * 2), options.pairings, options.ccs.seed)
+    own = np.arange(partners.shape[1])[None]
+    pairings = torch.from_numpy(np.concatenate([own, partners])).to(device)
+    trainings = [Training(made.states, made.centers, pairings if len(partners) else None)]
+    trainings += [] if worded is None else [Training(worded.states, worded.centers)]
+    found = train_together(
+        trainings, made.train, options.ccs, targets, lambda epochs: report(epochs / options.ccs.epochs)
+    )
+    weight, bias = found[0].best()
+    paired = list(zip(weight[1:], bias[1:], strict=True))
+    return found[0].entry(0), paired, found[1] if len(found) > 1 else None
 
 
 def _read(made: Prepared, weight: Tensor, bias: Tensor) -> Array:
@@ -225,16 +244,16 @@ def _stretch(wanted: Tensor, own: Tensor) -> Tensor:
 
 def _closed_forms(made: Prepared, wanted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Directions without a scale of their own: they get the spread of the contrast-consistent probe."""
-    found: dict[str, list[Tensor]] = {"crc_tpc": [], "vinc": []}
-    for split in range(made.train.shape[1]):
-        yes, no = made.rows_of(split)
-        kept = made.train[:, split]
-        label = (made.states[0, 0, kept] + made.origin[0]).mean(dim=0)
-        label = label - (made.states[0, 1, kept] + made.origin[1]).mean(dim=0)
-        found["crc_tpc"].append(crc_direction(yes, no))
-        found["vinc"].append(vinc_direction(yes, no, label))
+    states, kept = made.states[0].double(), made.train.T.double()
+    means = [
+        (kept @ form) / kept.sum(dim=1, keepdim=True) + origin for form, origin in zip(states, made.origin, strict=True)
+    ]
+    found = {
+        "crc_tpc": crc_directions(made.states[0], made.train),
+        "vinc": vinc_directions(made.states[0], made.centers[0], made.train, (means[0] - means[1]).to(made.states)),
+    }
     zero = torch.zeros_like(wanted)
-    return {name: (_scaled(made, torch.stack(each, dim=1), wanted), zero) for name, each in found.items()}
+    return {name: (_scaled(made, direction, wanted), zero) for name, direction in found.items()}
 
 
 def _supervised(
@@ -301,17 +320,11 @@ def _random(made: Prepared, rows: Rows, options: ContrastOptions, wanted: Tensor
     return {"random": _stacked(draws, inner, rows)}
 
 
-def _pairings(
-    made: Prepared, rows: Rows, options: ContrastOptions, report: Callable[[int], None]
-) -> tuple[Array, Array]:
-    """Probes trained on statements with the no form of another one of the same fold, judged on the true pairs."""
+def _pairings(made: Prepared, rows: Rows, paired: Sequence[tuple[Tensor, Tensor]]) -> tuple[Array, Array]:
+    """Probes trained on permuted pairings, judged on the true pairs."""
     draws, inner = [], []
-    partners = permuted_pairings(np.concatenate([rows.splits.folds] * 2), options.pairings, options.ccs.seed)
-    for partner in partners:
-        mixed = made.states.clone()
-        mixed[0, 1] = made.states[0, 1, torch.from_numpy(partner).to(made.states.device)]
-        weight, bias = _train(Prepared(mixed, made.origin, made.centers, made.train), rows, options, report).best()
-        forms = _read(made, weight[0], bias[0])
+    for weight, bias in paired:
+        forms = _read(made, weight, bias)
         found = oriented(forms, _credits(forms, rows), rows)
         draws.append(found[0])
         inner.append(found[1])
@@ -377,19 +390,10 @@ def _marker(
 
 
 def _distractor(
-    rows: Rows,
-    options: ContrastOptions,
-    truth: tuple[Tensor, Tensor],
-    forms: Tensor,
-    has: NDArray[np.bool_],
-    report: Callable[[int], None],
+    rows: Rows, made: Prepared, trained: TrainedProbes, truth: tuple[Tensor, Tensor], has: NDArray[np.bool_]
 ) -> dict[str, Array]:
-    """Probes trained where half of the pairs carry a word: do their answers follow the word, or truth?
-
-    Centred by the mean: the median of a feature that is there or not is one of the two, and would hold the word back.
-    """
-    made = Prepared.of(forms, rows.splits, replace(options, centering="mean"))
-    weight, bias = _train(made, rows, options, report).best()
+    """Probes trained where half of the pairs carry a word: do their answers follow the word, or truth?"""
+    weight, bias = trained.best()
     read = _read(made, weight[0], bias[0])
     signs = np.where(has, 1.0, -1.0)
     answers = np.sign(np.moveaxis(read, -1, 0)[:, [0, 2]] - np.moveaxis(read, -1, 0)[:, [1, 3]])

@@ -21,8 +21,9 @@ from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid, OutOfMemory
 from probing.models.load import LanguageModel, choose_device
 from probing.probes.ccs import CCSOptions
+from probing.probes.closed_form import STEPS
 from probing.probes.contrast import PROBES, ContrastOptions, Rows, read_layer, same_states
-from probing.probes.controls import Splits
+from probing.probes.controls import LEAST_FOLDS, Splits
 from probing.report.plots import draw_layers
 from probing.runs.ccs import (
     CONTROLS_FILE,
@@ -284,12 +285,18 @@ def _layer(
 
 
 def _needed(pairs: int, width: int, options: ContrastOptions, splits: int) -> int:
-    """Bytes that training a layer takes, roughly: four copies of the states, the probes with their optimiser's."""
-    columns = splits * options.ccs.restarts
-    states = 4 * (4 * pairs * width)
-    probes = 5 * width * columns
-    logits = 8 * 4 * pairs * columns
-    return 4 * (states + probes + logits)
+    """Bytes that training a layer takes, roughly, with the distractor.
+
+    States of the pairs and with the distractor, each as given, normalised, about an origin and by folds; in float64 for
+    the closed forms, which come after training. Every probe with its gradient, AdamW's two moments and a copy; L-BFGS
+    keeps ten steps and changes of the gradient. Logits of one fold with what their gradient needs.
+    """
+    columns = splits * options.ccs.restarts * (2 + options.pairings)
+    states = 8 * (4 * pairs * width) + 4 * (4 * pairs * width)
+    probes = (5 if options.ccs.optimizer == "adamw" else 30) * width * columns
+    logits = 8 * 4 * pairs * columns // LEAST_FOLDS
+    lanczos = 2 * splits * STEPS * width
+    return 4 * (states + probes + logits + lanczos)
 
 
 def _marker(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.int64]] | None:

@@ -232,10 +232,11 @@ class Judge:
             for probe in PROBES
         }
         draws: dict[tuple[str, str, str], list[Array]] = {}
+        bands = {name: self._draws(name, band.forms) for name, band in self.bands.items()}
         for probe in PROBES:
             for number in range(len(self.places)):
                 self._of_place(number, probe, draws)
-            self._of_chosen(probe, picked[probe])
+            self._of_chosen(probe, picked[probe], bands)
         self._formulations(draws)
         saved = {name: np.stack(parts) for name, parts in self.saved.items()}
         config = self.config
@@ -301,10 +302,9 @@ class Judge:
             row |= {f"p_{band}": value, f"p_{band}_corrected": float("nan")}
         return row
 
-    def _of_chosen(self, probe: str, forms: Array) -> None:
+    def _of_chosen(self, probe: str, forms: Array, bands: Mapping[str, Metrics]) -> None:
         """The place chosen inside each fold; the nulls choose theirs, so that nothing is left to correct."""
         everything = self.subsets[ALL]
-        bands: dict[str, Metrics] = {name: self._draws(name, band.forms) for name, band in self.bands.items()}
         labels: Metrics = bands.get(f"{probe}_labels", {})
         if probe in self.unsupervised:
             held, inner = (np.stack(parts, axis=-1) for parts in zip(*self.flipped[probe], strict=True))

@@ -36,7 +36,7 @@ def oracle(logits, row_weights, loss, targets, supervision):
 
 def oracle_step(states, centers, row_weights, weight, bias, loss, targets, supervision):
     """The same for whole probes: every split trained on states of its own, centred beforehand."""
-    entries, _, probes = weight.shape
+    entries, probes, _ = weight.shape
     truth = torch.zeros(states.shape[2]).double() if targets is None else targets.double()
     found = torch.empty(entries, probes), torch.empty(weight.shape), torch.empty(entries, probes)
     value, by_weight, by_bias = (values.double() for values in found)
@@ -44,12 +44,12 @@ def oracle_step(states, centers, row_weights, weight, bias, loss, targets, super
         for probe in range(probes):
             split = probe * row_weights.shape[1] // probes
             centered = states[entry].double() - centers[entry, :, split, None].double()
-            w = weight[entry, :, probe].double().requires_grad_()
+            w = weight[entry, probe].double().requires_grad_()
             b = bias[entry, probe].double().requires_grad_()
             rows = row_loss(*(centered @ w + b), loss, truth, 0.0 if targets is None else supervision)
             total = (rows * row_weights[:, split].double()).sum()
             total.backward()
-            value[entry, probe], by_weight[entry, :, probe], by_bias[entry, probe] = total.detach(), w.grad, b.grad
+            value[entry, probe], by_weight[entry, probe], by_bias[entry, probe] = total.detach(), w.grad, b.grad
     return value, by_weight, by_bias
 
 
@@ -160,7 +160,7 @@ def step_inputs(generator, entries=2, rows=11, width=6, probes=6, splits=3):
         torch.randn(entries, 2, rows, width, generator=generator),
         torch.randn(entries, 2, splits, width, generator=generator),
         shares_of(rows, splits, generator),
-        torch.randn(entries, width, probes, generator=generator),
+        torch.randn(entries, probes, width, generator=generator),
         torch.randn(entries, probes, generator=generator),
     )
 
@@ -203,11 +203,11 @@ def test_a_probe_feels_no_other(generator):
             states[1:],
             centers[1:, :, split : split + 1],
             row_weights[:, split : split + 1],
-            weight[1:, :, own],
+            weight[1:, own],
             bias[1:, own],
         )
         for value, every in zip(alone, together, strict=True):
-            torch.testing.assert_close(value, every[1:, ..., own], rtol=0, atol=1e-6)
+            torch.testing.assert_close(value, every[1:, own], rtol=0, atol=1e-6)
 
 
 def test_errors(generator):
@@ -218,7 +218,7 @@ def test_errors(generator):
     with pytest.raises(ValueError, match="4 probes cannot be shared out to 3 splits"):
         ccs_gradient(logits, torch.ones(9, 3))
     with pytest.raises(ValueError, match="5 probes cannot be shared out to 3 splits"):
-        ccs_step(*tensors[:3], tensors[3][:, :, :5], tensors[4][:, :5])
+        ccs_step(*tensors[:3], tensors[3][:, :5], tensors[4][:, :5])
     with pytest.raises(ValueError, match="have to be contiguous"):
         ccs_gradient(torch.zeros(2, 4, 9, 2).transpose(2, 3), row_weights)
     with pytest.raises(ValueError, match="impl is one of"):

@@ -1,12 +1,16 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
-from planted import coins, forms_of
+from planted import coins, forms_of, rows_of
 
 import probing
 from probing.errors import NotFinite
+from probing.kernels.ccs_step import ccs_step
 from probing.probes import ccs
 from probing.probes.ccs import CCSOptions, centers_of, fit_ccs, normalized, train_probes
+from probing.probes.controls import permuted_pairings
 
 EXACT = {"normalization": "none"}
 
@@ -85,6 +89,135 @@ def test_every_probe_is_as_if_trained_alone(planted, loss):
                     worst = max(worst, float(away.abs().max()))
                 assert float(trained.loss[entry, split, restart]) == pytest.approx(value, abs=1e-3)
     assert worst < 1e-4
+
+
+def plainly(training, train, options, targets=None):
+    """One training by itself: all rows in one product, those that a split does not train on with a weight of zero."""
+    entries, _, _, width = training.states.shape
+    weight, bias = (each.to(training.states) for each in ccs.starting_points(width, options))
+    weight = weight.T.repeat(train.shape[1], 1).expand(entries, -1, -1).clone()
+    bias = bias.repeat(train.shape[1]).expand(entries, -1).clone()
+    shares = (train / train.sum(dim=0)).to(training.states)
+    optimizer = torch.optim.AdamW([weight, bias], lr=options.learning_rate, weight_decay=options.weight_decay)
+    for _ in range(options.epochs):
+        step = ccs_step(
+            training.states, training.centers, shares, weight, bias, options.loss, targets, options.supervision
+        )
+        weight.grad, bias.grad = step.weight, step.bias
+        optimizer.step()
+    shape = (entries, train.shape[1], options.restarts)
+    return weight.detach().view(*shape, width).permute(0, 3, 1, 2), bias.detach().view(shape)
+
+
+@pytest.fixture
+def folded():
+    """Two sets of states of 60 pairs, the first with two permuted pairings; the rows of the splits of five folds."""
+    splits = rows_of(coins(60), folds=5).splits
+    train = torch.from_numpy(np.concatenate([splits.train] * 2))
+    partners = permuted_pairings(np.concatenate([splits.folds] * 2), 2)
+    pairings = torch.from_numpy(np.concatenate([np.arange(120)[None], partners]))
+    trainings = []
+    for seed, chosen in ((0, pairings), (9, None)):
+        both = sides(forms_of(np.where(coins(60), 1, -1), strength=2.0, seed=seed).double())
+        states = torch.stack([normalized(side)[:, 0] for side in both])[None]
+        trainings.append(ccs.Training(states, centers_of(states, train), chosen))
+    return trainings, train
+
+
+def in_float32(training):
+    return ccs.Training(training.states.float(), training.centers.float(), training.pairings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Sums are in another order. Over 200 epochs float64 keeps ten digits; in float32 a row may cross the kink of the
+    # loss an epoch sooner, as in the test against autograd above.
+    [(torch.float64, 1e-9), (torch.float32, 1e-4)],
+)
+@pytest.mark.parametrize("supervision", [0.0, 0.5])
+def test_trainings_by_folds_and_with_pairings_are_those_of_all_rows(folded, dtype, tolerance, supervision):
+    """Products of the rows of a fold with the probes that train on it, and logits that change places for a pairing."""
+    options = CCSOptions(restarts=2, epochs=200, supervision=supervision)
+    trainings, train = folded
+    trainings = trainings if dtype == torch.float64 else [in_float32(each) for each in trainings]
+    truth = torch.from_numpy(np.concatenate([coins(60), ~coins(60)]))
+    blocks = ccs.blocks_of(trainings, train, 2)
+    assert [len(block.states[0, 0]) for block in blocks] == [24] * 10  # no row with a probe that leaves it out
+    assert [block.probes.shape for block in blocks] == [(1, 11 * 3 * 2)] * 5 + [(1, 11 * 2)] * 5
+    mixed, own = trainings
+    found = ccs.train_together(trainings, train, options, truth)
+    expected = [*(ccs.Training(with_partners(mixed.states, each), mixed.centers) for each in mixed.pairings), own]
+    entries = [*(found[0].entry(at) for at in range(3)), found[1]]
+    for trained, alone in zip(entries, expected, strict=True):
+        weight, bias = plainly(alone, train, options, truth.to(dtype))
+        for restart in range(2):
+            probes = (
+                (trained.weight[..., restart], trained.bias[..., restart]),
+                (weight[..., restart], bias[..., restart]),
+            )
+            p, q = (torch.sigmoid(ccs.logits_of(alone.states, alone.centers, *probe)) for probe in probes)
+            assert float((p - q).abs().max()) < tolerance
+        assert float((p - 0.5).abs().max()) > 0.1  # they have learned something to differ in
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
+def test_threads_that_share_the_folds_change_no_byte(folded, two_threads, optimizer, monkeypatch):
+    options = CCSOptions(restarts=2, epochs=20, optimizer=optimizer)
+    seen, step = set(), ccs.ccs_step
+
+    def noted(*arguments):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return step(*arguments)
+
+    monkeypatch.setattr(ccs, "ccs_step", noted)
+    together = ccs.train_together(*folded, options)
+    assert torch.get_num_threads() == 2
+    assert {threads for _, threads in seen} == {1}
+    assert threading.get_ident() not in {thread for thread, _ in seen}
+    torch.set_num_threads(1)
+    for mine, alone in zip(together, ccs.train_together(*folded, options), strict=True):
+        assert torch.equal(mine.weight, alone.weight)
+        assert torch.equal(mine.loss, alone.loss)
+
+
+def test_a_training_that_fails_gives_the_threads_back(folded, two_threads):
+    with pytest.raises(NotFinite, match="learning rate"):
+        ccs.train_together(*folded, CCSOptions(restarts=1, epochs=5, learning_rate=1e300))
+    assert torch.get_num_threads() == 2
+
+
+def with_partners(states, partners):
+    mixed = states.clone()
+    mixed[:, 1] = states[:, 1, partners]
+    return mixed
+
+
+def test_rows_left_out_in_any_way_are_one_block(folded):
+    train = torch.rand(120, 4, generator=torch.Generator().manual_seed(3)) < 0.7
+    blocks = ccs.blocks_of([folded[0][1]], train, 2)
+    assert [block.states.shape[2] for block in blocks] == [120]
+    assert torch.equal(blocks[0].row_weights == 0, ~train)
+
+
+def test_rows_that_no_split_trains_on_are_in_no_block(folded):
+    train = torch.arange(120)[:, None] < torch.tensor([40, 80])
+    blocks = ccs.blocks_of([folded[0][1]], train, 1)
+    assert [block.states.shape[2] for block in blocks] == [40, 40]
+
+
+def test_a_pairing_across_folds_is_refused(folded):
+    (first, _), train = folded
+    wrong = ccs.Training(first.states, first.centers, torch.arange(120).roll(1)[None])
+    with pytest.raises(ValueError, match="other splits train on"):
+        ccs.train_together([wrong], train, CCSOptions(restarts=1, epochs=1))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
@@ -234,11 +367,9 @@ def test_every_feature_has_a_probe_without_loss(generator):
     g = torch.where(torch.rand(200, generator=generator) < 0.5, 1.0, -1.0)
     yes, no = torch.randn(2, 200, 1, 8, generator=generator)
     yes[:, 0, 3], no[:, 0, 3] = g, -g
-    weight = torch.zeros(1, 8, 1)
-    weight[0, 3] = 30.0
+    weight = torch.zeros(1, 1, 8)
+    weight[0, 0, 3] = 30.0
     states = torch.stack([yes[:, 0], no[:, 0]])[None]
-    from probing.kernels.ccs_step import ccs_step
-
     step = ccs_step(states, torch.zeros(1, 2, 1, 8), torch.full((200, 1), 1 / 200), weight, torch.zeros(1, 1))
     assert float(step.loss) < 1e-12
     yes[..., 3] *= 4  # and where the feature is prominent, it is the one that is found

@@ -4,7 +4,14 @@ import torch
 from planted import coins, forms_of
 
 from probing.probes import closed_form
-from probing.probes.closed_form import VincWeights, crc_direction, vinc_direction
+from probing.probes.ccs import centers_of
+from probing.probes.closed_form import (
+    VincWeights,
+    crc_direction,
+    crc_directions,
+    vinc_direction,
+    vinc_directions,
+)
 
 
 def sides(states):
@@ -75,17 +82,70 @@ def test_the_direction_of_yes_and_no_is_projected_out():
     assert abs(float(vinc_direction(yes, no, label) @ label)) < 1e-6
 
 
-def test_eigenvalues_that_are_all_zero_do_not_take_forever(monkeypatch):
+def test_where_no_eigenvalue_is_positive_the_direction_of_yes_and_no_is_still_left_out():
+    """Claim and denial agree in all but noise: each covariance pulls down, and what was projected out would be 0."""
+    generator = torch.Generator().manual_seed(3)
+    shared = torch.randn(40, 24, generator=generator, dtype=torch.float64)
+    noise = torch.randn(4, 40, 24, generator=generator, dtype=torch.float64) / 5
+    a1, a0, n1, n0 = shared + noise
+    a1, n1 = (side + torch.eye(24, dtype=torch.float64)[5] for side in (a1, n1))  # "yes" is another word
+    yes, no, label = sides(torch.stack([a1, a0, n1, n0]))
+    matrix, unit = dumb_vinc(yes, no, label, 0.0, 0.5), label / label.norm()
+    values, vectors = torch.linalg.eigh(matrix)
+    assert float(values[-2]) < -1e-4
+    assert abs(float(vectors[:, -1] @ unit)) > 0.999  # the leading one, of value 0, is what was projected out
+    found = vinc_direction(yes, no, label)
+    assert abs(float(found @ unit)) < 1e-8
+    assert cosine(found, vectors[:, -2]) > 1 - 1e-12
+
+
+@pytest.fixture
+def splits():
+    """States about an origin, centres of three splits, and their rows; no split has all pairs."""
+    states = forms_of(np.where(coins(40), 1, -1), strength=1.0, width=24).double()
+    a1, a0, n1, n0 = states
+    both = torch.stack([torch.cat([a1, n1]), torch.cat([a0, n0])])
+    pairs = torch.arange(40)[:, None] % 4 != torch.tensor([0, 1, 3])
+    train = torch.cat([pairs, pairs])
+    return both, centers_of(both, train), train
+
+
+def test_every_split_is_as_if_alone(splits):
+    """To 1e-6, the directions of all splits at once and those of the whole matrices of each, centred beforehand."""
+    states, centers, train = splits
+    means = torch.stack([states[:, kept].mean(dim=1) for kept in train.T], dim=1)
+    labels = means[0] - means[1]
+    found = crc_directions(states, train), vinc_directions(states, centers, train, labels)
+    for split, kept in enumerate(train.T):
+        yes, no = (states[form, kept] - centers[form, split] for form in (0, 1))
+        contrast = yes - no
+        crc = torch.linalg.eigh((contrast - contrast.mean(dim=0)).T.cov(correction=0)).eigenvectors[:, -1]
+        _, vectors = torch.linalg.eigh(dumb_vinc(yes, no, labels[split], 0.0, 0.5))
+        vinc = vectors[:, [at for at in range(24) if abs(float(vectors[:, at] @ labels[split])) < 1e-6][-1]]
+        for directions, expected in zip(found, (crc, vinc), strict=True):
+            own = directions[:, split]
+            assert float((own - expected * torch.sign(own @ expected)).norm()) < 1e-6
+            assert float(own[own.abs().argmax()]) > 0
+    assert cosine(found[0][:, 0], found[0][:, 1]) < 1 - 1e-6  # and they differ
+
+
+def test_eigenvalues_that_are_all_zero_do_not_take_forever():
     """No two states differ but along yes and no: whatever comes out, it comes out."""
     yes = torch.zeros(40, 50, dtype=torch.float64)
     found = vinc_direction(yes, yes, torch.eye(50, dtype=torch.float64)[0])
     assert torch.isfinite(found).all()
     assert float(found.norm()) == pytest.approx(1)
-    generator = torch.Generator().manual_seed(0)
-    alike = torch.randn(40, 50, generator=generator, dtype=torch.float64)
-    monkeypatch.setattr(closed_form, "PATIENCE", 1)
-    monkeypatch.setattr(closed_form, "TOLERANCE", 1e-15)
-    assert cosine(crc_direction(alike, -alike), crc_direction(2 * alike, -2 * alike)) > 1 - 1e-6  # the whole matrix
+
+
+def test_an_iteration_that_does_not_end_is_told_and_the_whole_matrix_decomposed(planted, monkeypatch, caplog):
+    yes, no, label = planted
+    expected = crc_direction(yes, no), vinc_direction(yes, no, label)
+    assert not caplog.records
+    monkeypatch.setattr(closed_form, "STEPS", 2)
+    found = crc_direction(yes, no), vinc_direction(yes, no, label)
+    assert "2 Lanczos steps leave a residual of" in caplog.text
+    for own, whole in zip(expected, found, strict=True):
+        assert torch.allclose(own, whole, atol=1e-6)
 
 
 def test_the_sign_is_fixed(planted):
