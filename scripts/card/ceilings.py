@@ -1,10 +1,11 @@
 """Stage ``ceilings``: what the card itself does, which every share is a share of."""
 
 import torch
-from card.run import Run
-from card.timing import held, seconds
 from torch import Tensor
 from torch.nn.functional import linear
+
+from card.run import Run
+from card.timing import held, seconds
 
 
 def ceilings(run: Run) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import bench_kernels
 import torch
-from card.timing import on_card, sync
 
+from card.timing import on_card, sync
 from probing import LanguageModel
 from probing.engine import compiled, modes, stream
 from probing.engine.compiled import compiled_blocks

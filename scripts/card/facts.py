@@ -8,6 +8,7 @@ import subprocess
 from typing import Any
 
 import torch
+
 from card.bare import ROOT, missing_modules
 from card.run import Run
 

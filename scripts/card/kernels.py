@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from bench_kernels import bench_ccs_gradient, bench_pair_distances, bench_row_stats, bench_segment_sum, figures_of
+from torch import Tensor
+
 from card import engine_points as engine
 from card.run import Run
 from card.timing import seconds
-from torch import Tensor
-
 from probing.kernels.token_stats import Unembedding, token_stats
 
 LIGER = "liger_kernel.transformers"

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from card.timing import sync
 from torch.profiler import ProfilerActivity, profile
+
+from card.timing import sync
 
 KINDS = (
     ("row_stats", ("row_stats",)),

@@ -5,11 +5,11 @@ import random
 import time
 
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
 from card.run import Run
 from card.sizes import Sizes
 from card.timing import sync
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
 from probing import LanguageModel, PreferencePair
 from probing.data.bundled import bundled_data, bundled_model
 

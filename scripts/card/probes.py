@@ -3,11 +3,11 @@
 import time
 
 import torch
+from torch import Tensor
+
 from card import engine_points as engine
 from card.run import Run
 from card.timing import sync
-from torch import Tensor
-
 from probing import CCSOptions, cluster_indices
 from probing.probes.ccs import centers_of, normalized, train_probes
 

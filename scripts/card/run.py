@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+
 from card.lines import Lines, end_of
 from card.sizes import Sizes
 from card.timing import on_card, sync

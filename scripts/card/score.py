@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from card import engine_points as engine
 from card.kinds import profiled
 from card.model import realistic_pairs
 from card.run import Run
 from card.timing import sync
 from card.work import Work, work_of
-
 from probing import PreferencePair
 
 WARM_PAIRS = 24

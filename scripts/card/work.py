@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from card.sizes import Sizes
-
 from probing.data.tokenize import TokenizedPair
 
 
