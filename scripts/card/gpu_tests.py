@@ -1,5 +1,6 @@
 """Stage ``tests``: everything marked ``gpu``, in a process of its own; a kernel that fails can take one with it."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -16,7 +17,6 @@ from card.bare import ROOT, child_environment
 from card.reporting import PATH_VARIABLE
 from card.run import Run
 
-MARK = "pytest.mark.gpu"
 WORKERS = 8
 TAIL = 30
 MARGIN = 5.0
@@ -44,9 +44,15 @@ def files_with_gpu_tests(root: Path) -> list[Path]:
 
     Not all of ``tests``: many files need what a bare machine does not have as soon as they are imported.
     """
-    marked = [path for path in sorted(root.rglob("*.py")) if MARK in path.read_text(encoding="utf-8")]
+    marked = [path for path in sorted(root.rglob("*.py")) if names_the_mark(path.read_text(encoding="utf-8"))]
     folders = [path.parent for path in marked if path.name == "conftest.py"]
     return folders + [path for path in marked if path.name.startswith("test_") and path.parent not in folders]
+
+
+def names_the_mark(source: str) -> bool:
+    """Whether ``pytest.mark.gpu`` stands in the code, and not only in a string or a comment."""
+    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and node.attr == "gpu")
+    return any(isinstance(node.value, ast.Attribute) and node.value.attr == "mark" for node in names)
 
 
 def command(files: Iterable[Path]) -> list[str]:
@@ -97,7 +103,7 @@ def counted(reports: list[dict[str, Any]]) -> dict[str, Any]:
     slowest = sorted(reports, key=lambda report: -report["seconds"])[:5]
     return {
         "passed": outcomes["passed"],
-        "failed": outcomes["failed"] + outcomes["error"],
+        "failing": outcomes["failed"] + outcomes["error"],
         "skipped": outcomes["skipped"],
         "not_run_because": dict(reasons),
         "slowest": {report["id"]: report["seconds"] for report in slowest},
