@@ -9,10 +9,13 @@ so and the next one runs; the status is 1 if one failed. Random weights, no hub,
 
 import argparse
 import faulthandler
+import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +24,8 @@ sys.path[:0] = [str(ROOT)]
 from card import bare  # noqa: E402 (the path has to be set first)
 
 GRACE_SECONDS = 30
+MADE_BY = {"trials": ("model",), "score": ("model", "trials")}
+"""Stages that make what others use."""
 NAMES = ("facts", "ceilings", "model", "trials", "tests", "score", "kernels", "ccs", "clusters")
 
 
@@ -33,6 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--commit", help="of this tree, where git is not at hand")
     parser.add_argument("--small", action="store_true", help="the dry run: tiny sizes, also without a card")
     parser.add_argument("--stages", default=",".join(NAMES), help="some of them, separated by commas")
+    parser.add_argument("--continued", type=json.loads, default={}, help=argparse.SUPPRESS)
     found = parser.parse_args()
     unknown = [name for name in found.stages.split(",") if name not in NAMES]
     if unknown:
@@ -60,14 +66,38 @@ def measure(wanted: argparse.Namespace, children: tuple[Path, ...]) -> int:
     from card.sizes import FULL, SMALL
     from card.stages import stages
 
+    began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not wanted.small:
         print("on_card: there is no CUDA card; --small is the dry run of the whole on a CPU", file=sys.stderr)
         return 2
     lines = Lines(wanted.out / "card.jsonl")
-    run = Run(device, wanted.small, SMALL if wanted.small else FULL, lines, children, wanted.commit)
+    run = Run(device, wanted.small, SMALL if wanted.small else FULL, lines, children, wanted.commit, **wanted.continued)
     named = wanted.stages.split(",")
-    return run_stages(run, [stage for stage in stages() if stage.name in named], wanted.minutes * 60)
+    status = run_stages(run, [stage for stage in stages() if stage.name in named], wanted.minutes * 60)
+    if run.rest:
+        known = {"measured": run.measured, "failures": run.failures}
+        go_on(wanted, run.rest, wanted.minutes - (time.monotonic() - began) / 60, known)
+    return status
+
+
+def go_on(wanted: argparse.Namespace, rest: list[str], minutes: float, known: dict[str, Any]) -> None:
+    """Put a new process in the place of this one, which can use the card no more; it runs what is left."""
+    command = continuation(wanted, rest, minutes, known)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the driver's too, or the card's memory would stay taken
+    os.execv(sys.executable, command)
+
+
+def continuation(wanted: argparse.Namespace, rest: list[str], minutes: float, known: dict[str, Any]) -> list[str]:
+    """Its command: the stages that are left, and those that make what they use again."""
+    needed = {name for stage in rest for name in (stage, *MADE_BY.get(stage, ()))}
+    given = {"--wheels": wanted.wheels, "--out": wanted.out, "--commit": wanted.commit}
+    return [
+        *(sys.executable, __file__, "--minutes", f"{minutes:.3f}", "--continued", json.dumps(known)),
+        *("--stages", ",".join(name for name in NAMES if name in needed)),
+        *(part for name, value in given.items() if value is not None for part in (name, str(value))),
+        *(["--small"] if wanted.small else []),
+    ]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.metadata import requires
 from pathlib import Path
 
+import on_card
 import pytest
 from bare_machine import bare_environment, with_needs
 from card import bare, facts, gpu_tests, reporting
@@ -195,6 +196,33 @@ def test_a_stage_that_takes_too_long_is_cut_short_and_what_does_not_fit_is_named
     assert done == ["quick"]
     assert run.failures == ["slow (cut short)", "long (not run)"]
     assert "allowance is 1000 s" in of_stage(run.lines.written, "long")[0]["not_run"]
+
+
+def test_a_lost_card_leaves_the_rest_to_another_process(run, monkeypatch):
+    done, lost = [], []
+    monkeypatch.setattr(Run, "lost", lambda run: bool(lost))
+    some = [
+        Stage("ceilings", lambda run: run.measured.update(copy=2.0), 1),
+        Stage("kernels", lambda run: lost.append(1), 1),
+        Stage("score", lambda run: done.append("score"), 1),
+    ]
+    assert run_stages(run, some, 60) == 1
+    assert (run.rest, done) == (["score"], [])
+    assert "card_lost" in run.lines.written[-1]
+    monkeypatch.setattr(sys, "argv", ["on_card.py", "--small", "--out", "here", "--commit", "abc"])
+    known = {"measured": run.measured, "failures": ["kernels"]}
+    command = on_card.continuation(on_card.options(), run.rest, 2.5, known)
+    monkeypatch.setattr(sys, "argv", command[1:])
+    again = on_card.options()
+    assert (again.stages, again.minutes, again.small) == ("model,trials,score", 2.5, True)
+    assert (again.out, again.commit, again.continued) == (Path("here"), "abc", known)
+
+
+def test_time_left_over_goes_to_later_stages(run):
+    found = []
+    some = [Stage(str(n), lambda run: found.append(run.left()), 10) for n in range(3)]
+    assert run_stages(run, some, 45) == 0
+    assert found == pytest.approx([25, 35, 45], abs=0.5)
 
 
 def test_all_is_well_when_nothing_fails(run):

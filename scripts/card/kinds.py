@@ -11,9 +11,9 @@ from card.timing import sync
 KINDS = (
     ("row_stats", ("row_stats",)),
     ("segment_sum", ("segment_sum",)),
+    ("compiled", ("triton",)),
     ("attention", ("flash", "fmha", "scaled_dot_product")),
     ("products", ("gemm", "nvjet", "cutlass", "xmma", "::mm", "addmm", "bmm")),
-    ("compiled", ("triton",)),
     ("copy, gather, concatenate", ("copy", "index", "cat", "gather", "memcpy", "memset")),
     ("elementwise and norms", ("elementwise", "reduce", "mul", "add", "pow", "mean", "rsqrt", "silu")),
 )

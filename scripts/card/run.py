@@ -37,6 +37,7 @@ class Run:
         commit: as given on the command line.
         measured: figures that later stages divide by, such as the ceilings; missing where their stage failed.
         kept: what later stages use again, such as the model.
+        rest: stages that another process has to run, since this one has lost the card.
         failures: stages, and parts of stages, that failed.
     """
 
@@ -51,6 +52,7 @@ class Run:
     measured: dict[str, float] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
 
     @property
     def card(self) -> bool:
@@ -96,8 +98,16 @@ class Run:
     def clean(self) -> None:
         """Give the card's memory back that nothing holds."""
         gc.collect()
-        if self.card:
+        if self.card and not self.lost():
             torch.cuda.empty_cache()
+
+    def lost(self) -> bool:
+        """Whether a kernel went so wrong, as by an address that is not its own, that this process can use no card."""
+        try:
+            sync(self.device)
+        except RuntimeError:
+            return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -116,20 +126,27 @@ class Stage:
 
 
 def run_stages(run: Run, stages: Sequence[Stage], seconds: float) -> int:
-    """Every stage in turn, within ``seconds`` in all.
+    """Every stage in turn, within ``seconds`` in all; a stage may also use what those before it left over.
 
     Returns:
-        The exit status: 1 if a stage failed, was cut short or was not run for lack of time.
+        The exit status: 1 if a stage failed, was cut short or was not run for lack of time. Where the card is lost
+        before the last stage, ``run.rest`` names those that another process has to run.
     """
     end = time.monotonic() + seconds
-    for stage in stages:
+    for number, stage in enumerate(stages):
+        later = stages[number + 1 :]
         left = end - time.monotonic()
         run.stage = stage.name
         if left < LEAST_SHARE * stage.allowance:
             run.failures.append(f"{stage.name} (not run)")
             run.say(not_run=f"{max(left, 0):.0f} s are left of all, its allowance is {stage.allowance:.0f} s")
             continue
-        _run_one(run, stage, min(stage.allowance, left))
+        over = left - sum(other.allowance for other in later)
+        _run_one(run, stage, min(left, max(stage.allowance, over)))
+        if later and run.lost():
+            run.rest = [other.name for other in later]
+            run.say(card_lost="nothing more can be run in this process; the stages that are left run in another")
+            return 1
     run.stage = "end"
     run.say(failures=run.failures, took_seconds=seconds - (end - time.monotonic()))
     return 1 if run.failures else 0
