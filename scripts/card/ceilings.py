@@ -1,5 +1,7 @@
 """Stage ``ceilings``: what the card itself does, which every share is a share of."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -67,7 +69,7 @@ def products_of_a_layer(run: Run) -> None:
     tokens, spent, work = run.sizes.tokens, 0.0, 0.0
     for name, inner, outer, count in layer_products(run):
         states, weight = drawn(run, tokens, inner), drawn(run, outer, inner)
-        own = seconds(lambda states=states, weight=weight: linear(states, weight), run.device, rounds=5)
+        own = seconds(partial(linear, states, weight), run.device, rounds=5)
         spent, work = spent + count * own, work + count * 2 * tokens * inner * outer
         rate = 2 * tokens * inner * outer / own
         run.say(figure="product", product=name, m=tokens, k=inner, n=outer, tflop_s=rate / 1e12)

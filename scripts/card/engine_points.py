@@ -6,7 +6,7 @@ The rest of the scripts uses public functions only, so a change of the engine is
 import contextlib
 import functools
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,7 @@ from probing.models import layers
 from probing.models.layers import Stack, find_stack
 from probing.probes import ccs
 from probing.runs import pair_scores
+from probing.runs.columns import COLUMNS
 from probing.runs.pair_scores import PairScorer
 
 ROWS_COMPARED = len(modes.TRIALS)
@@ -94,12 +95,11 @@ def compared(stack: Stack, packing: Any, sharing: bool) -> tuple[str | None, lis
 
 def scorer_of(stack: Stack, packing: Any, columns: Sequence[str] | None) -> PairScorer:
     """A scorer that runs the model in the way that is named, whatever the trials say of it."""
-    options = {} if columns is None else {"columns": columns}
     mode = forced_mode(stack, packing, True)
     with replaced(
         (pair_scores, "find_backbone", lambda language_model: stack), (pair_scores, "choose_mode", lambda stack: mode)
     ):
-        return PairScorer(stack.language_model, **options)
+        return PairScorer(stack.language_model, columns=COLUMNS if columns is None else columns)
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ class Spent:
         within: seconds of the card within passes, by its own clock; 0 without a card.
     """
 
-    host: Counter[str] = field(default_factory=Counter)
+    host: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     passes: int = 0
     within: float = 0.0
 
@@ -128,7 +128,8 @@ class Spent:
 @contextlib.contextmanager
 def timed_parts(device: str) -> Iterator[Spent]:
     """Seconds of the parts of scoring; ``within`` is known once the block is left."""
-    spent, marks = Spent(), []
+    spent = Spent()
+    marks: list[list[Any]] = []
 
     def launched(*arguments: Any, **options: Any) -> Any:
         spent.passes += 1
@@ -151,7 +152,7 @@ def timed_parts(device: str) -> Iterator[Spent]:
     spent.within = sum(pair[0].elapsed_time(pair[1]) for pair in marks if pair) / 1e3
 
 
-def _counted(function: Callable[..., Any], label: str, spent: Counter[str]) -> Callable[..., Any]:
+def _counted(function: Callable[..., Any], label: str, spent: dict[str, float]) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
     def run(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()

@@ -69,7 +69,8 @@ def seconds_an_epoch(run: Run, states: Tensor, centers: Tensor, train: Tensor, c
 
 def clusters(run: Run) -> None:
     """Five indices of two clusters, layer after layer for as long as the allowance holds; scaled to all of them."""
-    size, times = run.sizes, []
+    size = run.sizes
+    times: list[float] = []
     labels = torch.arange(size.points) % 2
     cluster_indices(layer_of(run, -1)[: size.points // 10], labels[: size.points // 10])
     for layer in range(size.point_layers):

@@ -109,7 +109,7 @@ def figures(run: Run, work: Work, wall: float, spent: engine.Spent, likely: bool
         "share_of_held_within_passes": run.share(within, "matmul_held") if within and not likely else None,
         "seconds_within_passes": spent.within or None,
         "passes": spent.passes,
-        "host_seconds": dict(spent.host.most_common()),
+        "host_seconds": dict(sorted(spent.host.items(), key=lambda part: -part[1])),
     }
 
 
