@@ -143,6 +143,7 @@ def run_stages(run: Run, stages: Sequence[Stage], seconds: float) -> int:
             continue
         over = left - sum(other.allowance for other in later)
         _run_one(run, stage, min(left, max(stage.allowance, over)))
+        run.clean()
         if later and run.lost():
             run.rest = [other.name for other in later]
             run.say(card_lost="nothing more can be run in this process; the stages that are left run in another")
