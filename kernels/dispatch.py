@@ -84,9 +84,21 @@ def _automatic(values: Tensor, obstacle: str | None) -> Choice:
     return Choice("triton", "the tensors are on a CUDA card") if obstacle is None else Choice("torch", obstacle)
 
 
+_slower: dict[str, str] = {}
+
+
+def fallbacks() -> dict[str, str]:
+    """Operations that ran in their plain form on a CUDA card in this process, and why."""
+    return dict(sorted(_slower.items()))
+
+
 @functools.cache
 def _log_once(op: str, device_type: str, choice: Choice) -> None:
-    log.info("%s on %s: %s, since %s", op, device_type, choice.impl, choice.reason)
+    slower = device_type == "cuda" and choice.impl == "torch"
+    if slower:
+        _slower[op] = choice.reason
+    level = logging.WARNING if slower else logging.INFO
+    log.log(level, "%s on %s: %s, since %s", op, device_type, choice.impl, choice.reason)
 
 
 def _name(dtype: torch.dtype) -> str:

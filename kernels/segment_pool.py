@@ -60,6 +60,7 @@ def segment_sum(
     starts: Int[Tensor, " segment"],
     stops: Int[Tensor, " segment"],
     impl: str = "auto",
+    ends: Int[Tensor, "segment 2"] | None = None,
 ) -> Float[Tensor, "segment width"]:
     """Sum of the rows ``starts[i] .. stops[i] - 1`` for each segment, accumulated in float32.
 
@@ -71,6 +72,7 @@ def segment_sum(
         starts: first row of each segment; best on the CPU, since bounds on a card have to be waited for.
         stops: one past its last row; an empty segment sums to zero. Segments may overlap.
         impl: "torch", "triton" (bf16, float16 and float32 on a CUDA card), or "auto": Triton where it can run.
+        ends: starts and stops once more, int64 on the device of ``values``, where they are there already.
 
     Returns:
         float32 sums (float64 for float64 states), on the device of ``values``.
@@ -84,7 +86,7 @@ def segment_sum(
     if choose("segment_sum", impl, values, ELEMENT_TYPES).impl == "torch":
         return segment_sum_reference(values, starts, stops)
     sums = torch.empty((len(starts), values.shape[1]), dtype=torch.float32, device=values.device)
-    launch_segment_sum(values, starts, stops, sums)
+    launch_segment_sum(values, starts, stops, sums, ends)
     return sums
 
 
@@ -93,6 +95,7 @@ def launch_segment_sum(
     starts: Int[Tensor, " segment"],
     stops: Int[Tensor, " segment"],
     sums: Float[Tensor, "segment width"],
+    ends: Int[Tensor, "segment 2"] | None = None,
 ) -> None:
     """Have the kernel fill ``sums`` (float32, contiguous), every element of it. Bounds are not checked here."""
     segments, width = sums.shape
@@ -100,7 +103,7 @@ def launch_segment_sum(
         return
     if values.stride(1) != 1:
         values = values.contiguous()
-    ends = torch.stack((starts, stops), dim=1).long()
+    ends = torch.stack((starts, stops), dim=1).long() if ends is None else ends
     if values.is_cuda and not ends.is_cuda:
         # From pinned memory the copy is queued; from other memory the host would wait for the card.
         ends = ends.pin_memory().to(values.device, non_blocking=True)

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from probing import LanguageModel
+from probing.engine.budget import TokenBudget, choose_batch_tokens
 from probing.engine.modes import Mode, choose_mode
-from probing.engine.stream import Stream, TokenBudget, choose_batch_tokens
+from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.models.layers import Stack, find_stack, output_site, run_backbone
 from probing.types import Place
@@ -82,9 +83,8 @@ def segments(language_model: LanguageModel, share: float, seed: int, small: bool
 def ways(stack: Stack, mode: Mode, place: Place, shared: bool) -> dict[str, Way]:
     """Every way to the same states, the plainest first."""
     layer = (place.layer or 0) + 1
-    budget = TokenBudget(2048, "as elsewhere")
-    if stack.language_model.device.type == "cuda":
-        budget = choose_batch_tokens(stack, stack.language_model.device, stack.language_model.max_positions)
+    trial = Stream(stack, mode, [output_site(stack)], ("last",), TokenBudget(1, "not found yet"))
+    budget = choose_batch_tokens(stack, trial.run_trial)
     alone, stacked = replace(mode, sharing=False), replace(mode, packing="none", sharing=False)
 
     def ours(mode: Mode, early: bool = True) -> Way:

@@ -10,11 +10,14 @@ that windows, chunks and encoders need no special case here.
 """
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
@@ -22,10 +25,12 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from probing.data.batches import PAD_TO
+from probing.engine.transfer import uploaded
 from probing.engine.trees import Path
 
 NAME = "probing_paths"
 Seen = Literal["causal", "all", "other"]
+CAPPED = "attention logits are capped or share their softmax with a sink"
 NOT_UNDERSTOOD = ("position_bias", "cache", "block_indices")
 
 
@@ -34,7 +39,7 @@ class Pattern:
     """Which positions of one sequence see which: what the library made its mask from, in place of the mask."""
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    known: dict[int, Seen] = field(default_factory=dict)
+    known: dict[int, tuple[Seen, int | None]] = field(default_factory=dict)
 
     def mask(self, rows: Tensor, columns: Tensor) -> Tensor:
         """[row column], true where the position ``rows[i]`` sees ``columns[j]``."""
@@ -44,30 +49,44 @@ class Pattern:
 
     def seen(self, length: int) -> Seen:
         """Whether every position sees all up to itself ("causal"), "all" others, or something "other"."""
+        return self._looked(length)[0]
+
+    def window(self, length: int) -> int | None:
+        """Earlier positions that each one sees besides itself, where that is a sliding window; otherwise None."""
+        return self._looked(length)[1]
+
+    def _looked(self, length: int) -> tuple[Seen, int | None]:
         if length not in self.known:
-            self.known[length] = self._look(length)
+            try:
+                self.known[length] = self._look(torch.arange(length))
+            except RuntimeError:  # some of the library's functions hold tensors on the card
+                self.known[length] = self._look(torch.arange(length, device="cuda"))
         return self.known[length]
 
-    def _look(self, length: int) -> Seen:
-        try:
-            return self._look_on(length, torch.device("cpu"))
-        except RuntimeError:  # some of the library's functions hold tensors on the card
-            return self._look_on(length, torch.device("cuda"))
-
-    def _look_on(self, length: int, device: torch.device) -> Seen:
-        positions = torch.arange(length, device=device)
-        last = bool(self.mask(positions[-1:], positions).all())
+    def _look(self, positions: Tensor) -> tuple[Seen, int | None]:
+        last = self.mask(positions[-1:], positions)[0]
         ahead = self.mask(positions[:1], positions)[0, 1:]
-        if last and length == 1:
-            return "causal"
-        if last and not ahead.any() and not self._next(positions).any():
-            return "causal"
-        return "all" if last and bool(ahead.all()) else "other"
+        nothing_next = not self._sees(positions[:-1], positions[1:]).any()
+        if last.all() and (len(positions) == 1 or (not ahead.any() and nothing_next)):
+            return "causal", None
+        if last.all() and ahead.all():
+            return "all", None
+        return "other", self._sliding(positions, last) if nothing_next and not ahead.any() else None
 
-    def _next(self, positions: Tensor) -> Tensor:
-        """Whether each position sees the one after it."""
-        zero = torch.zeros(len(positions) - 1, dtype=torch.long, device=positions.device)
-        return self.function(zero, zero, positions[:-1], positions[1:])
+    def _sliding(self, positions: Tensor, last: Tensor) -> int | None:
+        """The window, if every position sees so many before it and none before these."""
+        window = int(last.sum()) - 1
+        if not 0 <= window < len(positions) - 1 or not last[-window - 1 :].all():
+            return None
+        full = self._sees(positions[window:], positions[window:] - window).all()
+        beyond = self._sees(positions[window + 1 :], positions[window + 1 :] - window - 1).any()
+        early = self._sees(positions[:window], torch.zeros_like(positions[:window])).all()
+        return window if full and early and not beyond else None
+
+    def _sees(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Whether each position ``rows[i]`` sees ``columns[i]``."""
+        zero = torch.zeros_like(rows)
+        return self.function(zero, zero, rows, columns)
 
 
 @dataclass(eq=False)
@@ -77,10 +96,12 @@ class Layout:
     Attributes:
         paths: in the order of the tokens, covering all of them.
         varlen: whether torch's attention over sequences of varying length is used (CUDA, half precision).
+        loops: why a layer's attention ran sequence by sequence all the same; filled during the pass.
     """
 
     paths: tuple[Path, ...]
     varlen: bool = False
+    loops: set[str] = field(default_factory=set)
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     indices: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
@@ -102,12 +123,13 @@ class Layout:
         return self.masks[key]
 
     def ragged(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Bounds of the queries and of the keys of each path, and which packed token each key is."""
+        """Bounds of the queries and of the keys of each path, and which packed token each key is; int32."""
         if device not in self.indices:
-            keys = [torch.cat([torch.arange(*path.before), torch.arange(path.start, path.stop)]) for path in self.paths]
-            lengths = [[path.stop - path.start for path in self.paths], [len(key) for key in keys]]
-            bounds = [F.pad(torch.tensor(values).cumsum(0), (1, 0)).to(device, torch.int32) for values in lengths]
-            self.indices[device] = (bounds[0], bounds[1], torch.cat(keys).to(device))
+            keys = [np.r_[slice(*path.before), path.start : path.stop] for path in self.paths]
+            own = np.cumsum([0, *(path.stop - path.start for path in self.paths)])
+            seen = np.cumsum([0, *map(len, keys)])
+            parts = uploaded([own, seen, np.concatenate(keys)], device)
+            self.indices[device] = (parts[0], parts[1], parts[2])
         return self.indices[device]
 
 
@@ -168,8 +190,11 @@ def _attend(
     pattern = attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spelled_out = softcap is not None or s_aux is not None
-    if layout.varlen and not spelled_out and pattern.seen(layout.longest) != "other":
-        return _varlen(query, key, value, layout, scale, pattern.seen(layout.longest) == "causal"), None
+    if layout.varlen:
+        obstacle = CAPPED if spelled_out else varlen_obstacle(pattern, layout.longest, scale, query.shape[-1])
+        if obstacle is None:
+            return _varlen(query, key, value, layout, pattern, scale), None
+        layout.loops.add(obstacle)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -212,25 +237,76 @@ def _spelled_out(
     return weights[..., : key.shape[2]] @ value
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, causal: bool) -> Tensor:
-    """All paths in one launch. A path's keys are gathered: those it continues, then its own, aligned at the end."""
-    from torch.nn.attention.varlen import varlen_attn
+def varlen_obstacle(pattern: Pattern, length: int, scale: float, width: int) -> str | None:
+    """Why torch's attention over sequences of varying length cannot do what a layer asks for; None where it can.
 
+    Args:
+        pattern: which positions see which.
+        length: of the longest sequence.
+        scale: of the logits.
+        width: of a head.
+    """
+    known = _known_arguments(_varlen_function())
+    windowed = pattern.window(length) is not None
+    if pattern.seen(length) == "other" and not windowed:
+        return "a layer attends neither causally nor in a sliding window"
+    if windowed and "window_size" not in known:
+        return f"varlen_attn of torch {torch.__version__} has no sliding windows"
+    if scale != width**-0.5 and "scale" not in known:
+        return f"varlen_attn of torch {torch.__version__} has no scale of its own"
+    return None
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, pattern: Pattern, scale: float) -> Tensor:
+    """All paths in one launch. A path's keys are gathered: those it continues, then its own, aligned at the end."""
     query_bounds, key_bounds, keys = layout.ragged(query.device)
-    states = varlen_attn(
+    function = _varlen_function()
+    states = function(
         query[0].transpose(0, 1).contiguous(),
-        key[0].transpose(0, 1)[keys],
-        value[0].transpose(0, 1)[keys],
+        key[0].transpose(0, 1).index_select(0, keys),
+        value[0].transpose(0, 1).index_select(0, keys),
         query_bounds,
         key_bounds,
         max(path.stop - path.start for path in layout.paths),
         layout.longest,
-        scale=scale,
-        window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **_varlen_options(function, pattern, layout.longest, scale, query.shape[1] != key.shape[1]),
     )
     assert isinstance(states, Tensor)
     return states[None]
+
+
+def _varlen_options(
+    function: Callable[..., Any], pattern: Pattern, length: int, scale: float, grouped: bool
+) -> dict[str, Any]:
+    """Keywords by the function's signature.
+
+    torch 2.10 knows ``is_causal``; 2.11 ``scale`` and ``window_size`` in its place; 2.12 ``enable_gqa``, before which
+    fewer key heads are taken as they are; 2.13 ``num_splits``: with one split, a sequence has the same bits whatever
+    else is in the batch.
+    """
+    window, causal = pattern.window(length), pattern.seen(length) != "all"
+    wanted = {
+        "scale": scale,
+        "window_size": (-1 if window is None else window, 0 if causal else -1),
+        "enable_gqa": grouped,
+        "num_splits": 1,
+        "is_causal": causal,
+    }
+    known = _known_arguments(function)
+    if torch.version.hip is not None:  # where it is known and refused
+        known = known - {"num_splits"}
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def _varlen_function() -> Callable[..., Any]:
+    from torch.nn.attention import varlen  # new in torch 2.10
+
+    return varlen.varlen_attn
+
+
+@functools.lru_cache(maxsize=8)
+def _known_arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -2,49 +2,67 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probing.engine.transfer import uploaded
 from probing.engine.trees import Batch
 from probing.kernels.segment_pool import segment_sum
 from probing.types import Pooling
 
 
 class Spots:
-    """Where the states that count lie among the packed tokens of one batch; indices go to each device once."""
+    """Where the states that count lie among the packed tokens of one batch; indices go to each device in one copy."""
 
     def __init__(self, batch: Batch) -> None:
-        early, late = (torch.tensor(spans).reshape(-1, 2) for spans in (batch.early, batch.late))
+        early, late = (np.array(spans, dtype=np.int64).reshape(-1, 2) for spans in (batch.early, batch.late))
         self.rows = torch.tensor(batch.rows)
-        self.counts = (early[:, 1] - early[:, 0]) + (late[:, 1] - late[:, 0])
-        self._early = early if bool((early[:, 1] > early[:, 0]).any()) else None
-        self._late = late
+        self.counts = torch.from_numpy((early[:, 1] - early[:, 0]) + (late[:, 1] - late[:, 0]))
         has_late, has_early = late[:, 1] > late[:, 0], early[:, 1] > early[:, 0]
-        self._last = torch.where(has_late, late[:, 1], early[:, 1]) - 1
-        self._first = torch.where(has_early, early[:, 0], late[:, 0])
-        self._spans = [span for pair in zip(batch.early, batch.late, strict=True) for span in pair]
-        self._known: dict[tuple[str, torch.device], Tensor] = {}
+        self._spans = {"late": late} | ({"early": early} if has_early.any() else {})
+        self._indices = {
+            "last": np.where(has_late, late[:, 1], early[:, 1]) - 1,
+            "first": np.where(has_early, early[:, 0], late[:, 0]),
+            "mean": self.counts.numpy(),
+        }
+        self._order = [span for pair in zip(batch.early, batch.late, strict=True) for span in pair]
+        self._placed: dict[torch.device, dict[str, Tensor]] = {}
 
     def read(self, pooling: Pooling, states: Float[Tensor, "token width"]) -> Float[Tensor, "item width"]:
         """One row a row of the batch, in its order; with "tokens", one a token that counts, row after row.
 
         Sums and means are accumulated in float32 (float64 for float64 states); the others keep the states' dtype.
         """
-        if pooling in ("last", "first", "tokens"):
-            return states[self._indices(pooling, states.device)]
-        total = segment_sum(states, self._late[:, 0], self._late[:, 1])
-        if self._early is not None:
-            total = segment_sum(states, self._early[:, 0], self._early[:, 1]) + total
-        return total / self._indices("mean", total.device)[:, None] if pooling == "mean" else total
+        placed = self._on(states.device)
+        if pooling in ("last", "first"):
+            return states.index_select(0, placed[pooling])
+        if pooling == "tokens":
+            return states.index_select(0, self._tokens(states.device))
+        total = self._sum("late", states, placed)
+        if "early" in self._spans:
+            total = self._sum("early", states, placed) + total
+        return total / placed["mean"][:, None] if pooling == "mean" else total
 
-    def _indices(self, pooling: Pooling, device: torch.device) -> Int[Tensor, " item"]:
-        if (pooling, device) not in self._known:
-            found = {"last": self._last, "first": self._first, "mean": self.counts}.get(pooling)
-            if found is None:
-                found = torch.cat([torch.arange(start, stop) for start, stop in self._spans])
-            self._known[pooling, device] = found.to(device)
-        return self._known[pooling, device]
+    def _sum(self, part: str, states: Tensor, placed: dict[str, Tensor]) -> Tensor:
+        starts, stops = torch.from_numpy(self._spans[part]).unbind(1)
+        return segment_sum(states, starts, stops, ends=placed[part])
+
+    def _tokens(self, device: torch.device) -> Int[Tensor, " item"]:
+        placed = self._on(device)
+        if "tokens" not in placed:
+            every = np.concatenate([np.arange(start, stop) for start, stop in self._order])
+            placed["tokens"] = uploaded([every], device)[0]
+        return placed["tokens"]
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        if device not in self._placed:
+            arrays = self._indices | {name: spans.reshape(-1) for name, spans in self._spans.items()}
+            found = dict(zip(arrays, uploaded(list(arrays.values()), device), strict=True))
+            found |= {name: found[name].long().view(-1, 2) for name in self._spans}
+            self._placed[device] = found
+        return self._placed[device]
 
 
 def combined(parts: Sequence[Tensor], factors: Sequence[float]) -> Tensor:

@@ -7,25 +7,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from probing.engine.budget import TokenBudget, trial_shape
+from probing.engine.compiled import compiled_blocks
 from probing.engine.modes import Mode, attending
 from probing.engine.readouts import Spots, combined
+from probing.engine.transfer import Download
 from probing.engine.trees import Batch, Segment, Tree, halves, packed, plant, stacked, take
-from probing.errors import LayerNotFound, OutOfMemory, UsageError
+from probing.errors import LayerNotFound, OutOfMemory
+from probing.kernels.dispatch import fallbacks
 from probing.models.hooks import Enough, tapped
-from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone
+from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone, trial_ids
 from probing.types import Place, Pooling
 
 log = logging.getLogger(__name__)
 
-CPU_BATCH_TOKENS = 2048
-MOST_BATCH_TOKENS = 65536
-LEAST_BATCH_TOKENS = 1024
 TRIM_SECONDS = 0.25
+SLOWER = "attention runs a sequence at a time in some layers: {}"
 ONE_AT_A_TIME = threading.RLock()
 """Hooks and the choice of attention belong to the model: two threads in one model would read each other's states."""
 # CUDA's allocator has a class of error for it; the CPU's and the matrix library of a card have only a sentence.
@@ -46,61 +48,26 @@ class Readings:
     counts: Tensor
 
 
-@dataclass
-class TokenBudget:
-    """How many padded tokens go into one batch; shrinks when memory runs out, and stays so."""
+class Values:
+    """What was kept of one batch, by pooling, one tensor a site; on its way to the host."""
 
+    def __init__(self, values: dict[Pooling, list[Tensor]]) -> None:
+        self._sizes = {pooling: len(sites) for pooling, sites in values.items()}
+        self._download = Download([value for sites in values.values() for value in sites])
+
+    def wait(self) -> dict[Pooling, list[Tensor]]:
+        """The values, on the host."""
+        arrived = iter(self._download.wait())
+        return {pooling: [next(arrived) for _ in range(count)] for pooling, count in self._sizes.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Flight:
+    """A batch that was launched: where its rows are, its values, and the tokens of its rows."""
+
+    spots: Spots
+    values: Values
     tokens: int
-    reason: str
-
-    def shrink(self, failed: int) -> None:
-        """Halve after a batch of ``failed`` padded tokens did not fit."""
-        self.tokens = max(1, min(self.tokens, failed) // 2)
-        self.reason = f"halved when {failed} tokens did not fit"
-
-
-def find_budget(stack: Stack, batch_tokens: int | None) -> TokenBudget:
-    """The budget that was asked for, or one that fits the device.
-
-    Raises:
-        UsageError: less than a token.
-    """
-    if batch_tokens is None:
-        return choose_batch_tokens(stack, stack.language_model.device, stack.language_model.max_positions)
-    if batch_tokens < 1:
-        raise UsageError(f"batch_tokens must be at least 1, not {batch_tokens}")
-    return TokenBudget(batch_tokens, "as asked for")
-
-
-def choose_batch_tokens(stack: Stack, device: torch.device, max_positions: int | None = None) -> TokenBudget:
-    """A token budget for this device.
-
-    On a CPU a few thousand tokens keep all cores busy, and more only costs memory. On a CUDA card one batch is run to
-    see what a token takes, and half of the free memory is filled, up to a size beyond which nothing gets faster.
-    """
-    if device.type != "cuda":
-        return TokenBudget(CPU_BATCH_TOKENS, f"fixed on {device.type}: larger batches are no faster")
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    with torch.inference_mode(), evaluating(stack.language_model.model):
-        trial = torch.zeros(trial_shape(max_positions), dtype=torch.long, device=device)
-        run_backbone(stack.backbone, trial)
-    per_token = (torch.cuda.max_memory_allocated(device) - before) / trial.numel()
-    free = torch.cuda.mem_get_info(device)[0]
-    tokens = fit_batch_tokens(free, per_token)
-    return TokenBudget(tokens, f"half of {free / 2**30:.1f} GiB free at {per_token / 2**10:.0f} KiB a token")
-
-
-def trial_shape(max_positions: int | None) -> tuple[int, int]:
-    """Rows and length of a batch of about 1024 tokens that the model has positions for."""
-    length = min(LEAST_BATCH_TOKENS, max_positions or LEAST_BATCH_TOKENS)
-    return -(-LEAST_BATCH_TOKENS // length), length
-
-
-def fit_batch_tokens(free_bytes: int, bytes_per_token: float) -> int:
-    """Tokens that fill half of the free memory, as a multiple of 1024 between 1024 and 65536."""
-    tokens = int(free_bytes / 2 / max(bytes_per_token, 1.0)) // LEAST_BATCH_TOKENS * LEAST_BATCH_TOKENS
-    return min(max(tokens, LEAST_BATCH_TOKENS), MOST_BATCH_TOKENS)
 
 
 @dataclass(eq=False)
@@ -116,6 +83,10 @@ class Stream:
         dtype: of what is kept; by default float32 (float64 for a float64 model).
         per_token: what is kept of "tokens" in place of their states: called with the states that count and the id of
             the token that follows each, answers [token number].
+        compiled: whether the blocks are compiled by ``torch.compile`` while rows are read.
+        overlap: whether a batch is launched before the values of the last one have come to the host; by default on a
+            CUDA card, which is then never idle.
+        loops: why some layer's attention ran sequence by sequence although the mode is meant to do without.
     """
 
     stack: Stack
@@ -125,6 +96,33 @@ class Stream:
     budget: TokenBudget
     dtype: torch.dtype | None = None
     per_token: Callable[[Tensor, Tensor], Tensor] | None = None
+    compiled: bool = False
+    overlap: bool | None = None
+    loops: set[str] = field(default_factory=set)
+    _trimmed: float = field(init=False, default_factory=time.monotonic)
+
+    @property
+    def how(self) -> str:
+        """How the rows are run, in words: the mode, and every slower way that was taken."""
+        found = [self.mode.told(), *(["blocks compiled"] if self.compiled else [])]
+        found += [SLOWER.format(reason) for reason in sorted(self._unforeseen(self.loops))]
+        return "; ".join(found + [f"{op} in plain torch: {reason}" for op, reason in fallbacks().items()])
+
+    def _unforeseen(self, loops: set[str]) -> set[str]:
+        """Those that the mode does not name already, since the trial's rows were too short to show them."""
+        return {reason for reason in loops if reason not in self.mode.reason}
+
+    def run_trial(self, tokens: int) -> int:
+        """Run one batch of about so many tokens, with everything that is kept of it, and return how many they were."""
+        rows, length = trial_shape(tokens, self.stack.language_model.max_positions)
+        ids = trial_ids(self.stack.language_model, 1, length)[0].tolist()
+        segments = [Segment(ids, 0, length - 1) for _ in range(rows)]
+        lengths = [self.mode.length(segment) for segment in segments]
+        trees = plant(segments, lengths, sharing=False)
+        with ONE_AT_A_TIME, evaluating(self.stack.language_model.model):
+            batch = self._batch(trees, self.mode.packing == "none", segments, lengths)
+            self._run(batch, segments)[1].wait()
+        return sum(lengths)
 
     def read(self, segments: Sequence[Segment], progress: Callable[[int], None] | None = None) -> Readings:
         """Run every row once, longest first, and keep what was asked for.
@@ -146,7 +144,8 @@ class Stream:
         counts = torch.tensor([segment.stop - segment.start for segment in segments])
         readings = Readings({pooling: [] for pooling in self.poolings}, counts)
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        with ONE_AT_A_TIME, evaluating(self.stack.language_model.model):
+        model = self.stack.language_model.model
+        with ONE_AT_A_TIME, evaluating(model), compiled_blocks(self.stack, self.compiled):
             for trees, stacking in self._parts(segments, lengths):
                 self._run_all(trees, stacking, segments, lengths, readings, offsets, progress)
         return readings
@@ -175,7 +174,17 @@ class Stream:
         offsets: Tensor,
         progress: Callable[[int], None] | None,
     ) -> None:
-        left, trimmed = deque(trees), time.monotonic()
+        left: deque[Tree] = deque(trees)
+        waiting: deque[Flight] = deque()
+        overlap = self.overlap if self.overlap is not None else self.stack.language_model.device.type == "cuda"
+
+        def land(most: int) -> None:
+            while len(waiting) > most:
+                flight = waiting.popleft()
+                self._store(readings, flight, offsets)
+                if progress is not None:
+                    progress(flight.tokens)
+
         while left:
             if left[0].tokens > self.budget.tokens and len(left[0].rows) > 1:
                 left.extendleft(reversed(halves(left.popleft(), lengths)))
@@ -183,29 +192,37 @@ class Stream:
             some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike=stacking))]
             found = self._try(some, stacking, segments, lengths)
             if found is None:
+                land(0)
                 left.extendleft(reversed(self._give_way(some, lengths)))
                 continue
-            spots, values = found
-            self._store(readings, spots, values, offsets)
-            if self.stack.language_model.device.type == "cpu" and time.monotonic() - trimmed > TRIM_SECONDS:
-                trim_memory()
-                trimmed = time.monotonic()
-            if progress is not None:
-                progress(sum(segments[row].stop for tree in some for row in tree.rows))
+            waiting.append(Flight(*found, sum(segments[row].stop for tree in some for row in tree.rows)))
+            land(1 if overlap else 0)
+            self._trim()
+        land(0)
+
+    def _trim(self) -> None:
+        """Give memory back now and then; a batch of another size leaves holes in the heap of the host."""
+        if self.stack.language_model.device.type == "cpu" and time.monotonic() - self._trimmed > TRIM_SECONDS:
+            trim_memory()
+            self._trimmed = time.monotonic()
 
     def _try(
         self, trees: Sequence[Tree], stacking: bool, segments: Sequence[Segment], lengths: Sequence[int]
-    ) -> tuple[Spots, dict[Pooling, list[Tensor]]] | None:
+    ) -> tuple[Spots, "Values"] | None:
         """``_run``, or None when memory ran out; the error is not kept, since its frames hold the batch's memory."""
         try:
-            make = stacked(trees, segments, self.mode.causal) if stacking else packed(trees, segments, lengths)
-            return self._run(make, segments)
+            return self._run(self._batch(trees, stacking, segments, lengths), segments)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or any(sentence in str(error) for sentence in OUT_OF_MEMORY):
                 return None
             raise
 
-    def _run(self, batch: Batch, segments: Sequence[Segment]) -> tuple[Spots, dict[Pooling, list[Tensor]]]:
+    def _batch(
+        self, trees: Sequence[Tree], stacking: bool, segments: Sequence[Segment], lengths: Sequence[int]
+    ) -> Batch:
+        return stacked(trees, segments, self.mode.causal) if stacking else packed(trees, segments, lengths)
+
+    def _run(self, batch: Batch, segments: Sequence[Segment]) -> tuple[Spots, "Values"]:
         spots = Spots(batch)
         taps = [tap for site in self.sites for tap in site.taps]
         parts: list[dict[Pooling, Tensor]] = [{} for _ in taps]
@@ -224,15 +241,24 @@ class Stream:
                 raise Enough
 
         device = self.stack.language_model.device
-        with torch.inference_mode(), attending(self.stack, self.mode, batch) as options, tapped(taps, receive):
+        loops: set[str] = set()
+        attention = attending(self.stack, self.mode, batch, loops)
+        with torch.inference_mode(), attention as options, tapped(taps, receive):
             # A caller's autocast would round every layer in half precision without a word.
             with contextlib.suppress(Enough), torch.autocast(device.type, enabled=False):
-                run_backbone(self.stack.backbone, batch.ids.to(device), **options)
+                run_backbone(self.stack.backbone, **options)
             if waiting:
                 name = self.stack.name_of(taps[min(waiting)].module)
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
-            following = _following(batch, segments) if self.per_token is not None else None
-            return spots, {pooling: self._combine(pooling, parts, following) for pooling in self.poolings}
+            self._say(loops)
+            following = _following(batch, segments, device) if self.per_token is not None else None
+            return spots, Values({pooling: self._combine(pooling, parts, following) for pooling in self.poolings})
+
+    def _say(self, loops: set[str]) -> None:
+        """Name what ran slower than the mode promises, once; the reasons are known when the pass has run."""
+        for reason in self._unforeseen(loops - self.loops):
+            log.warning("%s: %s", self.stack.family, SLOWER.format(reason))
+        self.loops |= loops
 
     def _combine(
         self, pooling: Pooling, parts: Sequence[dict[Pooling, Tensor]], following: Tensor | None
@@ -247,9 +273,10 @@ class Stream:
             at += len(site.taps)
         return values
 
-    def _store(self, readings: Readings, spots: Spots, values: dict[Pooling, list[Tensor]], offsets: Tensor) -> None:
+    def _store(self, readings: Readings, flight: "Flight", offsets: Tensor) -> None:
         """Put a batch's values where its rows belong."""
-        for pooling, sites in values.items():
+        spots = flight.spots
+        for pooling, sites in flight.values.wait().items():
             if not readings.values[pooling]:
                 items = int(offsets[-1]) if pooling == "tokens" else len(offsets) - 1
                 readings.values[pooling] += [torch.empty((items, v.shape[-1]), dtype=v.dtype) for v in sites]
@@ -257,7 +284,7 @@ class Stream:
             if pooling == "tokens":
                 where = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in spots.rows])
             for whole, part in zip(readings.values[pooling], sites, strict=True):
-                whole[where] = part.cpu()
+                whole[where] = part
 
     def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
         """What to run instead of a batch that did not fit."""
@@ -279,11 +306,13 @@ class Stream:
         return halves(trees[0], lengths) if len(trees) == 1 else trees
 
 
-def _following(batch: Batch, segments: Sequence[Segment]) -> Tensor:
-    """Id of the token behind each state that counts, row after row."""
-    return torch.tensor(
+def _following(batch: Batch, segments: Sequence[Segment], device: torch.device) -> Tensor:
+    """Id of the token behind each state that counts, row after row; on the host, ready to be copied to the device."""
+    found = torch.tensor(
         [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]
     )
+    # From other memory the host would wait for all that the card still has to do.
+    return found.pin_memory() if device.type == "cuda" else found
 
 
 def trim_memory() -> None:

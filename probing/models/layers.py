@@ -24,6 +24,12 @@ SHOWN = 8
 CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
 CAUSAL_HALF = 2e-2
 """How far states may move, channel by channel, when later tokens are left out: rounding, and no more."""
+NOISE = 3.0
+"""Two ways to the same states may differ by so many times what the batch's shape alone changes on this machine."""
+MOST_NOISE = 0.25
+"""And by no more than this: states that a pass computed wrongly differ by about 1."""
+ROWS_OF_NOISE = (1, 2, 4, 8)
+"""Rows in a batch, as multiples of the trial's, that the noise of shapes is measured with."""
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 SELECTS_TOKENS = ("index_topk", "keep_window_size")
 """Settings of attention that looks at the highest-ranked tokens only, among them padding and later ones."""
@@ -324,17 +330,75 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
 def _is_causal(
     language_model: LanguageModel, backbone: nn.Module, block: nn.Module, ids: Tensor, first: Tensor, states: Tensor
 ) -> bool:
-    """Whether states stay the same when the last tokens are left out: the backbone's, or the first block's.
+    """Whether states stay the same when later tokens are others, or none: the backbone's, or the first block's.
 
     Where broken weights leave neither finite, the family has to be believed.
     """
-    with recorded([Tap(block)]) as seen:
-        shorter = last_hidden_state(backbone, ids[:, :-3])
-    for whole, part in ((states, shorter), (first, seen[0][1])):
-        if part is not None and torch.isfinite(whole).all() and torch.isfinite(part).all():
-            found = channelwise_difference(whole[:, : part.shape[1]].flatten(0, 1), part.flatten(0, 1))
-            return found <= CAUSAL.get(whole.dtype, CAUSAL_HALF)
+    changed = _both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
+    shorter = _both(backbone, block, ids[:, :-3])
+    for whole, other, part in zip((states, first), changed, shorter, strict=True):
+        if other is None or part is None:
+            continue
+        if all(torch.isfinite(seen).all() for seen in (whole, other, part)):
+            return _same_in_shape(backbone, ids, whole, other) and _same_without(backbone, ids, whole, part)
     return auto_class(language_model.model.config) is not AutoModel
+
+
+def _both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """States of the backbone and of a block."""
+    with recorded([Tap(block)]) as seen:
+        states = last_hidden_state(backbone, ids)
+    return states, seen[0][1]
+
+
+def _same_in_shape(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tensor) -> bool:
+    """Whether other tokens at the end leave the states before them alone.
+
+    The shape of every product stays the same, and so does each bit of a causal model, in half precision too. Only
+    experts add up a token's numbers in another order when they are handed other tokens beside it; as much as they do so
+    when the tokens of another row change is allowed.
+    """
+    found, limit = _before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
+    if found <= limit:
+        return True
+    neighbours = torch.cat([ids[:1], ids[1:].roll(1, dims=1)])
+    rows = (last_hidden_state(backbone, batch)[0] for batch in (ids, neighbours))
+    return found <= allowed_difference(limit, channelwise_difference(*rows))
+
+
+def _same_without(backbone: nn.Module, ids: Tensor, whole: Tensor, part: Tensor) -> bool:
+    """Whether the states are the same without the last tokens, but for what another shape changes in rounding."""
+    found, limit = _before_the_end(whole, part), CAUSAL.get(whole.dtype, CAUSAL_HALF)
+    return found <= limit or found <= allowed_difference(limit, shape_noise(backbone, ids))
+
+
+def _before_the_end(whole: Tensor, part: Tensor) -> float:
+    """How far the states are apart before the last three tokens of ``whole``."""
+    before = whole.shape[1] - 3
+    return channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))
+
+
+def shape_noise(backbone: nn.Module, ids: Tensor) -> float:
+    """How far the states of the same rows lie apart in batches of different shape.
+
+    A matrix product of another shape adds up in another order, and in half precision the difference grows with every
+    layer. It is a property of the machine and the model, so it is measured where it is needed.
+
+    Args:
+        backbone: a model, in eval mode.
+        ids: [row token].
+
+    Returns:
+        The largest ``channelwise_difference``.
+    """
+    alone = last_hidden_state(backbone, ids[:1]).flatten(0, 1)
+    batches = [last_hidden_state(backbone, ids.repeat(rows, 1))[0] for rows in ROWS_OF_NOISE]
+    return max(channelwise_difference(alone, states) for states in batches)
+
+
+def allowed_difference(limit: float, noise: float) -> float:
+    """How far two ways to the same states may be apart where shapes alone make them differ by ``noise``."""
+    return max(limit, min(NOISE * noise, MOST_NOISE))
 
 
 def _equal(tensor: Tensor, states: Tensor) -> bool:

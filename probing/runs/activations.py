@@ -1,6 +1,7 @@
 """States of texts at chosen places: the rows of a dataset joined to the model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 from torch import Tensor
 
 from probing.data.prompts import Columns, TokenizedPrompt, prompts_from_rows, tokenize_prompts
-from probing.engine.compiled import compiled_blocks
+from probing.engine.budget import TokenBudget, find_budget
 from probing.engine.modes import choose_mode
-from probing.engine.stream import ONE_AT_A_TIME, Stream, find_budget, first_nonfinite_place
+from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.models.layers import find_stack
 from probing.models.load import DTYPES, LanguageModel
 from probing.report.progress import Progress
+from probing.runs.ahead import one_ahead
 from probing.runs.pair_scores import check_max_length
 from probing.runs.problems import warn_of
 from probing.types import Activations, Capture, LabelledPrompt, Place, Problem, TokenActivations
@@ -83,9 +85,10 @@ class Capturer:
         self.places: tuple[Place, ...] = tuple(site.place for site in sites)
         if len(set(self.places)) < len(self.places):
             raise UsageError(f"a place is named twice: {', '.join(map(str, self.request.places))}")
-        mode = choose_mode(stack)
-        budget = find_budget(stack, self.batch_tokens)
-        self.stream = Stream(stack, mode, sites, (self.request.pooling,), budget, self.dtype)
+        poolings = (self.request.pooling,)
+        trial = TokenBudget(1, "not found yet")
+        self.stream = Stream(stack, choose_mode(stack), sites, poolings, trial, self.dtype, compiled=self.compile)
+        self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
         self._located: str | None = None
 
     @property
@@ -96,17 +99,23 @@ class Capturer:
         pooled = self.request.pooling in ("mean", "sum")
         return torch.promote_types(self.language_model.dtype, torch.float32) if pooled else self.language_model.dtype
 
+    def tokenize(
+        self, prompts: Sequence[LabelledPrompt], where: Callable[[int], str] | None = None
+    ) -> list[TokenizedPrompt]:
+        """Rows as this model sees them."""
+        tokenizer = self.language_model.tokenizer
+        return tokenize_prompts(tokenizer, prompts, self.request, eos=self.eos, max_length=self._limit, where=where)
+
     def read(
-        self,
-        prompts: Sequence[LabelledPrompt],
-        where: Callable[[int], str] | None = None,
-        progress: Callable[[float, int], None] | None = None,
+        self, tokenized: list[TokenizedPrompt], progress: Callable[[float, int], None] | None = None
     ) -> CapturedBlock:
-        """Capture some rows; see ``PairScorer.score`` for the arguments."""
+        """Capture some rows.
+
+        Args:
+            tokenized: what ``tokenize`` made of them.
+            progress: see ``PairScorer.score``.
+        """
         report = progress if progress is not None else (lambda rows, tokens: None)
-        tokenized = tokenize_prompts(
-            self.language_model.tokenizer, prompts, self.request, eos=self.eos, max_length=self._limit, where=where
-        )
         problems = {row.id: Problem(row.id, row.status, row.detail) for row in tokenized if row.status != "ok"}
         report(len(problems), 0)
         rows = [row for row in tokenized if row.status == "ok"]
@@ -115,8 +124,7 @@ class Capturer:
             return CapturedBlock(empty, torch.empty(0, dtype=torch.long), tokenized, problems, 0)
         segments = [Segment(row.ids, row.start, row.stop, row.prompt_tokens) for row in rows]
         share = len(rows) / sum(segment.stop for segment in segments)
-        with compiled_blocks(self.stream.stack, self.compile):
-            readings = self.stream.read(segments, lambda done: report(done * share, done))
+        readings = self.stream.read(segments, lambda done: report(done * share, done))
         values, counts = self._finite(rows, readings.values[self.request.pooling], readings.counts, problems)
         return CapturedBlock(values, counts, tokenized, problems, sum(segment.stop for segment in segments))
 
@@ -181,10 +189,12 @@ def capture(
     """
     prompts = as_prompts(texts)
     capturer = Capturer(model, request, eos, max_length, batch_tokens, compile)
-    blocks = []
-    with Progress(len(prompts), unit="rows", doing="capturing") as bar:
-        for start in range(0, len(prompts), BLOCK_ROWS):
-            blocks.append(capturer.read(prompts[start : start + BLOCK_ROWS], progress=bar.advance))
+    parts = (prompts[start : start + BLOCK_ROWS] for start in range(0, len(prompts), BLOCK_ROWS))
+    with (
+        Progress(len(prompts), unit="rows", doing="capturing") as bar,
+        closing(one_ahead(capturer.tokenize, parts)) as tokenized,
+    ):
+        blocks = [capturer.read(rows, bar.advance) for rows in tokenized]
     problems = {identity: problem for block in blocks for identity, problem in block.problems.items()}
     if len(problems) == len(prompts):
         first = next(iter(problems.values()))

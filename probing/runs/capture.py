@@ -44,7 +44,7 @@ class CaptureConfig:
         batch_tokens: tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; longer rows are marked, not cut. By default the model's limit.
         eos: whether the end of turn belongs to a response, as in training.
-        compile: compile the blocks with torch.compile; worth it for many rows on a card.
+        compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.
         trust_remote_code: run code that the checkpoint brings with it.
         shard_rows: rows a shard; an interrupted run loses at most one.
         append: add rows to a finished store; rows that it already has are passed over.

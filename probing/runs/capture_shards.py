@@ -4,7 +4,8 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.models.load import LanguageModel, load
 from probing.report.progress import Progress
 from probing.report.tables import counts
-from probing.runs.activations import Capturer
+from probing.runs.activations import CapturedBlock, Capturer
+from probing.runs.ahead import one_ahead
 from probing.runs.capture import CaptureConfig
 from probing.runs.problems import LISTED_PROBLEMS, refuse_if_none
 from probing.runs.sharded import Shard, content_of, identity, plain
@@ -95,7 +97,7 @@ def capture_into(
 def _identity(config: CaptureConfig, model: LanguageModel, request: Capture) -> dict[str, Any]:
     """Everything but the rows that the bytes of the states depend on."""
     places = ", ".join(map(str, request.places))
-    return {"model": content_of(model.source), "places": places, **identity(config, NOT_IDENTITY, model)}
+    return {"model": content_of(model.source), "places": places, **identity(config, NOT_IDENTITY, model, later={})}
 
 
 def content_of_row(prompt: LabelledPrompt) -> str:
@@ -216,17 +218,24 @@ def _make_shards(
         faults = [shard for shard in known if isinstance(shard, str)]
         raise StoreCorrupt(f"{lost[0]}: {faults[0]} ({len(lost)} of {len(known)} shards); {REPAIR}")
     _keep_budget(folder, capturer)
-    lines = {prompt.id: index for index, prompt in enumerate(batch.prompts)}
     made = []
     done = sum(len(shard.rows) for shard in known if isinstance(shard, Shard))
-    with Progress(len(batch.prompts), done, "rows", "capturing") as bar:
+    missing = [block for block, shard in zip(blocks, known, strict=True) if not isinstance(shard, Shard)]
+    tokenized = one_ahead(lambda block: capturer.tokenize(block, _where(batch, block)), missing)
+    with Progress(len(batch.prompts), done, "rows", "capturing") as bar, closing(tokenized):
         for at, (block, shard) in enumerate(zip(blocks, known, strict=True)):
             if not isinstance(shard, Shard):
-                shard = _new_shard(folder, capturer, batch, block, first + at, schema, lines, bar)
+                captured = capturer.read(next(tokenized), bar.advance)
+                shard = _new_shard(folder, capturer, captured, block, first + at, schema)
                 made.append(first + at)
             # A resumed run keeps the budget that the run before it had come to, so that it ends in the same bytes.
             capturer.stream.budget = TokenBudget(**shard.facts["batch_tokens"])
     return made
+
+
+def _where(batch: Batch, block: Sequence[LabelledPrompt]) -> Callable[[int], str]:
+    """Names a row of a block in messages."""
+    return lambda row: f"{batch.table.path}, id '{block[row].id}'"
 
 
 def _keep_budget(folder: RunFolder, capturer: Capturer) -> None:
@@ -268,14 +277,11 @@ def _check_others(folder: RunFolder, batch: Batch, schema: pa.Schema, deep: bool
 def _new_shard(
     folder: RunFolder,
     capturer: Capturer,
-    batch: Batch,
+    captured: CapturedBlock,
     block: Sequence[LabelledPrompt],
     number: int,
     schema: pa.Schema,
-    lines: Mapping[str, int],
-    bar: Progress,
 ) -> Shard:
-    captured = capturer.read(block, lambda row: f"{batch.table.path}, id '{block[row].id}'", bar.advance)
     names = list(map(str, capturer.places))
     states = write_states(states_path(folder.shards, number), dict(zip(names, captured.values, strict=True)))
     ok = [row.id for row in captured.tokenized if row.id not in captured.problems]
@@ -332,7 +338,7 @@ def _finish(
         "layers": len(capturer.stream.stack.blocks),
         "width": capturer.stream.stack.width,
         "dtype": str(capturer.dtype).removeprefix("torch."),
-        "how": capturer.stream.mode.told(),
+        "how": capturer.stream.how,
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": problems[:LISTED_PROBLEMS],
         "problems_in_all": len(problems),

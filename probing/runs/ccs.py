@@ -28,7 +28,7 @@ SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
 FORMS_FILE = "forms.jsonl"
 PAIR = "pair"
-OF_CAPTURE = ("token", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
+OF_CAPTURE = ("token", "revision", "dtype", "batch_tokens", "max_length", "compile", "trust_remote_code")
 """Options that say nothing where the states come from a store."""
 
 
@@ -87,6 +87,7 @@ class CCSConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ...: for the model and for training.
         batch_tokens: tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; pairs with a longer form are left out. By default the model's limit.
+        compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.
         trust_remote_code: run code that the checkpoint brings with it.
     """
 
@@ -135,6 +136,7 @@ class CCSConfig:
     device: str = "auto"
     batch_tokens: int | None = None
     max_length: int | None = None
+    compile: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:

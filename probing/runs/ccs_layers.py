@@ -320,6 +320,7 @@ def _facts(
     return {
         "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
         "source": material.forms.store.facts["source"],
+        "how": material.forms.store.facts["how"],
         "token": material.forms.token,
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": [asdict(problem) for problem in problems.values()][:LISTED_PROBLEMS],

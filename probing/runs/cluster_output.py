@@ -77,7 +77,7 @@ def _facts(
     facts: dict[str, Any] = {
         "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
         "models": {
-            name: {"source": seen.store.facts["source"], "places": places}
+            name: {"source": seen.store.facts["source"], "how": seen.store.facts["how"], "places": places}
             for name, seen, places in zip(material.names, material.seen, material.places, strict=True)
         },
         "request": material.seen[0].store.facts["request"],

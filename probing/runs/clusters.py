@@ -70,6 +70,7 @@ class ClustersConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ...: for the models and for the indices.
         batch_tokens: tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; longer rows are left out. By default the model's limit.
+        compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.
         trust_remote_code: run code that the checkpoints bring with them.
     """
 
@@ -107,6 +108,7 @@ class ClustersConfig:
     device: str = "auto"
     batch_tokens: int | None = None
     max_length: int | None = None
+    compile: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:

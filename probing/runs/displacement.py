@@ -52,6 +52,7 @@ class DisplacementConfig:
         batch_tokens: padded tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; longer pairs are marked, not cut. By default the model's limit.
         eos: whether the end of turn belongs to the response, as in training.
+        compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.
         trust_remote_code: run code that the checkpoints bring with them.
         shard_pairs: pairs that are compared together and saved; an interrupted run loses at most one shard.
     """
@@ -78,6 +79,7 @@ class DisplacementConfig:
     batch_tokens: int | None = None
     max_length: int | None = None
     eos: bool = True
+    compile: bool = False
     trust_remote_code: bool = False
     shard_pairs: int = 256
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.data.tables import Table
+from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import TokenBudget
 from probing.errors import ModelInvalid, NotFinite, ProbingError, StoreCorrupt, UsageError
 from probing.models.adapters import base_of, is_adapter
@@ -114,6 +115,7 @@ def compare_into(
         shards = _compared(folder, inputs.data, comparer)
         joined = [shard.rows for shard in shards]
         facts: dict[str, Any] = {"reference": _model_facts(reference), "policy": _model_facts(policy)}
+        facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
         facts |= {"data": inputs.data.facts(), **status_facts(shards, inputs.data)}
         join_shards(joined, folder.path / PAIRS_FILE)
         wrote = [PAIRS_FILE]
@@ -226,6 +228,7 @@ def _comparer(folder: RunFolder, inputs: Inputs, reference: LanguageModel, polic
         config.max_length,
         config.batch_tokens,
         config.rate_parameters,
+        config.compile,
     )
     known = folder.facts().get("batch_tokens")
     if known is None:
@@ -247,9 +250,12 @@ def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[
     def tokens_path(number: int) -> Path:
         return shard_path(folder.shards, number, TOKENS_PREFIX)
 
-    def make(block: range, number: int, bar: Progress) -> Shard:
+    def prepare(block: range) -> list[TokenizedPair]:
+        return comparer.tokenize(data.of(block), data.where(block))
+
+    def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
         began = time.monotonic()
-        compared = comparer.compare(data.of(block), data.where(block), bar.advance)
+        compared = comparer.compare(tokenized, bar.advance)
         if comparer.top:
             write_shard(tokens_path(number), compared.tokens, {})
         facts = {
@@ -266,7 +272,7 @@ def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[
     def whole(number: int) -> bool:
         return not comparer.top or read_shard(tokens_path(number), TOKENS_SCHEMA) is not None
 
-    return all_shards(folder.shards, data, schema, make, adopt, whole, doing="comparing")
+    return all_shards(folder.shards, data, schema, make, adopt, whole, doing="comparing", prepare=prepare)
 
 
 def _write_course(
@@ -294,13 +300,17 @@ def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path
     """
     config, data = inputs.config, inputs.data
     policy = _load_policy(config, before.language_model, str(path))
-    scorer = PairScorer(policy, config.eos, config.max_length, config.batch_tokens, LIKELIHOOD_COLUMNS)
+    options = (config.eos, config.max_length, config.batch_tokens, LIKELIHOOD_COLUMNS)
+    scorer = PairScorer(policy, *options, compile=config.compile)
     check_same_head(before, scorer)
 
-    def make(block: range, number: int, bar: Progress) -> Shard:
-        tokenized, where = scorer.tokenize(data.of(block), data.where(block)), data.where(block)
-        check_same_tokens(before.tokenize(data.of(block), where), tokenized, policy, where)
-        tokenized = [pair for pair in tokenized if pair.status == "ok"]
+    def prepare(block: range) -> list[TokenizedPair]:
+        pairs, where = data.of(block), data.where(block)
+        tokenized = scorer.tokenize(pairs, where)
+        check_same_tokens(before.tokenize(pairs, where), tokenized, policy, where)
+        return [pair for pair in tokenized if pair.status == "ok"]
+
+    def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
         values = likelihoods(scorer, tokenized)
         nothing = (float("nan"), float("nan"))
         rows = [(pair.id, *values.get(pair.id, nothing)) for pair in data.of(block)]
@@ -308,7 +318,7 @@ def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path
         return Shard(rows_of(pd.DataFrame(rows, columns=COURSE_SCHEMA.names), COURSE_SCHEMA), {})
 
     prefix = f"step_{step:09d}_"
-    shards = all_shards(folder.shards, data, COURSE_SCHEMA, make, prefix=prefix, doing=f"step {step}")
+    shards = all_shards(folder.shards, data, COURSE_SCHEMA, make, prefix=prefix, doing=f"step {step}", prepare=prepare)
     before.language_model.release(policy)
     frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
     if not frame["chosen_logprob"].notna().any():

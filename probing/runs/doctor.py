@@ -143,7 +143,7 @@ def _machine() -> list[tuple[str, str]]:
 def _plan() -> list[tuple[str, str, str]]:
     import torch
 
-    from probing.engine.stream import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS
+    from probing.engine.budget import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS
     from probing.kernels.ccs_step import LOGIT_TYPES
     from probing.kernels.dispatch import choose
     from probing.kernels.jit import ELEMENT_TYPES

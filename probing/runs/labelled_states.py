@@ -93,6 +93,7 @@ def captured(
         device=config.device,
         batch_tokens=config.batch_tokens,
         max_length=config.max_length,
+        compile=config.compile,
         trust_remote_code=config.trust_remote_code,
         repair=True,  # what an interrupted run left is read again, and made anew where it is damaged
         **options,

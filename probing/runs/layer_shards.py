@@ -20,7 +20,7 @@ from probing.models.load import LanguageModel, load
 from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.report.progress import Progress
 from probing.runs.capture import expand_places
-from probing.runs.sharded import content_of, plain
+from probing.runs.sharded import content_of, options_of, plain
 from probing.runs.versions import versions
 from probing.store.activations import ActivationStore, fault, open_store, states_path, write_states
 from probing.store.files import file_sha256, new_file
@@ -90,7 +90,7 @@ def identity_of_layers(
     return {
         "model": content_of(source.source),
         "states": states,
-        "options": {name: value for name, value in plain(config).items() if name not in left_out},
+        "options": options_of(config, left_out),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
     }

@@ -77,6 +77,7 @@ class PairComparer:
         max_length: longest sequence.
         batch_tokens: tokens a batch.
         rate_parameters: of ``displacement_rate_exact``.
+        compile: whether the blocks are compiled by ``torch.compile``.
 
     Raises:
         SourceMismatch: vocabularies of different size.
@@ -91,6 +92,7 @@ class PairComparer:
     max_length: int | None = None
     batch_tokens: int | None = None
     rate_parameters: str = "all"
+    compile: bool = False
     before: PairScorer = field(init=False)
     after: PairScorer = field(init=False)
     _names: dict[int, str] = field(init=False, default_factory=dict)
@@ -99,8 +101,8 @@ class PairComparer:
         common = (self.eos, self.max_length, self.batch_tokens)
         keep = self.top > 0
         columns = (*LIKELIHOOD_COLUMNS, *self.predictors)
-        self.before = PairScorer(self.reference, *common, columns, self.rate_parameters, keep)
-        self.after = PairScorer(self.policy, *common, LIKELIHOOD_COLUMNS, keep_states=keep)
+        self.before = PairScorer(self.reference, *common, columns, self.rate_parameters, keep, self.compile)
+        self.after = PairScorer(self.policy, *common, LIKELIHOOD_COLUMNS, keep_states=keep, compile=self.compile)
         limits = [scorer.limit for scorer in (self.before, self.after) if scorer.limit is not None]
         self.before.limit = self.after.limit = min(limits, default=None)
         check_same_head(self.before, self.after)
@@ -121,20 +123,28 @@ class PairComparer:
         self.before.stream.budget = replace(budget)
         self.after.stream.budget = replace(budget)
 
-    def compare(
-        self,
-        pairs: Sequence[PreferencePair],
-        where: Callable[[int], str] | None = None,
-        progress: Callable[[float, int], None] | None = None,
-    ) -> ComparedBlock:
-        """Compare the models on some pairs; see ``PairScorer.score``.
+    def tokenize(
+        self, pairs: Sequence[PreferencePair], where: Callable[[int], str] | None = None
+    ) -> list[TokenizedPair]:
+        """Pairs as both models see them.
 
         Raises:
             SourceMismatch: the tokenizers or the chat templates of the models do not agree on a pair.
         """
-        report = progress if progress is not None else (lambda pairs, tokens: None)
         tokenized = self.before.tokenize(pairs, where)
         check_same_tokens(tokenized, self.after.tokenize(pairs, where), self.policy, where)
+        return tokenized
+
+    def compare(
+        self, tokenized: list[TokenizedPair], progress: Callable[[float, int], None] | None = None
+    ) -> ComparedBlock:
+        """Compare the models on some pairs.
+
+        Args:
+            tokenized: what ``tokenize`` made of them.
+            progress: see ``PairScorer.score``.
+        """
+        report = progress if progress is not None else (lambda pairs, tokens: None)
         problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
         report(len(problems), 0)
         runnable = [pair for pair in tokenized if pair.status == "ok"]

@@ -11,8 +11,9 @@ import torch
 
 from probing.data.pairs import pairs_from_rows
 from probing.data.tokenize import TokenizedPair, tokenize_pairs
+from probing.engine.budget import TokenBudget, find_budget
 from probing.engine.modes import choose_mode
-from probing.engine.stream import ONE_AT_A_TIME, Stream, find_budget, first_nonfinite_place
+from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
 from probing.kernels.token_stats import Unembedding
@@ -21,6 +22,7 @@ from probing.models.heads import find_head
 from probing.models.layers import find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.runs.ahead import one_ahead
 from probing.runs.columns import (
     ALL,
     COLUMNS,
@@ -82,6 +84,7 @@ class PairScorer:
         columns: which to compute, besides id, status and tokens.
         rate_parameters: of ``displacement_rate_exact``; see ``GradientRates``.
         keep_states: whether ``measure`` hands out the states of the responses.
+        compile: whether the blocks are compiled by ``torch.compile``.
 
     Raises:
         UsageError: a length or a budget out of range, unknown columns or parameters.
@@ -95,6 +98,7 @@ class PairScorer:
     columns: Sequence[str] = COLUMNS
     rate_parameters: str = "all"
     keep_states: bool = False
+    compile: bool = False
     stream: Stream = field(init=False)
     head: Unembedding = field(init=False)
 
@@ -105,8 +109,9 @@ class PairScorer:
         self._exact: GradientRates | None = None
         with self._set_up():
             stack = find_backbone(self.language_model)
-            budget = find_budget(stack, self.batch_tokens)
-            self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), budget)
+            trial = TokenBudget(1, "not found yet")
+            self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), trial)
+            self.stream.compiled = self.compile
             self._rated = "displacement_rate" in self.columns
             self._keeping = self.keep_states or self._rated
             self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
@@ -114,6 +119,7 @@ class PairScorer:
                 self.head = find_head(stack)
                 self.stream.poolings = ("sum", "last", "tokens")
                 self.stream.per_token = None if self._keeping else stats_of(self.head)
+            self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
             if "displacement_rate_exact" in self.columns:
                 self._exact = GradientRates(stack, self.rate_parameters)
 
@@ -137,8 +143,13 @@ class PairScorer:
             where: names a pair in messages, given its index.
             progress: called with the number of pairs (fractions, as tokens finish) and of tokens done.
         """
+        return self.score_tokenized(self.tokenize(pairs, where), progress)
+
+    def score_tokenized(
+        self, tokenized: list[TokenizedPair], progress: Callable[[float, int], None] | None = None
+    ) -> ScoredBlock:
+        """``score`` of what ``tokenize`` made."""
         report = progress if progress is not None else (lambda pairs, tokens: None)
-        tokenized = self.tokenize(pairs, where)
         problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
         report(len(problems), 0)
         runnable = [pair for pair in tokenized if pair.status == "ok"]
@@ -307,6 +318,7 @@ def score_pairs(
     eos: bool = True,
     max_length: int | None = None,
     rate_parameters: str = "all",
+    compile: bool = False,
 ) -> pd.DataFrame:
     """Score preference pairs by CHES and its relatives, by likelihood, and by how training on them would move it.
 
@@ -321,6 +333,7 @@ def score_pairs(
         eos: whether the end of turn belongs to the response, as in training.
         max_length: longest sequence in tokens; longer pairs get the status ``truncated`` and no score.
         rate_parameters: over which ``displacement_rate_exact`` takes gradients: "all", "head" or "last:K".
+        compile: compile the model's blocks with ``torch.compile``; worth it for many pairs on a card.
 
     Returns:
         One row a pair, in input order. Scores are NaN wherever ``status`` is not "ok". See ``docs/scores.md`` for the
@@ -335,11 +348,9 @@ def score_pairs(
     computed = known_columns(COLUMNS if columns is None else columns)
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
     listed = as_pairs(pairs)
-    scorer = PairScorer(model, eos, max_length, batch_tokens, computed, rate_parameters)
-    frames = []
-    with Progress(len(listed)) as bar:
-        for block in _blocks(listed):
-            frames.append(scorer.score(block, progress=bar.advance).frame)
+    scorer = PairScorer(model, eos, max_length, batch_tokens, computed, rate_parameters, compile=compile)
+    with Progress(len(listed)) as bar, contextlib.closing(one_ahead(scorer.tokenize, _blocks(listed))) as tokenized:
+        frames = [scorer.score_tokenized(pairs, bar.advance).frame for pairs in tokenized]
     return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
 
 

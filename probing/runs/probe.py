@@ -21,7 +21,17 @@ SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
 FRESH_STATES = "fresh-states"
 TEXT = "text"
-OF_CAPTURE = ("pooling", "over", "chat", "revision", "dtype", "batch_tokens", "max_length", "trust_remote_code")
+OF_CAPTURE = (
+    "pooling",
+    "over",
+    "chat",
+    "revision",
+    "dtype",
+    "batch_tokens",
+    "max_length",
+    "compile",
+    "trust_remote_code",
+)
 """Options that say nothing where the states come from a store."""
 
 
@@ -62,6 +72,7 @@ class ProbeConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ...: for the model and for fitting.
         batch_tokens: tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; longer rows are left out. By default the model's limit.
+        compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.
         trust_remote_code: run code that the checkpoint brings with it.
     """
 
@@ -93,6 +104,7 @@ class ProbeConfig:
     device: str = "auto"
     batch_tokens: int | None = None
     max_length: int | None = None
+    compile: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:

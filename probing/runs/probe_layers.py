@@ -344,6 +344,7 @@ def _facts(
     facts: dict[str, Any] = {
         "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
         "source": seen.store.facts["source"],
+        "how": seen.store.facts["how"],
         "request": seen.store.facts["request"],
         "positive": positive,
         "rows_by_status": {"ok": len(seen.rows), **dict(sorted(statuses.items()))},

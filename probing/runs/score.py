@@ -31,6 +31,7 @@ class ScoreConfig:
         batch_tokens: padded tokens a batch; by default found from the memory of the device.
         max_length: longest sequence in tokens; longer pairs are marked, not cut. By default the model's limit.
         eos: whether the end of turn belongs to the response, as in training.
+        compile: compile the blocks with torch.compile; worth it for many rows on a card. Changes the last digits.
         trust_remote_code: run code that the checkpoint brings with it.
         columns: names separated by commas. By default CHES and its relatives; "all" adds everything about likelihood,
             which one pass gives as well; displacement_rate and displacement_rate_exact cost more and are named.
@@ -49,6 +50,7 @@ class ScoreConfig:
     batch_tokens: int | None = None
     max_length: int | None = None
     eos: bool = True
+    compile: bool = False
     trust_remote_code: bool = False
     columns: str | None = None
     rate_parameters: str = "all"

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
+from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import TokenBudget
 from probing.errors import StoreCorrupt
 from probing.models.load import LanguageModel, load
@@ -44,12 +45,13 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
     folder.begin(_identity(config, model, table), {"config": plain(config)})
     if not folder.finished:
         data = Dataset(table, pairs, config.shard_pairs)
-        shards = _shards(folder, data, _scorer(folder, config, model))
+        scorer = _scorer(folder, config, model)
+        shards = _shards(folder, data, scorer)
         join_shards([shard.rows for shard in shards], folder.path / SCORES_FILE)
         facts: dict[str, Any] = {
             "model": asdict(model.source) | {"device": str(model.device), "dtype": str(model.dtype)}
         }
-        facts |= {"data": data.facts(), **status_facts(shards, data)}
+        facts |= {"how": scorer.stream.how, "data": data.facts(), **status_facts(shards, data)}
         facts |= {"wall_seconds": round(time.monotonic() - began, 3), "scores_sha256": _sha256(folder)}
         folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
     clear(folder.shards)
@@ -58,9 +60,9 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
 
 def _scorer(folder: RunFolder, config: ScoreConfig, model: LanguageModel) -> PairScorer:
     """A scorer with the budget of this folder's run: what is found on a card depends on the memory of the moment."""
-    scorer = PairScorer(
-        model, config.eos, config.max_length, config.batch_tokens, split_columns(config.columns), config.rate_parameters
-    )
+    columns = split_columns(config.columns)
+    options = (config.eos, config.max_length, config.batch_tokens, columns, config.rate_parameters)
+    scorer = PairScorer(model, *options, compile=config.compile)
     known = folder.facts().get("batch_tokens")
     if known is None:
         folder.write({**folder.facts(), "batch_tokens": asdict(scorer.stream.budget)})
@@ -91,14 +93,18 @@ def _shards(folder: RunFolder, data: Dataset, scorer: PairScorer) -> list[Shard]
         # A resumed run keeps the budget that the run before it had come to, so that it ends in the same bytes.
         scorer.stream.budget = TokenBudget(**shard.facts["batch_tokens"])
 
-    return all_shards(
-        folder.shards, data, schema, lambda block, _, bar: _new_shard(scorer, data, schema, block, bar), adopt
-    )
+    def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
+        return _new_shard(scorer, schema, tokenized, bar)
+
+    def prepare(block: range) -> list[TokenizedPair]:
+        return scorer.tokenize(data.of(block), data.where(block))
+
+    return all_shards(folder.shards, data, schema, make, adopt, prepare=prepare)
 
 
-def _new_shard(scorer: PairScorer, data: Dataset, schema: pa.Schema, block: range, bar: Progress) -> Shard:
+def _new_shard(scorer: PairScorer, schema: pa.Schema, tokenized: list[TokenizedPair], bar: Progress) -> Shard:
     began = time.monotonic()
-    scored = scorer.score(data.of(block), data.where(block), bar.advance)
+    scored = scorer.score_tokenized(tokenized, bar.advance)
     facts = {
         "tokens": scored.tokens,
         "seconds": time.monotonic() - began,

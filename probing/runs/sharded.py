@@ -2,7 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from probing.data.pairs import content_sha256
 from probing.data.tables import Table
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.runs.ahead import one_ahead
 from probing.runs.problems import LISTED_PROBLEMS
 from probing.runs.versions import versions
 from probing.store.shards import read_shard, shard_path, write_shard
 from probing.types import PreferencePair, Source
+
+LATER: Mapping[str, Any] = {"compile": False}
+"""Options that the jobs did not have at first, with what was true before."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,12 @@ def all_shards(
     folder: Path,
     data: Dataset,
     schema: pa.Schema,
-    make: Callable[[range, int, Progress], Shard],
+    make: Callable[[range, int, Progress, Any], Shard],
     adopt: Callable[[Shard], None] = lambda shard: None,
     whole: Callable[[int], bool] = lambda number: True,
     prefix: str = "",
     doing: str = "scoring",
+    prepare: Callable[[range], Any] = lambda block: None,
 ) -> list[Shard]:
     """Every shard, made now or by an earlier run.
 
@@ -77,11 +83,12 @@ def all_shards(
         folder: where they lie.
         data: of which they are.
         schema: of their rows, with a column ``id``.
-        make: makes the shard of a block, given its number too.
+        make: makes the shard of a block, given its number too, and what was prepared for it.
         adopt: told of every shard, old or new, before the next one is made.
         whole: whether what else belongs to a shard that was found is there as well.
         prefix: of the files' names.
         doing: for the progress bar.
+        prepare: what can be done for a block by another thread while the one before it is made.
     """
 
     def known(number: int, block: range) -> Shard | None:
@@ -90,10 +97,12 @@ def all_shards(
         return Shard(*found) if found is not None and found[0]["id"].to_pylist() == ids and whole(number) else None
 
     before = [known(number, block) for number, block in enumerate(data.blocks)]
+    missing = [block for block, found in zip(data.blocks, before, strict=True) if found is None]
     shards = []
-    with Progress(len(data.pairs), sum(len(shard.rows) for shard in before if shard is not None), doing=doing) as bar:
+    bar = Progress(len(data.pairs), sum(len(shard.rows) for shard in before if shard is not None), doing=doing)
+    with bar, closing(one_ahead(prepare, missing)) as prepared:
         for number, (block, found) in enumerate(zip(data.blocks, before, strict=True)):
-            shard = found if found is not None else make(block, number, bar)
+            shard = found if found is not None else make(block, number, bar, next(prepared))
             if found is None:
                 write_shard(shard_path(folder, number, prefix), shard.rows, shard.facts)
             adopt(shard)
@@ -128,21 +137,37 @@ def plain(config: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
-def identity(config: Any, left_out: Sequence[str], model: LanguageModel) -> dict[str, Any]:
+def identity(
+    config: Any, left_out: Sequence[str], model: LanguageModel, later: Mapping[str, Any] = LATER
+) -> dict[str, Any]:
     """What the bytes of every job depend on, besides its models and data: options, machine, versions.
 
     Args:
         config: the job's options.
         left_out: options that change no byte, or are told apart by content.
         model: says on which device and in which dtype.
+        later: see ``options_of``.
     """
     device = model.device
     return {
-        "options": {key: value for key, value in plain(config).items() if key not in left_out},
+        "options": options_of(config, left_out, later),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+
+
+def options_of(config: Any, left_out: Sequence[str], later: Mapping[str, Any] = LATER) -> dict[str, Any]:
+    """The options that are part of a run's identity.
+
+    Args:
+        config: the job's options.
+        left_out: those that are not.
+        later: those that earlier versions of the job did not have, with what was true before: left out where they say
+            the same, so that folders of these versions still resume.
+    """
+    found = {name: value for name, value in plain(config).items() if name not in left_out}
+    return {name: value for name, value in found.items() if name not in later or value != later[name]}
 
 
 def content_of(source: Source) -> dict[str, Any]:

@@ -8,17 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from probing.engine.budget import choose_batch_tokens
 from probing.engine.modes import choose_mode
-from probing.engine.stream import (
-    LEAST_BATCH_TOKENS,
-    MOST_BATCH_TOKENS,
-    Stream,
-    TokenBudget,
-    choose_batch_tokens,
-    first_nonfinite_place,
-    fit_batch_tokens,
-    trial_shape,
-)
+from probing.engine.stream import Stream, TokenBudget, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.models.hooks import Tap
@@ -155,6 +147,43 @@ def test_shared_tokens_are_run_once(monkeypatch):
     assert sizes == [20 + 5 + 7 + 2 * 7]  # a prompt of three tokens is not worth sharing
 
 
+def test_a_batch_is_launched_before_the_last_one_is_fetched(monkeypatch):
+    """As on a card; rows come out the same, to the bit, also where memory runs out on the way."""
+    segments = segments_of([40, 30, 20, 20, 9])
+    events, launch, store = [], Stream._run, Stream._store
+    failing = iter([False, False, True, False, False, False, False])
+
+    def run(self, batch, segments):
+        if next(failing):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        events.append(("run", batch.rows))
+        return launch(self, batch, segments)
+
+    def keep(self, readings, flight, offsets):
+        events.append(("store", tuple(flight.spots.rows.tolist())))
+        store(self, readings, flight, offsets)
+
+    expected = read(segments, tokens=40)
+    monkeypatch.setattr(Stream, "_run", run)
+    monkeypatch.setattr(Stream, "_store", keep)
+    done = []
+    found = stream(tokens=40, overlap=True).read(segments, done.append).values
+    assert events == [
+        ("run", (0,)),
+        ("run", (1,)),
+        ("store", (0,)),
+        ("store", (1,)),  # before a smaller batch is tried
+        ("run", (2,)),
+        ("run", (3,)),
+        ("store", (2,)),
+        ("run", (4,)),
+        ("store", (3,)),
+        ("store", (4,)),
+    ]
+    assert sum(done) == 119
+    assert all(torch.equal(found[name][0], expected[name]) for name in ("sum", "last"))
+
+
 def hooks(model):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
@@ -261,24 +290,6 @@ def test_freed_memory_is_given_back_now_and_then(monkeypatch):
     assert len(calls) == 8
 
 
-def test_the_budget_follows_the_memory():
-    assert fit_batch_tokens(80 * 2**30, 2.0**20) == 40 * 2**10
-    assert fit_batch_tokens(1, 2.0**20) == LEAST_BATCH_TOKENS
-    assert fit_batch_tokens(2**60, 1.0) == MOST_BATCH_TOKENS
-    assert fit_batch_tokens(0, 0.0) == LEAST_BATCH_TOKENS
-
-
-def test_the_trial_batch_fits_the_positions_of_the_model():
-    assert trial_shape(None) == trial_shape(4096) == (1, LEAST_BATCH_TOKENS)
-    assert trial_shape(512) == (2, 512)
-    assert trial_shape(300) == (4, 300)
-
-
-def test_on_a_cpu_the_budget_is_fixed():
-    device = torch.device("cpu")
-    assert choose_batch_tokens(STACK, device) == TokenBudget(2048, "fixed on cpu: larger batches are no faster")
-
-
 def test_stacked_sequences_are_padded_to_their_own_length_and_not_to_their_neighbours():
     """On a model this small the bits agree in either case, so the shapes are what is looked at."""
     shapes = []
@@ -329,7 +340,8 @@ def test_states_on_a_card_equal_those_on_the_cpu(dtype):
     mode = choose_mode(stack)
     assert mode.packing == ("varlen" if dtype == torch.bfloat16 else "paths"), mode.reason
     segments = pairs_of([(20, 5, 7), (30, 300, 2)])
-    budget = choose_batch_tokens(stack, torch.device("cuda"))
-    states = Stream(stack, mode, [output_site(stack)], ("mean",), budget).read(segments).values["mean"][0]
+    whole = Stream(stack, mode, [output_site(stack)], ("mean",), TokenBudget(1, "test"))
+    whole.budget = choose_batch_tokens(stack, whole.run_trial)
+    states = whole.read(segments).values["mean"][0]
     near = 1e-4 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(states, read(segments, poolings=("mean",))["mean"], rtol=near, atol=near)

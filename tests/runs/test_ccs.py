@@ -117,7 +117,8 @@ def test_what_lies_there(done):
     names = [*WRITTEN, "forms.jsonl", "plots.html", "run.json", "states", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert {Path(path).name for path in report.facts["wrote"]} == {*names} - {"forms.jsonl", "states"}
-    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["status"], run["how"]) == ("done", "packed (a sequence at a time), prompts shared")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["rows_by_status"] == {"ok": 24}
     assert summary["places"] == [f"resid_post:{layer}" for layer in range(4)]

@@ -172,6 +172,7 @@ def test_all_files_say_the_same(done):
     }
     assert set(summary["tables"]) == set(report.tables)
     assert set(results["model"]) == set(summary["models"]) == {"llama", "other"}
+    assert {model["how"] for model in summary["models"].values()} == {"packed (a sequence at a time), prompts shared"}
     assert set(results["metric"]) == {*ALL_INDICES, *AQI}
     keys = results[["model", "set", "category", "place", "metric"]]
     assert len(keys.drop_duplicates()) == len(results) == 2 * 9 * (3 * len(summary["sets"]) + 3)

@@ -124,6 +124,7 @@ def test_all_files_say_the_same(bundled):
     assert report.facts["rows"] == sum(report.facts["folds"]) == 40
     assert report.facts["rows_positive"] == 20
     assert report.facts["positive"] == "harmless"
+    assert report.facts["how"] == "packed (a sequence at a time), prompts shared"
     assert sum(report.facts["folds"]) == 40
     shown = pd.DataFrame(summary["tables"]["AUROC by place, held out"]).set_index("place")
     for place in places:

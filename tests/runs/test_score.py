@@ -88,10 +88,30 @@ def test_run_json_tells_what_was_done(config, tmp_path, model_folder, data):
         == len(facts["model"]["tokenizer_sha256"])
         == 64
     )
+    assert facts["how"] == "packed (a sequence at a time), prompts shared"
     assert facts["identity"]["versions"]["torch"]
+    assert "compile" not in facts["identity"]["options"]  # folders from before there was the option still resume
     assert facts["tokens"] > 0
     assert facts["tokens_per_second"] > 0
     assert facts["wall_seconds"] >= facts["scoring_seconds"] > 0
+
+
+def test_compiled_blocks_score_alike_and_are_another_run(config, tmp_path, monkeypatch):
+    plain = score.run(config()).facts
+    monkeypatch.setattr("probing.engine.compiled.BACKEND", "eager")
+    with pytest.raises(SourceMismatch, match=r"options\.compile was None, is True"):
+        score.run(config(compile=True))
+    facts = score.run(config(compile=True, out=tmp_path / "compiled")).facts
+    assert facts["how"] == plain["how"] + "; blocks compiled"
+    assert facts["identity"]["options"]["compile"] is True
+    pd.testing.assert_frame_equal(scores(tmp_path / "compiled"), scores(tmp_path / "out"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_slower_way_is_said_aloud_and_recorded(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("probing.engine.modes.configs_of", lambda module: 1 / 0)
+    facts = score.run(config()).facts
+    assert facts["how"].startswith("stacked by length, prompts not shared (fails with ZeroDivisionError")
+    assert "runs stacked by length, prompts not shared" in caplog.text
 
 
 def test_a_finished_run_is_answered_again_without_work(config, tmp_path, monkeypatch):
@@ -153,12 +173,12 @@ def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch
     from probing.runs import score_shards
 
     used, plain = [], score_shards._new_shard
-    monkeypatch.setattr("probing.engine.stream.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
+    monkeypatch.setattr("probing.engine.budget.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
     monkeypatch.setattr(score_shards, "_new_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt):
         score.run(config())
-    monkeypatch.setattr("probing.engine.stream.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
+    monkeypatch.setattr("probing.engine.budget.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
     monkeypatch.setattr(
         score_shards, "_new_shard", lambda scorer, *rest: used.append(scorer.stream.budget) or plain(scorer, *rest)
     )

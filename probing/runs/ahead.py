@@ -1,0 +1,25 @@
+"""Work that another thread does for the next part while this one is being done."""
+
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
+    """``make`` of every item, in order; while one is being used, a thread makes the next.
+
+    One thread makes all of them, so ``make`` never runs beside itself. What it raises is raised when its turn comes.
+    Close the generator where it is not used up: no thread is left behind then.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="one-ahead") as pool:
+        waiting = None
+        for item in items:
+            following = pool.submit(make, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()

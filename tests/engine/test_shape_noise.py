@@ -1,0 +1,145 @@
+"""Deep half-precision models where every shape has its own order of summation, as on a card, emulated on the CPU."""
+
+import contextlib
+
+import pytest
+import tiny
+import torch
+import transformers
+from torch import nn
+
+from probing.engine import modes
+from probing.engine.modes import Mode, choose_mode, parity
+from probing.errors import ModelInvalid
+from probing.models import layers
+from probing.models.layers import find_backbone, find_stack, shape_noise, trial_ids
+
+ROUNDING = 3e-7
+"""Of a float32 sum of a few thousand products, relative to the mean size of the outputs of a row."""
+PACKED = Mode("paths", sharing=True, causal=True)
+
+
+def noisy_linear(self, x):
+    """A product whose float32 sums are off by rounding that depends on the number of rows and on the place."""
+    out = x.float() @ self.weight.float().T
+    generator = torch.Generator().manual_seed(x.shape[:-1].numel())
+    noise = torch.randn(out.flatten(0, -2).shape, generator=generator).view(out.shape)
+    return (out + out.abs().mean(-1, keepdim=True) * ROUNDING * noise).to(x.dtype)
+
+
+@pytest.fixture
+def noisy(monkeypatch):
+    monkeypatch.setattr(nn.Linear, "forward", noisy_linear)
+
+
+@pytest.fixture
+def differences(monkeypatch):
+    """Every difference that a trial looks at."""
+    seen, plain = [], layers.channelwise_difference
+
+    def spy(*args):
+        seen.append(plain(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(layers, "channelwise_difference", spy)
+    monkeypatch.setattr(modes, "channelwise_difference", spy)
+    return seen
+
+
+def deep(depth, **changes):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **{
+            **tiny.SHAPE,
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            **changes,
+        }
+    )
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    return tiny.LanguageModel(model, tiny.make_tokenizer())
+
+
+@pytest.mark.parametrize("depth", [32, 80])
+def test_deep_models_keep_packing(noisy, differences, depth):
+    stack = find_backbone(deep(depth))
+    assert stack.causal
+    assert differences[0] == 0  # other tokens in the same shape change no bit of the states before them
+    del differences[:]
+    mode = choose_mode(stack)
+    assert (mode.packing, mode.sharing, mode.reason) == ("paths", True, "")
+    # The limit of shallow models alone would not do for the deepest ones.
+    assert (max(differences) > modes.PARITY_HALF) == (depth == 80)
+
+
+def test_the_noise_is_that_of_the_machine(noisy):
+    backbone = find_stack(deep(32)).backbone
+    ids = torch.cat([trial_ids(find_stack(deep(32)).language_model, start) for start in (1, 6)])
+    with torch.inference_mode():
+        assert 1e-2 < shape_noise(backbone, ids) < 5e-2
+
+
+def test_without_noise_nothing_more_is_allowed(differences):
+    """On a machine whose sums do not depend on the shape, a difference beyond the limit stays one."""
+    assert layers.allowed_difference(5e-2, 0.0) == 5e-2
+    assert layers.allowed_difference(5e-2, 7e-2) == pytest.approx(0.21)
+    assert layers.allowed_difference(5e-2, 0.5) == layers.MOST_NOISE
+
+
+@pytest.mark.parametrize("depth", [32, 80])
+def test_planted_leaks_are_found(noisy, monkeypatch, depth):
+    """Every path also attends to the one packed token before it."""
+    stack = find_stack(deep(depth))
+    plain = modes.packed
+
+    def leaking(trees, segments, lengths):
+        batch = plain(trees, segments, lengths)
+        paths = [
+            path
+            if path.start == 0 or path.before[1] > path.before[0]
+            else modes.replace(path, before=(path.start - 1, path.start))
+            for path in batch.paths
+        ]
+        return modes.replace(batch, paths=tuple(paths))
+
+    monkeypatch.setattr(modes, "packed", leaking)
+    problem = parity(stack, modes.replace(PACKED, sharing=False))
+    assert "differs from the plain way" in problem or "changes by" in problem
+
+
+@pytest.mark.parametrize("depth", [32, 80])
+def test_the_smallest_leak_is_found(noisy, monkeypatch, depth):
+    """One part in a hundred of the row before is added to the first token of each: within the noise, but not alike."""
+    stack = find_stack(deep(depth))
+    plain = modes.recorded
+
+    @contextlib.contextmanager
+    def leaking(taps):
+        with plain(taps) as seen:
+            yield seen
+        for number, (index, states) in enumerate(seen):
+            if states.shape[0] == 1 and states.shape[1] > 40:
+                seen[number] = (index, states + 0.01 * states.roll(20, dims=1))
+
+    monkeypatch.setattr(modes, "recorded", leaking)
+    assert "changes by" in parity(stack, modes.replace(PACKED, sharing=False))
+
+
+@pytest.mark.parametrize("depth", [32, 80])
+def test_a_model_that_looks_ahead_is_refused(noisy, depth):
+    language_model = deep(depth)
+    for block in language_model.model.model.layers:
+        block.self_attn.is_causal = False
+    with pytest.raises(ModelInvalid, match="is not causal"):
+        find_backbone(language_model)
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_single_layer_that_looks_ahead_is_enough(noisy, which):
+    language_model = deep(32)
+    block = language_model.model.model.layers[which]
+    block.register_forward_hook(lambda _, args, output: output + 0.05 * output.roll(-1, dims=1))
+    assert not find_stack(language_model).causal
