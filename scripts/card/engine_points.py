@@ -17,7 +17,6 @@ import torch
 from card.timing import on_card, sync
 from probing import LanguageModel
 from probing.engine import compiled, modes, stream
-from probing.engine.compiled import compiled_blocks
 from probing.engine.modes import Mode, choose_mode, parity
 from probing.models import layers
 from probing.models.layers import Stack, find_stack
@@ -26,7 +25,6 @@ from probing.runs import pair_scores
 from probing.runs.columns import COLUMNS
 from probing.runs.pair_scores import PairScorer
 
-ROWS_COMPARED = len(modes.TRIALS)
 CAUSAL_LIMIT = layers.CAUSAL_HALF
 PARITY_LIMIT = modes.PARITY_HALF
 HOST_PARTS = (
@@ -87,27 +85,49 @@ def forced_mode(stack: Stack, packing: Any, sharing: bool) -> Mode:
     return Mode(packing, sharing, True, stack.language_model.max_positions)
 
 
-def compared(stack: Stack, packing: Any, sharing: bool) -> tuple[str | None, list[float]]:
-    """What the trial says of a way (None: nothing against it), and the differences that it measured."""
+@dataclass(frozen=True)
+class Compared:
+    """What the trial of a way measured.
+
+    Attributes:
+        verdict: what is wrong; None where nothing is.
+        apart: how far each row is from the plain way's.
+        noise: how far the plain way is from itself in other shapes; only measured where ``apart`` is large.
+        leaks: how much rows change with those that are packed before them; only where nothing was wrong until then.
+    """
+
+    verdict: str | None
+    apart: list[float]
+    noise: list[float]
+    leaks: list[float]
+
+
+def compared(stack: Stack, packing: Any, sharing: bool) -> Compared:
+    """The trial of a way, by the order in which it measures."""
     with spied_differences() as seen:
-        return parity(stack, forced_mode(stack, packing, sharing)), seen
-
-
-def scorer_of(stack: Stack, packing: Any, columns: Sequence[str] | None) -> PairScorer:
-    """A scorer that runs the model in the way that is named, whatever the trials say of it."""
-    mode = forced_mode(stack, packing, True)
-    with replaced(
-        (pair_scores, "find_backbone", lambda language_model: stack), (pair_scores, "choose_mode", lambda stack: mode)
-    ):
-        return PairScorer(stack.language_model, columns=COLUMNS if columns is None else columns)
+        verdict = parity(stack, forced_mode(stack, packing, sharing))
+    rows = len(modes.TRIALS)
+    leaked = modes.NEIGHBOURS * rows // 2 if verdict is None or "packed before it" in verdict else 0
+    last = len(seen) - leaked
+    return Compared(verdict, seen[:rows], seen[rows:last], seen[last:])
 
 
 @contextlib.contextmanager
-def compiled_for(stack: Stack, wanted: bool, small: bool) -> Iterator[None]:
-    """The blocks compiled; in the dry run by a backend that only records them, since a compiler takes minutes."""
-    backend = "eager" if small else compiled.BACKEND
-    with replaced((compiled, "BACKEND", backend)), compiled_blocks(stack, wanted):
-        yield
+def scorer_of(
+    stack: Stack, packing: Any, columns: Sequence[str] | None, compiling: bool, small: bool
+) -> Iterator[PairScorer]:
+    """A scorer that runs the model in the way that is named, whatever the trials say of it.
+
+    In the dry run compiled blocks are only recorded, since a compiler takes minutes.
+    """
+    mode = forced_mode(stack, packing, True)
+    with replaced(
+        (pair_scores, "find_backbone", lambda language_model: stack),
+        (pair_scores, "choose_mode", lambda stack: mode),
+        (compiled, "BACKEND", "eager" if small else compiled.BACKEND),
+    ):
+        known = COLUMNS if columns is None else columns
+        yield PairScorer(stack.language_model, columns=known, compile=compiling)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from card.run import Run
 from card.timing import sync
 from card.work import Work, work_of
 from probing import PreferencePair
+from probing.runs.pair_scores import PairScorer
 
 WARM_PAIRS = 24
 """Scored before time is taken: libraries set themselves up, and compiled blocks are compiled."""
@@ -54,14 +55,17 @@ def score(run: Run) -> None:
     stack = run.need("stack")
     pairs = realistic_pairs(run.need("model"), run.sizes.pairs, run.sizes.text)
     for way in ways(run.card):
-        with run.part(way=way.name), engine.compiled_for(stack, way.compiled, run.small):
-            one_way(run, way, pairs[: max(1, round(len(pairs) * way.share))])
+        some = pairs[: max(1, round(len(pairs) * way.share))]
+        with (
+            run.part(way=way.name),
+            engine.scorer_of(stack, way.packing, way.columns, way.compiled, run.small) as scorer,
+        ):
+            one_way(run, way, scorer, some)
         run.clean()
 
 
-def one_way(run: Run, way: Way, pairs: Sequence[PreferencePair]) -> None:
+def one_way(run: Run, way: Way, scorer: PairScorer, pairs: Sequence[PreferencePair]) -> None:
     """Warm up, score under timers, then score a few again to see the kernels."""
-    scorer = engine.scorer_of(run.need("stack"), way.packing, way.columns)
     began = time.perf_counter()
     scorer.score(pairs[:WARM_PAIRS])
     sync(run.device)
@@ -85,7 +89,7 @@ def one_way(run: Run, way: Way, pairs: Sequence[PreferencePair]) -> None:
     by_kind(run, way, scorer, pairs[: run.sizes.few])
 
 
-def timed_score(run: Run, scorer: Any, pairs: Sequence[PreferencePair]) -> tuple[float, Any]:
+def timed_score(run: Run, scorer: PairScorer, pairs: Sequence[PreferencePair]) -> tuple[float, Any]:
     """Seconds by the wall clock, the card's queue emptied before and after, and what came out."""
     sync(run.device)
     began = time.perf_counter()
@@ -113,7 +117,7 @@ def figures(run: Run, work: Work, wall: float, spent: engine.Spent, likely: bool
     }
 
 
-def by_kind(run: Run, way: Way, scorer: Any, pairs: Sequence[PreferencePair]) -> None:
+def by_kind(run: Run, way: Way, scorer: PairScorer, pairs: Sequence[PreferencePair]) -> None:
     """A few pairs timed without and then with the profiler: kinds of kernels, and how long the card was idle."""
     wall, _ = timed_score(run, scorer, pairs)
     found = profiled(lambda: scorer.score(pairs), run.device, run.card)

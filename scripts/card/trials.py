@@ -45,15 +45,15 @@ def chosen_way(run: Run) -> None:
 
 def parity(run: Run, packing: str, sharing: bool) -> None:
     """How far the states are from the plain way's, and how much a row changes with those packed before it."""
-    verdict, seen = engine.compared(run.need("stack"), packing, sharing)
-    own, leaks = seen[: engine.ROWS_COMPARED], seen[engine.ROWS_COMPARED :]
+    found = engine.compared(run.need("stack"), packing, sharing)
     run.say(
         figure="parity",
         packing=packing,
         sharing=sharing,
-        verdict=verdict or "agrees",
-        differences=own,
-        worst=max(own, default=None),
-        leak=max(leaks, default=None),
+        verdict=found.verdict or "agrees",
+        differences=found.apart,
+        worst=max(found.apart, default=None),
+        noise=max(found.noise, default=None),
+        leak=max(found.leaks, default=None),
         limit=engine.PARITY_LIMIT,
     )

@@ -5,26 +5,34 @@ import pytest
 import torch
 
 from probing import CCSOptions
-from probing.kernels.ccs_step import ccs_step
 from probing.probes.ccs import starting_points, train_probes
 
 SIZES = bench_ccs.Sizes(layers=3, restarts=4, pairs=60, width=32, epochs=80)
 
 
+def logits_of(states, centers, weight, bias):
+    """Of weights [entry width probe] and biases [entry probe]: [entry 2 row probe]."""
+    return (states - centers) @ weight[:, None] + bias[:, None, None]
+
+
+def loss_of(logits, loss):
+    """By the definition, the mean over rows, summed over probes: each gets the gradient of its own."""
+    p, q = torch.sigmoid(logits).unbind(1)
+    sides = [p, q] if loss == "original" else [p, q, 1 - p, 1 - q]
+    return ((p + q - 1).square() + torch.stack(sides).amin(dim=0).square()).mean(dim=1).sum()
+
+
 def step_by_step(states, centers, options):
-    """Plain AdamW, one operation at a time, on the device of the states."""
-    entries, _, rows, width = states.shape
-    weight, bias = (start.to(states) for start in starting_points(width, options))
-    weight = weight.expand(entries, -1, -1).contiguous().requires_grad_()
-    bias = bias.expand(entries, -1).contiguous().requires_grad_()
+    """Gradients by autograd and plain AdamW, one operation at a time, on the device of the states."""
+    weight, bias = (start.to(states) for start in starting_points(states.shape[3], options))
+    weight = weight.expand(len(states), -1, -1).contiguous().requires_grad_()
+    bias = bias.expand(len(states), -1).contiguous().requires_grad_()
     optimizer = torch.optim.AdamW(
         [weight, bias], lr=options.learning_rate, weight_decay=options.weight_decay, foreach=False
     )
-    shares = torch.full((rows, 1), 1 / rows).to(states)
     for _ in range(options.epochs):
-        with torch.no_grad():
-            found = ccs_step(states, centers, shares, weight, bias, options.loss, impl="torch")
-        weight.grad, bias.grad = found.weight, found.bias
+        optimizer.zero_grad()
+        loss_of(logits_of(states, centers, weight, bias), options.loss).backward()
         optimizer.step()
     return weight.detach(), bias.detach()
 
@@ -40,7 +48,7 @@ def test_the_graph_does_what_its_steps_do(device, loss, epochs):
     starts = starting_points(SIZES.width, options)
 
     def probabilities(weight, bias):
-        return torch.sigmoid((states - centers) @ weight[:, None] + bias[:, None, None])
+        return torch.sigmoid(logits_of(states, centers, weight, bias))
 
     found = probabilities(trained.weight[:, :, 0], trained.bias[:, 0])
     torch.testing.assert_close(found, probabilities(weight, bias), rtol=0, atol=1e-4)

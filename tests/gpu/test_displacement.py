@@ -16,7 +16,8 @@ MOVED = ("gained_before", "gained_after", "lost_before", "lost_after")
 
 def compared(before, after):
     """The changes, and one row a token; the budget is small on purpose, so that there are several batches."""
-    block = PairComparer(before, after, predictors=(), top=TOP, batch_tokens=64).compare(PAIRS)
+    comparer = PairComparer(before, after, predictors=(), top=TOP, batch_tokens=64)
+    block = comparer.compare(comparer.tokenize(PAIRS))
     return block.frame, block.tokens.to_pandas()
 
 

@@ -11,7 +11,6 @@ from halves import assert_as_good_as_plain, twins
 
 from probing import LanguageModel, PreferencePair, load, score_pairs
 from probing.engine import compiled
-from probing.engine.compiled import compiled_blocks
 from probing.engine.modes import choose_mode
 from probing.models.layers import find_backbone
 from probing.runs.columns import ALL_COLUMNS, LIKELIHOOD_COLUMNS, SCORE_COLUMNS
@@ -70,10 +69,7 @@ def test_compiled_as_good_as_the_plain_way(device, in_half, monkeypatch):
     if device == "cpu":  # its compiler takes minutes
         monkeypatch.setattr(compiled, "BACKEND", "eager")
     torch._dynamo.reset()
-    scorer = PairScorer(half, columns=("all",))
-    with compiled_blocks(scorer.stream.stack):
-        found = scorer.score(PAIRS).frame
-    check(found, *in_half)
+    check(PairScorer(half, columns=("all",), compile=True).score(PAIRS).frame, *in_half)
 
 
 def test_every_column_in_float32(device):
