@@ -65,8 +65,8 @@ def test_a_stage_that_takes_too_long_is_cut_short_and_what_does_not_fit_is_named
         Stage("long", lambda run: done.append("long"), 1000),
         Stage("quick", lambda run: done.append("quick"), 1),
     ]
-    assert run_stages(run, slow, 5) == 1
-    assert time.monotonic() - began < 5
+    assert run_stages(run, slow, 15) == 1
+    assert time.monotonic() - began < 15
     assert done == ["quick"]
     assert run.failures == ["slow (cut short)", "long (not run)"]
     assert "allowance is 1000 s" in of_stage(run.lines.written, "long")[0]["not_run"]
@@ -92,11 +92,12 @@ def test_a_lost_card_leaves_the_rest_to_another_process(run, monkeypatch):
     assert (again.out, again.commit, again.continued) == (Path("here"), "abc", known)
 
 
-def test_time_left_over_goes_to_later_stages(run):
+def test_time_left_over_goes_to_later_stages(run, monkeypatch):
+    monkeypatch.setattr(Run, "clean", lambda run: None)
     found = []
     some = [Stage(str(n), lambda run: found.append(run.left()), 10) for n in range(3)]
     assert run_stages(run, some, 45) == 0
-    assert found == pytest.approx([25, 35, 45], abs=0.5)
+    assert found == pytest.approx([25, 35, 45], abs=2)
 
 
 def test_all_is_well_when_nothing_fails(run):
