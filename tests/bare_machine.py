@@ -66,4 +66,6 @@ def bare_environment(folder, extra=()):
     ]
     allowed = json.dumps([modules, sorted(distributions)])
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**kept, "PYTHONPATH": str(folder), ALLOWED: allowed, "OMP_NUM_THREADS": "1"}
+    # Without a card on a machine that has one, too.
+    fixed = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**kept, **fixed, ALLOWED: allowed}
