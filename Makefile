@@ -1,17 +1,21 @@
 # make demo    score and filter the bundled data with the bundled model
 # make test    run the tests
 # make check   format, lint, types
-# Each makes its own environment in .venv the first time. Where there is a CUDA card, both use it.
+# make card    on a machine with a CUDA card: tests and figures in nine minutes (docs/benchmarks/card.md)
+# The first three make their own environment in .venv the first time. Where there is a CUDA card, they use it.
+# card uses CARD_PYTHON as it is: make card WHEELS=FOLDER (from scripts/card_wheels.sh), or SMALL=1 for a dry run.
 # Other interpreter or place: make test PYTHON=python3.12 VENV=/tmp/venv
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
+CARD_PYTHON ?= python3
+CARD_OUT ?= card-out
 CARD := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
 comma := ,
 CUDA := $(if $(filter-out 0,$(CARD)),$(comma)cuda)
 
-.PHONY: demo test check clean
+.PHONY: demo test check card clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/probing demo --out $(OUT)
@@ -23,6 +27,9 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+card:
+	$(CARD_PYTHON) scripts/on_card.py --out $(CARD_OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(SMALL),--small)
 
 clean:
 	rm -rf $(VENV) $(OUT)

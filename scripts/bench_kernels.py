@@ -7,7 +7,6 @@ small sizes, to see that it works.
 import argparse
 import functools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -226,10 +225,11 @@ def figures_of(
     moved: int,
     ceiling: float | None,
 ) -> list[dict[str, Any]]:
-    """A row a way that runs, when all of them are right, and one a way that does not."""
-    check(ways, exact)
-    rows = [{**case, "way": way, **figures} for way, figures in measure(ways, moved, ceiling).items()]
-    return rows + [{**case, "way": way, "not_run": reason} for way, reason in missing.items()]
+    """A row a way that runs and is right, and one a way that does not or is not; see ``wrong_ways``."""
+    wrong = wrong_ways(ways, exact)
+    right = {name: way for name, way in ways.items() if name not in wrong}
+    rows = [{**case, "way": way, **figures} for way, figures in measure(right, moved, ceiling).items()]
+    return rows + [{**case, "way": way, "not_run": reason} for way, reason in {**missing, **wrong}.items()]
 
 
 def padded_segment_sum(values: Tensor, starts: Tensor, stops: Tensor, longest: int) -> Tensor:
@@ -240,13 +240,20 @@ def padded_segment_sum(values: Tensor, starts: Tensor, stops: Tensor, longest: i
     return torch.where(inside[..., None], picked, 0.0).sum(dim=1)
 
 
-def check(ways: Mapping[str, Way], exact: Tensor) -> None:
-    """Stop unless every way is as close to float64 as the plain one, and a little slack."""
+def wrong_ways(ways: Mapping[str, Way], exact: Tensor) -> dict[str, str]:
+    """The ways that get no time, and why: they are further from float64 than the plain one and a little slack.
+
+    They are told rather than fatal: on a card that is lent for minutes the times of the other ways are worth having.
+    """
     allowed = (ways["torch"]() - exact).abs() + SLACK * exact.abs().clamp(min=1)
+    found = {}
     for name, way in ways.items():
-        wrong = int((~((way() - exact).abs() <= allowed)).sum())
+        off = (way() - exact).abs()
+        wrong = int((~(off <= allowed)).sum())
         if wrong:
-            sys.exit(f"{name}: {wrong} of {exact.numel()} elements are off; no times are shown")
+            worst = float((off / exact.abs().clamp(min=1)).max())
+            found[name] = f"{wrong} of {exact.numel()} elements are off, by up to {worst:.1e}; no times are shown"
+    return found
 
 
 def measure(ways: Mapping[str, Way], moved: int, ceiling: float | None) -> dict[str, dict[str, Any]]:

@@ -205,14 +205,3 @@ def test_more_pairs_than_a_block(monkeypatch):
 def test_the_budget_that_was_asked_for_is_used():
     scorer = PairScorer(tiny.make_model(), batch_tokens=77)
     assert scorer.stream.budget == TokenBudget(77, "as asked for")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
-def test_scores_on_a_card_equal_those_on_the_cpu(model_folder):
-    from probing import load
-
-    card, cpu = (
-        score_pairs(load(str(model_folder), dtype="float32", device=device), ROWS) for device in ("cuda", "cpu")
-    )
-    pd.testing.assert_frame_equal(card, cpu, rtol=1e-3)

@@ -3,6 +3,8 @@
 ``test_interpreted.py`` runs them in the interpreter, each file in a process of its own.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,13 @@ from probing.kernels.dispatch import interpreting, triton_installed
 
 if not (triton_installed() and (interpreting() or torch.cuda.is_available())):
     collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Where they do not run in the interpreter they need the card."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not interpreting():
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture
