@@ -78,7 +78,8 @@ def ccs_gradient_in_place(
 ) -> Float[Tensor, "entry probe"]:
     """The same for a CPU, where time goes into memory: a few buffers, each written over as soon as it is used."""
     yes, no = logits.unbind(2)
-    shares = row_weights.T.repeat_interleave(logits.shape[1] // row_weights.shape[1], dim=0)
+    shares, times = row_weights.T, logits.shape[1] // row_weights.shape[1]
+    shares = shares.repeat_interleave(times, dim=0) if times > 1 else shares
     both = torch.sigmoid(logits)
     p, q = both.unbind(2)
     excess = (p + q).sub_(1)
@@ -284,13 +285,14 @@ def compile_variants() -> list[Variant]:
 def ccs_step(
     states: Float[Tensor, "entry 2 row width"],
     centers: Float[Tensor, "entry 2 split width"],
-    row_weights: Float[Tensor, "row split"],
+    row_weights: Float[Tensor, "row group"],
     weight: Float[Tensor, "entry probe width"],
     bias: Float[Tensor, "entry probe"],
     loss: Loss = "original",
     targets: Float[Tensor, " row"] | None = None,
     supervision: float = 0.0,
     pairings: Int[Tensor, "pairing row"] | None = None,
+    inverses: Int[Tensor, "pairing row"] | None = None,
     impl: str = "auto",
 ) -> CCSStep:
     """Loss of every probe and its gradient: the probes of all splits in two products with the same states.
@@ -301,17 +303,19 @@ def ccs_step(
     Args:
         states: of the yes and the no form of every row, at every entry (a layer).
         centers: of each split, form and entry.
-        row_weights, loss, targets, supervision, impl: see ``ccs_gradient``.
+        row_weights: see ``ccs_gradient``, of every split or of every probe.
+        loss, targets, supervision, impl: see there.
         weight: of every probe; those of a split are consecutive, and among these those of a pairing.
         bias: of every probe.
         pairings: the row whose no form meets the yes form of each row, a permutation; by default its own.
+        inverses: the inverse permutations, ``inverses_of(pairings)``, where they are known.
 
     Raises:
         ValueError: the probes of a split cannot be shared out evenly to the pairings; or see ``ccs_gradient``.
         KernelUnavailable: see ``ccs_gradient``.
     """
     entries, _, rows, width = states.shape
-    probes, splits = weight.shape[1], row_weights.shape[1]
+    probes, splits = weight.shape[1], centers.shape[2]
     groups = splits * (1 if pairings is None else len(pairings))
     if probes % groups:
         raise ValueError(f"{probes} probes cannot be shared out to {groups} splits and pairings")
@@ -326,7 +330,7 @@ def ccs_step(
         _exchange(logits, pairings, splits)
     value = ccs_gradient(logits, row_weights, loss, targets, supervision, impl)
     if pairings is not None:
-        _exchange(logits, _inverse(pairings), splits)
+        _exchange(logits, inverses_of(pairings) if inverses is None else inverses, splits)
     by_weight = torch.bmm(logits.view(entries, probes, 2 * rows), flat)
     sums = logits.sum(dim=3)
     by_weight.view(*own, width).baddbmm_(sums.view(*own, 2), own_centers, alpha=-1)
@@ -340,6 +344,7 @@ def _exchange(logits: Float[Tensor, "entry probe 2 row"], order: Int[Tensor, "pa
     no.copy_(no.gather(-1, order[:, None].expand(no.shape)))
 
 
-def _inverse(permutations: Int[Tensor, "pairing row"]) -> Int[Tensor, "pairing row"]:
+def inverses_of(permutations: Int[Tensor, "pairing row"]) -> Int[Tensor, "pairing row"]:
+    """The permutations that undo these."""
     numbers = torch.arange(permutations.shape[1], device=permutations.device).expand_as(permutations)
     return torch.empty_like(permutations).scatter_(1, permutations, numbers)

@@ -5,7 +5,6 @@ direction whose probabilities of both forms of a statement add up to one and are
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probing.errors import NotFinite
-from probing.kernels.ccs_step import LOSSES, CCSStep, Loss, ccs_step
+from probing.kernels.ccs_step import LOSSES, CCSStep, Loss, ccs_step, inverses_of
 from probing.probes.optimize import minimize
+from probing.probes.threads import single_threads
 
 Normalization = Literal["l2", "none"]
 Centering = Literal["median", "mean"]
@@ -135,11 +135,13 @@ class Training:
         centers: of each split, [entry 2 split width].
         pairings: the row whose no form meets the yes form of each row, [pairing row]: each a permutation of rows that
             the same splits train on. The probes of every pairing are trained; by default of the rows as they are.
+        train: which rows a split trains on, [row split], where that is not the same in all trainings.
     """
 
     states: Tensor
     centers: Tensor
     pairings: Tensor | None = None
+    train: Tensor | None = None
 
     @property
     def variants(self) -> int:
@@ -165,6 +167,7 @@ def train_together(
     options: CCSOptions,
     targets: Bool[Tensor, " row"] | None = None,
     report: Callable[[int], None] = lambda epochs: None,
+    threads: int | None = None,
 ) -> list[TrainedProbes]:
     """Train the probes of all entries, pairings, splits and restarts together; each as if it were alone.
 
@@ -172,10 +175,11 @@ def train_together(
 
     Args:
         trainings: states, centres and pairings of the same rows.
-        train: which rows a split trains on.
+        train: which rows a split trains on, unless the training says it itself.
         options: loss, optimiser, restarts.
         targets: whether each statement is true; for ``options.supervision``.
         report: told after some epochs how many more are done.
+        threads: that share the work on a CPU; by default as many as torch has. No byte depends on it.
 
     Returns:
         The probes of each training; its entries are those of the states, and within these the pairings.
@@ -184,14 +188,13 @@ def train_together(
         ValueError: a pairing takes a no form from a row that other splits train on.
         NotFinite: the loss of every restart of some split became NaN.
     """
-    splits, width = train.shape[1], trainings[0].states.shape[-1]
-    groups = [splits * each.variants * len(each.states) for each in trainings]
+    groups = [each.centers.shape[2] * each.variants * len(each.states) for each in trainings]
     like = trainings[0].states
-    starts, biases = (start.to(like) for start in starting_points(width, options))
+    starts, biases = (start.to(like) for start in starting_points(like.shape[-1], options))
     weight, bias = starts.T.repeat(sum(groups), 1), biases.repeat(sum(groups))
     blocks = blocks_of(trainings, train, options.restarts, targets)
 
-    with _by_threads(like) as shared:
+    with _by_threads(like, threads or torch.get_num_threads()) as shared:
 
         def step(weight: Tensor, bias: Tensor) -> CCSStep:
             return step_of_blocks(blocks, weight, bias, options, shared)
@@ -205,15 +208,15 @@ def train_together(
     parts = zip(
         *(each.split([count * options.restarts for count in groups]) for each in (weight, bias, loss)), strict=True
     )
-    found = [_unflattened(each, part, splits, options) for each, part in zip(trainings, parts, strict=True)]
+    found = [_unflattened(each, part, options) for each, part in zip(trainings, parts, strict=True)]
     if not all(torch.isfinite(each.loss).any(dim=2).all() for each in found):
         raise NotFinite("the loss became NaN or infinite in every restart; lower the learning rate")
     return found
 
 
-def _unflattened(training: Training, parts: tuple[Tensor, ...], splits: int, options: CCSOptions) -> TrainedProbes:
+def _unflattened(training: Training, parts: tuple[Tensor, ...], options: CCSOptions) -> TrainedProbes:
     """From weights, biases and losses in the order entry, split, pairing, restart."""
-    shape = (len(training.states), splits, training.variants, options.restarts)
+    shape = (len(training.states), training.centers.shape[2], training.variants, options.restarts)
     bias, loss = (each.view(shape).transpose(1, 2).flatten(0, 1) for each in parts[1:])
     weight = parts[0].view(*shape, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
     return TrainedProbes(weight, bias, loss)
@@ -226,10 +229,11 @@ class Block:
     Attributes:
         states: [entry 2 row width].
         centers: of these splits, [entry 2 split width].
-        row_weights: [row split].
+        row_weights: of the probes, as those of an entry follow each other, [row probe].
         probes: their places among all probes, [entry probe].
         targets: [row], or None.
         pairings: [pairing row] by the rows of the block, or None.
+        inverses: of the pairings.
     """
 
     states: Tensor
@@ -238,6 +242,7 @@ class Block:
     probes: Tensor
     targets: Tensor | None
     pairings: Tensor | None
+    inverses: Tensor | None
 
 
 def blocks_of(
@@ -248,21 +253,24 @@ def blocks_of(
     Where splits leave out folds, a block is a fold: no product has a row with a probe that does not train on it. Where
     rows are left out in more ways than there are splits, each training is one block, with weights of zero.
     """
-    patterns, kind = torch.unique(train.cpu(), dim=0, return_inverse=True)
-    if patterns.any(dim=1).sum() > train.shape[1]:
-        patterns, kind = torch.ones_like(patterns[:1]), torch.zeros_like(kind)
-    shares = train / train.sum(dim=0)
-    blocks, first = [], 0
+    blocks: list[Block] = []
+    first = 0
     for training in trainings:
+        own = train if training.train is None else training.train
+        patterns, kind = torch.unique(own.cpu(), dim=0, return_inverse=True)
+        if patterns.any(dim=1).sum() > own.shape[1]:
+            patterns, kind = torch.ones_like(patterns[:1]), torch.zeros_like(kind)
+        shares = own / own.sum(dim=0)
         entries, variants = len(training.states), training.variants
-        numbers = torch.arange(entries * train.shape[1] * variants * restarts, device=train.device) + first
-        numbers = numbers.view(entries, train.shape[1], variants * restarts)
+        numbers = torch.arange(entries * own.shape[1] * variants * restarts, device=own.device) + first
+        numbers = numbers.view(entries, own.shape[1], variants * restarts)
         first += numbers.numel()
         for at, pattern in enumerate(patterns):
-            rows, kept = (mask.nonzero().flatten().to(train.device) for mask in (kind == at, pattern))
+            rows, kept = (mask.nonzero().flatten().to(own.device) for mask in (kind == at, pattern))
             if len(kept):
                 blocks.append(_block(training, rows, shares[rows][:, kept], numbers[:, kept], kept, targets))
-    return blocks
+    # The largest first, so that threads that share them out end together.
+    return sorted(blocks, key=lambda block: -block.row_weights.numel())
 
 
 def _block(
@@ -278,7 +286,9 @@ def _block(
     states = training.states[:, :, rows].contiguous()
     centers = training.centers[:, :, kept].contiguous()
     truth = None if targets is None else targets[rows].to(states)
-    return Block(states, centers, shares.to(states), numbers.flatten(1), truth, pairings)
+    inverses = None if pairings is None else inverses_of(pairings)
+    weights = shares.to(states).T.repeat_interleave(numbers.shape[2], dim=0).T
+    return Block(states, centers, weights, numbers.flatten(1), truth, pairings, inverses)
 
 
 def step_of_blocks(
@@ -302,6 +312,7 @@ def step_of_blocks(
             block.targets,
             options.supervision,
             block.pairings,
+            block.inverses,
         )
 
     given = (weight.detach(), bias.detach())
@@ -313,22 +324,13 @@ def step_of_blocks(
 
 
 @contextmanager
-def _by_threads(like: Tensor) -> Iterator[Each]:
-    """A ``map`` that shares blocks out to as many threads as torch has, each of which computes alone.
-
-    Threads that share every operation wait for each other hundreds of times an epoch, and on a machine with other work
-    one of them is always late. What a thread computes alone does not depend on how many there are.
-    """
-    threads = torch.get_num_threads()
+def _by_threads(like: Tensor, threads: int) -> Iterator[Each]:
+    """A ``map`` that shares blocks out to threads; on a card, a plain one."""
     if like.is_cuda or threads == 1:
         yield map
         return
-    try:
-        torch.set_num_threads(1)  # threads of this one would spin while the others compute
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)
+    with single_threads(threads) as pool:
+        yield pool.map
 
 
 def starting_points(width: int, options: CCSOptions) -> tuple[Tensor, Tensor]:

@@ -128,6 +128,7 @@ def read_layer(
     marker: tuple[Float[Tensor, "4 some width"], NDArray[np.int64]] | None = None,
     distracted: tuple[Float[Tensor, "4 pair width"], NDArray[np.bool_]] | None = None,
     report: Callable[[float], None] = lambda share: None,
+    threads: int | None = None,
 ) -> dict[str, Array]:
     """Train and read every probe of a layer.
 
@@ -138,6 +139,7 @@ def read_layer(
         marker: states of some pairs with a word replaced by a meaningless one, and which pairs they are.
         distracted: states of all pairs where some have a word appended, and which have.
         report: told what share of the work is done.
+        threads: that share the trainings on a CPU; by default as many as torch has.
 
     Returns:
         Arrays by name.
@@ -150,15 +152,15 @@ def read_layer(
         ``restart_loss`` [restart], ``restart_agreement`` [restart restart]: of that training.
         ``marker.forms`` [probe 4 pair]: the held-out probes on the states with a word replaced (NaN elsewhere).
         ``distractor.forms`` [4 pair], ``distractor.credits`` [pair split] (of truth), ``distractor.follows``
-        [pair split] (the same of the distractor), ``distractor.cosines`` [2]: of its direction with those of the
-        distractor and of truth.
+        [pair split] (the same of the distractor), both of ``Splits.without_pairs``, ``distractor.cosines`` [2]: of its
+        direction with those of the distractor and of truth.
 
     Raises:
         NotFinite: training diverged.
     """
     made = Prepared.of(forms, rows.splits, options)
     worded = None if distracted is None else _with_word(distracted[0], rows, options)
-    trained, paired, followed = _train(made, worded, rows, options, report)
+    trained, paired, followed = _train(made, worded, rows, options, report, threads)
     weight, bias = trained.best()
     wanted = _spread(logits_of(made.states, made.centers, weight, bias)[0], made.train)
     directions = {"ccs": (weight[0], bias[0])} | _closed_forms(made, wanted)
@@ -182,11 +184,16 @@ def read_layer(
 
 def _with_word(forms: Tensor, rows: Rows, options: ContrastOptions) -> Prepared:
     """Centred by the mean: the median of a feature that is there or not is one of the two, and would hold it back."""
-    return Prepared.of(forms, rows.splits, replace(options, centering="mean"))
+    return Prepared.of(forms, rows.splits.without_pairs, replace(options, centering="mean"))
 
 
 def _train(
-    made: Prepared, worded: Prepared | None, rows: Rows, options: ContrastOptions, report: Callable[[float], None]
+    made: Prepared,
+    worded: Prepared | None,
+    rows: Rows,
+    options: ContrastOptions,
+    report: Callable[[float], None],
+    threads: int | None,
 ) -> tuple[TrainedProbes, list[tuple[Tensor, Tensor]], TrainedProbes | None]:
     """All probes at once: those of the pairs, the best ones of each permuted pairing, and those with the distractor.
 
@@ -195,16 +202,29 @@ def _train(
     device = made.states.device
     targets = torch.from_numpy(np.concatenate([rows.labels, ~rows.labels])).to(device)
     partners = permuted_pairings(np.concatenate([rows.splits.folds] * 2), options.pairings, options.ccs.seed)
-    own = np.arange(partners.shape[1])[None]
-    pairings = torch.from_numpy(np.concatenate([own, partners])).to(device)
-    trainings = [Training(made.states, made.centers, pairings if len(partners) else None)]
-    trainings += [] if worded is None else [Training(worded.states, worded.centers)]
-    found = train_together(
-        trainings, made.train, options.ccs, targets, lambda epochs: report(epochs / options.ccs.epochs)
+    trainings = {"own": Training(made.states, made.centers)}
+    if len(partners):
+        mixed = without_all(made)
+        pairings = torch.from_numpy(partners).to(device)
+        trainings["paired"] = Training(mixed.states, mixed.centers, pairings, mixed.train)
+    if worded is not None:
+        trainings["worded"] = Training(worded.states, worded.centers, train=worded.train)
+    trained = train_together(
+        list(trainings.values()),
+        made.train,
+        options.ccs,
+        targets,
+        lambda done: report(done / options.ccs.epochs),
+        threads,
     )
-    weight, bias = found[0].best()
-    paired = list(zip(weight[1:], bias[1:], strict=True))
-    return found[0].entry(0), paired, found[1] if len(found) > 1 else None
+    found = dict(zip(trainings, trained, strict=True))
+    paired = list(zip(*found["paired"].best(), strict=True)) if "paired" in found else []
+    return found["own"], paired, found.get("worded")
+
+
+def without_all(made: Prepared) -> Prepared:
+    """Without the last split, which sees every row."""
+    return replace(made, centers=made.centers[:, :, :-1], train=made.train[:, :-1])
 
 
 def _read(made: Prepared, weight: Tensor, bias: Tensor) -> Array:
@@ -323,9 +343,10 @@ def _random(made: Prepared, rows: Rows, options: ContrastOptions, wanted: Tensor
 def _pairings(made: Prepared, rows: Rows, paired: Sequence[tuple[Tensor, Tensor]]) -> tuple[Array, Array]:
     """Probes trained on permuted pairings, judged on the true pairs."""
     draws, inner = [], []
+    judged = replace(rows, splits=rows.splits.without_all)
     for weight, bias in paired:
-        forms = _read(made, weight, bias)
-        found = oriented(forms, _credits(forms, rows), rows)
+        forms = _read(without_all(made), weight, bias)
+        found = oriented(forms, _credits(forms, judged), judged)
         draws.append(found[0])
         inner.append(found[1])
     return _stacked(draws, inner, rows)
@@ -404,7 +425,7 @@ def _distractor(
     away = fit_mass_mean(everything, targets).weight[:, 0]
     units = [torch.nn.functional.normalize(w.double(), dim=0) for w in (weight[0, :, -1], away, truth[0][:, -1])]
     return {
-        "distractor.forms": rows.splits.held_out(read),
+        "distractor.forms": rows.splits.without_pairs.held_out(read),
         "distractor.credits": _credits(read, rows),
         "distractor.follows": follows,
         "distractor.cosines": np.array([float((units[0] @ other).abs()) for other in units[1:]]),

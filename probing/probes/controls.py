@@ -1,6 +1,6 @@
 """What keeps probes honest: folds that share nothing, nulls, and layers chosen without the pairs they are judged on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -60,6 +60,16 @@ class Splits:
         """All splits of these folds."""
         numbers = range(int(folds.max()) + 1)
         return cls(folds, (*((fold,) for fold in numbers), *combinations(numbers, 2), ()))
+
+    @property
+    def without_pairs(self) -> "Splits":
+        """Those that leave out one fold or none: enough where no layer is chosen."""
+        return replace(self, left_out=tuple(out for out in self.left_out if len(out) < 2))
+
+    @property
+    def without_all(self) -> "Splits":
+        """Those that leave something out: enough where nothing is kept of probes that saw every row."""
+        return replace(self, left_out=tuple(out for out in self.left_out if out))
 
     @property
     def count(self) -> int:

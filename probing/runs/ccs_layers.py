@@ -19,7 +19,7 @@ from torch import Tensor
 from probing.data.statements import FORMS, text_groups
 from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid, OutOfMemory
-from probing.models.load import LanguageModel, choose_device
+from probing.models.load import LanguageModel, choose_device, free_memory
 from probing.probes.ccs import CCSOptions
 from probing.probes.closed_form import STEPS
 from probing.probes.contrast import PROBES, ContrastOptions, Rows, read_layer, same_states
@@ -133,11 +133,14 @@ def probe_into(
         forms = read_forms(folder.path, config, table, pairs, variants, source)
         material, problems = _material(config, pairs, groups, split_values, forms, variants)
         options = _options(config)
+        at_once = places_at_once(material, options, device)
+        threads = torch.get_num_threads() // (at_once or 1)
         all_layers(
             folder.shards,
             material.places,
-            lambda place, report: _layer(material, place, options, device, report),
+            lambda place, report: _layer(material, place, options, device, report, threads),
             "probing",
+            at_once,
         )
         judged = judge(
             config,
@@ -261,8 +264,29 @@ def _alike(
     return same, skipped
 
 
+def places_at_once(material: Material, options: ContrastOptions, device: torch.device) -> int | None:
+    """How many places are probed at once on a CPU; None on a card, where one fills it.
+
+    One for every thread, where there are as many places and they fit into half of the memory: threads that have a place
+    of their own never wait for each other. Otherwise one, whose trainings the threads share. Either way no byte
+    depends on it.
+    """
+    if device.type != "cpu":
+        return None
+    threads, free = torch.get_num_threads(), free_memory(device)
+    width = int(material.forms.store.facts["width"])
+    needed = _needed(len(material.pairs), width, options, len(material.rows.splits.left_out))
+    enough = free is None or threads * needed <= free / 2
+    return threads if enough and len(material.places) >= threads else 1
+
+
 def _layer(
-    material: Material, place: str, options: ContrastOptions, device: torch.device, report: Callable[[float], None]
+    material: Material,
+    place: str,
+    options: ContrastOptions,
+    device: torch.device,
+    report: Callable[[float], None],
+    threads: int,
 ) -> Arrays:
     """The arrays of one place."""
     stored = material.forms.store.read(place)
@@ -277,6 +301,7 @@ def _layer(
             marker=_marker(material, stored, device),
             distracted=_distracted(material, stored, device),
             report=report,
+            threads=threads,
         )
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(

@@ -213,9 +213,10 @@ class Judge:
         return {name: (float(value[name][0]), draws[name]) for name in METRICS}
 
     def _distractor(self, place: str, arrays: Mapping[str, Array]) -> None:
+        splits = self.splits.without_pairs
         for metric, name in (("truth", "credits"), ("distractor", "follows")):
             credits = arrays[f"distractor.{name}"]
-            turned = self.splits.held_out(credits * self.splits.orientation(credits))
+            turned = splits.held_out(credits * splits.orientation(credits))
             draws = 0.5 + (self.weights @ turned) / self.weights.sum(axis=1)
             self._control("distractor", place, "ccs", metric, _estimate(0.5 + turned.mean(), draws, len(turned)))
         for metric, value in zip(("cosine_distractor", "cosine_truth"), arrays["distractor.cosines"], strict=True):

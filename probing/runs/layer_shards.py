@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from probing.data.tables import canonical
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
 from probing.models.load import LanguageModel, device_names, free_memory, load
 from probing.probes.controls import LEAST_FOLDS, make_folds
+from probing.probes.threads import single_threads
 from probing.report.progress import Progress
 from probing.runs.capture import expand_places
 from probing.runs.sharded import content_of, options_of, plain
@@ -37,7 +39,11 @@ Arrays = Mapping[str, NDArray[np.float64]]
 
 
 def all_layers(
-    folder: Path, places: Sequence[str], make: Callable[[str, Callable[[float], None]], Arrays], doing: str
+    folder: Path,
+    places: Sequence[str],
+    make: Callable[[str, Callable[[float], None]], Arrays],
+    doing: str,
+    at_once: int | None = None,
 ) -> None:
     """Make what is not there yet.
 
@@ -46,18 +52,56 @@ def all_layers(
         places: one part each.
         make: the arrays of a place; told how to report which share of it is done.
         doing: for the progress bar.
+        at_once: how many parts are made at once, by a thread each, in which torch has no others; by default one, in
+            this thread.
     """
     known = [_is_there(folder, number, place) for number, place in enumerate(places)]
+    missing = [(number, place) for number, (place, there) in enumerate(zip(places, known, strict=True)) if not there]
     with Progress(len(places), sum(known), unit="places", doing=doing) as bar:
-        for number, (place, there) in enumerate(zip(places, known, strict=True)):
-            if there:
-                continue
-            arrays = make(place, lambda share: bar.advance(share, 0))
-            facts = write_states(
-                states_path(folder, number),
-                {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
-            )
-            write_shard(shard_path(folder, number), pa.table({"place": [place]}, schema=SCHEMA), facts)
+        for number, arrays in _made(missing, make, bar, at_once):
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+            facts = write_states(states_path(folder, number), tensors)
+            write_shard(shard_path(folder, number), pa.table({"place": [places[number]]}, schema=SCHEMA), facts)
+
+
+class Stopped(Exception):
+    """Raised inside a part that is being made when another one failed, or the run was interrupted."""
+
+
+def _made(
+    missing: Sequence[tuple[int, str]],
+    make: Callable[[str, Callable[[float], None]], Arrays],
+    bar: Progress,
+    at_once: int | None,
+) -> Iterator[tuple[int, Arrays]]:
+    """Every part in order, as soon as it is made."""
+    if at_once is None:
+        for number, place in missing:
+            yield number, make(place, lambda share: bar.advance(share, 0))
+        return
+    stop, one_at_a_time = threading.Event(), threading.Lock()
+
+    def report(share: float) -> None:
+        if stop.is_set():
+            raise Stopped
+        with one_at_a_time:
+            bar.advance(share, 0)
+
+    def made(part: tuple[int, str]) -> Arrays:
+        if stop.is_set():
+            raise Stopped
+        try:
+            return make(part[1], report)
+        except BaseException:
+            stop.set()  # before this thread turns to the next part
+            raise
+
+    with single_threads(at_once) as pool:
+        try:
+            for (number, _), arrays in zip(missing, pool.map(made, missing), strict=True):
+                yield number, arrays
+        finally:
+            stop.set()
 
 
 def read_layer_arrays(folder: Path, number: int) -> dict[str, NDArray[np.float64]]:

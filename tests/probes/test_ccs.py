@@ -160,6 +160,18 @@ def test_trainings_by_folds_and_with_pairings_are_those_of_all_rows(folded, dtyp
         assert float((p - 0.5).abs().max()) > 0.1  # they have learned something to differ in
 
 
+def test_a_training_with_splits_of_its_own_is_part_of_one_with_all(folded):
+    (_, every), train = folded
+    kept = [0, 1, 2, 3, 4, 15]  # without one fold, and with every row
+    few = ccs.Training(every.states, every.centers[:, :, kept], train=train[:, kept])
+    options = CCSOptions(restarts=2, epochs=50)
+    blocks = ccs.blocks_of([every, few], train, 2)
+    assert [block.probes.shape for block in blocks] == [(1, 11 * 2)] * 5 + [(1, 5 * 2)] * 5
+    whole, part = ccs.train_together([every, few], train, options)
+    assert torch.allclose(part.weight, whole.weight[:, :, kept], atol=1e-10)
+    assert torch.allclose(part.loss, whole.loss[:, kept], atol=1e-12)
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -204,7 +216,7 @@ def test_rows_left_out_in_any_way_are_one_block(folded):
     train = torch.rand(120, 4, generator=torch.Generator().manual_seed(3)) < 0.7
     blocks = ccs.blocks_of([folded[0][1]], train, 2)
     assert [block.states.shape[2] for block in blocks] == [120]
-    assert torch.equal(blocks[0].row_weights == 0, ~train)
+    assert torch.equal(blocks[0].row_weights == 0, (~train).repeat_interleave(2, dim=1))
 
 
 def test_rows_that_no_split_trains_on_are_in_no_block(folded):

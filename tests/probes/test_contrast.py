@@ -297,8 +297,8 @@ def test_a_prominent_distractor_wins(truth, rows, prominence, wins):
     arrays = read_layer(states, rows, quick(), distracted=(distracted, has))
 
     def right(name):
-        credits = arrays[name]
-        return 0.5 + rows.splits.held_out(credits * rows.splits.orientation(credits)).mean()
+        credits, splits = arrays[name], rows.splits.without_pairs
+        return 0.5 + splits.held_out(credits * splits.orientation(credits)).mean()
 
     followed = {"truth": right("distractor.credits"), "distractor": right("distractor.follows")}
     other = {"truth": "distractor", "distractor": "truth"}[wins]

@@ -1,0 +1,25 @@
+"""Several pieces of work at once on a CPU, each computed by one thread alone."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many threads, each of which torch computes in without others.
+
+    Threads that share every operation wait for each other hundreds of times a second, and on a machine with other work
+    one of them is always late. What a thread computes alone does not depend on how many there are. What is not begun
+    when the pool is left is not done.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        torch.set_num_threads(1)  # threads of this one would spin while the others compute
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
