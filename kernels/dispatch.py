@@ -88,17 +88,23 @@ _slower: dict[str, str] = {}
 
 
 def fallbacks() -> dict[str, str]:
-    """Operations that ran in their plain form on a CUDA card in this process, and why."""
+    """What ran in a slower way than it is meant to in this process, and why."""
     return dict(sorted(_slower.items()))
+
+
+def fall_back(what: str, why: str) -> None:
+    """Say that something runs in a slower way, once, and remember it for the record of the run."""
+    if _slower.get(what) != why:
+        _slower[what] = why
+        log.warning("%s: %s", what, why)
 
 
 @functools.cache
 def _log_once(op: str, device_type: str, choice: Choice) -> None:
-    slower = device_type == "cuda" and choice.impl == "torch"
-    if slower:
-        _slower[op] = choice.reason
-    level = logging.WARNING if slower else logging.INFO
-    log.log(level, "%s on %s: %s, since %s", op, device_type, choice.impl, choice.reason)
+    if device_type == "cuda" and choice.impl == "torch":
+        fall_back(f"{op} in plain torch", choice.reason)
+    else:
+        log.info("%s on %s: %s, since %s", op, device_type, choice.impl, choice.reason)
 
 
 def _name(dtype: torch.dtype) -> str:

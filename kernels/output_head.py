@@ -1,7 +1,5 @@
 """The output head of a language model: how states become logits, for some rows at a time, in float32."""
 
-import functools
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -10,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from probing.kernels.dispatch import fall_back
 
 Parity = Literal["bf16"]
 Result = TypeVar("Result")
@@ -160,7 +158,11 @@ def product_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
         torch.ops.aten.mm.dtype_out(hidden, weight.T, out.dtype, out=out)  # half precision in, float32 sums out
     else:
         if out.is_cuda:
-            _warn_of_wide_products(hidden.dtype, weight.dtype)
+            why = "they would have to be alike" if sums_wide() else "torch before 2.8 multiplies none into float32"
+            fall_back(
+                "products of the output head in float32, without tensor cores",
+                f"states are {hidden.dtype}, weights {weight.dtype}: {why}",
+            )
         wide = hidden.to(out.dtype)
         for start in range(0, len(weight), VOCABULARY_SLICE):
             part = slice(start, start + VOCABULARY_SLICE)
@@ -170,17 +172,6 @@ def product_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
 def sums_wide() -> bool:
     """Whether torch multiplies half-precision matrices into float32 on a card: from 2.8 on."""
     return hasattr(torch.ops.aten.mm, "dtype_out")
-
-
-@functools.cache
-def _warn_of_wide_products(hidden: torch.dtype, weight: torch.dtype) -> None:
-    log.warning(
-        "logits are multiplied in float32, without the tensor cores, which is several times slower: states are %s and "
-        "weights %s, and %s",
-        hidden,
-        weight,
-        "they would have to be alike" if sums_wide() else "torch before 2.8 has no half-precision product into float32",
-    )
 
 
 def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
@@ -197,14 +188,9 @@ def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
                 raise
         # Outside of the handler: the error's frames hold the memory that is missing.
         rows = max(rows // 2, FEWEST_ROWS)
-        _warn_of_fewer_rows(rows)
+        fall_back("logits of fewer rows at a time", f"memory ran out with {2 * rows} rows")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-@functools.cache
-def _warn_of_fewer_rows(rows: int) -> None:
-    log.warning("out of memory with the logits of %d rows: trying with %d rows at a time", 2 * rows, rows)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -27,8 +27,16 @@ with install_import_hook(
 import tiny
 import torch
 
+from probing.kernels import dispatch
+
 # The models are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran_slower_yet(monkeypatch):
+    """What one test makes run slower is in no other test's record, and is said aloud again."""
+    monkeypatch.setattr(dispatch, "_slower", {})
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from probing.engine.transfer import Download, uploaded
 from probing.engine.trees import Batch, Segment, Tree, halves, packed, plant, stacked, take
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.kernels.dispatch import fallbacks
+from probing.kernels.output_head import out_of_memory
 from probing.models.hooks import Enough, tapped
 from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone, trial_ids
 from probing.types import Place, Pooling
@@ -30,8 +31,6 @@ TRIM_SECONDS = 0.25
 SLOWER = "attention runs a sequence at a time in some layers: {}"
 ONE_AT_A_TIME = threading.RLock()
 """Hooks and the choice of attention belong to the model: two threads in one model would read each other's states."""
-# CUDA's allocator has a class of error for it; the CPU's and the matrix library of a card have only a sentence.
-OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Stream:
         """How the rows are run, in words: the mode, and every slower way that was taken."""
         found = [self.mode.told(), *(["blocks compiled"] if self.compiled else [])]
         found += [SLOWER.format(reason) for reason in sorted(self._unforeseen(self.loops))]
-        return "; ".join(found + [f"{op} in plain torch: {reason}" for op, reason in fallbacks().items()])
+        return "; ".join(found + [f"{what}: {why}" for what, why in fallbacks().items()])
 
     def _unforeseen(self, loops: set[str]) -> set[str]:
         """Those that the mode does not name already, since the trial's rows were too short to show them."""
@@ -221,7 +220,7 @@ class Stream:
         try:
             return self._run(self._batch(trees, stacking, segments, lengths), segments)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or any(sentence in str(error) for sentence in OUT_OF_MEMORY):
+            if out_of_memory(error):
                 return None
             raise
 

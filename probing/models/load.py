@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,11 +23,10 @@ from transformers.models.auto.modeling_auto import (
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
+from probing.kernels.dispatch import fall_back
 from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switched
 from probing.models.hashes import checkpoint_source, hashing_weights
 from probing.types import Source
-
-log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BALANCED = "balanced"
@@ -275,7 +273,7 @@ def _from_pretrained(name: str, place: torch.device, balanced: bool, options: di
         if REARRANGING not in str(error):
             raise
         # What the library says then is not whether the memory sufficed: it joins the weights of experts on the device.
-        log.warning("%s: rearranging the weights on %s failed; they are loaded on the CPU and moved", name, place)
+        fall_back(f"{name} loaded on the CPU and moved", f"rearranging its weights on {place} failed")
     model, info = read()
     return model.to(place), info
 

@@ -1,6 +1,5 @@
 """Probes without labels in closed form: the leading contrast (CRC-TPC) and VINC; of all splits of the rows at once."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from probing.kernels.dispatch import fall_back
 
 TOLERANCE = 1e-9
 """Largest residual of an eigenvector, as a part of the size of the matrix."""
@@ -18,7 +19,6 @@ EVERY = 8
 EXHAUSTED = 1e-12
 """A remainder that is so small a part of the matrix is rounding: the vectors so far span all there is."""
 
-log = logging.getLogger(__name__)
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix of every split times a vector of every split, [split width]."""
 
@@ -151,9 +151,8 @@ def _leading(
     """
     vectors, residuals = _lanczos(product, sizes, start, min(STEPS, start.shape[1]))
     for split in (residuals > TOLERANCE).nonzero().flatten().tolist():
-        log.warning(
-            "%d Lanczos steps leave a residual of %.0e; the whole matrix is decomposed", STEPS, residuals[split]
-        )
+        why = f"{STEPS} Lanczos steps leave a residual of {residuals[split]:.0e}"
+        fall_back("closed forms by decomposing the whole matrix", why)
         vectors[split] = _of_whole(product, split, start)
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return torch.nn.functional.normalize(vectors, dim=1) * largest.sign()

@@ -44,6 +44,7 @@ from probing.runs.layer_shards import (
     finish,
     finished_report,
     folds_of,
+    how_told,
     identity_of_layers,
     places_of,
     read_layer_arrays,
@@ -352,7 +353,7 @@ def _facts(
     return {
         "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
         "source": material.forms.store.facts["source"],
-        "how": material.forms.store.facts["how"],
+        "how": how_told(material.forms.store),
         "token": material.forms.token,
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": [asdict(problem) for problem in problems.values()][:LISTED_PROBLEMS],

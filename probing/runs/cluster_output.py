@@ -21,7 +21,7 @@ from probing.runs.cluster_results import ArraysOf, Judged, judge
 from probing.runs.cluster_rows import ALL, CATEGORY
 from probing.runs.cluster_tables import make_tables
 from probing.runs.clusters import DRIFT_FILE, PLOTS_FILE, RESULTS_FILE, ROWS_FILE, SHIFTS_FILE, SUMMARY_FILE
-from probing.runs.layer_shards import write_summary
+from probing.runs.layer_shards import how_told, write_summary
 from probing.runs.problems import LISTED_PROBLEMS
 from probing.store.activations import write_states
 from probing.store.manifest import RunFolder
@@ -77,7 +77,7 @@ def _facts(
     facts: dict[str, Any] = {
         "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
         "models": {
-            name: {"source": seen.store.facts["source"], "how": seen.store.facts["how"], "places": places}
+            name: {"source": seen.store.facts["source"], "how": how_told(seen.store), "places": places}
             for name, seen, places in zip(material.names, material.seen, material.places, strict=True)
         },
         "request": material.seen[0].store.facts["request"],

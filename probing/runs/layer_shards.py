@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from probing.data.tables import canonical
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
+from probing.kernels.dispatch import fallbacks
 from probing.models.load import LanguageModel, device_names, free_memory, load
 from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.probes.threads import single_threads
@@ -138,6 +139,13 @@ def identity_of_layers(
         "device": device_names([device]),
         "versions": versions(),
     }
+
+
+def how_told(store: ActivationStore) -> str:
+    """How the states were captured, in words, and what has run in a slower way since."""
+    how = str(store.facts["how"])
+    later = (f"{what}: {why}" for what, why in fallbacks().items())
+    return "; ".join([how, *(slower for slower in later if slower not in how)])
 
 
 def identity_of_states(store: ActivationStore) -> dict[str, Any]:

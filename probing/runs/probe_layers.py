@@ -41,6 +41,7 @@ from probing.runs.layer_shards import (
     finish,
     finished_report,
     folds_of,
+    how_told,
     identity_of_layers,
     open_states,
     places_of,
@@ -344,7 +345,7 @@ def _facts(
     facts: dict[str, Any] = {
         "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
         "source": seen.store.facts["source"],
-        "how": seen.store.facts["how"],
+        "how": how_told(seen.store),
         "request": seen.store.facts["request"],
         "positive": positive,
         "rows_by_status": {"ok": len(seen.rows), **dict(sorted(statuses.items()))},

@@ -25,8 +25,9 @@ from probing.runs import pair_scores
 from probing.runs.columns import COLUMNS
 from probing.runs.pair_scores import PairScorer
 
-CAUSAL_LIMIT = layers.CAUSAL_HALF
-PARITY_LIMIT = modes.PARITY_HALF
+CAUSAL_LIMIT = 0.0
+"""In half precision: no bit of earlier states may change with later tokens."""
+EARLY_LIMIT, PARITY_LIMIT = modes.EARLY_HALF, modes.PARITY_HALF
 HOST_PARTS = (
     (pair_scores, "tokenize_pairs", "tokenising"),
     (stream, "plant", "sharing prompts"),
@@ -91,12 +92,14 @@ class Compared:
 
     Attributes:
         verdict: what is wrong; None where nothing is.
-        apart: how far each row is from the plain way's.
-        noise: how far the plain way is from itself in other shapes; only measured where ``apart`` is large.
+        early: how far each row is from the plain way's after the first blocks.
+        apart: the same at the end.
+        noise: how far rounding moves the plain way's states; only measured where ``apart`` is large.
         leaks: how much rows change with those that are packed before them; only where nothing was wrong until then.
     """
 
     verdict: str | None
+    early: list[float]
     apart: list[float]
     noise: list[float]
     leaks: list[float]
@@ -109,7 +112,7 @@ def compared(stack: Stack, packing: Any, sharing: bool) -> Compared:
     rows = len(modes.TRIALS)
     leaked = modes.NEIGHBOURS * rows // 2 if verdict is None or "packed before it" in verdict else 0
     last = len(seen) - leaked
-    return Compared(verdict, seen[:rows], seen[rows:last], seen[last:])
+    return Compared(verdict, seen[:rows], seen[rows : 2 * rows], seen[2 * rows : last], seen[last:])
 
 
 @contextlib.contextmanager

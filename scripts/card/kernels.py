@@ -12,6 +12,7 @@ from card import engine_points as engine
 from card.run import Run
 from card.timing import seconds
 from probing.kernels.token_stats import Unembedding, token_stats
+from probing.metrics.cluster_tiles import products_error
 
 LIGER = "liger_kernel.transformers"
 WRONG = "elements are off"
@@ -165,7 +166,15 @@ def product_errors(run: Run) -> list[dict[str, Any]]:
         "mean 3": drawn + 3,
         "two massive dimensions": torch.cat([300 * (1 + 0.01 * drawn[:, :2]), drawn[:, 2:]], dim=1),
     }
-    return [{"figure": "error of products", "points": name, **error_of(points)} for name, points in cases.items()]
+    found = []
+    for name, points in cases.items():
+        found.append({"figure": "error of products", "points": name, **error_of(points)})
+        for dtype in (torch.bfloat16, torch.float32):
+            own = products_error(points.to(dtype))
+            found.append({"figure": "error of the kernel", "points": name, "dtype": str(dtype), **own._asdict()})
+            if not own.worst <= own.bound:
+                run.failures.append(f"kernels: pair_distances of {name}, {dtype}: off by {own.worst} of {own.bound}")
+    return found
 
 
 def error_of(points: Tensor) -> dict[str, Any]:

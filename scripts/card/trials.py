@@ -51,6 +51,8 @@ def parity(run: Run, packing: str, sharing: bool) -> None:
         packing=packing,
         sharing=sharing,
         verdict=found.verdict or "agrees",
+        early=max(found.early, default=None),
+        early_limit=engine.EARLY_LIMIT,
         differences=found.apart,
         worst=max(found.apart, default=None),
         noise=max(found.noise, default=None),

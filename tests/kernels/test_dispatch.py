@@ -78,6 +78,15 @@ def test_a_choice_is_logged_once(caplog):
     ]
 
 
+def test_the_plain_form_on_a_card_is_said_aloud_and_remembered(caplog):
+    for _ in range(2):
+        chosen("auto", "cuda", torch.float64)
+    chosen("auto", "cpu", torch.float64)
+    why = "it takes bfloat16, float16, not float64"
+    assert caplog.messages == [f"op in plain torch: {why}"]
+    assert dispatch.fallbacks() == {"op in plain torch": why}
+
+
 def test_an_operation_hands_it_on(generator):
     values, bound = torch.randn(4, 2, generator=generator), torch.tensor([0])
     with pytest.raises(KernelUnavailable, match="Triton form of segment_sum"):

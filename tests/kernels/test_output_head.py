@@ -6,15 +6,9 @@ import pytest
 import torch
 
 from probing.kernels import output_head as file
+from probing.kernels.dispatch import fallbacks
 from probing.kernels.output_head import FEWEST_ROWS, out_of_memory, sums_wide, with_fewer_rows
 from probing.kernels.token_stats import token_stats
-
-
-@pytest.fixture(autouse=True)
-def unsaid():
-    """Warnings are given once a process."""
-    file._warn_of_fewer_rows.cache_clear()
-    file._warn_of_wide_products.cache_clear()
 
 
 def test_token_stats_goes_on_with_fewer_rows_and_the_same_numbers(generator, caplog):
@@ -34,7 +28,8 @@ def test_token_stats_goes_on_with_fewer_rows_and_the_same_numbers(generator, cap
         found = token_stats(hidden, weight, targets, top=2)
     assert asked == [1500, 1024, 512, 256]
     assert all(torch.equal(left, right) for left, right in zip(found, plain, strict=True))
-    assert "out of memory with the logits of 512 rows: trying with 256 rows at a time" in caplog.text
+    assert "logits of fewer rows at a time: memory ran out with 512 rows" in caplog.text
+    assert fallbacks() == {"logits of fewer rows at a time": "memory ran out with 512 rows"}
 
 
 def test_where_nothing_fits_the_error_is_raised():
@@ -80,9 +75,17 @@ def test_the_operation_that_is_looked_for_exists_in_this_torch():
     assert sums_wide() == ((major, minor) >= (2, 8))
 
 
-def test_slow_products_are_said_aloud_once(caplog):
+def test_slow_products_are_said_aloud_once(generator, caplog):
+    """Of a card: a tensor that says that it is on one."""
+
+    class OnCard(torch.Tensor):
+        is_cuda = True
+
+    states, weight = torch.randn(4, 8, generator=generator), torch.randn(6, 8, generator=generator).bfloat16()
+    out = torch.empty(4, 6).as_subclass(OnCard)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            file._warn_of_wide_products(torch.float32, torch.bfloat16)
+            file.product_into(out, states, weight)
+    assert torch.equal(torch.Tensor(out), states @ weight.float().T)
     [record] = caplog.records
-    assert "states are torch.float32 and weights torch.bfloat16, and they would have to be alike" in record.message
+    assert "states are torch.float32, weights torch.bfloat16: they would have to be alike" in record.message

@@ -265,10 +265,9 @@ def test_moved_tokens_go_on_with_fewer_rows_when_memory_runs_out(generator, monk
             raise torch.OutOfMemoryError("CUDA out of memory")
         return chunks(hidden, head, rows)
 
-    file._warn_of_fewer_rows.cache_clear()
     monkeypatch.setattr(displacement, "logit_chunks", some)
     with caplog.at_level(logging.WARNING):
         found = moved_tokens(states, head, others, other, 4)
     assert asked == [2048, 1024, 512, 256, 256]
     assert all(torch.equal(left, right) for left, right in zip(found, plain, strict=True))
-    assert "out of memory with the logits of 512 rows: trying with 256 rows at a time" in caplog.text
+    assert "logits of fewer rows at a time: memory ran out with 512 rows" in caplog.text

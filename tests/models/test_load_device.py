@@ -65,7 +65,7 @@ def test_weights_that_cannot_be_rearranged_on_the_card(on_card, model_folder, ca
     failure = RuntimeError("We encountered some issues during automatic conversion of the weights. For details look")
     library, _ = on_card(model_folder, failure)
     assert (library.maps, library.moved) == ([{"": CARD}, None], [CARD])
-    assert "rearranging the weights on cuda failed; they are loaded on the CPU and moved" in caplog.text
+    assert "loaded on the CPU and moved: rearranging its weights on cuda failed" in caplog.text
     library, error = on_card(model_folder, failure, failure)
     assert isinstance(error, ModelInvalid)
     assert len(library.maps) == 2
