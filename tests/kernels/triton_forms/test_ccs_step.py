@@ -235,7 +235,7 @@ def test_a_step_by_the_kernel(generator, device, loss):
     def normal(*shape):
         return torch.randn(shape, generator=generator).to(device)
 
-    tensors = (normal(2, 2, 19, 6), normal(2, 2, 2, 6), normal(19, 2).abs(), normal(2, 6, 4), normal(2, 4))
+    tensors = (normal(2, 2, 19, 6), normal(2, 2, 2, 6), normal(19, 2).abs(), normal(2, 4, 6), normal(2, 4))
     targets = (normal(19) > 0).float()
     found = ccs_step(*tensors, loss, targets, 0.5, impl="triton")
     plain = ccs_step(*tensors, loss, targets, 0.5, impl="torch")
