@@ -86,8 +86,8 @@ def test_contrast_consistent_probes_find_the_planted_feature(generator):
     row_weights, centers = torch.full((200, 1), 1 / 200), states.mean(dim=2)[:, :, None]
 
     def step(at):
-        found = ccs_step(states, centers, row_weights, at[None, :-1].contiguous(), at[None, -1].contiguous())
-        return found.loss[0], torch.cat([found.weight[0], found.bias])
+        found = ccs_step(states, centers, row_weights, at[:-1].T[None].contiguous(), at[None, -1].contiguous())
+        return found.loss[0], torch.cat([found.weight[0].T, found.bias])
 
     start = torch.randn(7, 10, generator=generator)
     found = minimize(step, start, tolerance=1e-5)
