@@ -26,7 +26,7 @@ class Download:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._host = [self._queued(tensor) if tensor.is_cuda else tensor for tensor in tensors]
+        self._host = [self._queued(tensor) if tensor.is_cuda else tensor.cpu() for tensor in tensors]
         self._events = [_recorded(device) for device in {tensor.device for tensor in tensors if tensor.is_cuda}]
 
     @staticmethod
