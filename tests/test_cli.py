@@ -507,7 +507,7 @@ def test_no_space_left_is_told_in_one_line(score, monkeypatch, tmp_path):
 
 
 def test_what_was_not_foreseen_keeps_its_traceback(score, monkeypatch):
-    def wrong(*_):
+    def wrong(*_, **options):
         raise ZeroDivisionError("a mistake of ours")
 
     monkeypatch.setattr("probing.runs.score_shards.PairScorer", wrong)

@@ -389,7 +389,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(config, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
-    write(tmp_path / "pairs.jsonl", make_rows(3000))
+    write(tmp_path / "pairs.jsonl", make_rows(6000))
     process = command(config(shard_pairs=20))
     while process.poll() is None and not list((tmp_path / "out" / "shards").glob("*.parquet")):
         time.sleep(0.01)
@@ -397,12 +397,12 @@ def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
     while errors is None:  # Python drops an interrupt that falls into a finaliser; a person presses the keys again
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            _, errors = process.communicate(timeout=5)
+            _, errors = process.communicate(timeout=3)
     assert process.returncode == 130, errors
     assert "interrupted; the same command goes on from here" in errors
     assert "Traceback" not in errors
     score.run(config(shard_pairs=20))
-    assert len(scores(tmp_path / "out")) == 3000
+    assert len(scores(tmp_path / "out")) == 6000
 
 
 REAL = "hh-rlhf-harmless-test.jsonl.gz"
