@@ -194,7 +194,7 @@ def train_together(
     weight, bias = starts.T.repeat(sum(groups), 1), biases.repeat(sum(groups))
     blocks = blocks_of(trainings, train, options.restarts, targets)
 
-    with _by_threads(like, threads or torch.get_num_threads()) as shared:
+    with _by_threads(like, threads or torch.get_num_threads(), len(blocks)) as shared:
 
         def step(weight: Tensor, bias: Tensor) -> CCSStep:
             return step_of_blocks(blocks, weight, bias, options, shared)
@@ -251,7 +251,8 @@ def blocks_of(
     """The blocks of all trainings; probes are in the order training, entry, split, pairing, restart.
 
     Where splits leave out folds, a block is a fold: no product has a row with a probe that does not train on it. Where
-    rows are left out in more ways than there are splits, each training is one block, with weights of zero.
+    rows are left out in more ways than there are splits, each training is one block, with weights of zero. On a CPU
+    every entry has blocks of its own.
     """
     blocks: list[Block] = []
     first = 0
@@ -267,10 +268,17 @@ def blocks_of(
         first += numbers.numel()
         for at, pattern in enumerate(patterns):
             rows, kept = (mask.nonzero().flatten().to(own.device) for mask in (kind == at, pattern))
-            if len(kept):
-                blocks.append(_block(training, rows, shares[rows][:, kept], numbers[:, kept], kept, targets))
+            for some in _entries_at_once(training) if len(kept) else ():
+                part = replace(training, states=training.states[some], centers=training.centers[some])
+                blocks.append(_block(part, rows, shares[rows][:, kept], numbers[some][:, kept], kept, targets))
     # The largest first, so that threads that share them out end together.
     return sorted(blocks, key=lambda block: -block.row_weights.numel())
+
+
+def _entries_at_once(training: Training) -> list[slice]:
+    """Entries that go together: all of them on a card, and one by one on a CPU, where threads share them out."""
+    entries = len(training.states)
+    return [slice(0, entries)] if training.states.is_cuda else [slice(at, at + 1) for at in range(entries)]
 
 
 def _block(
@@ -324,9 +332,9 @@ def step_of_blocks(
 
 
 @contextmanager
-def _by_threads(like: Tensor, threads: int) -> Iterator[Each]:
-    """A ``map`` that shares blocks out to threads; on a card, a plain one."""
-    if like.is_cuda or threads == 1:
+def _by_threads(like: Tensor, threads: int, blocks: int) -> Iterator[Each]:
+    """A ``map`` that shares blocks out to threads; on a card, and where a thread would have none, a plain one."""
+    if like.is_cuda or threads == 1 or blocks < threads:
         yield map
         return
     with single_threads(threads) as pool:
