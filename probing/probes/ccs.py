@@ -25,6 +25,8 @@ Optimizer = Literal["adamw", "lbfgs"]
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """``map``, or what does the same in several threads."""
 LBFGS_TOLERANCE = 1e-7
+LEAST_LOGITS = 1 << 18
+"""Of a block: in smaller ones a thread of a CPU is kept from its products by all else that an operation takes."""
 WARM_EPOCHS = 3
 """Epochs on a card before one is captured into a graph: by then every library has set itself up."""
 
@@ -252,7 +254,7 @@ def blocks_of(
 
     Where splits leave out folds, a block is a fold: no product has a row with a probe that does not train on it. Where
     rows are left out in more ways than there are splits, each training is one block, with weights of zero. On a CPU
-    every entry has blocks of its own.
+    entries are cut into blocks as well.
     """
     blocks: list[Block] = []
     first = 0
@@ -268,17 +270,19 @@ def blocks_of(
         first += numbers.numel()
         for at, pattern in enumerate(patterns):
             rows, kept = (mask.nonzero().flatten().to(own.device) for mask in (kind == at, pattern))
-            for some in _entries_at_once(training) if len(kept) else ():
+            logits = 2 * len(rows) * len(kept) * variants * restarts
+            for some in _entries_at_once(training, logits) if logits else ():
                 part = replace(training, states=training.states[some], centers=training.centers[some])
                 blocks.append(_block(part, rows, shares[rows][:, kept], numbers[some][:, kept], kept, targets))
     # The largest first, so that threads that share them out end together.
     return sorted(blocks, key=lambda block: -block.row_weights.numel())
 
 
-def _entries_at_once(training: Training) -> list[slice]:
-    """Entries that go together: all of them on a card, and one by one on a CPU, where threads share them out."""
+def _entries_at_once(training: Training, logits: int) -> list[slice]:
+    """Entries that go together: all of them on a card; on a CPU as many as make a block worth a thread's while."""
     entries = len(training.states)
-    return [slice(0, entries)] if training.states.is_cuda else [slice(at, at + 1) for at in range(entries)]
+    size = entries if training.states.is_cuda else max(LEAST_LOGITS // logits, 1)
+    return [slice(at, min(at + size, entries)) for at in range(0, entries, size)]
 
 
 def _block(
