@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         StoreCorrupt,
         UsageError,
     )
+    from probing.instruments.capture import capture
+    from probing.instruments.filtering import filter_pairs
+    from probing.instruments.pair_scores import score_pairs
     from probing.kernels.token_stats import TokenStats, Unembedding, token_stats
     from probing.metrics.clusters import (
         aqi,
@@ -41,9 +44,6 @@ if TYPE_CHECKING:
     from probing.models.load import LanguageModel, load
     from probing.probes.ccs import CCSOptions, CCSProbe, fit_ccs
     from probing.probes.polarity import contradiction_index, polar_consistency
-    from probing.runs.activations import capture
-    from probing.runs.filter import filter_pairs
-    from probing.runs.pair_scores import score_pairs
     from probing.store.activations import open_store
     from probing.store.probes import SavedProbes, open_probes
     from probing.types import (
@@ -87,9 +87,9 @@ _PLACES = {
     "fit_ccs": "probing.probes.ccs",
     "contradiction_index": "probing.probes.polarity",
     "polar_consistency": "probing.probes.polarity",
-    "capture": "probing.runs.activations",
-    "filter_pairs": "probing.runs.filter",
-    "score_pairs": "probing.runs.pair_scores",
+    "capture": "probing.instruments.capture",
+    "filter_pairs": "probing.instruments.filtering",
+    "score_pairs": "probing.instruments.pair_scores",
     "open_store": "probing.store.activations",
     "SavedProbes": "probing.store.probes",
     "open_probes": "probing.store.probes",

@@ -12,12 +12,12 @@ from measuring import peak_of, spread_of, timed
 from torch import Tensor
 
 from probing import LanguageModel, PreferencePair
+from probing.instruments.columns import COLUMNS
+from probing.instruments.pair_scores import PairScorer
 from probing.kernels import token_stats as kernel_file
 from probing.kernels.token_stats import token_stats
 from probing.kernels.top_columns import top_columns
 from probing.metrics.displacement import product_by_terms
-from probing.runs.columns import COLUMNS
-from probing.runs.pair_scores import PairScorer
 
 TOKENS, VOCABULARY, WIDTH = 32768, 32000, 512
 CUDA_VOCABULARY, CUDA_WIDTH = 128256, 4096

@@ -86,7 +86,7 @@ def test_every_module_has_a_floor():
         ("metrics", "from probing.models.load import load"),
         ("metrics", "import transformers"),
         ("data", "def late():\n    import probing.engine.stream"),
-        ("engine", "from probing.runs import score"),
+        ("engine", "from probing.runs import demo"),
         ("store", "from probing import cli"),
         ("runs", "import probing.cli"),
         ("models", "import probing"),

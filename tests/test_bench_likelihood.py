@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from probing.runs.pair_scores import as_pairs
+from probing.instruments.pair_scores import as_pairs
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_likelihood.py"
 ROWS = [{"prompt": f"Q{n}", "chosen": " yes, always", "rejected": " no, never"} for n in range(4)]

@@ -466,7 +466,7 @@ def test_an_interrupt_leaves_with_130(score, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("probing.runs.sharded.write_shard", interrupt)
+    monkeypatch.setattr("probing.runs.common.parts.write_shard", interrupt)
     status, out, errors = score()
     assert (status, out) == (130, "")
     assert "the same command goes on from here" in errors
@@ -510,6 +510,6 @@ def test_what_was_not_foreseen_keeps_its_traceback(score, monkeypatch):
     def wrong(*_, **options):
         raise ZeroDivisionError("a mistake of ours")
 
-    monkeypatch.setattr("probing.runs.score_shards.PairScorer", wrong)
+    monkeypatch.setattr("probing.runs.score.stages.PairScorer", wrong)
     with pytest.raises(ZeroDivisionError):
         score()

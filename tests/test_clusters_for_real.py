@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from probing.runs import clusters
-from probing.runs.clusters import ClustersConfig
+from probing.runs.clusters.config import ClustersConfig
 
 QUICK = {"permutations": 100, "resamples": 100, "tsne": False}
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from probing.runs import ccs
-from probing.runs.ccs import CCSConfig
+from probing.runs.ccs.config import CCSConfig
 
 QUICK = {"epochs": 150, "restarts": 2, "random": 20, "refits": 2, "permutations": 200, "resamples": 200}
 

@@ -10,11 +10,14 @@ from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.errors import SourceMismatch
 from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
+from probing.runs.common.datasets import read_pairs
+from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 KEEP_LOWEST = 0.5
 QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples": 300, "permutations": 300}
@@ -109,10 +112,10 @@ def _by_kind(out: Path) -> "pd.DataFrame":
     """The mean score of each kind, and how many of it were kept."""
     import pandas as pd
 
-    table, pairs = score.read_pairs(BUNDLED, None, None)
+    table, pairs = read_pairs(BUNDLED, None, None)
     kinds = pd.DataFrame({"id": [pair.id for pair in pairs], "kind": [row["kind"] for row in table.rows]})
-    joined = kinds.merge(pd.read_parquet(out / "scores" / score.SCORES_FILE), on="id", validate="one_to_one")
-    kept = {row["id"] for row in score.read_pairs(str(out / "kept.jsonl"), None, None)[0].rows}
+    joined = kinds.merge(pd.read_parquet(out / "scores" / SCORES_FILE), on="id", validate="one_to_one")
+    kept = {row["id"] for row in read_pairs(str(out / "kept.jsonl"), None, None)[0].rows}
     joined["kept"] = joined["id"].isin(kept)
     means = {name: (name, "mean") for name in ("ches_normalized", "edit_similarity")}
     return joined.groupby("kind", as_index=False).agg(pairs=("id", "size"), kept=("kept", "sum"), **means)

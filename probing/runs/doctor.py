@@ -42,7 +42,7 @@ def run(config: DoctorConfig) -> Report:
     """
     import pandas as pd
 
-    from probing.runs.versions import versions
+    from probing.runs.common.versions import versions
 
     machine, plan = _machine(), _plan()
     tables = {

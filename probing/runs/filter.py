@@ -6,28 +6,28 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from probing.data.filters import RULES, check_rule, keep_mask
+from probing.data.filters import RULES, check_rule
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table, file_format, staged_rows
-from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
-from probing.runs.columns import RATE_COLUMNS, SCORE_COLUMNS
-from probing.runs.score import SCORES_FILE, read_pairs
+from probing.errors import SourceMismatch, StoreCorrupt, UsageError
+from probing.runs.common.datasets import read_pairs
+from probing.runs.score.config import SCORES_FILE
 from probing.store.files import remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
 from probing.types import Format, PreferencePair, Report
 
 if TYPE_CHECKING:
     import pandas as pd
+from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 
 log = logging.getLogger(__name__)
 
-Bad = Literal["keep", "drop", "fail"]
+
 SIDE_PREFIX = "probing_"
 
 
@@ -85,12 +85,12 @@ def run(config: FilterConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing is written over unless asked for.
     """
-    _warn_of_direction(config.by, check_rule(**config.rule)[0])
+    warn_of_direction(config.by, check_rule(**config.rule)[0])
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
     table, pairs = read_pairs(config.data, config.split or used.get("split"), config.id_column or used.get("id_column"))
     _check_same_pairs(pairs, facts, config)
-    kept = _kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
+    kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
     out, form = Path(config.out).expanduser(), _format(config, table)
     side = _side_path(out)
     _check_targets(config, form, out, side)
@@ -106,66 +106,6 @@ def run(config: FilterConfig) -> Report:
         shutil.rmtree(side) if side.is_dir() else side.unlink()  # of the run that is being replaced
     wrote = [out, side] if fates[False] else [out]
     return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
-
-
-def filter_pairs(
-    pairs: Any,
-    scores: "pd.DataFrame",
-    by: str = "ches_normalized",
-    *,
-    keep_lowest: float | None = None,
-    drop_highest: float | None = None,
-    below: float | None = None,
-    keep_highest: float | None = None,
-    drop_lowest: float | None = None,
-    above: float | None = None,
-    bad: Bad = "fail",
-) -> Any:
-    """The pairs whose scores are low (or high), in their own order and type.
-
-    Args:
-        pairs: what was given to ``score_pairs``: a list, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
-        scores: what came back; joined by id, so its rows may be in any order.
-        by: score column. Of similarities keep the lowest: higher means more alike. Of rates keep the highest.
-        keep_lowest: share of the scored pairs to keep. Give exactly one of the six rules.
-        drop_highest: share of the scored pairs to drop.
-        below: keep scores strictly below this.
-        keep_highest: share of the scored pairs to keep.
-        drop_lowest: share of the scored pairs to drop.
-        above: keep scores strictly above this.
-        bad: whether pairs without a score are kept, dropped, or refused.
-
-    Returns:
-        The same kind of thing as ``pairs``.
-
-    Raises:
-        ValueError: no rule or several, or an unknown column.
-        TypeError: pairs that can only be read once (a generator, an ``IterableDataset``).
-        DataInvalid: pairs without a score, and ``bad`` is "fail".
-        SourceMismatch: ids of ``pairs`` and ``scores`` differ.
-    """
-    from probing.runs.pair_scores import as_pairs
-
-    given = (keep_lowest, drop_highest, below, keep_highest, drop_lowest, above)
-    rule = dict(zip(RULES, given, strict=True))
-    _warn_of_direction(by, check_rule(**rule)[0])
-    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
-        raise TypeError(
-            f"pairs must be a list, a Dataset or a DataFrame, not {type(pairs).__name__}, which is read once"
-        )
-    kept = _kept([pair.id for pair in as_pairs(pairs)], scores, by, bad, rule)
-    indices = [index for index, keep in enumerate(kept) if keep]
-    if hasattr(pairs, "iloc"):
-        return pairs.iloc[indices]
-    return pairs.select(indices) if hasattr(pairs, "select") else [pairs[index] for index in indices]
-
-
-def _warn_of_direction(by: str, rule: str) -> None:
-    """A word where the rule keeps just the pairs that the score warns of."""
-    keeps_lowest = rule in ("keep_lowest", "drop_highest", "below")
-    if (by in RATE_COLUMNS and keeps_lowest) or (by in SCORE_COLUMNS and not keeps_lowest):
-        kept = "lose" if by in RATE_COLUMNS else "are most alike, and so lose"
-        log.warning("%s with %s keeps the pairs whose chosen responses %s most", by, rule, kept)
 
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
@@ -198,60 +138,6 @@ def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any],
             f"{config.data}: these are not the pairs that were scored into {config.scores} (scored: "
             f"{facts['data']['rows']} rows of {facts['data']['path']}); ids or texts differ. Score this file first"
         )
-
-
-def _kept(
-    ids: Sequence[str],
-    frame: "pd.DataFrame",
-    by: str,
-    bad: Bad,
-    rule: Mapping[str, float | None],
-    table: Table | None = None,
-) -> list[bool]:
-    """Whether to keep each id, in order."""
-    scores = _column(ids, frame, by)
-    status = dict(zip(frame["id"], frame["status"], strict=True))
-    good = [identity for identity in ids if status[identity] == "ok"]
-    if len(good) < len(ids) and bad == "fail":
-        raise DataInvalid(_bad_rows(ids, status, table))
-    keep = dict.fromkeys(ids, bad == "keep")
-    try:
-        mask = keep_mask(good, [scores[identity] for identity in good], **rule)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    keep.update(zip(good, mask.tolist(), strict=True))
-    if not any(keep.values()):
-        raise UsageError(f"no pair of {len(ids)} would be kept; nothing was written. Choose a wider rule")
-    return [keep[identity] for identity in ids]
-
-
-def _column(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> dict[str, float]:
-    numeric = [name for name in frame.select_dtypes("number").columns]
-    if by not in numeric:
-        raise UsageError(f"there is no score column '{by}'; there are {', '.join(numeric)}")
-    if frame["id"].duplicated().any():
-        raise SourceMismatch(f"the scores hold the id '{frame['id'][frame['id'].duplicated()].iloc[0]}' twice")
-    scores = dict(zip(frame["id"], frame[by], strict=True))
-    unscored, unknown = set(ids) - scores.keys(), scores.keys() - set(ids)
-    if unscored or unknown:
-        raise SourceMismatch(
-            f"pairs and scores do not belong together: {len(unscored)} pairs have no score, {len(unknown)} scores "
-            f"no pair (for instance '{min(unscored or unknown)}')"
-        )
-    return scores
-
-
-def _bad_rows(ids: Sequence[str], status: Mapping[str, str], table: Table | None) -> str:
-    bad = [index for index, identity in enumerate(ids) if status[identity] != "ok"]
-    counted = Counter(status[ids[index]] for index in bad)
-    summary = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
-    shown = "; ".join(
-        (f"{table.where(index)} " if table else "") + f"(id '{ids[index]}'): {status[ids[index]]}" for index in bad[:3]
-    )
-    return (
-        f"{len(bad)} of {len(ids)} pairs have no score that can be trusted ({summary}); first: {shown}. "
-        f"Say what to do with them: --bad keep or --bad drop"
-    )
 
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:

@@ -18,12 +18,12 @@ from card.timing import on_card, sync
 from probing import LanguageModel
 from probing.engine import compiled, modes, stream
 from probing.engine.modes import Mode, choose_mode, parity
+from probing.instruments import pair_scores
+from probing.instruments.columns import COLUMNS
+from probing.instruments.pair_scores import PairScorer
 from probing.models import layers
 from probing.models.layers import Stack, find_stack
 from probing.probes import ccs
-from probing.runs import pair_scores
-from probing.runs.columns import COLUMNS
-from probing.runs.pair_scores import PairScorer
 
 CAUSAL_LIMIT = 0.0
 """In half precision: no bit of earlier states may change with later tokens."""

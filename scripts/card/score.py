@@ -14,7 +14,7 @@ from card.run import Run
 from card.timing import sync
 from card.work import Work, work_of
 from probing import PreferencePair
-from probing.runs.pair_scores import PairScorer
+from probing.instruments.pair_scores import PairScorer
 
 WARM_PAIRS = 24
 """Scored before time is taken: libraries set themselves up, and compiled blocks are compiled."""

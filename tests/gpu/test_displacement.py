@@ -7,7 +7,7 @@ import tiny
 from halves import assert_as_good_as_plain, twins
 
 from probing import LanguageModel, PreferencePair
-from probing.runs.pair_changes import FLOAT_COLUMNS, PairComparer
+from probing.instruments.pair_changes import FLOAT_COLUMNS, PairComparer
 
 PAIRS = [PreferencePair(**row) for row in halves.SHARED]
 TOP = 3

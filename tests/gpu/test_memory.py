@@ -8,7 +8,7 @@ import torch
 
 from probing import LanguageModel, PreferencePair
 from probing.engine import stream
-from probing.runs.pair_scores import PairScorer
+from probing.instruments.pair_scores import PairScorer
 
 PAIRS = [PreferencePair(**row) for row in halves.SHARED]
 MOST = 64

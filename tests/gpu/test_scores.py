@@ -12,9 +12,9 @@ from halves import assert_as_good_as_plain, twins
 from probing import LanguageModel, PreferencePair, load, score_pairs
 from probing.engine import compiled
 from probing.engine.modes import choose_mode
+from probing.instruments.columns import ALL_COLUMNS, LIKELIHOOD_COLUMNS, SCORE_COLUMNS
+from probing.instruments.pair_scores import PairScorer
 from probing.models.layers import find_backbone
-from probing.runs.columns import ALL_COLUMNS, LIKELIHOOD_COLUMNS, SCORE_COLUMNS
-from probing.runs.pair_scores import PairScorer
 
 PAIRS = [PreferencePair(**row) for row in halves.SHARED]
 NUMBERS = [name for name in (*SCORE_COLUMNS, *LIKELIHOOD_COLUMNS) if name != "ranking_correct"]

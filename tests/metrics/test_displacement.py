@@ -9,13 +9,7 @@ from probing.kernels import output_head as file
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
 from probing.metrics import displacement
-from probing.metrics.displacement import (
-    bf16_terms,
-    free_feature_rate,
-    moved_tokens,
-    product_by_terms,
-    shared_states,
-)
+from probing.metrics.displacement import bf16_terms, free_feature_rate, moved_tokens, product_by_terms, shared_states
 from probing.metrics.similarity import ches
 
 WIDTH, VOCABULARY = 5, 13

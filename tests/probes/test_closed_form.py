@@ -5,13 +5,7 @@ from planted import coins, forms_of
 
 from probing.probes import closed_form
 from probing.probes.ccs import centers_of
-from probing.probes.closed_form import (
-    VincWeights,
-    crc_direction,
-    crc_directions,
-    vinc_direction,
-    vinc_directions,
-)
+from probing.probes.closed_form import VincWeights, crc_direction, crc_directions, vinc_direction, vinc_directions
 
 
 def sides(states):

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probing.runs.displacement import DisplacementConfig
-from probing.runs.displacement_tables import Results, course_frame, make_tables
-from probing.runs.score_tables import score_tables
+from probing.runs.displacement.config import DisplacementConfig
+from probing.runs.displacement.tables import Results, course_frame, make_tables
+from probing.runs.score.tables import score_tables
 from probing.types import PreferencePair
 
 NAN = float("nan")

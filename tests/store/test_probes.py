@@ -10,7 +10,7 @@ from probing.data.bundled import bundled_data
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.contrast import PROBES
 from probing.runs import ccs
-from probing.runs.ccs import CCSConfig
+from probing.runs.ccs.config import CCSConfig
 from probing.store.probes import open_probes
 
 PLACES = ["resid_post:0", "resid_post:2"]

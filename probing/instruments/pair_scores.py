@@ -1,0 +1,399 @@
+"""Scores of preference pairs: the states of a model joined to the formulas of ``metrics.similarity``."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+
+from probing.data.pairs import pairs_from_rows
+from probing.data.tokenize import TokenizedPair, tokenize_pairs
+from probing.engine.budget import TokenBudget, find_budget
+from probing.engine.modes import choose_mode
+from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
+from probing.engine.trees import Segment
+from probing.errors import DataInvalid, UsageError
+from probing.instruments.ahead import one_ahead
+from probing.instruments.columns import (
+    ALL,
+    COLUMNS,
+    LIKELIHOOD_COLUMNS,
+    RATE_COLUMNS,
+    SCORE_COLUMNS,
+    TOKEN_COLUMNS,
+    known_columns,
+)
+from probing.instruments.gradient_rates import GradientRates
+from probing.instruments.pair_likelihoods import as_columns, bad_token, free_rates, likelihood_columns, stats_of
+from probing.kernels.output_head import Unembedding
+from probing.kernels.token_stats import token_stats
+from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
+from probing.models.heads import find_head
+from probing.models.layers import find_backbone, output_site
+from probing.models.load import LanguageModel
+from probing.report.progress import Progress
+from probing.types import PreferencePair, Problem
+
+BLOCK_PAIRS = 512
+"""Pairs that are tokenised, sorted and scored together; bounds the memory whatever the number of rows."""
+STATE_BYTES = 1 << 27
+"""Of states that are kept for the rates, which need both responses of a pair at once."""
+STATE_SHARE = 64
+"""On a card they are at most the 64th part of its memory, if that is more. Not of what is free: a run that is continued
+should come to the same groups."""
+
+
+@dataclass(frozen=True)
+class ScoredBlock:
+    """Scores of some pairs, in their order, with the number of tokens that were run."""
+
+    frame: pd.DataFrame
+    problems: list[Problem]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of some pairs, finite or not.
+
+    Attributes:
+        columns: by name, one value a pair.
+        stats: log-probability and rank of the tokens of each pair's chosen and then rejected response, pair after
+            pair, [token 2]; None if no likelihood was asked for.
+        states: that predict these tokens, [token width], where they are kept: in the model's dtype, on its device.
+    """
+
+    columns: dict[str, list[Any]]
+    stats: torch.Tensor | None
+    states: torch.Tensor | None
+
+
+@dataclass
+class PairScorer:
+    """Scores block after block with one model.
+
+    Args:
+        language_model: the model and its tokenizer.
+        eos: whether the end of turn belongs to the response.
+        max_length: longest sequence; by default what the model has positions for.
+        batch_tokens: padded tokens a batch; found by itself when None.
+        columns: which to compute, besides id, status and tokens.
+        rate_parameters: of ``displacement_rate_exact``; see ``GradientRates``.
+        keep_states: whether ``measure`` hands out the states of the responses.
+        compile: whether the blocks are compiled by ``torch.compile``.
+
+    Raises:
+        UsageError: a length or a budget out of range, unknown columns or parameters.
+        LayerNotFound, ModelInvalid: the model is no causal language model of an understood form.
+    """
+
+    language_model: LanguageModel
+    eos: bool = True
+    max_length: int | None = None
+    batch_tokens: int | None = None
+    columns: Sequence[str] = COLUMNS
+    rate_parameters: str = "all"
+    keep_states: bool = False
+    compile: bool = False
+    stream: Stream = field(init=False)
+    head: Unembedding = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.columns = known_columns(self.columns)
+        self.limit = check_max_length(self.max_length, self.language_model.max_positions)
+        self._located = False
+        self._exact: GradientRates | None = None
+        with self._set_up():
+            stack = find_backbone(self.language_model)
+            trial = TokenBudget(1, "not found yet")
+            self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), trial)
+            self.stream.compiled = self.compile
+            self._rated = "displacement_rate" in self.columns
+            self._keeping = self.keep_states or self._rated
+            self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
+            if self._likely:
+                self.head = find_head(stack)
+                self.stream.poolings = ("sum", "last", "tokens")
+                self.stream.per_token = None if self._keeping else stats_of(self.head)
+                self.stream.keep_on_device = self._keeping
+            self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
+            if "displacement_rate_exact" in self.columns:
+                self._exact = GradientRates(stack, self.rate_parameters)
+
+    @contextlib.contextmanager
+    def _set_up(self) -> Iterator[None]:
+        """The model for this thread alone, its adapter on, a caller's autocast off."""
+        device = self.language_model.device.type
+        with ONE_AT_A_TIME, self.language_model.active(), torch.autocast(device, enabled=False):
+            yield
+
+    def score(
+        self,
+        pairs: Sequence[PreferencePair],
+        where: Callable[[int], str] | None = None,
+        progress: Callable[[float, int], None] | None = None,
+    ) -> ScoredBlock:
+        """Score some pairs.
+
+        Args:
+            pairs: tokenised and sorted together, so not too many at once.
+            where: names a pair in messages, given its index.
+            progress: called with the number of pairs (fractions, as tokens finish) and of tokens done.
+        """
+        return self.score_tokenized(self.tokenize(pairs, where), progress)
+
+    def score_tokenized(
+        self, tokenized: list[TokenizedPair], progress: Callable[[float, int], None] | None = None
+    ) -> ScoredBlock:
+        """``score`` of what ``tokenize`` made."""
+        report = progress if progress is not None else (lambda pairs, tokens: None)
+        problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
+        report(len(problems), 0)
+        runnable = [pair for pair in tokenized if pair.status == "ok"]
+        scores = self._score(runnable, problems, report) if runnable else {}
+        frame = as_frame(tokenized, problems, {name: _dtype(name) for name in self.columns}, scores)
+        tokens = sum(_run_tokens(pair) for pair in runnable)
+        return ScoredBlock(frame, [problems[id] for id in frame["id"] if id in problems], tokens)
+
+    def tokenize(
+        self, pairs: Sequence[PreferencePair], where: Callable[[int], str] | None = None
+    ) -> list[TokenizedPair]:
+        """Pairs as this model sees them."""
+        return tokenize_pairs(self.language_model.tokenizer, pairs, eos=self.eos, max_length=self.limit, where=where)
+
+    def _score(
+        self, pairs: Sequence[TokenizedPair], problems: dict[str, Problem], report: Callable[[float, int], None]
+    ) -> dict[str, dict[str, Any]]:
+        share = len(pairs) / sum(_run_tokens(pair) for pair in pairs)  # so that the time left follows the tokens
+        scores: dict[str, dict[str, Any]] = {}
+        for group in self.groups(pairs):
+            measured = self.measure(group, lambda done: report(done * share, done))
+            for index, (pair, detail) in enumerate(zip(group, self.troubles(group, measured), strict=True)):
+                if detail is None:
+                    scores[pair.id] = {name: values[index] for name, values in measured.columns.items()}
+                else:
+                    problems[pair.id] = Problem(pair.id, "not_finite", detail)
+        return scores
+
+    def groups(self, pairs: Sequence[TokenizedPair]) -> Iterable[Sequence[TokenizedPair]]:
+        """All pairs together; or, where every state is kept for a while, as many as the memory for them holds."""
+        if not self._keeping:
+            return [pairs]
+        width, dtype = self.stream.stack.width, self.language_model.dtype
+        limit = _state_bytes(self.language_model.device) // (dtype.itemsize * width)
+        groups: list[list[TokenizedPair]] = [[]]
+        tokens = 0
+        for pair in pairs:
+            tokens += pair.chosen_tokens + pair.rejected_tokens
+            if groups[-1] and tokens > limit:
+                groups.append([])
+                tokens = pair.chosen_tokens + pair.rejected_tokens
+            groups[-1].append(pair)
+        return groups
+
+    def measure(self, pairs: Sequence[TokenizedPair], report: Callable[[int], None] | None = None) -> Measured:
+        """Every number of some pairs that can be run.
+
+        Args:
+            pairs: whose status is "ok"; one of the ``groups``.
+            report: called with the number of tokens of each batch.
+        """
+        segments = [
+            Segment(ids, pair.prompt_tokens - 1, len(ids) - 1, pair.prompt_tokens)
+            for pair in pairs
+            for ids in (pair.chosen, pair.rejected)
+        ]
+        with self._set_up():
+            values = self.stream.read(segments, report).values
+            total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
+            found = _similarities(total, last, pairs)
+            stats = states = None
+            if self._keeping:
+                states = values["tokens"][0].to(self.head.weight.device)
+                following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
+                said = token_stats(states, self.head, following)
+                stats = as_columns(said).cpu()
+                if self._rated:
+                    found["displacement_rate"] = free_rates(
+                        states, following, said.logsumexp, pairs, self.head
+                    ).tolist()
+            elif self._likely:
+                stats = values["tokens"][0]
+            if stats is not None:
+                found |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
+            if self._exact is not None:
+                found["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
+        return Measured(found, stats, states)
+
+    def troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
+        """Why the numbers of a pair cannot be trusted, for each; None where they can."""
+        found: list[str | None] = []
+        lengths = [pair.chosen_tokens + pair.rejected_tokens for pair in pairs]
+        logprobs = [None] * len(pairs) if measured.stats is None else measured.stats[:, 0].split(lengths)
+        for index, pair in enumerate(pairs):
+            checked = [name for name in (*SCORE_COLUMNS, *RATE_COLUMNS) if name in measured.columns]
+            bad = [name for name in checked if not math.isfinite(measured.columns[name][index])]
+            said = logprobs[index]
+            if set(bad) & set(SCORE_COLUMNS):
+                found.append(self._locate(pair))
+            elif said is not None and not bool(said.isfinite().all()):
+                found.append(bad_token(self.language_model.tokenizer, pair, said))
+            else:
+                found.append(f"{bad[0]} is {measured.columns[bad[0]][index]}" if bad else None)
+        return found
+
+    def _locate(self, pair: TokenizedPair) -> str:
+        """Where the states of a pair stop being finite; looked up once, for the first such pair: it costs a pass."""
+        if self._located:
+            return "states are NaN or infinite"
+        self._located = True
+        for ids in (pair.chosen, pair.rejected):
+            row = Segment(ids, 0, len(ids) - 1)
+            with self._set_up():
+                place = first_nonfinite_place(self.stream.stack, self.stream.mode, row, self.stream.budget)
+            if place:
+                return f"states are NaN or infinite from {place} on"
+        return "the states are finite, but their products are not: the model's states are too large"
+
+
+def _similarities(total: torch.Tensor, last: torch.Tensor, pairs: Sequence[TokenizedPair]) -> dict[str, list[Any]]:
+    """How alike the responses are, from the sums of their states and the last of them, [pair 2 width]."""
+    counts = (torch.tensor([getattr(pair, name) for pair in pairs]) for name in TOKEN_COLUMNS[1:])
+    return {
+        "ches": ches(total[:, 0], total[:, 1]).tolist(),
+        "ches_normalized": ches_normalized(total[:, 0], total[:, 1], *counts).tolist(),
+        "last_state_similarity": last_state_similarity(last[:, 0], last[:, 1]).tolist(),
+        "edit_similarity": [
+            edit_similarity(pair.chosen[pair.prompt_tokens :], pair.rejected[pair.prompt_tokens :]) for pair in pairs
+        ],
+    }
+
+
+def _state_bytes(device: torch.device) -> int:
+    """Memory for states that are kept, on this device."""
+    if device.type != "cuda":
+        return STATE_BYTES
+    return max(STATE_BYTES, torch.cuda.get_device_properties(device).total_memory // STATE_SHARE)
+
+
+def _run_tokens(pair: TokenizedPair) -> int:
+    return len(pair.chosen) + len(pair.rejected) - 2
+
+
+def _dtype(name: str) -> str:
+    return "boolean" if name == "ranking_correct" else "float64"
+
+
+def as_frame(
+    pairs: Sequence[TokenizedPair],
+    problems: Mapping[str, Problem],
+    columns: Mapping[str, Any],
+    values: Mapping[str, Mapping[str, Any]],
+) -> pd.DataFrame:
+    """One row a pair, in order: id, status, tokens, and the columns, without a value where there is a problem.
+
+    Args:
+        pairs: in order.
+        problems: of some of them, by id.
+        columns: their pandas dtypes, by name, in order; facts of a pair may be among them.
+        values: of the other pairs, by id and column.
+    """
+    facts = [
+        (pair.id, problems[pair.id].status if pair.id in problems else "ok", *(getattr(pair, n) for n in TOKEN_COLUMNS))
+        for pair in pairs
+    ]
+    frame = pd.DataFrame(facts, columns=["id", "status", *TOKEN_COLUMNS])
+    for name, dtype in columns.items():
+        if name not in frame.columns:
+            frame[name] = pd.array([values[id][name] if id in values else None for id in frame["id"]], dtype=dtype)
+    return frame
+
+
+def check_max_length(max_length: int | None, positions: int | None) -> int | None:
+    """The longest sequence to run: as asked for, but never more than the model has positions for."""
+    if max_length is None:
+        return positions
+    if max_length < 2:
+        raise UsageError(f"max_length must be at least 2 tokens, not {max_length}")
+    if positions is not None and max_length > positions:
+        raise UsageError(f"max_length is {max_length}, but the model only has positions for {positions} tokens")
+    return max_length
+
+
+def score_pairs(
+    model: LanguageModel,
+    pairs: Any,
+    columns: Sequence[str] | None = None,
+    batch_tokens: int | None = None,
+    *,
+    eos: bool = True,
+    max_length: int | None = None,
+    rate_parameters: str = "all",
+    compile: bool = False,
+) -> pd.DataFrame:
+    """Score preference pairs by CHES and its relatives, by likelihood, and by how training on them would move it.
+
+    Args:
+        model: from ``load``, or ``LanguageModel(model, tokenizer)``.
+        pairs: ``PreferencePair`` objects, mappings with ``prompt``/``chosen``/``rejected`` in any of TRL's formats, a
+            ``datasets.Dataset`` or a ``pandas.DataFrame``.
+        columns: which columns to return, besides ``id`` and ``status``. By default tokens, CHES and its relatives;
+            "all" stands for these and everything about likelihood; ``displacement_rate`` and
+            ``displacement_rate_exact`` cost more and are named.
+        batch_tokens: padded tokens a batch; found by itself when None. The numbers do not depend on it.
+        eos: whether the end of turn belongs to the response, as in training.
+        max_length: longest sequence in tokens; longer pairs get the status ``truncated`` and no score.
+        rate_parameters: over which ``displacement_rate_exact`` takes gradients: "all", "head" or "last:K".
+        compile: compile the model's blocks with ``torch.compile``; worth it for many pairs on a card.
+
+    Returns:
+        One row a pair, in input order. Scores are NaN wherever ``status`` is not "ok". See ``docs/scores.md`` for the
+        meaning and unit of each column.
+
+    Raises:
+        DataInvalid: a pair is not what it must be; names the row.
+        UsageError: unknown columns, or options out of range.
+    """
+    if isinstance(columns, str):
+        raise TypeError(f"columns are a list of names, not the text {columns!r}")
+    computed = known_columns(COLUMNS if columns is None else columns)
+    named = None if columns is None or ALL in columns else ["id", "status", *columns]
+    listed = as_pairs(pairs)
+    scorer = PairScorer(model, eos, max_length, batch_tokens, computed, rate_parameters, compile=compile)
+    with Progress(len(listed)) as bar, contextlib.closing(one_ahead(scorer.tokenize, _blocks(listed))) as tokenized:
+        frames = [scorer.score_tokenized(pairs, bar.advance).frame for pairs in tokenized]
+    return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
+
+
+def _blocks(pairs: Sequence[PreferencePair]) -> Iterable[Sequence[PreferencePair]]:
+    return (pairs[start : start + BLOCK_PAIRS] for start in range(0, len(pairs), BLOCK_PAIRS))
+
+
+def as_pairs(pairs: Any) -> list[PreferencePair]:
+    """Pairs from whatever a caller holds them in; see ``score_pairs``.
+
+    Raises:
+        DataInvalid: no pairs, a duplicate id, or a row that is no pair.
+    """
+    if isinstance(pairs, pd.DataFrame):
+        pairs = pairs.astype(object).where(pairs.notna(), None).to_dict("records")
+    rows = list(pairs)
+    if not rows:
+        raise DataInvalid("there are no pairs to score")
+    if not all(isinstance(row, PreferencePair) for row in rows):
+        strange = [row for row in rows if not isinstance(row, Mapping)]
+        if strange:
+            raise DataInvalid(
+                f"pairs must be mappings with 'chosen' and 'rejected', or PreferencePair objects throughout; "
+                f"found {type(strange[0]).__name__} ({strange[0]!r:.40})"
+            )
+        return pairs_from_rows(rows)
+    ids = pd.Series([pair.id for pair in rows])
+    if ids.duplicated().any():
+        raise DataInvalid(
+            f"pair {ids.duplicated().argmax()}: the id '{ids[ids.duplicated()].iloc[0]}' was already used"
+        )
+    return rows

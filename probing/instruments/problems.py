@@ -1,0 +1,50 @@
+"""Rows without a number: what to say of them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probing.errors import DataInvalid, NotFinite
+from probing.types import Problem
+
+LISTED_PROBLEMS = 100
+
+
+log = logging.getLogger(__name__)
+
+
+def warn_of(problems: Sequence[Problem], rows: int) -> None:
+    """Say on stderr that rows were left out."""
+    if problems:
+        first = problems[0]
+        log.warning(
+            "%d of %d rows could not be read and are left out; the first: row '%s' (%s, %s)",
+            len(problems),
+            rows,
+            first.id,
+            first.status,
+            first.detail,
+        )
+
+
+def refuse_if_none(facts: Mapping[str, Any], nothing: str, listed: Path) -> None:
+    """Raise if not one row of a finished run is ok.
+
+    Args:
+        facts: of the run, with ``rows_by_status`` and ``problems``.
+        nothing: what did not come about.
+        listed: the file that lists each row.
+
+    Raises:
+        NotFinite: all states were NaN or infinite. DataInvalid: there were other reasons.
+    """
+    statuses = facts["rows_by_status"]
+    if statuses.get("ok"):
+        return
+    first = facts["problems"][0]
+    told = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    where = f"{first['line']} (id '{first['id']}')" if "line" in first else f"id '{first['id']}'"
+    raise (NotFinite if set(statuses) == {"not_finite"} else DataInvalid)(
+        f"{nothing} ({told}); the first: {where}: {first['detail']}. {listed} lists each"
+    )

@@ -1,0 +1,150 @@
+"""The files of ``probing ccs``."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from sklearn.decomposition import PCA
+
+from probing.data.statements import FORMS
+from probing.data.tables import Table
+from probing.instruments.problems import LISTED_PROBLEMS
+from probing.probes.contrast import PROBES
+from probing.report.plots import draw_layers
+from probing.runs.ccs.config import (
+    CONTROLS_FILE,
+    PAIRS_FILE,
+    PLOTS_FILE,
+    PROBES_FILE,
+    RESULTS_FILE,
+    SUMMARY_FILE,
+    CCSConfig,
+)
+from probing.runs.ccs.parts import Material
+from probing.runs.ccs.results import Judged
+from probing.runs.common.record import how_told, write_summary
+from probing.runs.common.results import CHOSEN
+from probing.store.manifest import RunFolder
+from probing.store.probes import save_probes
+from probing.store.shards import join_shards
+from probing.types import ContrastPair, Problem
+
+SHOWN_PICTURES = 3
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("status", pa.string()),
+        ("label", pa.bool_()),
+        ("category", pa.string()),
+        ("formulation", pa.string()),
+        ("fold", pa.int64()),
+        ("place", pa.string()),
+        *((f"ccs_{form}", pa.float64()) for form in FORMS),
+        ("detail", pa.string()),
+    ]
+)
+
+
+def gather_facts(
+    table: Table,
+    pairs: Sequence[ContrastPair],
+    material: Material,
+    problems: Mapping[str, Problem],
+    judged: Judged,
+) -> dict[str, Any]:
+    statuses = Counter(problems[pair.id].status if pair.id in problems else "ok" for pair in pairs)
+    return {
+        "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
+        "source": material.forms.store.facts["source"],
+        "how": how_told(material.forms.store),
+        "token": material.forms.token,
+        "rows_by_status": dict(sorted(statuses.items())),
+        "problems": [asdict(problem) for problem in problems.values()][:LISTED_PROBLEMS],
+        "pairs": len(material.pairs),
+        "groups": len(set(material.rows.units.tolist())),
+        "statements_true": int(material.rows.labels.sum()),
+        "folds": np.bincount(material.rows.splits.folds).tolist(),
+        "probes_trained": judged.trained,
+        "places": material.places,
+        "skipped_places": material.skipped,
+        "chosen": judged.chosen,
+        "best": judged.best,
+    }
+
+
+def write_files(
+    folder: RunFolder,
+    config: CCSConfig,
+    material: Material,
+    judged: Judged,
+    pairs: Sequence[ContrastPair],
+    problems: Mapping[str, Problem],
+    tables: Mapping[str, pd.DataFrame],
+    facts: Mapping[str, Any],
+) -> list[str]:
+    """Every file but the record; their names."""
+    written = [RESULTS_FILE, CONTROLS_FILE, PAIRS_FILE, PROBES_FILE, SUMMARY_FILE]
+    join_shards([pa.Table.from_pandas(judged.results, preserve_index=False)], folder.path / RESULTS_FILE)
+    join_shards([pa.Table.from_pandas(judged.controls, preserve_index=False)], folder.path / CONTROLS_FILE)
+    join_shards([_pairs_table(material, judged, pairs, problems)], folder.path / PAIRS_FILE)
+    save_probes(
+        folder.path / PROBES_FILE,
+        material.forms.store.source,
+        material.places,
+        PROBES,
+        judged.weights,
+        judged.biases,
+        judged.centers,
+        {"normalization": config.normalization, "token": material.forms.token, "best": judged.best},
+    )
+    write_summary(folder.path / SUMMARY_FILE, facts, tables)
+    if draw_layers(judged.results, _pictures(material, judged), folder.path / PLOTS_FILE, [CHOSEN]):
+        written.append(PLOTS_FILE)
+    return written
+
+
+def _pairs_table(
+    material: Material, judged: Judged, pairs: Sequence[ContrastPair], problems: Mapping[str, Problem]
+) -> pa.Table:
+    """Every pair: its status, and what the held-out contrast-consistent probe says of it."""
+    at = {pair.id: number for number, pair in enumerate(material.pairs)}
+    forms, folds = judged.forms["ccs"], material.rows.splits.folds
+    rows = []
+    for pair in pairs:
+        problem, number = problems.get(pair.id), at.get(pair.id)
+        row: dict[str, Any] = {"id": pair.id, "status": problem.status if problem else "ok", "label": pair.label}
+        row |= {"category": pair.category, "formulation": pair.formulation}
+        row |= {"fold": None if number is None else int(folds[number])}
+        row |= {"place": None if number is None else judged.chosen["ccs"][folds[number]]}
+        for form, name in enumerate(FORMS):
+            row[f"ccs_{name}"] = None if number is None else float(forms[form, number])
+        rows.append(row | {"detail": problem.detail if problem else None})
+    return pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA)
+
+
+def _pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
+    """The differences between yes and no forms in their first two principal components, at the chosen places."""
+    chosen = [place for place, _ in Counter(judged.chosen["ccs"]).most_common(SHOWN_PICTURES)]
+    pictures = {}
+    for place in sorted(chosen, key=material.places.index):
+        a1, a0, n1, n0 = material.forms.of(material.forms.store.read(place), material.ids).float()
+        contrast = torch.cat([a1 - a0, n1 - n0]).numpy()
+        found = PCA(2, svd_solver="randomized", random_state=0).fit(contrast)
+        spots = found.transform(contrast)
+        truth = [*material.rows.labels, *~material.rows.labels]
+        shares = found.explained_variance_ratio_
+        pictures[place] = pd.DataFrame(
+            {
+                f"first component ({shares[0]:.0%} of the variance)": spots[:, 0],
+                f"second component ({shares[1]:.0%})": spots[:, 1],
+                "truth": ["true" if yes else "false" for yes in truth],
+                "id": [*material.ids, *material.ids],
+                "text": [*(pair.statement for pair in material.pairs), *(pair.opposite for pair in material.pairs)],
+            }
+        )
+    return pictures

@@ -1,0 +1,227 @@
+"""The arrays of one place: what is trained on which pairs."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probing.errors import DataInvalid, OutOfMemory
+from probing.models.load import free_memory
+from probing.probes.ccs import CCSOptions
+from probing.probes.closed_form import STEPS
+from probing.probes.contrast import ContrastOptions, Rows, read_layer, same_states
+from probing.probes.controls import LEAST_FOLDS, Splits
+from probing.runs.ccs.config import CCSConfig
+from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
+from probing.runs.common.groups import folds_of
+from probing.runs.common.parts import Arrays
+from probing.runs.common.states import check_memory, places_of
+from probing.types import ContrastPair, Problem
+
+NAMES = ("pairs", "text")
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """The pairs that are probed, with their states.
+
+    Attributes:
+        pairs: those that are ok.
+        rows: their labels, units and splits.
+        forms: where their states are.
+        variants: of all pairs.
+        index: of each pair that is ok among all.
+        places: of which states can be probed.
+        skipped: other places, and why they cannot be.
+    """
+
+    pairs: list[ContrastPair]
+    rows: Rows
+    forms: FormStates
+    variants: Variants
+    index: list[int]
+    places: list[str]
+    skipped: dict[str, str]
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the pairs."""
+        return [pair.id for pair in self.pairs]
+
+
+def training_options(config: CCSConfig) -> ContrastOptions:
+    ccs = CCSOptions(
+        config.loss,
+        config.restarts,
+        config.epochs,
+        config.optimizer,
+        config.learning_rate,
+        config.weight_decay,
+        config.supervision,
+        config.seed,
+    )
+    return ContrastOptions(
+        ccs,
+        config.normalization,
+        config.centering,
+        config.random,
+        config.pairings,
+        config.refits,
+        config.inverse_penalty,
+    )
+
+
+def gather_material(
+    config: CCSConfig,
+    pairs: Sequence[ContrastPair],
+    groups: Sequence[int],
+    split_values: Sequence[str] | None,
+    forms: FormStates,
+    variants: Variants,
+) -> tuple[Material, dict[str, Problem]]:
+    """The pairs and places that can be probed, and what is wrong with the other pairs.
+
+    Raises:
+        DataInvalid: too few pairs, or no place.
+    """
+    problems = _unread(config, forms, pairs, variants)
+    readable = [pair for pair in pairs if pair.id not in problems]
+    if not readable:
+        first = next(iter(problems.values()))
+        raise DataInvalid(f"no pair could be read; the first: '{first.id}' ({first.status}, {first.detail})")
+    asked = places_of(forms.store, config.places)
+    same, skipped = _alike(forms, readable, asked)
+    check_contrast(forms, readable, same)
+    for at in np.flatnonzero(same):
+        detail = f"the yes and the no form have the same state everywhere; what is read is {forms.token}"
+        problems[readable[at].id] = Problem(readable[at].id, "same_state", detail)
+    index = [at for at, pair in enumerate(pairs) if pair.id not in problems]
+    places = [place for place in asked if place not in skipped]
+    if not places:
+        raise DataInvalid(f"no place can be probed; the first: {', '.join(next(iter(skipped.items())))}")
+    for place, why in skipped.items():
+        log.warning("%s is left out: %s", place, why)
+    kept = [pairs[at] for at in index]
+    units = [groups[at] for at in index]
+    values = None if split_values is None else [split_values[at] for at in index]
+    folds, units = folds_of(config, units, values, *NAMES)
+    rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
+    return Material(kept, rows, forms, variants, index, places, skipped), problems
+
+
+def _unread(
+    config: CCSConfig, forms: FormStates, pairs: Sequence[ContrastPair], variants: Variants
+) -> dict[str, Problem]:
+    """Pairs of which a form has no states."""
+    found = {}
+    for at, pair in enumerate(pairs):
+        names = ["", *([DISTRACTOR] if variants.distracted[at] else []), *([MARKER] if at in variants.marker else [])]
+        for name in names:
+            if not forms.has([pair.id], name):
+                continue  # a control that the store does not have
+            status, detail = forms.status(pair.id, name)
+            if status != "ok":
+                found[pair.id] = Problem(pair.id, status, f"{name}{detail}")
+                break
+    return found
+
+
+def _alike(
+    forms: FormStates, pairs: Sequence[ContrastPair], places: Sequence[str]
+) -> tuple[NDArray[np.bool_], dict[str, str]]:
+    """Pairs whose forms have the same states at every place; places where nothing can be told apart."""
+    same = np.ones(len(pairs), dtype=bool)
+    skipped = {}
+    for place in places:
+        states = forms.of(forms.store.read(place), [pair.id for pair in pairs])
+        here = same_states(states).cpu().numpy()
+        same &= here
+        if bool((states == states[:, :1]).all()):
+            skipped[place] = "the states of all pairs are the same there"
+        elif here.all():
+            skipped[place] = "yes and no forms have the same states there"
+    return same, skipped
+
+
+def places_at_once(material: Material, options: ContrastOptions, device: torch.device) -> int | None:
+    """How many places are probed at once on a CPU; None on a card, where one fills it.
+
+    One for every thread, where there are as many places and they fit into half of the memory: threads that have a place
+    of their own never wait for each other. Otherwise one, whose trainings the threads share. Either way no byte
+    depends on it.
+    """
+    if device.type != "cpu":
+        return None
+    threads, free = torch.get_num_threads(), free_memory(device)
+    width = int(material.forms.store.facts["width"])
+    needed = _needed(len(material.pairs), width, options, len(material.rows.splits.left_out))
+    enough = free is None or threads * needed <= free / 2
+    return threads if enough and len(material.places) >= threads else 1
+
+
+def train_place(
+    material: Material,
+    place: str,
+    options: ContrastOptions,
+    device: torch.device,
+    report: Callable[[float], None],
+    threads: int,
+) -> Arrays:
+    """The arrays of one place."""
+    stored = material.forms.store.read(place)
+    needed = _needed(len(material.pairs), stored.shape[1], options, len(material.rows.splits.left_out))
+    check_memory(needed, device, f"probing {place} ({len(material.pairs)} pairs of width {stored.shape[1]})")
+    states = material.forms.of(stored, material.ids).to(device)
+    try:
+        return read_layer(
+            states,
+            material.rows,
+            options,
+            marker=_marker(material, stored, device),
+            distracted=_distracted(material, stored, device),
+            report=report,
+            threads=threads,
+        )
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"probing {place} does not fit on the {device}; take fewer pairs, fewer --restarts or --folds"
+        ) from error
+
+
+def _needed(pairs: int, width: int, options: ContrastOptions, splits: int) -> int:
+    """Bytes that training a layer takes, roughly, with the distractor.
+
+    States of the pairs and with the distractor, each as given, normalised, about an origin and by folds; in float64 for
+    the closed forms, which come after training. Every probe with its gradient, AdamW's two moments and a copy; L-BFGS
+    keeps ten steps and changes of the gradient. Logits of one fold with what their gradient needs.
+    """
+    columns = splits * options.ccs.restarts * (2 + options.pairings)
+    states = 8 * (4 * pairs * width) + 4 * (4 * pairs * width)
+    probes = (5 if options.ccs.optimizer == "adamw" else 30) * width * columns
+    logits = 8 * 4 * pairs * columns // LEAST_FOLDS
+    lanczos = 2 * splits * STEPS * width
+    return 4 * (states + probes + logits + lanczos)
+
+
+def _marker(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.int64]] | None:
+    which = [at for at, number in enumerate(material.index) if number in material.variants.marker]
+    ids = [material.pairs[at].id for at in which]
+    if not ids or not material.forms.has(ids, MARKER):
+        return None
+    return material.forms.of(stored, ids, MARKER).to(device), np.array(which)
+
+
+def _distracted(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.bool_]] | None:
+    has = material.variants.distracted[material.index]
+    ids = [pair.id for pair, yes in zip(material.pairs, has, strict=True) if yes]
+    if not ids or len(ids) == len(has) or not material.forms.has(ids, DISTRACTOR):
+        return None
+    names = [DISTRACTOR if yes else "" for yes in has]
+    return material.forms.of(stored, material.ids, names).to(device), has

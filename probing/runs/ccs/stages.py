@@ -1,0 +1,91 @@
+"""``probing ccs`` after its data: states, parts, results, tables, files."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from probing.data.statements import text_groups
+from probing.data.tables import Table, canonical
+from probing.models.load import LanguageModel, choose_device
+from probing.runs.ccs.config import SUMMARY_FILE, CCSConfig
+from probing.runs.ccs.files import gather_facts, write_files
+from probing.runs.ccs.parts import NAMES, gather_material, places_at_once, train_place, training_options
+from probing.runs.ccs.results import judge
+from probing.runs.ccs.states import Variants, read_forms
+from probing.runs.ccs.tables import make_tables
+from probing.runs.common.groups import folds_of
+from probing.runs.common.parts import all_layers, read_layer_arrays
+from probing.runs.common.record import clear, finish, finished_report, identity_of_layers, plain
+from probing.runs.common.states import source_of
+from probing.store.activations import ActivationStore
+from probing.store.manifest import RunFolder
+from probing.types import ContrastPair, Report
+
+NOT_IDENTITY = (
+    "model data out store device trust_remote_code layout split batch_tokens statement_column opposite_column "
+    "pair_column polarity_column label_column category_column formulation_column id_column dtype revision"
+).split()
+"""Options that change no byte, or are told apart by content."""
+
+
+def probe_into(
+    folder: RunFolder, config: CCSConfig, table: Table, pairs: list[ContrastPair], split_values: list[str] | None
+) -> Report:
+    """Train and judge the probes of every place into the folder, unless an earlier run has; answer with its tables.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else.
+        DataInvalid: too few pairs are left, or no place can be probed.
+        NotFinite: training diverged.
+        OutOfMemory: a layer does not fit.
+    """
+    began = time.monotonic()
+    device = choose_device(config.device)
+    source = source_of(config)
+    folder.begin(_identity(config, pairs, split_values, source, device), {"config": plain(config)})
+    if not folder.finished:
+        groups = text_groups(pairs)
+        folds_of(config, groups, split_values, *NAMES)  # too few are found before anything is captured
+        variants = Variants.of(config, pairs, groups)
+        forms = read_forms(folder.path, config, table, pairs, variants, source)
+        material, problems = gather_material(config, pairs, groups, split_values, forms, variants)
+        options = training_options(config)
+        at_once = places_at_once(material, options, device)
+        threads = torch.get_num_threads() // (at_once or 1)
+        all_layers(
+            folder.shards,
+            material.places,
+            lambda place, report: train_place(material, place, options, device, report, threads),
+            "probing",
+            at_once,
+        )
+        judged = judge(
+            config,
+            material.pairs,
+            material.rows,
+            material.places,
+            lambda number: read_layer_arrays(folder.shards, number),
+        )
+        facts = gather_facts(table, pairs, material, problems, judged)
+        tables = make_tables(config, judged, facts)
+        written = write_files(folder, config, material, judged, pairs, problems, tables, facts)
+        finish(folder, config, facts, written, began)
+    clear(folder.shards)
+    return finished_report(folder, SUMMARY_FILE)
+
+
+def _identity(
+    config: CCSConfig,
+    pairs: Sequence[ContrastPair],
+    split_values: Sequence[str] | None,
+    source: LanguageModel | ActivationStore,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything that the bytes of the results depend on."""
+    statements = [[asdict(pair), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)]
+    hashed = hashlib.sha256(canonical(statements)).hexdigest()
+    return {"statements": hashed, **identity_of_layers(config, NOT_IDENTITY, source, device)}

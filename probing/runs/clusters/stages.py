@@ -1,0 +1,158 @@
+"""``probing clusters`` after its data: states of every model, parts, results, tables, files."""
+
+import hashlib
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probing.data.places import expand_places
+from probing.data.prompts import label_name
+from probing.data.tables import Table, canonical
+from probing.errors import LayerNotFound, SourceMismatch
+from probing.models.load import LanguageModel, choose_device, load
+from probing.runs.capture.within import captured
+from probing.runs.clusters.config import SUMMARY_FILE, ClustersConfig
+from probing.runs.clusters.files import write_everything
+from probing.runs.clusters.parts import Material, make_part
+from probing.runs.clusters.rows import rows_of
+from probing.runs.common.groups import values_to_split
+from probing.runs.common.parts import all_layers, read_layer_arrays
+from probing.runs.common.record import clear, finish, finished_report, identity_of_layers, identity_of_states, plain
+from probing.runs.common.states import STATES, Prompts, check_same_request, join_states, open_states, request_of
+from probing.store.activations import ActivationStore
+from probing.store.manifest import RunFolder
+from probing.types import LabelledPrompt, Report
+
+NOT_IDENTITY = (
+    "model data out store control control_store device trust_remote_code split batch_tokens text_column "
+    "response_column label_column category_column id_column dtype revision"
+).split()
+"""Options that change no byte, or are told apart by content."""
+CONTROL_STATES = "control-states"
+
+
+def clusters_into(
+    folder: RunFolder,
+    config: ClustersConfig,
+    table: Table,
+    prompts: list[LabelledPrompt],
+    control: tuple[Table, list[LabelledPrompt]] | None,
+) -> Report:
+    """Compute every part into the folder, unless an earlier run has; answer with its tables.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else, or a store is of other texts.
+        DataInvalid: too few rows of a label.
+        OutOfMemory: a layer does not fit.
+    """
+    began = time.monotonic()
+    device = choose_device(config.device)
+    identity, kept = _identity(config, (table, prompts), control, device)
+    folder.begin(identity, {"config": plain(config)})
+    if not folder.finished:
+        seen, controls = _states(folder, config, (table, prompts), control, kept)
+        rows = rows_of(config, (table, prompts), control, seen, controls)
+        material = Material(config, rows, seen, controls, model_names(config))
+        parts = material.parts
+        numbers = {part: number for number, part in enumerate(parts)}
+
+        def arrays_of(part: tuple[int, str, str]) -> dict[str, NDArray[np.float64]]:
+            return read_layer_arrays(folder.shards, numbers[part])
+
+        keys = {" ".join(map(str, part)): part for part in parts}
+        all_layers(
+            folder.shards,
+            list(keys),
+            lambda key, report: make_part(material, keys[key], arrays_of, report),
+            "reading",
+        )
+        facts, written = write_everything(folder, material, table, control, arrays_of)
+        finish(folder, config, facts, written, began)
+    clear(folder.shards)
+    return finished_report(folder, SUMMARY_FILE)
+
+
+def model_names(config: ClustersConfig) -> list[str]:
+    """Short and different names: the last parts of the paths, as many as it takes."""
+    given = [name.rstrip("/") for name in config.models or config.stores]
+    for parts in range(1, max(name.count("/") for name in given) + 2):
+        names = ["/".join(name.split("/")[-parts:]) for name in given]
+        if len(set(names)) == len(names):
+            return names
+    return given
+
+
+def _identity(
+    config: ClustersConfig,
+    data: tuple[Table, list[LabelledPrompt]],
+    control: tuple[Table, list[LabelledPrompt]] | None,
+    device: torch.device,
+) -> tuple[dict[str, Any], LanguageModel | None]:
+    """What the bytes depend on; and the model, if there is only one: of several, one at a time is in memory."""
+    read = [data] if control is None else [data, control]
+    rows = [[[asdict(prompt) for prompt in each[1]], values_to_split(config, *each)] for each in read]
+    hashed = hashlib.sha256(canonical(rows)).hexdigest()
+    identity: dict[str, Any] = {}
+    source: LanguageModel | ActivationStore | None = None
+    for number in range(len(config.models or config.stores)):
+        source = None  # the last one goes before the next one comes
+        source = _source(config, number)
+        if isinstance(source, LanguageModel):
+            _check_places(config, config.models[number], source)
+        own = identity_of_layers(config, NOT_IDENTITY, source, device)
+        contents = {"model": own.pop("model"), "states": own.pop("states")}
+        if config.control_stores:
+            contents["control"] = identity_of_states(open_states(config.control_stores[number]))
+        identity |= {**own, "prompts": hashed, f"model {number + 1}": contents}
+    return identity, source if isinstance(source, LanguageModel) and len(config.models) == 1 else None
+
+
+def _check_places(config: ClustersConfig, name: str, model: LanguageModel) -> None:
+    """Raise before anything is captured, of any model, unless this one has the layers that are asked for."""
+    for place in expand_places(config.places, model.layers):
+        if place.layer is not None and not 0 <= place.layer < model.layers:
+            raise LayerNotFound(
+                f"{name} has {model.layers} layers, 0 to {model.layers - 1} (or -{model.layers} to -1 from the end), "
+                f"and no {place}"
+            )
+
+
+def _source(config: ClustersConfig, number: int) -> LanguageModel | ActivationStore:
+    if config.stores:
+        return open_states(config.stores[number])
+    return load(config.models[number], config.revision, config.dtype, config.device, config.trust_remote_code)
+
+
+def _states(
+    folder: RunFolder,
+    config: ClustersConfig,
+    data: tuple[Table, list[LabelledPrompt]],
+    control: tuple[Table, list[LabelledPrompt]] | None,
+    model: LanguageModel | None,
+) -> tuple[list[Prompts], list[Prompts]]:
+    """States of the data and of the control, of every model."""
+    seen: list[Prompts] = []
+    controls: list[Prompts] = []
+    for number, given in enumerate(config.models or config.stores):
+        source = None
+        source = model or _source(config, number)
+        last = f"-{number + 1}" if number else ""
+        own = captured(folder.path / f"{STATES}{last}", config, given, *data, source, **request_of(config))
+        seen.append(join_states(own, data[0].path, data[1], label_name))
+        if own.facts["request"] != seen[0].store.facts["request"]:
+            raise SourceMismatch(
+                f"{own.path}: request {own.facts['request']}, of {seen[0].store.path}: {seen[0].store.facts['request']}"
+            )
+        if control is not None:
+            if config.control_stores:
+                source = open_states(config.control_stores[number])
+            others = captured(
+                folder.path / f"{CONTROL_STATES}{last}", config, given, *control, source, **request_of(config)
+            )
+            check_same_request(own, others)
+            controls.append(join_states(others, control[0].path, control[1], label_name))
+    return seen, controls

@@ -1,0 +1,153 @@
+"""States of texts: captured into the folder of a run, or from a store; joined by id."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probing.data.contents import content_of_row
+from probing.data.places import expand_places
+from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
+from probing.models.load import LanguageModel, free_memory, load
+from probing.runs.common.groups import text_units
+from probing.store.activations import ActivationStore, open_store
+from probing.store.manifest import MANIFEST
+from probing.types import LabelledPrompt, Problem
+
+STATES = "states"
+"""Where a run keeps the states that it captured."""
+DEFAULT_PLACES = "resid_post:all"
+
+
+def source_of(config: Any) -> LanguageModel | ActivationStore:
+    """The model that a job was given, or the store in its place."""
+    if config.store is not None:
+        return open_states(config.store)
+    return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+
+
+def open_states(path: Path | str) -> ActivationStore:
+    """The store in a folder, or that of the run which the folder holds.
+
+    Raises:
+        SourceMismatch: it has no states, or those of every token.
+    """
+    folder = Path(path).expanduser()
+    within = folder / STATES
+    store = open_store(within if not (folder / MANIFEST).exists() and (within / MANIFEST).exists() else folder)
+    if store.pooling == "tokens":
+        raise SourceMismatch(f"{store.path}: holds the states of every token; capture one state a text")
+    return store
+
+
+def places_of(store: ActivationStore, given: str | Sequence[str]) -> list[str]:
+    """The places of a store that are asked for: all of them, where the option was left alone.
+
+    Raises:
+        UsageError: one of them was not captured.
+    """
+    there = list(map(str, store.places))
+    if given == DEFAULT_PLACES:
+        return there
+    wanted = list(map(str, expand_places(given, int(store.facts["layers"]))))
+    missing = [place for place in wanted if place not in there]
+    if missing:
+        raise UsageError(f"{store.path}: {missing[0]} was not captured; there are {', '.join(there)}")
+    return wanted
+
+
+def check_memory(needed: int, device: torch.device, what: str) -> None:
+    """Raise unless so many bytes are free.
+
+    Raises:
+        OutOfMemory: says how many are needed and what to do.
+    """
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise OutOfMemory(
+            f"{what} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free on the {device.type}; take "
+            f"fewer rows or --folds, or a machine with more memory"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Labelled rows that have states.
+
+    Attributes:
+        rows: those that are ok.
+        labels: of each, as the job calls them.
+        units: rows of one unit have the same text.
+        problems: the others.
+        store: where the states are.
+        index: row of each in the store.
+    """
+
+    rows: list[LabelledPrompt]
+    labels: NDArray[Any]
+    units: list[int]
+    problems: dict[str, Problem]
+    store: ActivationStore
+    index: list[int]
+
+    def states(self, place: str, device: torch.device) -> torch.Tensor:
+        """[row width], in float32."""
+        return self.store.read(place)[self.index].to(device).float()
+
+
+def request_of(config: Any) -> dict[str, Any]:
+    """Which state a job over labelled prompts reads."""
+    return {"pooling": config.pooling, "over": config.over, "chat": config.chat}
+
+
+def join_states(
+    store: ActivationStore, path: str, prompts: Sequence[LabelledPrompt], label_of: Callable[[LabelledPrompt], Any]
+) -> Prompts:
+    """The rows that have a label and states.
+
+    Raises:
+        SourceMismatch: the store was made from other rows.
+        DataInvalid: no row is left.
+    """
+    known = store.rows
+    content = dict(zip(known["id"], known["content"], strict=True))
+    wrong = [prompt.id for prompt in prompts if content.get(prompt.id) != content_of_row(prompt)]
+    if wrong:
+        raise SourceMismatch(
+            f"{store.path}: row '{wrong[0]}' of {path} is not in it, or with another text or label "
+            f"({len(wrong)} of {len(prompts)} rows)"
+        )
+    problems = {
+        row["id"]: Problem(row["id"], row["status"], row["detail"] or "")
+        for row in known[known["status"] != "ok"].to_dict("records")
+    }
+    for prompt in prompts:
+        if prompt.label is None:
+            problems.setdefault(prompt.id, Problem(prompt.id, "no_label", "the row has no label"))
+    at = {id: row for row, id in enumerate(store.ids)}
+    kept = [prompt for prompt in prompts if prompt.id not in problems]
+    ours = {prompt.id for prompt in prompts}
+    if not kept:
+        first = next(problem for problem in problems.values() if problem.id in ours)
+        raise DataInvalid(f"{path}: no row could be read; the first: '{first.id}' ({first.status}, {first.detail})")
+    units = text_units(kept)
+    labels = np.array([label_of(prompt) for prompt in kept])
+    mine = {id: problem for id, problem in problems.items() if id in ours}
+    return Prompts(kept, labels, units, mine, store, [at[prompt.id] for prompt in kept])
+
+
+def check_same_request(left: ActivationStore, right: ActivationStore) -> None:
+    """Raise unless both stores hold the same states of the same model.
+
+    Raises:
+        SourceMismatch: names what differs.
+    """
+    for name in ("places", "request", "dtype", "width"):
+        if left.facts[name] != right.facts[name]:
+            raise SourceMismatch(f"{right.path}: {name} {right.facts[name]}, of {left.path}: {left.facts[name]}")
+    if left.source.weights_sha256 != right.source.weights_sha256:
+        raise SourceMismatch(f"{right.path} was captured from another model than {left.path}")

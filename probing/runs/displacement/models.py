@@ -1,0 +1,109 @@
+"""The two models that are compared: loaded, checked to belong together, told apart by content."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from probing.data.bundled import BUNDLED_MODELS
+from probing.errors import ModelInvalid, ProbingError, UsageError
+from probing.instruments.pair_changes import same_vocabulary
+from probing.models.adapters import base_of, is_adapter
+from probing.models.load import LanguageModel, brings_tokenizer, load
+from probing.runs.common.parts import Dataset
+from probing.runs.displacement.config import DisplacementConfig
+from probing.store.files import file_sha256
+
+log = logging.getLogger(__name__)
+
+
+CHECKPOINT_FILES = (
+    "*.safetensors",
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made of."""
+
+    config: DisplacementConfig
+    data: Dataset
+    groups: Sequence[object] | None
+    shares: Sequence[float] | None
+    steps: Sequence[tuple[int, Path]] | None
+
+
+def load_reference(config: DisplacementConfig) -> LanguageModel:
+    if config.reference_adapter is not None and is_adapter(config.reference):
+        raise UsageError(f"{config.reference}: is an adapter itself; give the model, and one adapter for the reference")
+    base = load(config.reference, config.reference_revision, config.dtype, config.device, config.trust_remote_code)
+    return base if config.reference_adapter is None else base.adapted(config.reference_adapter)
+
+
+def find_policy(inputs: Inputs, reference: LanguageModel) -> tuple[LanguageModel, int | None, list[dict[str, Any]]]:
+    """The model to compare with; for a folder of checkpoints the last that can be read, its step, and the broken."""
+    config = inputs.config
+    broken: list[dict[str, Any]] = []
+    if inputs.steps is None:
+        return load_policy(config, reference, config.policy or config.adapter or ""), None, []
+    for step, path in reversed(inputs.steps):
+        try:
+            return load_policy(config, reference, str(path)), step, broken
+        except ProbingError as error:
+            broken.append(note_broken_step(step, path, error))
+    raise ModelInvalid(f"{config.steps}: no checkpoint in it can be read; the last: {broken[0]['why']}")
+
+
+def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str) -> LanguageModel:
+    """A model to compare with the reference, in its dtype, or as an adapter on its weights.
+
+    Raises:
+        SourceMismatch: another vocabulary. ModelInvalid, UsageError: it cannot be loaded.
+    """
+    if config.adapter is not None or is_adapter(name):
+        if config.policy_revision is not None:
+            raise UsageError(f"{name}: is a folder, which has no revision; leave out --policy-revision")
+        _warn_of_another_base(config, name)
+        return reference.adapted(name)
+    tokenizer = None if brings_tokenizer(name) else reference.tokenizer
+    dtype = str(reference.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    policy = load(name, config.policy_revision, dtype, config.device, config.trust_remote_code, tokenizer)
+    same_vocabulary(reference, policy)
+    return policy
+
+
+def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
+    """Say so where an adapter names another base than the one it is put onto."""
+    try:
+        said = base_of(name)
+        used = base_of(config.reference) if is_adapter(config.reference) else config.reference
+    except ModelInvalid:
+        return
+    bundled = BUNDLED_MODELS.get(used)
+    if Path(said).name != (Path(used) if bundled is None else bundled()).name:
+        log.warning("%s says that it was trained on %s; it is put onto %s", name, said, used)
+
+
+def note_broken_step(step: int, path: Path, error: Exception) -> dict[str, Any]:
+    log.warning("step %d (%s) is left out: %s", step, path.name, error)
+    return {"step": step, "folder": path.name, "why": str(error)}
+
+
+def model_facts(model: LanguageModel) -> dict[str, Any]:
+    return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
+
+
+def hash_checkpoint(folder: Path) -> str:
+    """Over what a checkpoint is loaded from; not over what a trainer leaves beside it."""
+    files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
+    return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in files).encode()).hexdigest()

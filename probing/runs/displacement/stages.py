@@ -1,0 +1,260 @@
+"""``probing displacement`` after its data: comparing, shard by shard, step by step."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from probing.data.tables import Table
+from probing.data.tokenize import TokenizedPair
+from probing.engine.stream import TokenBudget
+from probing.errors import NotFinite, ProbingError, StoreCorrupt
+from probing.instruments.columns import LIKELIHOOD_COLUMNS, TOKEN_COLUMNS
+from probing.instruments.pair_changes import (
+    TOKENS_SCHEMA,
+    PairComparer,
+    check_same_head,
+    check_same_tokens,
+    likelihoods,
+)
+from probing.instruments.pair_scores import PairScorer
+from probing.instruments.problems import refuse_if_none
+from probing.models.load import LanguageModel
+from probing.report.plots import draw_course
+from probing.report.progress import Progress
+from probing.runs.common.parts import Dataset, Shard, all_shards, rows_of, status_facts
+from probing.runs.common.record import clear, content_of, identity, plain
+from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, TOKENS_FILE, DisplacementConfig
+from probing.runs.displacement.models import (
+    Inputs,
+    find_policy,
+    hash_checkpoint,
+    load_policy,
+    load_reference,
+    model_facts,
+    note_broken_step,
+)
+from probing.runs.displacement.tables import Results, course_frame, make_tables
+from probing.store.files import file_sha256
+from probing.store.manifest import RUN_FILE, RunFolder
+from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
+from probing.types import PreferencePair, Report
+
+TOKENS_PREFIX = "tokens_"
+COURSE_SCHEMA = pa.schema([("id", pa.string()), ("chosen_logprob", pa.float64()), ("rejected_logprob", pa.float64())])
+NOT_IDENTITY = (
+    "reference",
+    "policy",
+    "adapter",
+    "reference_adapter",
+    "steps",
+    "data",
+    "out",
+    "device",
+    "dtype",
+    "trust_remote_code",
+    "beta",
+    "group_column",
+    "rater_share_column",
+)
+"""Options that change no file, or are told apart by content."""
+
+
+def compare_into(
+    folder: RunFolder,
+    config: DisplacementConfig,
+    table: Table,
+    pairs: Sequence[PreferencePair],
+    groups: Sequence[object] | None,
+    shares: Sequence[float] | None,
+    steps: Sequence[tuple[int, Path]] | None,
+) -> Report:
+    """Compare the models on every pair into the folder, unless an earlier run has; answer with its tables.
+
+    Raises:
+        SourceMismatch: the models do not belong together, or the folder's run was made from something else.
+        StoreCorrupt: the folder's finished tables are gone or changed.
+        DataInvalid, NotFinite: not one pair could be compared.
+    """
+    began = time.monotonic()
+    inputs = Inputs(config, Dataset(table, pairs, config.shard_pairs), groups, shares, steps)
+    reference = load_reference(config)
+    policy, taken, broken = find_policy(inputs, reference)
+    folder.begin(_identity(inputs, reference, policy), {"config": plain(config)})
+    if not folder.finished:
+        comparer = _comparer(folder, inputs, reference, policy)
+        shards = _compared(folder, inputs.data, comparer)
+        joined = [shard.rows for shard in shards]
+        facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
+        facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
+        facts |= {"data": inputs.data.facts(), **status_facts(shards, inputs.data)}
+        join_shards(joined, folder.path / PAIRS_FILE)
+        wrote = [PAIRS_FILE]
+        if config.top:
+            numbers = range(len(inputs.data.blocks))
+            paths = [shard_path(folder.shards, number, TOKENS_PREFIX) for number in numbers]
+            stream_shards(paths, TOKENS_SCHEMA, folder.path / TOKENS_FILE)
+            wrote.append(TOKENS_FILE)
+        if taken is not None:
+            frame = pa.concat_tables(joined).to_pandas()
+            before = comparer.before
+            del comparer, policy  # one policy at a time is in memory
+            broken += _write_course(folder, inputs, before, frame, taken)
+            wrote.append(COURSE_FILE)
+            facts |= {"policy_step": taken}
+        facts |= {"broken_steps": broken, "wall_seconds": round(time.monotonic() - began, 3)}
+        facts |= {"sha256": {name: file_sha256(folder.path / name) for name in wrote}}
+        folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
+    clear(folder.shards)
+    return _report(folder, inputs)
+
+
+def _identity(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
+    """Everything that the bytes of the tables depend on."""
+    made_of = {
+        "reference": content_of(reference.source),
+        "policy": content_of(policy.source),
+        "steps": {path.name: hash_checkpoint(path) for _, path in inputs.steps or ()},
+        "policy_dtype": str(policy.dtype).removeprefix("torch."),
+        "data": {"sha256": inputs.data.table.sha256},
+    }
+    return made_of | identity(inputs.config, NOT_IDENTITY, reference)
+
+
+def _comparer(folder: RunFolder, inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> PairComparer:
+    """A comparer with the budget of this folder's run."""
+    config = inputs.config
+    comparer = PairComparer(
+        reference,
+        policy,
+        config.predictor_names(),
+        config.top,
+        config.eos,
+        config.max_length,
+        config.batch_tokens,
+        config.rate_parameters,
+        config.compile,
+    )
+    known = folder.facts().get("batch_tokens")
+    if known is None:
+        folder.write({**folder.facts(), "batch_tokens": asdict(comparer.before.stream.budget)})
+    else:
+        comparer.budget = TokenBudget(**known)
+    return comparer
+
+
+def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
+    """Changes of every pair; those of the tokens lie beside them."""
+    kinds = {"boolean": pa.bool_(), "float64": pa.float64()}
+    schema = pa.schema(
+        [("id", pa.string()), ("status", pa.string())]
+        + [(name, pa.int64()) for name in TOKEN_COLUMNS]
+        + [(name, kinds[kind]) for name, kind in comparer.columns.items()]
+    )
+
+    def tokens_path(number: int) -> Path:
+        return shard_path(folder.shards, number, TOKENS_PREFIX)
+
+    def prepare(block: range) -> list[TokenizedPair]:
+        return comparer.tokenize(data.of(block), data.where(block))
+
+    def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
+        began = time.monotonic()
+        compared = comparer.compare(tokenized, bar.advance)
+        if comparer.top:
+            write_shard(tokens_path(number), compared.tokens, {})
+        facts = {
+            "tokens": compared.run,
+            "seconds": time.monotonic() - began,
+            "batch_tokens": asdict(comparer.budget),
+            "problems": [asdict(problem) for problem in compared.problems],
+        }
+        return Shard(rows_of(compared.frame, schema), facts)
+
+    def adopt(shard: Shard) -> None:
+        comparer.budget = TokenBudget(**shard.facts["batch_tokens"])
+
+    def whole(number: int) -> bool:
+        return not comparer.top or read_shard(tokens_path(number), TOKENS_SCHEMA) is not None
+
+    return all_shards(folder.shards, data, schema, make, adopt, whole, doing="comparing", prepare=prepare)
+
+
+def _write_course(
+    folder: RunFolder, inputs: Inputs, before: PairScorer, frame: pd.DataFrame, taken: int
+) -> list[dict[str, Any]]:
+    """Likelihoods under every checkpoint that can be read; answers with those that cannot."""
+    found, broken = {}, []
+    for step, path in inputs.steps or ():
+        if step >= taken:
+            continue
+        try:
+            found[step] = _step(folder, inputs, before, step, path)
+        except ProbingError as error:
+            broken.append(note_broken_step(step, path, error))
+    course = course_frame(frame, found, taken)
+    join_shards([rows_of(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))], folder.path / COURSE_FILE)
+    return broken
+
+
+def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path: Path) -> pd.DataFrame:
+    """Likelihoods of every pair under one checkpoint.
+
+    Raises:
+        SourceMismatch: it does not belong to the reference. NotFinite: it gives no pair a finite likelihood.
+    """
+    config, data = inputs.config, inputs.data
+    policy = load_policy(config, before.language_model, str(path))
+    options = (config.eos, config.max_length, config.batch_tokens, LIKELIHOOD_COLUMNS)
+    scorer = PairScorer(policy, *options, compile=config.compile)
+    check_same_head(before, scorer)
+
+    def prepare(block: range) -> list[TokenizedPair]:
+        pairs, where = data.of(block), data.where(block)
+        tokenized = scorer.tokenize(pairs, where)
+        check_same_tokens(before.tokenize(pairs, where), tokenized, policy, where)
+        return [pair for pair in tokenized if pair.status == "ok"]
+
+    def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
+        values = likelihoods(scorer, tokenized)
+        nothing = (float("nan"), float("nan"))
+        rows = [(pair.id, *values.get(pair.id, nothing)) for pair in data.of(block)]
+        bar.advance(len(block), sum(len(pair.chosen) + len(pair.rejected) for pair in tokenized))
+        return Shard(rows_of(pd.DataFrame(rows, columns=COURSE_SCHEMA.names), COURSE_SCHEMA), {})
+
+    prefix = f"step_{step:09d}_"
+    shards = all_shards(folder.shards, data, COURSE_SCHEMA, make, prefix=prefix, doing=f"step {step}", prepare=prepare)
+    before.language_model.release(policy)
+    frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
+    if not frame["chosen_logprob"].notna().any():
+        raise NotFinite("it gives no pair a finite likelihood")
+    return frame
+
+
+def _report(folder: RunFolder, inputs: Inputs) -> Report:
+    facts = folder.facts()
+    for name, known in facts["sha256"].items():
+        path = folder.path / name
+        if not path.is_file() or file_sha256(path) != known:
+            raise StoreCorrupt(f"{path}: gone or changed since the run ended; delete {folder.path} and run again")
+    refuse_if_none(facts, "no pair could be compared", folder.path / PAIRS_FILE)
+    tables: dict[str, pd.DataFrame | None] = dict.fromkeys((PAIRS_FILE, TOKENS_FILE, COURSE_FILE))
+    for name in facts["sha256"]:
+        if name != TOKENS_FILE:
+            tables[name] = pd.read_parquet(folder.path / name)
+    frame, course = tables[PAIRS_FILE], tables[COURSE_FILE]
+    assert frame is not None
+    notes = [f"Step {entry['step']} ({entry['folder']}) is left out: {entry['why']}" for entry in facts["broken_steps"]]
+    wrote = [*facts["sha256"], RUN_FILE]
+    if course is not None:
+        if draw_course(course, folder.path / COURSE_PLOT):
+            wrote.append(COURSE_PLOT)
+        else:
+            notes.append("The course is not drawn: that needs plotly (pip install 'probing[report]')")
+    results = Results(frame, course, folder.path / TOKENS_FILE if TOKENS_FILE in facts["sha256"] else None)
+    made = make_tables(results, inputs.config, inputs.data.pairs, inputs.groups, inputs.shares, facts, notes)
+    return Report(made, {**facts, "wrote": [str(folder.path / name) for name in wrote]})

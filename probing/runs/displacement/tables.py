@@ -1,0 +1,234 @@
+"""What a comparison of two models says, in a few tables; every number is recomputed from the files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+
+from probing.metrics.ranking import idealized_ranking_accuracy
+from probing.metrics.statistics import bootstrap_mean, bootstrap_spearman, spearman
+from probing.report.tables import counts, estimates, extremes, shorten
+from probing.runs.displacement.config import DisplacementConfig
+from probing.runs.score.tables import STATE_SUMS, one_token
+from probing.types import Estimate, PreferencePair
+
+LISTED_PAIRS = 5
+TOKEN_WIDTH = 16
+SHOWN_GAIN = 0.005
+MEANS = {
+    "share displaced": "displaced",
+    "change of ln p(chosen)": "chosen_change",
+    "change of ln p(chosen) per token": "chosen_change_per_token",
+    "change of ln p(rejected)": "rejected_change",
+    "change of ln p(rejected) per token": "rejected_change_per_token",
+    "change of the margin": "margin_change",
+    "ranking accuracy before": "ranking_correct_before",
+    "ranking accuracy after": "ranking_correct_after",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished tables of a run.
+
+    Attributes:
+        pairs: one row a pair.
+        course: one row a step and pair, where there were steps.
+        tokens: file with one row a position of a response, where it was asked for.
+    """
+
+    pairs: pd.DataFrame
+    course: pd.DataFrame | None
+    tokens: Path | None
+
+
+def make_tables(
+    results: Results,
+    config: DisplacementConfig,
+    pairs: Sequence[PreferencePair],
+    groups: Sequence[object] | None,
+    shares: Sequence[float] | None,
+    facts: Mapping[str, Any],
+    notes: Sequence[str],
+) -> dict[str, pd.DataFrame]:
+    """Tables by title, in the order in which they are shown."""
+    frame = results.pairs
+    good = (frame["status"] == "ok").to_numpy()
+    scored = frame[good].reset_index(drop=True)
+    said = [*notes, *_notes(scored, config, facts)]
+    rows = _means(scored)
+    if shares is not None:
+        ideal = _idealized(scored, np.asarray(shares)[good], config.beta)
+        if isinstance(ideal, str):
+            said.append(f"No idealised ranking accuracy: {ideal}")
+        else:
+            rows += ideal
+    tables = {
+        "Pairs by status": counts(facts["rows_by_status"], "status"),
+        "From reference to policy, with 95 % bootstrap intervals over pairs (ln p in nats)": estimates(rows),
+        "Rank correlation of scores of the reference with the change of ln p(chosen)": _predictors(
+            scored, config.predictor_names()
+        ),
+    }
+    if groups is not None:
+        names = pd.Series([str(group) for group in groups])[good].reset_index(drop=True)
+        tables[f"By {config.group_column}"] = _by_group(scored, names, config.predictor_names())
+    lost = scored[scored["chosen_change"] < 0]
+    tables["Chosen responses that lost most"] = extremes(lost, "chosen_change", pairs, LISTED_PAIRS, highest=False)
+    if results.tokens is not None and len(lost):
+        worst = lost.sort_values(["chosen_change", "id"])["id"].head(LISTED_PAIRS).tolist()
+        tables["Where their probability went, at the token that lost most"] = _where_it_went(results.tokens, worst)
+    if results.course is not None and len(results.course):
+        tables["Course over training, mean over pairs"] = _course(results.course)
+        tables["Drop of the chosen response, mean over pairs"] = estimates(_drops(results.course))
+    if results.course is not None and not len(results.course):
+        said.append("There is no course: no pair has a finite likelihood at every step")
+    if said:
+        tables["Notes"] = pd.DataFrame({"note": said})
+    return tables
+
+
+def _means(scored: pd.DataFrame) -> list[tuple[str, Estimate]]:
+    rows = [(name, bootstrap_mean(scored[column].astype(float))) for name, column in MEANS.items()]
+    for time in ("before", "after"):
+        ties = bootstrap_mean((scored[f"margin_{time}"] == 0).astype(float))
+        if ties.value:
+            rows.append((f"of these, ties {time}", ties))
+    return rows
+
+
+def _idealized(scored: pd.DataFrame, shares: Any, beta: float) -> list[tuple[str, Estimate]] | str:
+    """The best ranking accuracy that training with this loss could reach; or why there is no such number."""
+    before = [torch.from_numpy(scored[f"{side}_logprob_before"].to_numpy(copy=True)) for side in ("chosen", "rejected")]
+    try:
+        ideal = idealized_ranking_accuracy(before[0], before[1], torch.from_numpy(shares), beta)
+    except ValueError as error:
+        return str(error)
+    nothing = float("nan")
+    rows = [(f"idealised ranking accuracy (beta {beta:g})", Estimate(ideal.value, nothing, nothing, ideal.n))]
+    return [*rows, ("of the pairs, exactly undecided", Estimate(ideal.ties, nothing, nothing, ideal.n))]
+
+
+def _predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame:
+    """Spearman of each predictor with the change; CHES without the pairs for which it is 0 by definition."""
+    rows = []
+    for name in predictors:
+        told = _told(scored, name)
+        nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)
+        found = bootstrap_spearman(told[name], told["chosen_change"]) if len(told) else nothing
+        rows.append((name, found.value, found.low, found.high, found.n))
+    return pd.DataFrame(rows, columns=["score", "Spearman", "low", "high", "pairs"])
+
+
+def _told(scored: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The pairs of which a score says something: CHES is 0 by definition for responses of one token each."""
+    return scored[~one_token(scored)] if score in STATE_SUMS else scored
+
+
+def _by_group(scored: pd.DataFrame, names: pd.Series, predictors: Sequence[str]) -> pd.DataFrame:
+    rows = []
+    for name, part in scored.groupby(names):
+        row = {"group": name, "pairs": len(part), "displaced": part["displaced"].astype(float).mean()}
+        row |= {column: part[column].mean() for column in ("chosen_change", "rejected_change", "margin_change")}
+        told = {score: _told(part, score) for score in predictors}
+        found = {score: spearman(pairs[score], pairs["chosen_change"]) for score, pairs in told.items()}
+        rows.append(row | {f"Spearman {score}": value for score, value in found.items()})
+    return pd.DataFrame(rows)
+
+
+def _where_it_went(tokens: Path, ids: Sequence[str]) -> pd.DataFrame:
+    """For each pair the token of the chosen response whose probability fell most, and what gained there."""
+    found = pq.read_table(tokens, filters=[("id", "in", list(ids)), ("side", "=", "chosen")]).to_pandas()
+    rows = []
+    for identity in ids:
+        part = found[found["id"] == identity]
+        before, after = (np.exp(part[f"logprob_{time}"]) for time in ("before", "after"))
+        worst = part.loc[(before - after).idxmax()]
+        gained = ", ".join(
+            f"{shorten(repr(token), TOKEN_WIDTH)} {old:.2f}->{new:.2f}"
+            for token, old, new in zip(worst["gained"], worst["gained_before"], worst["gained_after"], strict=True)
+            if new - old >= SHOWN_GAIN
+        )
+        rows.append(
+            {
+                "id": identity,
+                "position": worst["position"],
+                "token": repr(worst["token"]),
+                "p before": float(np.exp(worst["logprob_before"])),
+                "p after": float(np.exp(worst["logprob_after"])),
+                "gained": gained,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def course_frame(pairs: pd.DataFrame, steps: Mapping[int, pd.DataFrame], last: int) -> pd.DataFrame:
+    """Likelihoods of the pairs that every step gives one for: step 0 is the reference, ``last`` the policy."""
+    good = pairs[pairs["status"] == "ok"]
+    parts = []
+    for step, time in ((0, "before"), (last, "after")):
+        columns = {f"{side}_logprob": good[f"{side}_logprob_{time}"] for side in ("chosen", "rejected")}
+        parts.append(pd.DataFrame({"step": step, "id": good["id"], **columns}))
+    parts += [frame.assign(step=step)[list(parts[0].columns)] for step, frame in steps.items() if step]
+    course = pd.concat(parts, ignore_index=True)
+    whole = course.dropna().groupby("id")["step"].nunique()
+    known = set(whole[whole == course["step"].nunique()].index)
+    order = {identity: index for index, identity in enumerate(pairs["id"])}
+    course = course[course["id"].isin(known)]
+    return course.sort_values(["step", "id"], key=lambda column: column.map(order) if column.name == "id" else column)
+
+
+def _course(course: pd.DataFrame) -> pd.DataFrame:
+    first = course[course["step"] == 0].set_index("id")
+    rows = []
+    for step, part in course.groupby("step"):
+        part = part.set_index("id")
+        change = {side: part[f"{side}_logprob"] - first[f"{side}_logprob"] for side in ("chosen", "rejected")}
+        margin = change["chosen"] - change["rejected"]
+        rows.append(
+            {
+                "step": step,
+                "pairs": len(part),
+                "change of ln p(chosen)": change["chosen"].mean(),
+                "change of ln p(rejected)": change["rejected"].mean(),
+                "change of the margin": margin.mean(),
+                "displaced": ((change["chosen"] < 0) & (margin > 0)).mean(),
+                "ranking accuracy": (part["chosen_logprob"] >= part["rejected_logprob"]).mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _drops(course: pd.DataFrame) -> list[tuple[str, Estimate]]:
+    """From first to last, and the largest from any earlier to any later step, of ln p and of p."""
+    wide = course.pivot(index="step", columns="id", values="chosen_logprob").sort_index().to_numpy()
+    rows = []
+    for name, values in (("ln p(chosen)", wide), ("p(chosen)", np.exp(wide))):
+        rows.append((f"{name}, first to last step", bootstrap_mean(values[0] - values[-1])))
+        rows.append((f"{name}, largest between any two steps", bootstrap_mean(largest_drop(values))))
+    return rows
+
+
+def largest_drop(course: Any) -> Any:
+    """The largest fall from any earlier to any later step, [pair], for values [step pair]; never negative."""
+    return (np.maximum.accumulate(course, axis=0) - course).max(axis=0)
+
+
+def _notes(scored: pd.DataFrame, config: DisplacementConfig, facts: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if (scored[["chosen_change", "rejected_change"]] == 0).all(axis=None):
+        notes.append("The policy gives exactly the reference's probabilities: nothing changed between the two")
+    short = int(one_token(scored).sum())
+    if short and set(config.predictor_names()) & set(STATE_SUMS):
+        notes.append(
+            f"{short} pairs have responses of one token each, for which CHES is 0 by definition: they are left out of "
+            f"its correlation; displacement_rate ranks them"
+        )
+    if facts.get("policy_step") is not None:
+        notes.append(f"The policy is step {facts['policy_step']}")
+    return notes

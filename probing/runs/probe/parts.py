@@ -1,0 +1,62 @@
+"""The arrays of one place, or of the baseline."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probing.data.surface import surface_features
+from probing.errors import OutOfMemory
+from probing.probes.prompts import PROBES, LabelledRows, read_prompts
+from probing.runs.common.parts import Arrays
+from probing.runs.common.states import Prompts, check_memory
+from probing.runs.probe.config import ProbeConfig
+from probing.runs.probe.results import SURFACE
+
+
+def fit_place(
+    config: ProbeConfig,
+    seen: Prompts,
+    others: Prompts | None,
+    rows: LabelledRows,
+    place: str,
+    device: torch.device,
+    report: Callable[[float], None],
+) -> Arrays:
+    """The arrays of one place, or of the baseline that reads lengths and punctuation."""
+    if place == SURFACE:
+        states, fresh = _surface(seen, others)
+    else:
+        states = seen.states(place, device)
+        fresh = None if others is None else others.states(place, device)
+        origin = states.mean(dim=0)
+        states, fresh = states - origin, None if fresh is None else fresh - origin
+        width, count = states.shape[1], len(states)
+        smaller = min(width, count)
+        needed = 8 * (3 * count * width + 2 * smaller**2 + 30 * (config.refits + 1) * smaller)
+        check_memory(needed, device, f"probing {place} ({count} rows of width {width})")
+    try:
+        found = read_prompts(states, rows, config.refits, config.seed, config.inverse_penalty, fresh)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"probing {place} does not fit on the {device}; take fewer rows") from error
+    if place != SURFACE:
+        moved = origin.double().cpu().numpy()
+        for probe in PROBES:
+            found[f"{probe}.bias"] = found[f"{probe}.bias"] - found[f"{probe}.weight"] @ moved
+    report(1.0)
+    return found
+
+
+def _surface(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features of the texts, each of mean zero and variance one over the data; those that never vary left out."""
+    features = surface_features(seen.rows)
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    varied = (features != features[:1]).any(axis=0)
+    if not varied.any():  # then a column of zeros, from which nothing can be learnt
+        varied[0], mean, spread = True, features[0], np.ones_like(spread)
+
+    def scaled(values: NDArray[np.float64]) -> torch.Tensor:
+        return torch.from_numpy(((values - mean) / np.where(varied, spread, 1))[:, varied])
+
+    return scaled(features), None if others is None else scaled(surface_features(others.rows))

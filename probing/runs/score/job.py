@@ -1,0 +1,22 @@
+"""The job ``probing score``: a whole dataset, in shards, resumable, every row accounted for."""
+
+from pathlib import Path
+
+from probing.runs.common.datasets import read_pairs
+from probing.runs.score.config import ScoreConfig
+from probing.store.manifest import claim
+from probing.types import Report
+
+
+def run(config: ScoreConfig) -> Report:
+    """Score the dataset into ``config.out``, or go on where an interrupted run stopped.
+
+    Raises:
+        ProbingError: see ``probing.errors``; nothing that was there is written over.
+    """
+    table, pairs = read_pairs(config.data, config.split, config.id_column)
+    with claim(Path(config.out).expanduser(), "score") as folder:
+        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        from probing.runs.score.stages import score_into
+
+        return score_into(folder, config, table, pairs)

@@ -1,0 +1,70 @@
+"""What the scores of a dataset say, in a few tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
+from probing.metrics.likelihood import dataset_rank_surprisal_ratio
+from probing.metrics.statistics import bootstrap_mean
+from probing.report.tables import counts, estimates, extremes, quantiles
+from probing.types import Estimate, PreferencePair
+
+LISTED_PAIRS = 5
+BY = "ches_normalized"
+STATE_SUMS = ("ches", "ches_normalized")
+"""Scores that are exactly 0 for responses of one token each, whatever the pair: both sums are the same state."""
+
+
+def score_tables(
+    frame: pd.DataFrame, pairs: Sequence[PreferencePair], facts: Mapping[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """Tables by title, in the order in which they are shown."""
+    short = one_token(frame)
+    told = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
+    tables = {"Pairs by status": counts(facts["rows_by_status"], "status")}
+    groups = {
+        "Quantiles of the scores (higher: the responses look more alike to the model)": SCORE_COLUMNS,
+        "Quantiles of likelihoods (ln p in nats)": [name for name in LIKELIHOOD_COLUMNS if name != "ranking_correct"],
+        "Quantiles of displacement rates (below 0: training on the pair pushes ln p(chosen) down)": RATE_COLUMNS,
+    }
+    for title, names in groups.items():
+        present = [name for name in names if name in frame]
+        if present:
+            tables[title] = quantiles(told, present)
+    if "ranking_correct" in frame:
+        tables["Ranking, with 95 % bootstrap intervals over pairs"] = estimates(_ranking(frame))
+    if BY in frame:
+        tables[f"Most alike by {BY}"] = extremes(told, BY, pairs, LISTED_PAIRS, highest=True)
+        tables[f"Least alike by {BY}"] = extremes(told, BY, pairs, LISTED_PAIRS, highest=False)
+    if bool(short.any()):
+        note = f"{int(short.sum())} pairs have responses of one token each, for which CHES is 0 by definition: they are"
+        tables["Notes"] = pd.DataFrame({"note": [f"{note} not ranked by it; displacement_rate ranks them"]})
+    return tables
+
+
+def one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Pairs whose responses are one token each."""
+    return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)
+
+
+def _ranking(frame: pd.DataFrame) -> list[tuple[str, Estimate]]:
+    """Accuracies over the pairs that have a score, and the rank-surprisal ratios of the dataset."""
+    good = frame[frame["status"] == "ok"]
+    rows = [("ranking accuracy", bootstrap_mean(good["ranking_correct"].astype(float)))]
+    if {"chosen_logprob", "rejected_logprob"} <= set(good):
+        ties = bootstrap_mean((good["chosen_logprob"] == good["rejected_logprob"]).astype(float))
+        rows += [("of these, ties", ties)] if ties.value else []
+    names = [f"{side}_logprob_per_token" for side in ("chosen", "rejected")]
+    if set(names) <= set(good):
+        rows.append(("ranking accuracy per token", bootstrap_mean((good[names[0]] >= good[names[1]]).astype(float))))
+    for side in ("chosen", "rejected"):
+        ratio = f"{side}_rank_surprisal"
+        if {ratio, f"{side}_logprob_per_token"} <= set(good):
+            surprisals = -good[f"{side}_logprob_per_token"]
+            ranks = (good[ratio] * surprisals).fillna(1.0)  # clipped; 1 where the model was certain of every token
+            value = dataset_rank_surprisal_ratio(*(torch.tensor(part.to_numpy()) for part in (ranks, surprisals)))
+            rows.append((f"rank-surprisal ratio, {side}", Estimate(value, float("nan"), float("nan"), len(good))))
+    return rows

@@ -1,0 +1,68 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from probing.runs.common.parts import all_layers, read_layer_arrays
+
+PLACES = [f"resid_post:{layer}" for layer in range(5)]
+
+
+def arrays_of(place):
+    return {"layer": np.array([float(place.partition(":")[2])])}
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 3])
+def test_every_part_is_made_once_and_known_again(tmp_path, at_once):
+    made = []
+
+    def make(place, report):
+        made.append(place)
+        report(1.0)
+        return arrays_of(place)
+
+    all_layers(tmp_path, PLACES[:2], make, "reading", at_once)
+    all_layers(tmp_path, PLACES, make, "reading", at_once)
+    assert sorted(made) == PLACES
+    assert [float(read_layer_arrays(tmp_path, number)["layer"][0]) for number in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_parts_are_made_at_once_by_a_thread_each_in_which_torch_has_no_others(tmp_path):
+    meet, counts = threading.Barrier(2, timeout=30), []
+
+    def make(place, report):
+        meet.wait()
+        counts.append(torch.get_num_threads())
+        return arrays_of(place)
+
+    all_layers(tmp_path, PLACES[:4], make, "reading", 2)
+    assert counts == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_part_that_fails_stops_those_beside_it_and_keeps_those_before(tmp_path, error):
+    """The part that is being made is told when it next reports, and no other one is begun."""
+    begun, stopped = [], []
+
+    def make(place, report):
+        begun.append(place)
+        if place == PLACES[1]:
+            while len(begun) < 3:
+                pass
+            raise error("broken")
+        if place == PLACES[2]:
+            try:
+                while True:
+                    report(0.0)
+            finally:
+                stopped.append(place)
+        return arrays_of(place)
+
+    with pytest.raises(error, match="broken"):
+        all_layers(tmp_path, PLACES, make, "reading", 2)
+    assert stopped == [PLACES[2]]
+    assert begun == PLACES[:3]
+    remade = []
+    all_layers(tmp_path, PLACES[:3], lambda place, report: remade.append(place) or arrays_of(place), "reading")
+    assert remade == PLACES[1:3]

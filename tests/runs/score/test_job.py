@@ -1,0 +1,437 @@
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+
+from probing import load, score_pairs
+from probing.errors import DataInvalid, FolderBusy, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
+from probing.runs import score
+from probing.runs.score.config import ScoreConfig
+from probing.store.manifest import claim
+
+PROBING = str(Path(sys.executable).with_name("probing"))
+
+
+def make_rows(count, seed=0):
+    generator = random.Random(seed)
+    words = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
+
+    def phrase(most):
+        return "".join(" " + generator.choice(words) for _ in range(generator.randint(1, most)))
+
+    return [
+        {"id": f"r{n}", "prompt": "Q:" + phrase(9), "chosen": phrase(30), "rejected": phrase(30)} for n in range(count)
+    ]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "pairs.jsonl", make_rows(40))
+
+
+@pytest.fixture
+def config(model_folder, data, tmp_path):
+    def make(**changes):
+        values = {"model": str(model_folder), "data": str(data), "out": tmp_path / "out", "shard_pairs": 8} | changes
+        return ScoreConfig(**values)
+
+    return make
+
+
+def scores(folder):
+    return pd.read_parquet(folder / "scores.parquet")
+
+
+def test_a_run_accounts_for_every_row_in_order(config, tmp_path, model_folder, data):
+    report = score.run(config())
+    frame = scores(tmp_path / "out")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    assert frame["id"].tolist() == [row["id"] for row in rows]
+    pd.testing.assert_frame_equal(frame, score_pairs(load(str(model_folder)), rows), check_exact=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+    assert list(report.tables) == [
+        "Pairs by status",
+        "Quantiles of the scores (higher: the responses look more alike to the model)",
+        "Most alike by ches_normalized",
+        "Least alike by ches_normalized",
+    ]
+
+
+def test_run_json_tells_what_was_done(config, tmp_path, model_folder, data):
+    write(data, [*make_rows(3), {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a"}])
+    score.run(config(max_length=200))
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["status"] == "done"
+    assert facts["config"]["max_length"] == 200
+    assert facts["rows_by_status"] == {"identical": 1, "ok": 3}
+    assert facts["problems"] == [
+        {"id": "same", "status": "identical", "detail": "chosen and rejected are the same", "line": "line 4"}
+    ]
+    assert (
+        len(facts["model"]["weights_sha256"])
+        == len(facts["data"]["sha256"])
+        == len(facts["model"]["tokenizer_sha256"])
+        == 64
+    )
+    assert facts["how"] == "packed (a sequence at a time), prompts shared"
+    assert facts["identity"]["versions"]["torch"]
+    assert "compile" not in facts["identity"]["options"]  # folders from before there was the option still resume
+    assert facts["tokens"] > 0
+    assert facts["tokens_per_second"] > 0
+    assert facts["wall_seconds"] >= facts["scoring_seconds"] > 0
+
+
+def test_compiled_blocks_score_alike_and_are_another_run(config, tmp_path, monkeypatch):
+    plain = score.run(config()).facts
+    monkeypatch.setattr("probing.engine.compiled.BACKEND", "eager")
+    with pytest.raises(SourceMismatch, match=r"options\.compile was None, is True"):
+        score.run(config(compile=True))
+    facts = score.run(config(compile=True, out=tmp_path / "compiled")).facts
+    assert facts["how"] == plain["how"] + "; blocks compiled"
+    assert facts["identity"]["options"]["compile"] is True
+    pd.testing.assert_frame_equal(scores(tmp_path / "compiled"), scores(tmp_path / "out"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_slower_way_is_said_aloud_and_recorded(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("probing.engine.modes.configs_of", lambda module: 1 / 0)
+    facts = score.run(config()).facts
+    assert facts["how"].startswith("stacked by length, prompts not shared (fails with ZeroDivisionError")
+    assert "runs stacked by length, prompts not shared" in caplog.text
+
+
+def test_a_finished_run_is_answered_again_without_work(config, tmp_path, monkeypatch):
+    first = score.run(config())
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    monkeypatch.setattr("probing.runs.score.stages.PairScorer", None)
+    again = score.run(config())
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
+    for title, table in first.tables.items():
+        pd.testing.assert_frame_equal(again.tables[title], table)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, stop):
+    score.run(config(out=tmp_path / "whole"))
+    from probing.runs.score import stages
+
+    made, plain = [], stages._new_shard
+
+    def interrupted(*arguments):
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append(1)
+        return plain(*arguments)
+
+    monkeypatch.setattr(stages, "_new_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config())
+    assert not (tmp_path / "out" / "scores.parquet").exists()
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == stop
+    made.clear()
+    monkeypatch.setattr(stages, "_new_shard", lambda *arguments: made.append(1) or plain(*arguments))
+    score.run(config())
+    assert len(made) == 5 - stop
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
+
+
+def test_a_damaged_shard_is_made_again(config, tmp_path, monkeypatch):
+    score.run(config(out=tmp_path / "whole"))
+    from probing.runs.score import stages
+
+    monkeypatch.setattr(stages, "join_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config())
+    shards = sorted((tmp_path / "out" / "shards").iterdir())
+    content = bytearray(shards[1].read_bytes())
+    content[60] ^= 0xFF
+    shards[1].write_bytes(content)
+    shards[2].write_bytes(shards[2].read_bytes()[:-20])
+    shutil.copy(shards[0], shards[3])
+    monkeypatch.undo()
+    score.run(config())
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
+
+
+def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch):
+    """What is found by itself may be found differently at the next start."""
+    from probing.engine.stream import TokenBudget
+    from probing.runs.score import stages
+
+    used, plain = [], stages._new_shard
+    monkeypatch.setattr("probing.engine.budget.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
+    monkeypatch.setattr(stages, "_new_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config())
+    monkeypatch.setattr("probing.engine.budget.choose_batch_tokens", lambda *_: TokenBudget(999, "second"))
+    monkeypatch.setattr(
+        stages, "_new_shard", lambda scorer, *rest: used.append(scorer.stream.budget) or plain(scorer, *rest)
+    )
+    score.run(config())
+    assert used[0] == TokenBudget(64, "first")
+
+
+def test_a_budget_that_shrank_stays_so_after_a_restart(config, tmp_path, monkeypatch):
+    """The budget is part of what a later shard is computed with; a restart must not forget it."""
+    from probing.runs.score import stages
+
+    budgets, plain = [], stages._new_shard
+
+    def shrinking(scorer, *arguments):
+        budgets.append(scorer.stream.budget.tokens)
+        if len(budgets) == 2:
+            scorer.stream.budget.shrink(64)
+        if len(budgets) == 4:
+            raise KeyboardInterrupt
+        return plain(scorer, *arguments)
+
+    monkeypatch.setattr(stages, "_new_shard", shrinking)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config(batch_tokens=100))
+    score.run(config(batch_tokens=100))
+    assert budgets == [100, 100, 32, 32, 32, 32]
+
+
+def changed_model(config, tmp_path, model_folder):
+    return config(model=str(tiny.save_model(tmp_path / "other", seed=1)))
+
+
+def edited(name, **values):
+    def change(config, tmp_path, model_folder):
+        folder = shutil.copytree(model_folder, tmp_path / "edited")
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | values))
+        return config(model=str(folder))
+
+    return change
+
+
+def changed_template(config, tmp_path, model_folder):
+    folder = shutil.copytree(model_folder, tmp_path / "edited")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return config(model=str(folder))
+
+
+def changed_data(config, tmp_path, model_folder):
+    write(tmp_path / "pairs.jsonl", make_rows(41))
+    return config()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (changed_model, r"model\.weights_sha256 was \w{12}\.\.\., is \w{12}"),
+        (edited("config.json", rms_norm_eps=1.0), r"model\.config_sha256 was"),
+        (edited("tokenizer_config.json", eos_token="<|user|>"), r"model\.tokenizer_sha256 was"),
+        (changed_template, r"model\.template_sha256 was"),
+        (changed_data, r"data\.sha256 was"),
+        (lambda config, *_: config(eos=False), r"options\.eos was True, is False"),
+        (lambda config, *_: config(max_length=100), r"options\.max_length was None, is 100"),
+        (lambda config, *_: config(dtype="bfloat16"), r"dtype was float32, is bfloat16"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_with_what_changed(config, tmp_path, model_folder, change, told):
+    score.run(config())
+    before = (tmp_path / "out" / "scores.parquet").read_bytes()
+    with pytest.raises(SourceMismatch, match=told):
+        score.run(change(config, tmp_path, model_folder))
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == before
+
+
+def test_the_same_model_and_data_may_lie_elsewhere(config, tmp_path, model_folder, data):
+    score.run(config())
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    moved = shutil.copytree(model_folder, tmp_path / "moved")
+    report = score.run(config(model=str(moved), data=str(shutil.copy(data, tmp_path / "copy.jsonl"))))
+    assert report.facts["rows_by_status"] == {"ok": 40}
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    (tmp_path / "out" / ".download.partial").write_text("x")
+    with pytest.raises(SourceMismatch, match=r"is not empty and holds no run \(\.download\.partial, thesis\.tex\)"):
+        score.run(config())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".download.partial", "thesis.tex"]
+
+
+def test_what_a_killed_run_left_is_removed(config, tmp_path):
+    """Before it began, and after it ended but for its shards."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".run.json.1.partial").write_text("half")
+    score.run(config())
+    (tmp_path / "out" / "shards").mkdir()
+    (tmp_path / "out" / ".scores.parquet.1.partial").write_text("half")
+    score.run(config())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(path.read_bytes() + b"x")])
+def test_finished_scores_that_changed_are_not_answered(config, tmp_path, change):
+    score.run(config())
+    change(tmp_path / "out" / "scores.parquet")
+    with pytest.raises(StoreCorrupt, match=r"scores\.parquet: gone or changed since the run ended"):
+        score.run(config())
+
+
+def test_a_folder_of_another_command_is_refused(config, tmp_path):
+    with claim(tmp_path / "out", "capture") as folder:
+        folder.begin({}, {})
+    with pytest.raises(SourceMismatch, match="holds a run of 'probing capture', not of 'probing score'"):
+        score.run(config())
+
+
+def test_a_file_as_folder_is_refused(config, tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(SourceMismatch, match="is a file"):
+        score.run(config())
+
+
+def test_a_second_writer_is_refused(config, tmp_path):
+    with claim(tmp_path / "out", "score"), pytest.raises(FolderBusy, match="another process is writing there"):
+        score.run(config())
+
+
+def test_a_damaged_run_json_is_named(config, tmp_path):
+    score.run(config())
+    (tmp_path / "out" / "run.json").write_text("{")
+    with pytest.raises(StoreCorrupt, match=r"run\.json: damaged"):
+        score.run(config())
+
+
+def test_a_run_that_fails_before_it_began_leaves_no_folder(config, tmp_path):
+    with pytest.raises(DataInvalid):
+        score.run(config(data=str(tmp_path / "missing.jsonl")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelInvalid, match="no config"):
+        score.run(config(model=str(tmp_path / "empty")))
+    with pytest.raises(UsageError, match="only has positions for 512"):
+        score.run(config(max_length=600))
+    assert not (tmp_path / "out").exists()
+    score.run(config(max_length=500))  # the mistake mended, the same folder will do
+
+
+def test_when_no_pair_can_be_scored_there_is_an_error_and_a_list(config, tmp_path):
+    folder = tiny.save_model(tmp_path / "broken")
+    language_model = tiny.make_model()
+    language_model.model.model.layers[0].mlp.down_proj.weight.data[:] = float("nan")
+    language_model.model.save_pretrained(folder)
+    with pytest.raises(
+        NotFinite, match=r"40 not_finite.*first: line 1 \(id 'r0'\): states are NaN or infinite from layer 0 on"
+    ):
+        score.run(config(model=str(folder)))
+    assert set(scores(tmp_path / "out")["status"]) == {"not_finite"}
+
+
+def test_a_shuffled_file_has_the_same_scores(config, tmp_path, data):
+    score.run(config())
+    rows = make_rows(40)
+    random.Random(1).shuffle(rows)
+    score.run(config(data=str(write(tmp_path / "shuffled.jsonl", rows)), out=tmp_path / "out2"))
+    first, second = (scores(tmp_path / name).set_index("id") for name in ("out", "out2"))
+    pd.testing.assert_frame_equal(first, second.loc[first.index], check_exact=True)
+
+
+def command(config, **environment):
+    arguments = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in vars(config).items()
+        if name in ("model", "data", "out", "shard_pairs")
+    ]
+    return subprocess.Popen(
+        [PROBING, "score", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(config, tmp_path):
+    """kill -9 at three moments, each when some more shards are there, then one run to the end."""
+    write(tmp_path / "pairs.jsonl", make_rows(1500))
+    score.run(config(out=tmp_path / "whole", shard_pairs=20))
+    killed, generator = 0, random.Random()
+    for least in (1, 10, 25):
+        process = command(config(shard_pairs=20))
+        while process.poll() is None and len(list((tmp_path / "out" / "shards").glob("*.parquet"))) < least:
+            time.sleep(0.01)
+        time.sleep(generator.random() * 0.1)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        process.communicate()
+        assert not (tmp_path / "out" / "scores.parquet").exists()
+    assert killed == 3
+    process = command(config(shard_pairs=20))
+    process.communicate()
+    assert process.returncode == 0
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
+    write(tmp_path / "pairs.jsonl", make_rows(6000))
+    process = command(config(shard_pairs=20))
+    while process.poll() is None and not list((tmp_path / "out" / "shards").glob("*.parquet")):
+        time.sleep(0.01)
+    errors = None
+    while errors is None:  # Python drops an interrupt that falls into a finaliser; a person presses the keys again
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, errors = process.communicate(timeout=3)
+    assert process.returncode == 130, errors
+    assert "interrupted; the same command goes on from here" in errors
+    assert "Traceback" not in errors
+    score.run(config(shard_pairs=20))
+    assert len(scores(tmp_path / "out")) == 6000
+
+
+REAL = "hh-rlhf-harmless-test.jsonl.gz"
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data, tmp_path, config):
+    from probing.data.bundled import bundled_model
+    from probing.data.pairs import pairs_from_table
+    from probing.data.tables import read_table, staged_rows
+
+    table = read_table(str(real_data / REAL))
+    order = list(range(len(table.rows)))
+    random.Random(0).shuffle(order)
+    with staged_rows(table, order, tmp_path / "shuffled.jsonl", "jsonl"):
+        pass
+    right = shutil.copytree(bundled_model(), tmp_path / "right")
+    side = (right / "tokenizer_config.json").read_text()
+    assert '"padding_side": "left"' in side
+    (right / "tokenizer_config.json").write_text(side.replace('"left"', '"right"'))
+    score.run(
+        config(model="bundled", data=str(real_data / REAL), out=tmp_path / "a", batch_tokens=512, shard_pairs=512)
+    )
+    changed = {"model": str(right), "data": str(tmp_path / "shuffled.jsonl"), "batch_tokens": 16384, "shard_pairs": 900}
+    score.run(config(out=tmp_path / "b", **changed))
+    one, other = (scores(tmp_path / name).set_index("id") for name in ("a", "b"))
+    assert len(one) == 2312
+    assert one.index.tolist() == [pair.id for pair in pairs_from_table(table)]
+    assert one["status"].value_counts().to_dict() == {"ok": 2308, "empty_response": 4}
+    pd.testing.assert_frame_equal(other.loc[one.index], one, rtol=1e-5, atol=0)
