@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from probing.errors import ProbingError
 
 if TYPE_CHECKING:
+    import docstring_parser
+    import jsonargparse
     import pandas
 
 COMMANDS = {
@@ -47,18 +49,29 @@ def _status(arguments: list[str]) -> int:
 
         print(f"probing {version('probing')}")
         return 0
-    if arguments[0] not in COMMANDS:
-        print(f"probing: no command '{arguments[0]}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
+    command = _find_command(arguments)
+    if command is None:
         return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a narrow encoding must not lose a finished run its tables
     logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    return _guarded(arguments[0], arguments[1:])
+    return _guarded(command, arguments[command.count(" ") + 1 :])
+
+
+def _find_command(arguments: list[str]) -> str | None:
+    """The command that the first one or two words name; says on stderr what there is where they name none."""
+    command = next((name for name in (" ".join(arguments[:2]), arguments[0]) if name in COMMANDS), None)
+    if command is None:
+        family = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+        named = " ".join(arguments[:2]) if family else arguments[0]
+        print(f"probing: no command '{named}'; there are {', '.join(family or COMMANDS)}", file=sys.stderr)
+    return command
 
 
 def _overview() -> str:
-    lines = [f"  {name:<12}  {what}" for name, what in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "usage: probing COMMAND [options]",
@@ -96,7 +109,7 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> None:
-    job = importlib.import_module(f"probing.runs.{command}")
+    job = importlib.import_module(f"probing.runs.{command.replace(' ', '.')}")
     config_type = typing.get_type_hints(job.run)["config"]
     config, as_json = _parse(command, config_type, arguments)
     report = job.run(config)
@@ -119,27 +132,10 @@ def _records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
 
 def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, bool]:
     """The job's options from ``--config FILE.yaml`` and from flags, which win."""
-    from docstring_parser import parse as parse_docstring
-    from jsonargparse import ActionYesNo, ArgumentParser
-
-    described = parse_docstring(config_type.__doc__ or "")
-    parser = ArgumentParser(prog=f"probing {command}", description=described.short_description)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    helps = {parameter.arg_name: parameter.description for parameter in described.params}
-    hints = typing.get_type_hints(config_type)
-    for entry in dataclasses.fields(config_type):
-        option = f"--{entry.name.replace('_', '-')}"
-        if hints[entry.name] is bool:
-            parser.add_argument(
-                option, action=ActionYesNo(no_prefix="no-"), default=entry.default, help=helps[entry.name]
-            )
-        elif entry.default is dataclasses.MISSING:
-            parser.add_argument(option, type=hints[entry.name], required=True, help=helps[entry.name])
-        else:
-            parser.add_argument(option, type=hints[entry.name], default=entry.default, help=helps[entry.name])
+    parser = _make_parser(command, config_type)
     spelled = _spelled(arguments)
-    repeated = _repeated(spelled, getattr(config_type, "REPEATABLE", ()))
+    repeatable = [entry.name for entry in dataclasses.fields(config_type) if entry.metadata.get("repeatable")]
+    repeated = _repeated(spelled, repeatable)
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
     except UnicodeDecodeError as error:
@@ -153,15 +149,48 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     return config, as_json
 
 
+def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParser":
+    """A parser with a job's own options, then those that it shares, under the headings of their classes."""
+    from jsonargparse import ActionYesNo, ArgumentParser
+
+    own, *shared = _described_classes(config_type)
+    parser = ArgumentParser(prog=f"probing {command}", description=_joined(own.short_description, own.long_description))
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    helps = {parameter.arg_name: parameter.description for each in (*shared, own) for parameter in each.params}
+    hints, fields = typing.get_type_hints(config_type), {entry.name: entry for entry in dataclasses.fields(config_type)}
+    for described in (own, *shared):
+        heading = _joined(described.short_description).rstrip(".")
+        group = parser if described is own else parser.add_argument_group(heading)
+        for name in (parameter.arg_name for parameter in described.params if parameter.arg_name in fields):
+            entry, kind = fields.pop(name), hints[name]
+            how = {"required": True} if entry.default is dataclasses.MISSING else {"default": entry.default}
+            how |= {"action": ActionYesNo(no_prefix="no-")} if kind is bool else {"type": kind}
+            group.add_argument(f"--{name.replace('_', '-')}", help=helps[name], **how)
+    return parser
+
+
+def _described_classes(config_type: type) -> "list[docstring_parser.Docstring]":
+    """Docstrings of a class and of those it inherits options from, from itself on upwards."""
+    from docstring_parser import parse
+
+    return [parse(each.__doc__ or "") for each in config_type.__mro__ if dataclasses.is_dataclass(each)]
+
+
+def _joined(*parts: str | None) -> str:
+    """Sentences of a docstring as one text without line breaks."""
+    return " ".join(" ".join(part.split()) for part in parts if part)
+
+
 def _repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
     """What was given for options that may be repeated, and were; the parser keeps only the last."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for at, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         name = option.removeprefix("--").removesuffix("+").replace("-", "_")  # "--model+" appends, too
         if option.startswith("--") and name in names and (equals or at + 1 < len(arguments)):
-            found.setdefault(name, []).append(value if equals else arguments[at + 1])
-    return {name: values for name, values in found.items() if len(values) > 1}
+            values.setdefault(name, []).append(value if equals else arguments[at + 1])
+    return {name: given for name, given in values.items() if len(given) > 1}
 
 
 def _spelled(arguments: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from probing.errors import SourceMismatch
 from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.options import Options
 from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -25,8 +26,8 @@ QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples
 PLACES = "resid_post:all,final_norm"
 
 
-@dataclass(frozen=True)
-class DemoConfig:
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Options):
     """Score and filter the bundled preference pairs, see what training on some of them did, capture, probe and cluster.
 
     Args:

@@ -3,8 +3,9 @@
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from probing.runs.common.options import DeviceOptions, HubOptions, option
 from probing.types import Report
 
 EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "ray": ["ray"], "report": ["plotly", "jinja2"]}
@@ -15,23 +16,15 @@ USES = {
 }
 
 
-@dataclass(frozen=True)
-class DoctorConfig:
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(HubOptions, DeviceOptions):
     """Print device, versions, and what will run here and why; and where the places of a model are.
 
     Args:
         model: folder or hub id of a model to look into, or "bundled".
-        revision: branch, tag or commit of a hub model.
-        dtype: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
-        device: "auto", "cpu", "cuda", "cuda:1", ...; "balanced" spreads the layers over all cards and the host.
-        trust_remote_code: run code that the checkpoint brings with it.
     """
 
-    model: str | None = None
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    model: str | None = option(None, identity=False)
 
 
 def run(config: DoctorConfig) -> Report:

@@ -7,6 +7,7 @@ from probing.data.tables import Table
 from probing.models.load import LanguageModel
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.capture.stages import capture_into
+from probing.runs.common.options import StatesOptions
 from probing.store.activations import ActivationStore, open_store
 from probing.store.manifest import MANIFEST, claim
 from probing.types import LabelledPrompt
@@ -14,7 +15,7 @@ from probing.types import LabelledPrompt
 
 def captured(
     folder: Path,
-    config: Any,
+    config: StatesOptions,
     model: str,
     table: Table,
     prompts: list[LabelledPrompt],
@@ -25,7 +26,7 @@ def captured(
 
     Args:
         folder: within that of the run.
-        config: of the run, with the options of a model.
+        config: options of the run.
         model: as it was named.
         table: where the prompts come from.
         prompts: what is read.

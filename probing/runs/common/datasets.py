@@ -1,13 +1,11 @@
 """The dataset that an option names, as typed rows."""
 
-from typing import Any
-
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.pairs import pairs_from_table
 from probing.data.prompts import Columns, prompts_from_table
 from probing.data.tables import Table, read_table
 from probing.errors import DataInvalid, UsageError
-from probing.runs.common.groups import TEXT
+from probing.runs.common.options import TEXT, LabelledOptions
 from probing.types import LabelledPrompt, PreferencePair
 
 
@@ -17,7 +15,7 @@ def read_pairs(data: str, split: str | None, id_column: str | None) -> tuple[Tab
     return table, pairs_from_table(table, id_column)
 
 
-def read_labelled(config: Any, source: str) -> tuple[Table, list[LabelledPrompt]]:
+def read_labelled(config: LabelledOptions, source: str) -> tuple[Table, list[LabelledPrompt]]:
     """A dataset as it lies there, and its rows.
 
     Args:

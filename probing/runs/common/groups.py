@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 from probing.data.tables import Table, canonical, is_empty
 from probing.errors import DataInvalid, UsageError
 from probing.probes.controls import LEAST_FOLDS, make_folds
+from probing.runs.common.options import TEXT, FoldOptions
 from probing.types import LabelledPrompt
 
-TEXT = "text"
 
-
-def values_to_split(config: Any, table: Table, prompts: Sequence[LabelledPrompt]) -> list[str] | None:
+def values_to_split(config: FoldOptions, table: Table, prompts: Sequence[LabelledPrompt]) -> list[str] | None:
     """For each row the value that must not be in two folds; None where only equal texts must not."""
     if config.split_by == TEXT:
         return None
@@ -43,12 +42,12 @@ def text_key(prompt: LabelledPrompt) -> str:
 
 
 def folds_of(
-    config: Any, units: Sequence[int], values: Sequence[str] | None, rows: str, share: str
+    config: FoldOptions, units: Sequence[int], values: Sequence[str] | None, rows: str, share: str
 ) -> tuple[Any, list[int]]:
     """The fold of each row, and the groups that folds keep whole.
 
     Args:
-        config: with ``folds``, ``seed`` and ``split_by``.
+        config: options of folds.
         units: rows of one unit share texts.
         values: that must not be in two folds either.
         rows: what a row is called.

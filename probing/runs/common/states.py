@@ -14,19 +14,20 @@ from probing.data.places import expand_places
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
 from probing.models.load import LanguageModel, free_memory, load
 from probing.runs.common.groups import text_units
+from probing.runs.common.options import DEFAULT_PLACES, LabelledOptions, OneModelOptions
 from probing.store.activations import ActivationStore, open_store
 from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
 
 STATES = "states"
 """Where a run keeps the states that it captured."""
-DEFAULT_PLACES = "resid_post:all"
 
 
-def source_of(config: Any) -> LanguageModel | ActivationStore:
+def source_of(config: OneModelOptions) -> LanguageModel | ActivationStore:
     """The model that a job was given, or the store in its place."""
     if config.store is not None:
         return open_states(config.store)
+    assert config.model is not None
     return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
 
@@ -99,7 +100,7 @@ class Prompts:
         return self.store.read(place)[self.index].to(device).float()
 
 
-def request_of(config: Any) -> dict[str, Any]:
+def request_of(config: LabelledOptions) -> dict[str, Any]:
     """Which state a job over labelled prompts reads."""
     return {"pooling": config.pooling, "over": config.over, "chat": config.chat}
 
