@@ -59,7 +59,7 @@ def triton_obstacle(values: Tensor, dtypes: Collection[torch.dtype]) -> str | No
     if values.device.type != "cuda" and not interpreting():
         return f"the tensors are on the {values.device.type} and TRITON_INTERPRET=1 is not set"
     if not triton_installed():
-        return "triton is not installed (pip install 'probing[cuda]')"
+        return "triton is not installed (pip install 'model-probing[cuda]')"
     if values.dtype not in dtypes:
         return f"it takes {', '.join(sorted(map(_name, dtypes)))}, not {_name(values.dtype)}"
     if values.requires_grad and torch.is_grad_enabled():

@@ -45,9 +45,9 @@ def _status(arguments: list[str]) -> int:
         print(_overview(), file=sys.stderr if not arguments else sys.stdout)
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from importlib.metadata import version
+        from probing.runs.common.versions import DISTRIBUTION, version_of
 
-        print(f"probing {version('probing')}")
+        print(f"probing {version_of(DISTRIBUTION)}")
         return 0
     command = _find_command(arguments)
     if command is None:

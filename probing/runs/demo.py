@@ -11,7 +11,7 @@ from probing.errors import SourceMismatch
 from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
-from probing.runs.common.options import Options
+from probing.runs.common.options import Options, option
 from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -34,7 +34,7 @@ class DemoConfig(Options):
         out: folder for everything that is made.
     """
 
-    out: Path
+    out: Path = option(identity=False)
 
 
 def run(config: DemoConfig) -> Report:

@@ -3,16 +3,17 @@
 import importlib.util
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from probing.runs.common.options import DeviceOptions, HubOptions, option
 from probing.types import Report
 
-EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "ray": ["ray"], "report": ["plotly", "jinja2"]}
+EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "report": ["plotly"]}
 USES = {
     "cuda": "kernels run in Triton on a CUDA card",
     "train": "adapters (peft); trl for scripts/validate_displacement.py",
-    "report": "the course over checkpoints is drawn (plotly)",
+    "report": "interactive plots are drawn (plotly)",
 }
 
 
@@ -122,7 +123,8 @@ def ranges(numbers: list[int]) -> str:
 def _machine() -> list[tuple[str, str]]:
     import torch
 
-    facts = [("processor cores", str(os.cpu_count())), ("torch threads", str(torch.get_num_threads()))]
+    facts = [("this package", _describe_package())]
+    facts += [("processor cores", str(os.cpu_count())), ("torch threads", str(torch.get_num_threads()))]
     if not torch.cuda.is_available():
         return [*facts, ("CUDA cards", "none")]
     for index in range(torch.cuda.device_count()):
@@ -131,6 +133,21 @@ def _machine() -> list[tuple[str, str]]:
         found = f"{card.name}, sm_{card.major}{card.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         facts.append((f"cuda:{index}", found))
     return facts
+
+
+def _describe_package() -> str:
+    """Version and place of this package, and whether another distribution of the same import name is installed."""
+    from probing.runs.common.versions import DISTRIBUTION, find_namesakes, version_of
+
+    here = f"{DISTRIBUTION} {version_of(DISTRIBUTION)} in {Path(__file__).parents[1]}"
+    others = find_namesakes()
+    if not others:
+        return here
+    shadow = ", ".join(others)
+    return (
+        f"{here}. Also installed: {shadow}, whose import name is 'probing' too; its files can shadow these: "
+        f"pip uninstall {others[0].split()[0]}, then pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    )
 
 
 def _plan() -> list[tuple[str, str, str]]:
@@ -168,5 +185,5 @@ def _plan() -> list[tuple[str, str, str]]:
 def _extra(name: str, modules: list[str]) -> tuple[str, str, str]:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        return f"extra '{name}'", "off", f"not installed: {', '.join(missing)} (pip install 'probing[{name}]')"
-    return f"extra '{name}'", "installed", USES.get(name, "nothing in this version uses it yet")
+        return f"extra '{name}'", "off", f"not installed: {', '.join(missing)} (pip install 'model-probing[{name}]')"
+    return f"extra '{name}'", "installed", USES[name]

@@ -39,7 +39,7 @@ def test_automatic_choices_and_their_reasons(monkeypatch):
     with torch.no_grad():
         assert chosen("auto", "cuda", requires_grad=True).impl == "triton"
     monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
-    assert chosen("auto", "cuda") == ("torch", "triton is not installed (pip install 'probing[cuda]')")
+    assert chosen("auto", "cuda") == ("torch", "triton is not installed (pip install 'model-probing[cuda]')")
 
 
 def test_the_interpreter_is_never_chosen_by_itself(monkeypatch):

@@ -254,7 +254,7 @@ def _report(folder: RunFolder, inputs: Inputs) -> Report:
         if draw_course(course, folder.path / COURSE_PLOT):
             wrote.append(COURSE_PLOT)
         else:
-            notes.append("The course is not drawn: that needs plotly (pip install 'probing[report]')")
+            notes.append("The course is not drawn: that needs plotly (pip install 'model-probing[report]')")
     results = Results(frame, course, folder.path / TOKENS_FILE if TOKENS_FILE in facts["sha256"] else None)
     made = make_tables(results, inputs.config, inputs.data.pairs, inputs.groups, inputs.shares, facts, notes)
     return Report(made, {**facts, "wrote": [str(folder.path / name) for name in wrote]})
