@@ -10,7 +10,8 @@ import torch
 
 from probing.data.statements import text_groups
 from probing.data.tables import Table, canonical
-from probing.models.load import LanguageModel, choose_device
+from probing.models.devices import choose_device
+from probing.models.load import LanguageModel
 from probing.runs.ccs.config import SUMMARY_FILE, CCSConfig
 from probing.runs.ccs.files import gather_facts, write_files
 from probing.runs.ccs.parts import NAMES, gather_material, places_at_once, train_place, training_options

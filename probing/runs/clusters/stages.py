@@ -13,7 +13,8 @@ from probing.data.places import expand_places
 from probing.data.prompts import label_name
 from probing.data.tables import Table, canonical
 from probing.errors import LayerNotFound, SourceMismatch
-from probing.models.load import LanguageModel, choose_device, load
+from probing.models.devices import choose_device
+from probing.models.load import LanguageModel, load
 from probing.runs.capture.within import captured
 from probing.runs.clusters.config import SUMMARY_FILE, ClustersConfig
 from probing.runs.clusters.files import write_everything

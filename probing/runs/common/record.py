@@ -15,7 +15,8 @@ import torch
 from probing.data.tables import canonical
 from probing.errors import StoreCorrupt
 from probing.kernels.dispatch import fallbacks
-from probing.models.load import LanguageModel, device_names, devices_of
+from probing.models.devices import device_names, devices_of
+from probing.models.load import LanguageModel
 from probing.runs.common.versions import versions
 from probing.store.activations import ActivationStore
 from probing.store.files import file_sha256, new_file

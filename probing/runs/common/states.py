@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from probing.data.contents import content_of_row
 from probing.data.places import expand_places
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
-from probing.models.load import LanguageModel, free_memory, load
+from probing.models.devices import free_memory
+from probing.models.load import LanguageModel, load
 from probing.runs.common.groups import text_units
 from probing.store.activations import ActivationStore, open_store
 from probing.store.manifest import MANIFEST

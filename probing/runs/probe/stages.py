@@ -12,7 +12,8 @@ import torch
 
 from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid
-from probing.models.load import LanguageModel, choose_device
+from probing.models.devices import choose_device
+from probing.models.load import LanguageModel
 from probing.probes.controls import Splits
 from probing.probes.prompts import LabelledRows
 from probing.runs.capture.within import captured
