@@ -155,12 +155,12 @@ class Stream:
                 left.extendleft(reversed(halves(left.popleft(), lengths)))
                 continue
             some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike=stacking))]
-            found = self._try(some, stacking, segments, lengths)
-            if found is None:
+            launched = self._try(some, stacking, segments, lengths)
+            if launched is None:
                 store_all_but(0)
                 left.extendleft(reversed(self._give_way(some, lengths)))
                 continue
-            waiting.append(LaunchedBatch(*found, sum(segments[row].stop for tree in some for row in tree.rows)))
+            waiting.append(LaunchedBatch(*launched, sum(segments[row].stop for tree in some for row in tree.rows)))
             store_all_but(1 if overlap else 0)
             self._trim()
         store_all_but(0)
@@ -266,11 +266,11 @@ class Stream:
 
 def _following(batch: Batch, segments: Sequence[Segment], device: torch.device) -> Tensor:
     """Id of the token behind each state that counts, row after row; on the host, ready to be copied to the device."""
-    found = torch.tensor(
+    following = torch.tensor(
         [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]
     )
     # From other memory the host would wait for all that the card still has to do.
-    return found.pin_memory() if device.type == "cuda" else found
+    return following.pin_memory() if device.type == "cuda" else following
 
 
 def trim_memory() -> None:

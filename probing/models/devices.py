@@ -37,8 +37,8 @@ def devices_of(language_model: Placed) -> list[torch.device]:
     Weights that lie in the memory of the host, and are brought to a card when they are needed, count for the card.
     """
     modules = language_model.model.modules()
-    found = [device_of(module, weight) for module in modules for weight in module.parameters(recurse=False)]
-    return list(dict.fromkeys([language_model.device, *found]))
+    computing = [device_of(module, weight) for module in modules for weight in module.parameters(recurse=False)]
+    return list(dict.fromkeys([language_model.device, *computing]))
 
 
 def device_names(devices: Sequence[torch.device]) -> str:
@@ -57,8 +57,8 @@ def free_memory(device: torch.device) -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None
+    available = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(available[0][1]) * 1024 if available else None
 
 
 def choose_device(device: str = "auto") -> torch.device:

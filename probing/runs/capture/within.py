@@ -1,7 +1,7 @@
 """States captured into the folder of another job."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from probing.data.tables import Table
 from probing.models.load import LanguageModel
@@ -12,9 +12,30 @@ from probing.store.manifest import MANIFEST, claim
 from probing.types import LabelledPrompt
 
 
-def captured(
+class CapturingOptions(Protocol):
+    """Options of a job that says of which places states are captured, and how the model is run."""
+
+    @property
+    def places(self) -> str | list[str]: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def dtype(self) -> Literal["auto", "float32", "bfloat16", "float16"]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def batch_tokens(self) -> int | None: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def compile(self) -> bool: ...
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+
+def capture_states(
     folder: Path,
-    config: Any,
+    config: CapturingOptions,
     model: str,
     table: Table,
     prompts: list[LabelledPrompt],

@@ -19,9 +19,17 @@ from probing.runs.ccs.results import judge
 from probing.runs.ccs.states import Variants, read_forms
 from probing.runs.ccs.tables import make_tables
 from probing.runs.common.groups import folds_of
-from probing.runs.common.parts import all_layers, read_layer_arrays
-from probing.runs.common.record import clear, finish, finished_report, identity_of_layers, plain
-from probing.runs.common.states import source_of
+from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.record import (
+    clear,
+    content_of_states,
+    finish,
+    finished_report,
+    hash_files,
+    identity,
+    plain,
+)
+from probing.runs.common.states import open_source
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import ContrastPair, Report
@@ -46,7 +54,9 @@ def probe_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    source = source_of(config)
+    source = open_source(
+        config.store, config.model, config.revision, config.dtype, config.device, config.trust_remote_code
+    )
     folder.begin(_identity(config, pairs, split_values, source, device), {"config": plain(config)})
     if not folder.finished:
         groups = text_groups(pairs)
@@ -57,7 +67,7 @@ def probe_into(
         options = training_options(config)
         at_once = places_at_once(material, options, device)
         threads = torch.get_num_threads() // (at_once or 1)
-        all_layers(
+        complete_layers(
             folder.shards,
             material.places,
             lambda place, report: train_place(material, place, options, device, report, threads),
@@ -74,7 +84,7 @@ def probe_into(
         facts = gather_facts(table, pairs, material, problems, judged)
         tables = make_tables(config, judged, facts)
         written = write_files(folder, config, material, judged, pairs, problems, tables, facts)
-        finish(folder, config, facts, written, began)
+        finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 
@@ -89,4 +99,4 @@ def _identity(
     """Everything that the bytes of the results depend on."""
     statements = [[asdict(pair), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)]
     hashed = hashlib.sha256(canonical(statements)).hexdigest()
-    return {"statements": hashed, **identity_of_layers(config, NOT_IDENTITY, source, device)}
+    return identity(config, NOT_IDENTITY, {"statements": hashed, **content_of_states(source)}, [device])

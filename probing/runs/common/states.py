@@ -24,11 +24,14 @@ STATES = "states"
 DEFAULT_PLACES = "resid_post:all"
 
 
-def source_of(config: Any) -> LanguageModel | ActivationStore:
-    """The model that a job was given, or the store in its place."""
-    if config.store is not None:
-        return open_states(config.store)
-    return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+def open_source(
+    store: Path | None, model: str | None, revision: str | None, dtype: str, device: str, trust_remote_code: bool
+) -> LanguageModel | ActivationStore:
+    """The model that a job was given, or the store in its place; see ``load``."""
+    if store is not None:
+        return open_states(store)
+    assert model is not None  # checked with the options: one of the two is given
+    return load(model, revision, dtype, device, trust_remote_code)
 
 
 def open_states(path: Path | str) -> ActivationStore:
@@ -98,11 +101,6 @@ class Prompts:
     def states(self, place: str, device: torch.device) -> torch.Tensor:
         """[row width], in float32."""
         return self.store.read(place)[self.index].to(device).float()
-
-
-def request_of(config: Any) -> dict[str, Any]:
-    """Which state a job over labelled prompts reads."""
-    return {"pooling": config.pooling, "over": config.over, "chat": config.chat}
 
 
 def join_states(

@@ -16,19 +16,26 @@ from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
 from probing.probes.controls import Splits
 from probing.probes.prompts import LabelledRows
-from probing.runs.capture.within import captured
+from probing.runs.capture.within import capture_states
 from probing.runs.common.groups import folds_of, text_key, text_units, values_to_split
-from probing.runs.common.parts import all_layers, read_layer_arrays
-from probing.runs.common.record import clear, finish, finished_report, identity_of_layers, plain
+from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.record import (
+    clear,
+    content_of_states,
+    finish,
+    finished_report,
+    hash_files,
+    identity,
+    plain,
+)
 from probing.runs.common.states import (
     STATES,
     Prompts,
     check_same_request,
     join_states,
+    open_source,
     open_states,
     places_of,
-    request_of,
-    source_of,
 )
 from probing.runs.probe.config import FRESH_STATES, SUMMARY_FILE, ProbeConfig
 from probing.runs.probe.data import check_labels, positive_label
@@ -66,7 +73,9 @@ def probe_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    source = source_of(config)
+    source = open_source(
+        config.store, config.model, config.revision, config.dtype, config.device, config.trust_remote_code
+    )
     positive = positive_label(config, table.path, prompts)
     if fresh is not None and config.positive is None:
         check_labels(fresh[0].path, fresh[1], prompts)
@@ -78,7 +87,7 @@ def probe_into(
         others = None if fresh is None else _fresh(folder, config, fresh, positive, source, seen)
         rows = _rows(config, seen, prompts, values)
         places, skipped = _places(config, seen)
-        all_layers(
+        complete_layers(
             folder.shards,
             [*places, SURFACE],
             lambda place, report: fit_place(config, seen, others, rows, place, device, report),
@@ -94,7 +103,7 @@ def probe_into(
         facts = gather_facts(config, table, seen, others, rows, positive, places, skipped, judged)
         tables = make_tables(config, judged, facts)
         written = write_files(folder, seen, others, rows, places, judged, tables, facts)
-        finish(folder, config, facts, written, began)
+        finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 
@@ -109,7 +118,7 @@ def _identity(
 ) -> dict[str, Any]:
     others = None if fresh is None else [asdict(prompt) for prompt in fresh[1]]
     hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in prompts], values, others])).hexdigest()
-    return {"prompts": hashed, **identity_of_layers(config, NOT_IDENTITY, source, device)}
+    return identity(config, NOT_IDENTITY, {"prompts": hashed, **content_of_states(source)}, [device])
 
 
 def _prompts(
@@ -121,7 +130,17 @@ def _prompts(
     source: LanguageModel | ActivationStore,
     name: str,
 ) -> Prompts:
-    store = captured(folder.path / name, config, str(config.model), table, prompts, source, **request_of(config))
+    store = capture_states(
+        folder.path / name,
+        config,
+        str(config.model),
+        table,
+        prompts,
+        source,
+        pooling=config.pooling,
+        over=config.over,
+        chat=config.chat,
+    )
     return join_states(store, table.path, prompts, lambda prompt: prompt.label == positive)
 
 
