@@ -78,6 +78,11 @@ def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def sums_wide() -> bool:
+    """Whether torch multiplies half-precision matrices into float32 on a card: from 2.8 on."""
+    return hasattr(torch.ops.aten.mm, "dtype_out")
+
+
 def _automatic(values: Tensor, obstacle: str | None) -> Choice:
     if values.device.type != "cuda":
         return Choice("torch", f"the tensors are on the {values.device.type}")
@@ -90,6 +95,12 @@ _slower: dict[str, str] = {}
 def fallbacks() -> dict[str, str]:
     """What ran in a slower way than it is meant to in this process, and why."""
     return dict(sorted(_slower.items()))
+
+
+def with_fallbacks(how: str) -> str:
+    """How something ran, in words, and after it whatever ran in a slower way in this process; nothing is said twice."""
+    slower = (f"{what}: {why}" for what, why in fallbacks().items())
+    return "; ".join([how, *(reason for reason in slower if reason not in how)])
 
 
 def fall_back(what: str, why: str) -> None:

@@ -59,9 +59,9 @@ class Spots:
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._placed:
             arrays = self._indices | {name: spans.reshape(-1) for name, spans in self._spans.items()}
-            found = dict(zip(arrays, uploaded(list(arrays.values()), device), strict=True))
-            found |= {name: found[name].long().view(-1, 2) for name in self._spans}
-            self._placed[device] = found
+            placed = dict(zip(arrays, uploaded(list(arrays.values()), device), strict=True))
+            placed |= {name: placed[name].long().view(-1, 2) for name in self._spans}
+            self._placed[device] = placed
         return self._placed[device]
 
 

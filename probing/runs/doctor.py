@@ -158,7 +158,7 @@ def _plan() -> list[tuple[str, str, str]]:
     from probing.kernels.dispatch import choose
     from probing.kernels.jit import ELEMENT_TYPES
     from probing.kernels.token_stats import ROW_TYPES
-    from probing.models.load import choose_device
+    from probing.models.devices import choose_device
 
     device = choose_device()
     card = device.type == "cuda"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.errors import DataInvalid, OutOfMemory
-from probing.models.load import free_memory
+from probing.models.devices import free_memory
 from probing.probes.ccs import CCSOptions
 from probing.probes.closed_form import STEPS
 from probing.probes.contrast import ContrastOptions, Rows, read_layer, same_states

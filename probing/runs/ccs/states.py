@@ -19,7 +19,7 @@ from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch
 from probing.models.layers import find_stack
 from probing.models.load import LanguageModel
-from probing.runs.capture.within import captured
+from probing.runs.capture.within import capture_states
 from probing.runs.ccs.config import FORMS_FILE, CCSConfig
 from probing.runs.common.states import STATES
 from probing.store.activations import ActivationStore
@@ -135,7 +135,7 @@ def read_forms(
     causal = find_stack(source).causal
     pooling, over = _token(config, causal)
     token = _told(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
-    store = captured(
+    store = capture_states(
         folder / STATES,
         config,
         config.model,

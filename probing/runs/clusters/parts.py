@@ -14,7 +14,7 @@ from probing.metrics.cluster_draws import Readings, read_clusters
 from probing.metrics.clusters import ALL_INDICES, combined_aqi, prepare
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
-from probing.models.load import choose_device
+from probing.models.devices import choose_device
 from probing.probes.controls import permuted_labels
 from probing.runs.clusters.config import ClustersConfig
 from probing.runs.clusters.rows import Rows, View, categories_of

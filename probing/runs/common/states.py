@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from probing.data.contents import content_of_row
 from probing.data.places import expand_places
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
-from probing.models.load import LanguageModel, free_memory, load
+from probing.models.devices import free_memory
+from probing.models.load import LanguageModel, load
 from probing.runs.common.groups import text_units
-from probing.runs.common.options import DEFAULT_PLACES, LabelledOptions, OneModelOptions
+from probing.runs.common.options import DEFAULT_PLACES, OneModelOptions
 from probing.store.activations import ActivationStore, open_store
 from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
@@ -23,11 +24,11 @@ STATES = "states"
 """Where a run keeps the states that it captured."""
 
 
-def source_of(config: OneModelOptions) -> LanguageModel | ActivationStore:
+def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
     """The model that a job was given, or the store in its place."""
     if config.store is not None:
         return open_states(config.store)
-    assert config.model is not None
+    assert config.model is not None  # checked with the options: one of the two is given
     return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
 
@@ -98,11 +99,6 @@ class Prompts:
     def states(self, place: str, device: torch.device) -> torch.Tensor:
         """[row width], in float32."""
         return self.store.read(place)[self.index].to(device).float()
-
-
-def request_of(config: LabelledOptions) -> dict[str, Any]:
-    """Which state a job over labelled prompts reads."""
-    return {"pooling": config.pooling, "over": config.over, "chat": config.chat}
 
 
 def join_states(

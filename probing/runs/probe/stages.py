@@ -8,26 +8,25 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid
-from probing.models.load import LanguageModel, choose_device
+from probing.models.devices import choose_device
+from probing.models.load import LanguageModel
 from probing.probes.controls import Splits
 from probing.probes.prompts import LabelledRows
-from probing.runs.capture.within import captured
+from probing.runs.capture.within import capture_states
 from probing.runs.common.groups import folds_of, text_key, text_units, values_to_split
-from probing.runs.common.parts import all_layers, read_layer_arrays
-from probing.runs.common.record import clear, finish, finished_report, identity_of_layers, plain
+from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.record import begin_run, clear, content_of_states, finish, finished_report, hash_files
 from probing.runs.common.states import (
     STATES,
     Prompts,
     check_same_request,
     join_states,
+    open_source,
     open_states,
     places_of,
-    request_of,
-    source_of,
 )
 from probing.runs.probe.config import FRESH_STATES, SUMMARY_FILE, ProbeConfig
 from probing.runs.probe.data import check_labels, positive_label
@@ -38,13 +37,6 @@ from probing.runs.probe.tables import make_tables
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Problem, Report
-
-NOT_IDENTITY = (
-    "model data out store fresh fresh_store device trust_remote_code split batch_tokens text_column response_column "
-    "label_column category_column id_column dtype revision"
-).split()
-"""Options that change no byte, or are told apart by content."""
-
 
 log = logging.getLogger(__name__)
 
@@ -65,19 +57,19 @@ def probe_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    source = source_of(config)
+    source = open_source(config)
     positive = positive_label(config, table.path, prompts)
     if fresh is not None and config.positive is None:
         check_labels(fresh[0].path, fresh[1], prompts)
     values = values_to_split(config, table, prompts)
-    folder.begin(_identity(config, prompts, values, fresh, source, device), {"config": plain(config)})
+    begin_run(folder, config, _made_of(prompts, values, fresh, source), [device])
     if not folder.finished:
         _check_groups(config, prompts, values)
         seen = _prompts(folder, config, table, prompts, positive, source, STATES)
         others = None if fresh is None else _fresh(folder, config, fresh, positive, source, seen)
         rows = _rows(config, seen, prompts, values)
         places, skipped = _places(config, seen)
-        all_layers(
+        complete_layers(
             folder.shards,
             [*places, SURFACE],
             lambda place, report: fit_place(config, seen, others, rows, place, device, report),
@@ -93,22 +85,21 @@ def probe_into(
         facts = gather_facts(config, table, seen, others, rows, positive, places, skipped, judged)
         tables = make_tables(config, judged, facts)
         written = write_files(folder, seen, others, rows, places, judged, tables, facts)
-        finish(folder, config, facts, written, began)
+        finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 
 
-def _identity(
-    config: ProbeConfig,
+def _made_of(
     prompts: Sequence[LabelledPrompt],
     values: Sequence[str] | None,
     fresh: tuple[Table, list[LabelledPrompt]] | None,
     source: LanguageModel | ActivationStore,
-    device: torch.device,
 ) -> dict[str, Any]:
+    """What tells the texts and the states from others."""
     others = None if fresh is None else [asdict(prompt) for prompt in fresh[1]]
     hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in prompts], values, others])).hexdigest()
-    return {"prompts": hashed, **identity_of_layers(config, NOT_IDENTITY, source, device)}
+    return {"prompts": hashed, **content_of_states(source)}
 
 
 def _prompts(
@@ -120,7 +111,17 @@ def _prompts(
     source: LanguageModel | ActivationStore,
     name: str,
 ) -> Prompts:
-    store = captured(folder.path / name, config, str(config.model), table, prompts, source, **request_of(config))
+    store = capture_states(
+        folder.path / name,
+        config,
+        str(config.model),
+        table,
+        prompts,
+        source,
+        pooling=config.pooling,
+        over=config.over,
+        chat=config.chat,
+    )
     return join_states(store, table.path, prompts, lambda prompt: prompt.label == positive)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probing.runs.common.parts import all_layers, read_layer_arrays
+from probing.runs.common.parts import complete_layers, read_layer_arrays
 
 PLACES = [f"resid_post:{layer}" for layer in range(5)]
 
@@ -22,8 +22,8 @@ def test_every_part_is_made_once_and_known_again(tmp_path, at_once):
         report(1.0)
         return arrays_of(place)
 
-    all_layers(tmp_path, PLACES[:2], make, "reading", at_once)
-    all_layers(tmp_path, PLACES, make, "reading", at_once)
+    complete_layers(tmp_path, PLACES[:2], make, "reading", at_once)
+    complete_layers(tmp_path, PLACES, make, "reading", at_once)
     assert sorted(made) == PLACES
     assert [float(read_layer_arrays(tmp_path, number)["layer"][0]) for number in range(5)] == [0, 1, 2, 3, 4]
 
@@ -36,7 +36,7 @@ def test_parts_are_made_at_once_by_a_thread_each_in_which_torch_has_no_others(tm
         counts.append(torch.get_num_threads())
         return arrays_of(place)
 
-    all_layers(tmp_path, PLACES[:4], make, "reading", 2)
+    complete_layers(tmp_path, PLACES[:4], make, "reading", 2)
     assert counts == [1, 1, 1, 1]
 
 
@@ -60,9 +60,9 @@ def test_a_part_that_fails_stops_those_beside_it_and_keeps_those_before(tmp_path
         return arrays_of(place)
 
     with pytest.raises(error, match="broken"):
-        all_layers(tmp_path, PLACES, make, "reading", 2)
+        complete_layers(tmp_path, PLACES, make, "reading", 2)
     assert stopped == [PLACES[2]]
     assert begun == PLACES[:3]
     remade = []
-    all_layers(tmp_path, PLACES[:3], lambda place, report: remade.append(place) or arrays_of(place), "reading")
+    complete_layers(tmp_path, PLACES[:3], lambda place, report: remade.append(place) or arrays_of(place), "reading")
     assert remade == PLACES[1:3]
