@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probing.metrics.cluster_draws import read_clusters
 from probing.metrics.cluster_pairs import Grouped, Metric
-from probing.metrics.statistics import CONFIDENCE, percentile_interval
+from probing.statistics.intervals import CONFIDENCE, percentile_interval
 
 INDICES = ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "silhouette")
 ALL_INDICES = (*INDICES, "dunn_centroid")

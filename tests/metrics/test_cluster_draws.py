@@ -18,7 +18,8 @@ from probing.metrics.clusters import (
     debiased_difference,
     prepare,
 )
-from probing.probes.controls import p_value, permuted_labels, resamples
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.permutation import p_value, permute_labels
 
 
 def blobs(clusters, n, width, seed=0, apart=0.7):
@@ -38,7 +39,7 @@ def in_order(grouped, columns):
 
 
 def weights_of(n, draws, seed=0):
-    return torch.from_numpy(resamples(np.arange(n), draws, seed).T.copy()).to(torch.int16)
+    return torch.from_numpy(draw_bootstrap_weights(np.arange(n), draws, seed).T.copy()).to(torch.int16)
 
 
 @pytest.fixture(params=["whole", "in parts", "across"])
@@ -95,7 +96,7 @@ def test_resamples_of_units_of_unequal_size(parts):
     points, labels = blobs(2, 40, 4)
     grouped = prepare(points, labels, 2)
     units = np.where(np.arange(40) < 12, 0, np.arange(40))
-    weights = torch.from_numpy(resamples(units, 6).T.copy()).to(torch.int16)
+    weights = torch.from_numpy(draw_bootstrap_weights(units, 6).T.copy()).to(torch.int16)
     found = read_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
     assert found.sizes.tolist() == weights.sum(dim=0).tolist()
     assert len(set(found.sizes.tolist())) > 1
@@ -187,7 +188,7 @@ def test_an_outlier_or_rows_of_one_text_cost_no_further_pass(monkeypatch, kind):
     grouped = prepare(points, labels, 2)
     alone = []
     monkeypatch.setattr(cluster_extremes, "_alone", lambda *arguments: alone.append(1) or math.nan)
-    drawn = torch.from_numpy(permuted_labels(labels.numpy(), units, 100).T.copy())
+    drawn = torch.from_numpy(permute_labels(labels.numpy(), units, 100).T.copy())
     given = {"relabelings": (in_order(grouped, drawn),), "resamples": (None, in_order(grouped, weights_of(300, 100)))}
     read_clusters(grouped, ("dunn",), *given[kind])
     assert not alone

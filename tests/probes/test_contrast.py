@@ -6,8 +6,8 @@ from planted import coins, forms_of, quick, rows_of
 from probing.probes import contrast
 from probing.probes.ccs import CCSOptions, normalized
 from probing.probes.contrast import PROBES, about_origin, distinct, oriented, read_layer, same_states
-from probing.probes.controls import make_folds
 from probing.probes.evaluate import credit, measure
+from probing.statistics.folds import make_folds
 
 PAIRS = 48
 CCS = PROBES.index("ccs")
@@ -273,6 +273,7 @@ def test_agreement_of_restarts(arrays):
     assert arrays["restart_loss"].shape == (3,)
     assert distinct(np.array([[1, 0.96, 0.6], [0.96, 1, 0.7], [0.6, 0.7, 1]])) == 2
     assert distinct(np.ones((4, 4))) == 1
+    assert distinct(np.full((2, 2), 0.5)) == 2  # answers of exactly a half agree with nothing, not even themselves
 
 
 def test_the_marker_control_reads_the_same_probes(states, rows, arrays):

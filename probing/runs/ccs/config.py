@@ -6,8 +6,8 @@ from typing import Literal
 
 from probing.data.places import expand_places
 from probing.data.statements import Layout, Template, parse_replacement
-from probing.probes.controls import LEAST_FOLDS
 from probing.runs.common.options import check_at_least, check_beside_store
+from probing.statistics.folds import LEAST_FOLDS
 
 RESULTS_FILE = "results.parquet"
 CONTROLS_FILE = "controls.parquet"

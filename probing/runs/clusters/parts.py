@@ -15,11 +15,11 @@ from probing.metrics.clusters import ALL_INDICES, combined_aqi, prepare
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
 from probing.models.load import choose_device
-from probing.probes.controls import permuted_labels
 from probing.runs.clusters.config import ClustersConfig
 from probing.runs.clusters.rows import Rows, View, categories_of
 from probing.runs.common.parts import Arrays
 from probing.runs.common.states import Prompts, places_of
+from probing.statistics.permutation import permute_labels
 
 PAIRS = 1024
 """Pairs of rows that the weights of layers are learned from, in every fold."""
@@ -257,7 +257,7 @@ def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> A
     for fold in range(config.folds):
         held = np.flatnonzero(folds == fold)
         part = View(view.kind, view.name, held, view.codes[held], view.clusters)
-        codes = permuted_labels(part.codes, rows.units[held], config.permutations, config.seed + 1 + fold).T
+        codes = permute_labels(part.codes, rows.units[held], config.permutations, config.seed + 1 + fold).T
         spaces = {CHOSEN: material.states(model, places[chosen[fold]], control=False)[held]}
         learned, scales = _layer_weights(material, model, [places[number] for number in usable], fold)
         weights[fold, usable] = learned.numpy()

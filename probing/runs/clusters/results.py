@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER, combined_aqi, debiased, debiased_difference
-from probing.metrics.statistics import percentile_interval
-from probing.probes.controls import corrected_p_values, p_value
 from probing.runs.clusters.parts import CHOSEN, DRIFT, EQUAL, HELD_OUT, LEARNED, Material, drift_subsets, nothing_varies
 from probing.runs.clusters.rows import ALL
 from probing.runs.common.results import null_columns
+from probing.statistics.intervals import percentile_interval
+from probing.statistics.permutation import corrected_p_values, p_value
 
 Array = NDArray[np.float64]
 AQI_FORMS = {"aqi": "paper", "aqi_size_free": "size_free", "aqi_dbs_dunn": "dbs_dunn"}

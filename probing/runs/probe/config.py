@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from probing.data.places import expand_places
-from probing.probes.controls import LEAST_FOLDS
 from probing.runs.common.groups import TEXT
 from probing.runs.common.options import check_at_least, check_beside_store
+from probing.statistics.folds import LEAST_FOLDS
 from probing.types import Over
 
 RESULTS_FILE = "results.parquet"
