@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from probing.errors import DataInvalid, OutOfMemory
-from probing.metrics.cluster_draws import Readings, read_clusters
-from probing.metrics.clusters import ALL_INDICES, combined_aqi, prepare
+from probing.metrics.clusters import ALL_INDICES
+from probing.metrics.clusters.draws import IndexDraws, measure_clusters
+from probing.metrics.clusters.indices import alignment_quality_index
+from probing.metrics.clusters.preparation import prepare
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
 from probing.models.load import choose_device
@@ -186,7 +188,7 @@ def _view(
         return _nothing(name, len(view.index), relabelings.shape[1], weights.shape[1])
     order = grouped.order.cpu().numpy()
     codes, counted = (torch.from_numpy(np.ascontiguousarray(each[order])).to(device) for each in (relabelings, weights))
-    found = read_clusters(grouped, ALL_INDICES, codes, counted, report)
+    found = measure_clusters(grouped, ALL_INDICES, codes, counted, report)
     if not material.rows.can_resample(view):
         for draws in found.draws.values():
             draws.fill_(torch.nan)
@@ -195,7 +197,7 @@ def _view(
     return _arrays(name, found) | ({"silhouettes": silhouettes} if name == "0" else {})
 
 
-def _arrays(name: str, found: Readings) -> dict[str, NDArray[np.float64]]:
+def _arrays(name: str, found: IndexDraws) -> dict[str, NDArray[np.float64]]:
     kinds = {"values": found.values, "null": found.null, "draws": found.draws}
     arrays = {
         f"{name}.{kind}": torch.stack([some[index] for index in ALL_INDICES]).double().numpy()
@@ -224,8 +226,8 @@ def _train_scores(material: Material, points: torch.Tensor, view: View) -> NDArr
         except ValueError as error:
             log.debug("%s", error)
             return np.full(config.folds, np.nan)
-        values = read_clusters(grouped, OF_TRAINING).values
-        scores[fold] = float(combined_aqi(values, "size_free", config.weight, len(kept), len(view.clusters)))
+        values = measure_clusters(grouped, OF_TRAINING).values
+        scores[fold] = float(alignment_quality_index(values, "size_free", config.weight, len(kept), len(view.clusters)))
     return scores
 
 
