@@ -14,7 +14,8 @@ from torch import Tensor
 from probing.kernels.ccs_step import ccs_step
 from probing.probes.ccs import CCSOptions, Training, centers_of, logits_of, normalized, starting_points, train_together
 from probing.probes.closed_form import crc_directions, vinc_directions
-from probing.probes.controls import Splits, make_folds, permuted_pairings
+from probing.probes.controls import shuffle_pairings
+from probing.statistics.folds import Splits, make_folds
 
 AGREE = 1e-9
 """Largest difference of probabilities of the same probe trained in two ways in float64, over ``CHECKED`` epochs."""
@@ -67,7 +68,7 @@ class Layer:
         states = normalized(about + sides + noise).to(device)
         splits = Splits.of(make_folds(np.arange(sizes.pairs), FOLDS))
         train = torch.from_numpy(np.concatenate([splits.train] * 2)).to(device)
-        partners = permuted_pairings(np.concatenate([splits.folds] * 2), PAIRINGS)
+        partners = shuffle_pairings(np.concatenate([splits.folds] * 2), PAIRINGS)
         pairings = torch.from_numpy(np.concatenate([np.arange(2 * sizes.pairs)[None], partners])).to(device)
         return cls(states, centers_of(states, train), train, pairings)
 

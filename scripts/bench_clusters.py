@@ -12,9 +12,10 @@ from clusters_before import before
 from measuring import peak_of, spread_of, timed
 from torch import Tensor
 
-from probing.metrics.cluster_draws import Readings, read_clusters
-from probing.metrics.cluster_pairs import Grouped
-from probing.metrics.clusters import ALL_INDICES, INDICES, prepare
+from probing.metrics.clusters import ALL_INDICES, INDICES
+from probing.metrics.clusters.draws import IndexDraws, measure_clusters
+from probing.metrics.clusters.grouped import Grouped
+from probing.metrics.clusters.preparation import prepare
 
 AGREE = 1e-4
 """Relative; scikit-learn computes two of its indices in the float32 of the states."""
@@ -49,7 +50,7 @@ def ours(states: Tensor, labels: Tensor, permutations: int) -> dict[str, float]:
         codes = grouped.codes.cpu()
         columns = [codes[torch.randperm(len(codes), generator=generator)] for _ in range(permutations)]
         drawn = torch.stack(columns, dim=1).to(states.device, torch.int8)
-    found = read_clusters(grouped, INDICES, drawn)
+    found = measure_clusters(grouped, INDICES, drawn)
     if permutations and not all(len(null) == permutations for null in found.null.values()):
         sys.exit("draws are missing; no times are shown")
     return {name: float(value) for name, value in found.values.items()}
@@ -116,7 +117,7 @@ def draws_of(grouped: Grouped, permutations: int, resamples: int) -> tuple[Tenso
     return labels.to(grouped.points.device), weights.to(grouped.points.device)
 
 
-def difference_of(found: Readings, plain: Readings) -> float:
+def difference_of(found: IndexDraws, plain: IndexDraws) -> float:
     """The largest difference of values, relative, and of draws, relative to the largest or to 1 of silhouettes."""
     worst = 0.0
     for kind in ("values", "null", "draws"):
@@ -135,9 +136,9 @@ def compare_with_before(sizes: tuple[int, int, int, int], rounds: int, device: s
     drawn = draws_of(prepare(states, labels, 2), permutations, resamples)
     ratios, seconds, worst = [], {"now": 0.0, "before": 0.0}, 0.0
     for number in range(rounds + 1):  # the first of them warms up
-        found, now = timed(lambda: read_clusters(prepare(states, labels, 2), ALL_INDICES, *drawn), device)
+        found, now = timed(lambda: measure_clusters(prepare(states, labels, 2), ALL_INDICES, *drawn), device)
         with before():
-            plain_found, then = timed(lambda: read_clusters(prepare(states, labels, 2), ALL_INDICES, *drawn), device)
+            plain_found, then = timed(lambda: measure_clusters(prepare(states, labels, 2), ALL_INDICES, *drawn), device)
         worst = float(np.max([worst, difference_of(found, plain_found)]))
         if not worst <= AGREE_DRAWS:
             sys.exit(f"indices of the two ways differ by {worst:.1e}; no times are shown")

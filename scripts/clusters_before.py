@@ -13,23 +13,25 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from probing.metrics import cluster_draws, cluster_extremes, cluster_pairs
-from probing.metrics.cluster_extremes import Extremes
-from probing.metrics.cluster_moments import Moments, _gaps
-from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Tile, squares_in_float64
+from probing.metrics.clusters import distance_sums, draws, extremes, tiles
+from probing.metrics.clusters.extremes import Extremes
+from probing.metrics.clusters.grouped import TILE_ROWS, Grouped
+from probing.metrics.clusters.moments import Moments, centroid_gaps
+from probing.metrics.clusters.tiles import Tile, squares_in_float64
 
 
 @contextmanager
 def before() -> Iterator[None]:
-    """``read_clusters`` in the plain form."""
+    """``measure_clusters`` in the plain form."""
     parts: list[tuple[Any, str, Any]] = [
-        (cluster_pairs, "squares", squares_in_float64),
-        (cluster_draws, "silhouettes", silhouettes),
-        (cluster_draws, "members", members),
-        (cluster_draws, "CACHED", {"cpu": 4 * TILE_ROWS * 1000}),
-        (cluster_draws, "relabelled_moments", relabelled_moments),
-        (cluster_draws, "resampled_moments", resampled_moments),
-        (cluster_extremes, "FIRST_PAIRS", cluster_extremes.PAIRS_AT_ONCE),
+        (tiles, "squares", squares_in_float64),
+        (draws, "silhouette_coefficients", silhouette_coefficients),
+        (distance_sums, "silhouette_coefficients", silhouette_coefficients),
+        (distance_sums, "members", members),
+        (distance_sums, "CACHED", {"cpu": 4 * TILE_ROWS * 1000}),
+        (draws, "moments_of_relabelings", moments_of_relabelings),
+        (draws, "moments_of_resamples", moments_of_resamples),
+        (extremes, "FIRST_PAIRS", extremes.PAIRS_AT_ONCE),
         (Extremes, "add", add),
     ]
     patches = [mock.patch.object(*part) for part in parts]
@@ -43,12 +45,12 @@ def before() -> Iterator[None]:
 
 
 def members(codes: Tensor, cluster: int, dtype: torch.dtype) -> Tensor:
-    """As ``cluster_pairs.members``."""
+    """As ``grouped.members``."""
     return (codes == cluster).to(dtype)
 
 
-def silhouettes(sums: list[Tensor], sizes: list[Tensor], own: Tensor, copies: Tensor) -> Tensor:
-    """As ``cluster_pairs.silhouettes``."""
+def silhouette_coefficients(sums: list[Tensor], sizes: list[Tensor], own: Tensor, copies: Tensor) -> Tensor:
+    """As ``indices.silhouette_coefficients``."""
     within = torch.zeros_like(sums[0])
     nearest = torch.full_like(sums[0], torch.inf)
     for cluster, (total, size) in enumerate(zip(sums, sizes, strict=True)):
@@ -61,8 +63,8 @@ def silhouettes(sums: list[Tensor], sizes: list[Tensor], own: Tensor, copies: Te
     return found.nan_to_num(0.0)
 
 
-def relabelled_moments(grouped: Grouped, codes: Tensor) -> Moments:
-    """As ``cluster_moments.relabelled_moments``."""
+def moments_of_relabelings(grouped: Grouped, codes: Tensor) -> Moments:
+    """As ``moments.moments_of_relabelings``."""
     draws, clusters = codes.shape[1], grouped.clusters
     blocks, center = list(grouped.blocks()), grouped.middle
     counts = torch.stack([(codes == cluster).sum(dim=0) for cluster in range(clusters)]).double()
@@ -87,11 +89,11 @@ def relabelled_moments(grouped: Grouped, codes: Tensor) -> Moments:
             squared *= codes[start:stop] == cluster
             squares[cluster] += squared.sum(dim=0)
             spreads[cluster] += squared.sqrt_().sum(dim=0)
-    return Moments(counts.T, (spreads / counts.clamp_min(1)).T, squares.T, _gaps(means))
+    return Moments(counts.T, (spreads / counts.clamp_min(1)).T, squares.T, centroid_gaps(means))
 
 
-def resampled_moments(grouped: Grouped, weights: Tensor) -> Moments:
-    """As ``cluster_moments.resampled_moments``."""
+def moments_of_resamples(grouped: Grouped, weights: Tensor) -> Moments:
+    """As ``moments.moments_of_resamples``."""
     found: list[list[Tensor]] = [[], [], []]
     means = []
     for cluster, centroid in enumerate(grouped.centroids):
@@ -113,7 +115,7 @@ def resampled_moments(grouped: Grouped, weights: Tensor) -> Moments:
             some.append(value)
         means.append(centroid + shift)
     counts, spreads, squares = (torch.stack(some, dim=-1) for some in found)
-    return Moments(counts, spreads, squares, _gaps(torch.stack(means)))
+    return Moments(counts, spreads, squares, centroid_gaps(torch.stack(means)))
 
 
 def add(self: Extremes, tile: Tile, codes: Tensor) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from probing.probes.ccs import CCSOptions
 from probing.probes.contrast import ContrastOptions, Rows
-from probing.probes.controls import Splits, make_folds
+from probing.statistics.folds import Splits, make_folds
 
 
 def forms_of(feature, strength=1.0, width=24, noise=0.3, seed=0, axis=0, opposite=-1.0):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from probing.metrics import cluster_pairs
+from probing.metrics.clusters import tiles
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_clusters.py"
 
@@ -50,15 +50,15 @@ def test_the_plain_form_is_compared(bench):
 @pytest.mark.parametrize("kind", ["values", "null", "draws"])
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
 def test_no_time_of_another_result_than_the_plain_one(bench, monkeypatch, kind, factor):
-    right = bench.read_clusters
+    right = bench.measure_clusters
 
     def wrong(*arguments):
         found = right(*arguments)
-        if cluster_pairs.squares is cluster_pairs.squares_in_float64:
+        if tiles.squares is tiles.squares_in_float64:
             getattr(found, kind)["xie_beni"] *= factor
         return found
 
-    monkeypatch.setattr(bench, "read_clusters", wrong)
+    monkeypatch.setattr(bench, "measure_clusters", wrong)
     with pytest.raises(SystemExit, match="no times are shown"):
         bench.compare_with_before(bench.SMALL_CHANGES[0], 1, "cpu")
 

@@ -11,6 +11,7 @@ from probing.data.pairs import Where, row_ids, text_of
 from probing.data.prompts import SIDE_MARK
 from probing.data.tables import Row, Table
 from probing.errors import DataInvalid, UsageError
+from probing.statistics.groups import connected_groups
 from probing.types import ContrastPair, LabelledPrompt
 
 log = logging.getLogger(__name__)
@@ -377,20 +378,9 @@ def text_groups(pairs: Sequence[ContrastPair]) -> list[int]:
 
     A group must not be split between train and test, or a test text would have been trained on.
     """
-    parents = list(range(len(pairs)))
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
-
-    owners: dict[str, int] = {}
-    for index, pair in enumerate(pairs):
-        for text in (pair.statement, pair.opposite):
-            parents[root(index)] = root(owners.setdefault(_spaced(text), index))
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(index), len(numbers)) for index in range(len(pairs))]
+    texts = [(row, _spaced(text)) for row, pair in enumerate(pairs) for text in (pair.statement, pair.opposite)]
+    groups: list[int] = connected_groups([row for row, _ in texts], [text for _, text in texts])[::2].tolist()
+    return groups
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,12 @@ from probing.probes.ccs import (
     train_together,
 )
 from probing.probes.closed_form import crc_directions, vinc_directions
-from probing.probes.controls import Splits, label_flips, permuted_pairings, random_directions
+from probing.probes.controls import draw_directions, shuffle_pairings
 from probing.probes.evaluate import credit
 from probing.probes.supervised import LinearProbe, fit_logistic, fit_mass_mean
+from probing.statistics.folds import Splits
+from probing.statistics.groups import connected_groups
+from probing.statistics.permutation import draw_label_flips
 
 Array = NDArray[np.float64]
 UNSUPERVISED = ("ccs", "crc_tpc", "vinc")
@@ -201,7 +204,7 @@ def _train(
     """
     device = made.states.device
     targets = torch.from_numpy(np.concatenate([rows.labels, ~rows.labels])).to(device)
-    partners = permuted_pairings(np.concatenate([rows.splits.folds] * 2), options.pairings, options.ccs.seed)
+    partners = shuffle_pairings(np.concatenate([rows.splits.folds] * 2), options.pairings, options.ccs.seed)
     trainings = {"own": Training(made.states, made.centers)}
     if len(partners):
         mixed = without_all(made)
@@ -283,7 +286,9 @@ def _supervised(
 
     A row is a form: right where it affirms what is true or denies what is false.
     """
-    signs = np.concatenate([np.ones((1, len(rows.units))), label_flips(rows.units, options.refits, options.ccs.seed)])
+    signs = np.concatenate(
+        [np.ones((1, len(rows.units))), draw_label_flips(rows.units, options.refits, options.ccs.seed)]
+    )
     claimed = signs * rows.truth  # [labeling pair]
     right = torch.from_numpy(np.concatenate([claimed, -claimed], axis=1).T > 0).to(made.states.device)
     fitted: dict[str, list[LinearProbe]] = {name: [] for name in SUPERVISED}
@@ -328,7 +333,7 @@ def oriented(forms: Array, credits: Array, rows: Rows) -> tuple[Array, Array]:
 
 def _random(made: Prepared, rows: Rows, options: ContrastOptions, wanted: Tensor) -> dict[str, tuple[Array, Array]]:
     """Random directions, as spread as the contrast-consistent probe and oriented in the same way."""
-    drawn = torch.from_numpy(random_directions(made.states.shape[-1], options.random, options.ccs.seed)).to(made.states)
+    drawn = torch.from_numpy(draw_directions(made.states.shape[-1], options.random, options.ccs.seed)).to(made.states)
     spots, shifts = made.states[0] @ drawn, made.centers[0] @ drawn  # of every direction; a split only moves them
     draws, inner = [], []
     for number in range(options.random):
@@ -387,9 +392,8 @@ def _restarts(made: Prepared, trained: TrainedProbes) -> dict[str, Array]:
 
 def distinct(agreement: Array, alike: float = SAME_ANSWERS) -> int:
     """Number of optima among the restarts: chains of restarts that answer alike."""
-    from scipy.sparse.csgraph import connected_components
-
-    return int(connected_components(agreement >= alike, directed=False)[0])
+    rows, columns = np.nonzero((agreement >= alike) | np.eye(len(agreement), dtype=bool))
+    return len(np.unique(connected_groups(rows, columns.tolist())))
 
 
 def _marker(

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probing.probes.controls import Splits, permuted_labels
 from probing.probes.evaluate import ranked_within_folds
 from probing.probes.supervised import LinearProbe, fit_lda, fit_logistic, fit_mass_mean
+from probing.statistics.folds import Splits
+from probing.statistics.permutation import permute_labels
 
 Array = NDArray[np.float64]
 PROBES = ("logistic", "mass_mean", "lda")
@@ -34,7 +35,7 @@ class LabelledRows:
 
     def labelings(self, refits: int, seed: int) -> NDArray[np.bool_]:
         """The labels, then permutations of them with both classes in every split, [labeling row]."""
-        drawn = permuted_labels(self.labels, self.units, refits, seed, self.splits.train)
+        drawn = permute_labels(self.labels, self.units, refits, seed, self.splits.train)
         return np.concatenate([self.labels[None], drawn])
 
 

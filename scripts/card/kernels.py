@@ -12,7 +12,7 @@ from card import engine_points as engine
 from card.run import Run
 from card.timing import seconds
 from probing.kernels.token_stats import Unembedding, token_stats
-from probing.metrics.cluster_tiles import products_error
+from probing.metrics.clusters.kernel import products_error
 
 LIGER = "liger_kernel.transformers"
 WRONG = "elements are off"

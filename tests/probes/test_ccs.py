@@ -10,7 +10,7 @@ from probing.errors import NotFinite
 from probing.kernels.ccs_step import ccs_step
 from probing.probes import ccs
 from probing.probes.ccs import CCSOptions, centers_of, fit_ccs, normalized, train_probes
-from probing.probes.controls import permuted_pairings
+from probing.probes.controls import shuffle_pairings
 
 EXACT = {"normalization": "none"}
 
@@ -114,7 +114,7 @@ def folded():
     """Two sets of states of 60 pairs, the first with two permuted pairings; the rows of the splits of five folds."""
     splits = rows_of(coins(60), folds=5).splits
     train = torch.from_numpy(np.concatenate([splits.train] * 2))
-    partners = permuted_pairings(np.concatenate([splits.folds] * 2), 2)
+    partners = shuffle_pairings(np.concatenate([splits.folds] * 2), 2)
     pairings = torch.from_numpy(np.concatenate([np.arange(120)[None], partners]))
     trainings = []
     for seed, chosen in ((0, pairings), (9, None)):

@@ -6,8 +6,9 @@ from planted import coins, forms_of, quick, rows_of
 from probing.probes import contrast
 from probing.probes.ccs import CCSOptions, normalized
 from probing.probes.contrast import PROBES, about_origin, distinct, oriented, read_layer, same_states
-from probing.probes.controls import make_folds
 from probing.probes.evaluate import credit, measure
+from probing.statistics.folds import make_folds
+from probing.statistics.permutation import draw_label_flips
 
 PAIRS = 48
 CCS = PROBES.index("ccs")
@@ -217,7 +218,7 @@ def test_permuted_pairings_are_worse_than_the_pairs(truth, rows):
 
 
 def test_refits_to_permuted_labels_know_nothing(arrays, rows):
-    flips = contrast.label_flips(rows.units, 3, 0)
+    flips = draw_label_flips(rows.units, 3, 0)
     for name in ("mass_mean_labels", "logistic_labels"):
         for draw, flip in zip(arrays[f"{name}.forms"], flips, strict=True):
             assert 0.2 < measure(draw, rows.truth * flip, rows.splits.folds)["esa"][0] < 0.8
@@ -228,7 +229,7 @@ def test_refits_are_what_other_labels_would_give(states, truth):
     units = np.repeat(np.arange(PAIRS // 2), 2)
     options = quick(random=1, pairings=0, ccs=CCSOptions(restarts=1, epochs=2))
     found = read_layer(states, rows_of(truth, units=units), options)
-    for draw, flip in enumerate(contrast.label_flips(units, options.refits, 0)):
+    for draw, flip in enumerate(draw_label_flips(units, options.refits, 0)):
         assert np.array_equal(flip[::2], flip[1::2])
         other = rows_of(np.where(flip > 0, truth, ~truth), units=units)
         alone = read_layer(states, other, options)
@@ -273,6 +274,7 @@ def test_agreement_of_restarts(arrays):
     assert arrays["restart_loss"].shape == (3,)
     assert distinct(np.array([[1, 0.96, 0.6], [0.96, 1, 0.7], [0.6, 0.7, 1]])) == 2
     assert distinct(np.ones((4, 4))) == 1
+    assert distinct(np.full((2, 2), 0.5)) == 2  # answers of exactly a half agree with nothing, not even themselves
 
 
 def test_the_marker_control_reads_the_same_probes(states, rows, arrays):

@@ -3,9 +3,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from probing.probes.controls import Splits, make_folds, permuted_labels
 from probing.probes.prompts import METRICS, PROBES, LabelledRows, area, measure_rows, read_prompts
 from probing.probes.supervised import fit_lda, fit_logistic, fit_mass_mean
+from probing.statistics.folds import Splits, make_folds
+from probing.statistics.permutation import permute_labels
 
 FITS = {"logistic": fit_logistic, "mass_mean": fit_mass_mean, "lda": fit_lda}
 
@@ -90,7 +91,7 @@ def test_by_hand(probe):
     rows, states, fresh = rows_of(alternating(21), folds=3, seed=4), noise(21, 8), noise(5, 8, seed=1)
     found = read_prompts(states, rows, refits=2, seed=5, fresh=fresh)
     folds = rows.splits.folds
-    labelings = [rows.labels, *permuted_labels(rows.labels, rows.units, 2, 5, rows.splits.train)]
+    labelings = [rows.labels, *permute_labels(rows.labels, rows.units, 2, 5, rows.splits.train)]
 
     def fitted(out, labels):
         kept = torch.from_numpy(~np.isin(folds, out))

@@ -14,12 +14,12 @@ from probing.models.devices import free_memory
 from probing.probes.ccs import CCSOptions
 from probing.probes.closed_form import STEPS
 from probing.probes.contrast import ContrastOptions, Rows, read_layer, same_states
-from probing.probes.controls import LEAST_FOLDS, Splits
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
 from probing.runs.common.groups import folds_of
 from probing.runs.common.parts import Arrays
 from probing.runs.common.states import check_memory, places_of
+from probing.statistics.folds import LEAST_FOLDS, Splits
 from probing.types import ContrastPair, Problem
 
 NAMES = ("pairs", "text")

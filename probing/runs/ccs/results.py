@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probing.metrics.statistics import percentile_interval
 from probing.probes.contrast import PROBES, UNSUPERVISED, Rows, distinct
-from probing.probes.controls import Splits, corrected_p_values, label_flips, p_value, resamples
 from probing.probes.evaluate import BY_LABEL, HIGHER_IS_BETTER, METRICS, measure
 from probing.report.progress import Progress
 from probing.runs.ccs.config import CCSConfig
-from probing.runs.common.results import CHOSEN, NULL_SHARES, null_columns
+from probing.runs.common.results import CHOSEN, null_columns
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.folds import Splits
+from probing.statistics.intervals import null_interval, percentile_interval
+from probing.statistics.permutation import corrected_p_values, draw_label_flips, p_value
 from probing.types import ContrastPair, Estimate
 
 Array = NDArray[np.float64]
@@ -84,9 +86,9 @@ class Judge:
     def __post_init__(self) -> None:
         self.splits: Splits = self.rows.splits
         self.folds, self.truth, units = self.splits.folds, self.rows.truth, self.rows.units
-        self.weights = resamples(units, self.config.resamples, self.config.seed)
-        self.flips = label_flips(units, self.config.permutations, self.config.seed)
-        self.refits = label_flips(units, self.config.refits, self.config.seed)
+        self.weights = draw_bootstrap_weights(units, self.config.resamples, self.config.seed)
+        self.flips = draw_label_flips(units, self.config.permutations, self.config.seed)
+        self.refits = draw_label_flips(units, self.config.refits, self.config.seed)
         everything = np.ones(len(self.pairs), dtype=bool)
         self.subsets: dict[str, NDArray[np.bool_]] = {ALL: everything} | self.formulations()
         # Probes that saw labels would have to be trained anew on every permutation of them.
@@ -336,8 +338,8 @@ class Judge:
                     np.stack([each[name][metric] for each in self.random_by_formulation]) for name in (first, second)
                 ]
                 away = np.abs(random[0] - random[1]).mean(axis=0)
-                low, median, high = np.quantile(away, NULL_SHARES)
-                found = Estimate(float(median), float(low), float(high), len(self.pairs))
+                low, median, high = null_interval(away)
+                found = Estimate(median, low, high, len(self.pairs))
                 self._control(f"formulations: {label}", "mean over places", "random", metric, found)
 
 

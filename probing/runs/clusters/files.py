@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
-from probing.metrics.clusters import scaled_points
+from probing.metrics.clusters.preparation import scale_points
 from probing.report.plots import draw_clusters
 from probing.report.tables import plain, shorten
 from probing.runs.clusters.config import DRIFT_FILE, PLOTS_FILE, RESULTS_FILE, ROWS_FILE, SHIFTS_FILE, SUMMARY_FILE
@@ -152,7 +152,7 @@ def _pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
         if place in judged.skipped[name]:
             continue
         states = material.states(model, place, control=False)[chosen].double().cpu()
-        points = scaled_points(states, material.config.scaling).numpy()
+        points = scale_points(states, material.config.scaling).numpy()
         if material.config.metric == "cosine":
             points = points / np.linalg.norm(points, axis=1, keepdims=True)
         ways: dict[str, Any] = {"principal components": PCA(2, svd_solver="full")}

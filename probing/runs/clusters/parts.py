@@ -10,16 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from probing.errors import DataInvalid, OutOfMemory
-from probing.metrics.cluster_draws import Readings, read_clusters
-from probing.metrics.clusters import ALL_INDICES, combined_aqi, prepare
+from probing.metrics.clusters import ALL_INDICES
+from probing.metrics.clusters.draws import IndexDraws, measure_clusters
+from probing.metrics.clusters.indices import alignment_quality_index
+from probing.metrics.clusters.preparation import prepare
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
 from probing.models.devices import choose_device
-from probing.probes.controls import permuted_labels
 from probing.runs.clusters.config import ClustersConfig
 from probing.runs.clusters.rows import Rows, View, categories_of
 from probing.runs.common.parts import Arrays
 from probing.runs.common.states import Prompts, places_of
+from probing.statistics.permutation import permute_labels
 
 PAIRS = 1024
 """Pairs of rows that the weights of layers are learned from, in every fold."""
@@ -186,7 +188,7 @@ def _view(
         return _nothing(name, len(view.index), relabelings.shape[1], weights.shape[1])
     order = grouped.order.cpu().numpy()
     codes, counted = (torch.from_numpy(np.ascontiguousarray(each[order])).to(device) for each in (relabelings, weights))
-    found = read_clusters(grouped, ALL_INDICES, codes, counted, report)
+    found = measure_clusters(grouped, ALL_INDICES, codes, counted, report)
     if not material.rows.can_resample(view):
         for draws in found.draws.values():
             draws.fill_(torch.nan)
@@ -195,7 +197,7 @@ def _view(
     return _arrays(name, found) | ({"silhouettes": silhouettes} if name == "0" else {})
 
 
-def _arrays(name: str, found: Readings) -> dict[str, NDArray[np.float64]]:
+def _arrays(name: str, found: IndexDraws) -> dict[str, NDArray[np.float64]]:
     kinds = {"values": found.values, "null": found.null, "draws": found.draws}
     arrays = {
         f"{name}.{kind}": torch.stack([some[index] for index in ALL_INDICES]).double().numpy()
@@ -224,8 +226,8 @@ def _train_scores(material: Material, points: torch.Tensor, view: View) -> NDArr
         except ValueError as error:
             log.debug("%s", error)
             return np.full(config.folds, np.nan)
-        values = read_clusters(grouped, OF_TRAINING).values
-        scores[fold] = float(combined_aqi(values, "size_free", config.weight, len(kept), len(view.clusters)))
+        values = measure_clusters(grouped, OF_TRAINING).values
+        scores[fold] = float(alignment_quality_index(values, "size_free", config.weight, len(kept), len(view.clusters)))
     return scores
 
 
@@ -257,7 +259,7 @@ def _held_out(material: Material, model: int, trained: NDArray[np.float64]) -> A
     for fold in range(config.folds):
         held = np.flatnonzero(folds == fold)
         part = View(view.kind, view.name, held, view.codes[held], view.clusters)
-        codes = permuted_labels(part.codes, rows.units[held], config.permutations, config.seed + 1 + fold).T
+        codes = permute_labels(part.codes, rows.units[held], config.permutations, config.seed + 1 + fold).T
         spaces = {CHOSEN: material.states(model, places[chosen[fold]], control=False)[held]}
         learned, scales = _layer_weights(material, model, [places[number] for number in usable], fold)
         weights[fold, usable] = learned.numpy()

@@ -10,12 +10,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER, combined_aqi, debiased, debiased_difference
-from probing.metrics.statistics import percentile_interval
-from probing.probes.controls import corrected_p_values, p_value
+from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER
+from probing.metrics.clusters.indices import alignment_quality_index
+from probing.metrics.clusters.intervals import debias, debias_difference
 from probing.runs.clusters.parts import CHOSEN, DRIFT, EQUAL, HELD_OUT, LEARNED, Material, drift_subsets, nothing_varies
 from probing.runs.clusters.rows import ALL
 from probing.runs.common.results import null_columns
+from probing.statistics.intervals import percentile_interval
+from probing.statistics.permutation import corrected_p_values, p_value
 
 Array = NDArray[np.float64]
 AQI_FORMS = {"aqi": "paper", "aqi_size_free": "size_free", "aqi_dbs_dunn": "dbs_dunn"}
@@ -147,7 +149,7 @@ def _series(arrays: Mapping[str, Array], name: str, n: float, clusters: int, wei
     draws["calinski_harabasz"] = draws["calinski_harabasz"] * (n - clusters) / (sizes - clusters)
     for some in (values, null, draws):
         for metric, form in AQI_FORMS.items():
-            some[metric] = combined_aqi(some, form, weight, n, clusters)
+            some[metric] = alignment_quality_index(some, form, weight, n, clusters)
     return {metric: Series(float(values[metric]), null[metric].numpy(), draws[metric].numpy()) for metric in METRICS}
 
 
@@ -184,14 +186,14 @@ def _interval(metric: str, own: Series) -> dict[str, float]:
     if metric in RANGE_ONLY:
         low, high = percentile_interval(own.draws)
         return {"corrected": np.nan, "low": low, "high": high}
-    return dict(zip(("corrected", "low", "high"), debiased(metric, own.value, own.draws), strict=True))
+    return dict(zip(("corrected", "low", "high"), debias(metric, own.value, own.draws), strict=True))
 
 
 def _change(metric: str, own: Series, other: Series) -> tuple[float, float]:
     """The interval of the difference of two models."""
     if metric in RANGE_ONLY:
         return percentile_interval(own.draws - other.draws)
-    return debiased_difference(metric, own.value, own.draws, other.value, other.draws)
+    return debias_difference(metric, own.value, own.draws, other.value, other.draws)
 
 
 def _corrected(

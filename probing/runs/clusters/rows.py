@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from probing.data.prompts import label_name
 from probing.data.tables import Table
 from probing.errors import DataInvalid
-from probing.probes.controls import permuted_labels, resamples
 from probing.runs.clusters.config import LEAST_ROWS, ClustersConfig
 from probing.runs.clusters.data import labels_of
-from probing.runs.common.groups import folds_of, joined_groups, text_units, values_to_split
+from probing.runs.common.groups import folds_of, join_groups, text_units, values_to_split
 from probing.runs.common.states import Prompts
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.permutation import permute_labels
 from probing.types import LabelledPrompt, Problem
 
 ALL, CATEGORY, WITHOUT, CONTROL = "all", "category", "without category", "control"
@@ -75,7 +76,7 @@ class Rows:
 
     def relabelings(self, view: View, count: int, seed: int) -> NDArray[np.int16]:
         """Permutations of a view's labels, [row draw]."""
-        return np.ascontiguousarray(permuted_labels(view.codes, self.units[view.index], count, seed).T)
+        return np.ascontiguousarray(permute_labels(view.codes, self.units[view.index], count, seed).T)
 
     def can_resample(self, view: View) -> bool:
         """Whether the rows of every label are of two units: those of one vary in no resample."""
@@ -84,7 +85,7 @@ class Rows:
 
     def weights(self, count: int, seed: int) -> NDArray[np.int16]:
         """Bootstrap resamples of all rows, [row draw]; the same for every model and view."""
-        return np.ascontiguousarray(resamples(self.units, count, seed).T.astype(np.int16))
+        return np.ascontiguousarray(draw_bootstrap_weights(self.units, count, seed).T.astype(np.int16))
 
 
 def rows_of(
@@ -113,7 +114,7 @@ def rows_of(
     values = _values(config, data, kept)
     if values is not None and control is not None:
         values += _values(config, control, others) or []
-    units = np.array(joined_groups(text_units(prompts), values))
+    units = np.array(join_groups(text_units(prompts), values))
     labels = np.array([label_name(prompt) for prompt in prompts])
     counts = Counter(labels[: len(kept)].tolist())
     for name in names:

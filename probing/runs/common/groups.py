@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from probing.data.tables import Table, canonical, is_empty
 from probing.errors import DataInvalid, UsageError
-from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.runs.common.options import TEXT, FoldOptions
+from probing.statistics.folds import LEAST_FOLDS, make_folds
+from probing.statistics.groups import connected_groups, number_values
 from probing.types import LabelledPrompt
 
 
@@ -31,8 +29,7 @@ def values_to_split(config: FoldOptions, table: Table, prompts: Sequence[Labelle
 
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
     """Rows of equal text have one number."""
-    texts: dict[str, int] = {}
-    return [texts.setdefault(text_key(prompt), len(texts)) for prompt in prompts]
+    return number_values(text_key(prompt) for prompt in prompts)
 
 
 def text_key(prompt: LabelledPrompt) -> str:
@@ -56,7 +53,7 @@ def folds_of(
     Raises:
         DataInvalid: fewer groups than folds.
     """
-    together = joined_groups(units, values)
+    together = join_groups(units, values)
     try:
         return make_folds(together, config.folds, config.seed), together
     except ValueError as error:
@@ -67,16 +64,9 @@ def folds_of(
         ) from error
 
 
-def joined_groups(units: Sequence[int], values: Sequence[str] | None) -> list[int]:
-    """Groups of rows that share a unit or a value, directly or through others."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
+def join_groups(units: Sequence[int], values: Sequence[str] | None) -> list[int]:
+    """Groups of rows that share a unit or, where there are values, one of these, directly or through others."""
     if values is None:
         return list(units)
-    _, left = np.unique(np.asarray(units), return_inverse=True)
-    _, right = np.unique(np.asarray(values), return_inverse=True)
-    size = int(left.max()) + 1 + int(right.max()) + 1
-    links = coo_array((np.ones(len(left)), (left, int(left.max()) + 1 + right)), shape=(size, size))
-    found: NDArray[np.int32] = connected_components(links, directed=False)[1]
-    return [int(group) for group in found[left]]
+    groups: list[int] = connected_groups(units, values).tolist()
+    return groups

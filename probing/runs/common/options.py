@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probing.data.places import expand_places
-from probing.probes.controls import LEAST_FOLDS
+from probing.statistics.folds import LEAST_FOLDS
 from probing.types import Over
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import torch
 
 from probing.metrics.ranking import idealized_ranking_accuracy
-from probing.metrics.statistics import bootstrap_mean, bootstrap_spearman, spearman
 from probing.report.tables import counts, estimates, extremes, shorten
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.score.tables import STATE_SUMS, one_token
+from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman
+from probing.statistics.correlation import spearman
 from probing.types import Estimate, PreferencePair
 
 LISTED_PAIRS = 5

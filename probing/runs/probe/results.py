@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probing.metrics.statistics import percentile_interval
-from probing.probes.controls import corrected_p_values, p_value, resamples
 from probing.probes.prompts import METRICS, PROBES, LabelledRows, measure_rows
 from probing.report.progress import Progress
 from probing.runs.common.results import CHOSEN, null_columns
 from probing.runs.probe.config import ProbeConfig
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.intervals import percentile_interval
+from probing.statistics.permutation import corrected_p_values, p_value
 
 Array = NDArray[np.float64]
 SURFACE = "surface"
@@ -59,7 +60,7 @@ def judge(
         read: the arrays of a place.
     """
     folds = rows.splits.folds
-    weights = resamples(rows.units, config.resamples, config.seed)
+    weights = draw_bootstrap_weights(rows.units, config.resamples, config.seed)
     labelings = rows.labelings(config.refits, config.seed)
     arrays = []
     with Progress(len(places) + 1, unit="places", doing="judging") as bar:
@@ -170,7 +171,7 @@ def _fresh_rows(
     arrays: Sequence[Mapping[str, Array]],
     surface: Mapping[str, Array],
 ) -> list[dict[str, object]]:
-    weights = resamples(units, config.resamples, config.seed)
+    weights = draw_bootstrap_weights(units, config.resamples, config.seed)
     folds = np.zeros(len(labels), dtype=np.int64)  # one probe read them all
 
     def measured(values: Array) -> Measured:

@@ -13,7 +13,6 @@ from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid
 from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
-from probing.probes.controls import Splits
 from probing.probes.prompts import LabelledRows
 from probing.runs.capture.within import capture_states
 from probing.runs.common.groups import folds_of, text_key, text_units, values_to_split
@@ -34,6 +33,7 @@ from probing.runs.probe.files import gather_facts, write_files
 from probing.runs.probe.parts import fit_place
 from probing.runs.probe.results import SURFACE, judge
 from probing.runs.probe.tables import make_tables
+from probing.statistics.folds import Splits
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Problem, Report

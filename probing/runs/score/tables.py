@@ -8,8 +8,8 @@ import torch
 
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
-from probing.metrics.statistics import bootstrap_mean
 from probing.report.tables import counts, estimates, extremes, quantiles
+from probing.statistics.bootstrap import bootstrap_mean
 from probing.types import Estimate, PreferencePair
 
 LISTED_PAIRS = 5

@@ -10,12 +10,13 @@ from planted import coins, forms_of, quick, rows_of
 
 from probing.probes.ccs import CCSOptions
 from probing.probes.contrast import PROBES, UNSUPERVISED, read_layer
-from probing.probes.controls import label_flips, resamples
 from probing.probes.evaluate import METRICS, measure
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.results import ALL, judge
 from probing.runs.ccs.tables import make_tables
 from probing.runs.common.results import CHOSEN
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair
 
 PAIRS, FOLDS, SEED = 36, 4, 3
@@ -139,7 +140,7 @@ def test_the_chosen_place_is_assembled_by_hand(judged, oriented, rows, probe):
     assert np.array_equal(judged.forms[probe], own)
     assert judged.chosen[probe] == [PLACES[at] for at in np.stack(inner).argmax(axis=0)]
     assert judged.best[probe] == PLACES[int(np.mean(inner, axis=1).argmax())]
-    times = resamples(rows.units, 60, SEED)
+    times = draw_bootstrap_weights(rows.units, 60, SEED)
     for metric in METRICS:
         row = one(judged.results, subset=ALL, place=CHOSEN, probe=probe, metric=metric)
         assert row["value"] == pytest.approx(value_of(own, rows.truth, folds, metric))
@@ -183,7 +184,7 @@ def test_random_probes_choose_their_place_too(judged, places, rows, metric):
 def test_permuted_labels_orient_and_choose_again(judged, places, rows, probe):
     folds, index = rows.splits.folds, PROBES.index(probe)
     chosen, here = [], [[] for _ in PLACES]
-    for flip in label_flips(rows.units, 40, SEED):
+    for flip in draw_label_flips(rows.units, 40, SEED):
         parts = [turned(a["forms"][index], a["credits"][index] * flip[:, None], rows) for a in places]
         forms, inner = zip(*parts, strict=True)
         chosen.append(value_of(assembled(forms, inner, folds), rows.truth * flip, folds, "esa"))
@@ -206,7 +207,7 @@ def test_permuted_labels_orient_and_choose_again(judged, places, rows, probe):
 @pytest.mark.parametrize("probe", ["mass_mean", "logistic"])
 def test_refits_are_judged_on_the_labels_they_were_fitted_to(judged, places, rows, probe):
     folds = rows.splits.folds
-    flips = label_flips(rows.units, NUMBERS["refits"], SEED)
+    flips = draw_label_flips(rows.units, NUMBERS["refits"], SEED)
     for metric in ("esa", "contradiction_index"):
         draws = [
             [
@@ -254,7 +255,7 @@ def of_formulation(pairs, name):
 
 
 def test_formulations_differ_by_so_much(judged, pairs, places, oriented, rows):
-    folds, times = rows.splits.folds, resamples(rows.units, 60, SEED)
+    folds, times = rows.splits.folds, draw_bootstrap_weights(rows.units, 60, SEED)
     for first, second in combinations(["", "concurrent", "negation"], 2):
         masks = [of_formulation(pairs, name) for name in (first, second)]
         for metric in CONTROLLED:
@@ -305,7 +306,7 @@ def test_pairs_of_one_formulation(judged, pairs, oriented, rows):
 def test_the_marker_is_read_by_the_same_orientation(judged, places, oriented, rows, probe):
     """Before and after on the same pairs, by probes that are turned alike."""
     index, folds, truth = PROBES.index(probe), rows.splits.folds[MARKED], rows.truth[MARKED]
-    times = resamples(rows.units, 60, SEED)[:, MARKED]
+    times = draw_bootstrap_weights(rows.units, 60, SEED)[:, MARKED]
     for at, place in enumerate(PLACES):
         forms, credits = places[at]["marker.forms"][index], places[at]["credits"][index]
         after = turned(forms, credits, rows)[0][:, MARKED]
@@ -362,7 +363,7 @@ def test_a_distractor_that_never_wins(config, judged, pairs, rows, places):
 
 def test_what_a_distractor_is_right_about(judged, places, rows):
     """Oriented by the pairs trained on; intervals over groups."""
-    folds, times = rows.splits.folds, resamples(rows.units, 60, SEED)
+    folds, times = rows.splits.folds, draw_bootstrap_weights(rows.units, 60, SEED)
     for at, place in enumerate(PLACES):
         for metric, name in (("truth", "credits"), ("distractor", "follows")):
             credits = places[at][f"distractor.{name}"]

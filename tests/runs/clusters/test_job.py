@@ -21,7 +21,6 @@ from probing import Capture, aqi, capture, cli, cluster_indices, load
 from probing.errors import DataInvalid, LayerNotFound, SourceMismatch, StoreCorrupt, UsageError
 from probing.metrics.clusters import ALL_INDICES
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
-from probing.probes.controls import permuted_labels, resamples
 from probing.runs import capture as capturing
 from probing.runs import clusters as job
 from probing.runs.capture import within
@@ -29,6 +28,8 @@ from probing.runs.capture.config import CaptureConfig
 from probing.runs.clusters import parts, stages
 from probing.runs.clusters.config import ClustersConfig
 from probing.runs.common.parts import read_layer_arrays
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.permutation import permute_labels
 from probing.store.activations import ActivationStore
 
 PROBING = [sys.executable, "-c", "from probing.cli import main; main()"]
@@ -239,8 +240,8 @@ def test_intervals_and_p_values_recomputed_by_hand(done, seen):
     results = read(done[0], "results")
     units = np.arange(48 + 16)
     codes = (LABELS == "b").astype(int)
-    drawn = [np.repeat(np.arange(48), counts) for counts in resamples(units, 20)[:, :48].astype(int)]
-    relabelled = permuted_labels(codes, units[:48], 20)
+    drawn = [np.repeat(np.arange(48), counts) for counts in draw_bootstrap_weights(units, 20)[:, :48].astype(int)]
+    relabelled = permute_labels(codes, units[:48], 20)
     place, ends = PLACES[1], (0.025, 0.975)
     draws, own, nulls = {}, {}, {}
     for model in ("llama", "other"):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from probing.probes.controls import Splits, make_folds, resamples
 from probing.probes.prompts import METRICS, PROBES, LabelledRows, measure_rows, read_prompts
 from probing.runs.common.results import CHOSEN
 from probing.runs.probe.config import ProbeConfig
 from probing.runs.probe.results import SURFACE, judge
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.folds import Splits, make_folds
 
 ROWS, FRESH, FOLDS, REFITS, SEED = 40, 24, 4, 5, 2
 PLACES = ["a", "b", "c"]
@@ -107,7 +108,7 @@ def test_places_beside_their_nulls_and_the_baseline(judged, places, rows, probe,
         [value_of(place[f"{probe}.logits"][at], labelings[at], folds, metric) for at in range(1, 1 + REFITS)]
         for place in places[:3]
     ]
-    times, surface = resamples(rows.units, 50, SEED), places[3]["logistic.logits"][0]
+    times, surface = draw_bootstrap_weights(rows.units, 50, SEED), places[3]["logistic.logits"][0]
     for at, place in enumerate(PLACES):
         row = one(judged.results, set="held out", place=place, probe=probe, metric=metric)
         own = places[at][f"{probe}.logits"][0]
@@ -134,7 +135,7 @@ def test_the_baseline_has_its_own_null(judged, places, rows):
 @pytest.mark.parametrize("probe", PROBES)
 def test_fresh_rows_are_resampled_by_their_units(judged, places, fresh, probe):
     labels, units = fresh
-    folds, times = np.zeros(FRESH, dtype=np.int64), resamples(units, 50, SEED)
+    folds, times = np.zeros(FRESH, dtype=np.int64), draw_bootstrap_weights(units, 50, SEED)
     surface = places[3]["logistic.fresh"]
     for at, place in enumerate(PLACES):
         row = one(judged.results, set="fresh", place=place, probe=probe, metric="auroc")

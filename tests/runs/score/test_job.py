@@ -108,7 +108,7 @@ def test_a_folder_of_an_earlier_version_is_gone_on_with(config, tmp_path, data):
     again = score.run(config()).tables
     assert all(again[title].equals(table) for title, table in tables.items())
     assert (tmp_path / "out" / "scores.parquet").read_bytes() == before
-    with pytest.raises(SourceMismatch, match="options.compile was False, is True"):
+    with pytest.raises(SourceMismatch, match=r"options\.compile was False, is True"):
         score.run(config(compile=True))
 
 

@@ -1,20 +1,22 @@
-"""Estimates with intervals."""
+"""The bootstrap: estimates with percentile intervals over rows, and weights of rows whose groups are drawn."""
 
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap
 
+from probing.statistics.correlation import has_rank_correlation, rank_correlations
+from probing.statistics.intervals import CONFIDENCE, percentile_interval
 from probing.types import Estimate
 
 RESAMPLES = 1000
-CONFIDENCE = 0.95
 BATCH_NUMBERS = 1 << 22
 """Numbers that are resampled at a time: bounds the memory whatever the number of rows."""
 LEAST_RESAMPLES = 200
 RANKED_NUMBERS = 20_000_000
+STREAM = 2
 Array = NDArray[np.float64]
 
 
@@ -32,7 +34,7 @@ def bootstrap_mean(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0)
 def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Spearman's rank correlation, ties by mean ranks, with a 95 % percentile bootstrap interval over rows.
 
-    Beyond 20,000 rows there are fewer resamples, down to 200: every one has to be ranked anew. NaN where it is not
+    Beyond 20,000 rows there are fewer replicates, down to 200: every one has to be ranked anew. NaN where it is not
     defined: fewer than three rows, or the same value throughout on one side.
 
     Raises:
@@ -41,29 +43,27 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
     sides = (np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64))
     if len(sides[0]) != len(sides[1]):
         raise ValueError(f"{len(sides[0])} and {len(sides[1])} values; there must be as many")
-    if _cannot_be_ranked(sides):
+    if not has_rank_correlation(*sides):
         return Estimate(float("nan"), float("nan"), float("nan"), len(sides[0]))
     fewer = max(LEAST_RESAMPLES, RANKED_NUMBERS // len(sides[0]))
-    return _estimate(sides, _spearman, min(resamples, fewer), seed)
+    return _estimate(sides, rank_correlations, min(resamples, fewer), seed)
 
 
-def spearman(left: ArrayLike, right: ArrayLike) -> float:
-    """Spearman's rank correlation alone; NaN where ``bootstrap_spearman`` has none."""
-    sides = (np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64))
-    return float("nan") if _cannot_be_ranked(sides) else float(_spearman(*sides))
+def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) -> Array:
+    """How often every row counts in each bootstrap replicate, [replicate row].
 
+    Groups are drawn with replacement, as many as there are, so that rows of one group count alike.
 
-def _cannot_be_ranked(sides: tuple[Array, Array]) -> bool:
-    """Whether there is no rank correlation: too few rows, or the same value throughout on one side."""
-    return len(sides[0]) < 3 or any(bool(side.min() == side.max()) for side in sides)
-
-
-def _spearman(left: Array, right: Array) -> Array:
-    ranks = [rankdata(side, axis=-1) for side in (left, right)]
-    ranks = [side - side.mean(axis=-1, keepdims=True) for side in ranks]
-    scale = np.sqrt((ranks[0] ** 2).sum(axis=-1) * (ranks[1] ** 2).sum(axis=-1))
-    with np.errstate(invalid="ignore"):  # a resample of one row only has none
-        return np.asarray((ranks[0] * ranks[1]).sum(axis=-1) / scale)
+    Args:
+        groups: of the rows, [row].
+        replicates: how many to draw.
+        seed: of the draw.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    generator = np.random.default_rng([seed, STREAM])
+    drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
+    weights: Array = drawn[:, index].astype(np.float64)
+    return weights
 
 
 def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resamples: int, seed: int) -> Estimate:
@@ -73,6 +73,11 @@ def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resample
     value = float(statistic(*data))
     if rows < 2:
         return Estimate(value, float("nan"), float("nan"), rows)
+    return Estimate(value, *percentile_interval(_replicates(data, statistic, resamples, seed)), rows)
+
+
+def _replicates(data: tuple[Array, ...], statistic: Callable[..., Array], resamples: int, seed: int) -> Array:
+    """The statistic of every bootstrap replicate, [replicate]; rows are drawn with replacement."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # the same value throughout: an interval of no width
         found = bootstrap(
@@ -81,18 +86,10 @@ def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resample
             paired=len(data) > 1,
             vectorized=True,
             n_resamples=resamples,
-            batch=max(1, BATCH_NUMBERS // rows),
+            batch=max(1, BATCH_NUMBERS // len(data[0])),
             method="percentile",
             confidence_level=CONFIDENCE,
             rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    return Estimate(value, *percentile_interval(found), rows)
-
-
-def percentile_interval(draws: Array) -> tuple[float, float]:
-    """The middle 95 % of draws, those that are not finite left out; NaN where none are."""
-    known = draws[np.isfinite(draws)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+        )
+    replicates: Array = found.bootstrap_distribution
+    return replicates

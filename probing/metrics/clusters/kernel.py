@@ -10,7 +10,8 @@ from probing.errors import KernelUnavailable
 from probing.kernels.dispatch import choose
 from probing.kernels.jit import ELEMENT_TYPES
 from probing.kernels.pair_distances import PairDistances, pair_distances
-from probing.metrics.cluster_pairs import Grouped, exact_squares, silhouettes
+from probing.metrics.clusters.grouped import Grouped, exact_squares
+from probing.metrics.clusters.indices import silhouette_coefficients
 
 OP = "pair_distances"
 ERROR_A_PRODUCT = 2.0**-22
@@ -41,7 +42,7 @@ def kernel_runs(grouped: Grouped, impl: str) -> bool:
     return impl != "torch" and choose(OP, impl, grouped.points, ELEMENT_TYPES).impl == "triton"
 
 
-def read_tiles(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"], float, float]:
+def measure_by_kernel(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"], float, float]:
     """Silhouette of every position, least squared distance between clusters, and greatest within one.
 
     The extreme of a tile is off by the rounding of its products, ``error_of_squares`` of its norms at most. So every
@@ -57,7 +58,7 @@ def read_tiles(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"], float,
     found = pair_distances(points[None], grouped.bounds, impl)
     sizes = torch.tensor(grouped.counts, device=points.device)
     sums = found.sums[0].double().unbind(dim=1)
-    own = silhouettes(sums, list(sizes), grouped.codes, torch.ones((), device=points.device))
+    own = silhouette_coefficients(sums, list(sizes), grouped.codes, torch.ones((), device=points.device))
     error = error_of_squares(points.shape[1])
     largest = torch.stack([norms[start:stop].amax() for start, stop in found.blocks.tolist()])
     errors = error * largest[found.tiles].sum(dim=1)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from probing.kernels import pair_distances as kernel
+from probing.kernels import pair_distances as distances
 from probing.kernels.pair_distances import pair_distances_reference
-from probing.metrics import cluster_tiles
-from probing.metrics.cluster_pairs import Grouped, exact_squares
-from probing.metrics.cluster_tiles import error_of_squares, products_error, read_tiles
+from probing.metrics.clusters import kernel as kernel_module
+from probing.metrics.clusters.grouped import Grouped, exact_squares
+from probing.metrics.clusters.kernel import error_of_squares, measure_by_kernel, products_error
 
 HOPPER = (16, 2)
 """Products that are added at a time, and digits beyond those of float32 that are kept while they are."""
@@ -91,9 +91,9 @@ def near_ties(generator, width=8192):
 @pytest.fixture
 def cut_off_kernel(monkeypatch):
     """In place of the kernel: tiles of four points by four, their products cut off."""
-    monkeypatch.setattr(kernel, "_products", lambda left, right, dtype: cut_off_sums(left, right, *HOPPER))
+    monkeypatch.setattr(distances, "_products", lambda left, right, dtype: cut_off_sums(left, right, *HOPPER))
     monkeypatch.setattr(
-        cluster_tiles, "pair_distances", lambda points, bounds, impl: pair_distances_reference(points, bounds, 4)
+        kernel_module, "pair_distances", lambda points, bounds, impl: pair_distances_reference(points, bounds, 4)
     )
 
 
@@ -104,15 +104,15 @@ def exact_ends(grouped):
 
 def test_near_ties_are_decided_though_sums_are_cut_off(generator, cut_off_kernel):
     grouped = near_ties(generator)
-    _, least, greatest = read_tiles(grouped, "auto")
+    _, least, greatest = measure_by_kernel(grouped, "auto")
     assert (least, greatest) == pytest.approx(exact_ends(grouped), rel=1e-13)
 
 
 def test_the_error_of_sums_that_are_rounded_would_not_have_done(generator, cut_off_kernel, monkeypatch):
     """Else the test above proves nothing."""
     grouped = near_ties(generator)
-    monkeypatch.setattr(cluster_tiles, "error_of_squares", lambda width: OLD_ERROR / 2)
-    _, least, _ = read_tiles(grouped, "auto")
+    monkeypatch.setattr(kernel_module, "error_of_squares", lambda width: OLD_ERROR / 2)
+    _, least, _ = measure_by_kernel(grouped, "auto")
     assert least > exact_ends(grouped)[0] * (1 + 1e-4)
 
 
@@ -120,7 +120,7 @@ def test_the_error_of_products_is_measured(generator, monkeypatch):
     points = points_of("mean 3", 20, 512, generator)
     rounded = products_error(points)
     assert 0 < rounded.worst < rounded.bound == error_of_squares(512)
-    monkeypatch.setattr(kernel, "_products", lambda left, right, dtype: cut_off_sums(left, right, *HOPPER))
+    monkeypatch.setattr(distances, "_products", lambda left, right, dtype: cut_off_sums(left, right, *HOPPER))
     cut_off = products_error(points)
     assert cut_off.mean > 3 * abs(rounded.mean)
     assert cut_off.worst == pytest.approx(float(error_of_cut_off_sums(points, *HOPPER).abs().max()), rel=0.1)

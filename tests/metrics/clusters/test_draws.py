@@ -6,19 +6,16 @@ import pytest
 import torch
 from scipy import stats
 
-from probing.metrics import cluster_draws, cluster_extremes, cluster_pairs
-from probing.metrics.cluster_draws import read_clusters
-from probing.metrics.clusters import (
-    ALL_INDICES,
-    INDICES,
-    LOWER_IS_BETTER,
-    cluster_indices,
-    combined_aqi,
-    debiased,
-    debiased_difference,
-    prepare,
-)
-from probing.probes.controls import p_value, permuted_labels, resamples
+from probing.metrics.clusters import ALL_INDICES, INDICES, LOWER_IS_BETTER, cluster_indices, distance_sums
+from probing.metrics.clusters import draws as draws_module
+from probing.metrics.clusters import extremes as pair_extremes
+from probing.metrics.clusters import tiles as pair_tiles
+from probing.metrics.clusters.draws import measure_clusters
+from probing.metrics.clusters.indices import alignment_quality_index
+from probing.metrics.clusters.intervals import debias, debias_difference
+from probing.metrics.clusters.preparation import prepare
+from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.permutation import p_value, permute_labels
 
 
 def blobs(clusters, n, width, seed=0, apart=0.7):
@@ -38,25 +35,25 @@ def in_order(grouped, columns):
 
 
 def weights_of(n, draws, seed=0):
-    return torch.from_numpy(resamples(np.arange(n), draws, seed).T.copy()).to(torch.int16)
+    return torch.from_numpy(draw_bootstrap_weights(np.arange(n), draws, seed).T.copy()).to(torch.int16)
 
 
 @pytest.fixture(params=["whole", "in parts", "across"])
 def parts(request, monkeypatch):
     """With small tiles (also across clusters), several passes and lists that decide little, or with none of that."""
     if request.param == "across":
-        monkeypatch.setattr(cluster_pairs, "MANY_CLUSTERS", 1)
+        monkeypatch.setattr(pair_tiles, "MANY_CLUSTERS", 1)
     if request.param != "whole":
-        for module in (cluster_pairs, cluster_extremes):
+        for module in (pair_tiles, pair_extremes):
             monkeypatch.setattr(module, "TILE_ROWS", 7)
-        monkeypatch.setattr(cluster_pairs, "TILE_COLUMNS", 11)
-        monkeypatch.setattr(cluster_draws, "BUDGET", {"cpu": 4 * 60 * 7})
-        monkeypatch.setattr(cluster_draws, "CACHED", {"cpu": 4 * 12 * 7})
-        monkeypatch.setattr(cluster_draws, "DRAWS_AT_ONCE", 4)
-        monkeypatch.setattr(cluster_extremes, "DRAWS_AT_ONCE", 3)
-        monkeypatch.setattr(cluster_extremes, "LEAST_PAIRS", 1)
-        monkeypatch.setattr(cluster_extremes, "PAIRS_OF_A_POINT", 0)
-        monkeypatch.setattr(cluster_extremes, "PAIRS_AT_ONCE", 2)
+        monkeypatch.setattr(pair_tiles, "TILE_COLUMNS", 11)
+        monkeypatch.setattr(draws_module, "BUDGET", {"cpu": 4 * 60 * 7})
+        monkeypatch.setattr(distance_sums, "CACHED", {"cpu": 4 * 12 * 7})
+        monkeypatch.setattr(draws_module, "DRAWS_AT_ONCE", 4)
+        monkeypatch.setattr(pair_extremes, "DRAWS_AT_ONCE", 3)
+        monkeypatch.setattr(pair_extremes, "LEAST_PAIRS", 1)
+        monkeypatch.setattr(pair_extremes, "PAIRS_OF_A_POINT", 0)
+        monkeypatch.setattr(pair_extremes, "PAIRS_AT_ONCE", 2)
     return request.param
 
 
@@ -66,7 +63,7 @@ def test_other_labels_are_as_if_read_alone(parts, clusters, metric):
     points, labels = blobs(clusters, 60, 5)
     grouped = prepare(points, labels, clusters, metric)
     drawn = relabelled(labels, 12)
-    found = read_clusters(grouped, ALL_INDICES, in_order(grouped, drawn))
+    found = measure_clusters(grouped, ALL_INDICES, in_order(grouped, drawn))
     for draw in range(12):
         alone = cluster_indices(points.double(), drawn[:, draw], ALL_INDICES, metric)
         for name in ALL_INDICES:
@@ -79,7 +76,7 @@ def test_resamples_are_as_if_points_were_repeated(parts, clusters):
     points, labels = blobs(clusters, 60, 5)
     grouped = prepare(points, labels, clusters)
     weights = weights_of(60, 12)
-    found = read_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
+    found = measure_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
     assert found.sizes.tolist() == [60] * 12
     for draw in range(12):
         repeated = torch.arange(60).repeat_interleave(weights[:, draw].long())
@@ -95,8 +92,8 @@ def test_resamples_of_units_of_unequal_size(parts):
     points, labels = blobs(2, 40, 4)
     grouped = prepare(points, labels, 2)
     units = np.where(np.arange(40) < 12, 0, np.arange(40))
-    weights = torch.from_numpy(resamples(units, 6).T.copy()).to(torch.int16)
-    found = read_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
+    weights = torch.from_numpy(draw_bootstrap_weights(units, 6).T.copy()).to(torch.int16)
+    found = measure_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
     assert found.sizes.tolist() == weights.sum(dim=0).tolist()
     assert len(set(found.sizes.tolist())) > 1
     for draw in range(6):
@@ -118,7 +115,7 @@ def test_draws_of_clusters_of_unequal_size_that_fill_more_than_a_tile(clusters):
     grouped = prepare(points, labels, clusters)
     drawn, weights = relabelled(labels, 2), weights_of(4700, 2)
     names = ("davies_bouldin", "calinski_harabasz", "xie_beni", "dunn_centroid")
-    found = read_clusters(grouped, names, in_order(grouped, drawn), in_order(grouped, weights))
+    found = measure_clusters(grouped, names, in_order(grouped, drawn), in_order(grouped, weights))
     for draw in range(2):
         repeated = torch.arange(4700).repeat_interleave(weights[:, draw].long())
         null = cluster_indices(points.double(), drawn[:, draw], names)
@@ -132,16 +129,16 @@ def test_both_at_once_and_the_values_themselves(parts):
     points, labels = blobs(3, 60, 5)
     grouped = prepare(points, labels, 3)
     drawn, weights = in_order(grouped, relabelled(labels, 5)), in_order(grouped, weights_of(60, 4))
-    both = read_clusters(grouped, ALL_INDICES, drawn, weights)
-    plain = read_clusters(grouped, ALL_INDICES)
-    alone = read_clusters(grouped, ALL_INDICES, drawn), read_clusters(grouped, ALL_INDICES, None, weights)
+    both = measure_clusters(grouped, ALL_INDICES, drawn, weights)
+    plain = measure_clusters(grouped, ALL_INDICES)
+    alone = measure_clusters(grouped, ALL_INDICES, drawn), measure_clusters(grouped, ALL_INDICES, None, weights)
     for name in ALL_INDICES:
         assert both.values[name].tolist() == plain.values[name].tolist()
         assert len(plain.null[name]) == len(plain.draws[name]) == 0
         assert both.null[name].tolist() == pytest.approx(alone[0].null[name].tolist(), rel=1e-6)
         assert both.draws[name].tolist() == pytest.approx(alone[1].draws[name].tolist(), rel=1e-6)
     same = in_order(grouped, labels[:, None]), torch.ones((60, 1), dtype=torch.int16)
-    unchanged = read_clusters(grouped, ALL_INDICES, *same)
+    unchanged = measure_clusters(grouped, ALL_INDICES, *same)
     for name in ALL_INDICES:
         assert float(unchanged.null[name]) == pytest.approx(float(plain.values[name]), rel=1e-5)
         assert float(unchanged.draws[name]) == pytest.approx(float(plain.values[name]), rel=1e-5)
@@ -150,7 +147,7 @@ def test_both_at_once_and_the_values_themselves(parts):
 def test_silhouettes_of_points():
     points, labels = blobs(2, 40, 3)
     grouped = prepare(points, labels, 2)
-    found = read_clusters(grouped, INDICES)
+    found = measure_clusters(grouped, INDICES)
     assert float(found.silhouettes.mean()) == pytest.approx(float(found.values["silhouette"]))
     at = 17
     row = int(grouped.order[at])
@@ -167,7 +164,7 @@ def test_a_draw_without_a_cluster_has_no_index():
     weights[:, 2] = 0
     weights[[3, 15], 2] = 4  # copies of one point of each: nothing lies within
     weights[:, 3] = 0
-    found = read_clusters(grouped, ALL_INDICES, None, weights)
+    found = measure_clusters(grouped, ALL_INDICES, None, weights)
     for name in ALL_INDICES:
         assert math.isfinite(found.draws[name][0])
         assert found.draws[name][1:].isnan().all(), name
@@ -186,10 +183,10 @@ def test_an_outlier_or_rows_of_one_text_cost_no_further_pass(monkeypatch, kind):
         points = points.roll(3, 0) * 0.01 + torch.randn(60, 5, generator=torch.Generator().manual_seed(1))[units]
     grouped = prepare(points, labels, 2)
     alone = []
-    monkeypatch.setattr(cluster_extremes, "_alone", lambda *arguments: alone.append(1) or math.nan)
-    drawn = torch.from_numpy(permuted_labels(labels.numpy(), units, 100).T.copy())
+    monkeypatch.setattr(pair_extremes, "_alone", lambda *arguments: alone.append(1) or math.nan)
+    drawn = torch.from_numpy(permute_labels(labels.numpy(), units, 100).T.copy())
     given = {"relabelings": (in_order(grouped, drawn),), "resamples": (None, in_order(grouped, weights_of(300, 100)))}
-    read_clusters(grouped, ("dunn",), *given[kind])
+    measure_clusters(grouped, ("dunn",), *given[kind])
     assert not alone
 
 
@@ -200,7 +197,7 @@ def test_labels_that_only_change_names_are_as_good_as_they_were():
     grouped = prepare(points, labels, 2)
     drawn = torch.stack((labels, 1 - labels, labels.roll(2), labels.flip(0).roll(1), torch.zeros_like(labels)), dim=1)
     drawn[:2, 2] = 1 - drawn[:2, 2]
-    found = read_clusters(grouped, ALL_INDICES, in_order(grouped, drawn))
+    found = measure_clusters(grouped, ALL_INDICES, in_order(grouped, drawn))
     for name in ALL_INDICES:
         value, null = float(found.values[name]), found.null[name].tolist()
         assert null[0] == null[1] == null[3] == value, name
@@ -210,13 +207,13 @@ def test_labels_that_only_change_names_are_as_good_as_they_were():
 
 def test_a_rare_cluster_beyond_the_lists(monkeypatch):
     """The closest pairs of all seldom hold one of its two points."""
-    monkeypatch.setattr(cluster_extremes, "MOST_PAIRS", 20)
+    monkeypatch.setattr(pair_extremes, "MOST_PAIRS", 20)
     points, labels = blobs(2, 80, 4)
     labels = torch.zeros(80, dtype=torch.long)
     labels[:2] = 1
     grouped = prepare(points, labels, 2)
     drawn = relabelled(labels, 6)
-    found = read_clusters(grouped, ("dunn",), in_order(grouped, drawn))
+    found = measure_clusters(grouped, ("dunn",), in_order(grouped, drawn))
     for draw in range(6):
         assert float(found.null["dunn"][draw]) == pytest.approx(float(cluster_indices(points, drawn[:, draw])["dunn"]))
 
@@ -227,7 +224,7 @@ def test_points_that_are_far_from_others():
     points = points.double() + 2.0**20 * labels[:, None]
     grouped = prepare(points, labels, 2)
     weights = weights_of(40, 5)
-    found = read_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
+    found = measure_clusters(grouped, ALL_INDICES, None, in_order(grouped, weights))
     for draw in range(5):
         repeated = torch.arange(40).repeat_interleave(weights[:, draw].long())
         alone = cluster_indices(points[repeated], labels[repeated], ALL_INDICES)
@@ -236,11 +233,11 @@ def test_points_that_are_far_from_others():
 
 
 def test_progress_goes_to_its_end(monkeypatch):
-    monkeypatch.setattr(cluster_draws, "BUDGET", {"cpu": 4 * 60 * 7})
+    monkeypatch.setattr(draws_module, "BUDGET", {"cpu": 4 * 60 * 7})
     points, labels = blobs(3, 60, 5)
     grouped = prepare(points, labels, 3)
     shares = []
-    read_clusters(grouped, INDICES, in_order(grouped, relabelled(labels, 20)), report=shares.append)
+    measure_clusters(grouped, INDICES, in_order(grouped, relabelled(labels, 20)), report=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
     assert min(shares) < 0.5
@@ -254,7 +251,7 @@ def test_without_a_difference_p_values_are_uniform():
         points = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
         labels = (torch.arange(30) < 12).long()
         grouped = prepare(points, labels, 2)
-        read = read_clusters(grouped, INDICES, in_order(grouped, relabelled(labels, 99, seed)))
+        read = measure_clusters(grouped, INDICES, in_order(grouped, relabelled(labels, 99, seed)))
         for name, values in found.items():
             value, null = float(read.values[name]), read.null[name].numpy()
             sign = -1 if name in LOWER_IS_BETTER else 1
@@ -285,16 +282,16 @@ def test_intervals_cover(width, apart, n):
         points = torch.randn(n, width, generator=generator)
         points[:, 0] += apart * labels
         grouped = prepare(points, labels, 2)
-        found = read_clusters(
+        found = measure_clusters(
             grouped,
             ("davies_bouldin", "calinski_harabasz", "xie_beni"),
             None,
             in_order(grouped, weights_of(n, 300, seed)),
         )
-        values = found.values | {"aqi_size_free": combined_aqi(found.values, "size_free", 0.5, float(n), 2)}
-        draws = found.draws | {"aqi_size_free": combined_aqi(found.draws, "size_free", 0.5, found.sizes, 2)}
+        values = found.values | {"aqi_size_free": alignment_quality_index(found.values, "size_free", 0.5, float(n), 2)}
+        draws = found.draws | {"aqi_size_free": alignment_quality_index(found.draws, "size_free", 0.5, found.sizes, 2)}
         for name, value in true.items():
-            middle, low, high = debiased(name, float(values[name]), draws[name].numpy())
+            middle, low, high = debias(name, float(values[name]), draws[name].numpy())
             covered[name] += low <= value <= high
             corrected[name].append(middle)
             by_percentile[name] += np.quantile(draws[name], 0.025) <= value <= np.quantile(draws[name], 0.975)
@@ -314,29 +311,14 @@ def test_the_interval_of_the_silhouette_covers():
         points[:, 0] += 3 * labels
         return prepare(points, labels, 2)
 
-    true = float(read_clusters(sample(6000), ("silhouette",)).values["silhouette"])
+    true = float(measure_clusters(sample(6000), ("silhouette",)).values["silhouette"])
     covered = 0
     for seed in range(100):
         grouped = sample(80)
-        found = read_clusters(grouped, ("silhouette",), None, in_order(grouped, weights_of(80, 300, seed)))
-        low, high = debiased("silhouette", float(found.values["silhouette"]), found.draws["silhouette"].numpy())[1:]
+        found = measure_clusters(grouped, ("silhouette",), None, in_order(grouped, weights_of(80, 300, seed)))
+        low, high = debias("silhouette", float(found.values["silhouette"]), found.draws["silhouette"].numpy())[1:]
         covered += low <= true <= high
     assert 0.88 < covered / 100 <= 1
-
-
-def test_an_interval_that_reaches_one_place():
-    """Where the squared distance of centroids may be 0, what is divided by it has no end."""
-    draws = np.linspace(1.0, 4.0, 101)
-    middle, low, _ = debiased("xie_beni", 1.5, draws)
-    assert low == pytest.approx(1 / (2 / 1.5 - np.quantile(1 / draws, 0.025)))
-    assert middle == pytest.approx(1 / (2 / 1.5 - (1 / draws).mean()))
-    assert debiased("xie_beni", 5.0, draws)[2] == math.inf
-    assert debiased("calinski_harabasz", 1.0, draws)[1] == 0
-    assert debiased("silhouette", 1.0, draws)[1] == pytest.approx(2 - np.quantile(draws, 0.975))
-    assert all(map(math.isnan, debiased("silhouette", 1.0, draws * math.nan)))
-    assert all(map(math.isnan, debiased("xie_beni", 0.0, draws)))
-    assert debiased("davies_bouldin", 1.5, np.append(draws, [0, math.nan])) == debiased("davies_bouldin", 1.5, draws)
-    assert debiased("davies_bouldin", math.inf, draws) == (math.inf, math.inf, math.inf)
 
 
 @pytest.mark.parametrize(("width", "apart"), [(4, 2.0), (150, 4.0)])
@@ -361,24 +343,11 @@ def test_intervals_of_differences_cover(width, apart):
         found = []
         for each in (points, others):
             grouped = prepare(each, labels, 2)
-            found.append(read_clusters(grouped, tuple(true), None, in_order(grouped, weights)))
+            found.append(measure_clusters(grouped, tuple(true), None, in_order(grouped, weights)))
         for name, value in true.items():
-            low, high = debiased_difference(
+            low, high = debias_difference(
                 name, *(part for one in found for part in (float(one.values[name]), one.draws[name].numpy()))
             )
             covered[name] += low <= value <= high
     for name in true:
         assert covered[name] / runs > 0.88, (name, covered)
-
-
-def test_differences_of_what_may_be_infinite():
-    draws, far = np.linspace(1.0, 4.0, 101), np.linspace(0.9, 1.1, 101)
-    low, high = debiased_difference("calinski_harabasz", 9.0, draws + 6, 1.0, far)
-    assert (low, high) == pytest.approx(tuple(16 - np.quantile(draws + 6 - far, [0.975, 0.025])), abs=0.05)
-    assert -debiased_difference("calinski_harabasz", 1.0, far, 9.0, draws + 6)[1] == pytest.approx(low)
-    assert debiased_difference("xie_beni", 5.0, draws, 1.0, far)[1] == math.inf
-    assert debiased_difference("xie_beni", 1.0, far, 5.0, draws)[0] == -math.inf
-    assert debiased_difference("xie_beni", 5.0, draws, 5.0, draws) == (-math.inf, math.inf)
-    assert debiased_difference("xie_beni", 1.0, far, 1.0, far) == (0, 0)
-    assert debiased_difference("xie_beni", 1.0, np.append(far, [0] * 9), 1.0, np.append(far, [1] * 9)) == (0, 0)
-    assert all(map(math.isnan, debiased_difference("silhouette", 1.0, draws, 1.0, draws * math.nan)))

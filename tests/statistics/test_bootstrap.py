@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pytest
 
-from probing.metrics.statistics import bootstrap_mean, bootstrap_spearman
+from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, draw_bootstrap_weights
 
 
 def test_the_interval_of_a_mean_covers_as_often_as_it_says():
@@ -52,3 +52,13 @@ def test_the_same_seed_gives_the_same_interval():
     values = np.arange(50.0) ** 2
     assert bootstrap_mean(values) == bootstrap_mean(values)
     assert bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+
+
+def test_bootstrap_weights_draw_groups():
+    units = [0, 0, 1, 2, 2, 2]
+    drawn = draw_bootstrap_weights(units, 500, 0)
+    assert drawn.shape == (500, 6)
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert (drawn[:, 3] == drawn[:, 5]).all()
+    assert (drawn[:, 0] + drawn[:, 2] + drawn[:, 3] == 3).all()
+    assert drawn.mean() == pytest.approx(1, abs=0.1)

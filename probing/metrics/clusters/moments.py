@@ -1,4 +1,4 @@
-"""Centroids and spreads of clusters, as labelled, relabelled and resampled, and the indices made of them."""
+"""Sizes, spreads and centroids of clusters: of the labels as they are, permuted and resampled."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.metrics.cluster_pairs import Grouped, exact_squares, members
+from probing.metrics.clusters.grouped import Grouped, exact_squares, members
 
 
 class Moments(NamedTuple):
@@ -35,43 +35,17 @@ class Moments(NamedTuple):
         """Number of points, [draw]."""
         return self.counts.sum(dim=-1)
 
-    @property
-    def least_gap(self) -> Tensor:
-        """Least squared distance of two centroids, [draw]."""
-        return self._between(torch.inf).amin(dim=(-2, -1))
 
-    def _between(self, diagonal: float) -> Tensor:
-        own = torch.eye(self.gaps.shape[-1], dtype=torch.bool, device=self.gaps.device)
-        return self.gaps.masked_fill(own, diagonal)
-
-    def davies_bouldin(self) -> Tensor:
-        """See ``clusters.davies_bouldin``."""
-        pairs = (self.spreads[..., :, None] + self.spreads[..., None, :]) / self._between(torch.inf).sqrt()
-        pairs = torch.where(self._between(torch.inf) == 0, torch.inf, pairs)
-        return pairs.amax(dim=-1).mean(dim=-1)
-
-    def calinski_harabasz(self) -> Tensor:
-        """See ``clusters.calinski_harabasz``."""
-        clusters = self.counts.shape[-1]
-        weights = self.counts[..., :, None] * self.counts[..., None, :]
-        between = (weights * self.gaps).sum(dim=(-2, -1)) / (2 * self.n)
-        return between / (clusters - 1) / (self.squares.sum(dim=-1) / (self.n - clusters))
-
-    def xie_beni(self) -> Tensor:
-        """See ``clusters.xie_beni``."""
-        return self.squares.sum(dim=-1) / (self.n * self.least_gap)
-
-
-def moments(grouped: Grouped) -> Moments:
+def moments_of_labels(grouped: Grouped) -> Moments:
     """Of the clusters as they are: one draw."""
     counts = torch.tensor(grouped.counts, dtype=torch.float64, device=grouped.points.device)
     parts = [grouped.norms[start:stop] for start, stop in grouped.ranges]
     squares = torch.stack([part.sum() for part in parts])
     spreads = torch.stack([part.sqrt().sum() for part in parts]) / counts
-    return Moments(counts[None], spreads[None], squares[None], _gaps(grouped.centroids[:, None]))
+    return Moments(counts[None], spreads[None], squares[None], centroid_gaps(grouped.centroids[:, None]))
 
 
-def relabelled_moments(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Moments:
+def moments_of_relabelings(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Moments:
     """Of the clusters that other labels make.
 
     The points are relative to the mean of all, which no labelling changes, so the last centroid follows from the
@@ -98,7 +72,7 @@ def relabelled_moments(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Moment
     means = sums / counts.clamp_min(1)[:, :, None]
     squares = (norms - counts * means.square().sum(dim=2)).clamp_min_(0)
     spreads = _spreads(grouped, codes, counts, means) / counts.clamp_min(1)
-    return Moments(counts.T, spreads.T, squares.T, _gaps(means))
+    return Moments(counts.T, spreads.T, squares.T, centroid_gaps(means))
 
 
 def _blocks(grouped: Grouped) -> Iterator[tuple[Tensor, slice, Tensor, Tensor]]:
@@ -141,7 +115,7 @@ def _spreads(
     return found
 
 
-def resampled_moments(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Moments:
+def moments_of_resamples(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Moments:
     """Of the same clusters when every position counts as often as a resample says."""
     counts, spreads, squares, means = [], [], [], []
     for cluster, centroid in enumerate(grouped.centroids):
@@ -162,10 +136,10 @@ def resampled_moments(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Mom
         squares.append((norms - count * length).clamp_min_(0))
         means.append(centroid + shift)
     numbers, distances, squared = (torch.stack(some, dim=-1) for some in (counts, spreads, squares))
-    return Moments(numbers, distances, squared, _gaps(torch.stack(means)))
+    return Moments(numbers, distances, squared, centroid_gaps(torch.stack(means)))
 
 
-def _gaps(means: Float[Tensor, "cluster draw width"]) -> Float[Tensor, "draw cluster cluster"]:
+def centroid_gaps(means: Float[Tensor, "cluster draw width"]) -> Float[Tensor, "draw cluster cluster"]:
     """Squared distances between the centroids of each draw, from differences."""
     own = means.transpose(0, 1)
     return exact_squares(own, own)

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from probing.metrics import cluster_extremes, cluster_pairs
-from probing.metrics.cluster_extremes import Extremes
-from probing.metrics.cluster_pairs import Grouped, exact_squares, squares_in_float64, tiles
 from probing.metrics.clusters import cluster_indices
+from probing.metrics.clusters import extremes as extremes_module
+from probing.metrics.clusters import grouped as grouped_module
+from probing.metrics.clusters import tiles as tiles_module
+from probing.metrics.clusters.extremes import Extremes
+from probing.metrics.clusters.grouped import Grouped, exact_squares
+from probing.metrics.clusters.tiles import squares, squares_in_float64, tiles
 
 
 def grouped_of(points, clusters=3):
@@ -20,9 +23,9 @@ def blobs(generator, n=90, width=40, apart=1.0, clusters=3):
 
 @pytest.fixture(params=[16, 1], ids=["clusters apart", "across clusters"])
 def several_tiles(request, monkeypatch):
-    monkeypatch.setattr(cluster_pairs, "MANY_CLUSTERS", request.param)
-    monkeypatch.setattr(cluster_pairs, "TILE_ROWS", 7)
-    monkeypatch.setattr(cluster_pairs, "TILE_COLUMNS", 11)
+    monkeypatch.setattr(tiles_module, "MANY_CLUSTERS", request.param)
+    monkeypatch.setattr(tiles_module, "TILE_ROWS", 7)
+    monkeypatch.setattr(tiles_module, "TILE_COLUMNS", 11)
 
 
 def worst_error(grouped):
@@ -56,13 +59,13 @@ def test_tiles_of_float64_points_are_as_good_as_float64(generator, several_tiles
 @pytest.mark.parametrize("many", [False, True], ids=["pair by pair", "whole tiles"])
 def test_near_points_far_from_the_middle_keep_their_digits(generator, several_tiles, monkeypatch, many):
     """Points of each cluster are in several heaps, of a width of 1e-4 of their distance, and some are in one place."""
-    monkeypatch.setattr(cluster_pairs, "LOST_PAIRS", 0.0 if many else 1.0)
+    monkeypatch.setattr(tiles_module, "LOST_PAIRS", 0.0 if many else 1.0)
     points = torch.randn(90, 40, generator=generator) * 1e-4
     points[torch.arange(90) % 7 < 4] += 8 * torch.randn(40, generator=generator)
     points[10] = points[40] = points[41]
     grouped = grouped_of(points)
     assert worst_error(grouped) < 2e-5
-    monkeypatch.setattr(cluster_pairs, "LOST", 0.0)
+    monkeypatch.setattr(tiles_module, "LOST", 0.0)
     with pytest.raises(AssertionError):
         assert worst_error(grouped_of(points)) < 1e-2
 
@@ -70,7 +73,7 @@ def test_near_points_far_from_the_middle_keep_their_digits(generator, several_ti
 def test_the_plain_form_of_a_tile(generator):
     grouped = grouped_of(blobs(generator).float())
     for rows, columns, clusters in (((0, 20), (0, 20), (0, 0)), ((3, 9), (30, 50), (0, 1)), ((0, 50), (40, 90), None)):
-        found = cluster_pairs.squares(grouped, rows, columns, clusters)
+        found = squares(grouped, rows, columns, clusters)
         plain = squares_in_float64(grouped, rows, columns, clusters)
         torch.testing.assert_close(found.double(), plain, rtol=2e-6, atol=2e-6)
 
@@ -91,7 +94,7 @@ def test_clusters_far_apart_cost_no_digits_in_float32(generator):
 @pytest.mark.parametrize("farthest", [True, False])
 def test_lists_hold_the_extremes_of_all_pairs(generator, several_tiles, monkeypatch, farthest, which, size, sampled):
     """Whatever a sample of a tile says of it."""
-    monkeypatch.setattr(cluster_extremes, "SAMPLED", sampled)
+    monkeypatch.setattr(extremes_module, "SAMPLED", sampled)
     grouped = grouped_of(blobs(generator).float())
     listed = Extremes(size, farthest, which)
     for tile in tiles(grouped):
@@ -110,7 +113,7 @@ def test_lists_hold_the_extremes_of_all_pairs(generator, several_tiles, monkeypa
 
 def test_what_rounding_put_behind_the_head_is_found(generator, monkeypatch):
     """All points are equally far apart, but for what float32 cannot tell."""
-    monkeypatch.setattr(cluster_extremes, "LEAST_PAIRS", 1)
+    monkeypatch.setattr(extremes_module, "LEAST_PAIRS", 1)
     points = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))[0].float()
     grouped = grouped_of(points, 2)
     exact = exact_squares(points.double(), points.double())
@@ -124,14 +127,14 @@ def test_what_rounding_put_behind_the_head_is_found(generator, monkeypatch):
         return float(listed.values[0])
 
     assert closest() == pytest.approx(float(squared.min()), rel=1e-14)
-    monkeypatch.setattr(cluster_pairs, "ROUNDINGS", 0.0)
+    monkeypatch.setattr(grouped_module, "ROUNDINGS", 0.0)
     assert closest() != pytest.approx(float(squared.min()), rel=1e-10), "float32 tells them apart: nothing is tested"
 
 
 def test_a_sample_that_says_too_much_of_a_tile(generator, monkeypatch):
     """Every point has a twin in the other cluster, and the pairs that are asked for are all farther apart."""
-    monkeypatch.setattr(cluster_pairs, "MANY_CLUSTERS", 1)
-    monkeypatch.setattr(cluster_extremes, "SAMPLED", 1)
+    monkeypatch.setattr(tiles_module, "MANY_CLUSTERS", 1)
+    monkeypatch.setattr(extremes_module, "SAMPLED", 1)
     points = torch.randn(12, 5, generator=generator)
     points[1::2] = points[::2] + 1e-3
     grouped = grouped_of(points, 2)

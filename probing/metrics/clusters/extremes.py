@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from probing.metrics.cluster_pairs import TILE_ROWS, Grouped, Tile, exact_squares
+from probing.metrics.clusters.grouped import TILE_ROWS, Grouped, exact_squares
+from probing.metrics.clusters.tiles import Tile
 
 LEAST_PAIRS = 64
 MOST_PAIRS = 2**18

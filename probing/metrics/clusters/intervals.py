@@ -1,0 +1,83 @@
+"""Bootstrap intervals of cluster indices, with what few points add to the distance of centroids taken off."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probing.statistics.intervals import CONFIDENCE, percentile_interval
+
+POWERS = {"davies_bouldin": -2.0, "xie_beni": -1.0, "calinski_harabasz": 1.0, "aqi": 1.0, "aqi_size_free": 1.0}
+"""The power of an index that grows in proportion to the squared distance of centroids."""
+
+
+def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The value that many points would have, and its 95 % interval, from resamples.
+
+    The centroids of n points lie apart by chance alone: the squared distance of two is too large by ``tr(S) (1/n1 +
+    1/n2)`` on average, which in a space of many dimensions can be most of it, and a resample adds as much once more.
+    So what resamples add is taken off, in a power of the index that is proportional to the squared distance (the basic
+    bootstrap interval: Davison and Hinkley 1997, 5.2). The silhouette needs next to none of it.
+
+    Args:
+        index: "silhouette", or one of those with centroids; aqi and aqi_size_free too.
+        value: as measured.
+        draws: in resamples; those that have no value (NaN) are left out.
+
+    Returns:
+        Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
+    """
+    power = POWERS.get(index, 1.0)
+    own, reflected = _reflected(power, value, draws)
+    known = reflected[np.isfinite(reflected)]
+    if not len(known) or not math.isfinite(own):
+        return math.nan, math.nan, math.nan
+    found = _back(index, np.array([known.mean(), *percentile_interval(known)])).tolist()
+    return (found[0], found[1], found[2]) if power > 0 else (found[0], found[2], found[1])
+
+
+def debias_difference(
+    index: str, value: float, draws: NDArray[np.float64], other: float, other_draws: NDArray[np.float64]
+) -> tuple[float, float]:
+    """The 95 % interval of how much larger an index is than of other states, as ``debias`` for many points.
+
+    What few points add to the distance of centroids is not the same in both: of what is divided by that distance, a
+    difference of the values as measured can be far from the interval.
+
+    Args:
+        index: see ``debias``.
+        value: as measured.
+        draws: in resamples.
+        other: of the other states, as measured.
+        other_draws: in the same resamples.
+
+    Returns:
+        Low and high; infinite on a side where one of the two may be, and on both where both may be.
+    """
+    power = POWERS.get(index, 1.0)
+    one, two = (_back(index, _reflected(power, *each)[1]) for each in ((value, draws), (other, other_draws)))
+    known = ~np.isnan(one) & ~np.isnan(two)
+    if not known.any():
+        return math.nan, math.nan
+    one, two = one[known], two[known]
+    both = np.isinf(one) & np.isinf(two)
+    change = np.where(both, 0.0, one) - np.where(both, 0.0, two)
+    share = (1 - CONFIDENCE) / 2
+    low = np.quantile(np.where(both, -np.inf, change), share, method="lower")
+    high = np.quantile(np.where(both, np.inf, change), 1 - share, method="higher")
+    return float(low), float(high)
+
+
+def _reflected(power: float, value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """The power of a value, and of what lies as far on the other side of it as each draw; NaN where there is none."""
+    with np.errstate(divide="ignore"):  # centroids in one place are 0 in such a power, and points in one infinite
+        own, powers = float(np.float64(value) ** power), draws**power
+    return own, 2 * own - np.where(np.isfinite(powers), powers, np.nan)
+
+
+def _back(index: str, powers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The index of its powers."""
+    if index not in POWERS:
+        return powers
+    with np.errstate(divide="ignore"):
+        return np.maximum(powers, 0.0) ** (1 / POWERS[index])

@@ -1,0 +1,42 @@
+"""Groups of rows that share something, directly or through others."""
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def number_values(values: Iterable[Hashable]) -> list[int]:
+    """A number for every value, from 0 in the order in which they appear; equal values have the same number."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values]
+
+
+def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np.int64]:
+    """The group of every row: rows that share their unit or their value, directly or through others, are of one group.
+
+    These are the connected components of the graph whose nodes are units and values, and whose edges are the rows.
+
+    Args:
+        units: of the rows, sortable.
+        values: of the rows, as many as units; equal to no unit, whatever they are.
+
+    Returns:
+        Numbers from 0, in the order of the least unit of each group.
+
+    Raises:
+        ValueError: not as many units as values.
+    """
+    from scipy.sparse import coo_array  # many jobs start without it
+    from scipy.sparse.csgraph import connected_components
+
+    names, left = np.unique(np.asarray(units), return_inverse=True)
+    # Values are numbered without an array of them, in which every text would be as wide as the longest.
+    right = np.array(number_values(values), dtype=np.int64)
+    if len(left) != len(right):
+        raise ValueError(f"{len(left)} units and {len(right)} values; there must be as many")
+    size = len(names) + int(right.max(initial=-1)) + 1
+    edges = coo_array((np.ones(len(left)), (left, len(names) + right)), shape=(size, size))
+    # Components are numbered by their first node, and units come before values.
+    components: NDArray[np.int32] = connected_components(edges, directed=False)[1]
+    return components[left].astype(np.int64)
