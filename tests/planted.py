@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from probing.probes.ccs import CCSOptions
+from probing.probes.ccs_options import CCSOptions
 from probing.probes.contrast import ContrastOptions, Rows
 from probing.probes.controls import Splits, make_folds
 

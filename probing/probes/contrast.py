@@ -9,17 +9,10 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probing.probes.ccs import (
-    CCSOptions,
-    Centering,
-    Normalization,
-    TrainedProbes,
-    Training,
-    centers_of,
-    logits_of,
-    normalized,
-    train_together,
-)
+from probing.probes.ccs_blocks import Training
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.ccs_states import Centering, Normalization, centers_of, logits_of, normalize
+from probing.probes.ccs_training import TrainedProbes, train_together
 from probing.probes.closed_form import crc_directions, vinc_directions
 from probing.probes.controls import Splits, label_flips, permuted_pairings, random_directions
 from probing.probes.evaluate import credit
@@ -114,7 +107,7 @@ def about_origin(
 
     Every split takes its own centre off afterwards, so that the origin cancels; near it no digits are lost.
     """
-    a1, a0, n1, n0 = normalized(forms, normalization)
+    a1, a0, n1, n0 = normalize(forms, normalization)
     states = torch.stack([torch.cat([a1, n1]), torch.cat([a0, n0])])
     origin = states.mean(dim=1) if origin is None else origin
     return (states - origin[:, None])[None], origin

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
-from probing.probes.ccs import read_states
+from probing.probes.ccs_states import read_states
 from probing.store.activations import tensor_sha256, write_states
 from probing.types import Activations, Place, Source
 

@@ -4,7 +4,8 @@ import torch
 from planted import coins, forms_of, quick, rows_of
 
 from probing.probes import contrast
-from probing.probes.ccs import CCSOptions, normalized
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.ccs_states import normalize
 from probing.probes.contrast import PROBES, about_origin, distinct, oriented, read_layer, same_states
 from probing.probes.controls import make_folds
 from probing.probes.evaluate import credit, measure
@@ -85,7 +86,7 @@ def test_no_raw_states_for_a_probe_of_normalised_ones(states, rows, monkeypatch)
 
     def once(forms, normalization="l2"):
         calls.append(normalization)
-        return normalized(forms, normalization)
+        return normalize(forms, normalization)
 
     monkeypatch.setattr(contrast, "normalized", once)
     read_layer(states, rows, quick(random=1, pairings=0, refits=0))
@@ -148,7 +149,7 @@ def test_training_alone_sets_the_centre(states, rows):
     for split, out in enumerate(rows.splits.left_out):
         kept = np.concatenate([~np.isin(rows.splits.folds, out)] * 2)
         for form, sides in enumerate(((0, 2), (1, 3))):
-            forms = torch.cat([normalized(states[side]) for side in sides])[torch.from_numpy(kept)]
+            forms = torch.cat([normalize(states[side]) for side in sides])[torch.from_numpy(kept)]
             expected = torch.from_numpy(np.median(forms.numpy(), axis=0))
             assert torch.allclose(made.centers[0, form, split] + made.origin[form], expected, atol=1e-6)
 
@@ -158,7 +159,7 @@ def test_supervised_probes_see_each_form_about_its_own_centre(states, rows):
     for split, out in enumerate(rows.splits.left_out):
         kept = np.concatenate([~np.isin(rows.splits.folds, out)] * 2)
         for form, found in enumerate(made.rows_of(split)):
-            whole = torch.cat([normalized(states[form]), normalized(states[2 + form])])[torch.from_numpy(kept)]
+            whole = torch.cat([normalize(states[form]), normalize(states[2 + form])])[torch.from_numpy(kept)]
             expected = whole - (made.centers[0, form, split] + made.origin[form])
             assert torch.allclose(found, expected, atol=1e-6)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probing.errors import DataInvalid, OutOfMemory
 from probing.models.load import free_memory
-from probing.probes.ccs import CCSOptions
+from probing.probes.ccs_options import CCSOptions
 from probing.probes.closed_form import STEPS
 from probing.probes.contrast import ContrastOptions, Rows, read_layer, same_states
 from probing.probes.controls import LEAST_FOLDS, Splits

@@ -8,7 +8,7 @@ import pytest
 import torch
 from planted import coins, forms_of, quick, rows_of
 
-from probing.probes.ccs import CCSOptions
+from probing.probes.ccs_options import CCSOptions
 from probing.probes.contrast import PROBES, UNSUPERVISED, read_layer
 from probing.probes.controls import label_flips, resamples
 from probing.probes.evaluate import METRICS, measure
