@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from probing.probes.ccs_options import CCSOptions
-from probing.probes.contrast import ContrastOptions, Rows
+from probing.probes.contrast_states import ContrastOptions, Rows
 from probing.probes.controls import Splits, make_folds
 
 

@@ -84,7 +84,7 @@ def measure(
     if "auroc" in metrics or "silhouette" in metrics:
         flat, true = scores(forms).reshape(-1), np.concatenate([signs > 0, signs < 0], axis=1)
         twice = np.concatenate([rows, rows], axis=1), np.concatenate([folds, folds])
-        ranked = ranked_within_folds(flat, true, *twice, "silhouette" in metrics)
+        ranked = rank_within_folds(flat, true, *twice, "silhouette" in metrics)
         found |= ranked
     return {name: found[name] for name in METRICS if name in metrics}
 
@@ -115,7 +115,7 @@ def _next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
     return found
 
 
-def ranked_within_folds(
+def rank_within_folds(
     values: Array, true: NDArray[np.bool_], weights: Array, folds: NDArray[np.int64], silhouette: bool = False
 ) -> dict[str, Array]:
     """AUROC and silhouette of values by truth: sums over the folds, each by its own order.
