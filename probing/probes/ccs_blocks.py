@@ -153,7 +153,7 @@ def step_of_blocks(
 
     given = (weight.detach(), bias.detach())
     total = CCSStep(torch.zeros_like(bias), torch.zeros_like(weight), torch.zeros_like(bias))
-    for block, found in zip(blocks, shared(part, blocks), strict=True):
-        for whole, of_block in zip(total, found, strict=True):
+    for block, step in zip(blocks, shared(part, blocks), strict=True):
+        for whole, of_block in zip(total, step, strict=True):
             whole.index_add_(0, block.probes.flatten(), of_block.flatten(0, 1))
     return total

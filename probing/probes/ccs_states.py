@@ -28,11 +28,11 @@ def centers_of(
     Of an even number of rows the median is the mean of the two in the middle. Half of the forms affirm what is true:
     a feature that tells so lies on both sides of that middle, and the lower of the two would be one side.
     """
-    found = []
+    centers = []
     for split in range(train.shape[1]):
         rows = states[..., train[:, split], :]
-        found.append(_median(rows.transpose(-1, -2).contiguous()) if centering == "median" else rows.mean(dim=-2))
-    return torch.stack(found, dim=-2)
+        centers.append(_median(rows.transpose(-1, -2).contiguous()) if centering == "median" else rows.mean(dim=-2))
+    return torch.stack(centers, dim=-2)
 
 
 def _median(values: Float[Tensor, "*axes row"]) -> Float[Tensor, "*axes"]:

@@ -106,10 +106,10 @@ def train_together(
     parts = zip(
         *(each.split([count * options.restarts for count in groups]) for each in (weight, bias, loss)), strict=True
     )
-    found = [_unflatten(each, part, options) for each, part in zip(trainings, parts, strict=True)]
-    if not all(torch.isfinite(each.loss).any(dim=2).all() for each in found):
+    trained = [_unflatten(each, part, options) for each, part in zip(trainings, parts, strict=True)]
+    if not all(torch.isfinite(each.loss).any(dim=2).all() for each in trained):
         raise NotFinite("the loss became NaN or infinite in every restart; lower the learning rate")
-    return found
+    return trained
 
 
 def _unflatten(training: Training, parts: tuple[Tensor, ...], options: CCSOptions) -> TrainedProbes:
@@ -201,8 +201,8 @@ def _lbfgs(
         return torch.cat([weight.T, bias[None]])
 
     def evaluate(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        found = step(parameters[:-1].T.contiguous(), parameters[-1])
-        return found.loss, flat(found.weight, found.bias)
+        loss, *gradient = step(parameters[:-1].T.contiguous(), parameters[-1])
+        return loss, flat(*gradient)
 
-    found = minimize(evaluate, flat(weight, bias), options.epochs, tolerance=LBFGS_TOLERANCE).parameters
-    return found[:-1].T.contiguous(), found[-1].contiguous()
+    best = minimize(evaluate, flat(weight, bias), options.epochs, tolerance=LBFGS_TOLERANCE).parameters
+    return best[:-1].T.contiguous(), best[-1].contiguous()

@@ -221,17 +221,17 @@ class Judge:
             trained=len(self.places) * trainings * config.restarts * len(self.splits.left_out),
         )
 
-    def _add_result(self, subset: str, place: str, probe: str, metric: str, found: ComparedEstimate) -> None:
+    def _add_result(self, subset: str, place: str, probe: str, metric: str, compared: ComparedEstimate) -> None:
         row: dict[str, object] = {"subset": subset, "place": place, "probe": probe, "metric": metric}
-        self.results.append(row | found.to_columns("pairs"))
+        self.results.append(row | compared.to_columns("pairs"))
 
     def _add_all_pairs(self, number: int, probe: str) -> None:
         """One place, beside the null distributions there, corrected for the choice among all places."""
         for metric, (value, replicates) in self._measure(self.forms[probe][number], self.everything).items():
             nulls = {name: self._null_of(name, number, probe, metric) for name in NULL_NAMES}
             better = _find_better(metric)
-            found = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better)
-            self._add_result(ALL, self.places[number], probe, metric, found)
+            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better)
+            self._add_result(ALL, self.places[number], probe, metric, compared)
 
     def _null_of(self, name: str, number: int, probe: str, metric: str) -> NullDistribution:
         every = [each.get((name, probe), {}).get(metric) for each in self.nulls]
@@ -249,8 +249,8 @@ class Judge:
                 nulls = {null: NullDistribution(None, tested=null not in UNTESTED) for null in NULL_NAMES}
                 nulls["random"] = NullDistribution(self.random_by_formulation[number][name][metric])
                 better = _find_better(metric)
-                found = compare(value, replicates, int(mask.sum()), nulls, higher_is_better=better)
-                self._add_result(name, self.places[number], probe, metric, found)
+                compared = compare(value, replicates, int(mask.sum()), nulls, higher_is_better=better)
+                self._add_result(name, self.places[number], probe, metric, compared)
 
     def _add_chosen(self, probe: str, forms: Array, nested: Mapping[str, Metrics]) -> None:
         """The place chosen inside each fold; the nulls choose theirs, so that nothing is left to correct."""
@@ -265,8 +265,8 @@ class Judge:
             nulls["pairings"] = replace(nulls["pairings"], tested=False)
             nulls["labels"] = NullDistribution(labels.get(metric), chosen=True)
             better = _find_better(metric)
-            found = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better)
-            self._add_result(ALL, CHOSEN, probe, metric, found)
+            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better)
+            self._add_result(ALL, CHOSEN, probe, metric, compared)
 
     def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[Array]]) -> None:
         """Mean over places of the absolute difference between formulations, and of random probes."""

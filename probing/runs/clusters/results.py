@@ -163,7 +163,7 @@ def _make_rows(material: Material, model: str, series: SeriesByPlace, first: Ser
     rows = []
     for (kind, name, place), metrics in series.items():
         for metric, own in metrics.items():
-            found = compare(
+            compared = compare(
                 own.value,
                 own.draws,
                 counts[kind, name],
@@ -173,7 +173,7 @@ def _make_rows(material: Material, model: str, series: SeriesByPlace, first: Ser
                 debiased=_remove_bias(metric, own),
             )
             row: dict[str, Any] = {"model": model, "set": kind, "category": name, "place": place, "metric": metric}
-            row |= found.to_columns("rows")
+            row |= compared.to_columns("rows")
             rows.append(row | _compare_models(metric, own, first.get((kind, name, place), {}).get(metric)))
     return rows
 

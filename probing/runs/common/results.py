@@ -121,17 +121,17 @@ def compare(
 
 def _compare_with_null(value: float, null: NullDistribution, higher_is_better: bool | None) -> NullComparison:
     low, median, high = find_quantiles(null.draws)
-    found = NullComparison(low, median, high, tested=null.tested)
+    comparison = NullComparison(low, median, high, tested=null.tested)
     if higher_is_better is None or not null.tested:
-        return found
+        return comparison
     if null.draws is not None:
-        found = replace(found, p=p_value(value, null.draws, higher_is_better))
+        comparison = replace(comparison, p=p_value(value, null.draws, higher_is_better))
     if null.chosen:
-        return replace(found, p_corrected=found.p)
+        return replace(comparison, p_corrected=comparison.p)
     if len(null.places):
         corrected = corrected_p_values(np.array([value]), np.stack(list(null.places)), higher_is_better)
-        found = replace(found, p_corrected=float(corrected[0]))
-    return found
+        comparison = replace(comparison, p_corrected=float(corrected[0]))
+    return comparison
 
 
 def find_quantiles(draws: Array | None) -> tuple[float, float, float]:

@@ -101,8 +101,8 @@ class RowSet:
         rows = []
         for metric in METRICS:
             row: Row = {"set": self.name, "subset": ALL, "place": place, "probe": probe, "metric": metric}
-            found = compare(own.values[metric], own.replicates[metric], own.rows, {"labels": nulls[metric]})
-            row |= found.to_columns("rows")
+            compared = compare(own.values[metric], own.replicates[metric], own.rows, {"labels": nulls[metric]})
+            row |= compared.to_columns("rows")
             if baseline is not None:
                 low, high = percentile_interval(own.replicates[metric] - baseline.replicates[metric])
                 row["above_surface"] = own.values[metric] - baseline.values[metric]
