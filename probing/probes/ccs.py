@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probing.probes.ccs_options import CCSOptions
-from probing.probes.ccs_states import Centering, Normalization, centers_of, logits_of, normalize, read_states
+from probing.probes.ccs_states import Centering, Normalization, centers_of, logits_of, normalize, predict_probabilities
 from probing.probes.ccs_training import train_probes
 
 
@@ -50,7 +50,7 @@ class CCSProbe:
                 f"{self.weight.shape[0]} layers of width {self.weight.shape[1]}"
             )
         p, q = (
-            read_states(states, self.normalization, self.centers[:, form], self.weight, self.bias)
+            predict_probabilities(states, self.normalization, self.centers[:, form], self.weight, self.bias)
             for form, states in enumerate((yes, no))
         )
         return p, q

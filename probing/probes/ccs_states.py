@@ -52,7 +52,7 @@ def logits_of(
     return states @ weight[:, None] + (bias[:, None] - shift)[:, :, None]
 
 
-def read_states(
+def predict_probabilities(
     states: Float[Tensor, "row layer width"],
     normalization: Normalization,
     centers: Float[Tensor, "layer width"],
