@@ -137,35 +137,60 @@ def judge(
     labelings = rows.labelings(config.refits, config.seed)
     held = RowSet(HELD_OUT, rows.labels, rows.splits.folds, weights, labelings)
     baseline = held.measure(surface.logits[0])
-    results: list[Row] = []
-    logits, best, chosen = {SURFACE: surface.logits[0]}, {}, {}
-    for probe in PROBES:
-        own = [each[probe] for each in readings]
-        inner = np.stack([each.inner for each in own])  # [place labeling fold]
-        picked = inner.argmax(axis=0)  # each labeling chooses its own place for each fold
-        best[probe] = places[int(inner[:, 0].mean(axis=1).argmax())]
-        chosen[probe] = [places[at] for at in picked[0]]
-        nested = _choose_places([each.logits for each in own], picked, rows.splits.folds)
-        logits[probe] = nested[0]
-        results += _judge_places(held, probe, places, own, baseline)
-        nulls = _make_nulls(held.measure_null(nested), chosen=True)
-        results += held.make_rows(CHOSEN, probe, held.measure(nested[0]), nulls, baseline)
+    judged = {
+        probe: _judge_probe(held, probe, places, [each[probe] for each in readings], baseline) for probe in PROBES
+    }
+    results = [row for each in judged.values() for row in each.rows]
     nulls = _make_nulls(held.measure_null(surface.logits))
     results += held.make_rows(SURFACE, BASELINE, baseline, nulls, None)
     new: dict[str, Array] = {}
     if fresh is not None:
         results += _judge_fresh(config, fresh, places, readings, surface)
-        new = {probe: _fresh_logits(readings[places.index(best[probe])][probe]) for probe in PROBES}
+        new = {probe: _fresh_logits(readings[places.index(each.best)][probe]) for probe, each in judged.items()}
         new[SURFACE] = _fresh_logits(surface)
     return Judged(
         results=pd.DataFrame(results),
-        chosen=chosen,
-        best=best,
-        logits=logits,
+        chosen={probe: each.chosen for probe, each in judged.items()},
+        best={probe: each.best for probe, each in judged.items()},
+        logits={SURFACE: surface.logits[0], **{probe: each.logits for probe, each in judged.items()}},
         fresh=new,
         weights=np.stack([[each[probe].weight for probe in PROBES] for each in readings]),
         biases=np.stack([[each[probe].bias for probe in PROBES] for each in readings]),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedProbe:
+    """One kind of probe on the rows that were held out.
+
+    Attributes:
+        rows: of the results, of every place and of the places that were chosen.
+        chosen: the place that was chosen for each fold.
+        best: the place with the best inner scores over all folds.
+        logits: at the chosen places, [row].
+    """
+
+    rows: list[Row]
+    chosen: list[str]
+    best: str
+    logits: Array
+
+
+def _judge_probe(
+    held: RowSet, probe: str, places: Sequence[str], readings: Sequence[ProbeReadings], baseline: Measured
+) -> JudgedProbe:
+    """Every place, beside probes of permuted labels there; and the places that were chosen inside the folds."""
+    rows: list[Row] = []
+    draws = [held.measure_null(each.logits) for each in readings]
+    for place, each, own in zip(places, readings, draws, strict=True):
+        rows += held.make_rows(place, probe, held.measure(each.logits[0]), _make_nulls(own, draws), baseline)
+    inner = np.stack([each.inner for each in readings])  # [place labeling fold]
+    picked = inner.argmax(axis=0)  # each labeling chooses its own place for each fold
+    nested = _choose_places([each.logits for each in readings], picked, held.folds)
+    nulls = _make_nulls(held.measure_null(nested), chosen=True)
+    rows += held.make_rows(CHOSEN, probe, held.measure(nested[0]), nulls, baseline)
+    best = places[int(inner[:, 0].mean(axis=1).argmax())]
+    return JudgedProbe(rows, [places[at] for at in picked[0]], best, nested[0])
 
 
 def _choose_places(logits: Sequence[Array], picked: NDArray[np.int64], folds: NDArray[np.int64]) -> Array:
@@ -173,18 +198,6 @@ def _choose_places(logits: Sequence[Array], picked: NDArray[np.int64], folds: ND
     values = np.stack(logits)  # [place labeling row]
     nested: Array = values[picked[:, folds], np.arange(values.shape[1])[:, None], np.arange(len(folds))]
     return nested
-
-
-def _judge_places(
-    held: RowSet, probe: str, places: Sequence[str], readings: Sequence[ProbeReadings], baseline: Measured
-) -> list[Row]:
-    """Every place, beside probes of permuted labels there, corrected for the choice among all places."""
-    rows: list[Row] = []
-    draws = [held.measure_null(each.logits) for each in readings]
-    for place, each, own in zip(places, readings, draws, strict=True):
-        nulls = _make_nulls(own, draws)
-        rows += held.make_rows(place, probe, held.measure(each.logits[0]), nulls, baseline)
-    return rows
 
 
 def _make_nulls(
