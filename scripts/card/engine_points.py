@@ -23,7 +23,7 @@ from probing.instruments.columns import COLUMNS
 from probing.instruments.pair_scores import PairScorer
 from probing.models import layers
 from probing.models.layers import Stack, find_stack
-from probing.probes import ccs
+from probing.probes import ccs_training
 
 CAUSAL_LIMIT = 0.0
 """In half precision: no bit of earlier states may change with later tokens."""
@@ -196,7 +196,7 @@ def uncaptured() -> Iterator[None]:
             epoch()
         report(epochs)
 
-    with replaced((ccs, "_run_captured", run)):
+    with replaced((ccs_training, "_replay_as_graph", run)):
         yield
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from probing.data.statements import Layout, Template, parse_replacement
 from probing.runs.common.options import (
+    PAIR,
     CategoryOptions,
     FoldOptions,
     OneModelOptions,
@@ -20,7 +21,6 @@ PROBES_FILE = "probes.safetensors"
 SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
 FORMS_FILE = "forms.jsonl"
-PAIR = "pair"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from probing.types import Over
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TEXT = "text"
 """``split_by`` where only rows of equal text must stay together."""
+PAIR = "pair"
+"""``split_by`` where only pairs of statements that share a text must."""
 DEFAULT_PLACES = "resid_post:all"
 
 
