@@ -267,11 +267,6 @@ def _from_dataset(source: str, loaded: Any, split: str | None) -> Table:
     return Table(source, "datasets", rows, lines, digest.hexdigest(), loaded)
 
 
-def is_empty(value: object) -> bool:
-    """Whether a value is what tables have where nothing is: none, NaN or white space."""
-    return value is None or value != value or not str(value).strip()
-
-
 def canonical(value: Any) -> bytes:
     """One spelling for equal values, for hashing."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n"

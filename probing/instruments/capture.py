@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probing.data.prompts import Columns, TokenizedPrompt, prompts_from_rows, tokenize_prompts
+from probing.data.prompts import Columns, prompts_from_rows
 from probing.engine.budget import TokenBudget, find_budget
 from probing.engine.modes import choose_mode
 from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
@@ -21,6 +21,7 @@ from probing.instruments.problems import warn_of
 from probing.models.layers import find_stack
 from probing.models.load import DTYPES, LanguageModel
 from probing.report.progress import Progress
+from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
 from probing.types import Activations, Capture, LabelledPrompt, Place, Problem, TokenActivations
 
 BLOCK_ROWS = 1024
@@ -116,9 +117,9 @@ class Capturer:
             progress: see ``PairScorer.score``.
         """
         report = progress if progress is not None else (lambda rows, tokens: None)
-        problems = {row.id: Problem(row.id, row.status, row.detail) for row in tokenized if row.status != "ok"}
+        problems = {row.id: row.problem for row in tokenized if row.problem is not None}
         report(len(problems), 0)
-        rows = [row for row in tokenized if row.status == "ok"]
+        rows = [row for row in tokenized if row.problem is None]
         if not rows:
             empty = [torch.empty((0, self.stream.stack.width), dtype=self.dtype) for _ in self.places]
             return CapturedBlock(empty, torch.empty(0, dtype=torch.long), tokenized, problems, 0)

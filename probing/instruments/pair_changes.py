@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import TokenBudget
 from probing.errors import SourceMismatch
 from probing.instruments.columns import LIKELIHOOD_COLUMNS
 from probing.instruments.pair_scores import Measured, PairScorer, as_frame
 from probing.metrics.displacement import moved_tokens
 from probing.models.load import LanguageModel
+from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Problem
 
 SIDES = ("chosen", "rejected")
@@ -148,9 +148,9 @@ class PairComparer:
             progress: see ``PairScorer.score``.
         """
         report = progress if progress is not None else (lambda pairs, tokens: None)
-        problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
+        problems = {pair.id: pair.problem for pair in tokenized if pair.problem is not None}
         report(len(problems), 0)
-        runnable = [pair for pair in tokenized if pair.status == "ok"]
+        runnable = [pair for pair in tokenized if pair.problem is None]
         changes: dict[str, dict[str, Any]] = {}
         tokens = [TOKENS_SCHEMA.empty_table()]
         run = sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in runnable)

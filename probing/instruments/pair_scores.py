@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from probing.data.pairs import pairs_from_rows
-from probing.data.tokenize import TokenizedPair, tokenize_pairs
 from probing.engine.budget import TokenBudget, find_budget
 from probing.engine.modes import choose_mode
 from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
@@ -35,6 +34,7 @@ from probing.models.heads import find_head
 from probing.models.layers import find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 from probing.types import PreferencePair, Problem
 
 BLOCK_PAIRS = 512
@@ -150,9 +150,9 @@ class PairScorer:
     ) -> ScoredBlock:
         """``score`` of what ``tokenize`` made."""
         report = progress if progress is not None else (lambda pairs, tokens: None)
-        problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
+        problems = {pair.id: pair.problem for pair in tokenized if pair.problem is not None}
         report(len(problems), 0)
-        runnable = [pair for pair in tokenized if pair.status == "ok"]
+        runnable = [pair for pair in tokenized if pair.problem is None]
         scores = self._score(runnable, problems, report) if runnable else {}
         frame = as_frame(tokenized, problems, {name: _dtype(name) for name in self.columns}, scores)
         tokens = sum(_run_tokens(pair) for pair in runnable)

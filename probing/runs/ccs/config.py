@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from probing.data.forms import Template, parse_replacement
+from probing.data.layouts import Layout
 from probing.data.places import expand_places
-from probing.data.statements import Layout, Template, parse_replacement
 from probing.probes.controls import LEAST_FOLDS
 from probing.runs.common.options import check_at_least, check_beside_store
 

@@ -126,9 +126,9 @@ def _unread(
         for name in names:
             if not forms.has([pair.id], name):
                 continue  # a control that the store does not have
-            status, detail = forms.status(pair.id, name)
-            if status != "ok":
-                found[pair.id] = Problem(pair.id, status, f"{name}{detail}")
+            problem = forms.problem(pair.id, name)
+            if problem is not None:
+                found[pair.id] = problem
                 break
     return found
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probing.data.tables import Table, canonical, is_empty
+from probing.data.columns import require_split_values
+from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid, UsageError
 from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.types import LabelledPrompt
@@ -24,10 +25,7 @@ def values_to_split(config: Any, table: Table, prompts: Sequence[LabelledPrompt]
         values = [row.get(config.split_by) for row in table.rows]
     else:
         raise UsageError(f"{table.path}: rows of preference pairs can be split by text only")
-    missing = [prompt.id for prompt, value in zip(prompts, values, strict=True) if is_empty(value)]
-    if missing:
-        raise DataInvalid(f"{table.path}: row '{missing[0]}' has no {config.split_by} to split by")
-    return [str(value) for value in values]
+    return require_split_values(table, config.split_by, [prompt.id for prompt in prompts], values, "row")
 
 
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:

@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import TokenBudget
 from probing.errors import NotFinite, ProbingError, StoreCorrupt
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, TOKEN_COLUMNS
@@ -42,6 +41,7 @@ from probing.runs.displacement.tables import Results, course_frame, make_tables
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
+from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Report
 
 TOKENS_PREFIX = "tokens_"
@@ -217,7 +217,7 @@ def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path
         pairs, where = data.of(block), data.where(block)
         tokenized = scorer.tokenize(pairs, where)
         check_same_tokens(before.tokenize(pairs, where), tokenized, policy, where)
-        return [pair for pair in tokenized if pair.status == "ok"]
+        return [pair for pair in tokenized if pair.problem is None]
 
     def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
         values = likelihoods(scorer, tokenized)
