@@ -38,9 +38,10 @@ class ConversationRenderer:
         Raises:
             DataInvalid: the template refuses it.
         """
-        apply = functools.partial(self.tokenizer.apply_chat_template, tokenize=False, tools=self.tools)
         try:
-            text: str = apply(conversation, **options, **(self.arguments or {}))
+            text: str = self.tokenizer.apply_chat_template(
+                conversation, tokenize=False, tools=self.tools, **options, **(self.arguments or {})
+            )
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataInvalid(f"the chat template refuses this conversation: {error}") from error
         return text

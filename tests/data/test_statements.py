@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from probing.data.bundled import bundled_data
 from probing.data.layouts import StatementColumns
 from probing.data.statements import contrast_pairs_from_rows, contrast_pairs_from_table, text_groups
-from probing.data.tables import read_table, staged_rows
+from probing.data.tables import read_table
+from probing.data.writing import staged_rows
 from probing.errors import DataInvalid, UsageError
 from probing.types import ContrastPair
 

@@ -106,4 +106,3 @@ def test_the_docs_list_them_with_their_meanings(page):
 
 def test_every_word_is_in_the_docs():
     assert {word for words in TABLES.values() for word in words} == set(STATUSES)
-

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from probing.data.columns import require_split_values
 from probing.data.tables import Table, canonical
+from probing.data.words import evenly_spaced
 from probing.errors import DataInvalid, UsageError
 from probing.probes.controls import LEAST_FOLDS, make_folds
 from probing.types import LabelledPrompt
@@ -36,7 +37,7 @@ def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
 
 def text_key(prompt: LabelledPrompt) -> str:
     """The text of a row; white space counts once."""
-    text = " ".join(prompt.text.split()) if isinstance(prompt.text, str) else prompt.text
+    text = evenly_spaced(prompt.text) if isinstance(prompt.text, str) else prompt.text
     return canonical(text).decode()
 
 
