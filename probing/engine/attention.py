@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from probing.data.batches import PAD_TO
 from probing.engine.transfer import uploaded
 from probing.engine.trees import Path
+from probing.tokens.padding import PAD_TO
 
 NAME = "probing_paths"
 Seen = Literal["causal", "all", "other"]

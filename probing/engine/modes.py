@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from probing.data.batches import padded_length
 from probing.engine.attention import Layout, configs_of, packed_attention
 from probing.engine.transfer import uploaded
 from probing.engine.trees import Batch, Segment, packed, plant, stacked
@@ -24,6 +23,7 @@ from probing.models.layers import (
     trial_ids,
 )
 from probing.models.load import LanguageModel
+from probing.tokens.padding import padded_length
 
 log = logging.getLogger(__name__)
 

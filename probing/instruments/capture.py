@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probing.data.prompts import Columns, TokenizedPrompt, prompts_from_rows, tokenize_prompts
+from probing.data.prompts import Columns, prompts_from_rows
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
@@ -27,6 +27,7 @@ from probing.instruments.reading import (
 from probing.models.layers import find_stack
 from probing.models.load import DTYPES, LanguageModel
 from probing.report.progress import Progress
+from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
 from probing.types import Activations, Capture, LabelledPrompt, Place, Problem, TokenActivations
 
 BLOCK_ROWS = 1024

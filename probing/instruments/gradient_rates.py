@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
 from probing.models.layers import Stack, accepts, evaluating, logits_of
+from probing.tokens.pairs import TokenizedPair
 
 PIECE = 1 << 22
 

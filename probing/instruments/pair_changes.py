@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import Stream
 from probing.errors import SourceMismatch
 from probing.instruments.columns import LIKELIHOOD_COLUMNS
@@ -15,6 +14,7 @@ from probing.instruments.pair_scores import Measured, PairScorer, as_frame, coun
 from probing.instruments.reading import Advance, report_tokens, split_runnable
 from probing.metrics.displacement import moved_tokens
 from probing.models.load import LanguageModel
+from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Problem
 
 SIDES = ("chosen", "rejected")

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 
 from probing.data.pairs import pairs_from_rows
-from probing.data.tokenize import TokenizedPair, tokenize_pairs
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid
@@ -43,6 +42,7 @@ from probing.models.heads import find_head
 from probing.models.layers import Stack, find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 from probing.types import Pooling, PreferencePair, Problem
 
 BLOCK_PAIRS = 512

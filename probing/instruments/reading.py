@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -17,6 +17,7 @@ from probing.instruments.ahead import one_ahead
 from probing.models.layers import Site, Stack
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.tokens.judged import Judged
 from probing.types import Pooling, Problem
 
 Advance = Callable[[float, int], None]
@@ -100,31 +101,15 @@ def check_max_length(max_length: int | None, positions: int | None) -> int | Non
     return max_length
 
 
-class TokenizedRow(Protocol):
-    """A row as token ids, or what is wrong with it."""
-
-    @property
-    def id(self) -> str:
-        """Of the row."""
-
-    @property
-    def status(self) -> str:
-        """Either "ok", or why it cannot be run."""
-
-    @property
-    def detail(self) -> str:
-        """What is wrong, in words."""
-
-
-Runnable = TypeVar("Runnable", bound=TokenizedRow)
+Runnable = TypeVar("Runnable", bound=Judged)
 
 
 def split_runnable(tokenized: Sequence[Runnable], report: Advance | None) -> tuple[list[Runnable], dict[str, Problem]]:
     """The rows that can be run; the problems of the others by id, which are reported as done."""
-    problems = {row.id: Problem(row.id, row.status, row.detail) for row in tokenized if row.status != "ok"}
+    problems = {row.problem.id: row.problem for row in tokenized if row.problem is not None}
     if report is not None:
         report(len(problems), 0)
-    return [row for row in tokenized if row.status == "ok"], problems
+    return [row for row in tokenized if row.problem is None], problems
 
 
 def report_tokens(report: Advance | None, rows: int, tokens: int) -> Callable[[int], None] | None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from probing.data.filters import RULES, check_rule
 from probing.data.pairs import content_sha256
-from probing.data.tables import Table, file_format, staged_rows
+from probing.data.tables import Table, file_format
+from probing.data.writing import staged_rows
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs

@@ -9,7 +9,6 @@ import tiny
 import torch
 
 from probing import score_pairs
-from probing.data.tokenize import tokenize_pairs
 from probing.errors import UsageError
 from probing.instruments import pair_scores
 from probing.instruments.columns import ALL_COLUMNS, COLUMNS, LIKELIHOOD_COLUMNS
@@ -18,6 +17,7 @@ from probing.instruments.pair_scores import PairScorer, as_pairs
 from probing.kernels.output_head import Unembedding
 from probing.metrics.displacement import free_feature_rate
 from probing.models.layers import find_backbone
+from probing.tokens.pairs import tokenize_pairs
 
 ROWS = tiny.PAIRS
 RATES = ["displacement_rate", "displacement_rate_exact"]

@@ -9,7 +9,6 @@ import pyarrow as pa
 import torch
 
 from probing.data.contents import content_of_row
-from probing.data.prompts import TokenizedPrompt
 from probing.data.tables import Table
 from probing.errors import StoreCorrupt
 from probing.instruments.capture import CapturedBlock, Capturer
@@ -28,6 +27,7 @@ from probing.store.activations import REPAIR, ROWS_FILE, fault, states_path, wri
 from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, SHARDS, RunFolder
 from probing.store.shards import join_shards, shard_path, write_shard
+from probing.tokens.prompts import TokenizedPrompt
 from probing.types import Capture, LabelledPrompt, Report
 
 

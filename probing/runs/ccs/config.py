@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from probing.data.statements import Layout, Template, parse_replacement
+from probing.data.forms import Template, parse_replacement
+from probing.data.layouts import Layout
 from probing.runs.common.options import (
     PAIR,
     CategoryOptions,

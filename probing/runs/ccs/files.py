@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from sklearn.decomposition import PCA
 
-from probing.data.statements import FORMS
+from probing.data.forms import FORMS
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.probes.contrast_readings import PROBES

@@ -129,9 +129,9 @@ def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Var
         for name in names:
             if not forms.has([pair.id], name):
                 continue  # a control that the store does not have
-            status, detail = forms.status(pair.id, name)
-            if status != "ok":
-                problems[pair.id] = Problem(pair.id, status, f"{name}{detail}")
+            problem = forms.problem(pair.id, name)
+            if problem is not None:
+                problems[pair.id] = problem
                 break
     return problems
 

@@ -1,10 +1,11 @@
 """The dataset that an option names, as typed rows."""
 
 from probing.data.bundled import BUNDLED, bundled_data
+from probing.data.columns import ColumnResolver
 from probing.data.pairs import pairs_from_table
 from probing.data.prompts import Columns, prompts_from_table
 from probing.data.tables import Table, read_table
-from probing.errors import DataInvalid, UsageError
+from probing.errors import DataInvalid
 from probing.runs.common.options import TEXT, LabelledOptions
 from probing.types import LabelledPrompt, PreferencePair
 
@@ -32,9 +33,6 @@ def read_labelled(config: LabelledOptions, source: str) -> tuple[Table, list[Lab
     prompts = prompts_from_table(table, columns)
     if all(prompt.label is None for prompt in prompts):
         raise DataInvalid(f"{table.path}: no row has a label; name their column with --label-column")
-    if config.split_by not in (TEXT, "category") and config.split_by not in table.columns:
-        raise UsageError(
-            f"{table.path}: there is no column '{config.split_by}' to split by; give 'text' or one of "
-            f"{', '.join(map(str, table.columns))}"
-        )
+    if config.split_by not in (TEXT, "category"):
+        ColumnResolver.of(table.rows, table.path).check(config.split_by, " to split by", "give 'text' or one of")
     return table, prompts

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probing.data.tables import Table, canonical, is_empty
+from probing.data.columns import require_split_values
+from probing.data.tables import Table, canonical
+from probing.data.words import evenly_spaced
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.options import PAIR, TEXT, FoldOptions
 from probing.statistics.folds import LEAST_FOLDS, make_folds
@@ -55,10 +57,7 @@ def values_to_split(
     values = [getattr(row, config.split_by) for row in rows] if config.split_by in kind.attributes else []
     if all(value is None for value in values):
         values = _column_values(config.split_by, table, len(rows), kind)
-    missing = [row.id for row, value in zip(rows, values, strict=True) if is_empty(value)]
-    if missing:
-        raise DataInvalid(f"{table.path}: {kind.noun} '{missing[0]}' has no {config.split_by} to split by")
-    return [str(value) for value in values]
+    return require_split_values(table, config.split_by, [row.id for row in rows], values, kind.noun)
 
 
 def _column_values(split_by: str, table: Table, rows: int, kind: RowKind) -> list[Any]:
@@ -79,7 +78,7 @@ def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
 
 def text_key(prompt: LabelledPrompt) -> str:
     """The text of a row; white space counts once."""
-    text = " ".join(prompt.text.split()) if isinstance(prompt.text, str) else prompt.text
+    text = evenly_spaced(prompt.text) if isinstance(prompt.text, str) else prompt.text
     return canonical(text).decode()
 
 

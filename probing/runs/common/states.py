@@ -16,7 +16,7 @@ from probing.models.devices import free_memory
 from probing.models.load import LanguageModel, load
 from probing.runs.common.groups import text_units
 from probing.runs.common.options import DEFAULT_PLACES, OneModelOptions
-from probing.store.activations import ActivationStore, open_store
+from probing.store.activations import ActivationStore, open_store, row_problems
 from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
 
@@ -118,10 +118,7 @@ def join_states(
             f"{store.path}: row '{wrong[0]}' of {path} is not in it, or with another text or label "
             f"({len(wrong)} of {len(prompts)} rows)"
         )
-    problems = {
-        row["id"]: Problem(row["id"], row["status"], row["detail"] or "")
-        for row in known[known["status"] != "ok"].to_dict("records")
-    }
+    problems = {problem.id: problem for problem in row_problems(known)}
     for prompt in prompts:
         if prompt.label is None:
             problems.setdefault(prompt.id, Problem(prompt.id, "no_label", "the row has no label"))

@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.data.tokenize import TokenizedPair
 from probing.errors import NotFinite, ProbingError
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, TOKEN_COLUMNS
 from probing.instruments.pair_changes import (
@@ -52,6 +51,7 @@ from probing.runs.displacement.models import (
 from probing.runs.displacement.tables import Results, course_frame, make_tables
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
+from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Report
 
 TOKENS_PREFIX = "tokens_"
@@ -206,7 +206,7 @@ def measure_step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: in
         pairs, where = data.of(block), data.where(block)
         tokenized = scorer.tokenize(pairs, where)
         check_same_tokens(before.tokenize(pairs, where), tokenized, policy, where)
-        return [pair for pair in tokenized if pair.status == "ok"]
+        return [pair for pair in tokenized if pair.problem is None]
 
     def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
         block, values = data.blocks[number], likelihoods(scorer, tokenized)

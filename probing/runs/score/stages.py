@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.data.tokenize import TokenizedPair
 from probing.instruments.columns import TOKEN_COLUMNS, split_columns
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
@@ -34,6 +33,7 @@ from probing.runs.score.tables import score_tables
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards
+from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Report
 
 _KINDS = {"id": pa.string(), "status": pa.string(), "ranking_correct": pa.bool_()}

@@ -438,7 +438,8 @@ REAL = "hh-rlhf-harmless-test.jsonl.gz"
 def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data, tmp_path, config):
     from probing.data.bundled import bundled_model
     from probing.data.pairs import pairs_from_table
-    from probing.data.tables import read_table, staged_rows
+    from probing.data.tables import read_table
+    from probing.data.writing import staged_rows
 
     table = read_table(str(real_data / REAL))
     order = list(range(len(table.rows)))
