@@ -18,7 +18,11 @@ def is_empty(value: Any) -> bool:
 
 def plain_value(value: Any) -> Any:
     """What a cell holds, as a plain Python value; None where it is empty."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    kind = type(value)
+    if kind is int or kind is bool:  # most cells, and what can never be empty
+        return value
+    if kind is not str and hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, str):
         return value if value.strip() else None
     return None if value is None or value != value else value

@@ -55,20 +55,14 @@ class ColumnResolver:
             return named
         return next((column for column in usual if column in self.present), None)
 
-    def need(self, column: str | None, option: str, missing: str) -> str:
-        """A column that there must be.
+    def lacks(self, what: str, option: str) -> DataInvalid:
+        """The error to raise where a column that there must be was not found.
 
         Args:
-            column: what ``find`` gave.
-            option: the option of the command line that names it.
-            missing: what to say if there is none.
-
-        Raises:
-            DataInvalid: there is none; lists those that there are.
+            what: is missing.
+            option: the option of the command line that names such a column.
         """
-        if column is None:
-            raise DataInvalid(f"{self.name}: {missing}; name one with {option}; the columns are {self.listed}")
-        return column
+        return DataInvalid(f"{self.name}: {what}; name one with {option}; the columns are {self.listed}")
 
 
 def column_values(table: Table, name: str) -> list[object]:

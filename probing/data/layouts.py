@@ -87,8 +87,12 @@ class Cells:
 
     def needed(self, role: str, why: str = "") -> str:
         """The name of a column that there must be."""
-        missing = f"there is no column of the {role} ({', '.join(USUAL_COLUMNS[role])}){why}"
-        return self.resolver.need(getattr(self.columns, role), f"--{role}-column", missing)
+        column: str | None = getattr(self.columns, role)
+        if column is None:
+            raise self.resolver.lacks(
+                f"there is no column of the {role} ({', '.join(USUAL_COLUMNS[role])}){why}", f"--{role}-column"
+            )
+        return column
 
     def value(self, index: int, column: str) -> Any:
         """What a row holds, as a plain value; None where that is nothing."""

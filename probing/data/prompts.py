@@ -67,8 +67,9 @@ def prompts_from_rows(
         if any(column is not None for column in named):
             raise UsageError(f"{name}: preference pairs are read by their own columns; leave out the names of others")
         return [side for pair in pairs_from_rows(rows, where, columns.id) for side in _sides(pair, substring)]
-    missing = f"no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected)"
-    text = resolver.need(resolver.find(columns.text, TEXT_COLUMNS), "--text-column", missing)
+    text = resolver.find(columns.text, TEXT_COLUMNS)
+    if text is None:
+        raise resolver.lacks(f"no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected)", "--text-column")
     response = resolver.find(columns.response, RESPONSE_COLUMNS)
     texts = [text_of(row, text, where(index), rows) for index, row in enumerate(rows)]
     responses = [

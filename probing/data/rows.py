@@ -94,7 +94,9 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
     values = [row.get(column) for row in rows]
     if id_column is None and all(value is None for value in values):
         return _content_ids(rows, sides)
-    bare = next((index for index, value in enumerate(values) if _is_absent(value)), None)
+    bare = next((index for index, value in enumerate(values) if is_empty(value)), None)
+    if bare is not None and isinstance(values[bare], str):
+        raise DataInvalid(f"{where(bare)}: the id in column '{column}' is empty")
     if bare is not None:
         raise DataInvalid(
             f"{where(bare)}: there is no id in column '{column}'; the columns are {', '.join(rows[bare])}"
@@ -102,8 +104,6 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
     seen: dict[str, int] = {}
     for index, identity in enumerate(map(str, values)):
         check_characters(identity, column, where(index))
-        if is_empty(identity):
-            raise DataInvalid(f"{where(index)}: the id in column '{column}' is empty")
         if identity in seen:
             raise DataInvalid(
                 f"{where(index)}: id '{identity}' in column '{column}' was already used at {where(seen[identity])}; "
@@ -111,11 +111,6 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
             )
         seen[identity] = index
     return list(seen)
-
-
-def _is_absent(value: Any) -> bool:
-    """Empty, but not for being written as white space."""
-    return not isinstance(value, str) and is_empty(value)
 
 
 def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[str]:

@@ -38,11 +38,9 @@ def test_a_name_that_is_not_there_is_refused(missing):
 
 
 def test_a_column_that_must_be_there():
-    assert RESOLVER.need("kind", "--kind-column", "no kind") == "kind"
-    with pytest.raises(
-        DataInvalid, match=r"^some data: no kind; name one with --kind-column; the columns are id, text"
-    ):
-        RESOLVER.need(None, "--kind-column", "no kind")
+    error = RESOLVER.lacks("no kind", "--kind-column")
+    assert isinstance(error, DataInvalid)
+    assert str(error) == "some data: no kind; name one with --kind-column; the columns are id, text, kind, prompt"
 
 
 def test_values_of_a_column(table):

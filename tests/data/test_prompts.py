@@ -28,10 +28,12 @@ def test_rows_of_a_table(tmp_path):
     assert (second.id, second.text[1]["content"], second.label, second.response) == ("2", "Is a boat near?", None, None)
 
 
-@pytest.mark.parametrize("label", [None, float("nan"), ""])
+@pytest.mark.parametrize("label", [None, float("nan"), "", " "])
 def test_labels_that_are_none(tmp_path, label):
-    (prompt,) = prompts_from_table(write(tmp_path / "x.jsonl", [{"text": "near", "label": label}]), Columns())
+    row = {"text": "near", "label": label, "category": label}
+    (prompt,) = prompts_from_table(write(tmp_path / "x.jsonl", [row]), Columns())
     assert prompt.label is None
+    assert prompt.category is None
 
 
 def test_columns_can_be_named(tmp_path):
