@@ -108,7 +108,7 @@ def find_wrong_job(here, there):
     if other is None or job == DEMO:
         return None
     if job != other:
-        allowed = {FOR_OTHERS.get(other), *EDGES.get((job, other), ())}
+        allowed = {FOR_OTHERS.get(other), *EDGES.get((job, other), ())} - {None}
         return None if part in allowed else f"{job} imports the job {other}"
     if part == "job":
         return None if file is None else "job.py is imported by its package alone"
@@ -195,6 +195,7 @@ PLANTED = [
     ("models/planted.py", "import probing", "an arrow up"),
     ("store/planted.py", "from probing.types import _hidden", "a private name"),
     ("runs/probe/results.py", "from probing.runs.ccs.results import judge", "probe imports the job ccs"),
+    ("runs/probe/results.py", "from probing.runs import ccs", "probe imports the job ccs"),
     ("runs/ccs/states.py", "from probing.runs.capture.stages import capture_into", "ccs imports the job capture"),
     ("runs/probe/results.py", "from probing.runs.probe.tables import make_tables", "which does not stand before it"),
     ("runs/probe/stages.py", "from probing.runs.probe.job import run", "imported by its package alone"),
@@ -206,7 +207,15 @@ def test_a_wrong_import_is_found(tmp_path, place, line, reason):
     planted = tmp_path / "probing" / place
     planted.parent.mkdir(parents=True)
     (tmp_path / "kernels").mkdir()
-    for module in ("probe/tables", "probe/job", "ccs/results", "capture/stages", "score/config", "demo"):
+    for module in (
+        "probe/tables",
+        "probe/job",
+        "ccs/results",
+        "ccs/__init__",
+        "capture/stages",
+        "score/config",
+        "demo",
+    ):
         path = tmp_path / "probing/runs" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("import math\nfrom probing.errors import DataInvalid\n")

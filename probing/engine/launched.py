@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from probing.engine.readouts import Spots
-from probing.engine.transfer import Download, uploaded
+from probing.engine.transfer import Download, upload
 from probing.types import Pooling
 
 
@@ -67,4 +67,4 @@ class LaunchedBatch:
             if pooling == "tokens":
                 where = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in where])
             for whole, part in zip(readings.values[pooling], sites, strict=True):
-                whole[uploaded([where.numpy()], whole.device)[0].long()] = part
+                whole[upload([where.numpy()], whole.device)[0].long()] = part

@@ -16,7 +16,7 @@ from probing.engine.budget import TokenBudget, trial_shape
 from probing.engine.compiled import compiled_blocks
 from probing.engine.launched import LaunchedBatch, Readings, Values
 from probing.engine.modes import Mode, attending
-from probing.engine.readouts import Spots, combined
+from probing.engine.readouts import Spots, combine
 from probing.engine.trees import Batch, Segment, Tree, halves, packed, plant, stacked, take
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.kernels.dispatch import with_fallbacks
@@ -232,7 +232,7 @@ class Stream:
         values, at = [], 0
         for site in self.sites:
             among = [part[pooling] for part in parts[at : at + len(site.taps)]]
-            value = combined([part.to(among[0].device) for part in among], site.factors)
+            value = combine([part.to(among[0].device) for part in among], site.factors)
             if self.per_token is not None and following is not None and pooling == "tokens":
                 value = self.per_token(value, following)
             kept = value.dtype if pooling in self._staying() else torch.promote_types(value.dtype, torch.float32)

@@ -123,10 +123,10 @@ class Capturer:
         tokens = sum(segment.stop for segment in segments)
         with set_up(self.language_model):
             readings = self.stream.read(segments, report_tokens(report, len(rows), tokens))
-        values, counts = self._finite(rows, readings.values[self.request.pooling], readings.counts, problems)
+        values, counts = self._keep_finite(rows, readings.values[self.request.pooling], readings.counts, problems)
         return CapturedBlock(values, counts, tokenized, problems, tokens)
 
-    def _finite(
+    def _keep_finite(
         self, rows: Sequence[TokenizedPrompt], values: list[Tensor], counts: Tensor, problems: dict[str, Problem]
     ) -> tuple[list[Tensor], Tensor]:
         """Only rows whose states are finite at every place; the others become problems."""

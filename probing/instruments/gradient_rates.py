@@ -33,7 +33,7 @@ class GradientRates:
     chosen: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.chosen = chosen_parameters(self.stack, self.parameters)
+        self.chosen = choose_parameters(self.stack, self.parameters)
 
     def rate(self, pair: TokenizedPair) -> float:
         """The change of ``ln p(y+)`` per unit of ``-l'``; two backward passes, gradients in the weights' dtype."""
@@ -77,7 +77,7 @@ def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Te
     return logits.to(exact).log_softmax(dim=-1).gather(1, targets[:, None]).sum()
 
 
-def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
+def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     """The parameters of a model that ``which`` names; see ``GradientRates``."""
     model = stack.language_model.model
     if any(parameter.device.type == "meta" for parameter in model.parameters()):

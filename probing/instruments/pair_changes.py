@@ -202,10 +202,10 @@ class PairComparer:
         }
         for way in ("gained", "lost"):
             known = getattr(moved, f"{way}_ids")
-            columns[way] = listed(self._named(known.flatten().tolist()), count)
-            columns[f"{way}_ids"] = listed(known.flatten().numpy(), count)
+            columns[way] = as_lists(self._named(known.flatten().tolist()), count)
+            columns[f"{way}_ids"] = as_lists(known.flatten().numpy(), count)
             for time in ("before", "after"):
-                columns[f"{way}_{time}"] = listed(getattr(moved, f"{way}_{time}").flatten().double().numpy(), count)
+                columns[f"{way}_{time}"] = as_lists(getattr(moved, f"{way}_{time}").flatten().double().numpy(), count)
         good = [pair.id not in problems for pair, _, response in sides for _ in response]
         return pa.table(columns, schema=TOKENS_SCHEMA).filter(pa.array(good))
 
@@ -216,7 +216,7 @@ class PairComparer:
         return [self._names[id] for id in ids]
 
 
-def listed(values: Any, count: int) -> pa.Array:
+def as_lists(values: Any, count: int) -> pa.Array:
     """Values as lists of so many each."""
     return pa.ListArray.from_arrays(pa.array(range(0, len(values) + 1, count), pa.int32()), pa.array(values))
 
@@ -252,7 +252,7 @@ def check_same_head(before: PairScorer, after: PairScorer) -> None:
         )
 
 
-def same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
+def check_same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
     """Raise ``SourceMismatch`` unless both tokenizers give every token the same id."""
     known, other = reference.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
     if known != other:
@@ -265,7 +265,7 @@ def same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
         )
 
 
-def likelihoods(scorer: PairScorer, pairs: Sequence[TokenizedPair]) -> dict[str, tuple[float, float]]:
+def measure_likelihoods(scorer: PairScorer, pairs: Sequence[TokenizedPair]) -> dict[str, tuple[float, float]]:
     """Log-probabilities of both responses under one model, by id; without the pairs that it gives no finite one."""
     finite: dict[str, tuple[float, float]] = {}
     for group in scorer.groups(pairs) if pairs else []:

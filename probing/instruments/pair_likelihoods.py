@@ -81,7 +81,7 @@ def free_rates(
     ).cpu()
 
 
-def bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) -> str | None:
+def describe_bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) -> str | None:
     """Where the likelihood of a pair is not finite, in words; None where it is.
 
     Args:

@@ -22,7 +22,13 @@ from probing.instruments.columns import (
     known_columns,
 )
 from probing.instruments.gradient_rates import GradientRates
-from probing.instruments.pair_likelihoods import as_columns, bad_token, free_rates, likelihood_columns, stats_of
+from probing.instruments.pair_likelihoods import (
+    as_columns,
+    describe_bad_token,
+    free_rates,
+    likelihood_columns,
+    stats_of,
+)
 from probing.instruments.reading import (
     Advance,
     NonFiniteExplainer,
@@ -237,7 +243,7 @@ class PairScorer:
             if set(bad) & set(SCORE_COLUMNS):
                 details.append(self._explain(pair))
             elif said is not None and not bool(said.isfinite().all()):
-                details.append(bad_token(self.language_model.tokenizer, pair, said))
+                details.append(describe_bad_token(self.language_model.tokenizer, pair, said))
             else:
                 details.append(f"{bad[0]} is {measured.columns[bad[0]][index]}" if bad else None)
         return details

@@ -9,7 +9,7 @@ from typing import Any
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, ProbingError, UsageError
-from probing.instruments.pair_changes import same_vocabulary
+from probing.instruments.pair_changes import check_same_vocabulary
 from probing.models.adapters import base_of, is_adapter
 from probing.models.load import LanguageModel, brings_tokenizer, load
 from probing.runs.common.parts import Dataset
@@ -79,7 +79,7 @@ def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str)
     tokenizer = None if brings_tokenizer(name) else reference.tokenizer
     dtype = dtype_name(reference.dtype) if config.dtype == "auto" else config.dtype
     policy = load(name, config.policy_revision, dtype, config.device, config.trust_remote_code, tokenizer)
-    same_vocabulary(reference, policy)
+    check_same_vocabulary(reference, policy)
     return policy
 
 

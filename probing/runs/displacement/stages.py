@@ -17,7 +17,7 @@ from probing.instruments.pair_changes import (
     PairComparer,
     check_same_head,
     check_same_tokens,
-    likelihoods,
+    measure_likelihoods,
 )
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
@@ -209,7 +209,7 @@ def measure_step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: in
         return [pair for pair in tokenized if pair.problem is None]
 
     def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
-        block, values = data.blocks[number], likelihoods(scorer, tokenized)
+        block, values = data.blocks[number], measure_likelihoods(scorer, tokenized)
         nothing = (float("nan"), float("nan"))
         rows = [(pair.id, *values.get(pair.id, nothing)) for pair in data.of(block)]
         report(len(block), sum(len(pair.chosen) + len(pair.rejected) for pair in tokenized))
