@@ -37,12 +37,12 @@ WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EN
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its status: 0 done, 2 the caller's mistake, 1 anything else, 130 interrupted."""
-    sys.exit(_status(list(sys.argv[1:] if arguments is None else arguments)))
+    sys.exit(_run_command(list(sys.argv[1:] if arguments is None else arguments)))
 
 
-def _status(arguments: list[str]) -> int:
+def _run_command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview(), file=sys.stderr if not arguments else sys.stdout)
+        print(_make_overview(), file=sys.stderr if not arguments else sys.stdout)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from probing.runs.common.versions import DISTRIBUTION, version_of
@@ -56,7 +56,7 @@ def _status(arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a narrow encoding must not lose a finished run its tables
     logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    return _guarded(command, arguments[command.count(" ") + 1 :])
+    return _run_guarded(command, arguments[command.count(" ") + 1 :])
 
 
 def _find_command(arguments: list[str]) -> str | None:
@@ -69,7 +69,7 @@ def _find_command(arguments: list[str]) -> str | None:
     return command
 
 
-def _overview() -> str:
+def _make_overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
@@ -84,7 +84,7 @@ def _overview() -> str:
     )
 
 
-def _guarded(command: str, arguments: list[str]) -> int:
+def _run_guarded(command: str, arguments: list[str]) -> int:
     """Run, and turn what went wrong into one line and a status."""
     try:
         _run(command, arguments)
@@ -114,7 +114,7 @@ def _run(command: str, arguments: list[str]) -> None:
     config, as_json = _parse(command, config_type, arguments)
     report = job.run(config)
     if as_json:
-        tables = {title: _records(table) for title, table in report.tables.items()}
+        tables = {title: _to_records(table) for title, table in report.tables.items()}
         print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str), flush=True)
         return
     from probing.report.tables import render
@@ -124,7 +124,7 @@ def _run(command: str, arguments: list[str]) -> None:
         print(f"\nwrote {', '.join(report.facts['wrote'])}", file=sys.stderr)
 
 
-def _records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
+def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
     """Rows with every digit, and null for what has no value."""
     rows = table.to_dict("records")
     return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
@@ -133,9 +133,9 @@ def _records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
 def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, bool]:
     """The job's options from ``--config FILE.yaml`` and from flags, which win."""
     parser = _make_parser(command, config_type)
-    spelled = _spelled(arguments)
+    spelled = _respell(arguments)
     repeatable = [entry.name for entry in dataclasses.fields(config_type) if entry.metadata.get("repeatable")]
-    repeated = _repeated(spelled, repeatable)
+    repeated = _collect_repeated(spelled, repeatable)
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
     except UnicodeDecodeError as error:
@@ -154,13 +154,15 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     from jsonargparse import ActionYesNo, ArgumentParser
 
     own, *shared = _described_classes(config_type)
-    parser = ArgumentParser(prog=f"probing {command}", description=_joined(own.short_description, own.long_description))
+    parser = ArgumentParser(
+        prog=f"probing {command}", description=_join_lines(own.short_description, own.long_description)
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     helps = {parameter.arg_name: parameter.description for each in (*shared, own) for parameter in each.params}
     hints, fields = typing.get_type_hints(config_type), {entry.name: entry for entry in dataclasses.fields(config_type)}
     for described in (own, *shared):
-        heading = _joined(described.short_description).rstrip(".")
+        heading = _join_lines(described.short_description).rstrip(".")
         group = parser if described is own else parser.add_argument_group(heading)
         for name in (parameter.arg_name for parameter in described.params if parameter.arg_name in fields):
             entry, kind = fields.pop(name), hints[name]
@@ -177,12 +179,12 @@ def _described_classes(config_type: type) -> "list[docstring_parser.Docstring]":
     return [parse(each.__doc__ or "") for each in config_type.__mro__ if dataclasses.is_dataclass(each)]
 
 
-def _joined(*parts: str | None) -> str:
+def _join_lines(*parts: str | None) -> str:
     """Sentences of a docstring as one text without line breaks."""
     return " ".join(" ".join(part.split()) for part in parts if part)
 
 
-def _repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+def _collect_repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
     """What was given for options that may be repeated, and were; the parser keeps only the last."""
     values: dict[str, list[str]] = {}
     for at, argument in enumerate(arguments):
@@ -193,7 +195,7 @@ def _repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[
     return {name: given for name, given in values.items() if len(given) > 1}
 
 
-def _spelled(arguments: Sequence[str]) -> list[str]:
+def _respell(arguments: Sequence[str]) -> list[str]:
     """Arguments as the parser wants them: ``--batch_tokens`` with a hyphen, ``--below -1e-3`` in one piece."""
     spelled: list[str] = []
     for argument in arguments:

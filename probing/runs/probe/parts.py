@@ -8,23 +8,16 @@ from numpy.typing import NDArray
 
 from probing.data.surface import surface_features
 from probing.errors import OutOfMemory
-from probing.probes.prompts import LabelledRows, fit_prompts
+from probing.probes.prompts import fit_prompts
 from probing.runs.common.parts import Arrays
 from probing.runs.common.results import SURFACE
 from probing.runs.common.states import Prompts, check_memory
-from probing.runs.probe.config import ProbeConfig
+from probing.runs.probe.rows import Material
 
 
-def fit_place(
-    config: ProbeConfig,
-    seen: Prompts,
-    others: Prompts | None,
-    rows: LabelledRows,
-    place: str,
-    device: torch.device,
-    report: Callable[[float], None],
-) -> Arrays:
+def fit_place(material: Material, place: str, device: torch.device, report: Callable[[float], None]) -> Arrays:
     """The arrays of one place, or of the baseline that reads lengths and punctuation."""
+    config, seen, others, rows = material.config, material.seen, material.fresh, material.rows
     origin = None
     if place == SURFACE:
         states, fresh = _surface_states(seen, others)
@@ -57,7 +50,7 @@ def _surface_states(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor
     if not varied.any():  # then a column of zeros, from which nothing can be learnt
         varied[0], mean, spread = True, features[0], np.ones_like(spread)
 
-    def scaled(values: NDArray[np.float64]) -> torch.Tensor:
+    def scale(values: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(((values - mean) / np.where(varied, spread, 1))[:, varied])
 
-    return scaled(features), None if others is None else scaled(surface_features(others.rows))
+    return scale(features), None if others is None else scale(surface_features(others.rows))
