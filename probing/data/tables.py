@@ -53,6 +53,10 @@ class Table:
         """File and line of one row."""
         return f"{self.path}, {self.lines[index]}"
 
+    def facts(self) -> dict[str, Any]:
+        """What the record of a run says of its dataset."""
+        return {"path": self.path, "format": self.format, "rows": len(self.rows), "sha256": self.sha256}
+
     @property
     def columns(self) -> list[str]:
         """Names of all columns, in order of appearance."""

@@ -60,7 +60,7 @@ def gather_facts(
     """What the record and the summary say of the run, apart from its tables."""
     statuses = Counter(problems[pair.id].status if pair.id in problems else "ok" for pair in pairs)
     return {
-        "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
+        "data": table.facts(),
         "source": material.forms.store.facts["source"],
         "how": how_told(material.forms.store),
         "token": material.forms.token,

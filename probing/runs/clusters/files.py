@@ -78,7 +78,7 @@ def _gather_facts(
     rows = material.rows
     of_data = rows.labels[: rows.of_data]
     facts: dict[str, Any] = {
-        "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
+        "data": table.facts(),
         "models": {
             name: {"source": seen.store.facts["source"], "how": how_told(seen.store), "places": places}
             for name, seen, places in zip(material.names, material.seen, material.places, strict=True)

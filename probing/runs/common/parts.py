@@ -156,13 +156,7 @@ class Dataset:
 
     def facts(self) -> dict[str, Any]:
         """What a record says of the data."""
-        return {
-            "path": self.table.path,
-            "format": self.table.format,
-            "rows": len(self.pairs),
-            "sha256": self.table.sha256,
-            "pairs_sha256": content_sha256(self.pairs),
-        }
+        return self.table.facts() | {"rows": len(self.pairs), "pairs_sha256": content_sha256(self.pairs)}
 
 
 def complete_shards(

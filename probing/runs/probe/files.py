@@ -30,7 +30,7 @@ def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, 
     seen, rows, others = material.seen, material.rows, material.fresh
     statuses = Counter(problem.status for problem in seen.problems.values())
     facts: dict[str, Any] = {
-        "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
+        "data": table.facts(),
         "source": seen.store.facts["source"],
         "how": how_told(seen.store),
         "request": seen.store.facts["request"],
