@@ -232,7 +232,7 @@ def test_refits_are_what_other_labels_would_give(states, truth):
     units = np.repeat(np.arange(PAIRS // 2), 2)
     options = quick(random=1, pairings=0, ccs=CCSOptions(restarts=1, epochs=2))
     found = fit_layer(states, rows_of(truth, units=units), options)
-    for draw, flip in enumerate(contrast.label_flips(units, options.refits, 0)):
+    for draw, flip in enumerate(draw_label_flips(units, options.refits, 0)):
         assert np.array_equal(flip[::2], flip[1::2])
         other = rows_of(np.where(flip > 0, truth, ~truth), units=units)
         alone = fit_layer(states, other, options)
