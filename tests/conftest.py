@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported below: no test may wait for a hub
+# Read when the libraries are imported below, and by every process that a test starts: no test may wait for a hub, and
+# none computes with more than one thread, since the models are tiny and several processes run tests at a time.
+ALONE = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+os.environ |= {"HF_HUB_OFFLINE": "1", **ALONE}
 
 # Shapes in signatures are checked while the tests run, and only then.
 with install_import_hook(
@@ -29,8 +32,14 @@ import torch
 
 from probing.kernels import dispatch
 
-# The models are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """A process for each core that may be used; a worker takes about 1.5 GB, so not more than eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores, 8)
 
 
 @pytest.fixture(autouse=True)
