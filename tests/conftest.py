@@ -6,8 +6,8 @@ from jaxtyping import install_import_hook
 
 # Read when the libraries are imported below, and by every process that a test starts: no test may wait for a hub, and
 # none computes with more than one thread, since the models are tiny and several processes run tests at a time.
-ALONE = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-os.environ |= {"HF_HUB_OFFLINE": "1", **ALONE}
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Shapes in signatures are checked while the tests run, and only then.
 with install_import_hook(
@@ -30,6 +30,7 @@ with install_import_hook(
 import tiny
 import torch
 
+from probing.cli import main
 from probing.kernels import dispatch
 
 torch.set_num_threads(1)
@@ -51,6 +52,19 @@ def nothing_ran_slower_yet(monkeypatch):
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     return tiny.save_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(name="probing")
+def run_in_process(capsys):
+    """Run a command in this process: (status, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture
