@@ -86,6 +86,18 @@ def note_calls(patch, owner, name, stop=None):
     return calls
 
 
+def interrupt_when(patch, until):
+    """From now on, the first file that is written while ``until`` is true brings an interrupt."""
+    plain = os.fsync
+
+    def fsync(file):
+        if until():
+            raise KeyboardInterrupt
+        plain(file)
+
+    patch.setattr(os, "fsync", fsync)
+
+
 @contextlib.contextmanager
 def started(command, values, said, until):
     """A job in a process of its own, which still runs and has made the files that ``until`` waits for.

@@ -336,7 +336,7 @@ def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
     said, few, at = tmp_path / "said", config(shard_pairs=1), 0
     with started("score", options(few), said, lambda: count_shards(tmp_path / "out")) as process:
         while process.poll() is None:
-            # Python drops an interrupt that falls into a finaliser; a person sees that it goes on and hits the keys again.
+            # Python drops an interrupt that falls into a finaliser; whoever sees that it goes on hits the keys again.
             if count_shards(tmp_path / "out") > at and "interrupted" not in said.read_text():
                 at = count_shards(tmp_path / "out") + 3
                 process.send_signal(signal.SIGINT)
