@@ -9,29 +9,13 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Shapes in signatures are checked while the tests run, and only then.
-with install_import_hook(
-    ["probing.metrics", "probing.kernels", "probing.engine", "probing.probes"], "beartype.beartype"
-):
-    import probing.engine.readouts
-    import probing.engine.stream
-    import probing.kernels.ccs_step
-    import probing.kernels.pair_distances
-    import probing.kernels.segment_pool
-    import probing.kernels.token_stats
-    import probing.metrics.clusters
-    import probing.metrics.drift
-    import probing.metrics.layer_pooling
-    import probing.metrics.similarity
-    import probing.probes.contrast
-    import probing.probes.polarity
-    import probing.probes.prompts  # noqa: F401
+# Shapes in signatures are checked while the tests run, and only then, in all modules of these that are imported later.
+install_import_hook(["probing.metrics", "probing.kernels", "probing.engine", "probing.probes"], "beartype.beartype")
 
-import tiny
-import torch
+import torch  # noqa: E402
 
-from probing.cli import main
-from probing.kernels import dispatch
+from probing.cli import main  # noqa: E402
+from probing.kernels import dispatch  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -51,6 +35,8 @@ def nothing_ran_slower_yet(monkeypatch):
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
+    import tiny  # with it comes transformers, which tests of kernels do without
+
     return tiny.save_model(tmp_path_factory.mktemp("models") / "llama")
 
 
