@@ -1,5 +1,5 @@
 # make demo    score and filter the bundled data with the bundled model
-# make test    run the tests
+# make test    run the tests, in a process a core and at most eight of them; WORKERS=2 for another number
 # make check   format, lint, types
 # make card    on a machine with a CUDA card: tests and figures in nine minutes (docs/benchmarks/card.md)
 # The first three make their own environment in .venv the first time. Where there is a CUDA card, they use it.
@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
+WORKERS ?= auto
 CARD_PYTHON ?= python3
 CARD_OUT ?= card-out
 CARD := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
@@ -21,7 +22,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/probing demo --out $(OUT)
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

@@ -4,33 +4,27 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported below: no test may wait for a hub
+# Read when the libraries are imported below, and by every process that a test starts: no test may wait for a hub, and
+# none computes with more than one thread, since the models are tiny and several processes run tests at a time.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 
-# Shapes in signatures are checked while the tests run, and only then.
-with install_import_hook(
-    ["probing.metrics", "probing.kernels", "probing.engine", "probing.probes"], "beartype.beartype"
-):
-    import probing.engine.readouts
-    import probing.engine.stream
-    import probing.kernels.ccs_step
-    import probing.kernels.pair_distances
-    import probing.kernels.segment_pool
-    import probing.kernels.token_stats
-    import probing.metrics.clusters
-    import probing.metrics.drift
-    import probing.metrics.layer_pooling
-    import probing.metrics.similarity
-    import probing.probes.contrast
-    import probing.probes.polarity
-    import probing.probes.prompts  # noqa: F401
+# Shapes in signatures are checked while the tests run, and only then, in all modules of these that are imported later.
+install_import_hook(["probing.metrics", "probing.kernels", "probing.engine", "probing.probes"], "beartype.beartype")
 
-import tiny
-import torch
+import torch  # noqa: E402
 
-from probing.kernels import dispatch
+from probing.cli import main  # noqa: E402
+from probing.kernels import dispatch  # noqa: E402
 
-# The models are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """A process for each core that may be used; a worker takes about 1.5 GB, so not more than eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +35,22 @@ def nothing_ran_slower_yet(monkeypatch):
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
+    import tiny  # with it comes transformers, which tests of kernels do without
+
     return tiny.save_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(name="probing")
+def run_in_process(capsys):
+    """Run a command in this process: (status, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from harness import write
 from safetensors.torch import load_file
 
 from probing import Report, cli
-from probing.cli import main
 
 PROBING = str(Path(sys.executable).with_name("probing"))
 ROWS = [
@@ -25,22 +24,7 @@ ROWS = [
 
 @pytest.fixture
 def data(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
-@pytest.fixture
-def probing(capsys):
-    """Run a command in this process: (status, stdout, stderr)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return run
+    return write(tmp_path / "pairs.jsonl", ROWS)
 
 
 @pytest.fixture
@@ -224,10 +208,17 @@ def test_help_and_version(probing):
     assert "--batch-tokens" in probing("score", "--help")[1]
 
 
+def seconds_of(*command):
+    """Of the processor, which other processes beside this one do not lengthen as they do the time of a clock."""
+    before = os.times()
+    subprocess.run(command, check=True, capture_output=True)
+    after = os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system
+
+
 def test_help_answers_at_once():
-    began = time.monotonic()
-    subprocess.run([PROBING, "--help"], check=True, capture_output=True)
-    assert time.monotonic() - began < 1.5
+    """In less time than it takes to import torch: on any machine that is faster than it would be with the libraries."""
+    assert seconds_of(PROBING, "--help") < seconds_of(sys.executable, "-c", "import torch")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +433,7 @@ def test_rows_that_cannot_be_trusted_are_counted_and_then_stop_the_filter(probin
         {"id": "far", "prompt": "Q" * 99, "chosen": " a", "rejected": " b"},
         {"id": "cut", "prompt": "Q", "chosen": " a" * 99, "rejected": " b"},
     ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(data, rows)
     status, out, _ = score("--max-length", "60", "--json")
     assert status == 0
     counts = json.loads(out)["rows_by_status"]
@@ -498,7 +489,7 @@ def test_an_interrupt_leaves_with_130(score, monkeypatch):
 
 def test_a_full_disk_leaves_no_partial_file_and_the_run_goes_on_later(score, data, model_folder, tmp_path):
     """A real limit on file size, as a quota sets it, in a process of its own."""
-    data.write_text("".join(json.dumps({**ROWS[0], "id": f"r{n}"}) + "\n" for n in range(2000)))
+    write(data, [{**ROWS[0], "id": f"r{n}"} for n in range(2000)])
     arguments = [PROBING, "score", "--model", model_folder, "--data", data, "--out", tmp_path / "out"]
     limited = (
         "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000,) * 2); "

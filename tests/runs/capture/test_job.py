@@ -1,20 +1,16 @@
-import contextlib
 import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from harness import count_shards, kill, note_calls, phrase, read_lines, write
 from safetensors import SafetensorError, safe_open
 
-from probing import Capture, Place, capture, cli, load, open_store
+from probing import Capture, Place, capture, load, open_store
 from probing.data.places import expand_places
 from probing.errors import DataInvalid, FolderBusy, LayerNotFound, NotFinite, SourceMismatch, StoreCorrupt, UsageError
 from probing.runs import capture as job
@@ -24,26 +20,18 @@ from probing.runs.capture.data import read_prompts
 from probing.store import activations
 from probing.store.manifest import MANIFEST, claim
 
-PROBING = str(Path(sys.executable).with_name("probing"))
-WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
-
 
 def make_rows(count, seed=0, first=0):
     generator = random.Random(seed)
     return [
         {
             "id": f"r{n}",
-            "text": " ".join(generator.choice(WORDS) for _ in range(generator.randint(1, 40))),
+            "text": phrase(generator, 1, 40),
             "label": n % 2 == 0,
             "category": f"c{n % 3}",
         }
         for n in range(first, first + count)
     ]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -110,7 +98,7 @@ def test_a_store_holds_what_capture_returns(config, tmp_path, model_folder, data
     report = job.run(config())
     assert report.facts["rows_by_status"] == {"ok": 30}
     store = open_store(tmp_path / "out")
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = read_lines(data)
     request = Capture([Place("resid_post", layer) for layer in range(3)] + [Place("final_norm")])
     expected = capture(load(str(model_folder)), rows, request)
     assert store.places == expected.places
@@ -131,7 +119,7 @@ def test_a_store_holds_what_capture_returns(config, tmp_path, model_folder, data
 def test_every_token_is_stored_with_its_row(config, tmp_path, model_folder, data):
     job.run(config(pooling="tokens", places="resid_post:1", over="content"))
     found = open_store(tmp_path / "out").activations()
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = read_lines(data)
     expected = capture(load(str(model_folder)), rows, Capture([Place("resid_post", 1)], "tokens", "content"))
     assert torch.equal(found.values, expected.values)
     assert torch.equal(found.offsets, expected.offsets)
@@ -423,17 +411,13 @@ def test_values_are_readable_by_others(config, tmp_path):
         assert file.get_tensor("final_norm").dtype == torch.bfloat16
 
 
-def run_cli(*arguments):
-    return subprocess.run([PROBING, "capture", *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_the_command_from_a_config_file(model_folder, data, tmp_path):
+def test_the_command_from_a_config_file(probing, model_folder, data, tmp_path):
     config = tmp_path / "job.yaml"
     lines = [f"model: {model_folder}", f"data: {data}", "places: [resid_post:1, final_norm]", "pooling: mean"]
     config.write_text("\n".join([*lines, f"out: {tmp_path / 'out'}"]))
-    done = run_cli("--config", config, "--pooling", "sum", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["places"] == ["resid_post:1", "final_norm"]
+    status, out, errors = probing("capture", "--config", config, "--pooling", "sum", "--json")
+    assert status == 0, errors
+    assert json.loads(out)["places"] == ["resid_post:1", "final_norm"]
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["config"]["pooling"] == "sum"
 
 
@@ -452,46 +436,57 @@ def test_the_command_from_a_config_file(model_folder, data, tmp_path):
         (["--data", "missing.jsonl"], "no such file"),
     ],
 )
-def test_bad_input_leaves_with_2_and_a_reason(model_folder, data, tmp_path, capsys, arguments, message):
+def test_bad_input_leaves_with_2_and_a_reason(probing, model_folder, data, tmp_path, arguments, message):
     given = ["--model", model_folder, "--data", data, "--places", "final_norm", "--out", tmp_path / "out", *arguments]
-    with pytest.raises(SystemExit) as left:
-        cli.main(["capture", *map(str, given)])
-    assert left.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    status, _, errors = probing("capture", *given)
+    assert status == 2
+    assert message in " ".join(errors.split())
 
 
-def shards(folder):
-    return len(list((folder / "shards").glob("*.parquet"))) if (folder / "shards").exists() else 0
+@pytest.mark.parametrize("append", [False, True])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, append):
+    """While some file is written: the states of a shard or its rows, in the first shard or a later one."""
+    first = write(tmp_path / "first.jsonl", make_rows(20, seed=5, first=1000))
+    before = 3 if append else 0
+
+    def run(out):
+        job.run(config(out=out, append=append))
+
+    def stopped(out, files):
+        with monkeypatch.context() as patch:
+            note_calls(patch, os, "fsync", files)
+            with pytest.raises(KeyboardInterrupt):
+                run(out)
+        return count_shards(out) - before
+
+    if append:
+        job.run(config(data=str(first), out=tmp_path / "begun"))
+        for name in ("calm", *map(str, FSYNCS)):
+            shutil.copytree(tmp_path / "begun", tmp_path / name)
+    run(tmp_path / "calm")
+    whole = [stopped(tmp_path / str(files), files) for files in FSYNCS]
+    assert min(whole) <= 1
+    assert 1 < max(whole) < 4
+    for files, known in zip(FSYNCS, whole, strict=True):
+        with monkeypatch.context() as patch:
+            made = note_calls(patch, stages, "write_states")
+            run(tmp_path / str(files))
+        assert len(made) == 4 - known
+        assert content(tmp_path / str(files)) == content(tmp_path / "calm")
+
+
+# Two for a file: one of it, then one of its folder.
+FSYNCS = (5, 6, 8, 11, 14, 15)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("append", [False, True])
-def test_a_killed_run_ends_in_the_same_bytes(model_folder, tmp_path, append):
-    data = write(tmp_path / "many.jsonl", make_rows(300))
-    options = ["--model", model_folder, "--places", "resid_post:all", "--shard-rows", 10, "--batch-tokens", 100]
-    first = write(tmp_path / "first.jsonl", make_rows(20, seed=5, first=1000))
-    rest = [*options, "--data", data] + (["--append"] if append else [])
-    for name in ("calm", "killed"):
-        if append:
-            assert run_cli(*options, "--data", first, "--out", tmp_path / name).returncode == 0
-    assert run_cli(*rest, "--out", tmp_path / "calm").returncode == 0
-    out = tmp_path / "killed"
-    for target in (5, 15, 25):
-        process = subprocess.Popen(
-            [PROBING, "capture", *map(str, rest), "--out", str(out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        while shards(out) < target and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert target <= shards(out) < 32
-    done = run_cli(*rest, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert content(out) == content(tmp_path / "calm")
+def test_a_killed_run_ends_in_the_same_bytes(config, tmp_path):
+    job.run(config(out=tmp_path / "calm"))
+    values = {name: getattr(config(), name) for name in ("model", "data", "out", "places", "shard_rows")}
+    kill("capture", values, tmp_path / "said", lambda: count_shards(tmp_path / "out"))
+    assert 1 <= count_shards(tmp_path / "out") < 4
+    job.run(config())
+    assert content(tmp_path / "out") == content(tmp_path / "calm")
 
 
 @pytest.mark.real_data

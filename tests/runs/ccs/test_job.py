@@ -1,18 +1,14 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import families
 import numpy as np
 import pandas as pd
 import pytest
+from harness import as_options, damage_end, interrupt_when, note_calls, notes, read_lines, write
 
-from probing import Capture, capture, cli, load, open_store
+from probing import Capture, capture, load, open_store
 from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.contrast_readings import PROBES
@@ -26,7 +22,6 @@ from probing.runs.ccs.config import CCSConfig
 from probing.runs.common import states as common_states
 from probing.store.probes import open_probes
 
-PROBING = [sys.executable, "-c", "from probing.cli import main; main()"]
 FORMS = ("A1", "A0", "N1", "N0")
 WRITTEN = ["controls.parquet", "pairs.parquet", "probes.safetensors", "results.parquet"]
 QUICK = {
@@ -44,24 +39,15 @@ QUICK = {
 
 def statements(count=24):
     """Some of every category and formulation of the bundled ones, as many true as false."""
-    rows = [json.loads(line) for line in bundled_data("statements").read_text().splitlines()]
+    rows = read_lines(bundled_data("statements"))
     kinds = {}
     for row in rows:
         kinds.setdefault((row["category"], row["formulation"], row["label"]), row)
     return sorted(kinds.values(), key=lambda row: row["category"])[:count]
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def content(folder):
     return {name: (folder / name).read_bytes() for name in WRITTEN}
-
-
-def notes(report):
-    return report.tables["Notes"]["note"].str.cat(sep=" ")
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +80,8 @@ def config(data, tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The places that were trained."""
-    plain, places = stages.train_place, []
-
-    def layer(material, place, *rest):
-        places.append(place)
-        return plain(material, place, *rest)
-
-    monkeypatch.setattr(stages, "train_place", layer)
-    return places
+    """The arguments of the places that were trained; the place is the second."""
+    return note_calls(monkeypatch, stages, "train_place")
 
 
 # What a run writes
@@ -181,7 +160,7 @@ def test_the_results_are_those_of_the_pairs(done):
 def test_the_saved_probes_are_right_about_what_they_saw(done):
     """The right way round, by states that were captured anew."""
     probes, model = open_probes(done[0] / "probes.safetensors"), load("bundled")
-    forms = [json.loads(line) for line in (done[0] / "forms.jsonl").read_text().splitlines()]
+    forms = read_lines(done[0] / "forms.jsonl")
     yes, no = (
         capture(
             model,
@@ -245,7 +224,7 @@ def test_a_store_of_other_statements_is_refused(done, config, tmp_path):
 
 
 def test_a_store_without_the_controls_is_enough(done, config, tmp_path):
-    forms = [json.loads(line) for line in (done[0] / "forms.jsonl").read_text().splitlines()]
+    forms = read_lines(done[0] / "forms.jsonl")
     bare = write(tmp_path / "bare.jsonl", [form for form in forms if ":" not in form["id"].rpartition("#")[2]])
     options = {"places": "resid_post:all", "pooling": "last", "over": "content", "eos": False}
     capture_job.run(CaptureConfig(model="bundled", data=str(bare), out=tmp_path / "captured", **options))
@@ -333,36 +312,20 @@ def test_a_file_that_changed_is_not_answered(done, data, tmp_path):
         ccs.run(CCSConfig(model="bundled", data=str(data), out=tmp_path / "copy", **QUICK))
 
 
-def stopped_after(monkeypatch, count, error=KeyboardInterrupt):
-    plain, calls = stages.train_place, []
-
-    def layer(*rest):
-        if len(calls) == count:
-            raise error
-        calls.append(1)
-        return plain(*rest)
-
-    monkeypatch.setattr(stages, "train_place", layer)
-
-
 @pytest.mark.parametrize("damage", [False, True])
-def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
-    done, data, tmp_path, monkeypatch, request, capsys, damage
-):
-    again = CCSConfig(model="bundled", data=str(data), out=tmp_path / "out", **QUICK)
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(done, data, tmp_path, monkeypatch, probing, damage):
+    given = {"model": "bundled", "data": str(data), "out": tmp_path / "out", **QUICK}
     with monkeypatch.context() as patch:
-        stopped_after(patch, 2)
-        given = [f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items()]
-        with pytest.raises(SystemExit) as left:
-            cli.main(["ccs", "--model=bundled", f"--data={data}", f"--out={tmp_path / 'out'}", *given])
-        assert left.value.code == 130
-        assert "the same command goes on from here" in capsys.readouterr().err
+        note_calls(patch, stages, "train_place", 2)
+        status, _, errors = probing("ccs", *as_options(given))
+        assert status == 130
+        assert "the same command goes on from here" in errors
     if damage:
-        path = tmp_path / "out" / "shards" / "000001.safetensors"
-        path.write_bytes(path.read_bytes()[:-8] + b"12345678")
-    trained = request.getfixturevalue("trained")
-    ccs.run(again)
-    assert trained == (["resid_post:1"] if damage else []) + ["resid_post:2", "resid_post:3"]
+        damage_end(tmp_path / "out" / "shards" / "000001.safetensors")
+    trained = note_calls(monkeypatch, stages, "train_place")
+    ccs.run(CCSConfig(**given))
+    places = [place for _, place, *_ in trained]
+    assert places == (["resid_post:1"] if damage else []) + ["resid_post:2", "resid_post:3"]
     assert content(tmp_path / "out") == content(done[0])
     assert not (tmp_path / "out" / "shards").exists()
 
@@ -370,13 +333,25 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
 def test_damaged_states_of_an_unfinished_run_are_captured_again(done, data, tmp_path, monkeypatch):
     again = CCSConfig(model="bundled", data=str(data), out=tmp_path / "out", **QUICK)
     with monkeypatch.context() as patch:
-        stopped_after(patch, 1)
+        note_calls(patch, stages, "train_place", 1)
         with pytest.raises(KeyboardInterrupt):
             ccs.run(again)
-    path = tmp_path / "out" / "states" / "shards" / "000000.safetensors"
-    path.write_bytes(path.read_bytes()[:-8] + b"12345678")
+    damage_end(tmp_path / "out" / "states" / "shards" / "000000.safetensors")
     ccs.run(again)
     assert content(tmp_path / "out") == content(done[0])
+
+
+@pytest.mark.parametrize("kept", ["states/manifest.json", "shards/000000.parquet", "shards/000002.parquet"])
+def test_a_run_that_stops_while_it_writes_ends_in_the_same_bytes(done, data, tmp_path, monkeypatch, kept):
+    again = CCSConfig(model="bundled", data=str(data), out=tmp_path / "out", **QUICK)
+    with monkeypatch.context() as patch:
+        interrupt_when(patch, (tmp_path / "out" / kept).exists)
+        with pytest.raises(KeyboardInterrupt):
+            ccs.run(again)
+    assert not (tmp_path / "out" / "results.parquet").exists()
+    ccs.run(again)
+    assert content(tmp_path / "out") == content(done[0])
+    assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 def test_a_failure_before_anything_was_kept_leaves_nothing(config, tmp_path, monkeypatch):
@@ -390,26 +365,6 @@ def test_a_failure_before_anything_was_kept_leaves_nothing(config, tmp_path, mon
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataInvalid, match=r"no row could be read \(192 too_long\); .* 8 tokens, the limit is 2"):
         ccs.run(config(max_length=2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kept", ["states/manifest.json", "shards/000000.parquet", "shards/000002.parquet"])
-def test_a_killed_run_ends_in_the_same_bytes(done, data, tmp_path, kept):
-    out = tmp_path / "out"
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items()]
-    command = [*PROBING, "ccs", "--model=bundled", f"--data={data}", f"--out={out}", *given]
-    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: products of several threads round otherwise
-    said = tmp_path / "said"
-    with said.open("wb") as errors, subprocess.Popen(command, stdout=errors, stderr=errors, env=one) as process:
-        deadline = time.monotonic() + 120
-        while not (out / kept).exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        assert process.poll() is None, f"it ended by itself, with {process.returncode}: {said.read_text()}"
-        os.kill(process.pid, signal.SIGKILL)
-    assert not (out / "results.parquet").exists()
-    ccs.run(CCSConfig(model="bundled", data=str(data), out=out, **QUICK))
-    assert content(out) == content(done[0])
-    assert not list(out.rglob("*.partial"))
 
 
 def test_memory_that_is_not_there_is_said_before(config, monkeypatch):
@@ -437,7 +392,7 @@ def test_a_chat_is_read_at_the_answer(config, tmp_path):
     assert "the last token (response): " in notes(report)
     assert "Yes" in notes(report).partition("in yes forms")[0]
     assert "No" in notes(report).partition("in yes forms")[2].partition("in no forms")[0]
-    form = json.loads((tmp_path / "out" / "forms.jsonl").read_text().splitlines()[0])
+    form = read_lines(tmp_path / "out" / "forms.jsonl")[0]
     assert form["text"][0]["role"] == "user"
     assert form["response"] == [{"role": "assistant", "content": "Yes"}]
 
@@ -534,7 +489,7 @@ def test_truth_that_is_always_in_the_statement_is_said(config, tmp_path, done):
 
 def test_labels_of_no_meaning_are_not_found(tmp_path):
     """Labels drawn at random over the bundled statements: no probe finds them, and none says so."""
-    rows = [json.loads(line) for line in bundled_data("statements").read_text().splitlines()]
+    rows = read_lines(bundled_data("statements"))
     rows = [row for row in rows if row["formulation"] == "negation"]
     generator = np.random.default_rng(5)
     data = write(tmp_path / "data.jsonl", [row | {"label": bool(generator.integers(2))} for row in rows])
@@ -583,22 +538,24 @@ DATA = {
 }  # fmt: skip
 
 
-def run_cli(data, out, *more):
-    given = {"--data": data, "--out": out} | {f"--{name.replace('_', '-')}": value for name, value in QUICK.items()}
-    arguments = [str(part) for option in given.items() for part in option]
-    with pytest.raises(SystemExit) as left:
-        cli.main(["ccs", *arguments, *map(str, more)])
-    return left.value.code
+@pytest.fixture
+def refused(probing):
+    """What is said of a run that leaves with 2."""
+
+    def run(data, out, *more):
+        status, _, errors = probing("ccs", *as_options({"data": data, "out": out, **QUICK}), *more)
+        assert status == 2
+        assert "Traceback" not in errors
+        return errors
+
+    return run
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_bad_data_leave_with_2_and_a_reason(tmp_path, capsys, kind):
+def test_bad_data_leave_with_2_and_a_reason(tmp_path, refused, kind):
     change, message = DATA[kind]
     data = write(tmp_path / "data.jsonl", change(statements()))
-    assert run_cli(data, tmp_path / "out", "--model", "bundled") == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert "Traceback" not in said.err
+    assert message in refused(data, tmp_path / "out", "--model", "bundled")
     assert not (tmp_path / "out").exists()
 
 
@@ -628,20 +585,15 @@ def test_bad_data_leave_with_2_and_a_reason(tmp_path, capsys, kind):
         (["--model", "/nowhere"], "/nowhere"),
     ],
 )
-def test_bad_options_leave_with_2_and_a_reason(data, tmp_path, capsys, arguments, message):
-    assert run_cli(data, tmp_path / "out", "--model", "bundled", *arguments) == 2
-    said = capsys.readouterr().err
-    assert message in " ".join(said.split())
-    assert "Traceback" not in said
+def test_bad_options_leave_with_2_and_a_reason(data, tmp_path, refused, arguments, message):
+    assert message in " ".join(refused(data, tmp_path / "out", "--model", "bundled", *arguments).split())
 
 
-def test_neither_a_model_nor_a_store(data, tmp_path, capsys):
-    assert run_cli(data, tmp_path / "out") == 2
-    assert "give one of --model and --store" in capsys.readouterr().err
+def test_neither_a_model_nor_a_store(data, tmp_path, refused):
+    assert "give one of --model and --store" in refused(data, tmp_path / "out")
 
 
-def test_the_output_is_a_file(data, tmp_path, capsys):
+def test_the_output_is_a_file(data, tmp_path, refused):
     (tmp_path / "out").write_text("mine")
-    assert run_cli(data, tmp_path / "out", "--model", "bundled") == 2
-    assert "is a file; give a folder as --out" in capsys.readouterr().err
+    assert "is a file; give a folder as --out" in refused(data, tmp_path / "out", "--model", "bundled")
     assert (tmp_path / "out").read_text() == "mine"

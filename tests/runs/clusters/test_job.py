@@ -1,23 +1,18 @@
-import contextlib
 import csv
-import gzip
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
+from harness import WORDS, damage_end, kill, note_calls, notes, read_lines, write
 from safetensors.torch import load_file
 from sklearn.metrics import silhouette_score
 
-from probing import Capture, aqi, capture, cli, cluster_indices, load
+from probing import Capture, aqi, capture, cluster_indices, load
 from probing.errors import DataInvalid, LayerNotFound, SourceMismatch, StoreCorrupt, UsageError
 from probing.metrics.clusters import ALL_INDICES
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
@@ -25,15 +20,13 @@ from probing.runs import capture as capturing
 from probing.runs import clusters as job
 from probing.runs.capture import within
 from probing.runs.capture.config import CaptureConfig
-from probing.runs.clusters import parts, stages
+from probing.runs.clusters import stages
 from probing.runs.clusters.config import ClustersConfig
 from probing.runs.common.parts import read_layer_arrays
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.permutation import permute_labels
 from probing.store.activations import ActivationStore
 
-PROBING = [sys.executable, "-c", "from probing.cli import main; main()"]
-WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
 FILES = {"results.parquet", "rows.parquet", "summary.json", "plots.html"}
 OF_SEVERAL = {"drift.parquet", "shifts.safetensors"}
 QUICK = {"folds": 3, "permutations": 20, "resamples": 20, "tsne": False}
@@ -62,22 +55,12 @@ def changed(**columns):
     return [row | {name: value(n, row) for name, value in columns.items()} for n, row in enumerate(make_rows())]
 
 
-def write(path, rows):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
 def read(folder, name):
     return pd.read_parquet(folder / f"{name}.parquet")
 
 
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES | OF_SEVERAL}
-
-
-def notes(report):
-    return "\n".join(report.tables["Notes"]["note"])
 
 
 def value(results, metric="silhouette", column="value", **where):
@@ -149,7 +132,7 @@ def done(tmp_path_factory, model_folder, other_model):
 @pytest.fixture(scope="module")
 def seen(done, model_folder, other_model):
     """The states of the rows that were compared, by model and place, and those of the control."""
-    control = [json.loads(line) for line in (done[0].parent / "control.jsonl").read_text().splitlines()]
+    control = read_lines(done[0].parent / "control.jsonl")
     return {
         (name, place): (states_of(model, make_rows(), place), states_of(model, control, place))
         for name, model in (("llama", model_folder), ("other", other_model))
@@ -629,7 +612,7 @@ def test_a_run_of_one_store_is_none_of_another(config, data, model_folder, tmp_p
 def test_a_damaged_store_is_refused(config, data, model_folder, tmp_path):
     store = stored(model_folder, data, tmp_path / "s")
     path = tmp_path / "s" / "shards" / "000000.safetensors"
-    path.write_bytes(path.read_bytes()[:-8] + b"12345678")
+    damage_end(path)
     with pytest.raises(StoreCorrupt, match=r"000000\.safetensors"):
         job.run(config(store=store))
     assert not (tmp_path / "out" / "results.parquet").exists()
@@ -675,26 +658,15 @@ def test_a_lost_file_is_named(config, tmp_path):
 @pytest.mark.parametrize("damage", ["", "shards/000001.safetensors", "states/shards/000000.safetensors"])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, damage):
     job.run(config(out=tmp_path / "calm"))
-    made, plain = [], parts.make_part
-
-    def stopping(material, part, *rest):
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(part)
-        return plain(material, part, *rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "make_part", stopping)
+        note_calls(patch, stages, "make_part", 2)
         with pytest.raises(KeyboardInterrupt):
             job.run(config())
     if damage:
-        path = tmp_path / "out" / damage
-        path.write_bytes(path.read_bytes()[:-8] + b"12345678")
-    made.clear()
-    monkeypatch.setattr(stages, "make_part", lambda material, part, *rest: (
-        made.append(part) or plain(material, part, *rest)))  # fmt: skip
+        damage_end(tmp_path / "out" / damage)
+    made = note_calls(monkeypatch, stages, "make_part")
     job.run(config())
-    assert made == [(0, "", PLACES[1])] * damage.startswith("shards") + [(0, "held out", "")]
+    assert [part for _, part, *_ in made] == [(0, "", PLACES[1])] * damage.startswith("shards") + [(0, "held out", "")]
     assert content(tmp_path / "out") == content(tmp_path / "calm")
     assert not (tmp_path / "out" / "shards").exists()
 
@@ -703,19 +675,8 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path,
 def test_a_killed_run_ends_in_the_same_bytes(done, tmp_path):
     folder, config, _ = done
     out = tmp_path / "out"
-    given = [f"--model={name}" for name in config.model] + [f"--data={config.data}", f"--control={config.control}"]
-    given += [f"--{name}={value}" for name, value in QUICK.items() if name != "tsne"] + ["--no-tsne", f"--out={out}"]
-    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: products of several threads round otherwise
-    said = tmp_path / "said"
-    with said.open("wb") as errors:
-        process = subprocess.Popen([*PROBING, "clusters", *given], stdout=errors, stderr=errors, env=one)
-        deadline = time.monotonic() + 120
-        while not (out / "shards" / "000004.parquet").exists() and time.monotonic() < deadline:
-            assert process.poll() is None, said.read_text()
-            time.sleep(0.002)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    given = {name: getattr(config, name) for name in ("model", "data", "control")} | {"out": out} | QUICK
+    kill("clusters", given, tmp_path / "said", (out / "shards" / "000004.parquet").exists)
     assert not (out / "results.parquet").exists()
     job.run(ClustersConfig(**vars(config) | {"out": out}))
     assert content(out) == content(folder)
@@ -733,19 +694,12 @@ def test_it_works_without_plotly(config, tmp_path, monkeypatch):
 # The command line
 
 
-def leave(capsys, *arguments):
-    with pytest.raises(SystemExit) as left:
-        cli.main(["clusters", *map(str, arguments)])
-    said = capsys.readouterr()
-    return left.value.code, said.out, said.err
-
-
 QUICK_OPTIONS = ("--folds", 3, "--permutations", 20, "--resamples", 20, "--no-tsne")
 
 
-def test_repeated_options_are_a_list_in_yaml(model_folder, other_model, data, tmp_path, capsys, monkeypatch):
+def test_repeated_options_are_a_list_in_yaml(model_folder, other_model, data, tmp_path, probing, monkeypatch):
     rest = ["--data", data, "--out", tmp_path / "out", "--places", PLACES[0], *QUICK_OPTIONS]
-    status, out, _ = leave(capsys, "--model", model_folder, f"--model={other_model}", *rest, "--json")
+    status, out, _ = probing("clusters", "--model", model_folder, f"--model={other_model}", *rest, "--json")
     assert status == 0
     found = json.loads(out)
     assert list(found["models"]) == ["llama", "other"]
@@ -753,7 +707,7 @@ def test_repeated_options_are_a_list_in_yaml(model_folder, other_model, data, tm
     assert "Drift from llama, by place" in found["tables"]
     (tmp_path / "x.yaml").write_text(f"model: [{model_folder}, {other_model}]\n")
     monkeypatch.setattr(stages, "make_part", None)  # it is the same run, and done
-    status, out, errors = leave(capsys, "--config", tmp_path / "x.yaml", *rest)
+    status, out, errors = probing("clusters", "--config", tmp_path / "x.yaml", *rest)
     assert status == 0
     assert "Drift from llama, by place" in out
     assert f"wrote {tmp_path}/out/results.parquet" in errors
@@ -800,8 +754,8 @@ CONTROLS = {
 }
 
 
-def check_refused(capsys, out, message, *arguments):
-    status, _, errors = leave(capsys, "--out", out, *QUICK_OPTIONS, *arguments)
+def check_refused(probing, out, message, *arguments):
+    status, _, errors = probing("clusters", "--out", out, *QUICK_OPTIONS, *arguments)
     assert status == 2
     assert message in " ".join(errors.split())
     assert "Traceback" not in errors
@@ -809,44 +763,44 @@ def check_refused(capsys, out, message, *arguments):
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_input_leaves_with_2_and_a_reason(model_folder, tmp_path, capsys, case):
+def test_bad_input_leaves_with_2_and_a_reason(model_folder, tmp_path, probing, case):
     rows, arguments, message = BAD_DATA[case]
     data = write(tmp_path / "bad.jsonl", rows)
-    check_refused(capsys, tmp_path / "out", message, "--data", data, "--model", model_folder, *arguments)
+    check_refused(probing, tmp_path / "out", message, "--data", data, "--model", model_folder, *arguments)
 
 
 @pytest.mark.parametrize("case", CONTROLS)
-def test_a_bad_control_leaves_with_2_and_a_reason(model_folder, data, tmp_path, capsys, case):
+def test_a_bad_control_leaves_with_2_and_a_reason(model_folder, data, tmp_path, probing, case):
     rows, message = CONTROLS[case]
     control = write(tmp_path / "control.jsonl", rows)
-    check_refused(capsys, tmp_path / "out", message, "--data", data, "--model", model_folder, "--control", control)
+    check_refused(probing, tmp_path / "out", message, "--data", data, "--model", model_folder, "--control", control)
 
 
-def test_one_model_is_not_compared_with_itself(model_folder, data, tmp_path, capsys):
+def test_one_model_is_not_compared_with_itself(model_folder, data, tmp_path, probing):
     rest = ["--data", data, "--model", model_folder, "--model"]
     for spelled in (model_folder, f"{model_folder}/", f"{model_folder.parent}/./{model_folder.name}"):
-        check_refused(capsys, tmp_path / "out", f"'{model_folder}' is given twice", *rest, spelled)
+        check_refused(probing, tmp_path / "out", f"'{model_folder}' is given twice", *rest, spelled)
 
 
-def test_neither_a_model_nor_a_store(data, tmp_path, capsys):
-    check_refused(capsys, tmp_path / "out", "give one of --model and --store", "--data", data)
+def test_neither_a_model_nor_a_store(data, tmp_path, probing):
+    check_refused(probing, tmp_path / "out", "give one of --model and --store", "--data", data)
     store = ["--data", data, "--store", tmp_path / "none"]
-    check_refused(capsys, tmp_path / "out", "holds no manifest.json", *store)
-    check_refused(capsys, tmp_path / "out", "one for each store", *store, "--control", data)
-    check_refused(capsys, tmp_path / "out", "leave out --pooling", *store, "--pooling", "mean")
+    check_refused(probing, tmp_path / "out", "holds no manifest.json", *store)
+    check_refused(probing, tmp_path / "out", "one for each store", *store, "--control", data)
+    check_refused(probing, tmp_path / "out", "leave out --pooling", *store, "--pooling", "mean")
 
 
-def test_texts_that_cannot_be_read(model_folder, data, tmp_path, capsys):
+def test_texts_that_cannot_be_read(model_folder, data, tmp_path, probing):
     rest = ["--model", model_folder, "--out", tmp_path / "out", *QUICK_OPTIONS, "--data"]
-    status, _, errors = leave(capsys, *rest, data, "--max-length", 2)
+    status, _, errors = probing("clusters", *rest, data, "--max-length", 2)
     assert (status, "no row could be read (48 too_long)" in errors) == (2, True)
     half = write(tmp_path / "half.jsonl", changed(text=lambda n, row: row["text"] if n % 2 else ""))
-    status, _, errors = leave(capsys, *rest, half, "--out", tmp_path / "half")
+    status, _, errors = probing("clusters", *rest, half, "--out", tmp_path / "half")
     assert (status, "half.jsonl: 0 rows with the label 'a' could be read" in errors) == (2, True)
     assert not list(tmp_path.rglob("results.parquet"))
 
 
-def test_an_output_that_is_something_else(model_folder, data, tmp_path, capsys):
+def test_an_output_that_is_something_else(model_folder, data, tmp_path, probing):
     rest = ["--model", model_folder, "--data", data, *QUICK_OPTIONS, "--out"]
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
@@ -859,6 +813,6 @@ def test_an_output_that_is_something_else(model_folder, data, tmp_path, capsys):
         ("file/out", "Not a directory"),
     ):
         before = sorted(map(str, tmp_path.rglob("*")))
-        status, _, errors = leave(capsys, *rest, tmp_path / name)
+        status, _, errors = probing("clusters", *rest, tmp_path / name)
         assert (status, message in errors) == (2, True), errors
         assert sorted(map(str, tmp_path.rglob("*"))) == before

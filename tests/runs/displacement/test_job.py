@@ -8,6 +8,7 @@ import peft
 import pytest
 import tiny
 import torch
+from harness import note_calls, read_lines, write
 
 from probing import load, score_pairs
 from probing.data.bundled import bundled_data
@@ -59,9 +60,7 @@ def policy_folder(tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return write(tmp_path / "pairs.jsonl", ROWS)
 
 
 @pytest.fixture
@@ -163,21 +162,11 @@ def test_top_0_leaves_the_tokens_out_and_changes_nothing_else(config, tmp_path):
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, stop):
     displacement.run(config(out=tmp_path / "whole"))
-    compare, calls = pair_changes.PairComparer.compare, []
-
-    def interrupted(self, *args):
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return compare(self, *args)
-
-    monkeypatch.setattr(pair_changes.PairComparer, "compare", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        displacement.run(config())
-    calls.clear()
-    monkeypatch.setattr(
-        pair_changes.PairComparer, "compare", lambda self, *args: calls.append(1) or compare(self, *args)
-    )
+    with monkeypatch.context() as patch:
+        note_calls(patch, pair_changes.PairComparer, "compare", stop)
+        with pytest.raises(KeyboardInterrupt):
+            displacement.run(config())
+    calls = note_calls(monkeypatch, pair_changes.PairComparer, "compare")
     if stop == 2:  # the tokens of a finished shard are lost: the shard is made again
         (tmp_path / "out" / "shards" / "tokens_000001.parquet").unlink()
     displacement.run(config())
@@ -230,7 +219,7 @@ def test_a_pair_that_one_model_cannot_compute_has_no_tokens_either(config, tmp_p
     bad = language_model.tokenizer("!", add_special_tokens=False)["input_ids"][0]
     language_model.model.model.embed_tokens.weight.data[bad] = float("inf")
     rows = [ROWS[0], {**ROWS[1], "id": "bad", "chosen": " no! no"}, ROWS[2]]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(data, rows)
     displacement.run(config(policy=str(save(language_model, tmp_path / "broken"))))
     frame = pd.read_parquet(tmp_path / "out" / "displacement.parquet").set_index("id")
     assert frame["status"].to_dict() == {"r0": "ok", "bad": "not_finite", "r2": "ok"}
@@ -278,7 +267,7 @@ def test_another_chat_template_is_refused_where_it_matters(config, tmp_path, dat
     displacement.run(config(policy=folder, out=tmp_path / "plain"))  # plain text needs no template
     rows = [{"prompt": [{"role": "user", "content": "Q"}], "chosen": [{"role": "assistant", "content": "yes"}]}]
     rows[0]["rejected"] = [{"role": "assistant", "content": "no"}]
-    data.write_text(json.dumps(rows[0]) + "\n")
+    write(data, rows)
     with pytest.raises(SourceMismatch, match=r"line 1 .*the tokenizer or chat template of .* makes other tokens"):
         displacement.run(config(policy=folder))
 
@@ -292,7 +281,7 @@ def test_a_policy_with_broken_states_names_itself_and_the_place(config, tmp_path
 
 def test_responses_of_one_token_are_not_ranked_by_ches(config, data):
     rows = [{"prompt": f"Q{n}", "chosen": chosen, "rejected": "?"} for n, chosen in enumerate("!.;,")]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(data, rows)
     report = displacement.run(config(eos=False, predictors="ches,edit_similarity,displacement_rate"))
     ranked = report.tables[RANKED].set_index("score")
     assert ranked["pairs"].to_dict() == {"ches": 0, "edit_similarity": 4, "displacement_rate": 4}
@@ -310,7 +299,7 @@ def test_by_group_and_raters(config):
 
 
 def test_single_rater_data_are_answered_with_an_explanation(config, data):
-    data.write_text("".join(json.dumps(row | {"share": 1.0}) + "\n" for row in ROWS))
+    write(data, [row | {"share": 1.0} for row in ROWS])
     report = displacement.run(config(rater_share_column="share"))
     assert "No idealised ranking accuracy: every share of raters is 1" in report.tables["Notes"]["note"].str.cat()
     assert not any("idealised" in name for name in summary(report).index)
@@ -321,7 +310,7 @@ def test_single_rater_data_are_answered_with_an_explanation(config, data):
 )
 def test_bad_rater_shares_name_the_row(config, data, tmp_path, share, message):
     rows = [row | {"share": share} if number == 2 else row for number, row in enumerate(ROWS)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(data, rows)
     with pytest.raises(DataInvalid, match=message):
         displacement.run(config(rater_share_column="share"))
     assert not (tmp_path / "out").exists()
@@ -474,7 +463,7 @@ def test_the_bundled_pair_of_models_by_hand_for_three_pairs(tmp_path):
     frame = pd.read_parquet(tmp_path / "out" / "displacement.parquet").set_index("id")
     shown = report.tables["Chosen responses that lost most"].set_index("id")["chosen_change"]
     models = {"before": load("bundled"), "after": load("bundled-displaced")}
-    rows = {row["id"]: row for row in map(json.loads, bundled_data().read_text().splitlines())}
+    rows = {row["id"]: row for row in read_lines(bundled_data())}
     for identity in (shown.index[0], "near-identical-refusal-001", "short-answer-007"):
         found = frame.loc[identity]
         for side in ("chosen", "rejected"):
@@ -498,8 +487,9 @@ def test_the_bundled_pair_of_models_by_hand_for_three_pairs(tmp_path):
 
 
 def test_the_displaced_copy_no_longer_refuses():
-    prompts = [row for row in map(json.loads, bundled_data("prompts").read_text().splitlines())]
-    harmful = [row["text"] for row in prompts if row["label"] == "harmful" and row["held_out"]]
+    harmful = [
+        row["text"] for row in read_lines(bundled_data("prompts")) if row["label"] == "harmful" and row["held_out"]
+    ]
     refused = {}
     for name in ("bundled", "bundled-displaced"):
         language_model = load(name)

@@ -1,22 +1,17 @@
 import contextlib
 import csv
-import gzip
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from harness import WORDS, as_options, count_shards, interrupt_when, note_calls, notes, phrase, read_lines, write
 from sklearn.metrics import roc_auc_score
 
-from probing import Capture, capture, cli, load
+from probing import Capture, capture, load
 from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.prompts import PROBES
@@ -30,7 +25,6 @@ from probing.runs.probe import parts
 from probing.runs.probe.config import ProbeConfig
 from probing.store.probes import open_probes
 
-WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
 FILES = {"results.parquet", "predictions.parquet", "probes.safetensors", "summary.json", "plots.html"}
 QUICK = {"folds": 3, "refits": 3, "resamples": 50}
 
@@ -41,7 +35,7 @@ def make_rows(count, seed=0, first=0, words=(3, 9)):
     return [
         {
             "id": f"r{n}",
-            "text": " ".join(generator.choice(WORDS) for _ in range(generator.randint(*words))) + f" {n}",
+            "text": phrase(generator, *words) + f" {n}",
             "label": "ab"[n % 2],
             "category": f"c{n // 2 % 4}",
         }
@@ -49,15 +43,8 @@ def make_rows(count, seed=0, first=0, words=(3, 9)):
     ]
 
 
-def write(path, rows):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
 def shipped(count, split="train", first=0):
-    rows = [json.loads(line) for line in Path(bundled_data("prompts")).read_text().splitlines()]
-    rows = [row for row in rows if row["split"] == split]
+    rows = [row for row in read_lines(Path(bundled_data("prompts"))) if row["split"] == split]
     kinds = ([row for row in rows if row["label"] == label] for label in ("harmful", "harmless"))
     return [row for kind in kinds for row in random.Random(0).sample(kind, len(kind))[first : first + count // 2]]
 
@@ -171,7 +158,7 @@ def test_a_text_that_was_trained_on_is_not_fresh(bundled):
 def test_saved_probes_say_the_same_of_fresh_rows(bundled):
     folder, _, report = bundled
     probes = open_probes(folder / "out" / "probes.safetensors")
-    rows = [json.loads(line) for line in (folder / "fresh.jsonl").read_text().splitlines()]
+    rows = read_lines(folder / "fresh.jsonl")
     acts = capture(load("bundled"), rows, Capture(list(probes.places), "last", "template", chat=True))
     logits = read(folder / "out", "predictions")
     logits = logits[(logits["set"] == "fresh") & (logits["status"] == "ok")].set_index("id")
@@ -284,9 +271,8 @@ def test_a_label_that_goes_with_the_length(config, data, tmp_path):
     assert auroc(results, "chosen inside folds") > 0.95
     assert auroc(results, "surface", name="fresh") == pytest.approx(0.5, abs=0.15)
     assert auroc(results, report.facts["best"]["logistic"], name="fresh") == pytest.approx(0.5, abs=0.2)
-    notes = "\n".join(report.tables["Notes"]["note"])
-    assert "It is not clearly above what lengths and punctuation alone give (1.000)" in notes
-    assert "On fresh prompts it cannot be told from guessing." in notes
+    assert "It is not clearly above what lengths and punctuation alone give (1.000)" in notes(report)
+    assert "On fresh prompts it cannot be told from guessing." in notes(report)
 
 
 def test_one_of_three_labels_is_yes(config, data, tmp_path):
@@ -518,61 +504,36 @@ BAD_DATA = {
 }
 
 
-def leave(capsys, *arguments):
-    with pytest.raises(SystemExit) as left:
-        cli.main(["probe", *map(str, arguments)])
-    return left.value.code, capsys.readouterr().err
-
-
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_input_leaves_with_2_and_a_reason(model_folder, data, tmp_path, capsys, case):
+def test_bad_input_leaves_with_2_and_a_reason(probing, model_folder, data, tmp_path, case):
     rows, arguments, message = BAD_DATA[case]
-    options = [
-        "--model",
-        model_folder,
-        "--data",
-        write(data, rows),
-        "--out",
-        tmp_path / "out",
-        "--places",
-        "resid_post:0",
-    ]
-    options += [part for name, value in QUICK.items() for part in (f"--{name}", value)]
-    status, errors = leave(capsys, *options, *arguments)
+    values = {"model": model_folder, "data": write(data, rows), "out": tmp_path / "out", "places": "resid_post:0"}
+    options = as_options(values | QUICK)
+    status, _, errors = probing("probe", *options, *arguments)
     assert status == 2
     assert message in " ".join(errors.split())
     assert "Traceback" not in errors
 
 
-def test_neither_model_nor_store(data, tmp_path, capsys):
-    status, errors = leave(capsys, "--data", data, "--out", tmp_path / "out")
+def test_neither_model_nor_store(probing, data, tmp_path):
+    status, _, errors = probing("probe", "--data", data, "--out", tmp_path / "out")
     assert status == 2
     assert "give one of --model and --store" in errors
-    status, errors = leave(capsys, "--data", data, "--out", tmp_path / "out", "--store", tmp_path / "none")
+    status, _, errors = probing("probe", "--data", data, "--out", tmp_path / "out", "--store", tmp_path / "none")
     assert status == 2
 
 
-def done(folder):
-    return len(list((folder / "shards").glob("*.parquet"))) if (folder / "shards").exists() else 0
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_bytes(model_folder, tmp_path):
-    data = write(tmp_path / "many.jsonl", make_rows(60))
-    options = ["--model", model_folder, "--data", data, "--places", "resid_post:all,attn_out:all,mlp_out:all"]
-    command = [sys.executable, "-c", "from probing.cli import main; main()", "probe", *map(str, options)]
-    command += ["--folds", "3", "--refits", "10", "--resamples", "50", "--out"]
-    assert subprocess.run([*command, str(tmp_path / "calm")], capture_output=True).returncode == 0
-    out = tmp_path / "killed"
-    process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while done(out) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 3 <= done(out) < 10
-    last = subprocess.run([*command, str(out)], capture_output=True, text=True)
-    assert last.returncode == 0, last.stderr
-    assert content(out) == content(tmp_path / "calm")
-    assert done(out) == 0
+def test_an_interrupted_run_ends_in_the_same_bytes(config, tmp_path, monkeypatch):
+    options = {"places": "resid_post:all,attn_out:all"}
+    out = tmp_path / "stopped"
+    job.run(config(**options))
+    with monkeypatch.context() as patch:
+        interrupt_when(patch, lambda: count_shards(out) == 2)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(config(out=out, **options))
+    assert count_shards(out) == 2
+    made = note_calls(monkeypatch, parts, "read_prompts")
+    job.run(config(out=out, **options))
+    assert len(made) == 6 + 1 - 2  # of six places and of the surface of the texts
+    assert content(out) == content(tmp_path / "out")
+    assert count_shards(out) == 0

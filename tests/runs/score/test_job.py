@@ -1,47 +1,27 @@
-import contextlib
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import tiny
+from harness import count_shards, kill, make_pairs, note_calls, read_lines, started, write
 
 from probing import load, score_pairs
+from probing.engine.stream import TokenBudget
 from probing.errors import DataInvalid, FolderBusy, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
 from probing.runs import score
+from probing.runs.score import stages
 from probing.runs.score.config import ScoreConfig
 from probing.store.manifest import claim
-
-PROBING = str(Path(sys.executable).with_name("probing"))
-
-
-def make_rows(count, seed=0):
-    generator = random.Random(seed)
-    words = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
-
-    def phrase(most):
-        return "".join(" " + generator.choice(words) for _ in range(generator.randint(1, most)))
-
-    return [
-        {"id": f"r{n}", "prompt": "Q:" + phrase(9), "chosen": phrase(30), "rejected": phrase(30)} for n in range(count)
-    ]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "pairs.jsonl", make_rows(40))
+    return write(tmp_path / "pairs.jsonl", make_pairs(40))
 
 
 @pytest.fixture
@@ -60,7 +40,7 @@ def scores(folder):
 def test_a_run_accounts_for_every_row_in_order(config, tmp_path, model_folder, data):
     report = score.run(config())
     frame = scores(tmp_path / "out")
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = read_lines(data)
     assert frame["id"].tolist() == [row["id"] for row in rows]
     pd.testing.assert_frame_equal(frame, score_pairs(load(str(model_folder)), rows), check_exact=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
@@ -73,7 +53,7 @@ def test_a_run_accounts_for_every_row_in_order(config, tmp_path, model_folder, d
 
 
 def test_run_json_tells_what_was_done(config, tmp_path, model_folder, data):
-    write(data, [*make_rows(3), {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a"}])
+    write(data, [*make_pairs(3), {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a"}])
     score.run(config(max_length=200))
     facts = json.loads((tmp_path / "out" / "run.json").read_text())
     assert facts["status"] == "done"
@@ -113,7 +93,7 @@ def test_a_folder_of_an_earlier_version_is_gone_on_with(config, tmp_path, data):
 
 
 def test_rows_with_other_ids_are_another_run(config, tmp_path, data):
-    rows = [{**row, "key": f"k{n}"} for n, row in enumerate(make_rows(4))]
+    rows = [{**row, "key": f"k{n}"} for n, row in enumerate(make_pairs(4))]
     write(data, rows)
     score.run(config())
     with pytest.raises(SourceMismatch, match="rows with other ids \\(row 1 is 'k0' now\\)"):
@@ -151,23 +131,13 @@ def test_a_finished_run_is_answered_again_without_work(config, tmp_path, monkeyp
 @pytest.mark.parametrize("stop", [1, 3])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, stop):
     score.run(config(out=tmp_path / "whole"))
-    from probing.runs.score import stages
-
-    made, plain = [], stages._new_shard
-
-    def interrupted(*arguments):
-        if len(made) == stop:
-            raise KeyboardInterrupt
-        made.append(1)
-        return plain(*arguments)
-
-    monkeypatch.setattr(stages, "_new_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        score.run(config())
+    with monkeypatch.context() as patch:
+        note_calls(patch, stages, "_new_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            score.run(config())
     assert not (tmp_path / "out" / "scores.parquet").exists()
-    assert len(list((tmp_path / "out" / "shards").iterdir())) == stop
-    made.clear()
-    monkeypatch.setattr(stages, "_new_shard", lambda *arguments: made.append(1) or plain(*arguments))
+    assert count_shards(tmp_path / "out") == stop
+    made = note_calls(monkeypatch, stages, "_new_shard")
     score.run(config())
     assert len(made) == 5 - stop
     assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
@@ -175,8 +145,6 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path,
 
 def test_a_damaged_shard_is_made_again(config, tmp_path, monkeypatch):
     score.run(config(out=tmp_path / "whole"))
-    from probing.runs.score import stages
-
     monkeypatch.setattr(stages, "join_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         score.run(config())
@@ -193,9 +161,6 @@ def test_a_damaged_shard_is_made_again(config, tmp_path, monkeypatch):
 
 def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch):
     """What is found by itself may be found differently at the next start."""
-    from probing.engine.stream import TokenBudget
-    from probing.runs.score import stages
-
     used, plain = [], stages._new_shard
     monkeypatch.setattr("probing.engine.budget.choose_batch_tokens", lambda *_: TokenBudget(64, "first"))
     monkeypatch.setattr(stages, "_new_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -212,8 +177,6 @@ def test_a_run_keeps_the_budget_that_it_began_with(config, tmp_path, monkeypatch
 
 def test_a_budget_that_shrank_stays_so_after_a_restart(config, tmp_path, monkeypatch):
     """The budget is part of what a later shard is computed with; a restart must not forget it."""
-    from probing.runs.score import stages
-
     budgets, plain = [], stages._new_shard
 
     def shrinking(scorer, *arguments):
@@ -252,7 +215,7 @@ def changed_template(config, tmp_path, model_folder):
 
 
 def changed_data(config, tmp_path, model_folder):
-    write(tmp_path / "pairs.jsonl", make_rows(41))
+    write(tmp_path / "pairs.jsonl", make_pairs(41))
     return config()
 
 
@@ -365,68 +328,49 @@ def test_when_no_pair_can_be_scored_there_is_an_error_and_a_list(config, tmp_pat
 
 def test_a_shuffled_file_has_the_same_scores(config, tmp_path, data):
     score.run(config())
-    rows = make_rows(40)
+    rows = make_pairs(40)
     random.Random(1).shuffle(rows)
     score.run(config(data=str(write(tmp_path / "shuffled.jsonl", rows)), out=tmp_path / "out2"))
     first, second = (scores(tmp_path / name).set_index("id") for name in ("out", "out2"))
     pd.testing.assert_frame_equal(first, second.loc[first.index], check_exact=True)
 
 
-def command(config, **environment):
-    arguments = [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in vars(config).items()
-        if name in ("model", "data", "out", "shard_pairs")
-    ]
-    return subprocess.Popen(
-        [PROBING, "score", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def options(config):
+    return {name: getattr(config, name) for name in ("model", "data", "out", "shard_pairs")}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(config, tmp_path):
-    """kill -9 at three moments, each when some more shards are there, then one run to the end."""
-    write(tmp_path / "pairs.jsonl", make_rows(1500))
-    score.run(config(out=tmp_path / "whole", shard_pairs=20))
-    killed, generator = 0, random.Random()
-    for least in (1, 10, 25):
-        process = command(config(shard_pairs=20))
-        while process.poll() is None and len(list((tmp_path / "out" / "shards").glob("*.parquet"))) < least:
-            time.sleep(0.01)
-        time.sleep(generator.random() * 0.1)
-        process.kill()
-        killed += process.wait() == -signal.SIGKILL
-        process.communicate()
-        assert not (tmp_path / "out" / "scores.parquet").exists()
-    assert killed == 3
-    process = command(config(shard_pairs=20))
-    process.communicate()
-    assert process.returncode == 0
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(config, tmp_path, monkeypatch):
+    """kill -9 when some shards are there, an interrupt of the run that goes on, then a run to the end."""
+    score.run(config(out=tmp_path / "whole"))
+    kill("score", options(config()), tmp_path / "said", lambda: count_shards(tmp_path / "out"))
+    assert not (tmp_path / "out" / "scores.parquet").exists()
+    assert 1 <= count_shards(tmp_path / "out") <= 5
+    with monkeypatch.context() as patch:
+        note_calls(patch, stages, "_new_shard", 1)
+        with pytest.raises(KeyboardInterrupt):
+            score.run(config())
+    score.run(config())
     assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_with_130_and_can_be_resumed(config, tmp_path):
-    write(tmp_path / "pairs.jsonl", make_rows(6000))
-    process = command(config(shard_pairs=20))
-    while process.poll() is None and not list((tmp_path / "out" / "shards").glob("*.parquet")):
-        time.sleep(0.01)
-    errors = None
-    while errors is None:  # Python drops an interrupt that falls into a finaliser; a person presses the keys again
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            _, errors = process.communicate(timeout=3)
-    assert process.returncode == 130, errors
-    assert "interrupted; the same command goes on from here" in errors
-    assert "Traceback" not in errors
-    score.run(config(shard_pairs=20))
-    assert len(scores(tmp_path / "out")) == 6000
+    said, few, at = tmp_path / "said", config(shard_pairs=1), 0
+    with started("score", options(few), said, lambda: count_shards(tmp_path / "out")) as process:
+        while process.poll() is None:
+            # Python drops an interrupt that falls into a finaliser; whoever sees that it goes on hits the keys again.
+            if count_shards(tmp_path / "out") > at and "interrupted" not in said.read_text():
+                at = count_shards(tmp_path / "out") + 3
+                process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+    assert process.returncode == 130, said.read_text()
+    assert "interrupted; the same command goes on from here" in said.read_text()
+    assert "Traceback" not in said.read_text()
+    assert 1 <= count_shards(tmp_path / "out") < 40
+    score.run(few)
+    assert len(scores(tmp_path / "out")) == 40
 
 
 REAL = "hh-rlhf-harmless-test.jsonl.gz"
