@@ -193,7 +193,7 @@ def bench_large() -> dict[str, Any]:
     ceiling = matrix_ceiling()
     return {
         "figure": "share of the matrix ceiling",
-        "way": mode.told(),
+        "way": mode.describe(),
         "tokens": tokens,
         "microseconds_per_token": round(seconds / tokens * 1e6, 2),
         "tflops": round(work / seconds / 1e12, 1),

@@ -34,7 +34,7 @@ class Sizes:
     epochs: int = EPOCHS
     sample: int = 24
 
-    def told(self) -> dict[str, int]:
+    def describe(self) -> dict[str, int]:
         """For the output."""
         names = ("layers", "restarts", "pairs", "width", "epochs")
         return {name: getattr(self, name) for name in names}
@@ -121,7 +121,7 @@ def compare(sizes: Sizes, device: str) -> dict[str, Any]:
         print(f"  all {len(probes)} probes {ours:.2f} s, {len(block)} of them alone {plain:.2f} s", file=sys.stderr)
     return {
         "figure": "time of probes trained alone over that of all together",
-        **sizes.told(),
+        **sizes.describe(),
         "alone": f"timed {count} of {len(probes)} probes, scaled",
         "worst_difference": float(f"{worst:.1e}"),
         **spread_of(ratios, digits=2),

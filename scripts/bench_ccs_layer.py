@@ -40,7 +40,7 @@ class LayerSizes:
     epochs: int = 60
     rounds: int = 5
 
-    def told(self) -> dict[str, int]:
+    def describe(self) -> dict[str, int]:
         """For the output."""
         return {name: getattr(self, name) for name in ("pairs", "width", "restarts", "epochs", "rounds")}
 
@@ -224,7 +224,7 @@ def in_turn(ours: Callable[[], Any], plain: Callable[[], Any], sizes: LayerSizes
     ratios = [theirs / own for own, theirs in seconds]
     means = [round(sum(each) / len(seconds), 3) for each in zip(*seconds, strict=True)]
     return {
-        **sizes.told(),
+        **sizes.describe(),
         **spread_of(ratios, digits=2),
         "seconds_ours": means[0],
         "seconds_plain": means[1],

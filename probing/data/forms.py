@@ -92,12 +92,12 @@ def _check_placeholders(text: str, name: str, **expected: int) -> None:
             raise ValueError(f"the {name} {text!r:.60} {must}")
 
 
-def forms(pairs: Sequence[ContrastPair], template: Template, variant: str = "") -> list[LabelledPrompt]:
+def make_forms(pairs: Sequence[ContrastPair], template: Template, variant: str = "") -> list[LabelledPrompt]:
     """The four forms of every pair, in the order of ``FORMS``, as ``PAIR#VARIANTFORM``. See ``text_forms``."""
-    return [form for pair in pairs for form in text_forms(pair.id, (pair.statement, pair.opposite), template, variant)]
+    return [form for pair in pairs for form in make_text_forms(pair.id, (pair.statement, pair.opposite), template, variant)]
 
 
-def text_forms(pair_id: str, texts: tuple[str, str], template: Template, variant: str = "") -> list[LabelledPrompt]:
+def make_text_forms(pair_id: str, texts: tuple[str, str], template: Template, variant: str = "") -> list[LabelledPrompt]:
     """The four forms of a statement and its opposite, which may have become the same text.
 
     Args:
@@ -129,10 +129,10 @@ def replace_word(pair: ContrastPair, old: str, new: str) -> tuple[str, str] | No
     places = (whole_words(pair.statement, old), whole_words(pair.opposite, old))
     if not any(places):
         return None
-    return _replaced(pair.statement, places[0], new), _replaced(pair.opposite, places[1], new)
+    return _replace_spans(pair.statement, places[0], new), _replace_spans(pair.opposite, places[1], new)
 
 
-def _replaced(text: str, places: Sequence[tuple[int, int]], new: str) -> str:
+def _replace_spans(text: str, places: Sequence[tuple[int, int]], new: str) -> str:
     for start, stop in reversed(places):
         text = text[:start] + new + text[stop:]
     return text
@@ -152,7 +152,7 @@ def parse_replacement(text: str) -> tuple[str, str]:
     return old, new
 
 
-def distracted(statement: str, word: str) -> str:
+def append_word(statement: str, word: str) -> str:
     """The statement with a word after it that has nothing to do with it.
 
     Raises:

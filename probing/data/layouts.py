@@ -9,7 +9,7 @@ from probing.data.cells import plain_value
 from probing.data.columns import ColumnResolver
 from probing.data.rows import Where, text_of
 from probing.data.tables import Row
-from probing.data.words import evenly_spaced
+from probing.data.words import collapse_spaces
 from probing.errors import DataInvalid
 
 Layout = Literal["auto", "wide", "long", "halves"]
@@ -64,7 +64,7 @@ class Candidate:
     @property
     def texts(self) -> frozenset[str]:
         """Both texts, as they are compared."""
-        return frozenset((evenly_spaced(self.statement), evenly_spaced(self.opposite)))
+        return frozenset((collapse_spaces(self.statement), collapse_spaces(self.opposite)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Cells:
         """Names the two rows of a pair, which may be one."""
         return self.where(left) if left == right else f"{self.where(left)} and {self.where(right)}"
 
-    def needed(self, role: str, why: str = "") -> str:
+    def require(self, role: str, why: str = "") -> str:
         """The name of a column that there must be."""
         column: str | None = getattr(self.columns, role)
         if column is None:
@@ -100,7 +100,7 @@ class Cells:
 
     def text(self, index: int, role: str) -> str:
         """A statement or an opposite."""
-        column = self.needed(role)
+        column = self.require(role)
         row, place = self.rows[index], self.where(index)
         if column in row and not isinstance(row[column], str):
             raise DataInvalid(
@@ -114,7 +114,7 @@ class Cells:
 
     def label(self, index: int) -> bool:
         """Whether the statement of a row is true."""
-        column = self.needed("label", ", and without it nothing can be said of truth")
+        column = self.require("label", ", and without it nothing can be said of truth")
         return self._word(index, column, TRUTHS, f"labels are {LABELS}")
 
     def polarity(self, index: int, column: str) -> bool:
@@ -125,7 +125,7 @@ class Cells:
         value = self.value(index, column)
         if value is None:
             raise DataInvalid(f"{self.where(index)}: there is nothing in column '{column}'; {accepted}")
-        found = known.get(_spelled(value))
+        found = known.get(_normalize_spelling(value))
         if found is None:
             raise DataInvalid(f"{self.where(index)}: {value!r:.40} in column '{column}' is not understood; {accepted}")
         return found
@@ -143,7 +143,7 @@ class Cells:
         return str(value)
 
 
-def _spelled(value: Any) -> str:
+def _normalize_spelling(value: Any) -> str:
     """One spelling for the values of a label or polarity that mean the same, in whatever way a format holds them."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -160,8 +160,8 @@ def read_wide(cells: Cells) -> list[Candidate]:
 
 
 def read_long(cells: Cells) -> list[Candidate]:
-    cells.needed("pair")
-    column = cells.needed("polarity")
+    cells.require("pair")
+    column = cells.require("polarity")
     affirmative = _polarities(cells, column)
     members: dict[str, list[int]] = {}
     for index in range(len(cells.rows)):
@@ -197,7 +197,7 @@ def _polarities(cells: Cells, column: str) -> list[bool]:
     affirmative = []
     for index in range(len(cells.rows)):
         affirmative.append(cells.polarity(index, column))
-        spellings.setdefault(_spelled(cells.value(index, column)), index)
+        spellings.setdefault(_normalize_spelling(cells.value(index, column)), index)
         if len(spellings) > 2:
             words, places = (", ".join(map(str, part)) for part in (spellings, map(cells.where, spellings.values())))
             raise DataInvalid(f"{places}: column '{column}' holds more than two polarities ({words})")

@@ -17,7 +17,7 @@ from probing.data.layouts import (
 )
 from probing.data.rows import Where, row_ids
 from probing.data.tables import Row, Table
-from probing.data.words import evenly_spaced
+from probing.data.words import collapse_spaces
 from probing.errors import DataInvalid, UsageError
 from probing.statistics.groups import connected_groups
 from probing.types import ContrastPair
@@ -121,7 +121,7 @@ def _check_truth(found: Sequence[Candidate], cells: Cells) -> None:
                 f"{cells.both(*one.rows)}: a statement and its opposite are the same: {one.statement!r:.60}"
             )
         for text, truth, row in zip((one.statement, one.opposite), (one.label, not one.label), one.rows, strict=True):
-            before, first = known.setdefault(evenly_spaced(text), (truth, row))
+            before, first = known.setdefault(collapse_spaces(text), (truth, row))
             if before != truth:
                 raise DataInvalid(
                     f"{cells.where(row)}: {text!r:.60} is {str(truth).lower()} by its label here, but "
@@ -149,6 +149,6 @@ def text_groups(pairs: Sequence[ContrastPair]) -> list[int]:
 
     A group must not be split between train and test, or a test text would have been trained on.
     """
-    texts = [(row, evenly_spaced(text)) for row, pair in enumerate(pairs) for text in (pair.statement, pair.opposite)]
+    texts = [(row, collapse_spaces(text)) for row, pair in enumerate(pairs) for text in (pair.statement, pair.opposite)]
     groups: list[int] = connected_groups([row for row, _ in texts], [text for _, text in texts])[::2].tolist()
     return groups

@@ -20,7 +20,7 @@ def spaced_words(text: str) -> list[str]:
     return text.split()
 
 
-def evenly_spaced(text: str) -> str:
+def collapse_spaces(text: str) -> str:
     """Text as it is compared: how much white space there is makes no difference."""
     return " ".join(spaced_words(text))
 

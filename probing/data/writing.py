@@ -50,14 +50,14 @@ def staged_rows(
             kept = kept.append_column(name, pa.array([more[name] for more in extra]))
         content = _parquet_bytes(kept)
     else:
-        content = _encode(_merged(table, indices, extra), table.columns, form)
+        content = _encode(_merge_columns(table, indices, extra), table.columns, form)
     with new_file(target) as temporary:
         zipped = target.suffix.lower() == ".gz"
         temporary.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
         yield
 
 
-def _merged(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[Row]:
+def _merge_columns(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[Row]:
     if not extra:
         return [table.rows[index] for index in indices]
     return [{**table.rows[index], **more} for index, more in zip(indices, extra, strict=True)]
@@ -67,7 +67,7 @@ def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> A
     import datasets
 
     if table.format != "datasets":
-        return datasets.Dataset(_arrow(_merged(table, indices, extra), table.columns, "datasets"))
+        return datasets.Dataset(_arrow(_merge_columns(table, indices, extra), table.columns, "datasets"))
     kept = table.original.select(indices)
     for name in extra[0] if extra else ():
         kept = kept.add_column(name, [more[name] for more in extra])

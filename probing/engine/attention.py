@@ -49,13 +49,13 @@ class Pattern:
 
     def seen(self, length: int) -> Seen:
         """Whether every position sees all up to itself ("causal"), "all" others, or something "other"."""
-        return self._looked(length)[0]
+        return self._find_pattern(length)[0]
 
     def window(self, length: int) -> int | None:
         """Earlier positions that each one sees besides itself, where that is a sliding window; otherwise None."""
-        return self._looked(length)[1]
+        return self._find_pattern(length)[1]
 
-    def _looked(self, length: int) -> tuple[Seen, int | None]:
+    def _find_pattern(self, length: int) -> tuple[Seen, int | None]:
         if length not in self.known:
             try:
                 self.known[length] = self._look(torch.arange(length))
@@ -122,7 +122,7 @@ class Layout:
             )
         return self.masks[key]
 
-    def ragged(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def find_ragged_bounds(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Bounds of the queries and of the keys of each path, and which packed token each key is; int32."""
         if device not in self.indices:
             keys = [np.r_[slice(*path.before), path.start : path.stop] for path in self.paths]
@@ -259,7 +259,7 @@ def varlen_obstacle(pattern: Pattern, length: int, scale: float, width: int) -> 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, pattern: Pattern, scale: float) -> Tensor:
     """All paths in one launch. A path's keys are gathered: those it continues, then its own, aligned at the end."""
-    query_bounds, key_bounds, keys = layout.ragged(query.device)
+    query_bounds, key_bounds, keys = layout.find_ragged_bounds(query.device)
     function = _varlen_function()
     states = function(
         query[0].transpose(0, 1).contiguous(),

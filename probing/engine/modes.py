@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from probing.engine.attention import Layout, configs_of, packed_attention
 from probing.engine.transfer import upload
-from probing.engine.trees import Batch, Segment, packed, plant, stacked
-from probing.models.hooks import Tap, recorded
+from probing.engine.trees import Batch, Segment, pack_trees, plant, stack_rows
+from probing.models.hooks import Tap, record_taps
 from probing.models.layers import (
     Stack,
     accepts,
@@ -76,7 +76,7 @@ class Mode:
             return tokens
         return padded_length(tokens, min(filter(None, (self.limit, self.stretched)), default=None))
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         how = {"varlen": "packed (varlen)", "paths": "packed (a sequence at a time)", "none": "stacked by length"}
         shared = "prompts shared" if self.sharing else "prompts not shared"
@@ -103,7 +103,7 @@ def choose_mode(stack: Stack) -> Mode:
             reasons.append(f"varlen: takes half precision only, not {stack.language_model.dtype}")
     for mode in tried:
         for candidate in dict.fromkeys((mode, replace(mode, sharing=False))):
-            problem, loops = _judged(stack, candidate)
+            problem, loops = _judge_mode(stack, candidate)
             if problem is None:
                 reasons += [f"{candidate.packing}: {loop}" for loop in sorted(loops)]
                 return _said(stack, replace(candidate, reason="; ".join(reasons)))
@@ -119,7 +119,7 @@ def on_card(language_model: LanguageModel) -> bool:
 def _said(stack: Stack, mode: Mode) -> Mode:
     """The same mode; where something faster was tried in vain, that is said aloud."""
     if mode.reason:
-        log.warning("%s runs %s", stack.family, mode.told())
+        log.warning("%s runs %s", stack.family, mode.describe())
     return mode
 
 
@@ -130,10 +130,10 @@ def accepts_packing(stack: Stack) -> bool:
 
 def parity(stack: Stack, mode: Mode) -> str | None:
     """Compare a packed way with the plain one on a few rows of random tokens; None if they agree, or what is wrong."""
-    return _judged(stack, mode)[0]
+    return _judge_mode(stack, mode)[0]
 
 
-def _judged(stack: Stack, mode: Mode) -> tuple[str | None, set[str]]:
+def _judge_mode(stack: Stack, mode: Mode) -> tuple[str | None, set[str]]:
     """``parity``, and why some layer's attention ran sequence by sequence in a way that is meant to do without."""
     segments = _trial_rows(stack)
     loops: set[str] = set()
@@ -252,9 +252,9 @@ def _states(stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[st
     """What the first blocks, the last one and the backbone return for every token of each row; see ``attending``."""
     lengths = [len(segment.ids) for segment in segments]
     trees = plant(segments, lengths, mode.sharing)
-    batch = packed(trees, segments, lengths) if mode.packing != "none" else stacked(trees, segments, mode.causal)
+    batch = pack_trees(trees, segments, lengths) if mode.packing != "none" else stack_rows(trees, segments, mode.causal)
     taps = [Tap(block) for block in (*stack.blocks[:EARLY_BLOCKS], stack.blocks[-1])] + [Tap(stack.backbone)]
-    with attending(stack, mode, batch, loops) as options, recorded(taps) as seen:
+    with attending(stack, mode, batch, loops) as options, record_taps(taps) as seen:
         run_backbone(stack.backbone, **options)
     by_tap = {index: tensor.flatten(0, -2).double().cpu() for index, tensor in seen if tensor is not None}
     states = torch.cat([by_tap[index] for index in range(len(taps))], dim=-1)

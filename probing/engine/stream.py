@@ -17,11 +17,11 @@ from probing.engine.compiled import compiled_blocks
 from probing.engine.launched import LaunchedBatch, Readings, Values
 from probing.engine.modes import Mode, attending
 from probing.engine.readouts import Spots, combine
-from probing.engine.trees import Batch, Segment, Tree, halves, packed, plant, stacked, take
+from probing.engine.trees import Batch, Segment, Tree, halves, pack_trees, plant, stack_rows, take
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.kernels.dispatch import with_fallbacks
 from probing.kernels.output_head import out_of_memory
-from probing.models.hooks import Enough, tapped
+from probing.models.hooks import Enough, tap_modules
 from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone, trial_ids
 from probing.types import Place, Pooling
 
@@ -69,7 +69,7 @@ class Stream:
     @property
     def how(self) -> str:
         """How the rows are run, in words: the mode, and every slower way that was taken."""
-        ways = [self.mode.told(), *(["blocks compiled"] if self.compiled else [])]
+        ways = [self.mode.describe(), *(["blocks compiled"] if self.compiled else [])]
         ways += [SLOWER.format(reason) for reason in sorted(self._unforeseen(self.loops))]
         return with_fallbacks("; ".join(ways))
 
@@ -185,7 +185,7 @@ class Stream:
     def _batch(
         self, trees: Sequence[Tree], stacking: bool, segments: Sequence[Segment], lengths: Sequence[int]
     ) -> Batch:
-        return stacked(trees, segments, self.mode.causal) if stacking else packed(trees, segments, lengths)
+        return stack_rows(trees, segments, self.mode.causal) if stacking else pack_trees(trees, segments, lengths)
 
     def _run(self, batch: Batch, segments: Sequence[Segment]) -> tuple[Spots, Values]:
         spots = Spots(batch)
@@ -208,7 +208,7 @@ class Stream:
         device = self.stack.language_model.device
         loops: set[str] = set()
         attention = attending(self.stack, self.mode, batch, loops)
-        with torch.inference_mode(), attention as options, tapped(taps, receive):
+        with torch.inference_mode(), attention as options, tap_modules(taps, receive):
             # A caller's autocast would round every layer in half precision without a word.
             with contextlib.suppress(Enough), torch.autocast(device.type, enabled=False):
                 run_backbone(self.stack.backbone, **options)

@@ -26,11 +26,11 @@ class Download:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._host = [self._queued(tensor) if tensor.is_cuda else tensor.cpu() for tensor in tensors]
-        self._events = [_recorded(device) for device in {tensor.device for tensor in tensors if tensor.is_cuda}]
+        self._host = [self._queue_copy(tensor) if tensor.is_cuda else tensor.cpu() for tensor in tensors]
+        self._events = [_record_event(device) for device in {tensor.device for tensor in tensors if tensor.is_cuda}]
 
     @staticmethod
-    def _queued(tensor: Tensor) -> Tensor:
+    def _queue_copy(tensor: Tensor) -> Tensor:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
@@ -41,7 +41,7 @@ class Download:
         return self._host
 
 
-def _recorded(device: torch.device) -> torch.cuda.Event:
+def _record_event(device: torch.device) -> torch.cuda.Event:
     """An event behind everything that was queued on a card so far."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))

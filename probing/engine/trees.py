@@ -134,7 +134,7 @@ def take(trees: Sequence[Tree], budget: int, alike: bool) -> int:
     return count
 
 
-def stacked(trees: Sequence[Tree], segments: Sequence[Segment], causal: bool) -> Batch:
+def stack_rows(trees: Sequence[Tree], segments: Sequence[Segment], causal: bool) -> Batch:
     """Rows of one length under each other, [row token].
 
     A shorter row is filled up with a token of its own: attention multiplies even masked values, by zero, and a pad
@@ -158,7 +158,7 @@ def stacked(trees: Sequence[Tree], segments: Sequence[Segment], causal: bool) ->
     return Batch(tuple(rows), ids, None, (), ((0, 0),) * len(rows), tuple(late))
 
 
-def packed(trees: Sequence[Tree], segments: Sequence[Segment], lengths: Sequence[int]) -> Batch:
+def pack_trees(trees: Sequence[Tree], segments: Sequence[Segment], lengths: Sequence[int]) -> Batch:
     """Trees one after the other in a single sequence: what is shared, then each row's own tokens."""
     ids: list[int] = []
     positions: list[int] = []

@@ -196,20 +196,20 @@ class PairComparer:
             "side": [side for _, side, response in sides for _ in response],
             "position": [position for _, _, response in sides for position in range(len(response))],
             "token_id": ids,
-            "token": self._named(ids),
+            "token": self._name_tokens(ids),
             "logprob_before": before.stats[:, 0].double().numpy(),
             "logprob_after": after.stats[:, 0].double().numpy(),
         }
         for way in ("gained", "lost"):
             known = getattr(moved, f"{way}_ids")
-            columns[way] = as_lists(self._named(known.flatten().tolist()), count)
+            columns[way] = as_lists(self._name_tokens(known.flatten().tolist()), count)
             columns[f"{way}_ids"] = as_lists(known.flatten().numpy(), count)
             for time in ("before", "after"):
                 columns[f"{way}_{time}"] = as_lists(getattr(moved, f"{way}_{time}").flatten().double().numpy(), count)
         good = [pair.id not in problems for pair, _, response in sides for _ in response]
         return pa.table(columns, schema=TOKENS_SCHEMA).filter(pa.array(good))
 
-    def _named(self, ids: Sequence[int]) -> list[str]:
+    def _name_tokens(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself; each id is looked up once."""
         for id in set(ids) - self._names.keys():
             self._names[id] = str(self.reference.tokenizer.decode([id]))

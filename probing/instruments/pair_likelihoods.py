@@ -14,7 +14,7 @@ from probing.metrics.ranking import ranking_difficulty
 from probing.tokens.pairs import TokenizedPair
 
 
-def stats_of(head: Unembedding) -> Callable[[Tensor, Tensor], Tensor]:
+def make_token_readout(head: Unembedding) -> Callable[[Tensor, Tensor], Tensor]:
     """A readout for ``Stream.per_token``: log-probability and rank of the token behind each state, [token 2]."""
 
     def read(states: Tensor, following: Tensor) -> Tensor:

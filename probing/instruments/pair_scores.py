@@ -27,7 +27,7 @@ from probing.instruments.pair_likelihoods import (
     describe_bad_token,
     free_rates,
     likelihood_columns,
-    stats_of,
+    make_token_readout,
 )
 from probing.instruments.reading import (
     Advance,
@@ -135,7 +135,7 @@ class PairScorer:
         if self._likely:
             self.head = find_head(stack)
             poolings.append("tokens")
-            kept["per_token"] = None if self._keeping else stats_of(self.head)
+            kept["per_token"] = None if self._keeping else make_token_readout(self.head)
         return open_stream(stack, [output_site(stack)], poolings, self.batch_tokens, **kept)
 
     def score(

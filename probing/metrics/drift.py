@@ -68,7 +68,7 @@ def centroid_shift(before: Float[Tensor, "row width"], after: Float[Tensor, "row
     change = after.double() - before.double()
     vector = change.mean(dim=0)
     norm = float(vector.norm())
-    spread = float(_centred(before).norm()) / math.sqrt(len(before))
+    spread = float(_center(before).norm()) / math.sqrt(len(before))
     rest = float((change - vector).norm())
     return CentroidShift(vector, norm, norm / spread, rest / math.sqrt((len(before) - 1) * len(before)))
 
@@ -183,7 +183,7 @@ def bures_wasserstein(
     return BuresWasserstein(distance, min(1.0, distance**2 / traces))
 
 
-def _centred(states: Tensor) -> Tensor:
+def _center(states: Tensor) -> Tensor:
     wide = states.double()
     return wide - wide.mean(dim=0)
 
@@ -193,7 +193,7 @@ def _span(states: Tensor, name: str, components: int) -> Tensor:
     if not 1 <= components <= min(states.shape):
         rows, width = states.shape
         raise ValueError(f"{components} components of {rows} rows x {width} columns of {name}; ask for 1 to the fewer")
-    _, spread, directions = torch.linalg.svd(_centred(states), full_matrices=False)
+    _, spread, directions = torch.linalg.svd(_center(states), full_matrices=False)
     rounding = torch.finfo(torch.float64).eps * max(states.shape) * max(float(spread[0]), float(states.abs().max()))
     rank = int((spread > rounding).sum())
     if rank < components:
@@ -203,7 +203,7 @@ def _span(states: Tensor, name: str, components: int) -> Tensor:
 
 def _covariance_root(states: Tensor) -> Tensor:
     """A matrix of few rows whose Gram matrix over them is the covariance."""
-    root = _centred(states) / math.sqrt(len(states) - 1)
+    root = _center(states) / math.sqrt(len(states) - 1)
     return torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root
 
 
@@ -213,7 +213,7 @@ def _inner_by_rows(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor]]:
     for states in (left, right):
         kernel = torch.zeros(len(states), len(states), dtype=torch.float64, device=states.device)
         for block in states.split(max(1, BLOCK_NUMBERS // len(states)), dim=1):
-            centred = _centred(block)
+            centred = _center(block)
             kernel.addmm_(centred, centred.T)
         kernels.append(kernel)
     flat = [kernel.flatten() for kernel in kernels]

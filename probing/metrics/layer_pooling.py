@@ -208,7 +208,7 @@ def fit_layer_weights(
     middles = (singles[one] + singles[other]) / 2
     nearest = middles[separation_loss(middles, grams, same, margin).argsort(stable=True)[: STARTS - 1]]
     starts = torch.cat([uniform, (1 - INWARD) * nearest + INWARD * uniform])
-    candidates = torch.cat([uniform, singles, _improved(starts, grams, same, margin, steps)])
+    candidates = torch.cat([uniform, singles, _improve(starts, grams, same, margin, steps)])
     losses = separation_loss(candidates, grams, same, margin)
     best = int(losses.argmin())
     return LayerWeights(candidates[best], float(losses[best]), float(losses[0]))
@@ -254,7 +254,7 @@ def pool_layers(
     return pooled
 
 
-def _improved(weights: Tensor, grams: Tensor, same: Tensor, margin: float, steps: int) -> Tensor:
+def _improve(weights: Tensor, grams: Tensor, same: Tensor, margin: float, steps: int) -> Tensor:
     """Every start, by projected gradient steps that lower its loss until it stays where it is."""
 
     def look(point: Tensor) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ def detach(wrapped: Any, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def switched(wrapped: Any, name: str | None) -> Iterator[None]:
+def switch_adapter(wrapped: Any, name: str | None) -> Iterator[None]:
     """One adapter on, or all off, for a while; ``wrapped`` is None for a model that has none."""
     if wrapped is None:
         yield

@@ -21,7 +21,7 @@ class Enough(Exception):
 
 
 @contextlib.contextmanager
-def tapped(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], None]) -> Iterator[None]:
+def tap_modules(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], None]) -> Iterator[None]:
     """Have ``receive(index, tensor)`` called with what passes each tap; the hooks are gone after, whatever happened.
 
     Our own hooks, and not the library's: those of ``output_hidden_states`` keep every layer's states of every token.
@@ -49,10 +49,10 @@ def tapped(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], None]) -
 
 
 @contextlib.contextmanager
-def recorded(taps: Sequence[Tap]) -> Iterator[list[tuple[int, Tensor | None]]]:
+def record_taps(taps: Sequence[Tap]) -> Iterator[list[tuple[int, Tensor | None]]]:
     """A list that what passes each tap is added to, as (index, tensor), in the order in which it passes."""
     seen: list[tuple[int, Tensor | None]] = []
-    with tapped(taps, lambda index, tensor: seen.append((index, tensor))):
+    with tap_modules(taps, lambda index, tensor: seen.append((index, tensor))):
         yield seen
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
 from probing.errors import LayerNotFound, ModelInvalid
-from probing.models.hooks import Tap, recorded
+from probing.models.hooks import Tap, record_taps
 from probing.models.load import LanguageModel, auto_class
 from probing.models.writes import BlockWrites, Part, find_writes
 from probing.types import Place
@@ -170,7 +170,7 @@ def find_stack(language_model: LanguageModel) -> Stack:
             if isinstance(found, Stack):
                 return found
             problems.append(f"'{name}': {found}")
-    raise LayerNotFound(f"the layers of {type(model).__name__} were not found: {'; '.join(problems) or _listed(model)}")
+    raise LayerNotFound(f"the layers of {type(model).__name__} were not found: {'; '.join(problems) or _list_parts(model)}")
 
 
 def find_backbone(language_model: LanguageModel) -> Stack:
@@ -341,7 +341,7 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     inside = {module for block in blocks for module in block.modules()}
     others = [module for module in backbone.modules() if module is not backbone and module not in inside]
     for start in TRIAL_STARTS:
-        with recorded(taps) as seen, recorded([Tap(module) for module in others]) as returned:
+        with record_taps(taps) as seen, record_taps([Tap(module) for module in others]) as returned:
             # Two rows: of one alone it could not be seen in which order rows and tokens lie.
             ids = torch.cat([trial_ids(language_model, start + other) for other in (0, 5)])
             states = last_hidden_state(backbone, ids)
@@ -380,7 +380,7 @@ def _is_causal(
 
 def _both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """States of the backbone and of a block."""
-    with recorded([Tap(block)]) as seen:
+    with record_taps([Tap(block)]) as seen:
         states = last_hidden_state(backbone, ids)
     return states, seen[0][1]
 
@@ -425,7 +425,7 @@ def _equal(tensor: Tensor, states: Tensor) -> bool:
     return tensor.shape == states.shape and torch.equal(tensor.to(states), states)
 
 
-def _listed(model: Any) -> str:
+def _list_parts(model: Any) -> str:
     lists = [
         f"'{name}' of {len(module)}" for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
     ]
@@ -445,7 +445,7 @@ def _judge_head(language_model: LanguageModel, stack: Stack, states: Tensor, mul
 
 def _input_of(module: nn.Module, model: Any, ids: Tensor) -> Tensor:
     """What reaches ``module`` when the whole model runs."""
-    with recorded([Tap(module, before=True)]) as seen:
+    with record_taps([Tap(module, before=True)]) as seen:
         model(input_ids=ids, use_cache=False)
     if len(seen) != 1 or seen[0][1] is None:
         raise LayerNotFound(f"the output head of {type(model).__name__} ran {len(seen)} times in one pass, not once")

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.kernels.dispatch import fall_back
-from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switched
+from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switch_adapter
 from probing.models.devices import BALANCED, choose_device, device_of, devices_of
 from probing.models.hashes import checkpoint_source, hashing_weights
 from probing.types import Source
@@ -80,7 +80,7 @@ class LanguageModel:
 
     def active(self) -> AbstractContextManager[None]:
         """The model as it is meant, for a while: with its adapter on, or with all of them off."""
-        return switched(self.peft, self.adapter)
+        return switch_adapter(self.peft, self.adapter)
 
     def adapted(self, path: str) -> "LanguageModel":
         """The same weights with an adapter on top; they are in memory once, so this one and others share them.
@@ -185,7 +185,7 @@ def load(
         _check_no_revision(path_or_id, revision)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with hashing_weights(name) as weights:
-        with _explained(path_or_id):
+        with _explain_errors(path_or_id):
             config = AutoConfig.from_pretrained(name, **options)
             tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
             wanted = {"config": config, "dtype": _dtype(dtype, place, config), **options}
@@ -303,7 +303,7 @@ def _some(names: set[str]) -> str:
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explain_errors(name: str) -> Iterator[None]:
     """Turn the library's errors about one checkpoint into ours."""
     try:
         yield

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probing.models.hooks import Tap, tapped
+from probing.models.hooks import Tap, tap_modules
 
 MOST_PARTS = 3
 ROUNDINGS, ROUNDINGS_HALF = 16, 2
@@ -36,7 +36,7 @@ class Part:
     module: nn.Module
     factor: float = 1.0
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         return self.name if self.factor == 1.0 else f"{self.factor:.4g} * {self.name}"
 
@@ -102,20 +102,20 @@ def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple
     kinds = [_kind(block) for block in blocks]
     first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
     found: dict[int, BlockWrites] = {}
-    for layer, record in _recorded(blocks, sorted(first.values()), run).items():
+    for layer, record in _record_modules(blocks, sorted(first.values()), run).items():
         if record.finite:
             found[layer] = _search(record)
         else:  # broken weights; where a sound block of this kind is below, its writes are in the same modules
             found[layer] = BlockWrites(candidates=tuple(call.name for call in record.calls))
     names = {kind: {part.name for part in _parts(found[layer])} for kind, layer in first.items()}
     rest = [layer for layer in range(len(blocks)) if layer not in found and found[first[kinds[layer]]].form == "sum"]
-    for layer, record in _recorded(blocks, rest, run, lambda layer: names[kinds[layer]]).items():
+    for layer, record in _record_modules(blocks, rest, run, lambda layer: names[kinds[layer]]).items():
         alike = _again(found[first[kinds[layer]]], record)
         if alike is not None:
             found[layer] = alike
     left = [layer for layer in range(len(blocks)) if layer not in found]
     for layer in left:  # one after the other: each holds what every module of a block returned
-        record = _recorded(blocks, [layer], run)[layer]
+        record = _record_modules(blocks, [layer], run)[layer]
         found[layer] = (
             _search(record) if record.finite else BlockWrites(candidates=found[first[kinds[layer]]].candidates)
         )
@@ -130,7 +130,7 @@ def _parts(writes: BlockWrites) -> tuple[Part, ...]:
     return (*writes.attention, *writes.mlp)
 
 
-def _recorded(
+def _record_modules(
     blocks: Sequence[nn.Module],
     layers: Sequence[int],
     run: Callable[[], object],
@@ -145,7 +145,7 @@ def _recorded(
             return exact
     where = [side for layer in layers for side in _sides(layer, blocks[layer], wanted)]
     passed: list[tuple[int, Tensor]] = []
-    with tapped([Tap(module, before) for _, _, module, before in where], _into(passed)):
+    with tap_modules([Tap(module, before) for _, _, module, before in where], _into(passed)):
         run()
     return {layer: _record(layer, passed, where) for layer in layers}
 
@@ -198,8 +198,8 @@ def _recorded_in_float32(
             copied = copy.deepcopy(blocks[layer]).float()
             taps = [Tap(module, before) for _, _, module, before in _sides(layer, copied, wanted)]
             passed: list[tuple[int, Tensor]] = []
-            args, kwargs = _floated(fed[layer])
-            with tapped(taps, _into(passed)):
+            args, kwargs = _to_float(fed[layer])
+            with tap_modules(taps, _into(passed)):
                 copied(*args, **kwargs)
             records[layer] = _record(layer, passed, _sides(layer, blocks[layer], wanted))
         except torch.OutOfMemoryError:
@@ -209,13 +209,13 @@ def _recorded_in_float32(
     return records
 
 
-def _floated(value: Any) -> Any:
+def _to_float(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.float() if value.dtype in HALF else value
     if isinstance(value, tuple | list):
-        return type(value)(_floated(part) for part in value)
+        return type(value)(_to_float(part) for part in value)
     if isinstance(value, dict):
-        return {name: _floated(part) for name, part in value.items()}
+        return {name: _to_float(part) for name, part in value.items()}
     return value
 
 

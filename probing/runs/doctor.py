@@ -79,11 +79,11 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
         "output head": "none" if head is None else stack.name_of(head),
         "logits": "none" if head is None else _logits(stack),
         "device, dtype": f"{model.placement}, {str(model.dtype).removeprefix('torch.')}",
-        "run": choose_mode(stack).told(),
+        "run": choose_mode(stack).describe(),
     }
     blocks: dict[tuple[str, str, str], list[int]] = {}
     for layer, writes in enumerate(stack.writes):
-        attention, mlp = (" + ".join(part.told() for part in side) or "-" for side in (writes.attention, writes.mlp))
+        attention, mlp = (" + ".join(part.describe() for part in side) or "-" for side in (writes.attention, writes.mlp))
         blocks.setdefault((attention, mlp, writes.form), []).append(layer)
     return {
         "Model": [{"what": what, "found": value} for what, value in facts.items()],

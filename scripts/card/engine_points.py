@@ -31,7 +31,7 @@ EARLY_LIMIT, PARITY_LIMIT = modes.EARLY_HALF, modes.PARITY_HALF
 HOST_PARTS = (
     (pair_scores, "tokenize_pairs", "tokenising"),
     (stream, "plant", "sharing prompts"),
-    (stream, "packed", "packing"),
+    (stream, "pack_trees", "packing"),
     (stream, "Spots", "finding the states"),
     (launched.LaunchedBatch, "store", "waiting and storing"),
     (pair_scores, "_similarities", "similarities"),

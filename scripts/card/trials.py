@@ -33,14 +33,14 @@ def chosen_way(run: Run) -> None:
     wanted = "varlen" if run.card else "paths"
     run.say(
         figure="chosen way",
-        told=mode.told(),
+        told=mode.describe(),
         packing=mode.packing,
         sharing=mode.sharing,
         differences=seen,
         seconds=time.monotonic() - began,
     )
     if mode.packing != wanted or not mode.sharing:
-        run.failures.append(f"trials: {mode.told()} was chosen, not {wanted} with prompts shared")
+        run.failures.append(f"trials: {mode.describe()} was chosen, not {wanted} with prompts shared")
 
 
 def parity(run: Run, packing: str, sharing: bool) -> None:

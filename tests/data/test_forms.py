@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probing import Capture, Place
-from probing.data.forms import FORMS, Template, distracted, forms, parse_replacement, replace_word, text_forms
+from probing.data.forms import FORMS, Template, append_word, make_forms, parse_replacement, replace_word, make_text_forms
 from probing.tokens.prompts import tokenize_prompts
 from probing.types import ContrastPair, LabelledPrompt
 
@@ -19,7 +19,7 @@ def pair(statement, opposite, id="x"):
 
 
 def test_forms_of_plain_text():
-    made = forms([BOMB, CAKE], Template())
+    made = make_forms([BOMB, CAKE], Template())
     assert [form.id for form in made] == [f"{pair}#{form}" for pair in "ab" for form in FORMS]
     assert [form.text for form in made[:4]] == [
         "A bomb is bad. Yes.",
@@ -31,24 +31,24 @@ def test_forms_of_plain_text():
 
 
 def test_forms_with_a_variant():
-    assert [form.id for form in forms([BOMB], Template(), "marker:")] == [f"a#marker:{form}" for form in FORMS]
-    same = text_forms("a", ("x", "x"), Template("{statement}: {answer}"), "marker:")
+    assert [form.id for form in make_forms([BOMB], Template(), "marker:")] == [f"a#marker:{form}" for form in FORMS]
+    same = make_text_forms("a", ("x", "x"), Template("{statement}: {answer}"), "marker:")
     assert [form.text for form in same] == ["x: Yes", "x: No"] * 2
     with pytest.raises(ValueError, match="must not hold '#'"):
-        forms([BOMB], Template(), "a#")
+        make_forms([BOMB], Template(), "a#")
 
 
 def test_forms_in_a_chat():
-    made = forms([BOMB], Template(chat=True, question="True? {statement} Say {yes or no}.", answers=("Right", "Wrong")))
+    made = make_forms([BOMB], Template(chat=True, question="True? {statement} Say {yes or no}.", answers=("Right", "Wrong")))
     assert made[3] == LabelledPrompt(
         "a#N0",
         [{"role": "user", "content": "True? A bomb is not bad. Say {yes or no}."}],
         response=[{"role": "assistant", "content": "Wrong"}],
     )
-    default = forms([BOMB], Template(chat=True))[0]
+    default = make_forms([BOMB], Template(chat=True))[0]
     assert default.text[0]["content"] == "Is this true? A bomb is bad."
     assert default.response[0]["content"] == "Yes"
-    said = forms([BOMB], Template("I say {answer}!", chat=True))[1]
+    said = make_forms([BOMB], Template("I say {answer}!", chat=True))[1]
     assert said.response[0]["content"] == "I say No!"
 
 
@@ -56,19 +56,19 @@ def test_forms_in_a_chat():
 def test_the_answer_of_a_chat_is_the_response(eos):
     tokenizer = tiny.make_tokenizer()
     request = Capture([Place("resid_post", 0)], over="response")
-    rows = tokenize_prompts(tokenizer, forms([BOMB], Template(chat=True)), request, eos=eos)
+    rows = tokenize_prompts(tokenizer, make_forms([BOMB], Template(chat=True)), request, eos=eos)
     told = [tokenizer.decode(row.ids[row.start : row.stop]) for row in rows]
     assert told == [answer + ("<|eos|>\n" if eos else "") for answer in ("Yes", "No", "Yes", "No")]
 
 
 def test_statements_may_hold_anything():
     wild = pair("{answer} \\1 {0} {statement} {x} %s", "{", "w")
-    assert [form.text for form in forms([wild], Template())][:3] == [
+    assert [form.text for form in make_forms([wild], Template())][:3] == [
         wild.statement + " Yes.",
         wild.statement + " No.",
         "{ Yes.",
     ]
-    assert forms([wild], Template(chat=True))[0].text[0]["content"] == "Is this true? " + wild.statement
+    assert make_forms([wild], Template(chat=True))[0].text[0]["content"] == "Is this true? " + wild.statement
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_word_cannot_replace_itself():
 
 
 def test_a_distractor_is_appended():
-    assert distracted("A bomb is dangerous.", "banana") == "A bomb is dangerous. banana"
-    assert distracted("A bomb is dangerous.\n", " banana ") == "A bomb is dangerous. banana"
+    assert append_word("A bomb is dangerous.", "banana") == "A bomb is dangerous. banana"
+    assert append_word("A bomb is dangerous.\n", " banana ") == "A bomb is dangerous. banana"
     with pytest.raises(ValueError, match="the word to append is empty"):
-        distracted("A bomb", " ")
+        append_word("A bomb", " ")

@@ -2,12 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.data.words import evenly_spaced, spaced_words, starts_word, whole_words
+from probing.data.words import collapse_spaces, spaced_words, starts_word, whole_words
 
 
 def test_white_space_separates_words_and_counts_once():
     assert spaced_words(" don't  go\n\tnow ") == ["don't", "go", "now"]
-    assert evenly_spaced(" don't  go\n\tnow ") == "don't go now"
+    assert collapse_spaces(" don't  go\n\tnow ") == "don't go now"
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,13 @@ def test_packed_sequences_that_see_each_other_through_the_default_cache_are_foun
 
 def test_a_prompt_that_is_not_seen_is_found_out(stack, monkeypatch):
     """Sharing is switched off by itself where only it is wrong."""
-    plain = modes.packed
+    plain = modes.pack_trees
 
     def forgetful(trees, segments, lengths):
         batch = plain(trees, segments, lengths)
         return replace(batch, paths=tuple(replace(path, before=(0, 0)) for path in batch.paths))
 
-    monkeypatch.setattr(modes, "packed", forgetful)
+    monkeypatch.setattr(modes, "pack_trees", forgetful)
     mode = choose_mode(stack)
     assert (mode.packing, mode.sharing) == ("paths", False)
     assert "paths with shared prompts: differs" in mode.reason

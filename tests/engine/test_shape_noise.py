@@ -107,8 +107,8 @@ def test_small_errors_are_found_after_the_first_blocks(error, dtype, monkeypatch
     language_model.model.to(dtype)
     stack = find_stack(language_model)
     assert parity(stack, PACKED) is None
-    plain = modes.packed
-    monkeypatch.setattr(modes, "packed", lambda *args: error(plain(*args)))
+    plain = modes.pack_trees
+    monkeypatch.setattr(modes, "pack_trees", lambda *args: error(plain(*args)))
     assert "after the first blocks" in parity(stack, PACKED)
 
 
@@ -129,7 +129,7 @@ def test_rounding_of_the_embeddings_is_measured_and_leaves_nothing_behind():
 def test_planted_leaks_are_found(noisy, monkeypatch, depth):
     """Every path also attends to the one packed token before it."""
     stack = find_stack(deep(depth))
-    plain = modes.packed
+    plain = modes.pack_trees
 
     def leaking(trees, segments, lengths):
         batch = plain(trees, segments, lengths)
@@ -141,7 +141,7 @@ def test_planted_leaks_are_found(noisy, monkeypatch, depth):
         ]
         return modes.replace(batch, paths=tuple(paths))
 
-    monkeypatch.setattr(modes, "packed", leaking)
+    monkeypatch.setattr(modes, "pack_trees", leaking)
     problem = parity(stack, modes.replace(PACKED, sharing=False))
     assert "differs from the plain way" in problem or "changes by" in problem
 
@@ -150,7 +150,7 @@ def test_planted_leaks_are_found(noisy, monkeypatch, depth):
 def test_the_smallest_leak_is_found(noisy, monkeypatch, depth):
     """One part in a hundred of the row before is added to the first token of each: within the noise, but not alike."""
     stack = find_stack(deep(depth))
-    plain = modes.recorded
+    plain = modes.record_taps
 
     @contextlib.contextmanager
     def leaking(taps):
@@ -160,7 +160,7 @@ def test_the_smallest_leak_is_found(noisy, monkeypatch, depth):
             if states.shape[0] == 1 and states.shape[1] > 40:
                 seen[number] = (index, states + 0.01 * states.roll(20, dims=1))
 
-    monkeypatch.setattr(modes, "recorded", leaking)
+    monkeypatch.setattr(modes, "record_taps", leaking)
     assert "changes by" in parity(stack, modes.replace(PACKED, sharing=False))
 
 

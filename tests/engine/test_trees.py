@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.engine.trees import LEAST_PACKED, LEAST_SHARED, Segment, halves, packed, plant, stacked, take
+from probing.engine.trees import LEAST_PACKED, LEAST_SHARED, Segment, halves, pack_trees, plant, stack_rows, take
 
 # Few different tokens, so that rows begin alike by accident as well.
 ROWS = st.lists(
@@ -59,7 +59,7 @@ def test_a_packed_batch_spells_every_row(rows):
     segments = segments_of(rows)
     lengths = lengths_of(segments)
     trees = plant(segments, lengths, sharing=True)
-    batch = packed(trees, segments, lengths)
+    batch = pack_trees(trees, segments, lengths)
     ids, positions = batch.ids[0].tolist(), batch.positions[0].tolist()
     assert [path.start for path in batch.paths[1:]] == [path.stop for path in batch.paths[:-1]]
     assert batch.paths[-1].stop == len(ids) >= LEAST_PACKED
@@ -87,7 +87,7 @@ def test_rows_share_their_prompt_and_a_row_alone_is_run_alike():
     assert [part.tokens for part in halves(tree, lengths_of(segments))] == [12, 14]
     (alone,) = plant(segments[:1], [12], sharing=True)
     assert (alone.shared, alone.tokens) == (9, 12)
-    assert len(packed([alone], segments, [12]).paths) == 2 + 1  # and what fills up a small batch
+    assert len(pack_trees([alone], segments, [12]).paths) == 2 + 1  # and what fills up a small batch
 
 
 def test_a_row_that_ends_with_its_prompt_is_run_in_one_piece():
@@ -98,12 +98,12 @@ def test_a_row_that_ends_with_its_prompt_is_run_in_one_piece():
 def test_stacked_rows_are_filled_up_with_a_token_of_their_own():
     segments = [Segment([5, 6, 7, 8], 1, 3), Segment([1, 2], 0, 2)]
     trees = plant(segments, [4, 4], sharing=False)
-    batch = stacked(trees, segments, causal=True)
+    batch = stack_rows(trees, segments, causal=True)
     assert batch.ids.tolist() == [[5, 6, 7, 7], [1, 2, 2, 2]]
     assert batch.late == ((1, 3), (4, 6))
 
 
 def test_an_encoder_sees_what_comes_after():
     segments = [Segment([5, 6, 7, 8], 1, 3), Segment([1, 2, 3, 4], 0, 2)]
-    batch = stacked(plant(segments, [4, 4], sharing=False), segments, causal=False)
+    batch = stack_rows(plant(segments, [4, 4], sharing=False), segments, causal=False)
     assert batch.ids.tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]]

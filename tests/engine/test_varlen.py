@@ -133,16 +133,16 @@ def test_a_signature_that_fails_is_said_aloud(on_a_card, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         mode = choose_mode(half(tiny.make_model("llama")))
     assert mode.packing == "paths"
-    assert "varlen with shared prompts: fails with TypeError: unexpected keyword" in mode.told()
-    assert mode.told() in caplog.text
+    assert "varlen with shared prompts: fails with TypeError: unexpected keyword" in mode.describe()
+    assert mode.describe() in caplog.text
 
 
 def test_full_precision_on_a_card_says_why_it_is_slower(on_a_card, caplog):
     with caplog.at_level(logging.WARNING):
         mode = choose_mode(find_stack(tiny.make_model("llama")))
     assert mode.packing == "paths"
-    assert "varlen: takes half precision only, not torch.float32" in mode.told()
-    assert mode.told() in caplog.text
+    assert "varlen: takes half precision only, not torch.float32" in mode.describe()
+    assert mode.describe() in caplog.text
 
 
 def test_an_attention_that_forgets_where_a_sequence_ends_is_refused(monkeypatch):
@@ -200,8 +200,8 @@ def test_capped_logits_are_named_as_what_is_slow(on_a_card, monkeypatch, caplog)
     monkeypatch.setattr(varlen, "varlen_attn", torch_2_13)
     with caplog.at_level(logging.WARNING):
         mode = choose_mode(half(tiny.make_model("gemma")))
-    assert "attention logits are capped" in mode.told()
-    assert mode.told() in caplog.text
+    assert "attention logits are capped" in mode.describe()
+    assert mode.describe() in caplog.text
 
 
 def chunked(size):

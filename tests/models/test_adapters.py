@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from probing import Capture, LanguageModel, capture, load, score_pairs
 from probing.errors import ModelInvalid
-from probing.models.adapters import switched
+from probing.models.adapters import switch_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 ROWS = [{"prompt": "Is it ok?", "chosen": " No", "rejected": " Never"}]
@@ -94,12 +94,12 @@ def test_switching_puts_back_what_was_on(adapter, model_folder):
     base = load(str(model_folder))
     adapted = base.adapted(str(adapter))
     before = adapted.peft.active_adapter
-    with switched(adapted.peft, None):
+    with switch_adapter(adapted.peft, None):
         pass
-    with pytest.raises(KeyError), switched(adapted.peft, adapted.adapter):
+    with pytest.raises(KeyError), switch_adapter(adapted.peft, adapted.adapter):
         raise KeyError
     assert adapted.peft.active_adapter == before
-    with switched(None, None):
+    with switch_adapter(None, None):
         pass
 
 

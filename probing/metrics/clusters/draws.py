@@ -84,8 +84,8 @@ def measure_clusters(
     counted = nothing if weights is None else weights
     parts = (
         moments_of_labels(grouped),
-        _joined([moments_of_relabelings(grouped, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
-        _joined([moments_of_resamples(grouped, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
+        _join_moments([moments_of_relabelings(grouped, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
+        _join_moments([moments_of_resamples(grouped, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
     )
     found = tuple({name: OF_MOMENTS[name](part) for name in indices if name in OF_MOMENTS} for part in parts)
     own = torch.zeros(0, dtype=torch.float64)
@@ -99,7 +99,7 @@ def measure_clusters(
         else:
             drawn = (codes, counted) if wanted else (nothing, nothing)
             own, of_null, of_draws = _pass(grouped, *drawn, lists, report)
-            known = None if lists is None else lists.settled(grouped)
+            known = None if lists is None else lists.settle(grouped)
         if wanted:
             for some, mean in zip(found, (own.mean()[None], of_null, of_draws), strict=True):
                 some["silhouette"] = mean
@@ -130,7 +130,7 @@ def _same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[
     return torch.stack(whole).all(dim=0)
 
 
-def _joined(parts: Sequence[Moments]) -> Moments:
+def _join_moments(parts: Sequence[Moments]) -> Moments:
     return Moments(*(torch.cat(some) for some in zip(*parts, strict=True)))
 
 

@@ -57,7 +57,7 @@ class Extremes:
         apart = tile.clusters is not None and self.which != "all"
         if apart and (self.which == "within") != (len(set(tile.clusters or ())) == 1):
             return
-        squared, allowed = tile.squared, self._allowed(tile, codes)
+        squared, allowed = tile.squared, self._find_allowed(tile, codes)
         some = None if tile.clusters is not None or self.which == "all" else allowed
         self.seen += _pairs_of(tile) if some is None else int(some.sum())
         for limit in self._limits(squared):
@@ -74,7 +74,7 @@ class Extremes:
             best = self._best(self.values)
             self.values, self.pairs = self.values[best], self.pairs[best]
 
-    def _allowed(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> Tensor | None:
+    def _find_allowed(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> Tensor | None:
         """Which pairs of a tile are to be taken: each once, none of a point with itself; None for all."""
         allowed = None
         if tile.diagonal:
@@ -180,7 +180,7 @@ class PairLists:
         for each in self._used:
             each.add(tile, codes)
 
-    def settled(self, grouped: Grouped) -> Ends:
+    def settle(self, grouped: Grouped) -> Ends:
         """Once every tile is taken in: the lists in order, and the ends of the labels as they are."""
         for each in self._used:
             each.settle(grouped)
@@ -188,16 +188,16 @@ class PairLists:
 
     def of_labels(self, grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Ends:
         """Of other labels."""
-        return Ends(*(_decided(grouped, each, codes) for each in (self.closest, self.farthest)))
+        return Ends(*(_decide_draws(grouped, each, codes) for each in (self.closest, self.farthest)))
 
     def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
         """Of the labels as they are, without the points of weight 0."""
         present = weights.clamp_max(1).to(torch.int16)
         codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)  # far faster than ``torch.where``
-        return Ends(*(_decided(grouped, each, codes) for each in (self.between, self.within)))
+        return Ends(*(_decide_draws(grouped, each, codes) for each in (self.between, self.within)))
 
 
-def _decided(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"]) -> Float[Tensor, " draw"]:
+def _decide_draws(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n draw"]) -> Float[Tensor, " draw"]:
     """For each draw, the first listed pair that its labels separate (or, of the farthest, join).
 
     Args:

@@ -28,7 +28,7 @@ def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float,
         Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
     """
     power = POWERS.get(index, 1.0)
-    own, reflected = _reflected(power, value, draws)
+    own, reflected = _reflect(power, value, draws)
     known = reflected[np.isfinite(reflected)]
     if not len(known) or not math.isfinite(own):
         return math.nan, math.nan, math.nan
@@ -55,7 +55,7 @@ def debias_difference(
         Low and high; infinite on a side where one of the two may be, and on both where both may be.
     """
     power = POWERS.get(index, 1.0)
-    one, two = (_back(index, _reflected(power, *each)[1]) for each in ((value, draws), (other, other_draws)))
+    one, two = (_back(index, _reflect(power, *each)[1]) for each in ((value, draws), (other, other_draws)))
     known = ~np.isnan(one) & ~np.isnan(two)
     if not known.any():
         return math.nan, math.nan
@@ -68,7 +68,7 @@ def debias_difference(
     return float(low), float(high)
 
 
-def _reflected(power: float, value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+def _reflect(power: float, value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     """The power of a value, and of what lies as far on the other side of it as each draw; NaN where there is none."""
     with np.errstate(divide="ignore"):  # centroids in one place are 0 in such a power, and points in one infinite
         own, powers = float(np.float64(value) ** power), draws**power

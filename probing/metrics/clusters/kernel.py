@@ -54,7 +54,7 @@ def measure_by_kernel(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"],
     2.8e-4 too far apart in an emulation. Means of distances within and between clusters are too large alike, so that
     most of it cancels in their ratio.
     """
-    points, norms = _multiplied(grouped)
+    points, norms = _prepare_products(grouped)
     found = pair_distances(points[None], grouped.bounds, impl)
     sizes = torch.tensor(grouped.counts, device=points.device)
     sums = found.sums[0].double().unbind(dim=1)
@@ -103,7 +103,7 @@ def products_error(points: Float[Tensor, "n width"], impl: str = "auto") -> Prod
     return ProductsError(float(errors.abs().max()), float(errors.mean()), error_of_squares(points.shape[1]))
 
 
-def _multiplied(grouped: Grouped) -> tuple[Float[Tensor, "n width"], Float[Tensor, " n"]]:
+def _prepare_products(grouped: Grouped) -> tuple[Float[Tensor, "n width"], Float[Tensor, " n"]]:
     """Points in order, as they are best multiplied, and their squared norms."""
     points, blocks = grouped.points[grouped.order], list(grouped.blocks())
     if points.dtype != torch.float32:

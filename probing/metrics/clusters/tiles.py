@@ -112,7 +112,7 @@ def squares(
             found.fill_diagonal_(torch.inf)
         if bool(found.amin() < LOST * (left.sizes.max() + right.sizes.max())):
             lost = found < LOST * (left.sizes[:, None] + right.sizes)
-            found = _recovered(grouped, found, lost, rows, columns, clusters)
+            found = _recompute_lost(grouped, found, lost, rows, columns, clusters)
     return found.fill_diagonal_(0) if diagonal else found
 
 
@@ -131,7 +131,7 @@ def _side(grouped: Grouped, positions: tuple[int, int], clusters: tuple[int, int
     return Side(points, (norms + 2 * along + half).to(points), (norms + half).to(points))
 
 
-def _recovered(
+def _recompute_lost(
     grouped: Grouped,
     squared: Float[Tensor, "row column"],
     lost: Tensor,

@@ -27,7 +27,7 @@ from probing.runs.ccs.config import (
 )
 from probing.runs.ccs.parts import Material
 from probing.runs.ccs.results import Judged
-from probing.runs.common.record import how_told, write_summary
+from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import CHOSEN
 from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
@@ -62,7 +62,7 @@ def gather_facts(
     return {
         "data": table.facts(),
         "source": material.forms.store.facts["source"],
-        "how": how_told(material.forms.store),
+        "how": describe_how(material.forms.store),
         "token": material.forms.token,
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": [asdict(problem) for problem in problems.values()][:LISTED_PROBLEMS],

@@ -19,7 +19,7 @@ from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
 from probing.runs.common.groups import folds_of
 from probing.runs.common.parts import Arrays
-from probing.runs.common.states import check_memory, places_of
+from probing.runs.common.states import check_memory, choose_places
 from probing.statistics.folds import LEAST_FOLDS, Splits
 from probing.types import ContrastPair, Problem
 
@@ -98,7 +98,7 @@ def gather_material(
     if not readable:
         first = next(iter(problems.values()))
         raise DataInvalid(f"no pair could be read; the first: '{first.id}' ({first.status}, {first.detail})")
-    asked = places_of(forms.store, config.places)
+    asked = choose_places(forms.store, config.places)
     same, skipped = _find_alike(forms, readable, asked)
     check_contrast(forms, readable, same)
     for at in np.flatnonzero(same):

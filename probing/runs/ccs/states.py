@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.data.contents import content_of_row
-from probing.data.forms import FORMS, distracted, forms, replace_word, text_forms
+from probing.data.forms import FORMS, append_word, make_forms, replace_word, make_text_forms
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch
 from probing.models.layers import find_stack
@@ -67,12 +67,12 @@ class Variants:
 def all_forms(config: CCSConfig, pairs: Sequence[ContrastPair], variants: Variants) -> list[LabelledPrompt]:
     """Every text that is read: four a pair, and four more for every variant."""
     template = config.form()
-    prompts = forms(pairs, template)
+    prompts = make_forms(pairs, template)
     for index, texts in variants.marker.items():
-        prompts += text_forms(pairs[index].id, texts, template, MARKER)
+        prompts += make_text_forms(pairs[index].id, texts, template, MARKER)
     for pair in (pair for pair, has in zip(pairs, variants.distracted, strict=True) if has):
-        texts = (distracted(pair.statement, config.distractor), distracted(pair.opposite, config.distractor))
-        prompts += text_forms(pair.id, texts, template, DISTRACTOR)
+        texts = (append_word(pair.statement, config.distractor), append_word(pair.opposite, config.distractor))
+        prompts += make_text_forms(pair.id, texts, template, DISTRACTOR)
     return prompts
 
 
@@ -130,13 +130,13 @@ def read_forms(
     prompts = all_forms(config, pairs, variants)
     if isinstance(source, ActivationStore):
         request = source.facts["request"]
-        return _joined(
+        return _join_forms(
             source, prompts, f"the {request['pooling']} token ({request['over']}), as the store was captured"
         )
     assert config.model is not None
     causal = find_stack(source).causal
     pooling, over = _token(config, causal)
-    token = _told(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
+    token = _describe_tokens(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
     store = capture_states(
         folder / STATES,
         config,
@@ -149,7 +149,7 @@ def read_forms(
         over=over,
     )
     _write_forms(folder / FORMS_FILE, prompts)
-    return _joined(store, prompts, token)
+    return _join_forms(store, prompts, token)
 
 
 def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
@@ -161,7 +161,7 @@ def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
     return pooling, "response" if config.chat and pooling == "last" else "content"
 
 
-def _told(
+def _describe_tokens(
     config: CCSConfig,
     model: LanguageModel,
     prompts: Sequence[LabelledPrompt],
@@ -202,7 +202,7 @@ def _write_forms(path: Path, prompts: Sequence[LabelledPrompt]) -> None:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _joined(store: ActivationStore, prompts: Sequence[LabelledPrompt], token: str) -> FormStates:
+def _join_forms(store: ActivationStore, prompts: Sequence[LabelledPrompt], token: str) -> FormStates:
     """The store's rows, checked to be the texts that the data and the options give."""
     rows = store.rows
     content = dict(zip(rows["id"], rows["content"], strict=True))

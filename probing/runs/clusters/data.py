@@ -10,7 +10,7 @@ from probing.runs.clusters.config import LEAST_ROWS, ClustersConfig
 from probing.types import LabelledPrompt
 
 
-def labels_of(config: ClustersConfig, prompts: Sequence[LabelledPrompt]) -> list[str]:
+def choose_labels(config: ClustersConfig, prompts: Sequence[LabelledPrompt]) -> list[str]:
     """Names of the labels that are compared: those that were chosen, or all of the data."""
     chosen = list(dict.fromkeys(config.label_names))
     return chosen or sorted({label_name(prompt) for prompt in prompts if prompt.label is not None})
@@ -28,7 +28,7 @@ def check_labels(
         UsageError: says which labels there are.
     """
     counts = Counter(label_name(prompt) for prompt in prompts if prompt.label is not None)
-    names, known = labels_of(config, prompts), ", ".join(sorted(counts)[:10])
+    names, known = choose_labels(config, prompts), ", ".join(sorted(counts)[:10])
     never = next((name for name in names if not counts[name]), None)
     if never is not None:
         raise UsageError(f"{table.path}: no row has the label '{never}'; there are {known}")

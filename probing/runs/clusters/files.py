@@ -23,7 +23,7 @@ from probing.runs.clusters.parts import ArraysOf, drift_subsets
 from probing.runs.clusters.results import Judged, judge
 from probing.runs.clusters.rows import CATEGORY, DRIFT, Material
 from probing.runs.clusters.tables import make_tables
-from probing.runs.common.record import how_told, write_summary
+from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import ALL
 from probing.store.activations import write_states
 from probing.store.manifest import RunFolder
@@ -80,7 +80,7 @@ def _gather_facts(
     facts: dict[str, Any] = {
         "data": table.facts(),
         "models": {
-            name: {"source": seen.store.facts["source"], "how": how_told(seen.store), "places": places}
+            name: {"source": seen.store.facts["source"], "how": describe_how(seen.store), "places": places}
             for name, seen, places in zip(material.names, material.seen, material.places, strict=True)
         },
         "request": material.seen[0].store.facts["request"],

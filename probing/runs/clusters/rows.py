@@ -15,10 +15,10 @@ from probing.data.tables import Table
 from probing.errors import DataInvalid
 from probing.models.devices import choose_device
 from probing.runs.clusters.config import LEAST_ROWS, ClustersConfig
-from probing.runs.clusters.data import labels_of
+from probing.runs.clusters.data import choose_labels
 from probing.runs.common.groups import folds_of, join_groups, text_units, values_to_split
 from probing.runs.common.results import ALL
-from probing.runs.common.states import Prompts, places_of
+from probing.runs.common.states import Prompts, choose_places
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.permutation import permute_labels
 from probing.types import LabelledPrompt, Problem
@@ -96,7 +96,7 @@ class Rows:
         return np.ascontiguousarray(draw_bootstrap_weights(self.units, count, seed).T.astype(np.int16))
 
 
-def rows_of(
+def choose_rows(
     config: ClustersConfig,
     data: tuple[Table, list[LabelledPrompt]],
     control: tuple[Table, list[LabelledPrompt]] | None,
@@ -115,7 +115,7 @@ def rows_of(
     Raises:
         DataInvalid: a label has fewer than two rows.
     """
-    names = labels_of(config, data[1])
+    names = choose_labels(config, data[1])
     kept, problems = _keep_common(names, data[1], seen)
     others, control_problems = ([], {}) if control is None else _keep_common(names, control[1], controls)
     prompts = kept + others
@@ -260,7 +260,7 @@ class Material:
     ) -> None:
         self.config, self.rows, self.seen, self.controls, self.names = config, rows, seen, controls, names
         self.device = choose_device(config.device)
-        self.places = [places_of(each.store, config.places) for each in seen]
+        self.places = [choose_places(each.store, config.places) for each in seen]
         ids = [prompt.id for prompt in rows.prompts]
         self._index = [_find_index(each, ids[: rows.of_data]) for each in seen]
         self._relabelings: dict[int, NDArray[np.integer[Any]]] = {}

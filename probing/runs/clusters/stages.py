@@ -18,7 +18,7 @@ from probing.runs.capture.within import capture_states
 from probing.runs.clusters.config import SUMMARY_FILE, ClustersConfig
 from probing.runs.clusters.files import write_everything
 from probing.runs.clusters.parts import Material, make_part
-from probing.runs.clusters.rows import rows_of
+from probing.runs.clusters.rows import choose_rows
 from probing.runs.common.groups import values_to_split
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import (
@@ -58,7 +58,7 @@ def clusters_into(
     begin_run(folder, config, made_of, [device])
     if not folder.finished:
         seen, controls = _states(folder, config, (table, prompts), control, kept)
-        rows = rows_of(config, (table, prompts), control, seen, controls)
+        rows = choose_rows(config, (table, prompts), control, seen, controls)
         material = Material(config, rows, seen, controls, model_names(config))
         parts = material.parts
         numbers = {part: number for number, part in enumerate(parts)}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from probing.data.columns import require_split_values
 from probing.data.tables import Table, canonical
-from probing.data.words import evenly_spaced
+from probing.data.words import collapse_spaces
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.options import PAIR, TEXT, FoldOptions
 from probing.statistics.folds import LEAST_FOLDS, make_folds
@@ -78,7 +78,7 @@ def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
 
 def text_key(prompt: LabelledPrompt) -> str:
     """The text of a row; white space counts once."""
-    text = evenly_spaced(prompt.text) if isinstance(prompt.text, str) else prompt.text
+    text = collapse_spaces(prompt.text) if isinstance(prompt.text, str) else prompt.text
     return canonical(text).decode()
 
 

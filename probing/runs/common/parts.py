@@ -204,7 +204,7 @@ def complete_shards(
     return complete_parts(known, maker, write, bar, adopt)
 
 
-def rows_of(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+def to_rows(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     """A frame as the rows of a shard."""
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
 

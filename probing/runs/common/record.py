@@ -81,7 +81,7 @@ def model_facts(model: LanguageModel) -> dict[str, Any]:
     return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
 
 
-def how_told(store: ActivationStore) -> str:
+def describe_how(store: ActivationStore) -> str:
     """How the states were captured, in words, and what has run in a slower way since."""
     return with_fallbacks(str(store.facts["how"]))
 

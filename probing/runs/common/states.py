@@ -46,7 +46,7 @@ def open_states(path: Path | str) -> ActivationStore:
     return store
 
 
-def places_of(store: ActivationStore, given: str | Sequence[str]) -> list[str]:
+def choose_places(store: ActivationStore, given: str | Sequence[str]) -> list[str]:
     """The places of a store that are asked for: all of them, where the option was left alone.
 
     Raises:

@@ -26,7 +26,7 @@ from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.report.plots import draw_course
 from probing.runs.common.budget import KeptBudget
-from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, rows_of
+from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -159,7 +159,7 @@ def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> 
             "batch_tokens": budget.facts(),
             "problems": [asdict(problem) for problem in compared.problems],
         }
-        return Shard(rows_of(compared.frame, schema), facts)
+        return Shard(to_rows(compared.frame, schema), facts)
 
     def whole(number: int) -> bool:
         return not comparer.top or read_shard(tokens_path(number), TOKENS_SCHEMA) is not None
@@ -180,7 +180,7 @@ def write_course(
         except ProbingError as error:
             broken.append(note_broken_step(step, path, error))
     course = course_frame(frame, likelihoods_of, taken)
-    join_shards([rows_of(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))], folder.path / COURSE_FILE)
+    join_shards([to_rows(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))], folder.path / COURSE_FILE)
     return broken
 
 
@@ -213,7 +213,7 @@ def measure_step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: in
         nothing = (float("nan"), float("nan"))
         rows = [(pair.id, *values.get(pair.id, nothing)) for pair in data.of(block)]
         report(len(block), sum(len(pair.chosen) + len(pair.rejected) for pair in tokenized))
-        return Shard(rows_of(pd.DataFrame(rows, columns=COURSE_SCHEMA.names), COURSE_SCHEMA), {})
+        return Shard(to_rows(pd.DataFrame(rows, columns=COURSE_SCHEMA.names), COURSE_SCHEMA), {})
 
     prefix, doing = f"step_{step:09d}_", f"step {step}"
     shards = complete_shards(folder.shards, data, COURSE_SCHEMA, prepare, make, prefix=prefix, doing=doing)

@@ -14,7 +14,7 @@ from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.probes.prompts import PROBES
 from probing.report.plots import draw_layers
-from probing.runs.common.record import how_told, write_summary
+from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.common.states import Prompts
 from probing.runs.probe.config import PLOTS_FILE, PREDICTIONS_FILE, PROBES_FILE, RESULTS_FILE, SUMMARY_FILE
@@ -32,7 +32,7 @@ def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, 
     facts: dict[str, Any] = {
         "data": table.facts(),
         "source": seen.store.facts["source"],
-        "how": how_told(seen.store),
+        "how": describe_how(seen.store),
         "request": seen.store.facts["request"],
         "positive": material.positive,
         "rows_by_status": {"ok": len(seen.rows), **dict(sorted(statuses.items()))},

@@ -17,7 +17,7 @@ from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel, load
 from probing.runs.common.budget import KeptBudget
-from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, rows_of
+from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -106,7 +106,7 @@ def _new_shard(scorer: PairScorer, schema: pa.Schema, tokenized: list[TokenizedP
         "batch_tokens": asdict(scorer.stream.budget),
         "problems": [asdict(problem) for problem in scored.problems],
     }
-    return Shard(rows_of(scored.frame, schema), facts)
+    return Shard(to_rows(scored.frame, schema), facts)
 
 
 def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
