@@ -93,11 +93,15 @@ def _check_placeholders(text: str, name: str, **expected: int) -> None:
 
 
 def make_forms(pairs: Sequence[ContrastPair], template: Template, variant: str = "") -> list[LabelledPrompt]:
-    """The four forms of every pair, in the order of ``FORMS``, as ``PAIR#VARIANTFORM``. See ``text_forms``."""
-    return [form for pair in pairs for form in make_text_forms(pair.id, (pair.statement, pair.opposite), template, variant)]
+    """The four forms of every pair, in the order of ``FORMS``, as ``PAIR#VARIANTFORM``. See ``make_text_forms``."""
+    return [
+        form for pair in pairs for form in make_text_forms(pair.id, (pair.statement, pair.opposite), template, variant)
+    ]
 
 
-def make_text_forms(pair_id: str, texts: tuple[str, str], template: Template, variant: str = "") -> list[LabelledPrompt]:
+def make_text_forms(
+    pair_id: str, texts: tuple[str, str], template: Template, variant: str = ""
+) -> list[LabelledPrompt]:
     """The four forms of a statement and its opposite, which may have become the same text.
 
     Args:

@@ -170,7 +170,9 @@ def find_stack(language_model: LanguageModel) -> Stack:
             if isinstance(found, Stack):
                 return found
             problems.append(f"'{name}': {found}")
-    raise LayerNotFound(f"the layers of {type(model).__name__} were not found: {'; '.join(problems) or _list_parts(model)}")
+    raise LayerNotFound(
+        f"the layers of {type(model).__name__} were not found: {'; '.join(problems) or _list_parts(model)}"
+    )
 
 
 def find_backbone(language_model: LanguageModel) -> Stack:

@@ -83,7 +83,9 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
     }
     blocks: dict[tuple[str, str, str], list[int]] = {}
     for layer, writes in enumerate(stack.writes):
-        attention, mlp = (" + ".join(part.describe() for part in side) or "-" for side in (writes.attention, writes.mlp))
+        attention, mlp = (
+            " + ".join(part.describe() for part in side) or "-" for side in (writes.attention, writes.mlp)
+        )
         blocks.setdefault((attention, mlp, writes.form), []).append(layer)
     return {
         "Model": [{"what": what, "found": value} for what, value in facts.items()],

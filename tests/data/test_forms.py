@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probing import Capture, Place
-from probing.data.forms import FORMS, Template, append_word, make_forms, parse_replacement, replace_word, make_text_forms
+from probing.data.forms import (
+    FORMS,
+    Template,
+    append_word,
+    make_forms,
+    make_text_forms,
+    parse_replacement,
+    replace_word,
+)
 from probing.tokens.prompts import tokenize_prompts
 from probing.types import ContrastPair, LabelledPrompt
 
@@ -39,7 +47,9 @@ def test_forms_with_a_variant():
 
 
 def test_forms_in_a_chat():
-    made = make_forms([BOMB], Template(chat=True, question="True? {statement} Say {yes or no}.", answers=("Right", "Wrong")))
+    made = make_forms(
+        [BOMB], Template(chat=True, question="True? {statement} Say {yes or no}.", answers=("Right", "Wrong"))
+    )
     assert made[3] == LabelledPrompt(
         "a#N0",
         [{"role": "user", "content": "True? A bomb is not bad. Say {yes or no}."}],

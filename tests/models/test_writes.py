@@ -13,7 +13,8 @@ NAMES = [name for name in families.FAMILIES if name != "llava"]
 
 def told(stack):
     return [
-        ([part.describe() for part in writes.attention], [part.describe() for part in writes.mlp]) for writes in stack.writes
+        ([part.describe() for part in writes.attention], [part.describe() for part in writes.mlp])
+        for writes in stack.writes
     ]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.data.contents import content_of_row
-from probing.data.forms import FORMS, append_word, make_forms, replace_word, make_text_forms
+from probing.data.forms import FORMS, append_word, make_forms, make_text_forms, replace_word
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch
 from probing.models.layers import find_stack

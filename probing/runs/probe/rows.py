@@ -13,7 +13,7 @@ from probing.models.load import LanguageModel
 from probing.probes.prompts import LabelledRows
 from probing.runs.capture.within import capture_states
 from probing.runs.common.groups import folds_of, text_key, text_units
-from probing.runs.common.states import STATES, Prompts, check_same_request, join_states, open_states, choose_places
+from probing.runs.common.states import STATES, Prompts, check_same_request, choose_places, join_states, open_states
 from probing.runs.probe.config import FRESH_STATES, ProbeConfig
 from probing.statistics.folds import Splits
 from probing.store.activations import ActivationStore
