@@ -59,7 +59,7 @@ def triton_obstacle(values: Tensor, dtypes: Collection[torch.dtype]) -> str | No
     if values.device.type != "cuda" and not interpreting():
         return f"the tensors are on the {values.device.type} and TRITON_INTERPRET=1 is not set"
     if not triton_installed():
-        return "triton is not installed (pip install 'probing[cuda]')"
+        return "triton is not installed (pip install 'model-probing[cuda]')"
     if values.dtype not in dtypes:
         return f"it takes {', '.join(sorted(map(_name, dtypes)))}, not {_name(values.dtype)}"
     if values.requires_grad and torch.is_grad_enabled():
@@ -78,6 +78,11 @@ def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def sums_wide() -> bool:
+    """Whether torch multiplies half-precision matrices into float32 on a card: from 2.8 on."""
+    return hasattr(torch.ops.aten.mm, "dtype_out")
+
+
 def _automatic(values: Tensor, obstacle: str | None) -> Choice:
     if values.device.type != "cuda":
         return Choice("torch", f"the tensors are on the {values.device.type}")
@@ -90,6 +95,12 @@ _slower: dict[str, str] = {}
 def fallbacks() -> dict[str, str]:
     """What ran in a slower way than it is meant to in this process, and why."""
     return dict(sorted(_slower.items()))
+
+
+def with_fallbacks(how: str) -> str:
+    """How something ran, in words, and after it whatever ran in a slower way in this process; nothing is said twice."""
+    slower = (f"{what}: {why}" for what, why in fallbacks().items())
+    return "; ".join([how, *(reason for reason in slower if reason not in how)])
 
 
 def fall_back(what: str, why: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.kernels.dispatch import fall_back
+from probing.kernels.dispatch import fall_back, sums_wide
 
 Parity = Literal["bf16"]
 Result = TypeVar("Result")
@@ -167,11 +167,6 @@ def product_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
         for start in range(0, len(weight), VOCABULARY_SLICE):
             part = slice(start, start + VOCABULARY_SLICE)
             out[:, part] = wide @ weight[part].to(out.dtype).T
-
-
-def sums_wide() -> bool:
-    """Whether torch multiplies half-precision matrices into float32 on a card: from 2.8 on."""
-    return hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:

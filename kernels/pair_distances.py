@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.kernels.dispatch import choose, interpreting
+from probing.kernels.dispatch import choose, interpreting, sums_wide
 from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def pair_distances_reference(
     exact = found.sums.dtype
     norms = squared_norms(points, exact)
     for layer in range(len(points)):
-        values, tile = _readily_multiplied(points[layer], exact), 0
+        values, tile = _widen_for_products(points[layer], exact), 0
         for start, stop in pairwise(edges):
             squared = norms[layer, start:stop, None] + norms[layer, start:]
             squared = squared.sub_(_products(values[start:stop], values[start:], exact), alpha=2).clamp_(min=0)
@@ -393,13 +393,10 @@ def _add_partials(
             sums[:, rows.start :, cluster] += column_sums[:, start - first : end - first].sum(dim=1)
 
 
-def _products_sum_wide(values: Tensor) -> bool:
-    """Whether the device multiplies half-precision matrices into a float32 one."""
-    return values.is_cuda and values.dtype in (torch.bfloat16, torch.float16) and hasattr(torch.ops.aten.mm, "dtype")
-
-
-def _readily_multiplied(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values if _products_sum_wide(values) else values.to(dtype)
+def _widen_for_products(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` in ``dtype``; half-precision ones as they are where the device sums their products in float32."""
+    half = values.dtype in (torch.bfloat16, torch.float16)
+    return values if half and values.is_cuda and sums_wide() else values.to(dtype)
 
 
 def _products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from probing.errors import ProbingError
 
 if TYPE_CHECKING:
+    import docstring_parser
+    import jsonargparse
     import pandas
 
 COMMANDS = {
@@ -35,30 +37,41 @@ WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EN
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its status: 0 done, 2 the caller's mistake, 1 anything else, 130 interrupted."""
-    sys.exit(_status(list(sys.argv[1:] if arguments is None else arguments)))
+    sys.exit(_run_command(list(sys.argv[1:] if arguments is None else arguments)))
 
 
-def _status(arguments: list[str]) -> int:
+def _run_command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview(), file=sys.stderr if not arguments else sys.stdout)
+        print(_make_overview(), file=sys.stderr if not arguments else sys.stdout)
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from importlib.metadata import version
+        from probing.runs.common.versions import DISTRIBUTION, version_of
 
-        print(f"probing {version('probing')}")
+        print(f"probing {version_of(DISTRIBUTION)}")
         return 0
-    if arguments[0] not in COMMANDS:
-        print(f"probing: no command '{arguments[0]}'; there are {', '.join(COMMANDS)}", file=sys.stderr)
+    command = _find_command(arguments)
+    if command is None:
         return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a narrow encoding must not lose a finished run its tables
     logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    return _guarded(arguments[0], arguments[1:])
+    return _run_guarded(command, arguments[command.count(" ") + 1 :])
 
 
-def _overview() -> str:
-    lines = [f"  {name:<12}  {what}" for name, what in COMMANDS.items()]
+def _find_command(arguments: list[str]) -> str | None:
+    """The command that the first one or two words name; says on stderr what there is where they name none."""
+    command = next((name for name in (" ".join(arguments[:2]), arguments[0]) if name in COMMANDS), None)
+    if command is None:
+        family = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+        named = " ".join(arguments[:2]) if family else arguments[0]
+        print(f"probing: no command '{named}'; there are {', '.join(family or COMMANDS)}", file=sys.stderr)
+    return command
+
+
+def _make_overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "usage: probing COMMAND [options]",
@@ -71,7 +84,7 @@ def _overview() -> str:
     )
 
 
-def _guarded(command: str, arguments: list[str]) -> int:
+def _run_guarded(command: str, arguments: list[str]) -> int:
     """Run, and turn what went wrong into one line and a status."""
     try:
         _run(command, arguments)
@@ -96,12 +109,12 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> None:
-    job = importlib.import_module(f"probing.runs.{command}")
+    job = importlib.import_module(f"probing.runs.{command.replace(' ', '.')}")
     config_type = typing.get_type_hints(job.run)["config"]
     config, as_json = _parse(command, config_type, arguments)
     report = job.run(config)
     if as_json:
-        tables = {title: _records(table) for title, table in report.tables.items()}
+        tables = {title: _to_records(table) for title, table in report.tables.items()}
         print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str), flush=True)
         return
     from probing.report.tables import render
@@ -111,7 +124,7 @@ def _run(command: str, arguments: list[str]) -> None:
         print(f"\nwrote {', '.join(report.facts['wrote'])}", file=sys.stderr)
 
 
-def _records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
+def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
     """Rows with every digit, and null for what has no value."""
     rows = table.to_dict("records")
     return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
@@ -119,27 +132,10 @@ def _records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
 
 def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, bool]:
     """The job's options from ``--config FILE.yaml`` and from flags, which win."""
-    from docstring_parser import parse as parse_docstring
-    from jsonargparse import ActionYesNo, ArgumentParser
-
-    described = parse_docstring(config_type.__doc__ or "")
-    parser = ArgumentParser(prog=f"probing {command}", description=described.short_description)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    helps = {parameter.arg_name: parameter.description for parameter in described.params}
-    hints = typing.get_type_hints(config_type)
-    for entry in dataclasses.fields(config_type):
-        option = f"--{entry.name.replace('_', '-')}"
-        if hints[entry.name] is bool:
-            parser.add_argument(
-                option, action=ActionYesNo(no_prefix="no-"), default=entry.default, help=helps[entry.name]
-            )
-        elif entry.default is dataclasses.MISSING:
-            parser.add_argument(option, type=hints[entry.name], required=True, help=helps[entry.name])
-        else:
-            parser.add_argument(option, type=hints[entry.name], default=entry.default, help=helps[entry.name])
-    spelled = _spelled(arguments)
-    repeated = _repeated(spelled, getattr(config_type, "REPEATABLE", ()))
+    parser = _make_parser(command, config_type)
+    spelled = _respell(arguments)
+    repeatable = [entry.name for entry in dataclasses.fields(config_type) if entry.metadata.get("repeatable")]
+    repeated = _collect_repeated(spelled, repeatable)
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
     except UnicodeDecodeError as error:
@@ -153,18 +149,53 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     return config, as_json
 
 
-def _repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParser":
+    """A parser with a job's own options, then those that it shares, under the headings of their classes."""
+    from jsonargparse import ActionYesNo, ArgumentParser
+
+    own, *shared = _described_classes(config_type)
+    parser = ArgumentParser(
+        prog=f"probing {command}", description=_join_lines(own.short_description, own.long_description)
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    helps = {parameter.arg_name: parameter.description for each in (*shared, own) for parameter in each.params}
+    hints, fields = typing.get_type_hints(config_type), {entry.name: entry for entry in dataclasses.fields(config_type)}
+    for described in (own, *shared):
+        heading = _join_lines(described.short_description).rstrip(".")
+        group = parser if described is own else parser.add_argument_group(heading)
+        for name in (parameter.arg_name for parameter in described.params if parameter.arg_name in fields):
+            entry, kind = fields.pop(name), hints[name]
+            how = {"required": True} if entry.default is dataclasses.MISSING else {"default": entry.default}
+            how |= {"action": ActionYesNo(no_prefix="no-")} if kind is bool else {"type": kind}
+            group.add_argument(f"--{name.replace('_', '-')}", help=helps[name], **how)
+    return parser
+
+
+def _described_classes(config_type: type) -> "list[docstring_parser.Docstring]":
+    """Docstrings of a class and of those it inherits options from, from itself on upwards."""
+    from docstring_parser import parse
+
+    return [parse(each.__doc__ or "") for each in config_type.__mro__ if dataclasses.is_dataclass(each)]
+
+
+def _join_lines(*parts: str | None) -> str:
+    """Sentences of a docstring as one text without line breaks."""
+    return " ".join(" ".join(part.split()) for part in parts if part)
+
+
+def _collect_repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
     """What was given for options that may be repeated, and were; the parser keeps only the last."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for at, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         name = option.removeprefix("--").removesuffix("+").replace("-", "_")  # "--model+" appends, too
         if option.startswith("--") and name in names and (equals or at + 1 < len(arguments)):
-            found.setdefault(name, []).append(value if equals else arguments[at + 1])
-    return {name: values for name, values in found.items() if len(values) > 1}
+            values.setdefault(name, []).append(value if equals else arguments[at + 1])
+    return {name: given for name, given in values.items() if len(given) > 1}
 
 
-def _spelled(arguments: Sequence[str]) -> list[str]:
+def _respell(arguments: Sequence[str]) -> list[str]:
     """Arguments as the parser wants them: ``--batch_tokens`` with a hyphen, ``--below -1e-3`` in one piece."""
     spelled: list[str] = []
     for argument in arguments:

@@ -32,10 +32,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from probing import LanguageModel, PreferencePair
 from probing.data.bundled import BUNDLED, bundled_model
-from probing.data.tokenize import TokenizedPair, tokenize_pairs
 from probing.instruments.pair_scores import BLOCK_PAIRS, PairScorer
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.versions import versions
+from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 
 BLOCKS = 8
 TOLERANCE = 1e-4

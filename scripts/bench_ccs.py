@@ -11,7 +11,9 @@ from bench_ccs_layer import bench_layer
 from measuring import spread_of, timed
 from torch import Tensor
 
-from probing.probes.ccs import CCSOptions, TrainedProbes, centers_of, normalized, starting_points, train_probes
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.ccs_states import centers_of, normalize
+from probing.probes.ccs_training import TrainedProbes, starting_points, train_probes
 
 AGREE = 1e-4
 STRENGTH = 8.0
@@ -46,13 +48,13 @@ def inputs(sizes: Sizes, device: str) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(0, 2, (sizes.pairs, 1), generator=generator) * 2.0 - 1
-    direction = normalized(torch.randn(sizes.layers, 1, sizes.width, generator=generator))
+    direction = normalize(torch.randn(sizes.layers, 1, sizes.width, generator=generator))
     about = torch.randn(sizes.layers, sizes.pairs, sizes.width, generator=generator)
     sides = [
         about + side * STRENGTH * truth * direction + torch.randn(about.shape, generator=generator) / 2
         for side in (1, -1)
     ]
-    states = normalized(torch.stack(sides, dim=1)).to(device)
+    states = normalize(torch.stack(sides, dim=1)).to(device)
     return states, centers_of(states, torch.ones(sizes.pairs, 1, dtype=torch.bool, device=device))
 
 

@@ -12,7 +12,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from probing.kernels.ccs_step import ccs_step
-from probing.probes.ccs import CCSOptions, Training, centers_of, logits_of, normalized, starting_points, train_together
+from probing.probes.ccs_blocks import Training
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.ccs_states import centers_of, logits_of, normalize
+from probing.probes.ccs_training import starting_points, train_together
 from probing.probes.closed_form import crc_directions, vinc_directions
 from probing.probes.controls import shuffle_pairings
 from probing.statistics.folds import Splits, make_folds
@@ -61,11 +64,11 @@ class Layer:
         generator = torch.Generator().manual_seed(0)
         truth = torch.randint(0, 2, (sizes.pairs,), generator=generator) * 2.0 - 1
         truth = torch.cat([truth, -truth])[:, None]
-        direction = normalized(torch.randn(2, 1, 1, sizes.width, generator=generator))
+        direction = normalize(torch.randn(2, 1, 1, sizes.width, generator=generator))
         about = torch.randn(2, 1, 2 * sizes.pairs, sizes.width, generator=generator)
         noise = torch.randn(2, 2, 2 * sizes.pairs, sizes.width, generator=generator) / 2
         sides = torch.tensor([1.0, -1.0])[:, None, None] * STRENGTH * truth * direction
-        states = normalized(about + sides + noise).to(device)
+        states = normalize(about + sides + noise).to(device)
         splits = Splits.of(make_folds(np.arange(sizes.pairs), FOLDS))
         train = torch.from_numpy(np.concatenate([splits.train] * 2)).to(device)
         partners = shuffle_pairings(np.concatenate([splits.folds] * 2), PAIRINGS)

@@ -108,8 +108,8 @@ def statements(count: int) -> list[Row]:
 
 def run_ccs(model: str, out: Path, pairs: int, places: str) -> Row:
     """The whole of ``probing ccs`` in this process."""
+    from probing.runs.ccs import run
     from probing.runs.ccs.config import CCSConfig
-    from probing.runs.ccs.job import run
 
     out.mkdir(parents=True)
     data = out / "statements.jsonl"

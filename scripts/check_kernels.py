@@ -142,7 +142,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel has nothing to compile
     if importlib.util.find_spec("triton") is None:
-        sys.exit("triton is not installed, so nothing can be compiled: pip install 'probing[dev]' on Linux x86-64")
+        sys.exit(
+            "triton is not installed, so nothing can be compiled: pip install 'model-probing[dev]' on Linux x86-64"
+        )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder  # a result from before proves nothing about the compiler of today
         results = [check(path, variant) for path, variant in variants(options.files or sorted(KERNELS.glob("*.py")))]

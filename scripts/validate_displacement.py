@@ -43,12 +43,12 @@ from trl import DPOConfig, DPOTrainer
 
 from probing import LanguageModel, filter_pairs, load, score_pairs
 from probing.data.bundled import bundled_data, bundled_model
-from probing.data.tokenize import tokenize_pairs
 from probing.instruments.gradient_rates import GradientRates
 from probing.instruments.pair_scores import as_pairs
 from probing.models.layers import find_backbone
 from probing.runs.common.versions import versions
 from probing.statistics.bootstrap import bootstrap_spearman
+from probing.tokens.pairs import tokenize_pairs
 
 Row = dict[str, Any]
 State = dict[str, torch.Tensor]

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from probing.probes.ccs import CCSOptions
-from probing.probes.contrast import ContrastOptions, Rows
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.contrast_states import ContrastOptions, Rows
 from probing.statistics.folds import Splits, make_folds
 
 

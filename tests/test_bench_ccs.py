@@ -10,7 +10,8 @@ import bench_ccs_run
 import pytest
 import torch
 
-from probing.data.statements import StatementColumns, contrast_pairs_from_table
+from probing.data.layouts import StatementColumns
+from probing.data.statements import contrast_pairs_from_table
 from probing.data.tables import read_table
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_ccs.py"

@@ -22,10 +22,10 @@ from card.stages import stages
 from card.trials import chosen_way
 from card.work import body_of_a_token, work_of
 
-from probing.data.tokenize import TokenizedPair
 from probing.engine.modes import Mode
+from probing.tokens.pairs import TokenizedPair
 
-PAIR = TokenizedPair("a", "ok", 3, [0] * 5, [0] * 9)
+PAIR = TokenizedPair("a", 3, [0] * 5, [0] * 9)
 
 
 def of_stage(lines, stage, **facts):

@@ -1,15 +1,19 @@
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 
+from probing import Report, cli
 from probing.cli import main
 
 PROBING = str(Path(sys.executable).with_name("probing"))
@@ -166,13 +170,33 @@ def test_flags_win_over_the_file(score, tmp_path):
     assert (config["batch_tokens"], config["max_length"]) == (64, 200)
 
 
-@pytest.mark.parametrize(
-    "file", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_the_shipped_configs_are_accepted(probing, file):
-    status, out, _ = probing(file.stem, "--config", file, "--print_config")
-    assert status == 0
-    assert out
+def test_a_command_may_have_two_words(probing, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class ToyConfig:
+        """Say a word.
+
+        Args:
+            word: the word.
+        """
+
+        word: str
+
+    def run(config: ToyConfig) -> Report:
+        return Report({"Said": pd.DataFrame({"word": [config.word]})}, {})
+
+    monkeypatch.setitem(cli.COMMANDS, "toy say", "say a word")
+    monkeypatch.setitem(sys.modules, "probing.runs.toy", types.ModuleType("probing.runs.toy"))
+    job = types.ModuleType("probing.runs.toy.say")
+    run.__annotations__["config"] = ToyConfig
+    job.run = run
+    monkeypatch.setitem(sys.modules, "probing.runs.toy.say", job)
+    status, out, _ = probing("toy", "say", "--word", "hello")
+    assert (status, "hello" in out) == (0, True)
+    status, _, errors = probing("toy", "shout", "--word", "hello")
+    assert (status, errors) == (2, "probing: no command 'toy shout'; there are toy say\n")
+    status, _, errors = probing("toy")
+    assert (status, errors) == (2, "probing: no command 'toy'; there are toy say\n")
+    assert "\n  toy say       say a word" in probing("--help")[1]
 
 
 def test_doctor_says_what_will_run_and_why(probing):

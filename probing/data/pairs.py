@@ -1,19 +1,16 @@
 """Rows of a preference dataset, in any of the shapes found in practice, as ``PreferencePair``."""
 
 import hashlib
-import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from probing.data.tables import NotJson, Row, Table, canonical
+from probing.data.rows import Where, messages, row_ids, template_arguments, text_of
+from probing.data.tables import Row, Table, canonical
+from probing.data.words import starts_word
 from probing.errors import DataInvalid
-from probing.types import Message, PreferencePair, Text, check_message, message_text
+from probing.types import Message, PreferencePair, Text, message_text
 
 DIALOGUE_MARK = "\n\nAssistant:"
-JOINERS = "\u200c\u200d"
-CONNECTORS = "'’._-"
-Where = Callable[[int], str]
 
 
 def pairs_from_table(table: Table, id_column: str | None = None) -> list[PreferencePair]:
@@ -49,8 +46,7 @@ def pairs_from_rows(
     pairs = []
     for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):
         try:
-            tools, options = (without_none(row.get(name)) or None for name in ("tools", "chat_template_kwargs"))
-            pairs.append(PreferencePair(ids[index], prompt, chosen, rejected, tools, options))
+            pairs.append(PreferencePair(ids[index], prompt, chosen, rejected, *template_arguments(row)))
         except (TypeError, ValueError) as error:
             raise DataInvalid(f"{where(index)} (id '{ids[index]}'): {error}") from error
     return pairs
@@ -87,61 +83,6 @@ def _sides(row: Row, where: str, rows: Sequence[Row]) -> tuple[Text, Text, Text]
     return _message_sides(prompt, messages(chosen), messages(rejected), where)
 
 
-def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
-    """Text or messages in one column of a row.
-
-    Raises:
-        DataInvalid: there is no such column, or it holds something else.
-    """
-    if name not in row:
-        if not any(name in other for other in rows):
-            raise DataInvalid(f"{where}: there is no column '{name}'; the columns are {', '.join(map(str, row))}")
-        raise DataInvalid(f"{where}: this row has no '{name}', though others have; it holds {', '.join(map(str, row))}")
-    value = row[name].tolist() if hasattr(row[name], "tolist") else row[name]
-    if isinstance(value, NotJson):
-        raise DataInvalid(f"{where}: '{name}' holds messages in Python's notation; write them as JSON (double quotes)")
-    if isinstance(value, str):
-        _check_characters(value, name, where)
-        return value
-    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
-        shown = (
-            "an empty list" if isinstance(value, Sequence) and not value else f"{type(value).__name__} ({value!r:.40})"
-        )
-        raise DataInvalid(f"{where}: '{name}' must be text or a list of messages, found {shown}")
-    found = [_message(message, name, where) for message in value]
-    for message in found:
-        _check_characters(message["role"] + message_text(message), name, where)
-    return found
-
-
-def _message(message: Any, name: str, where: str) -> Message:
-    if isinstance(message, Mapping):
-        message = {**without_none(message), "content": message.get("content")}
-    try:
-        check_message(message, name)
-    except (TypeError, ValueError) as error:
-        raise DataInvalid(f"{where}: {error}") from error
-    return message
-
-
-def without_none(value: Any) -> Any:
-    """The value without the None that tables fill in for keys that only other rows have."""
-    if isinstance(value, Mapping):
-        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_none(inner) for inner in value]
-    return value
-
-
-def _check_characters(text: str, name: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataInvalid(
-            f"{where}: '{name}' holds half of a surrogate pair at character {error.start}, which is no text; remove it"
-        ) from error
-
-
 def _text_sides(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, Text, Text]:
     """Text as it will be tokenised: a prompt, and responses that continue it."""
     if isinstance(prompt, str):
@@ -154,17 +95,6 @@ def _text_sides(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, 
     if cut is None:
         cut = _word_cut(chosen, rejected)
     return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def messages(text: Text) -> list[Message]:
-    """A conversation as a list.
-
-    Raises:
-        TypeError: it is plain text.
-    """
-    if isinstance(text, str):
-        raise TypeError("expected a list of messages, found text")
-    return list(text)
 
 
 def _answer(text: str) -> list[Message]:
@@ -187,32 +117,9 @@ def _word_cut(chosen: str, rejected: str) -> int:
     cut = shared_prefix(chosen, rejected)
     if chosen == rejected:
         cut = len(chosen.rstrip())
-    while cut > 0 and not (_starts_word(chosen, cut) and _starts_word(rejected, cut)):
+    while cut > 0 and not (starts_word(chosen, cut) and starts_word(rejected, cut)):
         cut -= 1
     return len(chosen[:cut].rstrip())
-
-
-def _starts_word(text: str, cut: int) -> bool:
-    """Whether something is left after ``cut``, and no word or sign is cut in two there."""
-    if not text[cut:].strip() or _clings(text[cut]) or text[cut - 1] in JOINERS:
-        return False
-    return not (_in_word(text, cut - 1) and _in_word(text, cut))
-
-
-def _clings(character: str) -> bool:
-    """Combining marks, joiners, variation selectors and skin tones belong to the character before them."""
-    return character in JOINERS or unicodedata.category(character) in ("Mn", "Mc", "Me", "Sk")
-
-
-def _in_word(text: str, index: int) -> bool:
-    """Letters and digits of scripts that put spaces between words, what clings to them, and "'" or "." amid them."""
-    character = text[index]
-    if character in CONNECTORS:
-        return 0 < index < len(text) - 1 and text[index - 1].isalnum() and text[index + 1].isalnum()
-    if _clings(character):
-        return True
-    # An ideograph is a word of its own.
-    return character.isalnum() and unicodedata.east_asian_width(character) not in "WF"
 
 
 def _message_sides(
@@ -245,46 +152,3 @@ def _split_messages(chosen: list[Message], rejected: list[Message], where: str) 
     if shared == 0:
         raise DataInvalid(f"{where}: 'chosen' and 'rejected' share no message that could be the prompt")
     return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, id_column: str | None) -> list[str]:
-    """An id a row: from its column, or made from the texts (``sides``) where there is none.
-
-    Raises:
-        DataInvalid: an id is missing, empty or used twice; names the row.
-    """
-    column = id_column if id_column is not None else "id"
-    present = [row.get(column) is not None for row in rows]
-    if id_column is None and not any(present):
-        return _content_ids(rows, sides)
-    if not all(present):
-        bare = present.index(False)
-        raise DataInvalid(
-            f"{where(bare)}: there is no id in column '{column}'; the columns are {', '.join(rows[bare])}"
-        )
-    seen: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        identity = str(row[column])
-        _check_characters(identity, column, where(index))
-        if not identity:
-            raise DataInvalid(f"{where(index)}: the id in column '{column}' is empty")
-        if identity in seen:
-            raise DataInvalid(
-                f"{where(index)}: id '{identity}' in column '{column}' was already used at {where(seen[identity])}; "
-                f"make ids unique, or name another column with --id-column"
-            )
-        seen[identity] = index
-    return list(seen)
-
-
-def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[str]:
-    """Ids from the texts alone; equal texts are numbered by the rest of their row, so that row order never matters."""
-    groups = defaultdict(list)
-    for index, parts in enumerate(sides):
-        groups[hashlib.sha256(canonical(list(parts))).hexdigest()[:16]].append(index)
-    ids = [""] * len(rows)
-    for identity, members in groups.items():
-        members.sort(key=lambda index: canonical(rows[index]))
-        for number, index in enumerate(members):
-            ids[index] = identity if number == 0 else f"{identity}-{number + 1}"
-    return ids

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from probing.data.words import spaced_words
 from probing.types import LabelledPrompt, Text, message_text
 
 FEATURES = (
@@ -31,7 +32,7 @@ def surface_features(prompts: Sequence[LabelledPrompt]) -> NDArray[np.float64]:
 def _counts(text: Text, response: Text | None) -> list[float]:
     parts = [part for side in (text, response) if side is not None for part in _messages(side)]
     whole = "\n".join(parts)
-    words = whole.split()
+    words = spaced_words(whole)
     return [
         len(whole),
         len(words),

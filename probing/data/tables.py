@@ -1,6 +1,5 @@
-"""Datasets as rows: read from any common format with the place of every row, and written back unchanged."""
+"""Datasets as rows: read from any common format, with the place of every row."""
 
-import contextlib
 import csv
 import gzip
 import hashlib
@@ -9,7 +8,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from probing.errors import DataInvalid, UsageError
-from probing.store.files import new_file, new_folder
 from probing.types import Format
 
 Row = Mapping[str, Any]
@@ -54,6 +52,10 @@ class Table:
     def where(self, index: int) -> str:
         """File and line of one row."""
         return f"{self.path}, {self.lines[index]}"
+
+    def facts(self) -> dict[str, Any]:
+        """What the record of a run says of its dataset."""
+        return {"path": self.path, "format": self.format, "rows": len(self.rows), "sha256": self.sha256}
 
     @property
     def columns(self) -> list[str]:
@@ -267,115 +269,6 @@ def _from_dataset(source: str, loaded: Any, split: str | None) -> Table:
     return Table(source, "datasets", rows, lines, digest.hexdigest(), loaded)
 
 
-def is_empty(value: object) -> bool:
-    """Whether a value is what tables have where nothing is: none, NaN or white space."""
-    return value is None or value != value or not str(value).strip()
-
-
 def canonical(value: Any) -> bytes:
     """One spelling for equal values, for hashing."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n"
-
-
-@contextlib.contextmanager
-def staged_rows(
-    table: Table, indices: Sequence[int], target: Path, form: Format, extra: Sequence[Row] = ()
-) -> Iterator[None]:
-    """Write the rows at ``indices``, in that order, aside; they appear under their name when the block ends well.
-
-    Rows that stay in their format stay as they were: JSONL byte for byte, Parquet and datasets with their schema.
-
-    Args:
-        table: where the rows come from.
-        indices: which of them.
-        target: the file (or folder, for ``datasets``); gzipped if its name ends in ``.gz``.
-        form: the format to write.
-        extra: further columns, one mapping an index; these rows are written anew.
-
-    Raises:
-        OSError: the disk is full or not writable; nothing partial is left.
-        UsageError: the format cannot hold these rows.
-    """
-    if form == "datasets":
-        with new_folder(target) as folder:
-            _as_dataset(table, indices, extra).save_to_disk(str(folder))
-            yield
-        return
-    if form == table.format == "jsonl" and not extra:
-        content = b"".join(table.original[index] + b"\n" for index in indices)
-    elif form == table.format == "parquet":
-        kept = table.original.take(pa.array(indices, pa.int64()))
-        for name in extra[0] if extra else ():
-            kept = kept.append_column(name, pa.array([more[name] for more in extra]))
-        content = _parquet_bytes(kept)
-    else:
-        content = _encode(_merged(table, indices, extra), table.columns, form)
-    with new_file(target) as temporary:
-        zipped = target.suffix.lower() == ".gz"
-        temporary.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
-        yield
-
-
-def _merged(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[Row]:
-    if not extra:
-        return [table.rows[index] for index in indices]
-    return [{**table.rows[index], **more} for index, more in zip(indices, extra, strict=True)]
-
-
-def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> Any:
-    import datasets
-
-    if table.format != "datasets":
-        return datasets.Dataset(_arrow(_merged(table, indices, extra), table.columns, "datasets"))
-    kept = table.original.select(indices)
-    for name in extra[0] if extra else ():
-        kept = kept.add_column(name, [more[name] for more in extra])
-    return kept
-
-
-def _arrow(rows: Sequence[Row], columns: Iterable[str], form: Format) -> pa.Table:
-    """Rows as columns. Arrow takes the columns of the first row for those of all, so each row is filled up first."""
-    try:
-        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in _names(rows, columns)})
-    except (pa.ArrowException, OverflowError) as error:
-        raise UsageError(
-            f"the rows cannot be written as {form}, whose columns hold one type each ({error}); use --format jsonl"
-        ) from error
-
-
-def _names(rows: Sequence[Row], columns: Iterable[str]) -> list[str]:
-    """The table's columns, then whatever else these rows hold."""
-    return list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-
-
-def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
-    if form == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode(
-            errors="backslashreplace"
-        )
-    if form == "json":
-        return (json.dumps(rows, ensure_ascii=False, indent=2, default=str) + "\n").encode(errors="backslashreplace")
-    if form == "csv":
-        cells = [{name: _csv_cell(value) for name, value in row.items()} for row in rows]
-        # Left to itself the writer does not quote a lone carriage return, which ends a row when it is read again.
-        returns = any(isinstance(cell, str) and "\r" in cell for row in cells for cell in row.values())
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(
-            text, _names(rows, columns), lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-        )
-        writer.writeheader()
-        writer.writerows(cells)
-        return text.getvalue().encode(errors="backslashreplace")
-    return _parquet_bytes(_arrow(rows, columns, form))
-
-
-def _csv_cell(value: Any) -> Any:
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return value if isinstance(value, int | float | None) else str(value)
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()

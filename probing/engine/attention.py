@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from probing.data.batches import PAD_TO
-from probing.engine.transfer import uploaded
+from probing.engine.transfer import upload
 from probing.engine.trees import Path
+from probing.tokens.padding import PAD_TO
 
 NAME = "probing_paths"
 Seen = Literal["causal", "all", "other"]
@@ -128,7 +128,7 @@ class Layout:
             keys = [np.r_[slice(*path.before), path.start : path.stop] for path in self.paths]
             own = np.cumsum([0, *(path.stop - path.start for path in self.paths)])
             seen = np.cumsum([0, *map(len, keys)])
-            parts = uploaded([own, seen, np.concatenate(keys)], device)
+            parts = upload([own, seen, np.concatenate(keys)], device)
             self.indices[device] = (parts[0], parts[1], parts[2])
         return self.indices[device]
 

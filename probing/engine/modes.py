@@ -9,9 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from probing.data.batches import padded_length
 from probing.engine.attention import Layout, configs_of, packed_attention
-from probing.engine.transfer import uploaded
+from probing.engine.transfer import upload
 from probing.engine.trees import Batch, Segment, packed, plant, stacked
 from probing.models.hooks import Tap, recorded
 from probing.models.layers import (
@@ -24,6 +23,7 @@ from probing.models.layers import (
     trial_ids,
 )
 from probing.models.load import LanguageModel
+from probing.tokens.padding import padded_length
 
 log = logging.getLogger(__name__)
 
@@ -229,9 +229,7 @@ def attending(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = N
     if batch.positions is None:
         yield {"ids": batch.ids.to(device)}
         return
-    ids, positions = (
-        part.long()[None] for part in uploaded([batch.ids[0].numpy(), batch.positions[0].numpy()], device)
-    )
+    ids, positions = (part.long()[None] for part in upload([batch.ids[0].numpy(), batch.positions[0].numpy()], device))
     # The mask keeps the library from looking for packed sequences itself; which positions see which is the layout's.
     options = {"ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
     layout = Layout(batch.paths, mode.packing == "varlen", set() if loops is None else loops)

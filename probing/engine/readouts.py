@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.engine.transfer import uploaded
+from probing.engine.transfer import upload
 from probing.engine.trees import Batch
 from probing.kernels.segment_pool import segment_sum
 from probing.types import Pooling
@@ -53,19 +53,19 @@ class Spots:
         placed = self._on(device)
         if "tokens" not in placed:
             every = np.concatenate([np.arange(start, stop) for start, stop in self._order])
-            placed["tokens"] = uploaded([every], device)[0]
+            placed["tokens"] = upload([every], device)[0]
         return placed["tokens"]
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._placed:
             arrays = self._indices | {name: spans.reshape(-1) for name, spans in self._spans.items()}
-            found = dict(zip(arrays, uploaded(list(arrays.values()), device), strict=True))
-            found |= {name: found[name].long().view(-1, 2) for name in self._spans}
-            self._placed[device] = found
+            placed = dict(zip(arrays, upload(list(arrays.values()), device), strict=True))
+            placed |= {name: placed[name].long().view(-1, 2) for name in self._spans}
+            self._placed[device] = placed
         return self._placed[device]
 
 
-def combined(parts: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+def combine(parts: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Sum of what several modules write, each times its factor; every pooling is linear, so it may come after."""
     if len(parts) == 1 and factors[0] == 1.0:
         return parts[0]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from probing.engine.budget import TokenBudget, trial_shape
 from probing.engine.compiled import compiled_blocks
+from probing.engine.launched import LaunchedBatch, Readings, Values
 from probing.engine.modes import Mode, attending
-from probing.engine.readouts import Spots, combined
-from probing.engine.transfer import Download, uploaded
+from probing.engine.readouts import Spots, combine
 from probing.engine.trees import Batch, Segment, Tree, halves, packed, plant, stacked, take
 from probing.errors import LayerNotFound, OutOfMemory
-from probing.kernels.dispatch import fallbacks
+from probing.kernels.dispatch import with_fallbacks
 from probing.kernels.output_head import out_of_memory
 from probing.models.hooks import Enough, tapped
 from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone, trial_ids
@@ -31,48 +31,6 @@ TRIM_SECONDS = 0.25
 SLOWER = "attention runs a sequence at a time in some layers: {}"
 ONE_AT_A_TIME = threading.RLock()
 """Hooks and the choice of attention belong to the model: two threads in one model would read each other's states."""
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What was kept of every row, on the CPU (but see ``Stream.keep_on_device``).
-
-    Attributes:
-        values: for each pooling, one tensor a site: [row width], or [token width] for "tokens" (what ``per_token``
-            made of the states, where it is given).
-        counts: how many states counted, [row].
-    """
-
-    values: dict[Pooling, list[Tensor]]
-    counts: Tensor
-
-
-class Values:
-    """What was kept of one batch, by pooling, one tensor a site; on its way to the host unless it stays.
-
-    Args:
-        values: as they lie on the device.
-        staying: poolings that are not brought to the host.
-    """
-
-    def __init__(self, values: dict[Pooling, list[Tensor]], staying: Sequence[Pooling] = ()) -> None:
-        self._values = values
-        self._coming = [pooling for pooling in values if pooling not in staying]
-        self._download = Download([value for pooling in self._coming for value in values[pooling]])
-
-    def wait(self) -> dict[Pooling, list[Tensor]]:
-        """The values, where they belong."""
-        arrived = iter(self._download.wait())
-        return self._values | {pooling: [next(arrived) for _ in self._values[pooling]] for pooling in self._coming}
-
-
-@dataclass(frozen=True, eq=False)
-class Flight:
-    """A batch that was launched: where its rows are, its values, and the tokens of its rows."""
-
-    spots: Spots
-    values: Values
-    tokens: int
 
 
 @dataclass(eq=False)
@@ -111,9 +69,9 @@ class Stream:
     @property
     def how(self) -> str:
         """How the rows are run, in words: the mode, and every slower way that was taken."""
-        found = [self.mode.told(), *(["blocks compiled"] if self.compiled else [])]
-        found += [SLOWER.format(reason) for reason in sorted(self._unforeseen(self.loops))]
-        return "; ".join(found + [f"{what}: {why}" for what, why in fallbacks().items()])
+        ways = [self.mode.told(), *(["blocks compiled"] if self.compiled else [])]
+        ways += [SLOWER.format(reason) for reason in sorted(self._unforeseen(self.loops))]
+        return with_fallbacks("; ".join(ways))
 
     def _unforeseen(self, loops: set[str]) -> set[str]:
         """Those that the mode does not name already, since the trial's rows were too short to show them."""
@@ -154,7 +112,7 @@ class Stream:
         model = self.stack.language_model.model
         with ONE_AT_A_TIME, evaluating(model), compiled_blocks(self.stack, self.compiled):
             for trees, stacking in self._parts(segments, lengths):
-                self._run_all(trees, stacking, segments, lengths, readings, offsets, progress)
+                self._run_all(trees, stacking, segments, lengths, readings=readings, offsets=offsets, progress=progress)
         return readings
 
     def _parts(self, segments: Sequence[Segment], lengths: Sequence[int]) -> list[tuple[list[Tree], bool]]:
@@ -182,30 +140,30 @@ class Stream:
         progress: Callable[[int], None] | None,
     ) -> None:
         left: deque[Tree] = deque(trees)
-        waiting: deque[Flight] = deque()
+        waiting: deque[LaunchedBatch] = deque()
         overlap = self.overlap if self.overlap is not None else self.stack.language_model.device.type == "cuda"
 
-        def land(most: int) -> None:
+        def store_all_but(most: int) -> None:
             while len(waiting) > most:
-                flight = waiting.popleft()
-                self._store(readings, flight, offsets)
+                batch = waiting.popleft()
+                batch.store(readings, offsets)
                 if progress is not None:
-                    progress(flight.tokens)
+                    progress(batch.tokens)
 
         while left:
             if left[0].tokens > self.budget.tokens and len(left[0].rows) > 1:
                 left.extendleft(reversed(halves(left.popleft(), lengths)))
                 continue
             some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike=stacking))]
-            found = self._try(some, stacking, segments, lengths)
-            if found is None:
-                land(0)
+            launched = self._try(some, stacking, segments, lengths)
+            if launched is None:
+                store_all_but(0)
                 left.extendleft(reversed(self._give_way(some, lengths)))
                 continue
-            waiting.append(Flight(*found, sum(segments[row].stop for tree in some for row in tree.rows)))
-            land(1 if overlap else 0)
+            waiting.append(LaunchedBatch(*launched, sum(segments[row].stop for tree in some for row in tree.rows)))
+            store_all_but(1 if overlap else 0)
             self._trim()
-        land(0)
+        store_all_but(0)
 
     def _trim(self) -> None:
         """Give memory back now and then; a batch of another size leaves holes in the heap of the host."""
@@ -215,7 +173,7 @@ class Stream:
 
     def _try(
         self, trees: Sequence[Tree], stacking: bool, segments: Sequence[Segment], lengths: Sequence[int]
-    ) -> tuple[Spots, "Values"] | None:
+    ) -> tuple[Spots, Values] | None:
         """``_run``, or None when memory ran out; the error is not kept, since its frames hold the batch's memory."""
         try:
             return self._run(self._batch(trees, stacking, segments, lengths), segments)
@@ -229,7 +187,7 @@ class Stream:
     ) -> Batch:
         return stacked(trees, segments, self.mode.causal) if stacking else packed(trees, segments, lengths)
 
-    def _run(self, batch: Batch, segments: Sequence[Segment]) -> tuple[Spots, "Values"]:
+    def _run(self, batch: Batch, segments: Sequence[Segment]) -> tuple[Spots, Values]:
         spots = Spots(batch)
         taps = [tap for site in self.sites for tap in site.taps]
         parts: list[dict[Pooling, Tensor]] = [{} for _ in taps]
@@ -274,26 +232,13 @@ class Stream:
         values, at = [], 0
         for site in self.sites:
             among = [part[pooling] for part in parts[at : at + len(site.taps)]]
-            value = combined([part.to(among[0].device) for part in among], site.factors)
+            value = combine([part.to(among[0].device) for part in among], site.factors)
             if self.per_token is not None and following is not None and pooling == "tokens":
                 value = self.per_token(value, following)
             kept = value.dtype if pooling in self._staying() else torch.promote_types(value.dtype, torch.float32)
             values.append(value.to(self.dtype or kept))
             at += len(site.taps)
         return values
-
-    def _store(self, readings: Readings, flight: "Flight", offsets: Tensor) -> None:
-        """Put a batch's values where its rows belong."""
-        spots = flight.spots
-        for pooling, sites in flight.values.wait().items():
-            if not readings.values[pooling]:
-                items = int(offsets[-1]) if pooling == "tokens" else len(offsets) - 1
-                readings.values[pooling] += [site.new_empty((items, site.shape[-1])) for site in sites]
-            where = spots.rows
-            if pooling == "tokens":
-                where = torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in spots.rows])
-            for whole, part in zip(readings.values[pooling], sites, strict=True):
-                whole[uploaded([where.numpy()], whole.device)[0].long()] = part
 
     def _staying(self) -> tuple[Pooling, ...]:
         """Poolings of which what is kept stays where it is."""
@@ -321,11 +266,11 @@ class Stream:
 
 def _following(batch: Batch, segments: Sequence[Segment], device: torch.device) -> Tensor:
     """Id of the token behind each state that counts, row after row; on the host, ready to be copied to the device."""
-    found = torch.tensor(
+    following = torch.tensor(
         [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]
     )
     # From other memory the host would wait for all that the card still has to do.
-    return found.pin_memory() if device.type == "cuda" else found
+    return following.pin_memory() if device.type == "cuda" else following
 
 
 def trim_memory() -> None:

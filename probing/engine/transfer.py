@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def uploaded(arrays: Sequence[NDArray[np.integer[Any]]], device: torch.device) -> list[Tensor]:
+def upload(arrays: Sequence[NDArray[np.integer[Any]]], device: torch.device) -> list[Tensor]:
     """Whole numbers below 2^31 as int32 tensors on a device, in one copy for all of them."""
     joined = torch.from_numpy(np.concatenate(arrays).astype(np.int32, copy=False))
     if device.type == "cuda":

@@ -1,26 +1,33 @@
 """States of texts at chosen places: the rows of a dataset joined to the model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from probing.data.prompts import Columns, TokenizedPrompt, prompts_from_rows, tokenize_prompts
-from probing.engine.budget import TokenBudget, find_budget
-from probing.engine.modes import choose_mode
-from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
+from probing.data.prompts import Columns, prompts_from_rows
+from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
-from probing.instruments.ahead import one_ahead
-from probing.instruments.pair_scores import check_max_length
 from probing.instruments.problems import warn_of
+from probing.instruments.reading import (
+    Advance,
+    NonFiniteExplainer,
+    check_max_length,
+    check_unique,
+    list_rows,
+    open_stream,
+    read_blocks,
+    report_tokens,
+    set_up,
+    split_runnable,
+)
 from probing.models.layers import find_stack
 from probing.models.load import DTYPES, LanguageModel
 from probing.report.progress import Progress
+from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
 from probing.types import Activations, Capture, LabelledPrompt, Place, Problem, TokenActivations
 
 BLOCK_ROWS = 1024
@@ -73,23 +80,18 @@ class Capturer:
     stream: Stream = field(init=False)
 
     def __post_init__(self) -> None:
-        self._limit = check_max_length(self.max_length, self.language_model.max_positions)
+        self.limit = check_max_length(self.max_length, self.language_model.max_positions)
         if self.compile and any(place.kind in INNER for place in self.request.places):
             raise UsageError(f"{' and '.join(INNER)} lie inside of blocks, where nothing can be read once compiled")
-        with ONE_AT_A_TIME:
-            self._prepare()
-
-    def _prepare(self) -> None:
-        stack = find_stack(self.language_model)
-        sites = stack.sites(self.request.places)
-        self.places: tuple[Place, ...] = tuple(site.place for site in sites)
-        if len(set(self.places)) < len(self.places):
-            raise UsageError(f"a place is named twice: {', '.join(map(str, self.request.places))}")
-        poolings = (self.request.pooling,)
-        trial = TokenBudget(1, "not found yet")
-        self.stream = Stream(stack, choose_mode(stack), sites, poolings, trial, self.dtype, compiled=self.compile)
-        self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
-        self._located: str | None = None
+        with set_up(self.language_model):
+            stack = find_stack(self.language_model)
+            sites = stack.sites(self.request.places)
+            self.places: tuple[Place, ...] = tuple(site.place for site in sites)
+            if len(set(self.places)) < len(self.places):
+                raise UsageError(f"a place is named twice: {', '.join(map(str, self.request.places))}")
+            kept = {"dtype": self.dtype, "compiled": self.compile}
+            self.stream = open_stream(stack, sites, (self.request.pooling,), self.batch_tokens, **kept)
+        self._explainer = NonFiniteExplainer(self.stream)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,31 +106,27 @@ class Capturer:
     ) -> list[TokenizedPrompt]:
         """Rows as this model sees them."""
         tokenizer = self.language_model.tokenizer
-        return tokenize_prompts(tokenizer, prompts, self.request, eos=self.eos, max_length=self._limit, where=where)
+        return tokenize_prompts(tokenizer, prompts, self.request, eos=self.eos, max_length=self.limit, where=where)
 
-    def read(
-        self, tokenized: list[TokenizedPrompt], progress: Callable[[float, int], None] | None = None
-    ) -> CapturedBlock:
+    def read(self, tokenized: list[TokenizedPrompt], report: Advance | None = None) -> CapturedBlock:
         """Capture some rows.
 
         Args:
             tokenized: what ``tokenize`` made of them.
-            progress: see ``PairScorer.score``.
+            report: see ``Advance``.
         """
-        report = progress if progress is not None else (lambda rows, tokens: None)
-        problems = {row.id: Problem(row.id, row.status, row.detail) for row in tokenized if row.status != "ok"}
-        report(len(problems), 0)
-        rows = [row for row in tokenized if row.status == "ok"]
+        rows, problems = split_runnable(tokenized, report)
         if not rows:
             empty = [torch.empty((0, self.stream.stack.width), dtype=self.dtype) for _ in self.places]
             return CapturedBlock(empty, torch.empty(0, dtype=torch.long), tokenized, problems, 0)
         segments = [Segment(row.ids, row.start, row.stop, row.prompt_tokens) for row in rows]
-        share = len(rows) / sum(segment.stop for segment in segments)
-        readings = self.stream.read(segments, lambda done: report(done * share, done))
-        values, counts = self._finite(rows, readings.values[self.request.pooling], readings.counts, problems)
-        return CapturedBlock(values, counts, tokenized, problems, sum(segment.stop for segment in segments))
+        tokens = sum(segment.stop for segment in segments)
+        with set_up(self.language_model):
+            readings = self.stream.read(segments, report_tokens(report, len(rows), tokens))
+        values, counts = self._keep_finite(rows, readings.values[self.request.pooling], readings.counts, problems)
+        return CapturedBlock(values, counts, tokenized, problems, tokens)
 
-    def _finite(
+    def _keep_finite(
         self, rows: Sequence[TokenizedPrompt], values: list[Tensor], counts: Tensor, problems: dict[str, Problem]
     ) -> tuple[list[Tensor], Tensor]:
         """Only rows whose states are finite at every place; the others become problems."""
@@ -142,17 +140,11 @@ class Capturer:
         else:
             fine = good
         for index in (~fine).nonzero()[:, 0].tolist():
-            problems[rows[index].id] = Problem(rows[index].id, "not_finite", self._locate(rows[index]))
+            row = rows[index]
+            segment = Segment(row.ids, row.start, row.stop)
+            detail = self._explainer.explain([segment], otherwise="too large for the dtype asked for")
+            problems[row.id] = Problem(row.id, "not_finite", detail)
         return [value[good] for value in values], counts[fine]
-
-    def _locate(self, row: TokenizedPrompt) -> str:
-        """Where the states of a row stop being finite; looked up once, for the first such row: it costs a pass."""
-        if self._located is not None:
-            return "states are NaN or infinite"
-        segment = Segment(row.ids, row.start, row.stop)
-        place = first_nonfinite_place(self.stream.stack, self.stream.mode, segment, self.stream.budget)
-        self._located = f"states are NaN or infinite from {place} on" if place else "too large for the dtype asked for"
-        return self._located
 
 
 def capture(
@@ -189,12 +181,8 @@ def capture(
     """
     prompts = as_prompts(texts)
     capturer = Capturer(model, request, eos, max_length, batch_tokens, compile)
-    parts = (prompts[start : start + BLOCK_ROWS] for start in range(0, len(prompts), BLOCK_ROWS))
-    with (
-        Progress(len(prompts), unit="rows", doing="capturing") as bar,
-        closing(one_ahead(capturer.tokenize, parts)) as tokenized,
-    ):
-        blocks = [capturer.read(rows, bar.advance) for rows in tokenized]
+    bar = Progress(len(prompts), unit="rows", doing="capturing")
+    blocks = read_blocks(prompts, BLOCK_ROWS, capturer.tokenize, capturer.read, bar)
     problems = {identity: problem for block in blocks for identity, problem in block.problems.items()}
     if len(problems) == len(prompts):
         first = next(iter(problems.values()))
@@ -220,17 +208,13 @@ def as_prompts(texts: Any) -> list[LabelledPrompt]:
     """
     if isinstance(texts, str | LabelledPrompt | Mapping):
         raise UsageError(f"give a list of texts (or one split of a dataset), not a single {type(texts).__name__}")
-    if isinstance(texts, pd.DataFrame):
-        texts = texts.astype(object).where(texts.notna(), None).to_dict("records")
-    rows = list(texts)
+    rows = list_rows(texts)
     if not rows:
         raise DataInvalid("there are no texts to read")
     if all(isinstance(row, Mapping) for row in rows):
         return prompts_from_rows(rows, Columns(span="span" if any("span" in row for row in rows) else None))
     prompts = [_as_prompt(index, row) for index, row in enumerate(rows)]
-    ids = pd.Series([prompt.id for prompt in prompts])
-    if ids.duplicated().any():
-        raise DataInvalid(f"row {ids.duplicated().argmax()}: the id '{ids[ids.duplicated()].iloc[0]}' was already used")
+    check_unique([prompt.id for prompt in prompts], "row")
     return prompts
 
 

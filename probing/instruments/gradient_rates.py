@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from probing.data.tokenize import TokenizedPair
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
 from probing.models.layers import Stack, accepts, evaluating, logits_of
+from probing.tokens.pairs import TokenizedPair
 
 PIECE = 1 << 22
 
@@ -33,7 +33,7 @@ class GradientRates:
     chosen: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.chosen = chosen_parameters(self.stack, self.parameters)
+        self.chosen = choose_parameters(self.stack, self.parameters)
 
     def rate(self, pair: TokenizedPair) -> float:
         """The change of ``ln p(y+)`` per unit of ``-l'``; two backward passes, gradients in the weights' dtype."""
@@ -58,10 +58,10 @@ class GradientRates:
 
     def _gradient(self, ids: Sequence[int], prompt_tokens: int) -> list[Tensor]:
         logprob = response_logprob(self.stack, ids, prompt_tokens)
-        found = torch.autograd.grad(logprob, self.chosen, allow_unused=True)
+        gradients = torch.autograd.grad(logprob, self.chosen, allow_unused=True)
         return [
             torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(self.chosen, found, strict=True)
+            for parameter, gradient in zip(self.chosen, gradients, strict=True)
         ]
 
 
@@ -77,7 +77,7 @@ def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Te
     return logits.to(exact).log_softmax(dim=-1).gather(1, targets[:, None]).sum()
 
 
-def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
+def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     """The parameters of a model that ``which`` names; see ``GradientRates``."""
     model = stack.language_model.model
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
@@ -90,19 +90,19 @@ def chosen_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
         # An adapter's own are left out: what is left is what the merged model has.
         peft = stack.language_model.peft
         own = () if peft is None else (peft.base_model.prefix, "original_module")
-        found = [p for name, p in model.named_parameters() if not any(part in name for part in own)]
+        chosen = [p for name, p in model.named_parameters() if not any(part in name for part in own)]
     elif which == "head":
-        found = head
+        chosen = head
     else:
         name, _, count = which.partition(":")
         if name != "last" or not count.isdigit() or not 1 <= int(count) <= len(stack.blocks):
             raise UsageError(
                 f"'{which}' names no parameters: there are all, head and last:1 to last:{len(stack.blocks)}"
             )
-        found = [parameter for block in stack.blocks[-int(count) :] for parameter in block.parameters()]
-        found += list(stack.final_norm.parameters()) if stack.final_norm is not None else []
-        found += head
-    unique = {id(parameter): parameter for parameter in found if parameter.is_floating_point()}
+        chosen = [parameter for block in stack.blocks[-int(count) :] for parameter in block.parameters()]
+        chosen += list(stack.final_norm.parameters()) if stack.final_norm is not None else []
+        chosen += head
+    unique = {id(parameter): parameter for parameter in chosen if parameter.is_floating_point()}
     return list(unique.values())
 
 

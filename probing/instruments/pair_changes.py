@@ -1,19 +1,20 @@
 """What changed between two models for each pair: likelihoods, and where the probability of each token went."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from probing.data.tokenize import TokenizedPair
-from probing.engine.stream import TokenBudget
+from probing.engine.stream import Stream
 from probing.errors import SourceMismatch
 from probing.instruments.columns import LIKELIHOOD_COLUMNS
-from probing.instruments.pair_scores import Measured, PairScorer, as_frame
+from probing.instruments.pair_scores import Measured, PairScorer, as_frame, count_run_tokens
+from probing.instruments.reading import Advance, report_tokens, split_runnable
 from probing.metrics.displacement import moved_tokens
 from probing.models.load import LanguageModel
+from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Problem
 
 SIDES = ("chosen", "rejected")
@@ -101,11 +102,11 @@ class PairComparer:
     _names: dict[int, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        common = (self.eos, self.max_length, self.batch_tokens)
-        keep = self.top > 0
+        common: dict[str, Any] = {"eos": self.eos, "max_length": self.max_length, "batch_tokens": self.batch_tokens}
+        common |= {"compile": self.compile, "keep_states": self.top > 0}
         columns = (*LIKELIHOOD_COLUMNS, *self.predictors)
-        self.before = PairScorer(self.reference, *common, columns, self.rate_parameters, keep, self.compile)
-        self.after = PairScorer(self.policy, *common, LIKELIHOOD_COLUMNS, keep_states=keep, compile=self.compile)
+        self.before = PairScorer(self.reference, columns=columns, rate_parameters=self.rate_parameters, **common)
+        self.after = PairScorer(self.policy, columns=LIKELIHOOD_COLUMNS, **common)
         limits = [scorer.limit for scorer in (self.before, self.after) if scorer.limit is not None]
         self.before.limit = self.after.limit = min(limits, default=None)
         check_same_head(self.before, self.after)
@@ -117,14 +118,9 @@ class PairComparer:
         return kinds | dict.fromkeys(self.predictors, "float64")
 
     @property
-    def budget(self) -> TokenBudget:
-        """Tokens a batch, of both models."""
-        return min((self.before.stream.budget, self.after.stream.budget), key=lambda budget: budget.tokens)
-
-    @budget.setter
-    def budget(self, budget: TokenBudget) -> None:
-        self.before.stream.budget = replace(budget)
-        self.after.stream.budget = replace(budget)
+    def streams(self) -> list[Stream]:
+        """Of both models."""
+        return [self.before.stream, self.after.stream]
 
     def tokenize(
         self, pairs: Sequence[PreferencePair], where: Callable[[int], str] | None = None
@@ -138,26 +134,20 @@ class PairComparer:
         check_same_tokens(tokenized, self.after.tokenize(pairs, where), self.policy, where)
         return tokenized
 
-    def compare(
-        self, tokenized: list[TokenizedPair], progress: Callable[[float, int], None] | None = None
-    ) -> ComparedBlock:
+    def compare(self, tokenized: list[TokenizedPair], report: Advance | None = None) -> ComparedBlock:
         """Compare the models on some pairs.
 
         Args:
             tokenized: what ``tokenize`` made of them.
-            progress: see ``PairScorer.score``.
+            report: see ``Advance``.
         """
-        report = progress if progress is not None else (lambda pairs, tokens: None)
-        problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
-        report(len(problems), 0)
-        runnable = [pair for pair in tokenized if pair.status == "ok"]
+        runnable, problems = split_runnable(tokenized, report)
         changes: dict[str, dict[str, Any]] = {}
         tokens = [TOKENS_SCHEMA.empty_table()]
-        run = sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in runnable)
-        share = len(runnable) / max(2 * run, 1)
+        run = count_run_tokens(runnable)
+        progress = report_tokens(report, len(runnable), 2 * run)
         for group in self.before.groups(runnable) if runnable else []:
-            before = self.before.measure(group, lambda n: report(n * share, n))
-            after = self.after.measure(group, lambda n: report(n * share, n))
+            before, after = self.before.measure(group, progress), self.after.measure(group, progress)
             for pair, detail in zip(group, self._troubles(group, before, after), strict=True):
                 if detail is not None:
                     problems[pair.id] = Problem(pair.id, "not_finite", detail)
@@ -180,7 +170,7 @@ class PairComparer:
     def _changes(self, pair: TokenizedPair, index: int, before: Measured, after: Measured) -> dict[str, Any]:
         row: dict[str, Any] = {name: before.columns[name][index] for name in self.predictors}
         for side, count in zip(SIDES, (pair.chosen_tokens, pair.rejected_tokens), strict=True):
-            old, new = (found.columns[f"{side}_logprob"][index] for found in (before, after))
+            old, new = (measured.columns[f"{side}_logprob"][index] for measured in (before, after))
             row |= {f"{side}_logprob_before": old, f"{side}_logprob_after": new, f"{side}_change": new - old}
             row[f"{side}_change_per_token"] = (new - old) / count
         for time in ("before", "after"):
@@ -212,10 +202,10 @@ class PairComparer:
         }
         for way in ("gained", "lost"):
             known = getattr(moved, f"{way}_ids")
-            columns[way] = listed(self._named(known.flatten().tolist()), count)
-            columns[f"{way}_ids"] = listed(known.flatten().numpy(), count)
+            columns[way] = as_lists(self._named(known.flatten().tolist()), count)
+            columns[f"{way}_ids"] = as_lists(known.flatten().numpy(), count)
             for time in ("before", "after"):
-                columns[f"{way}_{time}"] = listed(getattr(moved, f"{way}_{time}").flatten().double().numpy(), count)
+                columns[f"{way}_{time}"] = as_lists(getattr(moved, f"{way}_{time}").flatten().double().numpy(), count)
         good = [pair.id not in problems for pair, _, response in sides for _ in response]
         return pa.table(columns, schema=TOKENS_SCHEMA).filter(pa.array(good))
 
@@ -226,7 +216,7 @@ class PairComparer:
         return [self._names[id] for id in ids]
 
 
-def listed(values: Any, count: int) -> pa.Array:
+def as_lists(values: Any, count: int) -> pa.Array:
     """Values as lists of so many each."""
     return pa.ListArray.from_arrays(pa.array(range(0, len(values) + 1, count), pa.int32()), pa.array(values))
 
@@ -262,7 +252,7 @@ def check_same_head(before: PairScorer, after: PairScorer) -> None:
         )
 
 
-def same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
+def check_same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
     """Raise ``SourceMismatch`` unless both tokenizers give every token the same id."""
     known, other = reference.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
     if known != other:
@@ -275,13 +265,13 @@ def same_vocabulary(reference: LanguageModel, policy: LanguageModel) -> None:
         )
 
 
-def likelihoods(scorer: PairScorer, pairs: Sequence[TokenizedPair]) -> dict[str, tuple[float, float]]:
+def measure_likelihoods(scorer: PairScorer, pairs: Sequence[TokenizedPair]) -> dict[str, tuple[float, float]]:
     """Log-probabilities of both responses under one model, by id; without the pairs that it gives no finite one."""
-    found: dict[str, tuple[float, float]] = {}
+    finite: dict[str, tuple[float, float]] = {}
     for group in scorer.groups(pairs) if pairs else []:
         measured = scorer.measure(group)
         values = zip(measured.columns["chosen_logprob"], measured.columns["rejected_logprob"], strict=True)
         for pair, both, detail in zip(group, values, scorer.troubles(group, measured), strict=True):
             if detail is None:
-                found[pair.id] = both
-    return found
+                finite[pair.id] = both
+    return finite

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probing.data.tokenize import TokenizedPair
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import TokenStats, token_stats
 from probing.metrics.displacement import free_feature_rate
 from probing.metrics.likelihood import rank_surprisal_ratio, segment_totals
 from probing.metrics.ranking import ranking_difficulty
+from probing.tokens.pairs import TokenizedPair
 
 
 def stats_of(head: Unembedding) -> Callable[[Tensor, Tensor], Tensor]:
@@ -81,7 +81,7 @@ def free_rates(
     ).cpu()
 
 
-def bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) -> str | None:
+def describe_bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) -> str | None:
     """Where the likelihood of a pair is not finite, in words; None where it is.
 
     Args:

@@ -1,8 +1,7 @@
 """Scores of preference pairs: the states of a model joined to the formulas of ``metrics.similarity``."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +9,9 @@ import pandas as pd
 import torch
 
 from probing.data.pairs import pairs_from_rows
-from probing.data.tokenize import TokenizedPair, tokenize_pairs
-from probing.engine.budget import TokenBudget, find_budget
-from probing.engine.modes import choose_mode
-from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
+from probing.engine.stream import Stream
 from probing.engine.trees import Segment
-from probing.errors import DataInvalid, UsageError
-from probing.instruments.ahead import one_ahead
+from probing.errors import DataInvalid
 from probing.instruments.columns import (
     ALL,
     COLUMNS,
@@ -27,15 +22,34 @@ from probing.instruments.columns import (
     known_columns,
 )
 from probing.instruments.gradient_rates import GradientRates
-from probing.instruments.pair_likelihoods import as_columns, bad_token, free_rates, likelihood_columns, stats_of
+from probing.instruments.pair_likelihoods import (
+    as_columns,
+    describe_bad_token,
+    free_rates,
+    likelihood_columns,
+    stats_of,
+)
+from probing.instruments.reading import (
+    Advance,
+    NonFiniteExplainer,
+    check_max_length,
+    check_unique,
+    list_rows,
+    open_stream,
+    read_blocks,
+    report_tokens,
+    set_up,
+    split_runnable,
+)
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.heads import find_head
-from probing.models.layers import find_backbone, output_site
+from probing.models.layers import Stack, find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
-from probing.types import PreferencePair, Problem
+from probing.tokens.pairs import TokenizedPair, tokenize_pairs
+from probing.types import Pooling, PreferencePair, Problem
 
 BLOCK_PAIRS = 512
 """Pairs that are tokenised, sorted and scored together; bounds the memory whatever the number of rows."""
@@ -104,58 +118,47 @@ class PairScorer:
     def __post_init__(self) -> None:
         self.columns = known_columns(self.columns)
         self.limit = check_max_length(self.max_length, self.language_model.max_positions)
-        self._located = False
-        self._exact: GradientRates | None = None
-        with self._set_up():
+        self._rated = "displacement_rate" in self.columns
+        self._keeping = self.keep_states or self._rated
+        self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
+        with set_up(self.language_model):
             stack = find_backbone(self.language_model)
-            trial = TokenBudget(1, "not found yet")
-            self.stream = Stream(stack, choose_mode(stack), [output_site(stack)], ("sum", "last"), trial)
-            self.stream.compiled = self.compile
-            self._rated = "displacement_rate" in self.columns
-            self._keeping = self.keep_states or self._rated
-            self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
-            if self._likely:
-                self.head = find_head(stack)
-                self.stream.poolings = ("sum", "last", "tokens")
-                self.stream.per_token = None if self._keeping else stats_of(self.head)
-                self.stream.keep_on_device = self._keeping
-            self.stream.budget = find_budget(stack, self.batch_tokens, self.stream.run_trial)
-            if "displacement_rate_exact" in self.columns:
-                self._exact = GradientRates(stack, self.rate_parameters)
+            self.stream = self._open_stream(stack)
+            exact = "displacement_rate_exact" in self.columns
+            self._exact = GradientRates(stack, self.rate_parameters) if exact else None
+        self._explainer = NonFiniteExplainer(self.stream)
 
-    @contextlib.contextmanager
-    def _set_up(self) -> Iterator[None]:
-        """The model for this thread alone, its adapter on, a caller's autocast off."""
-        device = self.language_model.device.type
-        with ONE_AT_A_TIME, self.language_model.active(), torch.autocast(device, enabled=False):
-            yield
+    def _open_stream(self, stack: Stack) -> Stream:
+        """What is kept of the last states: their sum and the last one, and of every token what likelihoods need."""
+        poolings: list[Pooling] = ["sum", "last"]
+        kept: dict[str, Any] = {"compiled": self.compile, "keep_on_device": self._keeping}
+        if self._likely:
+            self.head = find_head(stack)
+            poolings.append("tokens")
+            kept["per_token"] = None if self._keeping else stats_of(self.head)
+        return open_stream(stack, [output_site(stack)], poolings, self.batch_tokens, **kept)
 
     def score(
         self,
         pairs: Sequence[PreferencePair],
         where: Callable[[int], str] | None = None,
-        progress: Callable[[float, int], None] | None = None,
+        report: Advance | None = None,
     ) -> ScoredBlock:
         """Score some pairs.
 
         Args:
             pairs: tokenised and sorted together, so not too many at once.
             where: names a pair in messages, given its index.
-            progress: called with the number of pairs (fractions, as tokens finish) and of tokens done.
+            report: see ``Advance``.
         """
-        return self.score_tokenized(self.tokenize(pairs, where), progress)
+        return self.score_tokenized(self.tokenize(pairs, where), report)
 
-    def score_tokenized(
-        self, tokenized: list[TokenizedPair], progress: Callable[[float, int], None] | None = None
-    ) -> ScoredBlock:
+    def score_tokenized(self, tokenized: list[TokenizedPair], report: Advance | None = None) -> ScoredBlock:
         """``score`` of what ``tokenize`` made."""
-        report = progress if progress is not None else (lambda pairs, tokens: None)
-        problems = {pair.id: Problem(pair.id, pair.status, pair.detail) for pair in tokenized if pair.status != "ok"}
-        report(len(problems), 0)
-        runnable = [pair for pair in tokenized if pair.status == "ok"]
+        runnable, problems = split_runnable(tokenized, report)
         scores = self._score(runnable, problems, report) if runnable else {}
         frame = as_frame(tokenized, problems, {name: _dtype(name) for name in self.columns}, scores)
-        tokens = sum(_run_tokens(pair) for pair in runnable)
+        tokens = count_run_tokens(runnable)
         return ScoredBlock(frame, [problems[id] for id in frame["id"] if id in problems], tokens)
 
     def tokenize(
@@ -165,12 +168,12 @@ class PairScorer:
         return tokenize_pairs(self.language_model.tokenizer, pairs, eos=self.eos, max_length=self.limit, where=where)
 
     def _score(
-        self, pairs: Sequence[TokenizedPair], problems: dict[str, Problem], report: Callable[[float, int], None]
+        self, pairs: Sequence[TokenizedPair], problems: dict[str, Problem], report: Advance | None
     ) -> dict[str, dict[str, Any]]:
-        share = len(pairs) / sum(_run_tokens(pair) for pair in pairs)  # so that the time left follows the tokens
+        progress = report_tokens(report, len(pairs), count_run_tokens(pairs))
         scores: dict[str, dict[str, Any]] = {}
         for group in self.groups(pairs):
-            measured = self.measure(group, lambda done: report(done * share, done))
+            measured = self.measure(group, progress)
             for index, (pair, detail) in enumerate(zip(group, self.troubles(group, measured), strict=True)):
                 if detail is None:
                     scores[pair.id] = {name: values[index] for name, values in measured.columns.items()}
@@ -206,10 +209,10 @@ class PairScorer:
             for pair in pairs
             for ids in (pair.chosen, pair.rejected)
         ]
-        with self._set_up():
+        with set_up(self.language_model):
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
-            found = _similarities(total, last, pairs)
+            columns = _similarities(total, last, pairs)
             stats = states = None
             if self._keeping:
                 states = values["tokens"][0].to(self.head.weight.device)
@@ -217,20 +220,20 @@ class PairScorer:
                 said = token_stats(states, self.head, following)
                 stats = as_columns(said).cpu()
                 if self._rated:
-                    found["displacement_rate"] = free_rates(
+                    columns["displacement_rate"] = free_rates(
                         states, following, said.logsumexp, pairs, self.head
                     ).tolist()
             elif self._likely:
                 stats = values["tokens"][0]
             if stats is not None:
-                found |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
+                columns |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
             if self._exact is not None:
-                found["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
-        return Measured(found, stats, states)
+                columns["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
+        return Measured(columns, stats, states)
 
     def troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
         """Why the numbers of a pair cannot be trusted, for each; None where they can."""
-        found: list[str | None] = []
+        details: list[str | None] = []
         lengths = [pair.chosen_tokens + pair.rejected_tokens for pair in pairs]
         logprobs = [None] * len(pairs) if measured.stats is None else measured.stats[:, 0].split(lengths)
         for index, pair in enumerate(pairs):
@@ -238,25 +241,18 @@ class PairScorer:
             bad = [name for name in checked if not math.isfinite(measured.columns[name][index])]
             said = logprobs[index]
             if set(bad) & set(SCORE_COLUMNS):
-                found.append(self._locate(pair))
+                details.append(self._explain(pair))
             elif said is not None and not bool(said.isfinite().all()):
-                found.append(bad_token(self.language_model.tokenizer, pair, said))
+                details.append(describe_bad_token(self.language_model.tokenizer, pair, said))
             else:
-                found.append(f"{bad[0]} is {measured.columns[bad[0]][index]}" if bad else None)
-        return found
+                details.append(f"{bad[0]} is {measured.columns[bad[0]][index]}" if bad else None)
+        return details
 
-    def _locate(self, pair: TokenizedPair) -> str:
-        """Where the states of a pair stop being finite; looked up once, for the first such pair: it costs a pass."""
-        if self._located:
-            return "states are NaN or infinite"
-        self._located = True
-        for ids in (pair.chosen, pair.rejected):
-            row = Segment(ids, 0, len(ids) - 1)
-            with self._set_up():
-                place = first_nonfinite_place(self.stream.stack, self.stream.mode, row, self.stream.budget)
-            if place:
-                return f"states are NaN or infinite from {place} on"
-        return "the states are finite, but their products are not: the model's states are too large"
+    def _explain(self, pair: TokenizedPair) -> str:
+        """Why the scores of a pair are not finite."""
+        segments = [Segment(ids, 0, len(ids) - 1) for ids in (pair.chosen, pair.rejected)]
+        otherwise = "the states are finite, but their products are not: the model's states are too large"
+        return self._explainer.explain(segments, otherwise)
 
 
 def _similarities(total: torch.Tensor, last: torch.Tensor, pairs: Sequence[TokenizedPair]) -> dict[str, list[Any]]:
@@ -279,8 +275,9 @@ def _state_bytes(device: torch.device) -> int:
     return max(STATE_BYTES, torch.cuda.get_device_properties(device).total_memory // STATE_SHARE)
 
 
-def _run_tokens(pair: TokenizedPair) -> int:
-    return len(pair.chosen) + len(pair.rejected) - 2
+def count_run_tokens(pairs: Sequence[TokenizedPair]) -> int:
+    """Tokens that are run for some pairs: the last of each response predicts nothing."""
+    return sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in pairs)
 
 
 def _dtype(name: str) -> str:
@@ -310,17 +307,6 @@ def as_frame(
         if name not in frame.columns:
             frame[name] = pd.array([values[id][name] if id in values else None for id in frame["id"]], dtype=dtype)
     return frame
-
-
-def check_max_length(max_length: int | None, positions: int | None) -> int | None:
-    """The longest sequence to run: as asked for, but never more than the model has positions for."""
-    if max_length is None:
-        return positions
-    if max_length < 2:
-        raise UsageError(f"max_length must be at least 2 tokens, not {max_length}")
-    if positions is not None and max_length > positions:
-        raise UsageError(f"max_length is {max_length}, but the model only has positions for {positions} tokens")
-    return max_length
 
 
 def score_pairs(
@@ -362,14 +348,18 @@ def score_pairs(
     computed = known_columns(COLUMNS if columns is None else columns)
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
     listed = as_pairs(pairs)
-    scorer = PairScorer(model, eos, max_length, batch_tokens, computed, rate_parameters, compile=compile)
-    with Progress(len(listed)) as bar, contextlib.closing(one_ahead(scorer.tokenize, _blocks(listed))) as tokenized:
-        frames = [scorer.score_tokenized(pairs, bar.advance).frame for pairs in tokenized]
+    scorer = PairScorer(
+        model,
+        eos=eos,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        columns=computed,
+        rate_parameters=rate_parameters,
+        compile=compile,
+    )
+    blocks = read_blocks(listed, BLOCK_PAIRS, scorer.tokenize, scorer.score_tokenized, Progress(len(listed)))
+    frames = [block.frame for block in blocks]
     return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
-
-
-def _blocks(pairs: Sequence[PreferencePair]) -> Iterable[Sequence[PreferencePair]]:
-    return (pairs[start : start + BLOCK_PAIRS] for start in range(0, len(pairs), BLOCK_PAIRS))
 
 
 def as_pairs(pairs: Any) -> list[PreferencePair]:
@@ -378,9 +368,7 @@ def as_pairs(pairs: Any) -> list[PreferencePair]:
     Raises:
         DataInvalid: no pairs, a duplicate id, or a row that is no pair.
     """
-    if isinstance(pairs, pd.DataFrame):
-        pairs = pairs.astype(object).where(pairs.notna(), None).to_dict("records")
-    rows = list(pairs)
+    rows = list_rows(pairs)
     if not rows:
         raise DataInvalid("there are no pairs to score")
     if not all(isinstance(row, PreferencePair) for row in rows):
@@ -391,9 +379,5 @@ def as_pairs(pairs: Any) -> list[PreferencePair]:
                 f"found {type(strange[0]).__name__} ({strange[0]!r:.40})"
             )
         return pairs_from_rows(rows)
-    ids = pd.Series([pair.id for pair in rows])
-    if ids.duplicated().any():
-        raise DataInvalid(
-            f"pair {ids.duplicated().argmax()}: the id '{ids[ids.duplicated()].iloc[0]}' was already used"
-        )
+    check_unique([pair.id for pair in rows], "pair")
     return rows

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probing.kernels.dispatch import sums_wide
 from probing.kernels.output_head import (
     LEAST_ROWS,
     VOCABULARY_SLICE,
@@ -14,7 +15,6 @@ from probing.kernels.output_head import (
     logits_into,
     product_into,
     rows_at_a_time,
-    sums_wide,
     with_fewer_rows,
 )
 from probing.kernels.top_columns import top_columns

@@ -82,7 +82,7 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
-        raise ModelInvalid(f"{path}: an adapter needs peft: pip install 'probing[train]'") from error
+        raise ModelInvalid(f"{path}: an adapter needs peft: pip install 'model-probing[train]'") from error
     known = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
     name = next(name for name in map("adapter{}".format, itertools.count()) if name not in known)
     wrapped = model if known else None

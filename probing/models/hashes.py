@@ -14,7 +14,7 @@ from typing import Any, Self
 from tqdm import tqdm
 from transformers.utils import cached_file
 
-from probing.data.tokenize import template_sha256
+from probing.tokens.templates import template_sha256
 from probing.types import Source
 
 # Where a checkpoint came from, what wrote it and what dtype it is loaded in do not make it another model.

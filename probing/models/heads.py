@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from probing.errors import LayerNotFound
 from probing.kernels.output_head import Unembedding, logits_into
+from probing.models.devices import device_of
 from probing.models.layers import TRIAL_STARTS, Stack, evaluating, last_hidden_state, logits_of, trial_ids
-from probing.models.load import device_of
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)

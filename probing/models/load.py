@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,11 +25,11 @@ from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.kernels.dispatch import fall_back
 from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switched
+from probing.models.devices import BALANCED, choose_device, device_of, devices_of
 from probing.models.hashes import checkpoint_source, hashing_weights
 from probing.types import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BALANCED = "balanced"
 UNUSED_PARTS = ("pooler.",)
 """Above the states that are read: an encoder saved with another head lacks them."""
 REARRANGING = "automatic conversion of the weights"
@@ -140,64 +140,6 @@ class LanguageModel:
         ]
         unused = [table.num_embeddings - table.padding_idx - 1 for table in tables if table.padding_idx is not None]
         return min([limit, *unused])
-
-
-def device_of(module: nn.Module, weight: torch.Tensor) -> torch.device:
-    """Where a module's inputs have to be: with its weight, or where accelerate brings that when it is needed."""
-    # Until then it lies on "meta".
-    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return weight.device if device is None else torch.device(device)
-
-
-def devices_of(language_model: LanguageModel) -> list[torch.device]:
-    """The devices that a model computes on, the one that takes its inputs first; one, unless the model is spread.
-
-    Weights that lie in the memory of the host, and are brought to a card when they are needed, count for the card.
-    """
-    modules = language_model.model.modules()
-    found = [device_of(module, weight) for module in modules for weight in module.parameters(recurse=False)]
-    return list(dict.fromkeys([language_model.device, *found]))
-
-
-def device_names(devices: Sequence[torch.device]) -> str:
-    """What tells the arithmetic of devices apart: the kind, and of cards the model; each once."""
-    names = [torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in devices]
-    return " + ".join(dict.fromkeys(names))
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can still get on a device; None where the system does not say."""
-    if device.type == "cuda":
-        # Torch keeps what was freed for itself, where the card does not count it.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """The device to run on: "auto" is the first CUDA card, or the CPU where there is none.
-
-    "balanced" says where the layers of a model go; what is computed besides runs where it would for "auto".
-
-    Raises:
-        ModelInvalid: the device is not there.
-    """
-    if device in ("auto", BALANCED):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelInvalid(f"device '{device}' cannot be used here: {reason}") from error
-    chosen = torch.device(device)
-    if chosen.type == "meta":
-        raise ModelInvalid("device 'meta' holds no numbers; nothing can be computed there")
-    return chosen
 
 
 def load(

@@ -38,8 +38,8 @@ def credit(forms: Array) -> Array:
     Statement and opposite count alike; a score of exactly a half is half right. For a pair whose statement is false it
     is the negative.
     """
-    found = scores(forms)
-    credited: Array = (np.sign(found[..., 0, :] - 0.5) - np.sign(found[..., 1, :] - 0.5)) / 4
+    own = scores(forms)
+    credited: Array = (np.sign(own[..., 0, :] - 0.5) - np.sign(own[..., 1, :] - 0.5)) / 4
     return credited
 
 
@@ -72,21 +72,21 @@ def measure(
     count = max(len(rows), len(signs))
     rows, signs = (np.broadcast_to(each, (count, forms.shape[1])) for each in (rows, signs))
     sides = [torch.from_numpy(np.ascontiguousarray(side)) for side in forms]
-    found: dict[str, Array] = {}
+    values: dict[str, Array] = {}
     if "esa" in metrics:
-        found["esa"] = 0.5 + _mean(credit(forms) * signs, rows)
+        values["esa"] = 0.5 + _mean(credit(forms) * signs, rows)
     if "polar_consistency" in metrics or "median_abs_polar_consistency" in metrics:
         consistency = polar_consistency(*sides).numpy()
-        found["polar_consistency"] = _mean(consistency, rows)
-        found["median_abs_polar_consistency"] = _median(np.abs(consistency), rows)
+        values["polar_consistency"] = _mean(consistency, rows)
+        values["median_abs_polar_consistency"] = _median(np.abs(consistency), rows)
     if "contradiction_index" in metrics:
-        found["contradiction_index"] = _mean(contradiction_index(*sides).numpy(), rows)
+        values["contradiction_index"] = _mean(contradiction_index(*sides).numpy(), rows)
     if "auroc" in metrics or "silhouette" in metrics:
         flat, true = scores(forms).reshape(-1), np.concatenate([signs > 0, signs < 0], axis=1)
         twice = np.concatenate([rows, rows], axis=1), np.concatenate([folds, folds])
-        ranked = ranked_within_folds(flat, true, *twice, "silhouette" in metrics)
-        found |= ranked
-    return {name: found[name] for name in METRICS if name in metrics}
+        ranked = rank_within_folds(flat, true, *twice, "silhouette" in metrics)
+        values |= ranked
+    return {name: values[name] for name in METRICS if name in metrics}
 
 
 def _mean(values: Array, weights: Array) -> Array:
@@ -111,11 +111,11 @@ def _median(values: Array, weights: Array) -> Array:
 def _next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first place from ``index`` on that has any weight."""
     ahead = np.arange(weights.shape[1])[None, :] >= index[:, None]
-    found: NDArray[np.int64] = np.argmax(ahead & (weights > 0), axis=1)
-    return found
+    first: NDArray[np.int64] = np.argmax(ahead & (weights > 0), axis=1)
+    return first
 
 
-def ranked_within_folds(
+def rank_within_folds(
     values: Array, true: NDArray[np.bool_], weights: Array, folds: NDArray[np.int64], silhouette: bool = False
 ) -> dict[str, Array]:
     """AUROC and silhouette of values by truth: sums over the folds, each by its own order.

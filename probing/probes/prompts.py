@@ -1,7 +1,7 @@
 """Supervised probes of one layer on labelled prompts, on every split, with labels permuted as their null."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,14 +9,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probing.probes.evaluate import ranked_within_folds
+from probing.probes.evaluate import Array, rank_within_folds
 from probing.probes.supervised import LinearProbe, fit_lda, fit_logistic, fit_mass_mean
 from probing.statistics.folds import Splits
 from probing.statistics.permutation import permute_labels
 
-Array = NDArray[np.float64]
 PROBES = ("logistic", "mass_mean", "lda")
 METRICS = ("auroc", "accuracy")
+Fit = Callable[[Tensor, Tensor], LinearProbe]
+"""From states [row width] and targets [row column] of 0 and 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +40,74 @@ class LabelledRows:
         return np.concatenate([self.labels[None], drawn])
 
 
-def read_prompts(
+@dataclass(frozen=True, eq=False)
+class ProbeReadings:
+    """What one kind of probe says of the rows.
+
+    Attributes:
+        logits: held out, [labeling row]: for the labels, then for each permutation of them.
+        inner: mean AUROC of the probes that saw neither a fold nor the one they are judged on, [labeling fold].
+        weight: of the probe that was fitted to every row, [width].
+        bias: of that probe.
+        fresh: its logits of other rows, [other]; None without them.
+    """
+
+    logits: Array
+    inner: Array
+    weight: Array
+    bias: float
+    fresh: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledReadings:
+    """What the probes of one layer say of the rows, by the name of the probe."""
+
+    probes: Mapping[str, ProbeReadings]
+
+    def shift_origin(self, origin: Float[Tensor, " width"]) -> "LabelledReadings":
+        """The same probes for states as they are, from probes for states with ``origin`` taken off."""
+        moved = origin.double().cpu().numpy()
+        probes = {
+            name: replace(each, bias=float(each.bias - each.weight @ moved)) for name, each in self.probes.items()
+        }
+        return LabelledReadings(probes)
+
+    def to_arrays(self) -> dict[str, Array]:
+        """The arrays of a part file, by the names that they have there."""
+        arrays: dict[str, Array] = {}
+        for name, probe in self.probes.items():
+            arrays |= {f"{name}.logits": probe.logits, f"{name}.inner": probe.inner}
+            arrays |= {f"{name}.weight": probe.weight, f"{name}.bias": np.array([probe.bias])}
+            if probe.fresh is not None:
+                arrays[f"{name}.fresh"] = probe.fresh
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> "LabelledReadings":
+        """From the arrays of a part file."""
+        return cls(
+            {
+                name: ProbeReadings(
+                    logits=arrays[f"{name}.logits"],
+                    inner=arrays[f"{name}.inner"],
+                    weight=arrays[f"{name}.weight"],
+                    bias=float(arrays[f"{name}.bias"][0]),
+                    fresh=arrays.get(f"{name}.fresh"),
+                )
+                for name in PROBES
+            }
+        )
+
+
+def fit_prompts(
     states: Float[Tensor, "row width"],
     rows: LabelledRows,
     refits: int,
     seed: int = 0,
     inverse_penalty: float = 1.0,
     fresh: Float[Tensor, "other width"] | None = None,
-) -> dict[str, Array]:
+) -> LabelledReadings:
     """Fit every probe on every split, and say what it makes of the rows.
 
     Args:
@@ -56,43 +117,43 @@ def read_prompts(
         seed: of the permutations.
         inverse_penalty: C of the logistic regression.
         fresh: states of other rows, for the probe that saw all of ``states``.
-
-    Returns:
-        For each probe: ``PROBE.logits`` [labeling row], held out; ``PROBE.inner`` [labeling fold], AUROC of the probes
-        that saw neither a fold nor the one they are judged on; ``PROBE.weight`` [width] and ``PROBE.bias`` [1] of the
-        one that saw everything, and ``PROBE.fresh`` [other], its logits.
     """
-    fits = {
+    fits: dict[str, Fit] = {
         "logistic": lambda rows, targets: fit_logistic(rows, targets, inverse_penalty),
         "mass_mean": fit_mass_mean,
         "lda": fit_lda,
     }
     labelings = rows.labelings(refits, seed)
+    return LabelledReadings({name: _fit_splits(fits[name], states, rows.splits, labelings, fresh) for name in PROBES})
+
+
+def _fit_splits(
+    fit: Fit, states: Tensor, splits: Splits, labelings: NDArray[np.bool_], fresh: Tensor | None
+) -> ProbeReadings:
+    """One kind of probe, for every split and labeling; the last split sees every row."""
     targets = torch.from_numpy(labelings.T.astype(np.float32)).to(states.device)
-    found: dict[str, Array] = {}
-    for name in PROBES:
-        logits = np.empty((len(labelings), len(states), len(rows.splits.left_out)))
-        for split in range(logits.shape[2]):
-            kept = torch.from_numpy(rows.splits.train[:, split]).to(states.device)
-            same = bool((states[kept] == states[kept][:1]).all())
-            probe = _nothing(states, len(labelings)) if same else fits[name](states[kept], targets[kept])
-            logits[:, :, split] = probe.logits(states).double().cpu().numpy().T
-        found[f"{name}.logits"] = rows.splits.held_out(logits)
-        found[f"{name}.inner"] = _inner(logits, labelings, rows.splits)
-        found[f"{name}.weight"] = probe.weight[:, 0].double().cpu().numpy()
-        found[f"{name}.bias"] = probe.bias[:1].double().cpu().numpy()
-        if fresh is not None:
-            found[f"{name}.fresh"] = probe.logits(fresh)[:, 0].double().cpu().numpy()
-    return found
+    logits = np.empty((len(labelings), len(states), len(splits.left_out)))
+    for split in range(logits.shape[2]):
+        kept = torch.from_numpy(splits.train[:, split]).to(states.device)
+        same = bool((states[kept] == states[kept][:1]).all())
+        probe = _zero_probe(states, len(labelings)) if same else fit(states[kept], targets[kept])
+        logits[:, :, split] = probe.logits(states).double().cpu().numpy().T
+    return ProbeReadings(
+        logits=splits.held_out(logits),
+        inner=_score_inner(logits, labelings, splits),
+        weight=probe.weight[:, 0].double().cpu().numpy(),
+        bias=float(probe.bias[0].double()),
+        fresh=None if fresh is None else probe.logits(fresh)[:, 0].double().cpu().numpy(),
+    )
 
 
-def _nothing(states: Float[Tensor, "row width"], columns: int) -> LinearProbe:
+def _zero_probe(states: Float[Tensor, "row width"], columns: int) -> LinearProbe:
     """What can be learnt from rows that are all the same."""
     dtype = torch.promote_types(states.dtype, torch.float32)
     return LinearProbe(states.new_zeros(states.shape[1], columns, dtype=dtype), states.new_zeros(columns, dtype=dtype))
 
 
-def _inner(logits: Array, labelings: NDArray[np.bool_], splits: Splits) -> Array:
+def _score_inner(logits: Array, labelings: NDArray[np.bool_], splits: Splits) -> Array:
     """[labeling fold]: mean AUROC on each other fold, by the probe that saw neither."""
     columns = []
     for fold in range(splits.count):
@@ -117,7 +178,7 @@ def _mean_known(scores: Array) -> Array:
 def area(logits: Array, labels: NDArray[np.bool_]) -> float:
     """AUROC of some rows; NaN where there is one class only."""
     ones = np.ones((1, len(logits)))
-    return float(ranked_within_folds(logits, labels[None], ones, np.zeros(len(logits), dtype=np.int64))["auroc"][0])
+    return float(rank_within_folds(logits, labels[None], ones, np.zeros(len(logits), dtype=np.int64))["auroc"][0])
 
 
 def measure_rows(
@@ -138,4 +199,4 @@ def measure_rows(
     right = np.where(logits == 0, 0.5, (logits > 0) == truth)
     with np.errstate(invalid="ignore"):
         accuracy = (right * rows).sum(axis=1) / rows.sum(axis=1)
-    return {"auroc": ranked_within_folds(logits, truth, rows, folds)["auroc"], "accuracy": accuracy}
+    return {"auroc": rank_within_folds(logits, truth, rows, folds)["auroc"], "accuracy": accuracy}

@@ -79,11 +79,11 @@ def fit_logistic(
         return loss, torch.cat([by_weight, 2 * errors.sum(dim=0, keepdim=True)])
 
     start = scaled.new_zeros(len(root) + 1, targets.shape[1])
-    found = minimize(step, start, ITERATIONS, tolerance=TOLERANCE)
-    if not found.converged.all():
-        warnings.warn(f"{int((~found.converged).sum())} of {start.shape[1]} columns did not converge", stacklevel=2)
-    weight = torch.linalg.solve_triangular(root.T, found.parameters[:-1], upper=True) / scale
-    return rows.probe(weight, 2 * found.parameters[-1])
+    fitted = minimize(step, start, ITERATIONS, tolerance=TOLERANCE)
+    if not fitted.converged.all():
+        warnings.warn(f"{int((~fitted.converged).sum())} of {start.shape[1]} columns did not converge", stacklevel=2)
+    weight = torch.linalg.solve_triangular(root.T, fitted.parameters[:-1], upper=True) / scale
+    return rows.probe(weight, 2 * fitted.parameters[-1])
 
 
 def fit_mass_mean(states: Float[Tensor, "row width"], targets: Float[Tensor, "row column"]) -> LinearProbe:
@@ -179,8 +179,8 @@ class _Rows:
     def differences(self) -> Float[Tensor, "coordinate column"]:
         """Mean of class 1 minus mean of class 0; exactly zero where they differ by rounding alone."""
         ones = self.targets.sum(dim=0)
-        found = self.coordinates.T @ (self.targets / ones - (1 - self.targets) / (len(self.targets) - ones))
-        return found.masked_fill(found.norm(dim=0) <= self.least_distance, 0)
+        apart = self.coordinates.T @ (self.targets / ones - (1 - self.targets) / (len(self.targets) - ones))
+        return apart.masked_fill(apart.norm(dim=0) <= self.least_distance, 0)
 
     def along(self, direction: Float[Tensor, "coordinate column"]) -> LinearProbe:
         """The log-odds of two Gaussians of equal variance along a direction of each column."""

@@ -1,5 +1,6 @@
 """The job ``probing demo``: every job on the bundled model and data."""
 
+import importlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from probing.errors import SourceMismatch
 from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.options import Options, option
 from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -25,22 +27,47 @@ QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples
 PLACES = "resid_post:all,final_norm"
 
 
-@dataclass(frozen=True)
-class DemoConfig:
+LABELLED: dict[str, Any] = {"data": BUNDLED, "chat": True, "over": "template"}
+JOBS: dict[str, Callable[[Path], Options]] = {
+    "displacement": lambda out: displacement.DisplacementConfig(
+        reference=BUNDLED,
+        policy=BUNDLED_DISPLACED,
+        data=BUNDLED,
+        out=out / "displacement",
+        group_column="kind",
+        predictors="ches_normalized,displacement_rate",
+    ),
+    "capture": lambda out: capture.CaptureConfig(model=BUNDLED, places=PLACES, out=out / "states", **LABELLED),
+    "ccs": lambda out: ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK),
+    "probe": lambda out: probe.ProbeConfig(model=BUNDLED, out=out / "probe", split_by="object", **LABELLED),
+    "clusters": lambda out: clusters.ClustersConfig(
+        model=[BUNDLED, BUNDLED_DISPLACED],
+        out=out / "clusters",
+        split_by="object",
+        permutations=200,
+        resamples=200,
+        **LABELLED,
+    ),
+}
+"""Every job that comes after scoring and filtering, with its options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Options):
     """Score and filter the bundled preference pairs, see what training on some of them did, capture, probe and cluster.
 
     Args:
         out: folder for everything that is made.
     """
 
-    out: Path
+    out: Path = option(identity=False)
 
 
 def run(config: DemoConfig) -> Report:
     """Run each job once; the tables are those of the jobs, and one by kind of pair."""
     out = Path(config.out).expanduser()
     again = (out / "scores" / RUN_FILE).exists()  # or the files there are somebody else's
-    reports = {"score": _anew(score.run, score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"), RUN_FILE)}
+    reports = {"score": _run_anew("score", score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"))}
     reports["filter"] = filtering.run(
         filtering.FilterConfig(
             data=BUNDLED,
@@ -52,63 +79,35 @@ def run(config: DemoConfig) -> Report:
             overwrite=again,
         )
     )
-    tables = {**_titled(reports), "By kind of pair": _by_kind(out)}
-    others = {name: _anew(job, settings, record) for name, (job, settings, record) in _jobs_on_states(out).items()}
+    tables = {**_add_titles(reports), "By kind of pair": _count_by_kind(out)}
+    others = {job: _run_anew(job, settings(out)) for job, settings in JOBS.items()}
     reports |= others
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]
     facts = {job: report.facts for job, report in reports.items()}
-    return Report(tables | _titled(others), {**facts, "wrote": wrote})
+    return Report(tables | _add_titles(others), {**facts, "wrote": wrote})
 
 
-def _jobs_on_states(out: Path) -> dict[str, tuple[Callable[[Any], Report], Any, str]]:
-    """Every other job with its options and the name of its record."""
-    labelled: dict[str, Any] = {"data": BUNDLED, "chat": True, "over": "template"}
-    moved = displacement.DisplacementConfig(
-        reference=BUNDLED,
-        policy=BUNDLED_DISPLACED,
-        data=BUNDLED,
-        out=out / "displacement",
-        group_column="kind",
-        predictors="ches_normalized,displacement_rate",
-    )
-    captured = capture.CaptureConfig(model=BUNDLED, places=PLACES, out=out / "states", **labelled)
-    probed = ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK)
-    fitted = probe.ProbeConfig(model=BUNDLED, out=out / "probe", split_by="object", **labelled)
-    apart = clusters.ClustersConfig(
-        model=[BUNDLED, BUNDLED_DISPLACED],
-        out=out / "clusters",
-        split_by="object",
-        permutations=200,
-        resamples=200,
-        **labelled,
-    )
-    return {
-        "displacement": (displacement.run, moved, RUN_FILE),
-        "capture": (capture.run, captured, MANIFEST),
-        "ccs": (ccs.run, probed, RUN_FILE),
-        "probe": (probe.run, fitted, RUN_FILE),
-        "clusters": (clusters.run, apart, RUN_FILE),
-    }
-
-
-def _anew(job: Callable[[Any], Report], config: Any, record: str) -> Report:
+def _run_anew(job: str, config: Any) -> Report:
     """Run a job; what an earlier demo left, made with another version of anything, is made anew."""
+    run_job = importlib.import_module(f"probing.runs.{job}").run
     try:
-        return job(config)
+        report: Report = run_job(config)
     except SourceMismatch:
+        record = RUN_FILE if (config.out / RUN_FILE).exists() else MANIFEST
         known = read_run(config.out, record).get("config", {})
         models = known.get("model", known.get("reference"))
         if models not in (BUNDLED, [BUNDLED, BUNDLED_DISPLACED]) or known.get("data") != BUNDLED:
             raise
         shutil.rmtree(config.out)
-        return job(config)
+        report = run_job(config)
+    return report
 
 
-def _titled(reports: "dict[str, Report]") -> "dict[str, pd.DataFrame]":
+def _add_titles(reports: "dict[str, Report]") -> "dict[str, pd.DataFrame]":
     return {f"[{job}] {title}": table for job, report in reports.items() for title, table in report.tables.items()}
 
 
-def _by_kind(out: Path) -> "pd.DataFrame":
+def _count_by_kind(out: Path) -> "pd.DataFrame":
     """The mean score of each kind, and how many of it were kept."""
     import pandas as pd
 

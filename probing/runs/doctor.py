@@ -3,35 +3,29 @@
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
+from probing.runs.common.options import DeviceOptions, HubOptions, option
 from probing.types import Report
 
-EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "ray": ["ray"], "report": ["plotly", "jinja2"]}
+EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "report": ["plotly"]}
 USES = {
     "cuda": "kernels run in Triton on a CUDA card",
     "train": "adapters (peft); trl for scripts/validate_displacement.py",
-    "report": "the course over checkpoints is drawn (plotly)",
+    "report": "interactive plots are drawn (plotly)",
 }
 
 
-@dataclass(frozen=True)
-class DoctorConfig:
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(HubOptions, DeviceOptions):
     """Print device, versions, and what will run here and why; and where the places of a model are.
 
     Args:
         model: folder or hub id of a model to look into, or "bundled".
-        revision: branch, tag or commit of a hub model.
-        dtype: "auto" keeps the checkpoint's on an accelerator and takes float32 on the CPU.
-        device: "auto", "cpu", "cuda", "cuda:1", ...; "balanced" spreads the layers over all cards and the host.
-        trust_remote_code: run code that the checkpoint brings with it.
     """
 
-    model: str | None = None
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    model: str | None = option(None, identity=False)
 
 
 def run(config: DoctorConfig) -> Report:
@@ -129,7 +123,8 @@ def ranges(numbers: list[int]) -> str:
 def _machine() -> list[tuple[str, str]]:
     import torch
 
-    facts = [("processor cores", str(os.cpu_count())), ("torch threads", str(torch.get_num_threads()))]
+    facts = [("this package", _describe_package())]
+    facts += [("processor cores", str(os.cpu_count())), ("torch threads", str(torch.get_num_threads()))]
     if not torch.cuda.is_available():
         return [*facts, ("CUDA cards", "none")]
     for index in range(torch.cuda.device_count()):
@@ -140,6 +135,21 @@ def _machine() -> list[tuple[str, str]]:
     return facts
 
 
+def _describe_package() -> str:
+    """Version and place of this package, and whether another distribution of the same import name is installed."""
+    from probing.runs.common.versions import DISTRIBUTION, find_namesakes, version_of
+
+    here = f"{DISTRIBUTION} {version_of(DISTRIBUTION)} in {Path(__file__).parents[1]}"
+    others = find_namesakes()
+    if not others:
+        return here
+    shadow = ", ".join(others)
+    return (
+        f"{here}. Also installed: {shadow}, whose import name is 'probing' too; its files can shadow these: "
+        f"pip uninstall {others[0].split()[0]}, then pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    )
+
+
 def _plan() -> list[tuple[str, str, str]]:
     import torch
 
@@ -148,7 +158,7 @@ def _plan() -> list[tuple[str, str, str]]:
     from probing.kernels.dispatch import choose
     from probing.kernels.jit import ELEMENT_TYPES
     from probing.kernels.token_stats import ROW_TYPES
-    from probing.models.load import choose_device
+    from probing.models.devices import choose_device
 
     device = choose_device()
     card = device.type == "cuda"
@@ -175,5 +185,5 @@ def _plan() -> list[tuple[str, str, str]]:
 def _extra(name: str, modules: list[str]) -> tuple[str, str, str]:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        return f"extra '{name}'", "off", f"not installed: {', '.join(missing)} (pip install 'probing[{name}]')"
-    return f"extra '{name}'", "installed", USES.get(name, "nothing in this version uses it yet")
+        return f"extra '{name}'", "off", f"not installed: {', '.join(missing)} (pip install 'model-probing[{name}]')"
+    return f"extra '{name}'", "installed", USES[name]

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from probing.data.filters import RULES, check_rule
 from probing.data.pairs import content_sha256
-from probing.data.tables import Table, file_format, staged_rows
+from probing.data.tables import Table, file_format
+from probing.data.writing import staged_rows
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
+from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.options import DatasetOptions
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
@@ -23,16 +26,14 @@ from probing.types import Format, PreferencePair, Report
 
 if TYPE_CHECKING:
     import pandas as pd
-from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 
 log = logging.getLogger(__name__)
-
 
 SIDE_PREFIX = "probing_"
 
 
-@dataclass(frozen=True)
-class FilterConfig:
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig(DatasetOptions):
     """Keep the pairs of a preference dataset whose scores are low (or high).
 
     Args:
@@ -54,10 +55,8 @@ class FilterConfig:
         overwrite: replace --out if it exists.
     """
 
-    data: str
     scores: Path
     by: str
-    out: Path
     keep_lowest: float | None = None
     drop_highest: float | None = None
     below: float | None = None
@@ -66,11 +65,10 @@ class FilterConfig:
     above: float | None = None
     bad: Bad = "fail"
     format: Format | None = None
-    split: str | None = None
-    id_column: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rule(**self.rule)
 
     @property

@@ -143,8 +143,7 @@ class ActivationStore:
         wanted = tuple(Place.parse(self._name(place)) for place in (self.places if places is None else places))
         values = torch.stack([self.read(place) for place in wanted], dim=1)
         rows = self.rows
-        bad = rows[rows["status"] != "ok"]
-        problems = tuple(Problem(*row) for row in zip(bad["id"], bad["status"], bad["detail"], strict=True))
+        problems = row_problems(rows)
         if self.pooling == "tokens":
             return TokenActivations(values, _offsets(rows), _ids(rows), wanted, self.source, problems)
         return Activations(values, _ids(rows), wanted, self.source, problems)
@@ -181,6 +180,12 @@ class ActivationStore:
         if tensor_sha256(tensor) != facts["tensors"][name]:
             raise StoreCorrupt(f"{path}: {name} in it changed since it was written; {REPAIR}")
         return tensor
+
+
+def row_problems(rows: pd.DataFrame) -> tuple[Problem, ...]:
+    """The rows of a store's table that have no states, and why."""
+    bad = rows[rows["status"] != "ok"]
+    return tuple(Problem(*row) for row in zip(bad["id"], bad["status"], bad["detail"].fillna(""), strict=True))
 
 
 def _ids(rows: pd.DataFrame) -> tuple[str, ...]:

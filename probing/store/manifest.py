@@ -60,19 +60,22 @@ class RunFolder:
         """
         return read_run(self.path, self.record) if (self.path / self.record).exists() else {}
 
-    def begin(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def begin(
+        self, identity: Mapping[str, Any], facts: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
+    ) -> None:
         """Start the run, or go on with it if everything it depends on is the same.
 
         Args:
             identity: what the numbers depend on: hashes, options, versions.
             facts: what else to write into the record.
+            recorded: the identity of the run that the folder holds, if any; by default what its record calls so.
 
         Raises:
             SourceMismatch: the folder's run was made from something else; names each difference.
         """
         known = self.facts()
         if known:
-            differences = _differences(known.get("identity", {}), identity)
+            differences = _differences(known.get("identity", {}) if recorded is None else recorded, identity)
             if differences:
                 raise SourceMismatch(
                     f"{self.path} holds a run that was made from something else: {'; '.join(differences)}. "

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
-from probing.probes.ccs import read_states
+from probing.probes.ccs_states import predict_probabilities
 from probing.store.activations import tensor_sha256, write_states
 from probing.types import Activations, Place, Source
 
@@ -64,7 +64,7 @@ class SavedProbes:
         self.check(acts)
         states = torch.stack([acts.at(place) for place in self.places], dim=1)
         at = self.names.index(name)
-        return read_states(
+        return predict_probabilities(
             states, self.facts["normalization"], self.centers[:, form], self.weight[:, at], self.bias[:, at]
         )
 

@@ -1,0 +1,1 @@
+"""The parts of ``make card``: stages that test and measure a CUDA card."""

@@ -16,14 +16,14 @@ import torch
 
 from card.timing import on_card, sync
 from probing import LanguageModel
-from probing.engine import compiled, modes, stream
+from probing.engine import compiled, launched, modes, stream
 from probing.engine.modes import Mode, choose_mode, parity
-from probing.instruments import pair_scores
+from probing.instruments import pair_scores, reading
 from probing.instruments.columns import COLUMNS
 from probing.instruments.pair_scores import PairScorer
 from probing.models import layers
 from probing.models.layers import Stack, find_stack
-from probing.probes import ccs
+from probing.probes import ccs_training
 
 CAUSAL_LIMIT = 0.0
 """In half precision: no bit of earlier states may change with later tokens."""
@@ -33,7 +33,7 @@ HOST_PARTS = (
     (stream, "plant", "sharing prompts"),
     (stream, "packed", "packing"),
     (stream, "Spots", "finding the states"),
-    (stream.Stream, "_store", "waiting and storing"),
+    (launched.LaunchedBatch, "store", "waiting and storing"),
     (pair_scores, "_similarities", "similarities"),
     (pair_scores, "likelihood_columns", "likelihood columns"),
     (pair_scores, "as_frame", "table"),
@@ -126,7 +126,7 @@ def scorer_of(
     mode = forced_mode(stack, packing, True)
     with replaced(
         (pair_scores, "find_backbone", lambda language_model: stack),
-        (pair_scores, "choose_mode", lambda stack: mode),
+        (reading, "choose_mode", lambda stack: mode),
         (compiled, "BACKEND", "eager" if small else compiled.BACKEND),
     ):
         known = COLUMNS if columns is None else columns
@@ -196,7 +196,7 @@ def uncaptured() -> Iterator[None]:
             epoch()
         report(epochs)
 
-    with replaced((ccs, "_run_captured", run)):
+    with replaced((ccs_training, "_replay_as_graph", run)):
         yield
 
 

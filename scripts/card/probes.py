@@ -9,7 +9,8 @@ from card import engine_points as engine
 from card.run import Run
 from card.timing import sync
 from probing import CCSOptions, cluster_indices
-from probing.probes.ccs import centers_of, normalized, train_probes
+from probing.probes.ccs_states import centers_of, normalize
+from probing.probes.ccs_training import train_probes
 
 WARM_EPOCHS = 4
 
@@ -43,7 +44,7 @@ def contrast_states(run: Run) -> Tensor:
     generator = torch.Generator(run.device).manual_seed(0)
     states = torch.empty(size.probe_layers, 2, size.probe_pairs, size.width, device=run.device)
     for layer in states:
-        layer.copy_(normalized(torch.randn(layer.shape, generator=generator, device=run.device)))
+        layer.copy_(normalize(torch.randn(layer.shape, generator=generator, device=run.device)))
     return states
 
 

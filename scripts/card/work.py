@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from card.sizes import Sizes
-from probing.data.tokenize import TokenizedPair
+from probing.tokens.pairs import TokenizedPair
 
 
 @dataclass(frozen=True)

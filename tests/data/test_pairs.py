@@ -212,6 +212,8 @@ BAD = {
     ),
     "some ids": (rows_with(id=["x", None]), r"row 1: there is no id in column 'id'"),
     "empty id": (rows_with(id=[""]), r"the id in column 'id' is empty"),
+    "blank id": (rows_with(id=["x", " "]), r"row 1: the id in column 'id' is empty"),
+    "id of NaN": (rows_with(id=["x", float("nan")]), r"row 1: there is no id in column 'id'"),
 }
 
 

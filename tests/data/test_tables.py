@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from probing.data.tables import NotJson, file_format, read_table, staged_rows
+from probing.data.tables import NotJson, file_format, read_table
+from probing.data.writing import staged_rows
 from probing.errors import DataInvalid, UsageError
 
 ROWS = [

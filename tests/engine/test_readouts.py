@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from probing.engine.attention import Layout, Pattern, _attend, packed_attention
-from probing.engine.readouts import Spots, combined
+from probing.engine.readouts import Spots, combine
 from probing.engine.trees import Batch, Path
 
 
@@ -29,10 +29,10 @@ def test_states_of_a_row_that_lies_in_two_places():
 
 def test_each_part_is_taken_times_its_own_factor_in_float32():
     parts = [torch.tensor([1.0, 256.0], dtype=torch.bfloat16), torch.tensor([3.0, 1.0], dtype=torch.bfloat16)]
-    found = combined(parts, (2.0, 0.5))
+    found = combine(parts, (2.0, 0.5))
     assert found.dtype == torch.float32
     assert found.tolist() == [3.5, 512.5]
-    assert combined(parts[:1], (1.0,)) is parts[0]
+    assert combine(parts[:1], (1.0,)) is parts[0]
 
 
 class Attention(torch.nn.Module):

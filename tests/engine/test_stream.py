@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from probing.engine.budget import choose_batch_tokens
+from probing.engine.launched import LaunchedBatch
 from probing.engine.modes import choose_mode
 from probing.engine.stream import Stream, TokenBudget, first_nonfinite_place
 from probing.engine.trees import Segment
@@ -150,7 +151,7 @@ def test_shared_tokens_are_run_once(monkeypatch):
 def test_a_batch_is_launched_before_the_last_one_is_fetched(monkeypatch):
     """As on a card; rows come out the same, to the bit, also where memory runs out on the way."""
     segments = segments_of([40, 30, 20, 20, 9])
-    events, launch, store = [], Stream._run, Stream._store
+    events, launch, store = [], Stream._run, LaunchedBatch.store
     failing = iter([False, False, True, False, False, False, False])
 
     def run(self, batch, segments):
@@ -159,13 +160,13 @@ def test_a_batch_is_launched_before_the_last_one_is_fetched(monkeypatch):
         events.append(("run", batch.rows))
         return launch(self, batch, segments)
 
-    def keep(self, readings, flight, offsets):
-        events.append(("store", tuple(flight.spots.rows.tolist())))
-        store(self, readings, flight, offsets)
+    def keep(self, readings, offsets):
+        events.append(("store", tuple(self.spots.rows.tolist())))
+        store(self, readings, offsets)
 
     expected = read(segments, tokens=40)
     monkeypatch.setattr(Stream, "_run", run)
-    monkeypatch.setattr(Stream, "_store", keep)
+    monkeypatch.setattr(LaunchedBatch, "store", keep)
     done = []
     found = stream(tokens=40, overlap=True).read(segments, done.append).values
     assert events == [
@@ -283,8 +284,9 @@ def test_a_module_that_runs_twice_is_named():
 def test_freed_memory_is_given_back_now_and_then(monkeypatch):
     calls = []
     monkeypatch.setattr("probing.engine.stream.trim_memory", lambda: calls.append(1))
+    monkeypatch.setattr("probing.engine.stream.TRIM_SECONDS", 3600.0)
     read(segments_of([16] * 8), tokens=16)
-    assert not calls  # a quarter of a second has not passed
+    assert not calls
     monkeypatch.setattr("probing.engine.stream.TRIM_SECONDS", -1.0)
     read(segments_of([16] * 8), tokens=16)
     assert len(calls) == 8

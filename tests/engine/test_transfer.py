@@ -1,14 +1,14 @@
 import numpy as np
 import torch
 
-from probing.engine.transfer import Download, uploaded
+from probing.engine.transfer import Download, upload
 
 CPU = torch.device("cpu")
 
 
 def test_numbers_arrive_as_they_were_in_one_copy():
     arrays = [np.array([3, 1, 2]), np.array([], dtype=np.int64), np.array([2**31 - 1])]
-    found = uploaded(arrays, CPU)
+    found = upload(arrays, CPU)
     assert [part.tolist() for part in found] == [[3, 1, 2], [], [2**31 - 1]]
     assert {part.dtype for part in found} == {torch.int32}
     assert len({part.untyped_storage().data_ptr() for part in found}) == 1

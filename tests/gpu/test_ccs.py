@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from probing import CCSOptions
-from probing.probes.ccs import starting_points, train_probes
+from probing.probes.ccs_training import starting_points, train_probes
 
 SIZES = bench_ccs.Sizes(layers=3, restarts=4, pairs=60, width=32, epochs=80)
 

@@ -9,15 +9,15 @@ import tiny
 import torch
 
 from probing import score_pairs
-from probing.data.tokenize import tokenize_pairs
 from probing.errors import UsageError
 from probing.instruments import pair_scores
 from probing.instruments.columns import ALL_COLUMNS, COLUMNS, LIKELIHOOD_COLUMNS
-from probing.instruments.gradient_rates import GradientRates, chosen_parameters, response_logprob
+from probing.instruments.gradient_rates import GradientRates, choose_parameters, response_logprob
 from probing.instruments.pair_scores import PairScorer, as_pairs
 from probing.kernels.output_head import Unembedding
 from probing.metrics.displacement import free_feature_rate
 from probing.models.layers import find_backbone
+from probing.tokens.pairs import tokenize_pairs
 
 ROWS = tiny.PAIRS
 RATES = ["displacement_rate", "displacement_rate_exact"]
@@ -169,7 +169,7 @@ def test_the_exact_rate_over_the_head_is_the_weight_part_of_theorem_6():
 def test_which_parameters_a_name_stands_for():
     def named(which, **changes):
         model = tiny.make_model("llama", **changes)
-        chosen = {id(parameter) for parameter in chosen_parameters(find_backbone(model), which)}
+        chosen = {id(parameter) for parameter in choose_parameters(find_backbone(model), which)}
         return {name for name, parameter in model.model.named_parameters() if id(parameter) in chosen}
 
     everything = {name for name, _ in tiny.make_model().model.named_parameters()}
@@ -177,7 +177,7 @@ def test_which_parameters_a_name_stands_for():
     assert named("head") == {"lm_head.weight"}
     last = {name for name in everything if name.startswith("model.layers.2.")}
     assert named("last:1") == last | {"model.norm.weight", "lm_head.weight"}
-    tied = chosen_parameters(find_backbone(tiny.make_model("llama", tie_word_embeddings=True)), "all")
+    tied = choose_parameters(find_backbone(tiny.make_model("llama", tie_word_embeddings=True)), "all")
     assert len(tied) == len({id(parameter) for parameter in tied}) == len(everything) - 1
     assert named("head", tie_word_embeddings=True) == {"model.embed_tokens.weight"}
 

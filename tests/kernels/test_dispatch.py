@@ -39,7 +39,7 @@ def test_automatic_choices_and_their_reasons(monkeypatch):
     with torch.no_grad():
         assert chosen("auto", "cuda", requires_grad=True).impl == "triton"
     monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
-    assert chosen("auto", "cuda") == ("torch", "triton is not installed (pip install 'probing[cuda]')")
+    assert chosen("auto", "cuda") == ("torch", "triton is not installed (pip install 'model-probing[cuda]')")
 
 
 def test_the_interpreter_is_never_chosen_by_itself(monkeypatch):
@@ -94,3 +94,10 @@ def test_an_operation_hands_it_on(generator):
     with pytest.raises(ValueError, match="not 'fast'"):
         segment_sum(values, bound, bound, impl="fast")
     assert torch.equal(segment_sum(values, bound, bound, impl="torch"), torch.zeros(1, 2))
+
+
+def test_what_ran_slower_is_told_once_behind_how():
+    assert dispatch.with_fallbacks("packed") == "packed"
+    dispatch.fall_back("sums", "no card")
+    assert dispatch.with_fallbacks("packed") == "packed; sums: no card"
+    assert dispatch.with_fallbacks("packed; sums: no card") == "packed; sums: no card"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from probing.kernels import output_head as file
-from probing.kernels.dispatch import fallbacks
-from probing.kernels.output_head import FEWEST_ROWS, out_of_memory, sums_wide, with_fewer_rows
+from probing.kernels.dispatch import fallbacks, sums_wide
+from probing.kernels.output_head import FEWEST_ROWS, out_of_memory, with_fewer_rows
 from probing.kernels.token_stats import token_stats
 
 
@@ -73,6 +73,7 @@ def test_the_operation_that_is_looked_for_exists_in_this_torch():
     """Without it a card would take the slow way, with a warning; its name is not a public one."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     assert sums_wide() == ((major, minor) >= (2, 8))
+    assert hasattr(torch.ops.aten.mm, "dtype") == sums_wide()  # without a tensor to write to, for distances of points
 
 
 def test_slow_products_are_said_aloud_once(generator, caplog):

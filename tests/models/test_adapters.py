@@ -204,3 +204,11 @@ def test_a_callers_autocast_and_inference_mode_change_nothing(adapter):
         assert score_pairs(language_model, ROWS, columns=columns).equals(plain)
     with torch.inference_mode():
         assert score_pairs(language_model, ROWS, columns=columns).equals(plain)
+
+
+def test_states_of_the_base_are_its_own_under_an_adapter(adapter, model_folder):
+    base = load(str(model_folder))
+    before = capture(base, ["Is it ok?"], PLACES).values
+    other = capture(base.adapted(str(adapter)), ["Is it ok?"], PLACES).values
+    assert not torch.allclose(other, before, rtol=1e-3)
+    assert torch.equal(capture(base, ["Is it ok?"], PLACES).values, before)

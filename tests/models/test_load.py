@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from probing import LanguageModel, load
 from probing.errors import ModelInvalid
-from probing.models.load import choose_device
+from probing.models.devices import choose_device
 
 
 @pytest.fixture

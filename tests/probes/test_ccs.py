@@ -8,8 +8,11 @@ from planted import coins, forms_of, rows_of
 import probing
 from probing.errors import NotFinite
 from probing.kernels.ccs_step import ccs_step
-from probing.probes import ccs
-from probing.probes.ccs import CCSOptions, centers_of, fit_ccs, normalized, train_probes
+from probing.probes import ccs, ccs_blocks, ccs_states, ccs_training
+from probing.probes.ccs import fit_ccs
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.ccs_states import centers_of, normalize
+from probing.probes.ccs_training import train_probes
 from probing.probes.controls import shuffle_pairings
 
 EXACT = {"normalization": "none"}
@@ -72,11 +75,11 @@ def test_every_probe_is_as_if_trained_alone(planted, loss):
     """All entries, splits and restarts together, against a loop over them on states that are really centred."""
     options = CCSOptions(loss=loss, restarts=3, epochs=400)
     other = sides(forms_of(np.where(coins(60, 5), 1, -1), seed=9))
-    states = torch.stack([torch.stack([normalized(side)[:, 0] for side in both]) for both in (planted, other)])
+    states = torch.stack([torch.stack([normalize(side)[:, 0] for side in both]) for both in (planted, other)])
     train = torch.rand(120, 4, generator=torch.Generator().manual_seed(3)) < 0.7
     centers = centers_of(states, train)
     trained = train_probes(states, centers, train, options)
-    starts = ccs.starting_points(24, options)
+    starts = ccs_training.starting_points(24, options)
     worst = 0.0
     for entry in range(2):
         for split in range(4):
@@ -94,7 +97,7 @@ def test_every_probe_is_as_if_trained_alone(planted, loss):
 def plainly(training, train, options, targets=None):
     """One training by itself: all rows in one product, those that a split does not train on with a weight of zero."""
     entries, _, _, width = training.states.shape
-    weight, bias = (each.to(training.states) for each in ccs.starting_points(width, options))
+    weight, bias = (each.to(training.states) for each in ccs_training.starting_points(width, options))
     weight = weight.T.repeat(train.shape[1], 1).expand(entries, -1, -1).clone()
     bias = bias.repeat(train.shape[1]).expand(entries, -1).clone()
     shares = (train / train.sum(dim=0)).to(training.states)
@@ -119,13 +122,13 @@ def folded():
     trainings = []
     for seed, chosen in ((0, pairings), (9, None)):
         both = sides(forms_of(np.where(coins(60), 1, -1), strength=2.0, seed=seed).double())
-        states = torch.stack([normalized(side)[:, 0] for side in both])[None]
-        trainings.append(ccs.Training(states, centers_of(states, train), chosen))
+        states = torch.stack([normalize(side)[:, 0] for side in both])[None]
+        trainings.append(ccs_blocks.Training(states, centers_of(states, train), chosen))
     return trainings, train
 
 
 def in_float32(training):
-    return ccs.Training(training.states.float(), training.centers.float(), training.pairings)
+    return ccs_blocks.Training(training.states.float(), training.centers.float(), training.pairings)
 
 
 @pytest.mark.parametrize(
@@ -141,12 +144,15 @@ def test_trainings_by_folds_and_with_pairings_are_those_of_all_rows(folded, dtyp
     trainings, train = folded
     trainings = trainings if dtype == torch.float64 else [in_float32(each) for each in trainings]
     truth = torch.from_numpy(np.concatenate([coins(60), ~coins(60)]))
-    blocks = ccs.blocks_of(trainings, train, 2)
+    blocks = ccs_blocks.blocks_of(trainings, train, 2)
     assert [len(block.states[0, 0]) for block in blocks] == [24] * 10  # no row with a probe that leaves it out
     assert [block.probes.shape for block in blocks] == [(1, 11 * 3 * 2)] * 5 + [(1, 11 * 2)] * 5
     mixed, own = trainings
-    found = ccs.train_together(trainings, train, options, truth)
-    expected = [*(ccs.Training(with_partners(mixed.states, each), mixed.centers) for each in mixed.pairings), own]
+    found = ccs_training.train_together(trainings, train, options, truth)
+    expected = [
+        *(ccs_blocks.Training(with_partners(mixed.states, each), mixed.centers) for each in mixed.pairings),
+        own,
+    ]
     entries = [*(found[0].entry(at) for at in range(3)), found[1]]
     for trained, alone in zip(entries, expected, strict=True):
         weight, bias = plainly(alone, train, options, truth.to(dtype))
@@ -155,7 +161,7 @@ def test_trainings_by_folds_and_with_pairings_are_those_of_all_rows(folded, dtyp
                 (trained.weight[..., restart], trained.bias[..., restart]),
                 (weight[..., restart], bias[..., restart]),
             )
-            p, q = (torch.sigmoid(ccs.logits_of(alone.states, alone.centers, *probe)) for probe in probes)
+            p, q = (torch.sigmoid(ccs_states.logits_of(alone.states, alone.centers, *probe)) for probe in probes)
             assert float((p - q).abs().max()) < tolerance
         assert float((p - 0.5).abs().max()) > 0.1  # they have learned something to differ in
 
@@ -163,11 +169,11 @@ def test_trainings_by_folds_and_with_pairings_are_those_of_all_rows(folded, dtyp
 def test_a_training_with_splits_of_its_own_is_part_of_one_with_all(folded):
     (_, every), train = folded
     kept = [0, 1, 2, 3, 4, 15]  # without one fold, and with every row
-    few = ccs.Training(every.states, every.centers[:, :, kept], train=train[:, kept])
+    few = ccs_blocks.Training(every.states, every.centers[:, :, kept], train=train[:, kept])
     options = CCSOptions(restarts=2, epochs=50)
-    blocks = ccs.blocks_of([every, few], train, 2)
+    blocks = ccs_blocks.blocks_of([every, few], train, 2)
     assert [block.probes.shape for block in blocks] == [(1, 11 * 2)] * 5 + [(1, 5 * 2)] * 5
-    whole, part = ccs.train_together([every, few], train, options)
+    whole, part = ccs_training.train_together([every, few], train, options)
     assert torch.allclose(part.weight, whole.weight[:, :, kept], atol=1e-10)
     assert torch.allclose(part.loss, whole.loss[:, kept], atol=1e-12)
 
@@ -183,26 +189,26 @@ def two_threads():
 @pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
 def test_threads_that_share_the_folds_change_no_byte(folded, two_threads, optimizer, monkeypatch):
     options = CCSOptions(restarts=2, epochs=20, optimizer=optimizer)
-    seen, step = set(), ccs.ccs_step
+    seen, step = set(), ccs_blocks.ccs_step
 
-    def noted(*arguments):
+    def noted(**arguments):
         seen.add((threading.get_ident(), torch.get_num_threads()))
-        return step(*arguments)
+        return step(**arguments)
 
-    monkeypatch.setattr(ccs, "ccs_step", noted)
-    together = ccs.train_together(*folded, options)
+    monkeypatch.setattr(ccs_blocks, "ccs_step", noted)
+    together = ccs_training.train_together(*folded, options)
     assert torch.get_num_threads() == 2
     assert {threads for _, threads in seen} == {1}
     assert threading.get_ident() not in {thread for thread, _ in seen}
     torch.set_num_threads(1)
-    for mine, alone in zip(together, ccs.train_together(*folded, options), strict=True):
+    for mine, alone in zip(together, ccs_training.train_together(*folded, options), strict=True):
         assert torch.equal(mine.weight, alone.weight)
         assert torch.equal(mine.loss, alone.loss)
 
 
 def test_a_training_that_fails_gives_the_threads_back(folded, two_threads):
     with pytest.raises(NotFinite, match="learning rate"):
-        ccs.train_together(*folded, CCSOptions(restarts=1, epochs=5, learning_rate=1e300))
+        ccs_training.train_together(*folded, CCSOptions(restarts=1, epochs=5, learning_rate=1e300))
     assert torch.get_num_threads() == 2
 
 
@@ -214,22 +220,22 @@ def with_partners(states, partners):
 
 def test_rows_left_out_in_any_way_are_one_block(folded):
     train = torch.rand(120, 4, generator=torch.Generator().manual_seed(3)) < 0.7
-    blocks = ccs.blocks_of([folded[0][1]], train, 2)
+    blocks = ccs_blocks.blocks_of([folded[0][1]], train, 2)
     assert [block.states.shape[2] for block in blocks] == [120]
     assert torch.equal(blocks[0].row_weights == 0, (~train).repeat_interleave(2, dim=1))
 
 
 def test_rows_that_no_split_trains_on_are_in_no_block(folded):
     train = torch.arange(120)[:, None] < torch.tensor([40, 80])
-    blocks = ccs.blocks_of([folded[0][1]], train, 1)
+    blocks = ccs_blocks.blocks_of([folded[0][1]], train, 1)
     assert [block.states.shape[2] for block in blocks] == [40, 40]
 
 
 def test_a_pairing_across_folds_is_refused(folded):
     (first, _), train = folded
-    wrong = ccs.Training(first.states, first.centers, torch.arange(120).roll(1)[None])
+    wrong = ccs_blocks.Training(first.states, first.centers, torch.arange(120).roll(1)[None])
     with pytest.raises(ValueError, match="other splits train on"):
-        ccs.train_together([wrong], train, CCSOptions(restarts=1, epochs=1))
+        ccs_training.train_together([wrong], train, CCSOptions(restarts=1, epochs=1))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
@@ -252,19 +258,21 @@ def test_the_restart_with_the_least_loss_is_kept(planted):
     losses = [float(fit_ccs(*planted, seed=seed, options=CCSOptions(restarts=1, epochs=20)).loss) for seed in range(3)]
     assert len(set(losses)) == 3
     options = CCSOptions(restarts=4, epochs=20)
-    states = torch.stack([normalized(side)[:, 0] for side in planted])[None]
+    states = torch.stack([normalize(side)[:, 0] for side in planted])[None]
     everything = torch.ones(120, 1, dtype=torch.bool)
     trained = train_probes(states, centers_of(states, everything), everything, options)
     assert float(fit_ccs(*planted, options=options).loss) == float(trained.loss.min())
-    spoilt = ccs.TrainedProbes(trained.weight, trained.bias, trained.loss.clone())
+    spoilt = ccs_training.TrainedProbes(trained.weight, trained.bias, trained.loss.clone())
     spoilt.loss[0, 0, int(trained.loss.argmin())] = float("nan")
     assert torch.equal(spoilt.best()[0][0, :, 0], trained.weight[0, :, 0, int(trained.loss.flatten().argsort()[1])])
 
 
 def test_restarts_begin_at_other_points():
-    weight, bias = ccs.starting_points(5, CCSOptions(restarts=4))
+    weight, bias = ccs_training.starting_points(5, CCSOptions(restarts=4))
     assert len(set(weight[0].tolist())) == len(set(bias.tolist())) == 4
-    assert torch.equal(ccs.starting_points(5, CCSOptions(restarts=2))[0], weight[:, :2])  # however many there are
+    assert torch.equal(
+        ccs_training.starting_points(5, CCSOptions(restarts=2))[0], weight[:, :2]
+    )  # however many there are
 
 
 def test_the_seed_decides(planted):
@@ -308,12 +316,12 @@ def test_half_precision_states_are_read_in_float32(planted):
     half = [side.bfloat16() for side in planted]
     probe = fit_ccs(*half, options=CCSOptions(restarts=1, epochs=5))
     assert probe.weight.dtype == torch.float32
-    assert normalized(half[0]).dtype == torch.float32
-    assert float((normalized(half[0]).norm(dim=-1) - 1).abs().max()) < 1e-6
+    assert normalize(half[0]).dtype == torch.float32
+    assert float((normalize(half[0]).norm(dim=-1) - 1).abs().max()) < 1e-6
 
 
 def test_a_state_of_zero_stays_zero():
-    assert torch.equal(normalized(torch.zeros(2, 3)), torch.zeros(2, 3))
+    assert torch.equal(normalize(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(

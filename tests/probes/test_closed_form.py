@@ -4,7 +4,7 @@ import torch
 from planted import coins, forms_of
 
 from probing.probes import closed_form
-from probing.probes.ccs import centers_of
+from probing.probes.ccs_states import centers_of
 from probing.probes.closed_form import VincWeights, crc_direction, crc_directions, vinc_direction, vinc_directions
 
 

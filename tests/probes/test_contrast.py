@@ -3,9 +3,12 @@ import pytest
 import torch
 from planted import coins, forms_of, quick, rows_of
 
-from probing.probes import contrast
-from probing.probes.ccs import CCSOptions, normalized
-from probing.probes.contrast import PROBES, about_origin, distinct, oriented, read_layer, same_states
+from probing.probes import contrast, contrast_states
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.ccs_states import normalize
+from probing.probes.contrast import count_optima, fit_layer, orient
+from probing.probes.contrast_readings import NULLS, PROBES, SUPERVISED, StatementReadings
+from probing.probes.contrast_states import Prepared, about_origin, same_states
 from probing.probes.evaluate import credit, measure
 from probing.statistics.folds import make_folds
 from probing.statistics.permutation import draw_label_flips
@@ -31,14 +34,14 @@ def states(truth):
 
 @pytest.fixture(scope="module")
 def arrays(states, rows):
-    return read_layer(states, rows, quick())
+    return fit_layer(states, rows, quick())
 
 
 def judged(arrays, rows, probe="ccs"):
     at = PROBES.index(probe)
-    credits = arrays["credits"][at]
+    credits = arrays.credits[at]
     signs = rows.splits.orientation(credits)
-    forms = np.where(signs[rows.splits.folds] < 0, 1 - arrays["forms"][at], arrays["forms"][at])
+    forms = np.where(signs[rows.splits.folds] < 0, 1 - arrays.forms[at], arrays.forms[at])
     return {name: float(values[0]) for name, values in measure(forms, rows.truth, rows.splits.folds).items()}
 
 
@@ -71,10 +74,10 @@ def test_no_number_of_the_published_evaluation(states, rows, monkeypatch):
                 for group in (true, ~true):
                     states[form, side][group] -= states[form, side][group].mean(dim=0)
         logits = torch.stack([side @ weight + bias for side in states])
-        return contrast._forms(logits)
+        return contrast._split_forms(logits)
 
-    monkeypatch.setattr(contrast, "_read", recentred)
-    found = judged(read_layer(states, rows, quick()), rows)
+    monkeypatch.setattr(contrast, "_predict", recentred)
+    found = judged(fit_layer(states, rows, quick()), rows)
     with pytest.raises(AssertionError):
         check_planted(found)
     assert found["contradiction_index"] > 0.3  # what a random probe gets
@@ -86,20 +89,20 @@ def test_no_raw_states_for_a_probe_of_normalised_ones(states, rows, monkeypatch)
 
     def once(forms, normalization="l2"):
         calls.append(normalization)
-        return normalized(forms, normalization)
+        return normalize(forms, normalization)
 
-    monkeypatch.setattr(contrast, "normalized", once)
-    read_layer(states, rows, quick(random=1, pairings=0, refits=0))
+    monkeypatch.setattr(contrast_states, "normalize", once)
+    fit_layer(states, rows, quick(random=1, pairings=0, refits=0))
     assert calls == ["l2"]  # one set of states, that training and reading share
-    plain = contrast._read
+    plain = contrast._predict
     raw = torch.stack([torch.cat([states[0], states[2]]), torch.cat([states[1], states[3]])])[None]
 
     def unnormalised(made, weight, bias):
-        return plain(contrast.Prepared(raw, made.origin, made.centers, made.train), weight, bias)
+        return plain(Prepared(raw, made.origin, made.centers, made.train), weight, bias)
 
-    monkeypatch.setattr(contrast, "_read", unnormalised)
+    monkeypatch.setattr(contrast, "_predict", unnormalised)
     with pytest.raises(AssertionError):
-        check_planted(judged(read_layer(states, rows, quick()), rows))
+        check_planted(judged(fit_layer(states, rows, quick()), rows))
 
 
 def test_no_partner_in_training():
@@ -113,14 +116,14 @@ def test_no_partner_in_training():
     own = torch.nn.functional.normalize(torch.randn(40, 400, generator=generator), dim=1) * 3
     states = own * torch.tensor([1.0, -1.0, -1.0, 1.0])[:, None, None]
     rows = rows_of(truth)
-    found = judged(read_layer(states, rows, quick(normalization="none")), rows, "logistic")
+    found = judged(fit_layer(states, rows, quick(normalization="none")), rows, "logistic")
     assert abs(found["esa"] - 0.5) < 0.2
-    made = contrast.Prepared.of(states, rows.splits, quick(normalization="none"))
+    made = Prepared.of(states, rows.splits, quick(normalization="none"))
     train = made.train.clone()
     train[40:] = True  # every opposite is seen in training: a split by statements
-    leaking = contrast.Prepared(made.states, made.origin, made.centers, train)
-    directions, _ = contrast._supervised(leaking, rows, quick(refits=0))
-    forms = contrast._read(leaking, *directions["logistic"])
+    leaking = Prepared(made.states, made.origin, made.centers, train)
+    directions, _ = contrast._fit_supervised(leaking, rows, quick(refits=0))
+    forms = contrast._predict(leaking, *directions["logistic"])
     held = rows.splits.held_out(forms)
     assert float(measure(held, rows.truth, rows.splits.folds)["esa"][0]) > 0.9
 
@@ -131,35 +134,35 @@ def test_a_held_out_pair_changes_nothing_but_itself(states, rows, arrays):
     inside = rows.splits.folds == fold
     changed = states.clone()
     changed[:, inside] = torch.randn(4, int(inside.sum()), states.shape[2], generator=torch.Generator().manual_seed(4))
-    again = read_layer(changed, rows, quick())
+    again = fit_layer(changed, rows, quick())
     without = [at for at, out in enumerate(rows.splits.left_out) if fold in out]
     for probe in range(len(PROBES)):
-        before, after = (each["credits"][probe][~inside][:, without] for each in (arrays, again))
+        before, after = (each.credits[probe][~inside][:, without] for each in (arrays, again))
         assert np.array_equal(before, after), PROBES[probe]
-        signs = [rows.splits.orientation(each["credits"][probe])[without] for each in (arrays, again)]
+        signs = [rows.splits.orientation(each.credits[probe])[without] for each in (arrays, again)]
         assert np.array_equal(*signs)
     for band in ("random", "pairings", "mass_mean_labels", "logistic_labels"):
-        inner = [each[f"{band}.inner"] for each in (arrays, again)]
+        inner = [each.nulls[band].inner for each in (arrays, again)]
         assert np.array_equal(inner[0][:, fold], inner[1][:, fold]), band
         assert not np.array_equal(*inner)
 
 
 def test_training_alone_sets_the_centre(states, rows):
-    made = contrast.Prepared.of(states, rows.splits, quick())
+    made = Prepared.of(states, rows.splits, quick())
     for split, out in enumerate(rows.splits.left_out):
         kept = np.concatenate([~np.isin(rows.splits.folds, out)] * 2)
         for form, sides in enumerate(((0, 2), (1, 3))):
-            forms = torch.cat([normalized(states[side]) for side in sides])[torch.from_numpy(kept)]
+            forms = torch.cat([normalize(states[side]) for side in sides])[torch.from_numpy(kept)]
             expected = torch.from_numpy(np.median(forms.numpy(), axis=0))
             assert torch.allclose(made.centers[0, form, split] + made.origin[form], expected, atol=1e-6)
 
 
 def test_supervised_probes_see_each_form_about_its_own_centre(states, rows):
-    made = contrast.Prepared.of(states, rows.splits, quick())
+    made = Prepared.of(states, rows.splits, quick())
     for split, out in enumerate(rows.splits.left_out):
         kept = np.concatenate([~np.isin(rows.splits.folds, out)] * 2)
         for form, found in enumerate(made.rows_of(split)):
-            whole = torch.cat([normalized(states[form]), normalized(states[2 + form])])[torch.from_numpy(kept)]
+            whole = torch.cat([normalize(states[form]), normalize(states[2 + form])])[torch.from_numpy(kept)]
             expected = whole - (made.centers[0, form, split] + made.origin[form])
             assert torch.allclose(found, expected, atol=1e-6)
 
@@ -176,12 +179,12 @@ def test_polarity_turned_round_is_seen():
     shared[:, :, 0] += torch.tensor([2.0, -1.0, -1.0, -2.0])[:, None]  # A above N in both forms
     truth = coins(PAIRS)
     rows = rows_of(truth)
-    arrays = read_layer(shared, rows, quick())
+    arrays = fit_layer(shared, rows, quick())
     assert judged(arrays, rows)["esa"] < 0.75
 
 
 def test_random_probes_are_a_band(arrays, rows):
-    draws = arrays["random.forms"]
+    draws = arrays.nulls["random"].forms
     assert draws.shape == (12, 4, PAIRS)
     spread = [measure(draw, rows.truth, rows.splits.folds)["esa"][0] for draw in draws]
     assert max(spread) - min(spread) > 0.05
@@ -192,14 +195,14 @@ def test_random_probes_are_a_band(arrays, rows):
 
 def test_random_probes_and_closed_forms_are_as_spread_as_the_trained_one(states, rows, monkeypatch):
     """On the training rows of each split, or their PC and CI could not be compared."""
-    read, plain = [], contrast._forms
+    read, plain = [], contrast._split_forms
 
     def noted(logits):
         read.append(logits)
         return plain(logits)
 
-    monkeypatch.setattr(contrast, "_forms", noted)
-    read_layer(states, rows, quick(random=3, pairings=0, refits=0))
+    monkeypatch.setattr(contrast, "_split_forms", noted)
+    fit_layer(states, rows, quick(random=3, pairings=0, refits=0))
     train = torch.from_numpy(np.concatenate([rows.splits.train] * 2))
     random, (ccs, crc, vinc) = read[:3], read[3:6]
     for split in range(len(rows.splits.left_out)):
@@ -211,16 +214,16 @@ def test_random_probes_and_closed_forms_are_as_spread_as_the_trained_one(states,
 
 def test_permuted_pairings_are_worse_than_the_pairs(truth, rows):
     weak = forms_of(np.where(truth, 1, -1), strength=0.6, noise=0.4, width=40)
-    arrays = read_layer(weak, rows, quick(pairings=3))
+    arrays = fit_layer(weak, rows, quick(pairings=3))
     own = judged(arrays, rows)["esa"]
-    permuted = [measure(draw, rows.truth, rows.splits.folds)["esa"][0] for draw in arrays["pairings.forms"]]
+    permuted = [measure(draw, rows.truth, rows.splits.folds)["esa"][0] for draw in arrays.nulls["pairings"].forms]
     assert own > np.median(permuted)
 
 
 def test_refits_to_permuted_labels_know_nothing(arrays, rows):
     flips = draw_label_flips(rows.units, 3, 0)
     for name in ("mass_mean_labels", "logistic_labels"):
-        for draw, flip in zip(arrays[f"{name}.forms"], flips, strict=True):
+        for draw, flip in zip(arrays.nulls[name].forms, flips, strict=True):
             assert 0.2 < measure(draw, rows.truth * flip, rows.splits.folds)["esa"][0] < 0.8
 
 
@@ -228,64 +231,66 @@ def test_refits_are_what_other_labels_would_give(states, truth):
     """Labels of pairs that share texts turn together, and inner scores are by the labels that were fitted."""
     units = np.repeat(np.arange(PAIRS // 2), 2)
     options = quick(random=1, pairings=0, ccs=CCSOptions(restarts=1, epochs=2))
-    found = read_layer(states, rows_of(truth, units=units), options)
-    for draw, flip in enumerate(draw_label_flips(units, options.refits, 0)):
+    found = fit_layer(states, rows_of(truth, units=units), options)
+    for draw, flip in enumerate(contrast.label_flips(units, options.refits, 0)):
         assert np.array_equal(flip[::2], flip[1::2])
         other = rows_of(np.where(flip > 0, truth, ~truth), units=units)
-        alone = read_layer(states, other, options)
-        for probe in contrast.SUPERVISED:
+        alone = fit_layer(states, other, options)
+        for probe in SUPERVISED:
             at = PROBES.index(probe)
-            assert np.allclose(found[f"{probe}_labels.forms"][draw], alone["forms"][at], atol=1e-4)
-            assert np.allclose(found[f"{probe}_labels.inner"][draw], other.splits.inner_scores(alone["credits"][at]))
+            assert np.allclose(found.nulls[f"{probe}_labels"].forms[draw], alone.forms[at], atol=1e-4)
+            assert np.allclose(found.nulls[f"{probe}_labels"].inner[draw], other.splits.inner_scores(alone.credits[at]))
 
 
 def test_turned_labels_turn_the_probes_that_saw_everything(states, truth, arrays):
-    other = read_layer(states, rows_of(~truth), quick(random=1, pairings=0, refits=0))
+    other = fit_layer(states, rows_of(~truth), quick(random=1, pairings=0, refits=0))
     for at, probe in enumerate(PROBES):
         for name in ("weight", "bias"):
-            assert np.allclose(other[name][at], -arrays[name][at], rtol=1e-3, atol=1e-5), (probe, name)
-    assert abs(arrays["bias"][CCS]) > 1e-3
+            assert np.allclose(getattr(other, name)[at], -getattr(arrays, name)[at], rtol=1e-3, atol=1e-5), (
+                probe,
+                name,
+            )
+    assert abs(arrays.bias[CCS]) > 1e-3
 
 
 def test_the_orientation_of_a_fold_comes_from_the_others(arrays, rows):
-    credits = arrays["credits"][CCS]
-    forms = np.repeat(arrays["forms"][CCS][..., None], credits.shape[1], axis=2)
-    turned, inner = oriented(forms, credits, rows)
-    again, same = oriented(1 - forms, -credits, rows)
+    credits = arrays.credits[CCS]
+    forms = np.repeat(arrays.forms[CCS][..., None], credits.shape[1], axis=2)
+    turned, inner = orient(forms, credits, rows)
+    again, same = orient(1 - forms, -credits, rows)
     assert np.allclose(turned, again)
     assert np.allclose(inner, same)
     assert inner.shape == (rows.splits.count,)
 
 
 def test_directions_that_saw_everything(arrays, states, rows):
-    assert arrays["weight"].shape == (len(PROBES), states.shape[2])
-    yes = torch.nn.functional.normalize(states[0].double(), dim=1) - torch.from_numpy(arrays["centers"][0])
-    p = torch.sigmoid(yes @ torch.from_numpy(arrays["weight"][CCS]) + arrays["bias"][CCS])
+    assert arrays.weight.shape == (len(PROBES), states.shape[2])
+    yes = torch.nn.functional.normalize(states[0].double(), dim=1) - torch.from_numpy(arrays.centers[0])
+    p = torch.sigmoid(yes @ torch.from_numpy(arrays.weight[CCS]) + arrays.bias[CCS])
     assert ((p > 0.5).numpy() == rows.labels).mean() > 0.95  # oriented, in the model's own coordinates
-    assert arrays["cosines"][CCS, PROBES.index("mass_mean")] > 0.4
-    assert np.allclose(np.diag(arrays["cosines"]), 1)
+    assert arrays.cosines[CCS, PROBES.index("mass_mean")] > 0.4
+    assert np.allclose(np.diag(arrays.cosines), 1)
 
 
 def test_agreement_of_restarts(arrays):
-    agreement = arrays["restart_agreement"]
+    agreement = arrays.restart_agreement
     assert agreement.shape == (3, 3)
     assert np.allclose(np.diag(agreement), 1)
     assert (agreement >= 0.5).all()
-    assert arrays["restart_loss"].shape == (3,)
-    assert distinct(np.array([[1, 0.96, 0.6], [0.96, 1, 0.7], [0.6, 0.7, 1]])) == 2
-    assert distinct(np.ones((4, 4))) == 1
-    assert distinct(np.full((2, 2), 0.5)) == 2  # answers of exactly a half agree with nothing, not even themselves
+    assert arrays.restart_loss.shape == (3,)
+    assert count_optima(np.array([[1, 0.96, 0.6], [0.96, 1, 0.7], [0.6, 0.7, 1]])) == 2
+    assert count_optima(np.ones((4, 4))) == 1
 
 
 def test_the_marker_control_reads_the_same_probes(states, rows, arrays):
     which = np.array([3, 5, 40])
-    found = read_layer(states, rows, quick(), marker=(states[:, which], which))["marker.forms"]
-    assert np.allclose(found[:, :, which], arrays["forms"][:, :, which], atol=1e-6)
+    found = fit_layer(states, rows, quick(), marker=(states[:, which], which)).marker
+    assert np.allclose(found[:, :, which], arrays.forms[:, :, which], atol=1e-6)
     others = np.setdiff1d(np.arange(PAIRS), which)
     assert np.isnan(found[:, :, others]).all()
     swapped = states[[2, 3, 0, 1]][:, which]  # where the replacement turns the statement into its opposite
-    turned = read_layer(states, rows, quick(), marker=(swapped, which))["marker.forms"]
-    assert np.allclose(credit(turned[CCS][:, which]), -credit(arrays["forms"][CCS][:, which]))
+    turned = fit_layer(states, rows, quick(), marker=(swapped, which)).marker
+    assert np.allclose(credit(turned[CCS][:, which]), -credit(arrays.forms[CCS][:, which]))
 
 
 @pytest.mark.parametrize(("prominence", "wins"), [(6.0, "distractor"), (0.0, "truth")])
@@ -296,25 +301,40 @@ def test_a_prominent_distractor_wins(truth, rows, prominence, wins):
     distracted = states.clone()
     signs = torch.from_numpy(np.where(has, 1.0, -1.0)).float()
     distracted[..., 3] += prominence * torch.stack([signs, -signs, signs, -signs])
-    arrays = read_layer(states, rows, quick(), distracted=(distracted, has))
+    arrays = fit_layer(states, rows, quick(), distracted=(distracted, has))
 
     def right(name):
-        credits, splits = arrays[name], rows.splits.without_pairs
+        credits, splits = getattr(arrays.distractor, name), rows.splits.without_pairs
         return 0.5 + splits.held_out(credits * splits.orientation(credits)).mean()
 
-    followed = {"truth": right("distractor.credits"), "distractor": right("distractor.follows")}
+    followed = {"truth": right("credits"), "distractor": right("follows")}
     other = {"truth": "distractor", "distractor": "truth"}[wins]
     assert followed[wins] > 0.95
     assert followed[other] < 0.7
-    cosines = dict(zip(("distractor", "truth"), arrays["distractor.cosines"], strict=True))
+    cosines = dict(zip(("distractor", "truth"), arrays.distractor.cosines, strict=True))
     assert cosines[wins] > cosines[other]
 
 
 def test_a_layer_read_twice_is_the_same(states, rows, arrays):
-    again = read_layer(states, rows, quick())
-    assert again.keys() == arrays.keys()
-    for name, values in arrays.items():
+    again = fit_layer(states, rows, quick()).to_arrays()
+    assert again.keys() == arrays.to_arrays().keys()
+    for name, values in arrays.to_arrays().items():
         assert np.array_equal(values, again[name], equal_nan=True), name
+
+
+def test_the_names_in_a_part_file_are_those_of_folders_that_are_there(states, rows, arrays):
+    """A run that was interrupted under an earlier version goes on: its part files are read by these names."""
+    plain = {"forms", "credits", "weight", "bias", "centers", "cosines", "restart_loss", "restart_agreement"}
+    nulls = {f"{name}.{kind}" for name in NULLS for kind in ("forms", "inner")}
+    assert set(arrays.to_arrays()) == plain | nulls
+    which, has = np.array([3, 5]), coins(PAIRS, 7)
+    options = quick(random=1, pairings=0, refits=0, ccs=CCSOptions(restarts=1, epochs=2))
+    whole = fit_layer(states, rows, options, marker=(states[:, which], which), distracted=(states, has)).to_arrays()
+    distractor = {f"distractor.{name}" for name in ("forms", "credits", "follows", "cosines")}
+    assert set(whole) == plain | nulls | {"marker.forms"} | distractor
+    again = StatementReadings.from_arrays(whole).to_arrays()
+    assert again.keys() == whole.keys()
+    assert all(again[name] is values for name, values in whole.items())
 
 
 def test_a_pair_without_contrast_is_found(states):
@@ -325,13 +345,13 @@ def test_a_pair_without_contrast_is_found(states):
 
 
 def test_no_nulls_at_all(states, rows):
-    arrays = read_layer(states, rows, quick(pairings=0, refits=0))
-    assert arrays["pairings.forms"].shape == (0, 4, PAIRS)
-    assert arrays["logistic_labels.inner"].shape == (0, 4)
+    arrays = fit_layer(states, rows, quick(pairings=0, refits=0))
+    assert arrays.nulls["pairings"].forms.shape == (0, 4, PAIRS)
+    assert arrays.nulls["logistic_labels"].inner.shape == (0, 4)
 
 
 def test_lbfgs_too(states, rows):
-    arrays = read_layer(states, rows, quick(ccs=CCSOptions(restarts=2, epochs=100, optimizer="lbfgs")))
+    arrays = fit_layer(states, rows, quick(ccs=CCSOptions(restarts=2, epochs=100, optimizer="lbfgs")))
     check_planted(judged(arrays, rows))
 
 

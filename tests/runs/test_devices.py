@@ -15,7 +15,7 @@ from probing import cli, score_pairs
 from probing.data.bundled import bundled_data
 from probing.errors import OutOfMemory, UsageError
 from probing.models import load as loading
-from probing.models.load import choose_device, device_names, devices_of, free_memory
+from probing.models.devices import choose_device, device_names, devices_of, free_memory
 from probing.runs.common.states import check_memory
 
 WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()

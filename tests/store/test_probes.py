@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from probing import Capture, Place, capture, load, open_store
 from probing.data.bundled import bundled_data
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
-from probing.probes.contrast import PROBES
+from probing.probes.contrast_readings import PROBES
 from probing.runs import ccs
 from probing.runs.ccs.config import CCSConfig
 from probing.store.probes import open_probes

@@ -1,5 +1,6 @@
 """States captured into the folder of another job."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,15 @@ from probing.data.tables import Table
 from probing.models.load import LanguageModel
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.capture.stages import capture_into
+from probing.runs.common.options import RunOptions, StatesOptions
 from probing.store.activations import ActivationStore, open_store
 from probing.store.manifest import MANIFEST, claim
 from probing.types import LabelledPrompt
 
 
-def captured(
+def capture_states(
     folder: Path,
-    config: Any,
+    config: StatesOptions,
     model: str,
     table: Table,
     prompts: list[LabelledPrompt],
@@ -25,7 +27,7 @@ def captured(
 
     Args:
         folder: within that of the run.
-        config: of the run, with the options of a model.
+        config: options of the run.
         model: as it was named.
         table: where the prompts come from.
         prompts: what is read.
@@ -34,21 +36,10 @@ def captured(
     """
     if isinstance(source, ActivationStore):
         return source
-    options: dict[str, Any] = {"data": table.path, "eos": False, **request}
-    capture_config = CaptureConfig(
-        model=model,
-        places=config.places,
-        out=folder,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        batch_tokens=config.batch_tokens,
-        max_length=config.max_length,
-        compile=config.compile,
-        trust_remote_code=config.trust_remote_code,
-        repair=True,  # what an interrupted run left is read again, and made anew where it is damaged
-        **options,
-    )
+    how: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(RunOptions)}
+    how |= {"places": config.places, "revision": config.revision, "eos": False, **request}
+    # What an interrupted run left is read again, and made anew where it is damaged.
+    capture_config = CaptureConfig(model=model, data=table.path, out=folder, repair=True, **how)
     with claim(folder, "capture", MANIFEST) as inner:
         capture_into(inner, capture_config, table, prompts, source)
     return open_store(folder)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from sklearn.decomposition import PCA
 
-from probing.data.statements import FORMS
+from probing.data.forms import FORMS
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
-from probing.probes.contrast import PROBES
+from probing.probes.contrast_readings import PROBES
 from probing.report.plots import draw_layers
 from probing.runs.ccs.config import (
     CONTROLS_FILE,
@@ -57,9 +57,10 @@ def gather_facts(
     problems: Mapping[str, Problem],
     judged: Judged,
 ) -> dict[str, Any]:
+    """What the record and the summary say of the run, apart from its tables."""
     statuses = Counter(problems[pair.id].status if pair.id in problems else "ok" for pair in pairs)
     return {
-        "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
+        "data": table.facts(),
         "source": material.forms.store.facts["source"],
         "how": how_told(material.forms.store),
         "token": material.forms.token,
@@ -91,24 +92,24 @@ def write_files(
     written = [RESULTS_FILE, CONTROLS_FILE, PAIRS_FILE, PROBES_FILE, SUMMARY_FILE]
     join_shards([pa.Table.from_pandas(judged.results, preserve_index=False)], folder.path / RESULTS_FILE)
     join_shards([pa.Table.from_pandas(judged.controls, preserve_index=False)], folder.path / CONTROLS_FILE)
-    join_shards([_pairs_table(material, judged, pairs, problems)], folder.path / PAIRS_FILE)
+    join_shards([_tabulate_pairs(material, judged, pairs, problems)], folder.path / PAIRS_FILE)
     save_probes(
-        folder.path / PROBES_FILE,
-        material.forms.store.source,
-        material.places,
-        PROBES,
-        judged.weights,
-        judged.biases,
-        judged.centers,
-        {"normalization": config.normalization, "token": material.forms.token, "best": judged.best},
+        path=folder.path / PROBES_FILE,
+        source=material.forms.store.source,
+        places=material.places,
+        names=PROBES,
+        weight=judged.weights,
+        bias=judged.biases,
+        centers=judged.centers,
+        facts={"normalization": config.normalization, "token": material.forms.token, "best": judged.best},
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
-    if draw_layers(judged.results, _pictures(material, judged), folder.path / PLOTS_FILE, [CHOSEN]):
+    if draw_layers(judged.results, _draw_pictures(material, judged), folder.path / PLOTS_FILE, [CHOSEN]):
         written.append(PLOTS_FILE)
     return written
 
 
-def _pairs_table(
+def _tabulate_pairs(
     material: Material, judged: Judged, pairs: Sequence[ContrastPair], problems: Mapping[str, Problem]
 ) -> pa.Table:
     """Every pair: its status, and what the held-out contrast-consistent probe says of it."""
@@ -127,17 +128,17 @@ def _pairs_table(
     return pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA)
 
 
-def _pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
+def _draw_pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
     """The differences between yes and no forms in their first two principal components, at the chosen places."""
     chosen = [place for place, _ in Counter(judged.chosen["ccs"]).most_common(SHOWN_PICTURES)]
     pictures = {}
     for place in sorted(chosen, key=material.places.index):
         a1, a0, n1, n0 = material.forms.of(material.forms.store.read(place), material.ids).float()
         contrast = torch.cat([a1 - a0, n1 - n0]).numpy()
-        found = PCA(2, svd_solver="randomized", random_state=0).fit(contrast)
-        spots = found.transform(contrast)
+        components = PCA(2, svd_solver="randomized", random_state=0).fit(contrast)
+        spots = components.transform(contrast)
         truth = [*material.rows.labels, *~material.rows.labels]
-        shares = found.explained_variance_ratio_
+        shares = components.explained_variance_ratio_
         pictures[place] = pd.DataFrame(
             {
                 f"first component ({shares[0]:.0%} of the variance)": spots[:, 0],

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.errors import DataInvalid, OutOfMemory
-from probing.models.load import free_memory
-from probing.probes.ccs import CCSOptions
+from probing.models.devices import free_memory
+from probing.probes.ccs_options import CCSOptions
 from probing.probes.closed_form import STEPS
-from probing.probes.contrast import ContrastOptions, Rows, read_layer, same_states
+from probing.probes.contrast import fit_layer
+from probing.probes.contrast_states import ContrastOptions, Rows, same_states
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
 from probing.runs.common.groups import folds_of
@@ -57,24 +58,25 @@ class Material:
 
 
 def training_options(config: CCSConfig) -> ContrastOptions:
+    """What is trained at every place, and how."""
     ccs = CCSOptions(
-        config.loss,
-        config.restarts,
-        config.epochs,
-        config.optimizer,
-        config.learning_rate,
-        config.weight_decay,
-        config.supervision,
-        config.seed,
+        loss=config.loss,
+        restarts=config.restarts,
+        epochs=config.epochs,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        supervision=config.supervision,
+        seed=config.seed,
     )
     return ContrastOptions(
-        ccs,
-        config.normalization,
-        config.centering,
-        config.random,
-        config.pairings,
-        config.refits,
-        config.inverse_penalty,
+        ccs=ccs,
+        normalization=config.normalization,
+        centering=config.centering,
+        random=config.random,
+        pairings=config.pairings,
+        refits=config.refits,
+        inverse_penalty=config.inverse_penalty,
     )
 
 
@@ -91,13 +93,13 @@ def gather_material(
     Raises:
         DataInvalid: too few pairs, or no place.
     """
-    problems = _unread(config, forms, pairs, variants)
+    problems = _find_unread(forms, pairs, variants)
     readable = [pair for pair in pairs if pair.id not in problems]
     if not readable:
         first = next(iter(problems.values()))
         raise DataInvalid(f"no pair could be read; the first: '{first.id}' ({first.status}, {first.detail})")
     asked = places_of(forms.store, config.places)
-    same, skipped = _alike(forms, readable, asked)
+    same, skipped = _find_alike(forms, readable, asked)
     check_contrast(forms, readable, same)
     for at in np.flatnonzero(same):
         detail = f"the yes and the no form have the same state everywhere; what is read is {forms.token}"
@@ -113,27 +115,28 @@ def gather_material(
     values = None if split_values is None else [split_values[at] for at in index]
     folds, units = folds_of(config, units, values, *NAMES)
     rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
-    return Material(kept, rows, forms, variants, index, places, skipped), problems
+    material = Material(
+        pairs=kept, rows=rows, forms=forms, variants=variants, index=index, places=places, skipped=skipped
+    )
+    return material, problems
 
 
-def _unread(
-    config: CCSConfig, forms: FormStates, pairs: Sequence[ContrastPair], variants: Variants
-) -> dict[str, Problem]:
+def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Variants) -> dict[str, Problem]:
     """Pairs of which a form has no states."""
-    found = {}
+    problems = {}
     for at, pair in enumerate(pairs):
         names = ["", *([DISTRACTOR] if variants.distracted[at] else []), *([MARKER] if at in variants.marker else [])]
         for name in names:
             if not forms.has([pair.id], name):
                 continue  # a control that the store does not have
-            status, detail = forms.status(pair.id, name)
-            if status != "ok":
-                found[pair.id] = Problem(pair.id, status, f"{name}{detail}")
+            problem = forms.problem(pair.id, name)
+            if problem is not None:
+                problems[pair.id] = problem
                 break
-    return found
+    return problems
 
 
-def _alike(
+def _find_alike(
     forms: FormStates, pairs: Sequence[ContrastPair], places: Sequence[str]
 ) -> tuple[NDArray[np.bool_], dict[str, str]]:
     """Pairs whose forms have the same states at every place; places where nothing can be told apart."""
@@ -161,7 +164,7 @@ def places_at_once(material: Material, options: ContrastOptions, device: torch.d
         return None
     threads, free = torch.get_num_threads(), free_memory(device)
     width = int(material.forms.store.facts["width"])
-    needed = _needed(len(material.pairs), width, options, len(material.rows.splits.left_out))
+    needed = _estimate_bytes(len(material.pairs), width, options, len(material.rows.splits.left_out))
     enough = free is None or threads * needed <= free / 2
     return threads if enough and len(material.places) >= threads else 1
 
@@ -176,16 +179,16 @@ def train_place(
 ) -> Arrays:
     """The arrays of one place."""
     stored = material.forms.store.read(place)
-    needed = _needed(len(material.pairs), stored.shape[1], options, len(material.rows.splits.left_out))
+    needed = _estimate_bytes(len(material.pairs), stored.shape[1], options, len(material.rows.splits.left_out))
     check_memory(needed, device, f"probing {place} ({len(material.pairs)} pairs of width {stored.shape[1]})")
     states = material.forms.of(stored, material.ids).to(device)
     try:
-        return read_layer(
+        readings = fit_layer(
             states,
             material.rows,
             options,
-            marker=_marker(material, stored, device),
-            distracted=_distracted(material, stored, device),
+            marker=_mark(material, stored, device),
+            distracted=_distract(material, stored, device),
             report=report,
             threads=threads,
         )
@@ -193,9 +196,10 @@ def train_place(
         raise OutOfMemory(
             f"probing {place} does not fit on the {device}; take fewer pairs, fewer --restarts or --folds"
         ) from error
+    return readings.to_arrays()
 
 
-def _needed(pairs: int, width: int, options: ContrastOptions, splits: int) -> int:
+def _estimate_bytes(pairs: int, width: int, options: ContrastOptions, splits: int) -> int:
     """Bytes that training a layer takes, roughly, with the distractor.
 
     States of the pairs and with the distractor, each as given, normalised, about an origin and by folds; in float64 for
@@ -210,7 +214,8 @@ def _needed(pairs: int, width: int, options: ContrastOptions, splits: int) -> in
     return 4 * (states + probes + logits + lanczos)
 
 
-def _marker(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.int64]] | None:
+def _mark(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.int64]] | None:
+    """States of the pairs with the word of the marker control replaced, and which pairs they are."""
     which = [at for at, number in enumerate(material.index) if number in material.variants.marker]
     ids = [material.pairs[at].id for at in which]
     if not ids or not material.forms.has(ids, MARKER):
@@ -218,7 +223,8 @@ def _marker(material: Material, stored: Tensor, device: torch.device) -> tuple[T
     return material.forms.of(stored, ids, MARKER).to(device), np.array(which)
 
 
-def _distracted(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.bool_]] | None:
+def _distract(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.bool_]] | None:
+    """States of all pairs where half have the distractor appended, and which have."""
     has = material.variants.distracted[material.index]
     ids = [pair.id for pair, yes in zip(material.pairs, has, strict=True) if yes]
     if not ids or len(ids) == len(has) or not material.forms.has(ids, DISTRACTOR):

@@ -10,7 +10,8 @@ import torch
 
 from probing.data.statements import text_groups
 from probing.data.tables import Table, canonical
-from probing.models.load import LanguageModel, choose_device
+from probing.models.devices import choose_device
+from probing.models.load import LanguageModel
 from probing.runs.ccs.config import SUMMARY_FILE, CCSConfig
 from probing.runs.ccs.files import gather_facts, write_files
 from probing.runs.ccs.parts import NAMES, gather_material, places_at_once, train_place, training_options
@@ -18,18 +19,12 @@ from probing.runs.ccs.results import judge
 from probing.runs.ccs.states import Variants, read_forms
 from probing.runs.ccs.tables import make_tables
 from probing.runs.common.groups import folds_of
-from probing.runs.common.parts import all_layers, read_layer_arrays
-from probing.runs.common.record import clear, finish, finished_report, identity_of_layers, plain
-from probing.runs.common.states import source_of
+from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.record import begin_run, clear, content_of_states, finish, finished_report, hash_files
+from probing.runs.common.states import open_source
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import ContrastPair, Report
-
-NOT_IDENTITY = (
-    "model data out store device trust_remote_code layout split batch_tokens statement_column opposite_column "
-    "pair_column polarity_column label_column category_column formulation_column id_column dtype revision"
-).split()
-"""Options that change no byte, or are told apart by content."""
 
 
 def probe_into(
@@ -45,8 +40,8 @@ def probe_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    source = source_of(config)
-    folder.begin(_identity(config, pairs, split_values, source, device), {"config": plain(config)})
+    source = open_source(config)
+    begin_run(folder, config, _made_of(pairs, split_values, source), [device])
     if not folder.finished:
         groups = text_groups(pairs)
         folds_of(config, groups, split_values, *NAMES)  # too few are found before anything is captured
@@ -56,7 +51,7 @@ def probe_into(
         options = training_options(config)
         at_once = places_at_once(material, options, device)
         threads = torch.get_num_threads() // (at_once or 1)
-        all_layers(
+        complete_layers(
             folder.shards,
             material.places,
             lambda place, report: train_place(material, place, options, device, report, threads),
@@ -73,19 +68,17 @@ def probe_into(
         facts = gather_facts(table, pairs, material, problems, judged)
         tables = make_tables(config, judged, facts)
         written = write_files(folder, config, material, judged, pairs, problems, tables, facts)
-        finish(folder, config, facts, written, began)
+        finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 
 
-def _identity(
-    config: CCSConfig,
+def _made_of(
     pairs: Sequence[ContrastPair],
     split_values: Sequence[str] | None,
     source: LanguageModel | ActivationStore,
-    device: torch.device,
 ) -> dict[str, Any]:
-    """Everything that the bytes of the results depend on."""
+    """What tells the statements and the states from others."""
     statements = [[asdict(pair), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)]
     hashed = hashlib.sha256(canonical(statements)).hexdigest()
-    return {"statements": hashed, **identity_of_layers(config, NOT_IDENTITY, source, device)}
+    return {"statements": hashed, **content_of_states(source)}

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.data.contents import content_of_row
-from probing.data.prompts import tokenize_prompts
-from probing.data.statements import FORMS, distracted, forms, replace_word, text_forms
+from probing.data.forms import FORMS, distracted, forms, replace_word, text_forms
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch
 from probing.models.layers import find_stack
 from probing.models.load import LanguageModel
-from probing.runs.capture.within import captured
+from probing.runs.capture.within import capture_states
 from probing.runs.ccs.config import FORMS_FILE, CCSConfig
 from probing.runs.common.states import STATES
-from probing.store.activations import ActivationStore
+from probing.store.activations import ActivationStore, row_problems
 from probing.store.files import new_file
-from probing.types import Capture, ContrastPair, LabelledPrompt, Over, Pooling
+from probing.tokens.prompts import tokenize_prompts
+from probing.types import Capture, ContrastPair, LabelledPrompt, Over, Pooling, Problem
 
 MARKER, DISTRACTOR = "marker:", "distractor:"
 
@@ -83,26 +83,28 @@ class FormStates:
     Attributes:
         store: where they lie.
         index: row of each id that has states.
-        statuses: of every id, with a detail.
+        known: ids of all forms in the store, also of those without states.
+        problems: of the forms without states, by id.
         token: what was read, in words.
     """
 
     store: ActivationStore
     index: Mapping[str, int]
-    statuses: Mapping[str, tuple[str, str]]
+    known: frozenset[str]
+    problems: Mapping[str, Problem]
     token: str
 
     def has(self, ids: Sequence[str], variant: str) -> bool:
         """Whether the store has these pairs' forms of a variant at all."""
-        return all(f"{id}#{variant}{form}" in self.statuses for id in ids for form in FORMS)
+        return all(f"{id}#{variant}{form}" in self.known for id in ids for form in FORMS)
 
-    def status(self, id: str, variant: str = "") -> tuple[str, str]:
-        """Status of a pair: that of its first form that is not ok."""
+    def problem(self, id: str, variant: str = "") -> Problem | None:
+        """What is wrong with a pair: that of its first form without states; None if all have some."""
         for form in FORMS:
-            status, detail = self.statuses[f"{id}#{variant}{form}"]
-            if status != "ok":
-                return status, f"{form}: {detail}"
-        return "ok", ""
+            problem = self.problems.get(f"{id}#{variant}{form}")
+            if problem is not None:
+                return Problem(id, problem.status, f"{variant}{form}: {problem.detail}")
+        return None
 
     def of(self, states: Tensor, ids: Sequence[str], variant: str | Sequence[str] = "") -> Tensor:
         """[4 pair width] of these pairs, from the states [row width] of a place; a variant, or one for each pair."""
@@ -135,7 +137,7 @@ def read_forms(
     causal = find_stack(source).causal
     pooling, over = _token(config, causal)
     token = _told(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
-    store = captured(
+    store = capture_states(
         folder / STATES,
         config,
         config.model,
@@ -175,7 +177,7 @@ def _told(
     tokenizer = model.tokenizer
     request = Capture(["final_norm"], pooling, over)  # type: ignore[list-item]
     rows = tokenize_prompts(tokenizer, prompts, request, eos=False, max_length=config.max_length)
-    counted = [row for row in rows if row.status == "ok"]
+    counted = [row for row in rows if row.problem is None]
     if pooling == "mean":
         return f"the mean of all tokens ({over})"
     at = {row.id: row.ids[row.stop - 1 if pooling == "last" else row.start] for row in counted}
@@ -204,8 +206,6 @@ def _joined(store: ActivationStore, prompts: Sequence[LabelledPrompt], token: st
     """The store's rows, checked to be the texts that the data and the options give."""
     rows = store.rows
     content = dict(zip(rows["id"], rows["content"], strict=True))
-    details = rows["detail"].fillna("")
-    statuses = dict(zip(rows["id"], zip(rows["status"], details, strict=True), strict=True))
     for prompt in prompts:
         variant = ":" in prompt.id.rpartition("#")[2]
         if prompt.id not in content:
@@ -221,7 +221,8 @@ def _joined(store: ActivationStore, prompts: Sequence[LabelledPrompt], token: st
                 f"--replace-word, --distractor and --seed must be those that it was captured with"
             )
     index = {id: row for row, id in enumerate(store.ids)}
-    return FormStates(store, index, statuses, token)
+    problems = {problem.id: problem for problem in row_problems(rows)}
+    return FormStates(store, index, frozenset(content), problems, token)
 
 
 def check_contrast(forms: FormStates, pairs: Sequence[ContrastPair], same: NDArray[np.bool_]) -> None:

@@ -15,14 +15,16 @@ from torch import Tensor
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.metrics.clusters.preparation import scale_points
+from probing.metrics.clusters.readings import DriftReadings
 from probing.report.plots import draw_clusters
 from probing.report.tables import plain, shorten
 from probing.runs.clusters.config import DRIFT_FILE, PLOTS_FILE, RESULTS_FILE, ROWS_FILE, SHIFTS_FILE, SUMMARY_FILE
-from probing.runs.clusters.parts import DRIFT, Material, drift_subsets
-from probing.runs.clusters.results import ArraysOf, Judged, judge
-from probing.runs.clusters.rows import ALL, CATEGORY
+from probing.runs.clusters.parts import ArraysOf, drift_subsets
+from probing.runs.clusters.results import Judged, judge
+from probing.runs.clusters.rows import CATEGORY, DRIFT, Material
 from probing.runs.clusters.tables import make_tables
 from probing.runs.common.record import how_told, write_summary
+from probing.runs.common.results import ALL
 from probing.store.activations import write_states
 from probing.store.manifest import RunFolder
 from probing.store.shards import join_shards
@@ -45,44 +47,45 @@ def write_everything(
 ) -> tuple[dict[str, Any], list[str]]:
     """Every file but the record; what the record says, and the files' names."""
     judged = judge(material, arrays_of)
-    facts = _facts(material, table, control, judged)
+    facts = _gather_facts(material, table, control, judged)
     tables = make_tables(material, judged, facts)
     written = [RESULTS_FILE, ROWS_FILE, SUMMARY_FILE]
-    _write(judged.results, folder, RESULTS_FILE)
-    _write(_row_table(material, judged), folder, ROWS_FILE)
+    _write_frame(judged.results, folder, RESULTS_FILE)
+    _write_frame(_list_rows(material, judged), folder, ROWS_FILE)
     if len(judged.drift):
-        _write(judged.drift, folder, DRIFT_FILE)
-        write_states(folder.path / SHIFTS_FILE, _shifts(material, arrays_of))
+        _write_frame(judged.drift, folder, DRIFT_FILE)
+        write_states(folder.path / SHIFTS_FILE, _collect_shifts(material, arrays_of))
         written += [DRIFT_FILE, SHIFTS_FILE]
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
     results = judged.results[(judged.results["set"] == ALL) & judged.results["metric"].isin(PLOTTED)]
     categories = judged.results[(judged.results["set"] == CATEGORY) & (judged.results["metric"] == PLOTTED[0])]
-    if draw_clusters(results, categories, _pictures(material, judged), folder.path / PLOTS_FILE):
+    if draw_clusters(results, categories, _draw_pictures(material, judged), folder.path / PLOTS_FILE):
         written.append(PLOTS_FILE)
     return facts, written
 
 
-def _write(frame: pd.DataFrame, folder: RunFolder, name: str) -> None:
+def _write_frame(frame: pd.DataFrame, folder: RunFolder, name: str) -> None:
     join_shards([pa.Table.from_pandas(frame, preserve_index=False)], folder.path / name)
 
 
-def _facts(
+def _gather_facts(
     material: Material,
     table: Table,
     control: tuple[Table, list[LabelledPrompt]] | None,
     judged: Judged,
 ) -> dict[str, Any]:
+    """What the record and the summary say of the run, apart from its tables."""
     rows = material.rows
     of_data = rows.labels[: rows.of_data]
     facts: dict[str, Any] = {
-        "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
+        "data": table.facts(),
         "models": {
             name: {"source": seen.store.facts["source"], "how": how_told(seen.store), "places": places}
             for name, seen, places in zip(material.names, material.seen, material.places, strict=True)
         },
         "request": material.seen[0].store.facts["request"],
         "labels": dict(Counter(of_data.tolist())),
-        "rows_by_status": _statuses(rows.of_data, rows.problems),
+        "rows_by_status": _count_statuses(rows.of_data, rows.problems),
         "problems": [asdict(problem) for problem in rows.problems.values()][:LISTED_PROBLEMS],
         "rows": rows.of_data,
         "groups": len(set(rows.units[: rows.of_data].tolist())),
@@ -97,42 +100,43 @@ def _facts(
     if control is not None:
         path, count = control[0].path, len(rows.prompts) - rows.of_data
         facts["control"] = {"path": path, "sha256": control[0].sha256}
-        facts["control"]["rows_by_status"] = _statuses(count, rows.control_problems)
+        facts["control"]["rows_by_status"] = _count_statuses(count, rows.control_problems)
         listed = list(rows.control_problems.values())[:LISTED_PROBLEMS]
         facts["control"]["problems"] = [asdict(problem) for problem in listed]
     return facts
 
 
-def _statuses(ok: int, problems: Mapping[str, Problem]) -> dict[str, int]:
+def _count_statuses(ok: int, problems: Mapping[str, Problem]) -> dict[str, int]:
     return {"ok": ok, **dict(sorted(Counter(problem.status for problem in problems.values()).items()))}
 
 
-def _row_table(material: Material, judged: Judged) -> pd.DataFrame:
+def _list_rows(material: Material, judged: Judged) -> pd.DataFrame:
     """Every row of the data: its status, and its silhouette at each model's place."""
     rows = material.rows
     folds: NDArray[np.int64] | list[None] = [None] * rows.of_data if rows.folds is None else rows.folds
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for at, (prompt, label, fold) in enumerate(zip(rows.prompts, rows.labels[: rows.of_data], folds, strict=False)):
         row = {"id": prompt.id, "status": "ok", "label": str(label), "category": prompt.category, "fold": fold}
-        found.append(row | {f"silhouette {name}": values[at] for name, values in judged.silhouettes.items()})
-    found += [{"id": p.id, "status": p.status, "detail": p.detail} for p in rows.problems.values()]
-    return pd.DataFrame(found).astype({"fold": "Int64"})
+        listed.append(row | {f"silhouette {name}": values[at] for name, values in judged.silhouettes.items()})
+    listed += [{"id": p.id, "status": p.status, "detail": p.detail} for p in rows.problems.values()]
+    return pd.DataFrame(listed).astype({"fold": "Int64"})
 
 
-def _shifts(material: Material, arrays_of: ArraysOf) -> dict[str, Tensor]:
+def _collect_shifts(material: Material, arrays_of: ArraysOf) -> dict[str, Tensor]:
     """Shift vectors by model, place and subset."""
-    found = {}
+    shifts = {}
     for part in material.parts:
         model, kind, place = part
         if kind != DRIFT:
             continue
-        for vector, (subset, name, _) in zip(arrays_of(part)["shifts"], drift_subsets(material.rows), strict=True):
+        readings = DriftReadings.from_arrays(arrays_of(part))
+        for vector, (subset, name, _) in zip(readings.shifts, drift_subsets(material.rows), strict=True):
             title = "/".join((material.names[model], place, f"{subset} {name}".strip()))
-            found[title] = torch.from_numpy(np.ascontiguousarray(vector))
-    return found
+            shifts[title] = torch.from_numpy(np.ascontiguousarray(vector))
+    return shifts
 
 
-def _pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
+def _draw_pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
     """Principal components, and t-SNE where it is wanted, of every model's place."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -147,7 +151,7 @@ def _pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
             "text": [shorten(plain(rows.prompts[at].text), TEXT_WIDTH) for at in chosen],
         }
     )
-    found = {}
+    pictures = {}
     for model, (name, place) in enumerate(judged.best.items()):
         if place in judged.skipped[name]:
             continue
@@ -162,5 +166,5 @@ def _pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
         for way, method in ways.items():
             across, up = method.fit_transform(points).T.astype(float)
             title = f"{name}, {place}: {way} (a picture; no number is made from it)"
-            found[title] = pd.DataFrame({f"{way} 1": across, f"{way} 2": up}).join(frame)
-    return found
+            pictures[title] = pd.DataFrame({f"{way} 1": across, f"{way} 2": up}).join(frame)
+    return pictures

@@ -1,50 +1,50 @@
 """Values, intervals, nulls and differences between models, from the arrays of the parts of a run."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER
 from probing.metrics.clusters.indices import alignment_quality_index
 from probing.metrics.clusters.intervals import debias, debias_difference
-from probing.runs.clusters.parts import CHOSEN, DRIFT, EQUAL, HELD_OUT, LEARNED, Material, drift_subsets, nothing_varies
-from probing.runs.clusters.rows import ALL
-from probing.runs.common.results import null_columns
+from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
+from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, nothing_varies
+from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material
+from probing.runs.common.results import ALL, NOT_KNOWN, Array, NullDistribution, compare
 from probing.statistics.intervals import percentile_interval
-from probing.statistics.permutation import corrected_p_values, p_value
 
-Array = NDArray[np.float64]
 AQI_FORMS = {"aqi": "paper", "aqi_size_free": "size_free", "aqi_dbs_dunn": "dbs_dunn"}
 METRICS = (*ALL_INDICES, *AQI_FORMS)
-SPACES = (CHOSEN, LEARNED, EQUAL)
 RANGE_ONLY = ("dunn", "dunn_centroid", "aqi_dbs_dunn")
-"""Indices of extremes, which resamples can only move one way: their ends are the range of resamples."""
+"""Indices of extremes, which bootstrap replicates can only move one way: their ends are the range of the replicates."""
 ROUNDING = 1e-5
 """Relative: how far draws, which are computed in float32, may be from the value of the same labels."""
+Where = tuple[str, str, str]
+"""Kind and name of a set of rows, and a place."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Series:
-    """One metric of a view at a place: its value, under permuted labels, and in resamples."""
+    """One metric of a view at a place.
+
+    Attributes:
+        value: of the metric.
+        null: under permutations of the labels, [permutation].
+        draws: in bootstrap replicates, [replicate].
+    """
 
     value: float
     null: Array
     draws: Array
 
-    def p(self, metric: str) -> float:
-        """Share of permuted labels that do as well."""
-        return p_value(_lenient(self.value, metric), self.null, metric not in LOWER_IS_BETTER)
 
-
-def _lenient(value: float, metric: str) -> float:
-    """A value that draws of the same labels reach in spite of rounding."""
-    return value + abs(value) * ROUNDING * (1 if metric in LOWER_IS_BETTER else -1)
+SeriesByPlace = Mapping[Where, Mapping[str, Series]]
+"""All metrics of every set of rows at every place."""
 
 
 @dataclass(frozen=True)
@@ -70,65 +70,69 @@ class Judged:
     skipped: dict[str, list[str]]
 
 
-ArraysOf = Callable[[tuple[int, str, str]], Mapping[str, Array]]
-
-
 def judge(material: Material, arrays_of: ArraysOf) -> Judged:
     """Everything that is said, from the arrays of every part.
 
     Raises:
         DataInvalid: a model has no place with anything to say.
     """
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     best, chosen, weights, silhouettes, skipped = {}, {}, {}, {}, {}
-    first: dict[tuple[str, str, str], dict[str, Series]] = {}
+    first: SeriesByPlace = {}
     for model, name in enumerate(material.names):
-        series = _all_series(material, model, arrays_of)
+        places = material.places[model]
+        readings = {place: PlaceReadings.from_arrays(arrays_of((model, "", place))) for place in places}
+        held = None
+        if material.rows.folds is not None:
+            held = HeldOutReadings.from_arrays(arrays_of((model, HELD_OUT, "")))
+        series = _gather_series(material, readings, held)
         if all(kind != ALL for kind, _, _ in series):
             raise nothing_varies(name)
-        found += _rows(material, name, series, first)
+        results += _make_rows(material, name, series, first)
         first = series if model == 0 else first
-        if material.rows.folds is not None:
-            held = arrays_of((model, HELD_OUT, ""))
-            times = Counter(material.places[model][int(number)] for number in held["chosen"])
-            chosen[name] = dict(times)
-            means = held["layer_weights"].mean(axis=0).tolist()
-            weights[name] = dict(zip(material.places[model], means, strict=True))
-        best[name] = _best(material.places[model], series, chosen.get(name, {}))
-        silhouettes[name] = arrays_of((model, "", best[name]))["silhouettes"]
+        if held is not None:
+            chosen[name] = dict(Counter(places[int(number)] for number in held.chosen))
+            weights[name] = dict(zip(places, held.layer_weights.mean(axis=0).tolist(), strict=True))
+        best[name] = _find_best(places, series, chosen.get(name, {}))
+        silhouettes[name] = readings[best[name]].silhouettes
         known = {place for _, _, place in series}
-        skipped[name] = [place for place in material.places[model] if place not in known]
-    return Judged(pd.DataFrame(found), _drift(material, arrays_of), best, chosen, weights, silhouettes, skipped)
+        skipped[name] = [place for place in places if place not in known]
+    return Judged(
+        results=pd.DataFrame(results),
+        drift=_list_drift(material, arrays_of),
+        best=best,
+        chosen=chosen,
+        layer_weights=weights,
+        silhouettes=silhouettes,
+        skipped=skipped,
+    )
 
 
-def _all_series(material: Material, model: int, arrays_of: ArraysOf) -> dict[tuple[str, str, str], dict[str, Series]]:
-    """By kind and name of the view and place: all metrics."""
-    found = {}
-    for place in material.places[model]:
-        arrays = arrays_of((model, "", place))
-        for number, view in enumerate(material.rows.views):
-            if np.isfinite(arrays[f"{number}.values"]).any():
-                metrics = _series(
-                    arrays, str(number), float(len(view.index)), len(view.clusters), material.config.weight
-                )
-                found[view.kind, view.name, place] = metrics
-    if material.rows.folds is not None:
-        found |= _held_out_series(material, arrays_of((model, HELD_OUT, "")))
-    return found
+def _gather_series(
+    material: Material, readings: Mapping[str, PlaceReadings], held: HeldOutReadings | None
+) -> SeriesByPlace:
+    """All metrics of every set of rows at every place that has an index, and of what was held out."""
+    series: dict[Where, Mapping[str, Series]] = {}
+    for place, own in readings.items():
+        for view, indices in zip(material.rows.views, own.views, strict=True):
+            if np.isfinite(indices.values).any():
+                sizes = float(len(view.index)), len(view.clusters)
+                series[view.kind, view.name, place] = _make_series(indices, *sizes, material.config.weight)
+    if held is not None:
+        series |= average_folds(material, held)
+    return series
 
 
-def _held_out_series(material: Material, arrays: Mapping[str, Array]) -> dict[tuple[str, str, str], dict[str, Series]]:
-    """Means over the folds of what each fold gives."""
-    found = {}
+def average_folds(material: Material, held: HeldOutReadings) -> SeriesByPlace:
+    """Means over the folds of what each fold gives, in every space that has an index in all of them."""
+    series: dict[Where, Mapping[str, Series]] = {}
     clusters, weight = len(material.rows.views[0].clusters), material.config.weight
     for space in SPACES:
-        if not np.isfinite(arrays[f"{space}.values"]).any(axis=1).all():
+        indices = held.spaces[space]
+        if not np.isfinite(indices.values).any(axis=1).all():
             continue
-        folds = []
-        for fold, rows in enumerate(arrays["rows"].tolist()):
-            own = {name: values[fold] for name, values in arrays.items() if name.startswith(f"{space}.")}
-            folds.append(_series(own, space, rows, clusters, weight))
-        found[HELD_OUT, "", space] = {
+        folds = [_make_series(indices.at(fold), n, clusters, weight) for fold, n in enumerate(held.rows.tolist())]
+        series[HELD_OUT, "", space] = {
             metric: Series(
                 float(np.mean([each[metric].value for each in folds])),
                 np.mean([each[metric].null for each in folds], axis=0),
@@ -136,16 +140,17 @@ def _held_out_series(material: Material, arrays: Mapping[str, Array]) -> dict[tu
             )
             for metric in METRICS
         }
-    return found
+    return series
 
 
-def _series(arrays: Mapping[str, Array], name: str, n: float, clusters: int, weight: float) -> dict[str, Series]:
+def _make_series(indices: IndexReadings, n: float, clusters: int, weight: float) -> dict[str, Series]:
+    """Every index and the forms of the alignment quality index that are made of them."""
     values, null, draws = (
-        dict(zip(ALL_INDICES, torch.from_numpy(arrays[f"{name}.{kind}"]), strict=True))
-        for kind in ("values", "null", "draws")
+        dict(zip(ALL_INDICES, torch.from_numpy(some), strict=True))
+        for some in (indices.values, indices.null, indices.draws)
     )
-    # A resample of all rows has more or fewer of some of them; the index grows with their number.
-    sizes = torch.from_numpy(arrays[f"{name}.sizes"])
+    # A replicate of all rows has more or fewer of some of them; the index grows with their number.
+    sizes = torch.from_numpy(indices.sizes)
     draws["calinski_harabasz"] = draws["calinski_harabasz"] * (n - clusters) / (sizes - clusters)
     for some in (values, null, draws):
         for metric, form in AQI_FORMS.items():
@@ -153,88 +158,86 @@ def _series(arrays: Mapping[str, Array], name: str, n: float, clusters: int, wei
     return {metric: Series(float(values[metric]), null[metric].numpy(), draws[metric].numpy()) for metric in METRICS}
 
 
-def _rows(
-    material: Material,
-    model: str,
-    series: Mapping[tuple[str, str, str], Mapping[str, Series]],
-    first: Mapping[tuple[str, str, str], Mapping[str, Series]],
-) -> list[dict[str, Any]]:
-    """One row a metric: value, interval, null, and the difference from the first model on the same resamples."""
+def _make_rows(material: Material, model: str, series: SeriesByPlace, first: SeriesByPlace) -> list[dict[str, Any]]:
+    """One row a metric: value, interval, null, and the difference from the first model on the same replicates."""
     counts = {(view.kind, view.name): len(view.index) for view in material.rows.views}
     counts[HELD_OUT, ""] = material.rows.of_data
-    found = []
+    rows = []
     for (kind, name, place), metrics in series.items():
         for metric, own in metrics.items():
+            compared = compare(
+                own.value,
+                own.draws,
+                counts[kind, name],
+                {"labels": _null_of(series, kind, name, metric, own)},
+                higher_is_better=metric not in LOWER_IS_BETTER,
+                rounding=ROUNDING,
+                debiased=_remove_bias(metric, own),
+            )
             row: dict[str, Any] = {"model": model, "set": kind, "category": name, "place": place, "metric": metric}
-            row |= {"value": own.value, **_interval(metric, own), "rows": counts[kind, name]}
-            row |= null_columns("labels", own.null)
-            row |= {"p_labels": own.p(metric), "p_labels_corrected": np.nan}
-            if kind != HELD_OUT:
-                row["p_labels_corrected"] = _corrected(series, kind, name, place, metric)
-            other = first.get((kind, name, place), {}).get(metric)
-            change = dict.fromkeys(("", "_corrected", "_low", "_high"), np.nan)
-            if other is not None:
-                change = {"": own.value - other.value, "_corrected": row["corrected"]}
-                change["_corrected"] -= _interval(metric, other)["corrected"]
-                change |= dict(zip(("_low", "_high"), _change(metric, own, other), strict=True))
-            found.append(row | {f"minus_first{name}": value for name, value in change.items()})
-    return found
+            row |= compared.to_columns("rows")
+            rows.append(row | _compare_models(metric, own, first.get((kind, name, place), {}).get(metric)))
+    return rows
 
 
-def _interval(metric: str, own: Series) -> dict[str, float]:
+def _null_of(series: SeriesByPlace, kind: str, name: str, metric: str, own: Series) -> NullDistribution:
+    """Permuted labels at this place, and at all among which it was chosen; what is held out chose its own."""
+    if kind == HELD_OUT:
+        return NullDistribution(own.null)
+    places = [each[metric].null for (a, b, _), each in series.items() if (a, b) == (kind, name)]
+    return NullDistribution(own.null, places)
+
+
+def _remove_bias(metric: str, own: Series) -> tuple[float, float, float]:
     """What the value is with the bias of few rows taken off, and the interval of that."""
     if metric in RANGE_ONLY:
-        low, high = percentile_interval(own.draws)
-        return {"corrected": np.nan, "low": low, "high": high}
-    return dict(zip(("corrected", "low", "high"), debias(metric, own.value, own.draws), strict=True))
+        return NOT_KNOWN, *percentile_interval(own.draws)
+    return debias(metric, own.value, own.draws)
 
 
-def _change(metric: str, own: Series, other: Series) -> tuple[float, float]:
-    """The interval of the difference of two models."""
+def _compare_models(metric: str, own: Series, other: Series | None) -> dict[str, float]:
+    """The difference from the first model, of the values and of the corrected ones, with the interval of the latter."""
+    names = ("minus_first", "minus_first_corrected", "minus_first_low", "minus_first_high")
+    if other is None:
+        return dict.fromkeys(names, NOT_KNOWN)
+    corrected = _remove_bias(metric, own)[0] - _remove_bias(metric, other)[0]
     if metric in RANGE_ONLY:
-        return percentile_interval(own.draws - other.draws)
-    return debias_difference(metric, own.value, own.draws, other.value, other.draws)
+        low, high = percentile_interval(own.draws - other.draws)
+    else:
+        low, high = debias_difference(metric, own.value, own.draws, other.value, other.draws)
+    return dict(zip(names, (own.value - other.value, corrected, low, high), strict=True))
 
 
-def _corrected(
-    series: Mapping[tuple[str, str, str], Mapping[str, Series]], kind: str, name: str, place: str, metric: str
-) -> float:
-    """p-value against the best place of every permutation."""
-    nulls = np.stack([each[metric].null for (a, b, _), each in series.items() if (a, b) == (kind, name)])
-    own = np.array([_lenient(series[kind, name, place][metric].value, metric)])
-    return float(corrected_p_values(own, nulls, metric not in LOWER_IS_BETTER)[0])
-
-
-def _best(
-    places: list[str], series: Mapping[tuple[str, str, str], Mapping[str, Series]], chosen: Mapping[str, int]
-) -> str:
+def _find_best(places: list[str], series: SeriesByPlace, chosen: Mapping[str, int]) -> str:
     if chosen:
         return max(places, key=lambda place: chosen.get(place, 0))
     known = [place for place in places if (ALL, "", place) in series]
     return max(known, key=lambda place: series[ALL, "", place]["silhouette"].value)
 
 
-def _drift(material: Material, arrays_of: ArraysOf) -> pd.DataFrame:
+def _list_drift(material: Material, arrays_of: ArraysOf) -> pd.DataFrame:
     """One row a model, place, subset and measure."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for part in material.parts:
+        model, kind, place = part
+        if kind == DRIFT:
+            readings = DriftReadings.from_arrays(arrays_of(part))
+            for subset, name, measure, value in _list_measures(material, readings):
+                row = {"model": material.names[model], "place": place, "subset": subset, "name": name}
+                rows.append({**row, "measure": measure, "value": float(value)})
+    return pd.DataFrame(rows, columns=["model", "place", "subset", "name", "measure", "value"])
+
+
+def _list_measures(material: Material, readings: DriftReadings) -> Iterator[tuple[str, str, str, float]]:
+    """Subset of rows and its name, measure, value."""
+    for value, measure in zip(readings.cka, ("cka", "cka_debiased"), strict=True):
+        yield ALL, "", measure, value
+    for values, (subset, name, _) in zip(readings.shift, drift_subsets(material.rows), strict=True):
+        for value, measure in zip(values, ("shift", "shift_relative", "shift_noise"), strict=True):
+            yield subset, name, measure, value
+    for number, angle in enumerate(readings.angles):
+        yield "component", str(number + 1), "angle", angle
     labels = sorted(set(material.rows.labels.tolist()))
-    for model, kind, place in material.parts:
-        if kind != DRIFT:
-            continue
-        arrays = arrays_of((model, kind, place))
-
-        def add(subset: str, name: str, measure: str, value: float, at: tuple[int, str] = (model, place)) -> None:
-            row = {"model": material.names[at[0]], "place": at[1], "subset": subset, "name": name}
-            found.append({**row, "measure": measure, "value": float(value)})
-
-        for value, measure in zip(arrays["cka"], ("cka", "cka_debiased"), strict=True):
-            add("all", "", measure, value)
-        for value, (subset, name, _) in zip(arrays["shift"], drift_subsets(material.rows), strict=True):
-            for part, measure in zip(value, ("shift", "shift_relative", "shift_noise"), strict=True):
-                add(subset, name, measure, part)
-        for number, angle in enumerate(arrays["angles"]):
-            add("component", str(number + 1), "angle", angle)
-        for (distance, conflict), label in zip(arrays["bures"], labels, strict=True):
-            add("label", label, "bures_wasserstein", distance)
-            add("label", label, "geometry_conflict", conflict)
-    return pd.DataFrame(found, columns=["model", "place", "subset", "name", "measure", "value"])
+    for (distance, conflict), label in zip(readings.bures, labels, strict=True):
+        yield "label", label, "bures_wasserstein", distance
+        yield "label", label, "geometry_conflict", conflict

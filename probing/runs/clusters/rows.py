@@ -1,31 +1,39 @@
-"""Which rows are compared: all of them, a category, all but one, beside a control; and their draws."""
+"""Which rows are compared: all of them, a category, all but one, beside a control; their states and their draws."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from probing.data.prompts import label_name
 from probing.data.tables import Table
 from probing.errors import DataInvalid
+from probing.models.devices import choose_device
 from probing.runs.clusters.config import LEAST_ROWS, ClustersConfig
 from probing.runs.clusters.data import labels_of
 from probing.runs.common.groups import folds_of, join_groups, text_units, values_to_split
-from probing.runs.common.states import Prompts
+from probing.runs.common.results import ALL
+from probing.runs.common.states import Prompts, places_of
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.permutation import permute_labels
 from probing.types import LabelledPrompt, Problem
 
-ALL, CATEGORY, WITHOUT, CONTROL = "all", "category", "without category", "control"
-
-
+CATEGORY, WITHOUT, CONTROL = "category", "without category", "control"
+HELD_OUT, DRIFT = "held out", "drift"
+"""Kinds of parts that are of no set of rows."""
 MOST_CATEGORIES = 50
 """That are compared on their own; a column of ids is no column of categories."""
 LEAST_HELD_OUT = 3
 """Rows of each label in a fold that is judged on its own."""
+KEPT_BYTES = 2**28
+"""Permutations that are kept from one place to the next."""
+Part = tuple[int, str, str]
+"""What is computed on its own: number of the model, kind ("" for the sets of rows, ``HELD_OUT``, ``DRIFT``), place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +92,7 @@ class Rows:
         return all(len(np.unique(units[view.codes == code])) > 1 for code in range(len(view.clusters)))
 
     def weights(self, count: int, seed: int) -> NDArray[np.int16]:
-        """Bootstrap resamples of all rows, [row draw]; the same for every model and view."""
+        """How often every row counts in each bootstrap replicate, [row draw]; the same for every model and view."""
         return np.ascontiguousarray(draw_bootstrap_weights(self.units, count, seed).T.astype(np.int16))
 
 
@@ -108,12 +116,12 @@ def rows_of(
         DataInvalid: a label has fewer than two rows.
     """
     names = labels_of(config, data[1])
-    kept, problems = _common(names, data[1], seen)
-    others, control_problems = ([], {}) if control is None else _common(names, control[1], controls)
+    kept, problems = _keep_common(names, data[1], seen)
+    others, control_problems = ([], {}) if control is None else _keep_common(names, control[1], controls)
     prompts = kept + others
-    values = _values(config, data, kept)
+    values = _find_values(config, data, kept)
     if values is not None and control is not None:
-        values += _values(config, control, others) or []
+        values += _find_values(config, control, others) or []
     units = np.array(join_groups(text_units(prompts), values))
     labels = np.array([label_name(prompt) for prompt in prompts])
     counts = Counter(labels[: len(kept)].tolist())
@@ -123,12 +131,25 @@ def rows_of(
                 f"{data[0].path}: {counts[name]} rows with the label '{name}' could be read; a cluster needs "
                 f"{LEAST_ROWS}. Name the labels to compare with --labels"
             )
-    views, skipped = _views(prompts, labels, len(kept))
-    folds, why = _folds(config, text_units(kept), None if values is None else values[: len(kept)], labels[: len(kept)])
-    return Rows(prompts, len(kept), labels, units, folds, why, views, skipped, problems, control_problems)
+    views, skipped = _make_views(prompts, labels, len(kept))
+    folds, why = _share_out(
+        config, text_units(kept), None if values is None else values[: len(kept)], labels[: len(kept)]
+    )
+    return Rows(
+        prompts=prompts,
+        of_data=len(kept),
+        labels=labels,
+        units=units,
+        folds=folds,
+        why_no_folds=why,
+        views=views,
+        skipped=skipped,
+        problems=problems,
+        control_problems=control_problems,
+    )
 
 
-def _common(
+def _keep_common(
     names: Sequence[str], prompts: Sequence[LabelledPrompt], seen: Sequence[Prompts]
 ) -> tuple[list[LabelledPrompt], dict[str, Problem]]:
     """Rows of the labels that are compared which have states in every model, and what is wrong with the others."""
@@ -141,9 +162,10 @@ def _common(
     return [prompt for prompt in prompts if prompt.id not in problems], problems
 
 
-def _values(
+def _find_values(
     config: ClustersConfig, data: tuple[Table, list[LabelledPrompt]], kept: Sequence[LabelledPrompt]
 ) -> list[str] | None:
+    """The values that ``--split-by`` keeps together, of the rows that are compared."""
     values = values_to_split(config, *data)
     if values is None:
         return None
@@ -156,7 +178,7 @@ def categories_of(prompts: Sequence[LabelledPrompt]) -> NDArray[np.str_]:
     return np.array([prompt.category or "" for prompt in prompts])
 
 
-def _views(
+def _make_views(
     prompts: Sequence[LabelledPrompt], labels: NDArray[np.str_], of_data: int
 ) -> tuple[list[View], dict[str, str]]:
     """Everything that is compared.
@@ -197,12 +219,12 @@ def _views(
     return views, skipped
 
 
-def _folds(
+def _share_out(
     config: ClustersConfig, units: list[int], values: list[str] | None, labels: NDArray[np.str_]
 ) -> tuple[NDArray[np.int64] | None, str]:
     """Folds of the data's rows, or why there are none."""
     try:
-        folds: Any = folds_of(config, units, values, "rows", "text")[0]
+        folds = folds_of(config, units, values, "rows", "text")[0]
     except DataInvalid as error:
         return None, str(error)
     for name in np.unique(labels):
@@ -213,3 +235,74 @@ def _folds(
                 f"a fold has {least} rows with the label '{name}' and needs {LEAST_HELD_OUT}; take fewer --folds",
             )
     return folds, ""
+
+
+class Material:
+    """What the parts of a run are made of.
+
+    Attributes:
+        config: the options.
+        device: where the indices are computed.
+        rows: what is compared.
+        seen: states of the data, of each model.
+        controls: of the control, of each model; empty without one.
+        names: of the models.
+        places: of each model.
+    """
+
+    def __init__(
+        self,
+        config: ClustersConfig,
+        rows: Rows,
+        seen: Sequence[Prompts],
+        controls: Sequence[Prompts],
+        names: Sequence[str],
+    ) -> None:
+        self.config, self.rows, self.seen, self.controls, self.names = config, rows, seen, controls, names
+        self.device = choose_device(config.device)
+        self.places = [places_of(each.store, config.places) for each in seen]
+        ids = [prompt.id for prompt in rows.prompts]
+        self._index = [_find_index(each, ids[: rows.of_data]) for each in seen]
+        self._relabelings: dict[int, NDArray[np.integer[Any]]] = {}
+        self._control_index = [_find_index(each, ids[rows.of_data :]) for each in controls]
+
+    def states(self, model: int, place: str, control: bool = True) -> torch.Tensor:
+        """[row width] of all rows, or of those of the data, in the dtype that they were captured in."""
+        states = self.seen[model].store.read(place)[self._index[model]]
+        if control and self.controls:
+            others = self.controls[model].store.read(place)[self._control_index[model]]
+            states = torch.cat((states, others))
+        return states.to(self.device)
+
+    @cached_property
+    def weights(self) -> NDArray[np.int16]:
+        """How often every row counts in each bootstrap replicate, [row replicate]."""
+        return self.rows.weights(self.config.resamples, self.config.seed)
+
+    def relabelings(self, number: int) -> NDArray[np.integer[Any]]:
+        """Permutations of the labels of a view; kept for the next place while there is room."""
+        if number in self._relabelings:
+            return self._relabelings[number]
+        view = self.rows.views[number]
+        drawn = self.rows.relabelings(view, self.config.permutations, self.config.seed)
+        narrow: NDArray[np.integer[Any]] = drawn.astype(np.int8 if len(view.clusters) < 128 else np.int16)
+        if narrow.nbytes + sum(each.nbytes for each in self._relabelings.values()) <= KEPT_BYTES:
+            self._relabelings[number] = narrow
+        return narrow
+
+    @property
+    def parts(self) -> list[Part]:
+        """Everything that is computed on its own."""
+        parts: list[Part] = []
+        for model, places in enumerate(self.places):
+            parts += [(model, "", place) for place in places]
+            if self.rows.folds is not None:
+                parts.append((model, HELD_OUT, ""))
+            if model:
+                parts += [(model, DRIFT, place) for place in places if place in self.places[0]]
+        return parts
+
+
+def _find_index(seen: Prompts, ids: Sequence[str]) -> list[int]:
+    at = {prompt.id: index for prompt, index in zip(seen.rows, seen.index, strict=True)}
+    return [at[id] for id in ids]

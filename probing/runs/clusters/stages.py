@@ -6,32 +6,35 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from probing.data.places import expand_places
 from probing.data.prompts import label_name
 from probing.data.tables import Table, canonical
 from probing.errors import LayerNotFound, SourceMismatch
-from probing.models.load import LanguageModel, choose_device, load
-from probing.runs.capture.within import captured
+from probing.models.devices import choose_device
+from probing.models.load import LanguageModel, load
+from probing.runs.capture.within import capture_states
 from probing.runs.clusters.config import SUMMARY_FILE, ClustersConfig
 from probing.runs.clusters.files import write_everything
 from probing.runs.clusters.parts import Material, make_part
 from probing.runs.clusters.rows import rows_of
 from probing.runs.common.groups import values_to_split
-from probing.runs.common.parts import all_layers, read_layer_arrays
-from probing.runs.common.record import clear, finish, finished_report, identity_of_layers, identity_of_states, plain
-from probing.runs.common.states import STATES, Prompts, check_same_request, join_states, open_states, request_of
+from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.record import (
+    begin_run,
+    clear,
+    content_of_states,
+    content_of_store,
+    finish,
+    finished_report,
+    hash_files,
+)
+from probing.runs.common.states import STATES, Prompts, check_same_request, join_states, open_states
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Report
 
-NOT_IDENTITY = (
-    "model data out store control control_store device trust_remote_code split batch_tokens text_column "
-    "response_column label_column category_column id_column dtype revision"
-).split()
-"""Options that change no byte, or are told apart by content."""
 CONTROL_STATES = "control-states"
 
 
@@ -51,8 +54,8 @@ def clusters_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    identity, kept = _identity(config, (table, prompts), control, device)
-    folder.begin(identity, {"config": plain(config)})
+    made_of, kept = _made_of(config, (table, prompts), control)
+    begin_run(folder, config, made_of, [device])
     if not folder.finished:
         seen, controls = _states(folder, config, (table, prompts), control, kept)
         rows = rows_of(config, (table, prompts), control, seen, controls)
@@ -64,14 +67,14 @@ def clusters_into(
             return read_layer_arrays(folder.shards, numbers[part])
 
         keys = {" ".join(map(str, part)): part for part in parts}
-        all_layers(
+        complete_layers(
             folder.shards,
             list(keys),
             lambda key, report: make_part(material, keys[key], arrays_of, report),
             "reading",
         )
         facts, written = write_everything(folder, material, table, control, arrays_of)
-        finish(folder, config, facts, written, began)
+        finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)
 
@@ -86,29 +89,28 @@ def model_names(config: ClustersConfig) -> list[str]:
     return given
 
 
-def _identity(
+def _made_of(
     config: ClustersConfig,
     data: tuple[Table, list[LabelledPrompt]],
     control: tuple[Table, list[LabelledPrompt]] | None,
-    device: torch.device,
 ) -> tuple[dict[str, Any], LanguageModel | None]:
-    """What the bytes depend on; and the model, if there is only one: of several, one at a time is in memory."""
+    """What tells the texts and the models from others; and the model, if there is only one: of several, one at a time
+    is in memory.
+    """
     read = [data] if control is None else [data, control]
     rows = [[[asdict(prompt) for prompt in each[1]], values_to_split(config, *each)] for each in read]
-    hashed = hashlib.sha256(canonical(rows)).hexdigest()
-    identity: dict[str, Any] = {}
+    made_of: dict[str, Any] = {"prompts": hashlib.sha256(canonical(rows)).hexdigest()}
     source: LanguageModel | ActivationStore | None = None
     for number in range(len(config.models or config.stores)):
         source = None  # the last one goes before the next one comes
         source = _source(config, number)
         if isinstance(source, LanguageModel):
             _check_places(config, config.models[number], source)
-        own = identity_of_layers(config, NOT_IDENTITY, source, device)
-        contents = {"model": own.pop("model"), "states": own.pop("states")}
+        contents = content_of_states(source)
         if config.control_stores:
-            contents["control"] = identity_of_states(open_states(config.control_stores[number]))
-        identity |= {**own, "prompts": hashed, f"model {number + 1}": contents}
-    return identity, source if isinstance(source, LanguageModel) and len(config.models) == 1 else None
+            contents["control"] = content_of_store(open_states(config.control_stores[number]))
+        made_of[f"model {number + 1}"] = contents
+    return made_of, source if isinstance(source, LanguageModel) and len(config.models) == 1 else None
 
 
 def _check_places(config: ClustersConfig, name: str, model: LanguageModel) -> None:
@@ -137,11 +139,12 @@ def _states(
     """States of the data and of the control, of every model."""
     seen: list[Prompts] = []
     controls: list[Prompts] = []
+    request: dict[str, Any] = {"pooling": config.pooling, "over": config.over, "chat": config.chat}
     for number, given in enumerate(config.models or config.stores):
         source = None
         source = model or _source(config, number)
         last = f"-{number + 1}" if number else ""
-        own = captured(folder.path / f"{STATES}{last}", config, given, *data, source, **request_of(config))
+        own = capture_states(folder.path / f"{STATES}{last}", config, given, *data, source, **request)
         seen.append(join_states(own, data[0].path, data[1], label_name))
         if own.facts["request"] != seen[0].store.facts["request"]:
             raise SourceMismatch(
@@ -150,9 +153,7 @@ def _states(
         if control is not None:
             if config.control_stores:
                 source = open_states(config.control_stores[number])
-            others = captured(
-                folder.path / f"{CONTROL_STATES}{last}", config, given, *control, source, **request_of(config)
-            )
+            others = capture_states(folder.path / f"{CONTROL_STATES}{last}", config, given, *control, source, **request)
             check_same_request(own, others)
             controls.append(join_states(others, control[0].path, control[1], label_name))
     return seen, controls

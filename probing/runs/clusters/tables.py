@@ -7,12 +7,24 @@ from typing import Any
 import pandas as pd
 
 from probing.report.tables import counts
-from probing.runs.clusters.parts import CHOSEN, HELD_OUT, LEARNED, Material
-from probing.runs.clusters.results import SPACES, Judged
-from probing.runs.clusters.rows import ALL, CATEGORY, CONTROL, WITHOUT
+from probing.runs.clusters.parts import LEARNED, SPACES
+from probing.runs.clusters.results import Judged
+from probing.runs.clusters.rows import CATEGORY, CONTROL, HELD_OUT, WITHOUT, Material
+from probing.runs.common.results import ALL, CHOSEN
+from probing.runs.common.tables import (
+    BY_PLACE,
+    SIGNIFICANT,
+    note_few_draws,
+    pick_row,
+    pick_rows,
+    show_ends,
+    smallest_p,
+    table_by_place,
+)
 
-SIGNIFICANT = 0.05
-MAIN = ("silhouette", "aqi_size_free")
+SILHOUETTE, AQI = "silhouette", "aqi_size_free"
+"""The two metrics that can be compared between models and numbers of rows."""
+OTHERS = ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "aqi", "aqi_size_free")
 
 
 def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -23,122 +35,115 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
         tables["Rows of the control by status"] = counts(facts["control"]["rows_by_status"], "status", "rows")
     over = f"95 % bootstrap intervals over {facts['groups']} groups of rows"
     if material.rows.folds is not None:
-        tables[f"Held out, means over {material.config.folds} folds ({over})"] = _held_out(judged, several)
-    tables[f"All rows, by place ({over})"] = _by_place(material, judged)
+        tables[f"Held out, means over {material.config.folds} folds ({over})"] = _compare_held_out(judged, several)
+    tables[f"{BY_PLACE}, all rows ({over})"] = _describe_places(material, judged)
     if len(material.rows.views) > 1:
-        tables["Sets of rows, at each model's best place"] = _by_view(material, judged)
+        tables["Sets of rows, at each model's best place"] = _compare_views(material, judged)
     if several:
-        tables[f"Differences of corrected values from {material.names[0]}, all rows, by place"] = _differences(
+        tables[f"Differences of corrected values from {material.names[0]}, all rows, by place"] = _compare_models(
             material, judged
         )
-        tables[f"Drift from {material.names[0]}, by place"] = _drift(judged.drift)
+        tables[f"Drift from {material.names[0]}, by place"] = _describe_drift(judged.drift)
     tables["Notes"] = pd.DataFrame({"note": notes(material, judged)})
     return tables
 
 
-def _rows(results: pd.DataFrame, **where: str) -> pd.DataFrame:
-    kept = results
-    for name, value in where.items():
-        kept = kept[kept[name] == value]
-    return kept
+def _describe_silhouette(results: pd.DataFrame, p: str = "p_labels") -> dict[str, Any]:
+    """With its interval, which is of nearly the value itself, and its p-value; from the rows of one place."""
+    row = pick_row(results, metric=SILHOUETTE)
+    return {SILHOUETTE: row["value"], f"{SILHOUETTE} 95 %": _show_ends(row), f"{SILHOUETTE} p": row[p]}
 
 
-def _told(results: pd.DataFrame, metric: str, p: str) -> dict[str, Any]:
-    """A metric with its interval and p-value, from the rows of one place."""
-    row = results[results["metric"] == metric].iloc[0]
-    if metric == MAIN[0]:  # what its interval is of is nearly the value itself
-        return {metric: row["value"], f"{metric} 95 %": _ends(row, ""), f"{metric} p": row[p]}
-    told = {metric: row["value"], "corrected": row["corrected"], "corrected 95 %": _ends(row, "")}
-    return {**told, f"{metric} p": row[p]}
+def _describe_aqi(results: pd.DataFrame) -> dict[str, Any]:
+    """With the corrected value, the interval of that one, and its p-value; from the rows of one place."""
+    row = pick_row(results, metric=AQI)
+    corrected = {"corrected": row["corrected"], "corrected 95 %": _show_ends(row)}
+    return {AQI: row["value"], **corrected, f"{AQI} p": row["p_labels"]}
 
 
-def _ends(row: "pd.Series[Any]", prefix: str) -> str:
-    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
-    return "" if pd.isna(low) else f"{low:.4g} .. {high:.4g}"
+def _show_ends(row: "pd.Series[Any]", prefix: str = "") -> str:
+    return show_ends(row, prefix, digits=".4g", missing="")
 
 
-def _value(results: pd.DataFrame, metric: str) -> float:
-    return float(results[results["metric"] == metric]["value"].iloc[0])
-
-
-def _held_out(judged: Judged, several: bool) -> pd.DataFrame:
+def _compare_held_out(judged: Judged, several: bool) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for model in judged.best:
         for space in SPACES:
-            own = _rows(judged.results, model=model, set=HELD_OUT, place=space)
+            own = pick_rows(judged.results, model=model, set=HELD_OUT, place=space)
             if not len(own):
                 continue
-            row: dict[str, Any] = {"model": model, "layers": space}
-            row |= _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
+            row: dict[str, Any] = {"model": model, "layers": space, **_describe_silhouette(own), **_describe_aqi(own)}
             if several:
-                change = own[own["metric"] == MAIN[1]].iloc[0]
+                change = pick_row(own, metric=AQI)
                 row |= {"minus the first": change["minus_first_corrected"]}
-                row["minus the first 95 %"] = _ends(change, "minus_first_")
+                row["minus the first 95 %"] = _show_ends(change, "minus_first_")
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _by_place(material: Material, judged: Judged) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    everything = _rows(judged.results, set=ALL)
-    for number, model in enumerate(material.names):
-        for place in material.places[number]:
-            own = _rows(everything, model=model, place=place)
-            if not len(own):
-                continue
-            main = own[own["metric"] == MAIN[0]].iloc[0]
-            row: dict[str, Any] = {"model": model, "place": place} | _told(own, MAIN[0], "p_labels_corrected")
-            row[f"{MAIN[0]} p over places"] = row.pop(f"{MAIN[0]} p")
-            row["permuted labels"] = f"{main['labels_low']:.3f} .. {main['labels_high']:.3f}"
-            for metric in ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "aqi", "aqi_size_free"):
-                row[metric] = _value(own, metric)
-            if model in judged.layer_weights:
-                row["chosen"] = judged.chosen[model].get(place, 0)
-                row["weight"] = judged.layer_weights[model][place]
-            rows.append(row)
-    return pd.DataFrame(rows)
+def _describe_places(material: Material, judged: Judged) -> pd.DataFrame:
+    everything = pick_rows(judged.results, set=ALL)
+    tables = []
+    for model, places in zip(material.names, material.places, strict=True):
+        results = pick_rows(everything, model=model)
+        times, weights = judged.chosen.get(model, {}), judged.layer_weights.get(model)
+
+        def describe(place: str, results: pd.DataFrame = results, times: Any = times, weights: Any = weights) -> Any:
+            own = pick_rows(results, place=place)
+            row = _describe_silhouette(own, "p_labels_corrected")
+            row[f"{SILHOUETTE} p over places"] = row.pop(f"{SILHOUETTE} p")
+            row["permuted labels"] = show_ends(pick_row(own, metric=SILHOUETTE), "labels_")
+            row |= {metric: float(pick_row(own, metric=metric)["value"]) for metric in OTHERS}
+            return row if weights is None else row | {"chosen": times.get(place, 0), "weight": weights[place]}
+
+        known = [place for place in places if (results["place"] == place).any()]
+        table = table_by_place(known, describe)
+        table.insert(0, "model", model)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
-def _by_view(material: Material, judged: Judged) -> pd.DataFrame:
+def _compare_views(material: Material, judged: Judged) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for model, place in judged.best.items():
+        here = pick_rows(judged.results, model=model, place=place)
         for view in material.rows.views:
-            own = _rows(judged.results, model=model, set=view.kind, category=view.name, place=place)
+            own = pick_rows(here, set=view.kind, category=view.name)
             if not len(own) or view.kind == WITHOUT:
                 continue
             row: dict[str, Any] = {"model": model, "place": place, "rows of": f"{view.kind} {view.name}".strip()}
-            row |= {"rows": len(view.index)} | _told(own, MAIN[0], "p_labels") | _told(own, MAIN[1], "p_labels")
-            without = _rows(judged.results, model=model, set=WITHOUT, category=view.name, place=place, metric=MAIN[0])
+            row |= {"rows": len(view.index), **_describe_silhouette(own), **_describe_aqi(own)}
+            without = pick_rows(here, set=WITHOUT, category=view.name, metric=SILHOUETTE)
             if view.kind == CATEGORY and len(without):
                 row |= {"silhouette without it": without["value"].iloc[0]}
-                row["without it 95 %"] = _ends(without.iloc[0], "")
+                row["without it 95 %"] = _show_ends(without.iloc[0])
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _differences(material: Material, judged: Judged) -> pd.DataFrame:
+def _compare_models(material: Material, judged: Judged) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    everything = _rows(judged.results, set=ALL)
+    everything = pick_rows(judged.results, set=ALL)
     for model in material.names[1:]:
-        own = _rows(everything, model=model)
+        own = pick_rows(everything, model=model)
         for place in dict.fromkeys(own["place"]):
             row: dict[str, Any] = {"model": model, "place": place}
-            for metric in MAIN:
-                change = _rows(own, place=place, metric=metric).iloc[0]
-                row |= {metric: change["minus_first_corrected"], f"{metric} 95 %": _ends(change, "minus_first_")}
+            for metric in (SILHOUETTE, AQI):
+                change = pick_row(own, place=place, metric=metric)
+                row |= {metric: change["minus_first_corrected"], f"{metric} 95 %": _show_ends(change, "minus_first_")}
             rows.append(row)
-    return pd.DataFrame(rows).dropna(subset=[MAIN[0]])
+    return pd.DataFrame(rows).dropna(subset=[SILHOUETTE])
 
 
-def _drift(drift: pd.DataFrame) -> pd.DataFrame:
+def _describe_drift(drift: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (model, place), own in drift.groupby(["model", "place"], sort=False):
         row: dict[str, Any] = {"model": model, "place": place}
         for measure in ("shift_relative", "cka", "cka_debiased"):
-            row[measure] = float(own[(own["measure"] == measure) & (own["subset"] == "all")]["value"].iloc[0])
-        angles = own[own["measure"] == "angle"]["value"]
+            row[measure] = float(pick_row(own, measure=measure, subset=ALL)["value"])
+        angles = pick_rows(own, measure="angle")["value"]
         row |= {"largest angle": angles.max(), "mean angle": angles.mean()}
-        for conflict in own[own["measure"] == "geometry_conflict"].to_dict("records"):
+        for conflict in pick_rows(own, measure="geometry_conflict").to_dict("records"):
             row[f"conflict, {conflict['name']}"] = conflict["value"]
         rows.append(row)
     return pd.DataFrame(rows)
@@ -164,26 +169,26 @@ def notes(material: Material, judged: Judged) -> list[str]:
         "'corrected' does not, and intervals are for the value that many rows would have."
     )
     said.append(
-        "A resample leaves points out and adds none, so that dunn can only rise in it: its interval is the range of "
-        "resamples, none of confidence."
+        "A bootstrap replicate leaves points out and adds none, so that dunn can only rise in it: its interval is the "
+        "range of the replicates, and no confidence interval."
     )
     if material.rows.folds is None:
         said.append(f"No layer was chosen on held-out rows: {material.rows.why_no_folds}.")
-    least = 1 / (1 + material.config.permutations)
-    if least > SIGNIFICANT:
-        said.append(f"With {material.config.permutations} permutations p is at least {least:.3f}: take more.")
-    said += [_significance(judged, model, max(least, SIGNIFICANT)) for model in material.names]
-    said += _weights(material, judged)
-    said += _subsets(material, judged)
+    permutations = material.config.permutations
+    said += note_few_draws(permutations=permutations)
+    enough = max(smallest_p(permutations), SIGNIFICANT)
+    said += [_note_significance(judged, model, enough) for model in material.names]
+    said += _note_weights(judged)
+    said += _note_subsets(judged)
     for name, reason in material.rows.skipped.items():
         said.append(f"Left out, {name}: {reason}.")
     for model, places in judged.skipped.items():
         if places:
             said.append(f"{model}: left out, since the states of each label's rows are the same: {', '.join(places)}.")
-    return said + _compared(material, judged)
+    return said + _note_incomparable(material, judged)
 
 
-def _compared(material: Material, judged: Judged) -> list[str]:
+def _note_incomparable(material: Material, judged: Judged) -> list[str]:
     """What could not be compared between models, or held out."""
     said = []
     for number, model in enumerate(material.names):
@@ -195,17 +200,17 @@ def _compared(material: Material, judged: Judged) -> list[str]:
             said.append(
                 f"{model}: its states have another width than {material.names[0]}'s; of drift there is only cka."
             )
-        held = _rows(judged.results, model=model, set=HELD_OUT)
+        held = pick_rows(judged.results, model=model, set=HELD_OUT)
         missing = [space for space in SPACES if not (held["place"] == space).any()]
         if material.rows.folds is not None and missing:
             said.append(f"{model}: not held out, since a fold alone has no spread there: {', '.join(missing)}.")
     return said
 
 
-def _significance(judged: Judged, model: str, enough: float) -> str:
+def _note_significance(judged: Judged, model: str, enough: float) -> str:
     place = judged.best[model]
-    own = _rows(judged.results, model=model, set=ALL, place=place, metric=MAIN[0]).iloc[0]
-    held = _rows(judged.results, model=model, set=HELD_OUT, place=CHOSEN, metric=MAIN[0])
+    own = pick_row(judged.results, model=model, set=ALL, place=place, metric=SILHOUETTE)
+    held = pick_rows(judged.results, model=model, set=HELD_OUT, place=CHOSEN, metric=SILHOUETTE)
     row = held.iloc[0] if len(held) else own
     where = "at the place chosen inside each fold" if len(held) else f"at {place}"
     if row["p_labels"] > enough:
@@ -219,12 +224,12 @@ def _significance(judged: Judged, model: str, enough: float) -> str:
     )
 
 
-def _weights(material: Material, judged: Judged) -> list[str]:
+def _note_weights(judged: Judged) -> list[str]:
     """Whether learned weights of layers are worth having."""
     said = []
     for model in judged.layer_weights:
         learned, chosen = (
-            _rows(judged.results, model=model, set=HELD_OUT, place=space, metric=MAIN[1]) for space in (LEARNED, CHOSEN)
+            pick_rows(judged.results, model=model, set=HELD_OUT, place=space, metric=AQI) for space in (LEARNED, CHOSEN)
         )
         if len(learned) and len(chosen) and learned["value"].iloc[0] <= chosen["value"].iloc[0]:
             said.append(
@@ -234,11 +239,11 @@ def _weights(material: Material, judged: Judged) -> list[str]:
     return said
 
 
-def _subsets(material: Material, judged: Judged) -> list[str]:
+def _note_subsets(judged: Judged) -> list[str]:
     """Where the distance of labels goes when a category is left out, or topics are matched."""
     said = []
     for model, place in judged.best.items():
-        own = _rows(judged.results, model=model, place=place, metric=MAIN[0])
+        own = pick_rows(judged.results, model=model, place=place, metric=SILHOUETTE)
         whole = own[own["set"] == ALL].iloc[0]
         without = own[own["set"] == WITHOUT]
         if len(without):

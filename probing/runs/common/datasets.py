@@ -1,13 +1,12 @@
 """The dataset that an option names, as typed rows."""
 
-from typing import Any
-
 from probing.data.bundled import BUNDLED, bundled_data
+from probing.data.columns import ColumnResolver
 from probing.data.pairs import pairs_from_table
 from probing.data.prompts import Columns, prompts_from_table
 from probing.data.tables import Table, read_table
-from probing.errors import DataInvalid, UsageError
-from probing.runs.common.groups import TEXT
+from probing.errors import DataInvalid
+from probing.runs.common.options import TEXT, LabelledOptions
 from probing.types import LabelledPrompt, PreferencePair
 
 
@@ -17,7 +16,7 @@ def read_pairs(data: str, split: str | None, id_column: str | None) -> tuple[Tab
     return table, pairs_from_table(table, id_column)
 
 
-def read_labelled(config: Any, source: str) -> tuple[Table, list[LabelledPrompt]]:
+def read_labelled(config: LabelledOptions, source: str) -> tuple[Table, list[LabelledPrompt]]:
     """A dataset as it lies there, and its rows.
 
     Args:
@@ -34,9 +33,6 @@ def read_labelled(config: Any, source: str) -> tuple[Table, list[LabelledPrompt]
     prompts = prompts_from_table(table, columns)
     if all(prompt.label is None for prompt in prompts):
         raise DataInvalid(f"{table.path}: no row has a label; name their column with --label-column")
-    if config.split_by not in (TEXT, "category") and config.split_by not in table.columns:
-        raise UsageError(
-            f"{table.path}: there is no column '{config.split_by}' to split by; give 'text' or one of "
-            f"{', '.join(map(str, table.columns))}"
-        )
+    if config.split_by not in (TEXT, "category"):
+        ColumnResolver.of(table.rows, table.path).check(config.split_by, " to split by", "give 'text' or one of")
     return table, prompts

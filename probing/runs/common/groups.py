@@ -1,31 +1,74 @@
 """Rows that belong together, and the folds that keep them so."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from probing.data.tables import Table, canonical, is_empty
+import numpy as np
+from numpy.typing import NDArray
+
+from probing.data.columns import require_split_values
+from probing.data.tables import Table, canonical
+from probing.data.words import evenly_spaced
 from probing.errors import DataInvalid, UsageError
+from probing.runs.common.options import PAIR, TEXT, FoldOptions
 from probing.statistics.folds import LEAST_FOLDS, make_folds
 from probing.statistics.groups import connected_groups, number_values
-from probing.types import LabelledPrompt
-
-TEXT = "text"
+from probing.types import ContrastPair, LabelledPrompt
 
 
-def values_to_split(config: Any, table: Table, prompts: Sequence[LabelledPrompt]) -> list[str] | None:
-    """For each row the value that must not be in two folds; None where only equal texts must not."""
-    if config.split_by == TEXT:
+@dataclass(frozen=True)
+class RowKind:
+    """What the rows of a job are called, and what they can be split by.
+
+    Attributes:
+        noun: for messages.
+        itself: the value of ``split_by`` that keeps no more together than the rows themselves ask for.
+        attributes: values of ``split_by`` that the rows know themselves, whatever their columns are called.
+        several: what to say where a row of the table is no row of the job, so that its columns cannot be used.
+    """
+
+    noun: str
+    itself: str
+    attributes: tuple[str, ...]
+    several: str
+
+
+PROMPTS = RowKind("row", TEXT, ("category",), "rows of preference pairs can be split by text only")
+PAIRS = RowKind(
+    "pair",
+    PAIR,
+    ("category", "formulation"),
+    "splitting by '{split_by}' needs one row a pair; name it as --category-column and split by category",
+)
+
+
+def values_to_split(
+    config: FoldOptions, table: Table, rows: Sequence[LabelledPrompt | ContrastPair], kind: RowKind = PROMPTS
+) -> list[str] | None:
+    """For each row the value that must not be in two folds; None where rows are split by themselves.
+
+    Raises:
+        UsageError: there is no such column, or a row of the table is no row of the job.
+        DataInvalid: a row has no value.
+    """
+    if config.split_by == kind.itself:
         return None
-    if config.split_by == "category" and any(prompt.category is not None for prompt in prompts):
-        values: list[Any] = [prompt.category for prompt in prompts]
-    elif len(table.rows) == len(prompts):
-        values = [row.get(config.split_by) for row in table.rows]
-    else:
-        raise UsageError(f"{table.path}: rows of preference pairs can be split by text only")
-    missing = [prompt.id for prompt, value in zip(prompts, values, strict=True) if is_empty(value)]
-    if missing:
-        raise DataInvalid(f"{table.path}: row '{missing[0]}' has no {config.split_by} to split by")
-    return [str(value) for value in values]
+    values = [getattr(row, config.split_by) for row in rows] if config.split_by in kind.attributes else []
+    if all(value is None for value in values):
+        values = _column_values(config.split_by, table, len(rows), kind)
+    return require_split_values(table, config.split_by, [row.id for row in rows], values, kind.noun)
+
+
+def _column_values(split_by: str, table: Table, rows: int, kind: RowKind) -> list[Any]:
+    if split_by not in (*kind.attributes, *table.columns):
+        raise UsageError(
+            f"{table.path}: there is no column '{split_by}' to split by; give '{kind.itself}' or one of "
+            f"{', '.join(map(str, table.columns))}"
+        )
+    if len(table.rows) != rows:
+        raise UsageError(f"{table.path}: {kind.several.format(split_by=split_by)}")
+    return [row.get(split_by) for row in table.rows]
 
 
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
@@ -35,17 +78,17 @@ def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
 
 def text_key(prompt: LabelledPrompt) -> str:
     """The text of a row; white space counts once."""
-    text = " ".join(prompt.text.split()) if isinstance(prompt.text, str) else prompt.text
+    text = evenly_spaced(prompt.text) if isinstance(prompt.text, str) else prompt.text
     return canonical(text).decode()
 
 
 def folds_of(
-    config: Any, units: Sequence[int], values: Sequence[str] | None, rows: str, share: str
-) -> tuple[Any, list[int]]:
+    config: FoldOptions, units: Sequence[int], values: Sequence[str] | None, rows: str, share: str
+) -> tuple[NDArray[np.int64], list[int]]:
     """The fold of each row, and the groups that folds keep whole.
 
     Args:
-        config: with ``folds``, ``seed`` and ``split_by``.
+        config: the options.
         units: rows of one unit share texts.
         values: that must not be in two folds either.
         rows: what a row is called.

@@ -1,23 +1,312 @@
-"""The options that jobs share, each described once."""
+"""The options that jobs share: each is declared, described, bounded and checked once, and inherited by those jobs.
 
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+``option`` states at the field what holds of an option wherever it stands: its bounds, whether it is part of a run's
+identity, whether it says how states are captured. A job declares an option anew only where it means something else
+there, or where its default differs; ``--help`` shows the description that is nearest in the class tree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from probing.data.places import expand_places
+from probing.statistics.folds import LEAST_FOLDS
+from probing.types import Over
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TEXT = "text"
+"""``split_by`` where only rows of equal text must stay together."""
+PAIR = "pair"
+"""``split_by`` where only pairs of statements that share a text must."""
+DEFAULT_PLACES = "resid_post:all"
 
 
-def check_at_least(config: object, **least: int) -> None:
-    """Raise ``ValueError`` for an option below its least value; one that is None was not given."""
-    for name, lowest in least.items():
-        value = getattr(config, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"{name} must be at least {lowest}, not {value}")
+def option(
+    default: Any = MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    identity: bool = True,
+    of_capture: bool = False,
+    repeatable: bool = False,
+) -> Any:
+    """A field of an options class.
+
+    Args:
+        default: its value where it is not given; without one it is required.
+        least: the smallest value that is allowed. None stands for "not given" and is always allowed.
+        above: a value that it must exceed.
+        most: the greatest value that is allowed, beside ``least``.
+        identity: whether a run with another value is another run. False where no byte of the results depends on the
+            value, or where what it names is told apart by its content.
+        of_capture: whether it says how states are captured, so that it has no meaning beside states of a store.
+        repeatable: whether the command line collects the values of an option that is given several times.
+    """
+    bounds = {name: bound for name, bound in (("least", least), ("above", above), ("most", most)) if bound is not None}
+    metadata = {"bounds": bounds, "identity": identity, "of_capture": of_capture, "repeatable": repeatable}
+    return field(default=default, metadata=metadata)
 
 
-def check_beside_store(config: Any, names: Sequence[str]) -> None:
-    """Raise ``ValueError`` for options of a capture that were given beside ``--store``, which settles them."""
-    if config.store is None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a job."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            _check_bounds(entry, getattr(self, entry.name))
+
+    def plain(self) -> dict[str, Any]:
+        """Every option as JSON holds it."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    def identity(self) -> dict[str, Any]:
+        """The options that are part of a run's identity, as JSON holds them."""
+        values = self.plain()
+        return {entry.name: values[entry.name] for entry in fields(self) if entry.metadata.get("identity", True)}
+
+    def recorded_identity(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The same of the run that a record tells of.
+
+        Args:
+            config: its options, as ``plain`` gave them. An option that its version did not have is taken at the
+                default, which is what that version did.
+        """
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        return {name: config.get(name, defaults[name]) for name in self.identity()}
+
+
+def _check_bounds(entry: "Field[Any]", value: Any) -> None:
+    bounds = entry.metadata.get("bounds")
+    if not bounds or value is None:
         return
-    defaults = {field.name: field.default for field in fields(config)}
-    settled = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != defaults[name]]
-    if settled:
-        raise ValueError(f"the states of a store are captured already; leave out {', '.join(settled)}")
+    least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
+    inside = (least is None or value >= least) and (above is None or value > above) and (most is None or value <= most)
+    if not inside or value == float("inf"):
+        low = f"at least {least}" if above is None else f"above {above}"
+        wanted = f"in [{least}, {most}]" if most is not None else f"{low} and finite" if inside else low
+        raise ValueError(f"{entry.name} must be {wanted}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(Options):
+    """The dataset, and where to write.
+
+    Args:
+        data: dataset to read: a JSONL, JSON, CSV or Parquet file (also gzipped), a folder that the datasets library
+            saved, a hub id, or "bundled" for the one in this package.
+        out: folder for the results; an interrupted run in it is continued.
+        split: which split of the dataset to read, where it has several.
+        id_column: column of unique ids; by default "id" if there is one, otherwise ids are made from the content.
+    """
+
+    data: str = option(identity=False)
+    out: Path = option(identity=False)
+    split: str | None = option(None, identity=False)
+    id_column: str | None = option(None, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(Options):
+    """The version of a model.
+
+    Args:
+        revision: branch, tag or commit of a hub model.
+    """
+
+    revision: str | None = option(None, identity=False, of_capture=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """Where and in what precision models run.
+
+    Args:
+        dtype: precision of the model's weights; "auto" keeps the checkpoint's on an accelerator and takes float32 on
+            the CPU.
+        device: "auto", "cpu", "cuda", "cuda:1", ...: where the model runs and its states are worked on. "balanced"
+            spreads the layers over all cards and the host, and works on the states on the first card.
+        trust_remote_code: run Python code that the checkpoint brings with it.
+    """
+
+    dtype: Dtype = option("auto", identity=False, of_capture=True)
+    device: str = option("auto", identity=False)
+    trust_remote_code: bool = option(False, identity=False, of_capture=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOptions):
+    """How texts are run through a model.
+
+    Args:
+        batch_tokens: tokens in a batch; by default as many as the memory of the device allows.
+        max_length: longest sequence in tokens; a longer one gets a status and no number, and none is cut. By default
+            the model's limit.
+        compile: compile the blocks of the model with torch.compile, which pays for many rows on a card. Changes the
+            last digits.
+    """
+
+    batch_tokens: int | None = option(None, least=1, of_capture=True)
+    max_length: int | None = option(None, least=1, of_capture=True)
+    compile: bool = option(False, of_capture=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptions(Options):
+    """What belongs to a response.
+
+    Args:
+        eos: whether the end of turn belongs to the response, as in training.
+    """
+
+    eos: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(DatasetOptions, ResponseOptions, RunOptions):
+    """How preference pairs are run.
+
+    Args:
+        rate_parameters: parameters over which displacement_rate_exact takes gradients: "all", "head" or "last:K".
+        shard_pairs: number of pairs that are run together and saved; an interrupted run loses at most so many.
+    """
+
+    max_length: int | None = option(None, least=2)
+    rate_parameters: str = "all"
+    shard_pairs: int = option(512, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryOptions(Options):
+    """The categories of rows.
+
+    Args:
+        category_column: column of the categories; by default category, if there is one.
+    """
+
+    category_column: str | None = option(None, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(DatasetOptions, CategoryOptions):
+    """The texts, and which of their tokens count.
+
+    Args:
+        text_column: column of the texts or conversations; by default text, prompt, instruction, question, statement or
+            messages. A row with chosen and rejected becomes two rows.
+        response_column: column of the responses; by default response or completion, if there is one.
+        label_column: column of the labels; by default label, if there is one.
+        over: which tokens count: "text" (all), "content" (without special tokens at both ends), "prompt", "response",
+            "template" (what the chat template writes after an instruction), "span".
+        chat: put plain texts into a user's turn of the chat template.
+    """
+
+    text_column: str | None = option(None, identity=False)
+    response_column: str | None = option(None, identity=False)
+    label_column: str | None = option(None, identity=False)
+    over: Over = option("text", of_capture=True)
+    chat: bool = option(False, of_capture=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesOptions(DatasetOptions, RunOptions, HubOptions):
+    """Which states are read.
+
+    Args:
+        places: places in the model, separated by commas: resid_pre, resid_post, attn_out or mlp_out with a layer
+            (resid_post:3, resid_post:-1, resid_post:4..8, resid_post:all), or final_norm.
+    """
+
+    places: str | list[str] = DEFAULT_PLACES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expand_places(self.places, None)
+
+    def check_states(self, model: object, store: object) -> None:
+        """Raise ``ValueError`` unless either models or stores are given, and no option of a capture beside a store."""
+        if bool(model) == bool(store):
+            raise ValueError("give one of --model and --store")
+        given = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]
+        settled = [f"--{entry.name.replace('_', '-')}" for entry in given if entry.metadata.get("of_capture")]
+        if store and settled:
+            raise ValueError(f"the states of a store are captured already; leave out {', '.join(settled)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneModelOptions(StatesOptions):
+    """The model, or its states.
+
+    Args:
+        model: folder or hub id of a causal language model or an encoder, or "bundled" for the one in this package.
+        store: in place of a model, a folder that 'probing capture' wrote from the same data; all its places are read
+            unless some are named.
+    """
+
+    model: str | None = option(None, identity=False)
+    store: Path | None = option(None, identity=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_states(self.model, self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldOptions(Options):
+    """What is held out, and what stays together.
+
+    Args:
+        folds: number of folds of the nested cross-validation; each is held out once.
+        split_by: "text" keeps rows of equal text in one fold; the name of a column (category, for instance) also keeps
+            the rows of each of its values together.
+        resamples: number of bootstrap replicates.
+        seed: seed of folds, permutations, bootstrap replicates and starting points.
+    """
+
+    folds: int = option(5, least=LEAST_FOLDS)
+    split_by: str = TEXT
+    resamples: int = option(1000, least=1)
+    seed: int = option(0, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledOptions(TextOptions, StatesOptions, FoldOptions):
+    """States of labelled texts, one state a text.
+
+    Args:
+        pooling: "last", "first", "mean" or "sum" of the tokens that count.
+    """
+
+    pooling: Literal["last", "first", "mean", "sum"] = option("last", of_capture=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.over == "span":
+            raise ValueError("spans are captured by 'probing capture'; give its folder as --store")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutationOptions(Options):
+    """Null distributions.
+
+    Args:
+        permutations: number of permutations of the labels that make the null distribution of what is not fitted to
+            them.
+    """
+
+    permutations: int = option(1000, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedOptions(Options):
+    """Supervised probes.
+
+    Args:
+        refits: number of permutations of the labels that supervised probes are refitted to, for their null
+            distribution.
+        inverse_penalty: C of the logistic regression, the inverse strength of its penalty.
+    """
+
+    refits: int = option(20, least=1)
+    inverse_penalty: float = option(1.0, above=0)

@@ -1,12 +1,12 @@
-"""Parts of a job, each saved when it is done, and known again after a restart."""
+"""Parts of a job, each saved when it is made, and known again after a restart: one loop for all jobs."""
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,19 +19,118 @@ from probing.data.pairs import content_sha256
 from probing.data.tables import Table
 from probing.instruments.ahead import one_ahead
 from probing.instruments.problems import LISTED_PROBLEMS
+from probing.instruments.reading import Advance
 from probing.probes.threads import single_threads
 from probing.report.progress import Progress
+from probing.runs.common.budget import KeptBudget
 from probing.store.activations import fault, states_path, write_states
 from probing.store.shards import read_shard, shard_path, write_shard
 from probing.types import PreferencePair
 
+Ready = TypeVar("Ready")
+Made = TypeVar("Made")
+Part = TypeVar("Part")
+Maker = Callable[[Sequence[int], Advance], Generator[Made, None, None]]
+"""Makes the parts with these numbers, in order, each when it is asked for."""
+
+
+def complete_parts(
+    known: Sequence[Part | None],
+    make: Maker[Made],
+    write: Callable[[int, Made], Part],
+    bar: Progress,
+    adopt: Callable[[Part], None] = lambda part: None,
+) -> list[Part]:
+    """Every part of a job, made now or by an earlier run.
+
+    Whatever ends this, an error or an interrupt too, ends the threads of the maker; the parts before are written.
+
+    Args:
+        known: the parts that are there and whole; None for one that has to be made.
+        make: makes the missing ones: ``one_after_another``, ``with_next_prepared`` or ``several_at_once``.
+        write: writes a part that was made, and answers what is remembered of it.
+        bar: shows how far it is.
+        adopt: told of every part, old or new, before the next one is made.
+    """
+    missing = [number for number, part in enumerate(known) if part is None]
+    parts = []
+    with bar, closing(make(missing, bar.advance)) as made:
+        for number, part in enumerate(known):
+            whole = part if part is not None else write(number, next(made))
+            adopt(whole)
+            parts.append(whole)
+    return parts
+
+
+def one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
+    """One part at a time, in this thread."""
+
+    def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
+        for number in missing:
+            yield make(number, report)
+
+    return make_all
+
+
+def with_next_prepared(prepare: Callable[[int], Ready], make: Callable[[int, Ready, Advance], Made]) -> Maker[Made]:
+    """One part at a time; while it is made, another thread prepares the next one."""
+
+    def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
+        with closing(one_ahead(prepare, missing)) as prepared:
+            for number, ready in zip(missing, prepared, strict=True):
+                yield make(number, ready, report)
+
+    return make_all
+
+
+class Stopped(Exception):
+    """Raised inside a part that is being made when another one failed, or the run was interrupted."""
+
+
+def several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[Made]:
+    """So many parts at once, by a thread each, in which torch has no others."""
+
+    def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
+        stop, one_at_a_time = threading.Event(), threading.Lock()
+
+        def report_unless_stopped(rows: float, tokens: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            with one_at_a_time:
+                report(rows, tokens)
+
+        def make_unless_stopped(number: int) -> Made:
+            if stop.is_set():
+                raise Stopped
+            try:
+                return make(number, report_unless_stopped)
+            except BaseException:
+                stop.set()  # before this thread turns to the next part
+                raise
+
+        with single_threads(count) as pool:
+            try:
+                yield from pool.map(make_unless_stopped, missing)
+            finally:
+                stop.set()
+
+    return make_all
+
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of consecutive pairs, and what is to be remembered of their making."""
+    """Some rows, and what is to be remembered of their making."""
 
     rows: pa.Table
     facts: dict[str, Any]
+
+
+def find_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[object]]) -> Shard | None:
+    """A shard that an earlier run wrote; None unless it is whole and has these values in these columns."""
+    read = read_shard(path, schema)
+    if read is None or any(read[0][name].to_pylist() != list(values) for name, values in columns.items()):
+        return None
+    return Shard(*read)
 
 
 @dataclass(frozen=True)
@@ -57,57 +156,52 @@ class Dataset:
 
     def facts(self) -> dict[str, Any]:
         """What a record says of the data."""
-        return {
-            "path": self.table.path,
-            "format": self.table.format,
-            "rows": len(self.pairs),
-            "sha256": self.table.sha256,
-            "pairs_sha256": content_sha256(self.pairs),
-        }
+        return self.table.facts() | {"rows": len(self.pairs), "pairs_sha256": content_sha256(self.pairs)}
 
 
-def all_shards(
+def complete_shards(
     folder: Path,
     data: Dataset,
     schema: pa.Schema,
-    make: Callable[[range, int, Progress, Any], Shard],
-    adopt: Callable[[Shard], None] = lambda shard: None,
+    prepare: Callable[[range], Ready],
+    make: Callable[[int, Ready, Advance], Shard],
+    *,
+    budget: KeptBudget | None = None,
     whole: Callable[[int], bool] = lambda number: True,
     prefix: str = "",
     doing: str = "scoring",
-    prepare: Callable[[range], Any] = lambda block: None,
 ) -> list[Shard]:
-    """Every shard, made now or by an earlier run.
+    """Every shard of preference pairs, made now or by an earlier run.
 
     Args:
         folder: where they lie.
         data: of which they are.
         schema: of their rows, with a column ``id``.
-        make: makes the shard of a block, given its number too, and what was prepared for it.
-        adopt: told of every shard, old or new, before the next one is made.
-        whole: whether what else belongs to a shard that was found is there as well.
+        prepare: what can be done for a block while the one before it is made.
+        make: makes the shard with this number from what was prepared for it.
+        budget: which goes on as it was after each shard.
+        whole: whether what else belongs to a shard that is there is there as well.
         prefix: of the files' names.
         doing: for the progress bar.
-        prepare: what can be done for a block by another thread while the one before it is made.
     """
 
-    def known(number: int, block: range) -> Shard | None:
-        found = read_shard(shard_path(folder, number, prefix), schema)
-        ids = [pair.id for pair in data.of(block)]
-        return Shard(*found) if found is not None and found[0]["id"].to_pylist() == ids and whole(number) else None
+    def find(number: int) -> Shard | None:
+        ids = [pair.id for pair in data.of(data.blocks[number])]
+        shard = find_shard(shard_path(folder, number, prefix), schema, {"id": ids})
+        return shard if shard is not None and whole(number) else None
 
-    before = [known(number, block) for number, block in enumerate(data.blocks)]
-    missing = [block for block, found in zip(data.blocks, before, strict=True) if found is None]
-    shards = []
-    bar = Progress(len(data.pairs), sum(len(shard.rows) for shard in before if shard is not None), doing=doing)
-    with bar, closing(one_ahead(prepare, missing)) as prepared:
-        for number, (block, found) in enumerate(zip(data.blocks, before, strict=True)):
-            shard = found if found is not None else make(block, number, bar, next(prepared))
-            if found is None:
-                write_shard(shard_path(folder, number, prefix), shard.rows, shard.facts)
-            adopt(shard)
-            shards.append(shard)
-    return shards
+    def write(number: int, shard: Shard) -> Shard:
+        write_shard(shard_path(folder, number, prefix), shard.rows, shard.facts)
+        return shard
+
+    def adopt(shard: Shard) -> None:
+        if budget is not None:
+            budget.adopt(shard.facts)
+
+    known = [find(number) for number in range(len(data.blocks))]
+    bar = Progress(len(data.pairs), sum(len(shard.rows) for shard in known if shard is not None), doing=doing)
+    maker = with_next_prepared(lambda number: prepare(data.blocks[number]), make)
+    return complete_parts(known, maker, write, bar, adopt)
 
 
 def rows_of(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
@@ -115,16 +209,30 @@ def rows_of(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
 
 
-def status_facts(shards: Sequence[Shard], data: Dataset) -> dict[str, Any]:
-    """What all shards together say: rows by status, the first problems with their lines, speed."""
-    lines = {pair.id: data.table.lines[index] for index, pair in enumerate(data.pairs)}
-    problems = [{**problem, "line": lines[problem["id"]]} for shard in shards for problem in shard.facts["problems"]]
+def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What all shards together say of their rows: how many by status, and the first problems.
+
+    Args:
+        shards: of which each has ``problems`` among its facts.
+        lines: where each row stands, by id; None where it is not told.
+    """
+    problems = [problem for shard in shards for problem in shard.facts["problems"]]
+    if lines is not None:
+        problems = [{**problem, "line": lines[problem["id"]]} for problem in problems]
     statuses = Counter(status for shard in shards for status in shard.rows["status"].to_pylist())
-    tokens, seconds = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
     return {
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": problems[:LISTED_PROBLEMS],
         "problems_in_all": len(problems),
+    }
+
+
+def pair_facts(shards: Sequence[Shard], data: Dataset) -> dict[str, Any]:
+    """What all shards of pairs together say: rows by status, the first problems with their lines, speed."""
+    lines = {pair.id: data.table.lines[index] for index, pair in enumerate(data.pairs)}
+    tokens, seconds = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
+    return {
+        **status_facts(shards, lines),
         "batch_tokens": shards[-1].facts["batch_tokens"],
         "tokens": tokens,
         "scoring_seconds": round(seconds, 3),
@@ -136,14 +244,14 @@ SCHEMA = pa.schema([("place", pa.string())])
 Arrays = Mapping[str, NDArray[np.float64]]
 
 
-def all_layers(
+def complete_layers(
     folder: Path,
     places: Sequence[str],
     make: Callable[[str, Callable[[float], None]], Arrays],
     doing: str,
     at_once: int | None = None,
 ) -> None:
-    """Make what is not there yet.
+    """Make the arrays of every place that are not there yet.
 
     Args:
         folder: where the parts lie.
@@ -153,53 +261,20 @@ def all_layers(
         at_once: how many parts are made at once, by a thread each, in which torch has no others; by default one, in
             this thread.
     """
-    known = [_is_there(folder, number, place) for number, place in enumerate(places)]
-    missing = [(number, place) for number, (place, there) in enumerate(zip(places, known, strict=True)) if not there]
-    with Progress(len(places), sum(known), unit="places", doing=doing) as bar:
-        for number, arrays in _made(missing, make, bar, at_once):
-            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-            facts = write_states(states_path(folder, number), tensors)
-            write_shard(shard_path(folder, number), pa.table({"place": [places[number]]}, schema=SCHEMA), facts)
 
+    def make_place(number: int, report: Advance) -> Arrays:
+        return make(places[number], lambda share: report(share, 0))
 
-class Stopped(Exception):
-    """Raised inside a part that is being made when another one failed, or the run was interrupted."""
+    def write(number: int, arrays: Arrays) -> dict[str, Any]:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        facts = write_states(states_path(folder, number), tensors)
+        write_shard(shard_path(folder, number), pa.table({"place": [places[number]]}, schema=SCHEMA), facts)
+        return facts
 
-
-def _made(
-    missing: Sequence[tuple[int, str]],
-    make: Callable[[str, Callable[[float], None]], Arrays],
-    bar: Progress,
-    at_once: int | None,
-) -> Iterator[tuple[int, Arrays]]:
-    """Every part in order, as soon as it is made."""
-    if at_once is None:
-        for number, place in missing:
-            yield number, make(place, lambda share: bar.advance(share, 0))
-        return
-    stop, one_at_a_time = threading.Event(), threading.Lock()
-
-    def report(share: float) -> None:
-        if stop.is_set():
-            raise Stopped
-        with one_at_a_time:
-            bar.advance(share, 0)
-
-    def made(part: tuple[int, str]) -> Arrays:
-        if stop.is_set():
-            raise Stopped
-        try:
-            return make(part[1], report)
-        except BaseException:
-            stop.set()  # before this thread turns to the next part
-            raise
-
-    with single_threads(at_once) as pool:
-        try:
-            for (number, _), arrays in zip(missing, pool.map(made, missing), strict=True):
-                yield number, arrays
-        finally:
-            stop.set()
+    known = [_find_arrays(folder, number, place) for number, place in enumerate(places)]
+    done = sum(facts is not None for facts in known)
+    maker = one_after_another(make_place) if at_once is None else several_at_once(make_place, at_once)
+    complete_parts(known, maker, write, Progress(len(places), done, unit="places", doing=doing))
 
 
 def read_layer_arrays(folder: Path, number: int) -> dict[str, NDArray[np.float64]]:
@@ -207,8 +282,9 @@ def read_layer_arrays(folder: Path, number: int) -> dict[str, NDArray[np.float64
     return {name: tensor.numpy() for name, tensor in load_file(states_path(folder, number)).items()}
 
 
-def _is_there(folder: Path, number: int, place: str) -> bool:
-    found = read_shard(shard_path(folder, number), SCHEMA)
-    if found is None or found[0]["place"].to_pylist() != [place]:
-        return False
-    return fault(states_path(folder, number), found[1], deep=True) is None
+def _find_arrays(folder: Path, number: int, place: str) -> dict[str, Any] | None:
+    """What is remembered of the arrays of a place; None unless an earlier run wrote them and they are whole."""
+    shard = find_shard(shard_path(folder, number), SCHEMA, {"place": [place]})
+    if shard is None or fault(states_path(folder, number), shard.facts, deep=True) is not None:
+        return None
+    return shard.facts

@@ -13,54 +13,44 @@ import pandas as pd
 import torch
 
 from probing.data.tables import canonical
-from probing.errors import StoreCorrupt
-from probing.kernels.dispatch import fallbacks
-from probing.models.load import LanguageModel, device_names, devices_of
+from probing.errors import SourceMismatch, StoreCorrupt
+from probing.kernels.dispatch import with_fallbacks
+from probing.models.devices import device_names
+from probing.models.load import LanguageModel
+from probing.runs.common.options import Options
 from probing.runs.common.versions import versions
 from probing.store.activations import ActivationStore
 from probing.store.files import file_sha256, new_file
 from probing.store.manifest import RUN_FILE, RunFolder
-from probing.types import Report, Source
-
-LATER: Mapping[str, Any] = {"compile": False}
-"""Options that the jobs did not have at first, with what was true before."""
+from probing.types import PreferencePair, Report, Source
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """The fields of a job's options, as they are written down."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-
-
-def identity(
-    config: Any, left_out: Sequence[str], model: LanguageModel, later: Mapping[str, Any] = LATER
-) -> dict[str, Any]:
-    """What the bytes of every job depend on, besides its models and data: options, machine, versions.
+def begin_run(
+    folder: RunFolder,
+    config: Options,
+    made_of: Mapping[str, Any],
+    devices: Sequence[torch.device],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Start a run in a folder, or go on with the one it holds if everything its bytes depend on is the same.
 
     Args:
-        config: the job's options.
-        left_out: options that change no byte, or are told apart by content.
-        model: says on which device and in which dtype.
-        later: see ``options_of``.
+        folder: of the run.
+        config: the job's options; those that are part of its identity are compared with those in the record.
+        made_of: what tells the run's models, states and data from others.
+        devices: that it computes on.
+        dtype: of its model, unless ``made_of`` says it.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else; names each difference.
     """
-    return {
-        "options": options_of(config, left_out, later),
-        "device": device_names(devices_of(model)),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": versions(),
-    }
-
-
-def options_of(config: Any, left_out: Sequence[str], later: Mapping[str, Any] = LATER) -> dict[str, Any]:
-    """The options that are part of a run's identity.
-
-    Args:
-        config: the job's options.
-        left_out: those that are not.
-        later: those that earlier versions of the job did not have, with what was true before: left out where they say
-            the same, so that folders of these versions still resume.
-    """
-    found = {name: value for name, value in plain(config).items() if name not in left_out}
-    return {name: value for name, value in found.items() if name not in later or value != later[name]}
+    depends_on = {**made_of, "options": config.identity(), "device": device_names(devices)}
+    depends_on |= {} if dtype is None else {"dtype": dtype_name(dtype)}
+    depends_on |= {"versions": versions()}
+    known = folder.facts()
+    # By the options of the record, not by those that its version took for the identity: so its folders still resume.
+    recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
+    folder.begin(depends_on, {"config": config.plain()}, recorded)
 
 
 def content_of(source: Source) -> dict[str, Any]:
@@ -68,46 +58,37 @@ def content_of(source: Source) -> dict[str, Any]:
     return {key: value for key, value in asdict(source).items() if key.endswith("sha256") and value is not None}
 
 
-def clear(folder: Path) -> None:
-    """Remove the shards of a run that is complete."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def identity_of_layers(
-    config: Any, left_out: Sequence[str], source: LanguageModel | ActivationStore, device: torch.device
-) -> dict[str, Any]:
-    """What the bytes of such a job depend on, besides its data: states, options, machine, versions.
-
-    Args:
-        config: the job's options.
-        left_out: options that change no byte, or are told apart by content.
-        source: a model that is still to be read, or states that were.
-        device: where probes are fitted.
-    """
+def content_of_states(source: LanguageModel | ActivationStore) -> dict[str, Any]:
+    """What tells states from others: those of a model that is still to be read, or those of a store."""
     if isinstance(source, ActivationStore):
-        states = identity_of_states(source)
-    else:
-        states = {"dtype": str(source.dtype).removeprefix("torch.")}
-    return {
-        "model": content_of(source.source),
-        "states": states,
-        "options": options_of(config, left_out),
-        "device": device_names([device]),
-        "versions": versions(),
-    }
+        return {"model": content_of(source.source), "states": content_of_store(source)}
+    return {"model": content_of(source.source), "states": {"dtype": dtype_name(source.dtype)}}
+
+
+def content_of_store(store: ActivationStore) -> dict[str, Any]:
+    """What tells one store from another: its rows, and the numbers of all its places."""
+    shards = hashlib.sha256(canonical(store.facts["shards"])).hexdigest()
+    return {"rows_sha256": store.facts["rows_sha256"], "shards_sha256": shards, "dtype": store.facts["dtype"]}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As it is written down: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def model_facts(model: LanguageModel) -> dict[str, Any]:
+    """What a record says of a model: what it was loaded from, where it ran, in which dtype."""
+    return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
 
 
 def how_told(store: ActivationStore) -> str:
     """How the states were captured, in words, and what has run in a slower way since."""
-    how = str(store.facts["how"])
-    later = (f"{what}: {why}" for what, why in fallbacks().items())
-    return "; ".join([how, *(slower for slower in later if slower not in how)])
+    return with_fallbacks(str(store.facts["how"]))
 
 
-def identity_of_states(store: ActivationStore) -> dict[str, Any]:
-    """What tells one store from another: its rows, and the numbers of all its places."""
-    shards = hashlib.sha256(canonical(store.facts["shards"])).hexdigest()
-    return {"rows_sha256": store.facts["rows_sha256"], "shards_sha256": shards, "dtype": store.facts["dtype"]}
+def clear(folder: Path) -> None:
+    """Remove the shards of a run that is complete."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_summary(path: Path, facts: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
@@ -118,19 +99,79 @@ def write_summary(path: Path, facts: Mapping[str, Any], tables: Mapping[str, pd.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def finish(folder: RunFolder, config: Any, facts: Mapping[str, Any], written: Sequence[str], began: float) -> None:
+def finish(
+    folder: RunFolder, config: Options, facts: Mapping[str, Any], files: Mapping[str, Any], began: float
+) -> None:
     """Write the record of a run whose files are all there.
 
     Args:
         folder: of the run.
         config: the job's options.
         facts: what the record says.
-        written: names of the files.
+        files: what it says of the files: from ``hash_files``, or hashes under keys of the job's own.
         began: when, by ``time.monotonic``.
     """
-    hashes = {name: file_sha256(folder.path / name) for name in written}
-    done = {"status": "done", "config": plain(config), **facts}
-    folder.write({**folder.facts(), **done, "wall_seconds": round(time.monotonic() - began, 3), "sha256": hashes})
+    done = {"status": "done", "config": config.plain(), **facts}
+    folder.write({**folder.facts(), **done, "wall_seconds": round(time.monotonic() - began, 3), **files})
+
+
+def hash_files(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
+    """Hashes of a run's files, as its record holds them."""
+    return {"sha256": {name: file_sha256(folder.path / name) for name in names}}
+
+
+def is_unchanged(path: Path, sha256: str | None) -> bool:
+    """Whether a file is there and has this hash."""
+    return path.is_file() and file_sha256(path) == sha256
+
+
+def check_files(folder: RunFolder, hashes: Mapping[str, str]) -> None:
+    """Raise unless the files of a finished run are as they were written.
+
+    Args:
+        folder: of the run.
+        hashes: of its files, by name.
+
+    Raises:
+        StoreCorrupt: one of them is gone or changed.
+    """
+    for name, sha256 in hashes.items():
+        path = folder.path / name
+        if not is_unchanged(path, sha256):
+            raise StoreCorrupt(f"{path}: gone or changed since the run ended; delete {folder.path} and run again")
+
+
+def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]) -> None:
+    """Raise unless a finished table is of these pairs: the bytes of a dataset do not say how its rows were given ids.
+
+    Args:
+        path: of the table, for the message.
+        ids: in the table.
+        pairs: of the dataset.
+
+    Raises:
+        SourceMismatch: it is of rows with other ids.
+    """
+    other = next((at for at, pair in enumerate(pairs) if at >= len(ids) or ids[at] != pair.id), None)
+    if other is not None:
+        raise SourceMismatch(
+            f"{path}: was made from rows with other ids (row {other + 1} is '{pairs[other].id}' now). Give the "
+            f"--id-column of that run, or choose another --out"
+        )
+
+
+def report_of(
+    folder: RunFolder, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], names: Sequence[str]
+) -> Report:
+    """What a finished run answers.
+
+    Args:
+        folder: of the run.
+        tables: by title.
+        facts: of the record.
+        names: of the files that it wrote.
+    """
+    return Report(dict(tables), {**facts, "wrote": [str(folder.path / name) for name in names]})
 
 
 def finished_report(folder: RunFolder, summary: str) -> Report:
@@ -140,10 +181,7 @@ def finished_report(folder: RunFolder, summary: str) -> Report:
         StoreCorrupt: a file of it is gone or changed.
     """
     facts = folder.facts()
-    for name, sha256 in facts["sha256"].items():
-        path = folder.path / name
-        if not path.is_file() or file_sha256(path) != sha256:
-            raise StoreCorrupt(f"{path}: gone or changed since it was written; delete the folder and run again")
+    check_files(folder, facts["sha256"])
     stored = json.loads((folder.path / summary).read_text(encoding="utf-8"))["tables"]
     tables = {title: pd.DataFrame(rows) for title, rows in stored.items()}
-    return Report(tables, {**facts, "wrote": [str(folder.path / name) for name in (*facts["sha256"], RUN_FILE)]})
+    return report_of(folder, tables, facts, [*facts["sha256"], RUN_FILE])

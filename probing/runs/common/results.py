@@ -1,15 +1,154 @@
-"""What the results of several jobs have in common."""
+"""What the results of several jobs have in common: a value with its interval, beside null distributions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probing.statistics.intervals import null_interval
+from probing.statistics.intervals import percentile_interval
+from probing.statistics.permutation import corrected_p_values, p_value
+from probing.types import Estimate
 
-
-def null_columns(name: str, null: NDArray[np.float64] | None) -> dict[str, float]:
-    """The middle 95 % of a null and its median, as columns of a table; NaN where there is none."""
-    cuts = null_interval(np.empty(0) if null is None else null)
-    return dict(zip((f"{name}_low", f"{name}_median", f"{name}_high"), cuts, strict=True))
-
-
+Array = NDArray[np.float64]
+ALL = "all"
+"""Stands for every row of the data, where results are of sets of rows."""
 CHOSEN = "chosen inside folds"
+"""Stands for a place: each fold has its own, chosen without the rows of that fold (nested cross-validation)."""
+SURFACE = "surface"
+"""Stands for the baseline that reads lengths and punctuation only."""
+NULL_QUANTILES = (0.025, 0.5, 0.975)
+NOT_KNOWN = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class NullDistribution:
+    """Draws of a metric under a null hypothesis: random probes, or permutations of the labels.
+
+    Attributes:
+        draws: [draw]; None where this metric has no such null distribution.
+        places: the draws at every place, where one of the places is chosen for its value: gives the corrected p-value.
+        chosen: each draw chose its own place, as the value did; then its p-value is corrected already.
+        tested: whether there are p-values; otherwise only the quantiles are shown.
+    """
+
+    draws: Array | None
+    places: Sequence[Array] = ()
+    chosen: bool = False
+    tested: bool = True
+
+
+@dataclass(frozen=True)
+class NullComparison:
+    """Where a value lies in a null distribution; every number is NaN where there is none.
+
+    Attributes:
+        low: 2.5 % quantile of the null distribution.
+        median: its median.
+        high: its 97.5 % quantile.
+        p: share of the draws that are as good as the value, the value itself counted in.
+        p_corrected: the same against the best place of every draw (Westfall and Young's maxT).
+        tested: whether the p-values are part of the results.
+    """
+
+    low: float = NOT_KNOWN
+    median: float = NOT_KNOWN
+    high: float = NOT_KNOWN
+    p: float = NOT_KNOWN
+    p_corrected: float = NOT_KNOWN
+    tested: bool = True
+
+
+@dataclass(frozen=True)
+class ComparedEstimate:
+    """A value with its 95 % interval, beside the null distributions that it is compared with.
+
+    Attributes:
+        estimate: value, ends of the interval, and the number of rows.
+        nulls: by the name that the null distribution has in the columns.
+        corrected: the value with the bias of few rows taken off; None where the job makes no such correction.
+    """
+
+    estimate: Estimate
+    nulls: Mapping[str, NullComparison] = field(default_factory=dict)
+    corrected: float | None = None
+
+    def to_columns(self, unit: str) -> dict[str, float]:
+        """As columns of a results table; ``unit`` is the column with the number of rows."""
+        columns = {"value": self.estimate.value}
+        if self.corrected is not None:
+            columns["corrected"] = self.corrected
+        columns |= {"low": self.estimate.low, "high": self.estimate.high, unit: self.estimate.n}
+        for name, null in self.nulls.items():
+            columns |= {f"{name}_low": null.low, f"{name}_median": null.median, f"{name}_high": null.high}
+        for name, null in self.nulls.items():
+            if null.tested:
+                columns |= {f"p_{name}": null.p, f"p_{name}_corrected": null.p_corrected}
+        return columns
+
+
+def compare(
+    value: float,
+    replicates: Array,
+    n: int,
+    nulls: Mapping[str, NullDistribution],
+    *,
+    higher_is_better: bool | None = True,
+    rounding: float = 0.0,
+    debiased: tuple[float, float, float] | None = None,
+) -> ComparedEstimate:
+    """A value with its percentile interval, beside its null distributions.
+
+    Args:
+        value: of the metric.
+        replicates: the metric in every bootstrap replicate, [replicate].
+        n: number of rows (or pairs) that the value is of.
+        nulls: null distributions by name.
+        higher_is_better: which end of a null distribution is the good one; None where neither is: no p-values then.
+        rounding: relative, how far a draw of the very same labels may be from the value.
+        debiased: the value with the bias of few rows taken off, and the ends of the interval for that one, in place of
+            the percentile interval.
+    """
+    lenient = value
+    if rounding and higher_is_better is not None:
+        lenient += abs(value) * rounding * (-1 if higher_is_better else 1)
+    comparisons = {name: _compare_with_null(lenient, null, higher_is_better) for name, null in nulls.items()}
+    if debiased is None:
+        return ComparedEstimate(estimate_with_interval(value, replicates, n), comparisons)
+    corrected, low, high = debiased
+    return ComparedEstimate(Estimate(value, low, high, n), comparisons, corrected)
+
+
+def _compare_with_null(value: float, null: NullDistribution, higher_is_better: bool | None) -> NullComparison:
+    low, median, high = find_quantiles(null.draws)
+    comparison = NullComparison(low, median, high, tested=null.tested)
+    if higher_is_better is None or not null.tested:
+        return comparison
+    if null.draws is not None:
+        comparison = replace(comparison, p=p_value(value, null.draws, higher_is_better))
+    if null.chosen:
+        return replace(comparison, p_corrected=comparison.p)
+    if len(null.places):
+        corrected = corrected_p_values(np.array([value]), np.stack(list(null.places)), higher_is_better)
+        comparison = replace(comparison, p_corrected=float(corrected[0]))
+    return comparison
+
+
+def find_quantiles(draws: Array | None) -> tuple[float, float, float]:
+    """The ends of the middle 95 % of a null distribution and its median: low, median, high; NaN without draws."""
+    known = np.empty(0) if draws is None else draws[np.isfinite(draws)]
+    if not len(known):
+        return NOT_KNOWN, NOT_KNOWN, NOT_KNOWN
+    low, median, high = np.quantile(known, NULL_QUANTILES).tolist()
+    return low, median, high
+
+
+def estimate_with_interval(value: float, replicates: Array, n: int) -> Estimate:
+    """The value with the percentile interval of its bootstrap replicates; without one (NaN) for fewer than two rows."""
+    low, high = percentile_interval(replicates) if n > 1 else (NOT_KNOWN, NOT_KNOWN)
+    return Estimate(float(value), low, high, n)
+
+
+def estimate_without_interval(value: float, n: int) -> Estimate:
+    """A value that has no interval."""
+    return Estimate(float(value), NOT_KNOWN, NOT_KNOWN, n)

@@ -12,21 +12,23 @@ from numpy.typing import NDArray
 from probing.data.contents import content_of_row
 from probing.data.places import expand_places
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
-from probing.models.load import LanguageModel, free_memory, load
+from probing.models.devices import free_memory
+from probing.models.load import LanguageModel, load
 from probing.runs.common.groups import text_units
-from probing.store.activations import ActivationStore, open_store
+from probing.runs.common.options import DEFAULT_PLACES, OneModelOptions
+from probing.store.activations import ActivationStore, open_store, row_problems
 from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
 
 STATES = "states"
 """Where a run keeps the states that it captured."""
-DEFAULT_PLACES = "resid_post:all"
 
 
-def source_of(config: Any) -> LanguageModel | ActivationStore:
+def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
     """The model that a job was given, or the store in its place."""
     if config.store is not None:
         return open_states(config.store)
+    assert config.model is not None  # checked with the options: one of the two is given
     return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
 
@@ -99,11 +101,6 @@ class Prompts:
         return self.store.read(place)[self.index].to(device).float()
 
 
-def request_of(config: Any) -> dict[str, Any]:
-    """Which state a job over labelled prompts reads."""
-    return {"pooling": config.pooling, "over": config.over, "chat": config.chat}
-
-
 def join_states(
     store: ActivationStore, path: str, prompts: Sequence[LabelledPrompt], label_of: Callable[[LabelledPrompt], Any]
 ) -> Prompts:
@@ -121,10 +118,7 @@ def join_states(
             f"{store.path}: row '{wrong[0]}' of {path} is not in it, or with another text or label "
             f"({len(wrong)} of {len(prompts)} rows)"
         )
-    problems = {
-        row["id"]: Problem(row["id"], row["status"], row["detail"] or "")
-        for row in known[known["status"] != "ok"].to_dict("records")
-    }
+    problems = {problem.id: problem for problem in row_problems(known)}
     for prompt in prompts:
         if prompt.label is None:
             problems.setdefault(prompt.id, Problem(prompt.id, "no_label", "the row has no label"))

@@ -1,10 +1,11 @@
 """Versions of what the numbers pass through."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
+DISTRIBUTION = "model-probing"
+"""The name under which this package is installed; its import name is ``probing``."""
 LIBRARIES = (
-    "probing",
     "torch",
     "triton",
     "transformers",
@@ -22,10 +23,19 @@ LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of every library that can change a number or a byte of the output."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree that was never installed
-            found[name] = "not installed"
-    return found
+    own = {"python": platform.python_version(), "probing": version_of(DISTRIBUTION)}
+    return own | {name: version_of(name) for name in LIBRARIES}
+
+
+def version_of(distribution: str) -> str:
+    """The version of what is installed under a name; ours is not where it runs from a source tree."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def find_namesakes() -> list[str]:
+    """Other distributions that install an import package ``probing`` too: files of either may have replaced ours."""
+    names = packages_distributions().get("probing", [])
+    return sorted({f"{name} {version_of(name)}" for name in names if name != DISTRIBUTION})

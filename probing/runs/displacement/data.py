@@ -1,23 +1,10 @@
-"""Columns of the data and checkpoints in a folder."""
+"""Shares of raters, and checkpoints in a folder."""
 
 from pathlib import Path
 
+from probing.data.columns import column_values
 from probing.data.tables import Table
 from probing.errors import DataInvalid, UsageError
-
-
-def column_of(table: Table, name: str) -> list[object]:
-    """A column of the data.
-
-    Raises:
-        DataInvalid: it is not there; names the row.
-    """
-    for index, row in enumerate(table.rows):
-        if name not in row:
-            raise DataInvalid(f"{table.where(index)}: has no '{name}'; it has {', '.join(map(str, row))}")
-        if row[name] is None:
-            raise DataInvalid(f"{table.where(index)}: '{name}' is empty there")
-    return [row[name] for row in table.rows]
 
 
 def rater_shares(table: Table, name: str) -> list[float]:
@@ -27,7 +14,7 @@ def rater_shares(table: Table, name: str) -> list[float]:
         DataInvalid: one is no number between 0 and 1; names the row.
     """
     shares: list[float] = []
-    for index, value in enumerate(column_of(table, name)):
+    for index, value in enumerate(column_values(table, name)):
         share = _number(value)
         if share is None or not 0 <= share <= 1:
             raise DataInvalid(f"{table.where(index)}: '{name}' must be a share of raters, 0 to 1, not {value!r}")

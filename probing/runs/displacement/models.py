@@ -3,16 +3,17 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, ProbingError, UsageError
-from probing.instruments.pair_changes import same_vocabulary
+from probing.instruments.pair_changes import check_same_vocabulary
 from probing.models.adapters import base_of, is_adapter
 from probing.models.load import LanguageModel, brings_tokenizer, load
 from probing.runs.common.parts import Dataset
+from probing.runs.common.record import dtype_name
 from probing.runs.displacement.config import DisplacementConfig
 from probing.store.files import file_sha256
 
@@ -76,9 +77,9 @@ def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str)
         _warn_of_another_base(config, name)
         return reference.adapted(name)
     tokenizer = None if brings_tokenizer(name) else reference.tokenizer
-    dtype = str(reference.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    dtype = dtype_name(reference.dtype) if config.dtype == "auto" else config.dtype
     policy = load(name, config.policy_revision, dtype, config.device, config.trust_remote_code, tokenizer)
-    same_vocabulary(reference, policy)
+    check_same_vocabulary(reference, policy)
     return policy
 
 
@@ -97,10 +98,6 @@ def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
 def note_broken_step(step: int, path: Path, error: Exception) -> dict[str, Any]:
     log.warning("step %d (%s) is left out: %s", step, path.name, error)
     return {"step": step, "folder": path.name, "why": str(error)}
-
-
-def model_facts(model: LanguageModel) -> dict[str, Any]:
-    return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
 
 
 def hash_checkpoint(folder: Path) -> str:

@@ -10,24 +10,35 @@ import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.data.tokenize import TokenizedPair
-from probing.engine.stream import TokenBudget
-from probing.errors import NotFinite, ProbingError, StoreCorrupt
+from probing.errors import NotFinite, ProbingError
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, TOKEN_COLUMNS
 from probing.instruments.pair_changes import (
     TOKENS_SCHEMA,
     PairComparer,
     check_same_head,
     check_same_tokens,
-    likelihoods,
+    measure_likelihoods,
 )
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
+from probing.instruments.reading import Advance
+from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.report.plots import draw_course
-from probing.report.progress import Progress
-from probing.runs.common.parts import Dataset, Shard, all_shards, rows_of, status_facts
-from probing.runs.common.record import clear, content_of, identity, plain
+from probing.runs.common.budget import KeptBudget
+from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, rows_of
+from probing.runs.common.record import (
+    begin_run,
+    check_files,
+    check_ids,
+    clear,
+    content_of,
+    dtype_name,
+    finish,
+    hash_files,
+    model_facts,
+    report_of,
+)
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, TOKENS_FILE, DisplacementConfig
 from probing.runs.displacement.models import (
     Inputs,
@@ -35,33 +46,16 @@ from probing.runs.displacement.models import (
     hash_checkpoint,
     load_policy,
     load_reference,
-    model_facts,
     note_broken_step,
 )
 from probing.runs.displacement.tables import Results, course_frame, make_tables
-from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
+from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Report
 
 TOKENS_PREFIX = "tokens_"
 COURSE_SCHEMA = pa.schema([("id", pa.string()), ("chosen_logprob", pa.float64()), ("rejected_logprob", pa.float64())])
-NOT_IDENTITY = (
-    "reference",
-    "policy",
-    "adapter",
-    "reference_adapter",
-    "steps",
-    "data",
-    "out",
-    "device",
-    "dtype",
-    "trust_remote_code",
-    "beta",
-    "group_column",
-    "rater_share_column",
-)
-"""Options that change no file, or are told apart by content."""
 
 
 def compare_into(
@@ -84,14 +78,14 @@ def compare_into(
     inputs = Inputs(config, Dataset(table, pairs, config.shard_pairs), groups, shares, steps)
     reference = load_reference(config)
     policy, taken, broken = find_policy(inputs, reference)
-    folder.begin(_identity(inputs, reference, policy), {"config": plain(config)})
+    begin_run(folder, config, _made_of(inputs, reference, policy), devices_of(reference), reference.dtype)
     if not folder.finished:
-        comparer = _comparer(folder, inputs, reference, policy)
-        shards = _compared(folder, inputs.data, comparer)
+        comparer = make_comparer(config, reference, policy)
+        shards = compare_shards(folder, inputs.data, comparer)
         joined = [shard.rows for shard in shards]
         facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
         facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
-        facts |= {"data": inputs.data.facts(), **status_facts(shards, inputs.data)}
+        facts |= {"data": inputs.data.facts(), **pair_facts(shards, inputs.data)}
         join_shards(joined, folder.path / PAIRS_FILE)
         wrote = [PAIRS_FILE]
         if config.top:
@@ -103,51 +97,42 @@ def compare_into(
             frame = pa.concat_tables(joined).to_pandas()
             before = comparer.before
             del comparer, policy  # one policy at a time is in memory
-            broken += _write_course(folder, inputs, before, frame, taken)
+            broken += write_course(folder, inputs, before, frame, taken)
             wrote.append(COURSE_FILE)
             facts |= {"policy_step": taken}
-        facts |= {"broken_steps": broken, "wall_seconds": round(time.monotonic() - began, 3)}
-        facts |= {"sha256": {name: file_sha256(folder.path / name) for name in wrote}}
-        folder.write({**folder.facts(), "status": "done", "config": plain(config), **facts})
+        facts |= {"broken_steps": broken}
+        finish(folder, config, facts, hash_files(folder, wrote), began)
     clear(folder.shards)
-    return _report(folder, inputs)
+    return read_report(folder, inputs)
 
 
-def _identity(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
-    """Everything that the bytes of the tables depend on."""
-    made_of = {
+def _made_of(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
+    """What tells the models and the data from others."""
+    return {
         "reference": content_of(reference.source),
         "policy": content_of(policy.source),
         "steps": {path.name: hash_checkpoint(path) for _, path in inputs.steps or ()},
-        "policy_dtype": str(policy.dtype).removeprefix("torch."),
+        "policy_dtype": dtype_name(policy.dtype),
         "data": {"sha256": inputs.data.table.sha256},
     }
-    return made_of | identity(inputs.config, NOT_IDENTITY, reference)
 
 
-def _comparer(folder: RunFolder, inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> PairComparer:
-    """A comparer with the budget of this folder's run."""
-    config = inputs.config
-    comparer = PairComparer(
+def make_comparer(config: DisplacementConfig, reference: LanguageModel, policy: LanguageModel) -> PairComparer:
+    """What compares two models as the options say."""
+    return PairComparer(
         reference,
         policy,
-        config.predictor_names(),
-        config.top,
-        config.eos,
-        config.max_length,
-        config.batch_tokens,
-        config.rate_parameters,
-        config.compile,
+        predictors=config.predictor_names(),
+        top=config.top,
+        eos=config.eos,
+        max_length=config.max_length,
+        batch_tokens=config.batch_tokens,
+        rate_parameters=config.rate_parameters,
+        compile=config.compile,
     )
-    known = folder.facts().get("batch_tokens")
-    if known is None:
-        folder.write({**folder.facts(), "batch_tokens": asdict(comparer.before.stream.budget)})
-    else:
-        comparer.budget = TokenBudget(**known)
-    return comparer
 
 
-def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
+def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
     """Changes of every pair; those of the tokens lie beside them."""
     kinds = {"boolean": pa.bool_(), "float64": pa.float64()}
     schema = pa.schema(
@@ -155,6 +140,7 @@ def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[
         + [(name, pa.int64()) for name in TOKEN_COLUMNS]
         + [(name, kinds[kind]) for name, kind in comparer.columns.items()]
     )
+    budget = KeptBudget(folder, comparer.streams)
 
     def tokens_path(number: int) -> Path:
         return shard_path(folder.shards, number, TOKENS_PREFIX)
@@ -162,46 +148,43 @@ def _compared(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[
     def prepare(block: range) -> list[TokenizedPair]:
         return comparer.tokenize(data.of(block), data.where(block))
 
-    def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
+    def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
         began = time.monotonic()
-        compared = comparer.compare(tokenized, bar.advance)
+        compared = comparer.compare(tokenized, report)
         if comparer.top:
             write_shard(tokens_path(number), compared.tokens, {})
         facts = {
             "tokens": compared.run,
             "seconds": time.monotonic() - began,
-            "batch_tokens": asdict(comparer.budget),
+            "batch_tokens": budget.facts(),
             "problems": [asdict(problem) for problem in compared.problems],
         }
         return Shard(rows_of(compared.frame, schema), facts)
 
-    def adopt(shard: Shard) -> None:
-        comparer.budget = TokenBudget(**shard.facts["batch_tokens"])
-
     def whole(number: int) -> bool:
         return not comparer.top or read_shard(tokens_path(number), TOKENS_SCHEMA) is not None
 
-    return all_shards(folder.shards, data, schema, make, adopt, whole, doing="comparing", prepare=prepare)
+    return complete_shards(folder.shards, data, schema, prepare, make, budget=budget, whole=whole, doing="comparing")
 
 
-def _write_course(
+def write_course(
     folder: RunFolder, inputs: Inputs, before: PairScorer, frame: pd.DataFrame, taken: int
 ) -> list[dict[str, Any]]:
     """Likelihoods under every checkpoint that can be read; answers with those that cannot."""
-    found, broken = {}, []
+    likelihoods_of, broken = {}, []
     for step, path in inputs.steps or ():
         if step >= taken:
             continue
         try:
-            found[step] = _step(folder, inputs, before, step, path)
+            likelihoods_of[step] = measure_step(folder, inputs, before, step, path)
         except ProbingError as error:
             broken.append(note_broken_step(step, path, error))
-    course = course_frame(frame, found, taken)
+    course = course_frame(frame, likelihoods_of, taken)
     join_shards([rows_of(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))], folder.path / COURSE_FILE)
     return broken
 
 
-def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path: Path) -> pd.DataFrame:
+def measure_step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path: Path) -> pd.DataFrame:
     """Likelihoods of every pair under one checkpoint.
 
     Raises:
@@ -209,25 +192,31 @@ def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path
     """
     config, data = inputs.config, inputs.data
     policy = load_policy(config, before.language_model, str(path))
-    options = (config.eos, config.max_length, config.batch_tokens, LIKELIHOOD_COLUMNS)
-    scorer = PairScorer(policy, *options, compile=config.compile)
+    scorer = PairScorer(
+        policy,
+        eos=config.eos,
+        max_length=config.max_length,
+        batch_tokens=config.batch_tokens,
+        columns=LIKELIHOOD_COLUMNS,
+        compile=config.compile,
+    )
     check_same_head(before, scorer)
 
     def prepare(block: range) -> list[TokenizedPair]:
         pairs, where = data.of(block), data.where(block)
         tokenized = scorer.tokenize(pairs, where)
         check_same_tokens(before.tokenize(pairs, where), tokenized, policy, where)
-        return [pair for pair in tokenized if pair.status == "ok"]
+        return [pair for pair in tokenized if pair.problem is None]
 
-    def make(block: range, number: int, bar: Progress, tokenized: list[TokenizedPair]) -> Shard:
-        values = likelihoods(scorer, tokenized)
+    def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
+        block, values = data.blocks[number], measure_likelihoods(scorer, tokenized)
         nothing = (float("nan"), float("nan"))
         rows = [(pair.id, *values.get(pair.id, nothing)) for pair in data.of(block)]
-        bar.advance(len(block), sum(len(pair.chosen) + len(pair.rejected) for pair in tokenized))
+        report(len(block), sum(len(pair.chosen) + len(pair.rejected) for pair in tokenized))
         return Shard(rows_of(pd.DataFrame(rows, columns=COURSE_SCHEMA.names), COURSE_SCHEMA), {})
 
-    prefix = f"step_{step:09d}_"
-    shards = all_shards(folder.shards, data, COURSE_SCHEMA, make, prefix=prefix, doing=f"step {step}", prepare=prepare)
+    prefix, doing = f"step_{step:09d}_", f"step {step}"
+    shards = complete_shards(folder.shards, data, COURSE_SCHEMA, prepare, make, prefix=prefix, doing=doing)
     before.language_model.release(policy)
     frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
     if not frame["chosen_logprob"].notna().any():
@@ -235,12 +224,15 @@ def _step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path
     return frame
 
 
-def _report(folder: RunFolder, inputs: Inputs) -> Report:
+def read_report(folder: RunFolder, inputs: Inputs) -> Report:
+    """The tables of a finished run.
+
+    Raises:
+        StoreCorrupt: a file of it is gone or changed.
+        SourceMismatch: it is of rows with other ids.
+    """
     facts = folder.facts()
-    for name, known in facts["sha256"].items():
-        path = folder.path / name
-        if not path.is_file() or file_sha256(path) != known:
-            raise StoreCorrupt(f"{path}: gone or changed since the run ended; delete {folder.path} and run again")
+    check_files(folder, facts["sha256"])
     refuse_if_none(facts, "no pair could be compared", folder.path / PAIRS_FILE)
     tables: dict[str, pd.DataFrame | None] = dict.fromkeys((PAIRS_FILE, TOKENS_FILE, COURSE_FILE))
     for name in facts["sha256"]:
@@ -248,13 +240,14 @@ def _report(folder: RunFolder, inputs: Inputs) -> Report:
             tables[name] = pd.read_parquet(folder.path / name)
     frame, course = tables[PAIRS_FILE], tables[COURSE_FILE]
     assert frame is not None
+    check_ids(folder.path / PAIRS_FILE, frame["id"].tolist(), inputs.data.pairs)
     notes = [f"Step {entry['step']} ({entry['folder']}) is left out: {entry['why']}" for entry in facts["broken_steps"]]
     wrote = [*facts["sha256"], RUN_FILE]
     if course is not None:
         if draw_course(course, folder.path / COURSE_PLOT):
             wrote.append(COURSE_PLOT)
         else:
-            notes.append("The course is not drawn: that needs plotly (pip install 'probing[report]')")
+            notes.append("The course is not drawn: that needs plotly (pip install 'model-probing[report]')")
     results = Results(frame, course, folder.path / TOKENS_FILE if TOKENS_FILE in facts["sha256"] else None)
     made = make_tables(results, inputs.config, inputs.data.pairs, inputs.groups, inputs.shares, facts, notes)
-    return Report(made, {**facts, "wrote": [str(folder.path / name) for name in wrote]})
+    return report_of(folder, made, facts, wrote)

@@ -12,6 +12,7 @@ import torch
 
 from probing.metrics.ranking import idealized_ranking_accuracy
 from probing.report.tables import counts, estimates, extremes, shorten
+from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.score.tables import STATE_SUMS, one_token
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman
@@ -61,10 +62,10 @@ def make_tables(
     frame = results.pairs
     good = (frame["status"] == "ok").to_numpy()
     scored = frame[good].reset_index(drop=True)
-    said = [*notes, *_notes(scored, config, facts)]
-    rows = _means(scored)
+    said = [*notes, *_make_notes(scored, config, facts)]
+    rows = _average_pairs(scored)
     if shares is not None:
-        ideal = _idealized(scored, np.asarray(shares)[good], config.beta)
+        ideal = _idealize(scored, np.asarray(shares)[good], config.beta)
         if isinstance(ideal, str):
             said.append(f"No idealised ranking accuracy: {ideal}")
         else:
@@ -72,21 +73,21 @@ def make_tables(
     tables = {
         "Pairs by status": counts(facts["rows_by_status"], "status"),
         "From reference to policy, with 95 % bootstrap intervals over pairs (ln p in nats)": estimates(rows),
-        "Rank correlation of scores of the reference with the change of ln p(chosen)": _predictors(
+        "Rank correlation of scores of the reference with the change of ln p(chosen)": _rank_predictors(
             scored, config.predictor_names()
         ),
     }
     if groups is not None:
         names = pd.Series([str(group) for group in groups])[good].reset_index(drop=True)
-        tables[f"By {config.group_column}"] = _by_group(scored, names, config.predictor_names())
+        tables[f"By {config.group_column}"] = _compare_groups(scored, names, config.predictor_names())
     lost = scored[scored["chosen_change"] < 0]
     tables["Chosen responses that lost most"] = extremes(lost, "chosen_change", pairs, LISTED_PAIRS, highest=False)
     if results.tokens is not None and len(lost):
         worst = lost.sort_values(["chosen_change", "id"])["id"].head(LISTED_PAIRS).tolist()
-        tables["Where their probability went, at the token that lost most"] = _where_it_went(results.tokens, worst)
+        tables["Where their probability went, at the token that lost most"] = _find_gains(results.tokens, worst)
     if results.course is not None and len(results.course):
-        tables["Course over training, mean over pairs"] = _course(results.course)
-        tables["Drop of the chosen response, mean over pairs"] = estimates(_drops(results.course))
+        tables["Course over training, mean over pairs"] = _average_course(results.course)
+        tables["Drop of the chosen response, mean over pairs"] = estimates(_measure_drops(results.course))
     if results.course is not None and not len(results.course):
         said.append("There is no course: no pair has a finite likelihood at every step")
     if said:
@@ -94,7 +95,7 @@ def make_tables(
     return tables
 
 
-def _means(scored: pd.DataFrame) -> list[tuple[str, Estimate]]:
+def _average_pairs(scored: pd.DataFrame) -> list[tuple[str, Estimate]]:
     rows = [(name, bootstrap_mean(scored[column].astype(float))) for name, column in MEANS.items()]
     for time in ("before", "after"):
         ties = bootstrap_mean((scored[f"margin_{time}"] == 0).astype(float))
@@ -103,51 +104,53 @@ def _means(scored: pd.DataFrame) -> list[tuple[str, Estimate]]:
     return rows
 
 
-def _idealized(scored: pd.DataFrame, shares: Any, beta: float) -> list[tuple[str, Estimate]] | str:
+def _idealize(scored: pd.DataFrame, shares: Any, beta: float) -> list[tuple[str, Estimate]] | str:
     """The best ranking accuracy that training with this loss could reach; or why there is no such number."""
     before = [torch.from_numpy(scored[f"{side}_logprob_before"].to_numpy(copy=True)) for side in ("chosen", "rejected")]
     try:
         ideal = idealized_ranking_accuracy(before[0], before[1], torch.from_numpy(shares), beta)
     except ValueError as error:
         return str(error)
-    nothing = float("nan")
-    rows = [(f"idealised ranking accuracy (beta {beta:g})", Estimate(ideal.value, nothing, nothing, ideal.n))]
-    return [*rows, ("of the pairs, exactly undecided", Estimate(ideal.ties, nothing, nothing, ideal.n))]
+    return [
+        (f"idealised ranking accuracy (beta {beta:g})", estimate_without_interval(ideal.value, ideal.n)),
+        ("of the pairs, exactly undecided", estimate_without_interval(ideal.ties, ideal.n)),
+    ]
 
 
-def _predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame:
+def _rank_predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame:
     """Spearman of each predictor with the change; CHES without the pairs for which it is 0 by definition."""
     rows = []
     for name in predictors:
-        told = _told(scored, name)
-        nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)
-        found = bootstrap_spearman(told[name], told["chosen_change"]) if len(told) else nothing
-        rows.append((name, found.value, found.low, found.high, found.n))
+        pairs = _keep_ranked(scored, name)
+        nothing = estimate_without_interval(float("nan"), 0)
+        estimate = bootstrap_spearman(pairs[name], pairs["chosen_change"]) if len(pairs) else nothing
+        rows.append((name, estimate.value, estimate.low, estimate.high, estimate.n))
     return pd.DataFrame(rows, columns=["score", "Spearman", "low", "high", "pairs"])
 
 
-def _told(scored: pd.DataFrame, score: str) -> pd.DataFrame:
-    """The pairs of which a score says something: CHES is 0 by definition for responses of one token each."""
+def _keep_ranked(scored: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The pairs that a score can rank: CHES is 0 by definition for responses of one token each."""
     return scored[~one_token(scored)] if score in STATE_SUMS else scored
 
 
-def _by_group(scored: pd.DataFrame, names: pd.Series, predictors: Sequence[str]) -> pd.DataFrame:
+def _compare_groups(scored: pd.DataFrame, names: pd.Series, predictors: Sequence[str]) -> pd.DataFrame:
     rows = []
     for name, part in scored.groupby(names):
         row = {"group": name, "pairs": len(part), "displaced": part["displaced"].astype(float).mean()}
         row |= {column: part[column].mean() for column in ("chosen_change", "rejected_change", "margin_change")}
-        told = {score: _told(part, score) for score in predictors}
-        found = {score: spearman(pairs[score], pairs["chosen_change"]) for score, pairs in told.items()}
-        rows.append(row | {f"Spearman {score}": value for score, value in found.items()})
+        for score in predictors:
+            pairs = _keep_ranked(part, score)
+            row[f"Spearman {score}"] = spearman(pairs[score], pairs["chosen_change"])
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _where_it_went(tokens: Path, ids: Sequence[str]) -> pd.DataFrame:
+def _find_gains(tokens: Path, ids: Sequence[str]) -> pd.DataFrame:
     """For each pair the token of the chosen response whose probability fell most, and what gained there."""
-    found = pq.read_table(tokens, filters=[("id", "in", list(ids)), ("side", "=", "chosen")]).to_pandas()
+    positions = pq.read_table(tokens, filters=[("id", "in", list(ids)), ("side", "=", "chosen")]).to_pandas()
     rows = []
     for identity in ids:
-        part = found[found["id"] == identity]
+        part = positions[positions["id"] == identity]
         before, after = (np.exp(part[f"logprob_{time}"]) for time in ("before", "after"))
         worst = part.loc[(before - after).idxmax()]
         gained = ", ".join(
@@ -184,7 +187,7 @@ def course_frame(pairs: pd.DataFrame, steps: Mapping[int, pd.DataFrame], last: i
     return course.sort_values(["step", "id"], key=lambda column: column.map(order) if column.name == "id" else column)
 
 
-def _course(course: pd.DataFrame) -> pd.DataFrame:
+def _average_course(course: pd.DataFrame) -> pd.DataFrame:
     first = course[course["step"] == 0].set_index("id")
     rows = []
     for step, part in course.groupby("step"):
@@ -205,7 +208,7 @@ def _course(course: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _drops(course: pd.DataFrame) -> list[tuple[str, Estimate]]:
+def _measure_drops(course: pd.DataFrame) -> list[tuple[str, Estimate]]:
     """From first to last, and the largest from any earlier to any later step, of ln p and of p."""
     wide = course.pivot(index="step", columns="id", values="chosen_logprob").sort_index().to_numpy()
     rows = []
@@ -220,7 +223,7 @@ def largest_drop(course: Any) -> Any:
     return (np.maximum.accumulate(course, axis=0) - course).max(axis=0)
 
 
-def _notes(scored: pd.DataFrame, config: DisplacementConfig, facts: Mapping[str, Any]) -> list[str]:
+def _make_notes(scored: pd.DataFrame, config: DisplacementConfig, facts: Mapping[str, Any]) -> list[str]:
     notes = []
     if (scored[["chosen_change", "rejected_change"]] == 0).all(axis=None):
         notes.append("The policy gives exactly the reference's probabilities: nothing changed between the two")

@@ -1,7 +1,7 @@
 """The files of ``probing probe``."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,59 +12,49 @@ from numpy.typing import NDArray
 
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
-from probing.probes.prompts import PROBES, LabelledRows
+from probing.probes.prompts import PROBES
 from probing.report.plots import draw_layers
 from probing.runs.common.record import how_told, write_summary
-from probing.runs.common.results import CHOSEN
+from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.common.states import Prompts
-from probing.runs.probe.config import PLOTS_FILE, PREDICTIONS_FILE, PROBES_FILE, RESULTS_FILE, SUMMARY_FILE, ProbeConfig
-from probing.runs.probe.results import SURFACE, Judged
+from probing.runs.probe.config import PLOTS_FILE, PREDICTIONS_FILE, PROBES_FILE, RESULTS_FILE, SUMMARY_FILE
+from probing.runs.probe.results import FRESH, HELD_OUT, Judged
+from probing.runs.probe.rows import Material
 from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
 from probing.store.shards import join_shards
 
 
-def gather_facts(
-    config: ProbeConfig,
-    table: Table,
-    seen: Prompts,
-    others: Prompts | None,
-    rows: LabelledRows,
-    positive: Any,
-    places: Sequence[str],
-    skipped: Mapping[str, str],
-    judged: Judged,
-) -> dict[str, Any]:
+def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, Any]:
+    """What the record and the summary say of the run, apart from its tables."""
+    seen, rows, others = material.seen, material.rows, material.fresh
     statuses = Counter(problem.status for problem in seen.problems.values())
     facts: dict[str, Any] = {
-        "data": {"path": table.path, "format": table.format, "rows": len(table.rows), "sha256": table.sha256},
+        "data": table.facts(),
         "source": seen.store.facts["source"],
         "how": how_told(seen.store),
         "request": seen.store.facts["request"],
-        "positive": positive,
+        "positive": material.positive,
         "rows_by_status": {"ok": len(seen.rows), **dict(sorted(statuses.items()))},
         "problems": [asdict(problem) for problem in seen.problems.values()][:LISTED_PROBLEMS],
         "rows": len(seen.rows),
         "groups": len(set(rows.units.tolist())),
         "rows_positive": int(rows.labels.sum()),
         "folds": np.bincount(rows.splits.folds).tolist(),
-        "places": list(places),
-        "skipped_places": dict(skipped),
+        "places": list(material.places),
+        "skipped_places": dict(material.skipped),
         "chosen": judged.chosen,
         "best": judged.best,
     }
     if others is not None:
         counted = Counter(problem.status for problem in others.problems.values())
-        facts["fresh"] = {"path": config.fresh, "rows_by_status": {"ok": len(others.rows), **dict(counted)}}
+        facts["fresh"] = {"path": material.config.fresh, "rows_by_status": {"ok": len(others.rows), **dict(counted)}}
     return facts
 
 
 def write_files(
     folder: RunFolder,
-    seen: Prompts,
-    others: Prompts | None,
-    rows: LabelledRows,
-    places: Sequence[str],
+    material: Material,
     judged: Judged,
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
@@ -72,37 +62,41 @@ def write_files(
     """Every file but the record; their names."""
     written = [RESULTS_FILE, PREDICTIONS_FILE, PROBES_FILE, SUMMARY_FILE]
     join_shards([pa.Table.from_pandas(judged.results, preserve_index=False)], folder.path / RESULTS_FILE)
-    frame = _predictions(seen, others, rows, judged)
+    frame = _list_predictions(material, judged)
     join_shards([pa.Table.from_pandas(frame, preserve_index=False)], folder.path / PREDICTIONS_FILE)
     width = judged.weights.shape[-1]
     save_probes(
-        folder.path / PROBES_FILE,
-        seen.store.source,
-        places,
-        PROBES,
-        judged.weights,
-        judged.biases,
-        np.zeros((len(places), 1, width)),
-        {"normalization": "none", "request": facts["request"], "positive": facts["positive"], "best": judged.best},
+        path=folder.path / PROBES_FILE,
+        source=material.seen.store.source,
+        places=material.places,
+        names=PROBES,
+        weight=judged.weights,
+        bias=judged.biases,
+        centers=np.zeros((len(material.places), 1, width)),
+        facts={
+            "normalization": "none",
+            "request": facts["request"],
+            "positive": facts["positive"],
+            "best": judged.best,
+        },
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
-    if draw_layers(
-        judged.results[judged.results["set"] == "held out"], {}, folder.path / PLOTS_FILE, [CHOSEN, SURFACE]
-    ):
+    if draw_layers(judged.results[judged.results["set"] == HELD_OUT], {}, folder.path / PLOTS_FILE, [CHOSEN, SURFACE]):
         written.append(PLOTS_FILE)
     return written
 
 
-def _predictions(seen: Prompts, others: Prompts | None, rows: LabelledRows, judged: Judged) -> pd.DataFrame:
+def _list_predictions(material: Material, judged: Judged) -> pd.DataFrame:
     """Every row: its status, and the logits at the place chosen without it (of fresh rows: at the best place)."""
     parts: list[tuple[str, Prompts, NDArray[np.int64] | None, dict[str, NDArray[np.float64]]]]
-    parts = [("held out", seen, rows.splits.folds, judged.logits)]
-    parts += [] if others is None else [("fresh", others, None, judged.fresh)]
-    found = []
+    parts = [(HELD_OUT, material.seen, material.rows.splits.folds, judged.logits)]
+    parts += [] if material.fresh is None else [(FRESH, material.fresh, None, judged.fresh)]
+    predictions = []
     for name, prompts, folds, logits in parts:
         for at, prompt in enumerate(prompts.rows):
             row: dict[str, Any] = {"set": name, "id": prompt.id, "status": "ok", "label": bool(prompts.labels[at])}
             row |= {"category": prompt.category, "fold": None if folds is None else int(folds[at])}
-            found.append(row | {probe: float(logits[probe][at]) for probe in (*PROBES, SURFACE)})
-        found += [{"set": name, "id": p.id, "status": p.status, "detail": p.detail} for p in prompts.problems.values()]
-    return pd.DataFrame(found).astype({"fold": "Int64", "label": "boolean"})
+            predictions.append(row | {probe: float(logits[probe][at]) for probe in (*PROBES, SURFACE)})
+        problems = prompts.problems.values()
+        predictions += [{"set": name, "id": p.id, "status": p.status, "detail": p.detail} for p in problems]
+    return pd.DataFrame(predictions).astype({"fold": "Int64", "label": "boolean"})

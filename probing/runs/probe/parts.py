@@ -8,25 +8,19 @@ from numpy.typing import NDArray
 
 from probing.data.surface import surface_features
 from probing.errors import OutOfMemory
-from probing.probes.prompts import PROBES, LabelledRows, read_prompts
+from probing.probes.prompts import fit_prompts
 from probing.runs.common.parts import Arrays
+from probing.runs.common.results import SURFACE
 from probing.runs.common.states import Prompts, check_memory
-from probing.runs.probe.config import ProbeConfig
-from probing.runs.probe.results import SURFACE
+from probing.runs.probe.rows import Material
 
 
-def fit_place(
-    config: ProbeConfig,
-    seen: Prompts,
-    others: Prompts | None,
-    rows: LabelledRows,
-    place: str,
-    device: torch.device,
-    report: Callable[[float], None],
-) -> Arrays:
+def fit_place(material: Material, place: str, device: torch.device, report: Callable[[float], None]) -> Arrays:
     """The arrays of one place, or of the baseline that reads lengths and punctuation."""
+    config, seen, others, rows = material.config, material.seen, material.fresh, material.rows
+    origin = None
     if place == SURFACE:
-        states, fresh = _surface(seen, others)
+        states, fresh = _surface_states(seen, others)
     else:
         states = seen.states(place, device)
         fresh = None if others is None else others.states(place, device)
@@ -37,18 +31,18 @@ def fit_place(
         needed = 8 * (3 * count * width + 2 * smaller**2 + 30 * (config.refits + 1) * smaller)
         check_memory(needed, device, f"probing {place} ({count} rows of width {width})")
     try:
-        found = read_prompts(states, rows, config.refits, config.seed, config.inverse_penalty, fresh)
+        readings = fit_prompts(
+            states, rows, config.refits, seed=config.seed, inverse_penalty=config.inverse_penalty, fresh=fresh
+        )
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"probing {place} does not fit on the {device}; take fewer rows") from error
-    if place != SURFACE:
-        moved = origin.double().cpu().numpy()
-        for probe in PROBES:
-            found[f"{probe}.bias"] = found[f"{probe}.bias"] - found[f"{probe}.weight"] @ moved
+    if origin is not None:
+        readings = readings.shift_origin(origin)
     report(1.0)
-    return found
+    return readings.to_arrays()
 
 
-def _surface(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _surface_states(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Features of the texts, each of mean zero and variance one over the data; those that never vary left out."""
     features = surface_features(seen.rows)
     mean, spread = features.mean(axis=0), features.std(axis=0)
@@ -56,7 +50,7 @@ def _surface(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor, torch
     if not varied.any():  # then a column of zeros, from which nothing can be learnt
         varied[0], mean, spread = True, features[0], np.ones_like(spread)
 
-    def scaled(values: NDArray[np.float64]) -> torch.Tensor:
+    def scale(values: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(((values - mean) / np.where(varied, spread, 1))[:, varied])
 
-    return scaled(features), None if others is None else scaled(surface_features(others.rows))
+    return scale(features), None if others is None else scale(surface_features(others.rows))

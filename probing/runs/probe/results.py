@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probing.probes.prompts import METRICS, PROBES, LabelledRows, measure_rows
+from probing.probes.prompts import METRICS, PROBES, LabelledReadings, LabelledRows, ProbeReadings, measure_rows
 from probing.report.progress import Progress
-from probing.runs.common.results import CHOSEN, null_columns
+from probing.runs.common.parts import Arrays
+from probing.runs.common.results import ALL, CHOSEN, SURFACE, Array, NullDistribution, compare
 from probing.runs.probe.config import ProbeConfig
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.intervals import percentile_interval
-from probing.statistics.permutation import corrected_p_values, p_value
 
-Array = NDArray[np.float64]
-SURFACE = "surface"
-"""Stands for the baseline that reads lengths and punctuation only; always logistic."""
 BASELINE = "logistic"
+"""The probe that reads lengths and punctuation."""
+HELD_OUT, FRESH = "held out", "fresh"
+Row = dict[str, object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Judged:
     """Everything that is said of a run.
 
     Attributes:
-        results: one row a set ("held out", "fresh"), place, probe and metric.
+        results: one row a set (``HELD_OUT``, ``FRESH``), place, probe and metric.
         chosen: for each probe, the place that was chosen for each fold.
         best: for each probe, the place with the best inner scores over all folds.
         logits: held out, at the chosen places, [row]; the baseline's under ``SURFACE``.
@@ -43,143 +43,191 @@ class Judged:
     biases: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Metrics of the logits of some rows.
+
+    Attributes:
+        values: of each metric.
+        replicates: of each metric in every bootstrap replicate, [replicate].
+        rows: how many rows.
+    """
+
+    values: Mapping[str, float]
+    replicates: Mapping[str, Array]
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class RowSet:
+    """The rows of one set, and what probes are judged by on them.
+
+    Attributes:
+        name: of the set.
+        labels: of the rows, [row].
+        folds: that each row was held out of; one fold, where one probe read them all.
+        weights: how often each row counts in each bootstrap replicate, [replicate row].
+        labelings: the labels, then the permutations that probes were fitted to, [labeling row].
+    """
+
+    name: str
+    labels: NDArray[np.bool_]
+    folds: NDArray[np.int64]
+    weights: Array
+    labelings: NDArray[np.bool_]
+
+    def measure(self, logits: Array) -> Measured:
+        """Metrics of logits, [row]."""
+        values = {name: float(value[0]) for name, value in measure_rows(logits, self.labels, self.folds).items()}
+        replicates = measure_rows(logits, self.labels, self.folds, self.weights)
+        return Measured(values, replicates, len(self.labels))
+
+    def measure_null(self, logits: Array) -> dict[str, Array]:
+        """Metrics of the probes that were fitted to permuted labels, on those labels; logits are [labeling row]."""
+        draws = [
+            measure_rows(row, labels, self.folds) for row, labels in zip(logits[1:], self.labelings[1:], strict=True)
+        ]
+        return {metric: np.array([each[metric][0] for each in draws]) for metric in METRICS}
+
+    def make_rows(
+        self,
+        place: str,
+        probe: str,
+        own: Measured,
+        nulls: Mapping[str, NullDistribution],
+        baseline: Measured | None,
+    ) -> list[Row]:
+        """One row a metric: value, interval, null distribution, and by how much it is above the baseline."""
+        rows = []
+        for metric in METRICS:
+            row: Row = {"set": self.name, "subset": ALL, "place": place, "probe": probe, "metric": metric}
+            compared = compare(own.values[metric], own.replicates[metric], own.rows, {"labels": nulls[metric]})
+            row |= compared.to_columns("rows")
+            if baseline is not None:
+                low, high = percentile_interval(own.replicates[metric] - baseline.replicates[metric])
+                row["above_surface"] = own.values[metric] - baseline.values[metric]
+                row |= {"above_surface_low": low, "above_surface_high": high}
+            rows.append(row)
+        return rows
+
+
 def judge(
     config: ProbeConfig,
     rows: LabelledRows,
     fresh: tuple[NDArray[np.bool_], NDArray[np.int64]] | None,
     places: Sequence[str],
-    read: Callable[[int], Mapping[str, Array]],
+    read: Callable[[int], Arrays],
 ) -> Judged:
     """Go through the arrays of every place and say what they mean.
 
     Args:
-        config: seeds and resamples.
+        config: seeds and numbers of replicates.
         rows: labels, units, splits.
         fresh: labels and units of the fresh rows.
         places: in order; the baseline comes after them.
-        read: the arrays of a place.
+        read: the arrays of a place, from its part file.
     """
-    folds = rows.splits.folds
-    weights = draw_bootstrap_weights(rows.units, config.resamples, config.seed)
-    labelings = rows.labelings(config.refits, config.seed)
-    arrays = []
+    readings = []
     with Progress(len(places) + 1, unit="places", doing="judging") as bar:
         for number in range(len(places) + 1):
-            arrays.append(dict(read(number)))
+            readings.append(LabelledReadings.from_arrays(read(number)).probes)
             bar.advance(1, 0)
-    surface = arrays.pop()
-    found: list[dict[str, object]] = []
-    logits, best, chosen = {}, {}, {}
-    logits[SURFACE] = surface[f"{BASELINE}.logits"][0]
-
-    def measured(values: Array) -> Measured:
-        return _measured(values, rows.labels, folds, weights)
-
-    baseline = measured(logits[SURFACE])
-    for probe in PROBES:
-        inner = np.stack([each[f"{probe}.inner"] for each in arrays])  # [place labeling fold]
-        picked = inner.argmax(axis=0)  # each labeling chooses its own place for each fold
-        best[probe] = places[int(inner[:, 0].mean(axis=1).argmax())]
-        chosen[probe] = [places[at] for at in picked[0]]
-        values = np.stack([each[f"{probe}.logits"] for each in arrays])  # [place labeling row]
-        own = values[picked[:, folds], np.arange(len(labelings))[:, None], np.arange(len(folds))]
-        logits[probe] = own[0]
-        nulls = [_null(each, labelings, folds) for each in values]
-        for place, each, null in zip(places, values, nulls, strict=True):
-            of_place = _rows("held out", place, probe, measured(each[0]), null, baseline)
-            found += [row | {"p_labels_corrected": _corrected(row, nulls)} for row in of_place]
-        of_chosen = _rows("held out", CHOSEN, probe, measured(own[0]), _null(own, labelings, folds), baseline)
-        found += [row | {"p_labels_corrected": row["p_labels"]} for row in of_chosen]
-    null = _null(surface[f"{BASELINE}.logits"], labelings, folds)
-    found += _rows("held out", SURFACE, BASELINE, baseline, null, None)
+    surface = readings.pop()[BASELINE]
+    weights = draw_bootstrap_weights(rows.units, config.resamples, config.seed)
+    labelings = rows.labelings(config.refits, config.seed)
+    held = RowSet(HELD_OUT, rows.labels, rows.splits.folds, weights, labelings)
+    baseline = held.measure(surface.logits[0])
+    judged = {
+        probe: _judge_probe(held, probe, places, [each[probe] for each in readings], baseline) for probe in PROBES
+    }
+    results = [row for each in judged.values() for row in each.rows]
+    nulls = _make_nulls(held.measure_null(surface.logits))
+    results += held.make_rows(SURFACE, BASELINE, baseline, nulls, None)
     new: dict[str, Array] = {}
     if fresh is not None:
-        found += _fresh_rows(config, *fresh, places, arrays, surface)
-        new = {probe: arrays[places.index(best[probe])][f"{probe}.fresh"] for probe in PROBES}
-        new[SURFACE] = surface[f"{BASELINE}.fresh"]
+        results += _judge_fresh(config, fresh, places, readings, surface)
+        new = {probe: _fresh_logits(readings[places.index(each.best)][probe]) for probe, each in judged.items()}
+        new[SURFACE] = _fresh_logits(surface)
     return Judged(
-        pd.DataFrame(found),
-        chosen,
-        best,
-        logits,
-        new,
-        np.stack([[each[f"{probe}.weight"] for probe in PROBES] for each in arrays]),
-        np.stack([[each[f"{probe}.bias"][0] for probe in PROBES] for each in arrays]),
+        results=pd.DataFrame(results),
+        chosen={probe: each.chosen for probe, each in judged.items()},
+        best={probe: each.best for probe, each in judged.items()},
+        logits={SURFACE: surface.logits[0], **{probe: each.logits for probe, each in judged.items()}},
+        fresh=new,
+        weights=np.stack([[each[probe].weight for probe in PROBES] for each in readings]),
+        biases=np.stack([[each[probe].bias for probe in PROBES] for each in readings]),
     )
 
 
-def _null(logits: Array, labelings: NDArray[np.bool_], folds: NDArray[np.int64]) -> dict[str, Array]:
-    """Metrics of the probes that were fitted to permuted labels, on those labels."""
-    found = [measure_rows(row, labels, folds) for row, labels in zip(logits[1:], labelings[1:], strict=True)]
-    return {metric: np.array([each[metric][0] for each in found]) for metric in METRICS}
+@dataclass(frozen=True, eq=False)
+class JudgedProbe:
+    """One kind of probe on the rows that were held out.
+
+    Attributes:
+        rows: of the results, of every place and of the places that were chosen.
+        chosen: the place that was chosen for each fold.
+        best: the place with the best inner scores over all folds.
+        logits: at the chosen places, [row].
+    """
+
+    rows: list[Row]
+    chosen: list[str]
+    best: str
+    logits: Array
 
 
-def _corrected(row: Mapping[str, object], nulls: Sequence[Mapping[str, Array]]) -> float:
-    metric = str(row["metric"])
-    own = np.array([float(row["value"])])  # type: ignore[arg-type]
-    return float(corrected_p_values(own, np.stack([null[metric] for null in nulls]))[0])
+def _judge_probe(
+    held: RowSet, probe: str, places: Sequence[str], readings: Sequence[ProbeReadings], baseline: Measured
+) -> JudgedProbe:
+    """Every place, beside probes of permuted labels there; and the places that were chosen inside the folds."""
+    rows: list[Row] = []
+    draws = [held.measure_null(each.logits) for each in readings]
+    for place, each, own in zip(places, readings, draws, strict=True):
+        rows += held.make_rows(place, probe, held.measure(each.logits[0]), _make_nulls(own, draws), baseline)
+    inner = np.stack([each.inner for each in readings])  # [place labeling fold]
+    picked = inner.argmax(axis=0)  # each labeling chooses its own place for each fold
+    nested = _choose_places([each.logits for each in readings], picked, held.folds)
+    nulls = _make_nulls(held.measure_null(nested), chosen=True)
+    rows += held.make_rows(CHOSEN, probe, held.measure(nested[0]), nulls, baseline)
+    best = places[int(inner[:, 0].mean(axis=1).argmax())]
+    return JudgedProbe(rows, [places[at] for at in picked[0]], best, nested[0])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Metrics of some logits: their value, and the draws of the bootstrap."""
-
-    values: Mapping[str, float]
-    draws: Mapping[str, Array]
-    rows: int
+def _choose_places(logits: Sequence[Array], picked: NDArray[np.int64], folds: NDArray[np.int64]) -> Array:
+    """Logits [labeling row] at the places that each labeling chose for each fold, [labeling fold]."""
+    values = np.stack(logits)  # [place labeling row]
+    nested: Array = values[picked[:, folds], np.arange(values.shape[1])[:, None], np.arange(len(folds))]
+    return nested
 
 
-def _measured(logits: Array, labels: NDArray[np.bool_], folds: NDArray[np.int64], weights: Array) -> Measured:
-    values = {metric: float(value[0]) for metric, value in measure_rows(logits, labels, folds).items()}
-    return Measured(values, measure_rows(logits, labels, folds, weights), len(labels))
+def _make_nulls(
+    draws: Mapping[str, Array], places: Sequence[Mapping[str, Array]] = (), chosen: bool = False
+) -> dict[str, NullDistribution]:
+    return {
+        metric: NullDistribution(draws[metric], [each[metric] for each in places], chosen=chosen) for metric in METRICS
+    }
 
 
-def _rows(
-    name: str,
-    place: str,
-    probe: str,
-    own: Measured,
-    null: Mapping[str, Array] | None,
-    baseline: Measured | None,
-) -> list[dict[str, object]]:
-    """One row a metric: value, interval, null, and by how much it is above the baseline."""
-    found = []
-    for metric in METRICS:
-        row: dict[str, object] = {"set": name, "subset": "all", "place": place, "probe": probe, "metric": metric}
-        value = own.values[metric]
-        row |= {"value": value} | _ends("", own.draws[metric]) | {"rows": own.rows}
-        row |= null_columns("labels", None if null is None else null[metric])
-        row["p_labels"] = np.nan if null is None else p_value(value, null[metric])
-        row["p_labels_corrected"] = np.nan
-        if baseline is not None:
-            row["above_surface"] = value - baseline.values[metric]
-            row |= _ends("above_surface_", own.draws[metric] - baseline.draws[metric])
-        found.append(row)
-    return found
-
-
-def _ends(prefix: str, draws: Array) -> dict[str, object]:
-    low, high = percentile_interval(draws)
-    return {f"{prefix}low": low, f"{prefix}high": high}
-
-
-def _fresh_rows(
+def _judge_fresh(
     config: ProbeConfig,
-    labels: NDArray[np.bool_],
-    units: NDArray[np.int64],
+    fresh: tuple[NDArray[np.bool_], NDArray[np.int64]],
     places: Sequence[str],
-    arrays: Sequence[Mapping[str, Array]],
-    surface: Mapping[str, Array],
-) -> list[dict[str, object]]:
+    readings: Sequence[Mapping[str, ProbeReadings]],
+    surface: ProbeReadings,
+) -> list[Row]:
+    """Fresh rows, by the probes that saw all others; they have no null distribution."""
+    labels, units = fresh
     weights = draw_bootstrap_weights(units, config.resamples, config.seed)
-    folds = np.zeros(len(labels), dtype=np.int64)  # one probe read them all
-
-    def measured(values: Array) -> Measured:
-        return _measured(values, labels, folds, weights)
-
-    baseline = measured(surface[f"{BASELINE}.fresh"])
-    found = []
+    others = RowSet(FRESH, labels, np.zeros(len(labels), dtype=np.int64), weights, labels[None])
+    baseline = others.measure(_fresh_logits(surface))
+    nulls = {metric: NullDistribution(None) for metric in METRICS}
+    rows: list[Row] = []
     for probe in PROBES:
-        for place, each in zip(places, arrays, strict=True):
-            found += _rows("fresh", place, probe, measured(each[f"{probe}.fresh"]), None, baseline)
-    return found + _rows("fresh", SURFACE, BASELINE, baseline, None, None)
+        for place, each in zip(places, readings, strict=True):
+            rows += others.make_rows(place, probe, others.measure(_fresh_logits(each[probe])), nulls, baseline)
+    return rows + others.make_rows(SURFACE, BASELINE, baseline, nulls, None)
+
+
+def _fresh_logits(readings: ProbeReadings) -> Array:
+    assert readings.fresh is not None
+    return readings.fresh

@@ -8,76 +8,79 @@ import pandas as pd
 
 from probing.probes.prompts import PROBES
 from probing.report.tables import counts
-from probing.runs.common.results import CHOSEN
+from probing.runs.common.results import CHOSEN, SURFACE
+from probing.runs.common.tables import (
+    BY_PLACE,
+    SIGNIFICANT,
+    note_few_draws,
+    pick_columns,
+    pick_row,
+    pick_rows,
+    show_ends,
+    smallest_p,
+    table_by_place,
+)
 from probing.runs.probe.config import ProbeConfig
-from probing.runs.probe.results import BASELINE, SURFACE, Judged
-
-SIGNIFICANT = 0.05
+from probing.runs.probe.results import BASELINE, FRESH, HELD_OUT, Judged
 
 
 def make_tables(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Tables by title, in the order in which they are shown."""
-    over = f"95 % bootstrap intervals over {facts['groups']} groups of rows"
-    tables = {
+    over = f"95 % percentile bootstrap intervals over {facts['groups']} groups of rows"
+    return {
         "Rows by status": counts(facts["rows_by_status"], "status", "rows"),
-        f"AUROC ({over}); held out: at the place chosen inside each fold": _compared(judged),
-        "AUROC by place, held out": _by_place(judged, facts["places"]),
+        f"AUROC ({over}); held out: at the place chosen inside each fold": _compare_sets(judged),
+        f"{BY_PLACE}: AUROC, held out": _describe_places(judged, facts["places"]),
+        "Notes": pd.DataFrame({"note": notes(config, judged, facts)}),
     }
-    tables["Notes"] = pd.DataFrame({"note": notes(config, judged, facts)})
-    return tables
 
 
-def _auroc(results: pd.DataFrame, **where: str) -> pd.Series:
-    rows = results[results["metric"] == "auroc"]
-    for name, value in where.items():
-        rows = rows[rows[name] == value]
-    return rows.iloc[0]
+def _pick_sets(judged: Judged) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AUROC of held-out rows, and of fresh ones."""
+    auroc = pick_rows(judged.results, metric="auroc")
+    return pick_rows(auroc, set=HELD_OUT), pick_rows(auroc, set=FRESH)
 
 
-def _compared(judged: Judged) -> pd.DataFrame:
+def _compare_sets(judged: Judged) -> pd.DataFrame:
     """Held out and fresh, beside the baseline."""
-    results, rows = judged.results, []
-    sets = [name for name in ("held out", "fresh") if (results["set"] == name).any()]
-    for name in sets:
-        for probe in (*PROBES, SURFACE):
-            place = SURFACE if probe == SURFACE else CHOSEN if name == "held out" else judged.best[probe]
-            found = _auroc(results[results["set"] == name], place=place, probe=BASELINE if probe == SURFACE else probe)
+    rows = []
+    for name, results in zip((HELD_OUT, FRESH), _pick_sets(judged), strict=True):
+        for probe in (*PROBES, SURFACE) if len(results) else ():
+            place = SURFACE if probe == SURFACE else CHOSEN if name == HELD_OUT else judged.best[probe]
+            result = pick_row(results, place=place, probe=BASELINE if probe == SURFACE else probe)
             row = {"set": name, "probe": "lengths and punctuation" if probe == SURFACE else probe, "place": place}
-            row |= {part: found[part] for part in ("value", "low", "high", "rows")}
-            row |= {"p(labels)": found["p_labels"], "above baseline": found.get("above_surface", float("nan"))}
-            rows.append(row | {" low": found["above_surface_low"], " high": found["above_surface_high"]})
+            row |= pick_columns(result, "value", "low", "high", "rows")
+            row |= {"p(labels)": result["p_labels"], "above baseline": result["above_surface"]}
+            rows.append(row | {" low": result["above_surface_low"], " high": result["above_surface_high"]})
     return pd.DataFrame(rows).rename(columns={"value": "auroc"})
 
 
-def _by_place(judged: Judged, places: list[str]) -> pd.DataFrame:
-    results = judged.results
-    held = results[results["set"] == "held out"]
-    fresh = results[results["set"] == "fresh"]
+def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
+    held, fresh = _pick_sets(judged)
     times = Counter(judged.chosen["logistic"])
-    rows = []
-    for place in places:
-        row: dict[str, Any] = {"place": place}
+
+    def describe(place: str) -> dict[str, Any]:
+        row: dict[str, Any] = {}
         for probe in PROBES:
-            found = _auroc(held, place=place, probe=probe)
-            row[probe] = found["value"]
+            result = pick_row(held, place=place, probe=probe)
+            row[probe] = result["value"]
             if probe == "logistic":
-                row |= {"low": found["low"], "high": found["high"], "p corrected": found["p_labels_corrected"]}
-                row["permuted labels"] = f"{found['labels_low']:.3f} .. {found['labels_high']:.3f}"
+                row |= {**pick_columns(result, "low", "high"), "p corrected": result["p_labels_corrected"]}
+                row["permuted labels"] = show_ends(result, "labels_")
             if len(fresh):
-                row[f"{probe} fresh"] = _auroc(fresh, place=place, probe=probe)["value"]
-        rows.append(row | {"chosen by logistic": times[place]})
-    return pd.DataFrame(rows)
+                row[f"{probe} fresh"] = pick_row(fresh, place=place, probe=probe)["value"]
+        return row | {"chosen by logistic": times[place]}
+
+    return table_by_place(places, describe)
 
 
 def notes(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before believing a number."""
     said = [f"A probe says yes to the label '{facts['positive']}' ({facts['rows_positive']} of {facts['rows']} rows)."]
-    held = judged.results[judged.results["set"] == "held out"]
-    own = _auroc(held, place=CHOSEN, probe="logistic")
-    least = 1 / (1 + config.refits)
-    if least > SIGNIFICANT:
-        said.append(f"With {config.refits} permutations of the labels p is at least {least:.3f}: take more --refits.")
-    if own["p_labels"] > max(SIGNIFICANT, least):
+    held, fresh = _pick_sets(judged)
+    own = pick_row(held, place=CHOSEN, probe="logistic")
+    said += note_few_draws(refits=config.refits)
+    if own["p_labels"] > max(SIGNIFICANT, smallest_p(config.refits)):
         said.append(
             f"The logistic probe does no better than one fitted to permuted labels (AUROC {own['value']:.3f}, p "
             f"{own['p_labels']:.3f})."
@@ -85,16 +88,15 @@ def notes(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> list
     if not own["above_surface_low"] > 0:
         said.append(
             f"It is not clearly above what lengths and punctuation alone give "
-            f"({_auroc(held, place=SURFACE, probe=BASELINE)['value']:.3f}): it may have found no more than these."
+            f"({pick_row(held, place=SURFACE, probe=BASELINE)['value']:.3f}): it may have found no more than these."
         )
-    fresh = judged.results[judged.results["set"] == "fresh"]
     if not len(fresh):
         said.append(
             "Held-out rows are from the same collection. Whether a probe found more than its habits shows on prompts "
             "that were written independently: --fresh FILE."
         )
         return said
-    new = _auroc(fresh, place=judged.best["logistic"], probe="logistic")
+    new = pick_row(fresh, place=judged.best["logistic"], probe="logistic")
     said.append(
         f"On fresh prompts the logistic probe at {judged.best['logistic']} has AUROC {new['value']:.3f} "
         f"({new['low']:.3f} to {new['high']:.3f}), held out {own['value']:.3f}."

@@ -9,6 +9,7 @@ import torch
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
 from probing.report.tables import counts, estimates, extremes, quantiles
+from probing.runs.common.results import estimate_without_interval
 from probing.statistics.bootstrap import bootstrap_mean
 from probing.types import Estimate, PreferencePair
 
@@ -23,7 +24,7 @@ def score_tables(
 ) -> dict[str, pd.DataFrame]:
     """Tables by title, in the order in which they are shown."""
     short = one_token(frame)
-    told = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
+    ranked = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
     tables = {"Pairs by status": counts(facts["rows_by_status"], "status")}
     groups = {
         "Quantiles of the scores (higher: the responses look more alike to the model)": SCORE_COLUMNS,
@@ -33,12 +34,12 @@ def score_tables(
     for title, names in groups.items():
         present = [name for name in names if name in frame]
         if present:
-            tables[title] = quantiles(told, present)
+            tables[title] = quantiles(ranked, present)
     if "ranking_correct" in frame:
-        tables["Ranking, with 95 % bootstrap intervals over pairs"] = estimates(_ranking(frame))
+        tables["Ranking, with 95 % bootstrap intervals over pairs"] = estimates(_measure_ranking(frame))
     if BY in frame:
-        tables[f"Most alike by {BY}"] = extremes(told, BY, pairs, LISTED_PAIRS, highest=True)
-        tables[f"Least alike by {BY}"] = extremes(told, BY, pairs, LISTED_PAIRS, highest=False)
+        tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
+        tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
     if bool(short.any()):
         note = f"{int(short.sum())} pairs have responses of one token each, for which CHES is 0 by definition: they are"
         tables["Notes"] = pd.DataFrame({"note": [f"{note} not ranked by it; displacement_rate ranks them"]})
@@ -50,7 +51,7 @@ def one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
     return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)
 
 
-def _ranking(frame: pd.DataFrame) -> list[tuple[str, Estimate]]:
+def _measure_ranking(frame: pd.DataFrame) -> list[tuple[str, Estimate]]:
     """Accuracies over the pairs that have a score, and the rank-surprisal ratios of the dataset."""
     good = frame[frame["status"] == "ok"]
     rows = [("ranking accuracy", bootstrap_mean(good["ranking_correct"].astype(float)))]
@@ -66,5 +67,5 @@ def _ranking(frame: pd.DataFrame) -> list[tuple[str, Estimate]]:
             surprisals = -good[f"{side}_logprob_per_token"]
             ranks = (good[ratio] * surprisals).fillna(1.0)  # clipped; 1 where the model was certain of every token
             value = dataset_rank_surprisal_ratio(*(torch.tensor(part.to_numpy()) for part in (ranks, surprisals)))
-            rows.append((f"rank-surprisal ratio, {side}", Estimate(value, float("nan"), float("nan"), len(good))))
+            rows.append((f"rank-surprisal ratio, {side}", estimate_without_interval(value, len(good))))
     return rows

@@ -20,7 +20,7 @@ from probing.errors import DataInvalid, FolderBusy, LayerNotFound, NotFinite, So
 from probing.runs import capture as job
 from probing.runs.capture import stages
 from probing.runs.capture.config import CaptureConfig
-from probing.runs.capture.job import read_prompts
+from probing.runs.capture.data import read_prompts
 from probing.store import activations
 from probing.store.manifest import MANIFEST, claim
 

@@ -15,7 +15,7 @@ import pytest
 from probing import Capture, capture, cli, load, open_store
 from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, StoreCorrupt, UsageError
-from probing.probes.contrast import PROBES
+from probing.probes.contrast_readings import PROBES
 from probing.probes.evaluate import METRICS, measure
 from probing.report.tables import render
 from probing.runs import capture as capture_job
@@ -111,7 +111,7 @@ def trained(monkeypatch):
 def test_notes_claim_no_more_than_the_draws_can_show(done):
     """Five random probes: no p-value is below 1/6, so a good index is not said to be in their band."""
     assert "is not below that of random probes (p 0." in notes(done[1])
-    assert "With less than 19 draws (5 random) no p-value can reach 0.05" in notes(done[1])
+    assert "With fewer than 19 draws (5 random) no p-value can reach 0.05" in notes(done[1])
 
 
 def test_what_lies_there(done):
@@ -496,7 +496,7 @@ def test_as_little_as_possible(config, tmp_path):
     assert restarts["agreement"].isna().all()
     assert restarts["distinct optima"].eq(1).all()
     assert "Restarts of CCS" in render(report.tables)
-    assert "With less than 19 draws (1 random, 1 permutations) no p-value can reach 0.05" in notes(report)
+    assert "With fewer than 19 draws (1 random, 1 permutations) no p-value can reach 0.05" in notes(report)
     assert not {"marker:change", "distractor"} & set(pd.read_parquet(tmp_path / "out" / "controls.parquet")["control"])
 
 

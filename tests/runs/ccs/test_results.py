@@ -8,13 +8,14 @@ import pytest
 import torch
 from planted import coins, forms_of, quick, rows_of
 
-from probing.probes.ccs import CCSOptions
-from probing.probes.contrast import PROBES, UNSUPERVISED, read_layer
+from probing.probes.ccs_options import CCSOptions
+from probing.probes.contrast import fit_layer
+from probing.probes.contrast_readings import PROBES, UNSUPERVISED
 from probing.probes.evaluate import METRICS, measure
 from probing.runs.ccs.config import CCSConfig
-from probing.runs.ccs.results import ALL, judge
+from probing.runs.ccs.results import judge
 from probing.runs.ccs.tables import make_tables
-from probing.runs.common.results import CHOSEN
+from probing.runs.common.results import ALL, CHOSEN
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair
@@ -57,8 +58,8 @@ def places(rows):
         distracted = forms_of(rows.truth, 1.5, seed=number, width=12)
         distracted[..., 3] += (0.0, 8.0, 0.0)[number] * torch.stack([word, -word, word, -word])
         replaced = forms_of(rows.truth, 0.0, noise=0.5, seed=number + 50, width=12)[:, MARKED]
-        arrays = read_layer(forms, rows, options, marker=(replaced, MARKED), distracted=(distracted, has))
-        found.append(arrays)
+        readings = fit_layer(forms, rows, options, marker=(replaced, MARKED), distracted=(distracted, has))
+        found.append(readings.to_arrays())
     return found
 
 
@@ -390,7 +391,8 @@ def test_trained_with_labels_there_is_no_null_of_labels(config, pairs, rows, pla
 def test_every_statement_true(config, pairs, places, rows):
     """One side only: the probes answer by wording, nothing is undefined, and the notes say so."""
     ours = rows_of(np.ones(PAIRS), FOLDS, rows.units, SEED)
-    arrays = [read_layer(forms_of(ours.truth, 1.0, seed=at, width=12), ours, quick(**NUMBERS)) for at in (0, 1)]
+    layers = [fit_layer(forms_of(ours.truth, 1.0, seed=at, width=12), ours, quick(**NUMBERS)) for at in (0, 1)]
+    arrays = [layer.to_arrays() for layer in layers]
     true = [replace(pair, label=True) for pair in pairs]
     found = judge(config, true, ours, ["a", "b"], lambda number: arrays[number])
     row = one(found.results, subset=ALL, place=CHOSEN, probe="ccs", metric="esa")

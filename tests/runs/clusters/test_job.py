@@ -179,7 +179,7 @@ def test_all_files_say_the_same(done):
     keys = results[["model", "set", "category", "place", "metric"]]
     assert len(keys.drop_duplicates()) == len(results) == 2 * 9 * (3 * len(summary["sets"]) + 3)
     assert set(results["place"]) == {*PLACES, CHOSEN, "learned weights", "equal weights"}
-    shown = report.tables[next(title for title in report.tables if title.startswith("All rows, by place"))]
+    shown = report.tables[next(title for title in report.tables if title.startswith("By place, all rows"))]
     for row in shown.to_dict("records"):
         where = {"model": row["model"], "place": row["place"]}
         assert row["silhouette"] == pytest.approx(value(results, **where), rel=1e-12)

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from probing.metrics.clusters import ALL_INDICES, aqi, cluster_indices
+from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, PlaceReadings
 from probing.runs.clusters import parts as clusters_parts
-from probing.runs.clusters.parts import CHOSEN, EQUAL, LEARNED, Material
-from probing.runs.clusters.results import SPACES, _held_out_series
-from probing.runs.clusters.rows import Rows, View
+from probing.runs.clusters.parts import EQUAL, LEARNED, SPACES
+from probing.runs.clusters.results import average_folds
+from probing.runs.clusters.rows import Material, Rows, View
+from probing.runs.common.results import CHOSEN
 
 FOLDS = 3
 
@@ -36,8 +38,10 @@ def given(layers, units=None):
 
 
 def parts_of(material):
-    places = [clusters_parts._place(material, states, lambda share: None) for states in material.layers]
-    return places, clusters_parts._held_out(material, 0, np.stack([place["train"] for place in places]))
+    """Of every place, and of what is held out, by the names in part files."""
+    places = [clusters_parts.describe_place(material, states, lambda share: None) for states in material.layers]
+    held = clusters_parts.hold_out(material, 0, places)
+    return [place.to_arrays() for place in places], held.to_arrays()
 
 
 def constant(*odd):
@@ -75,7 +79,7 @@ def test_rows_of_one_unit_have_no_interval():
     points = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
     for units, known in ((np.arange(60) // 30, True), (np.arange(60) % 2, False), (np.zeros(60, dtype=int), False)):
         material = given([points], units)
-        arrays = clusters_parts._place(material, points, lambda share: None)
+        arrays = clusters_parts.describe_place(material, points, lambda share: None).to_arrays()
         assert arrays["0.draws"].shape == (len(ALL_INDICES), 30)
         assert np.isfinite(arrays["0.draws"]).any() == known
         assert np.isfinite(arrays["0.values"]).all()
@@ -86,7 +90,7 @@ def test_what_is_held_out_is_the_mean_of_the_folds():
     material = given([torch.randn(60, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
     places, held = parts_of(material)
     folds = material.rows.folds
-    series = _held_out_series(material, held)
+    series = average_folds(material, HeldOutReadings.from_arrays(held))
     for space in SPACES:
         assert np.isfinite(series["held out", "", space]["silhouette"].null).all()
     expected, indices = [], []
@@ -104,3 +108,16 @@ def test_what_is_held_out_is_the_mean_of_the_folds():
             assert score == pytest.approx(float(alone), rel=1e-5)
     assert held[f"{CHOSEN}.values"] == pytest.approx(np.array(expected), rel=1e-9)
     assert series["held out", "", CHOSEN]["aqi_size_free"].value == pytest.approx(np.mean(indices), rel=1e-9)
+
+
+def test_the_names_in_a_part_file_are_those_of_folders_that_are_there():
+    """A run that was interrupted under an earlier version goes on: its part files are read by these names."""
+    places, held = parts_of(given([torch.randn(60, 8, generator=torch.Generator().manual_seed(0))]))
+    kinds = ("values", "null", "draws", "sizes")
+    assert set(places[0]) == {"silhouettes", "train", *(f"0.{kind}" for kind in kinds)}
+    assert set(held) == {"chosen", "layer_weights", "rows", *(f"{name}.{kind}" for name in SPACES for kind in kinds)}
+    drift = {name: np.zeros(1) for name in ("shifts", "shift", "cka", "angles", "bures")}
+    for arrays, kind in ((places[0], PlaceReadings), (held, HeldOutReadings), (drift, DriftReadings)):
+        again = kind.from_arrays(arrays).to_arrays()
+        assert again.keys() == arrays.keys()
+        assert all(again[name] is values for name, values in arrays.items())

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from probing.runs.common.parts import all_layers, read_layer_arrays
+from probing.report.progress import Progress
+from probing.runs.common.parts import (
+    complete_layers,
+    complete_parts,
+    one_after_another,
+    read_layer_arrays,
+    several_at_once,
+    with_next_prepared,
+)
 
 PLACES = [f"resid_post:{layer}" for layer in range(5)]
 
@@ -22,8 +30,8 @@ def test_every_part_is_made_once_and_known_again(tmp_path, at_once):
         report(1.0)
         return arrays_of(place)
 
-    all_layers(tmp_path, PLACES[:2], make, "reading", at_once)
-    all_layers(tmp_path, PLACES, make, "reading", at_once)
+    complete_layers(tmp_path, PLACES[:2], make, "reading", at_once)
+    complete_layers(tmp_path, PLACES, make, "reading", at_once)
     assert sorted(made) == PLACES
     assert [float(read_layer_arrays(tmp_path, number)["layer"][0]) for number in range(5)] == [0, 1, 2, 3, 4]
 
@@ -36,7 +44,7 @@ def test_parts_are_made_at_once_by_a_thread_each_in_which_torch_has_no_others(tm
         counts.append(torch.get_num_threads())
         return arrays_of(place)
 
-    all_layers(tmp_path, PLACES[:4], make, "reading", 2)
+    complete_layers(tmp_path, PLACES[:4], make, "reading", 2)
     assert counts == [1, 1, 1, 1]
 
 
@@ -60,9 +68,51 @@ def test_a_part_that_fails_stops_those_beside_it_and_keeps_those_before(tmp_path
         return arrays_of(place)
 
     with pytest.raises(error, match="broken"):
-        all_layers(tmp_path, PLACES, make, "reading", 2)
+        complete_layers(tmp_path, PLACES, make, "reading", 2)
     assert stopped == [PLACES[2]]
     assert begun == PLACES[:3]
     remade = []
-    all_layers(tmp_path, PLACES[:3], lambda place, report: remade.append(place) or arrays_of(place), "reading")
+    complete_layers(tmp_path, PLACES[:3], lambda place, report: remade.append(place) or arrays_of(place), "reading")
     assert remade == PLACES[1:3]
+
+
+WAYS = {
+    "in order": lambda make: one_after_another(make),
+    "next prepared": lambda make: with_next_prepared(
+        lambda number: number, lambda number, _, report: make(number, report)
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_part_is_written_and_adopted_before_the_next_one_is_made(way):
+    events = []
+
+    def make(number, report):
+        events.append(("make", number))
+        return 10 * number
+
+    def write(number, made):
+        events.append(("write", number))
+        return made + 1
+
+    known = [None, 7, None]
+    adopt = lambda part: events.append(("adopt", part))  # noqa: E731
+    assert complete_parts(known, WAYS[way](make), write, Progress(3), adopt) == [1, 7, 21]
+    made = [("make", 0), ("write", 0), ("adopt", 1), ("adopt", 7), ("make", 2), ("write", 2), ("adopt", 21)]
+    assert events == made
+
+
+@pytest.mark.parametrize("way", [*WAYS, "at once"])
+def test_an_interrupt_while_a_part_is_written_ends_all_threads(way):
+    before, threads = threading.active_count(), torch.get_num_threads()
+
+    def write(number, made):
+        raise KeyboardInterrupt
+
+    maker = WAYS[way] if way in WAYS else lambda make: several_at_once(make, 2)
+    with pytest.raises(KeyboardInterrupt) as caught:  # its traceback keeps every frame alive
+        complete_parts([None] * 4, maker(lambda number, report: number), write, Progress(4))
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == threads
+    assert caught.value is not None

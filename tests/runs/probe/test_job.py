@@ -129,7 +129,7 @@ def test_all_files_say_the_same(bundled):
     assert report.facts["positive"] == "harmless"
     assert report.facts["how"] == "packed (a sequence at a time), prompts shared"
     assert sum(report.facts["folds"]) == 40
-    shown = pd.DataFrame(summary["tables"]["AUROC by place, held out"]).set_index("place")
+    shown = pd.DataFrame(summary["tables"]["By place: AUROC, held out"]).set_index("place")
     for place in places:
         assert shown.loc[place, "logistic"] == auroc(results, place)
         assert shown.loc[place, "lda fresh"] == auroc(results, place, "lda", "fresh")
@@ -189,7 +189,7 @@ def content(folder):
 def test_a_finished_run_is_not_made_again(bundled, monkeypatch):
     folder, config, report = bundled
     before = content(folder / "out")
-    monkeypatch.setattr(parts, "read_prompts", None)
+    monkeypatch.setattr(parts, "fit_prompts", None)
     monkeypatch.setattr(within, "capture_into", None)
     again = job.run(config)
     assert {title: table.to_dict() for title, table in again.tables.items()}.keys() == report.tables.keys()
@@ -351,13 +351,13 @@ def test_equal_texts_stay_together_whatever_their_labels(config, data, tmp_path)
 
 def test_the_two_responses_of_a_pair_are_rows_of_one_unit(config, data, tmp_path, monkeypatch):
     seen = []
-    plain = parts.read_prompts
+    plain = parts.fit_prompts
 
-    def spied(states, rows, *rest):
+    def spied(states, rows, *rest, **options):
         seen.append(rows)
-        return plain(states, rows, *rest)
+        return plain(states, rows, *rest, **options)
 
-    monkeypatch.setattr(parts, "read_prompts", spied)
+    monkeypatch.setattr(parts, "fit_prompts", spied)
     generator = random.Random(0)
     write(
         data,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from probing.probes.prompts import METRICS, PROBES, LabelledRows, measure_rows, read_prompts
-from probing.runs.common.results import CHOSEN
+from probing.probes.prompts import METRICS, PROBES, LabelledRows, fit_prompts, measure_rows
+from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.probe.config import ProbeConfig
-from probing.runs.probe.results import SURFACE, judge
+from probing.runs.probe.results import judge
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits, make_folds
 
@@ -38,7 +38,8 @@ def fresh():
 def places(rows, fresh):
     """Arrays of three places, and of the baseline."""
     return [
-        read_prompts(states_of(rows.labels, at), rows, REFITS, SEED, fresh=states_of(fresh[0], at)) for at in range(4)
+        fit_prompts(states_of(rows.labels, at), rows, REFITS, SEED, fresh=states_of(fresh[0], at)).to_arrays()
+        for at in range(4)
     ]
 
 

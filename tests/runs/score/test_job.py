@@ -90,10 +90,34 @@ def test_run_json_tells_what_was_done(config, tmp_path, model_folder, data):
     )
     assert facts["how"] == "packed (a sequence at a time), prompts shared"
     assert facts["identity"]["versions"]["torch"]
-    assert "compile" not in facts["identity"]["options"]  # folders from before there was the option still resume
+    assert facts["identity"]["options"] == config(max_length=200).identity()
     assert facts["tokens"] > 0
     assert facts["tokens_per_second"] > 0
     assert facts["wall_seconds"] >= facts["scoring_seconds"] > 0
+
+
+def test_a_folder_of_an_earlier_version_is_gone_on_with(config, tmp_path, data):
+    """Its record has options in the identity that no longer are, and lacks one that came later."""
+    tables = score.run(config()).tables
+    path = tmp_path / "out" / "run.json"
+    record = json.loads(path.read_text())
+    del record["config"]["compile"], record["identity"]["options"]["compile"]
+    record["identity"]["options"] |= {"revision": None, "split": None, "id_column": None}
+    path.write_text(json.dumps(record))
+    before = (tmp_path / "out" / "scores.parquet").read_bytes()
+    again = score.run(config()).tables
+    assert all(again[title].equals(table) for title, table in tables.items())
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == before
+    with pytest.raises(SourceMismatch, match=r"options\.compile was False, is True"):
+        score.run(config(compile=True))
+
+
+def test_rows_with_other_ids_are_another_run(config, tmp_path, data):
+    rows = [{**row, "key": f"k{n}"} for n, row in enumerate(make_rows(4))]
+    write(data, rows)
+    score.run(config())
+    with pytest.raises(SourceMismatch, match="rows with other ids \\(row 1 is 'k0' now\\)"):
+        score.run(config(id_column="key"))
 
 
 def test_compiled_blocks_score_alike_and_are_another_run(config, tmp_path, monkeypatch):
@@ -414,7 +438,8 @@ REAL = "hh-rlhf-harmless-test.jsonl.gz"
 def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data, tmp_path, config):
     from probing.data.bundled import bundled_model
     from probing.data.pairs import pairs_from_table
-    from probing.data.tables import read_table, staged_rows
+    from probing.data.tables import read_table
+    from probing.data.writing import staged_rows
 
     table = read_table(str(real_data / REAL))
     order = list(range(len(table.rows)))

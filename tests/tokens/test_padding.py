@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.data.batches import padded_length
+from probing.tokens.padding import padded_length
 
 
 @given(st.integers(1, 5000), st.none() | st.integers(1, 5000))

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probing import PreferencePair
-from probing.data.tokenize import template_sha256, tokenize_pairs, warn_once
 from probing.errors import DataInvalid, ModelInvalid
+from probing.tokens.encoding import warn_once
+from probing.tokens.pairs import tokenize_pairs
+from probing.tokens.templates import template_sha256
 
 TOKENIZER = tiny.make_tokenizer()
 EOS, BOS = TOKENIZER.eos_token_id, TOKENIZER.bos_token_id

@@ -1,0 +1,100 @@
+"""Which column of a table holds what: the one that is named, or the first of its usual names that is there."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from probing.data.cells import is_empty
+from probing.data.tables import Row, Table
+from probing.errors import DataInvalid, UsageError
+
+
+@dataclass(frozen=True)
+class ColumnResolver:
+    """The columns of some rows.
+
+    Attributes:
+        name: of the data, for messages.
+        present: names of all columns, in order of appearance.
+    """
+
+    name: str
+    present: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], name: str) -> "ColumnResolver":
+        """The columns that any of the rows has."""
+        return cls(name, tuple(dict.fromkeys(column for row in rows for column in row)))
+
+    @property
+    def listed(self) -> str:
+        """All of them, for messages."""
+        return ", ".join(map(str, self.present))
+
+    def check(self, column: str, purpose: str = "", advice: str = "the columns are") -> None:
+        """Raise unless there is such a column.
+
+        Args:
+            column: its name.
+            purpose: what it is wanted for, to be said in the message.
+            advice: what the list of columns is preceded by in the message.
+
+        Raises:
+            UsageError: lists those that there are.
+        """
+        if column not in self.present:
+            raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listed}")
+
+    def find(self, named: str | None, usual: Sequence[str] = ()) -> str | None:
+        """The column that was named, or the first of the usual ones that is there; None where there is neither.
+
+        Raises:
+            UsageError: one was named that is not there.
+        """
+        if named is not None:
+            self.check(named)
+            return named
+        return next((column for column in usual if column in self.present), None)
+
+    def lacks(self, what: str, option: str) -> DataInvalid:
+        """The error to raise where a column that there must be was not found.
+
+        Args:
+            what: is missing.
+            option: the option of the command line that names such a column.
+        """
+        return DataInvalid(f"{self.name}: {what}; name one with {option}; the columns are {self.listed}")
+
+
+def column_values(table: Table, name: str) -> list[object]:
+    """A column that every row must have something in.
+
+    Raises:
+        DataInvalid: a row has no such column or nothing in it; names the row.
+    """
+    for index, row in enumerate(table.rows):
+        if name not in row:
+            raise DataInvalid(f"{table.where(index)}: has no '{name}'; it has {', '.join(map(str, row))}")
+        if is_empty(row[name]):
+            raise DataInvalid(f"{table.where(index)}: '{name}' is empty there")
+    return [row[name] for row in table.rows]
+
+
+def require_split_values(
+    table: Table, column: str, ids: Sequence[str], values: Sequence[object], row: str
+) -> list[str]:
+    """Values that must not be in two folds, as text.
+
+    Args:
+        table: where they come from, for messages.
+        column: that they come from.
+        ids: of the rows.
+        values: one a row.
+        row: what a row is called.
+
+    Raises:
+        DataInvalid: a row has none.
+    """
+    missing = [id for id, value in zip(ids, values, strict=True) if is_empty(value)]
+    if missing:
+        raise DataInvalid(f"{table.path}: {row} '{missing[0]}' has no {column} to split by")
+    return [str(value) for value in values]

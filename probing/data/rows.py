@@ -1,0 +1,126 @@
+"""What every reader of rows needs of one: its text or messages, its id, arguments of its chat template."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from probing.data.cells import is_empty, without_none
+from probing.data.tables import NotJson, Row, canonical
+from probing.errors import DataInvalid
+from probing.types import Message, Text, check_message, message_text
+
+Where = Callable[[int], str]
+"""Names a row for messages, given its index."""
+
+
+def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
+    """Text or messages in one column of a row.
+
+    Raises:
+        DataInvalid: there is no such column, or it holds something else.
+    """
+    if name not in row:
+        if not any(name in other for other in rows):
+            raise DataInvalid(f"{where}: there is no column '{name}'; the columns are {', '.join(map(str, row))}")
+        raise DataInvalid(f"{where}: this row has no '{name}', though others have; it holds {', '.join(map(str, row))}")
+    value = row[name].tolist() if hasattr(row[name], "tolist") else row[name]
+    if isinstance(value, NotJson):
+        raise DataInvalid(f"{where}: '{name}' holds messages in Python's notation; write them as JSON (double quotes)")
+    if isinstance(value, str):
+        check_characters(value, name, where)
+        return value
+    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
+        shown = (
+            "an empty list" if isinstance(value, Sequence) and not value else f"{type(value).__name__} ({value!r:.40})"
+        )
+        raise DataInvalid(f"{where}: '{name}' must be text or a list of messages, found {shown}")
+    found = [_message(message, name, where) for message in value]
+    for message in found:
+        check_characters(message["role"] + message_text(message), name, where)
+    return found
+
+
+def _message(message: Any, name: str, where: str) -> Message:
+    if isinstance(message, Mapping):
+        message = {**without_none(message), "content": message.get("content")}
+    try:
+        check_message(message, name)
+    except (TypeError, ValueError) as error:
+        raise DataInvalid(f"{where}: {error}") from error
+    return message
+
+
+def messages(text: Text) -> list[Message]:
+    """A conversation as a list.
+
+    Raises:
+        TypeError: it is plain text.
+    """
+    if isinstance(text, str):
+        raise TypeError("expected a list of messages, found text")
+    return list(text)
+
+
+def has_text(side: Text) -> bool:
+    """Whether a text or a conversation holds more than white space."""
+    if isinstance(side, str):
+        return bool(side.strip())
+    return any(message_text(message).strip() or message.get("tool_calls") for message in side)
+
+
+def check_characters(text: str, name: str, where: str) -> None:
+    """Raise ``DataInvalid`` if a text cannot be written as UTF-8; names the column and the row."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataInvalid(
+            f"{where}: '{name}' holds half of a surrogate pair at character {error.start}, which is no text; remove it"
+        ) from error
+
+
+def template_arguments(row: Row) -> tuple[Any, Any]:
+    """Tool schemas, and further arguments of the chat template; None where a row has none."""
+    return without_none(row.get("tools")) or None, without_none(row.get("chat_template_kwargs")) or None
+
+
+def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, id_column: str | None) -> list[str]:
+    """An id a row: from its column, or made from the texts (``sides``) where there is none.
+
+    Raises:
+        DataInvalid: an id is missing, empty or used twice; names the row.
+    """
+    column = id_column if id_column is not None else "id"
+    values = [row.get(column) for row in rows]
+    if id_column is None and all(value is None for value in values):
+        return _content_ids(rows, sides)
+    bare = next((index for index, value in enumerate(values) if is_empty(value)), None)
+    if bare is not None and isinstance(values[bare], str):
+        raise DataInvalid(f"{where(bare)}: the id in column '{column}' is empty")
+    if bare is not None:
+        raise DataInvalid(
+            f"{where(bare)}: there is no id in column '{column}'; the columns are {', '.join(rows[bare])}"
+        )
+    seen: dict[str, int] = {}
+    for index, identity in enumerate(map(str, values)):
+        check_characters(identity, column, where(index))
+        if identity in seen:
+            raise DataInvalid(
+                f"{where(index)}: id '{identity}' in column '{column}' was already used at {where(seen[identity])}; "
+                f"make ids unique, or name another column with --id-column"
+            )
+        seen[identity] = index
+    return list(seen)
+
+
+def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[str]:
+    """Ids from the texts alone; equal texts are numbered by the rest of their row, so that row order never matters."""
+    groups = defaultdict(list)
+    for index, parts in enumerate(sides):
+        groups[hashlib.sha256(canonical(list(parts))).hexdigest()[:16]].append(index)
+    ids = [""] * len(rows)
+    for identity, members in groups.items():
+        members.sort(key=lambda index: canonical(rows[index]))
+        for number, index in enumerate(members):
+            ids[index] = identity if number == 0 else f"{identity}-{number + 1}"
+    return ids

@@ -1,0 +1,146 @@
+"""Rows of ``probing capture``: their columns, which of them a run adds, and the shards that hold those before."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from probing.data.contents import content_of_row
+from probing.data.tables import Table, canonical
+from probing.errors import SourceMismatch, StoreCorrupt, UsageError
+from probing.runs.capture.config import CaptureConfig
+from probing.runs.common.parts import Shard, find_shard
+from probing.store.activations import REPAIR
+from probing.store.manifest import RunFolder
+from probing.store.shards import shard_path
+from probing.types import LabelledPrompt
+
+log = logging.getLogger(__name__)
+
+LABELS = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one dataset that make up consecutive shards.
+
+    Attributes:
+        facts: path, hashes, first shard, number of shards: what the manifest says of it.
+        prompts: its rows that no earlier dataset brought.
+        table: where they come from.
+        finished: whether an earlier run has made them all.
+    """
+
+    facts: dict[str, Any]
+    prompts: list[LabelledPrompt]
+    table: Table
+    finished: bool
+
+
+def choose_schema(folder: RunFolder, prompts: Sequence[LabelledPrompt]) -> pa.Schema:
+    """Columns of the rows; the label has the type of the labels, which later rows have to have as well.
+
+    Raises:
+        UsageError: the labels are of another type than those already there, or do not fit into any.
+    """
+    kinds = {type(prompt.label) for prompt in prompts} - {type(None)}
+    kind = "bool" if kinds == {bool} else "int64" if kinds == {int} else "double" if kinds <= {int, float} else "string"
+    label = folder.facts().get("label_type") or (kind if kinds else "string")
+    if kinds and kind != label and (kind, label) != ("int64", "double"):
+        raise UsageError(f"{folder.path}: the labels there are of type {label}, those of the new rows of type {kind}")
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("status", pa.string()),
+            ("tokens", pa.int64()),
+            ("counted", pa.int64()),
+            ("label", LABELS[label]),
+            ("category", pa.string()),
+            ("shard", pa.int64()),
+            ("content", pa.string()),
+            ("detail", pa.string()),
+        ]
+    )
+    try:
+        pa.array([label_of(schema, prompt) for prompt in prompts], LABELS[label])
+    except (pa.ArrowException, OverflowError) as error:
+        raise UsageError(f"the labels cannot be written as {label}: {error}") from error
+    folder.write({**folder.facts(), "label_type": label})
+    return schema
+
+
+def label_of(schema: pa.Schema, prompt: LabelledPrompt) -> Any:
+    """The label of a row, as the column of the labels holds it."""
+    as_text = schema.field("label").type == pa.string() and prompt.label is not None
+    return str(prompt.label) if as_text else prompt.label
+
+
+def find_batch(
+    folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt], schema: pa.Schema
+) -> Batch:
+    """The rows of this run as the manifest knows them, or as it will.
+
+    The manifest's ``data`` are finished; what is being made is its ``pending``, so that rows being added never keep
+    the others from being read.
+    """
+    facts = folder.facts()
+    done: list[dict[str, Any]] = facts.get("data", [])
+    pending: dict[str, Any] | None = facts.get("pending")
+    whole = hashlib.sha256(canonical([[prompt.id, content_of_row(prompt)] for prompt in prompts])).hexdigest()
+    source = next((known for known in [*done, *([pending] if pending else [])] if known["rows_sha256"] == whole), None)
+    if source is None and done and not config.append:
+        raise SourceMismatch(
+            f"{folder.path} holds states of other rows, or of these with other labels "
+            f"({', '.join(known['path'] for known in done)}). "
+            f"Choose another --out, or add new rows with --append"
+        )
+    if source is None and pending and not done:
+        raise SourceMismatch(
+            f"{folder.path} holds an unfinished run on other rows ({pending['path']}): finish it with those, choose "
+            f"another --out, or delete the folder"
+        )
+    first = source["first_shard"] if source else sum(known["shards"] for known in done)
+    new = _leave_out_known(folder, prompts, first, schema)
+    if source is None:
+        shards = -(-len(new) // config.shard_rows)
+        source = {"path": table.path, "format": table.format, "sha256": table.sha256, "rows_sha256": whole}
+        source |= {"rows": len(new), "first_shard": first, "shards": shards}
+        if new:
+            if pending:
+                log.warning("the unfinished addition of %s is given up", pending["path"])
+            folder.write({**facts, "pending": source})
+    return Batch(source, new, table, finished=source in done or not new)
+
+
+def _leave_out_known(
+    folder: RunFolder, prompts: Sequence[LabelledPrompt], before: int, schema: pa.Schema
+) -> list[LabelledPrompt]:
+    """Rows that no shard before this number has.
+
+    Raises:
+        SourceMismatch: a row has the id of another one there.
+    """
+    known: dict[str, str] = {}
+    for number in range(before):
+        rows = read_whole_shard(folder, number, schema).rows
+        known.update(zip(rows["id"].to_pylist(), rows["content"].to_pylist(), strict=True))
+    for prompt in prompts:
+        if known.get(prompt.id, content_of_row(prompt)) != content_of_row(prompt):
+            raise SourceMismatch(f"{folder.path}: there is another row with the id '{prompt.id}' in it")
+    return [prompt for prompt in prompts if prompt.id not in known]
+
+
+def read_whole_shard(folder: RunFolder, number: int, schema: pa.Schema) -> Shard:
+    """A shard that has to be there.
+
+    Raises:
+        StoreCorrupt: it is gone or damaged.
+    """
+    path = shard_path(folder.shards, number)
+    shard = find_shard(path, schema, {})
+    if shard is None:
+        raise StoreCorrupt(f"{path}: missing or damaged; {REPAIR} (on its own data)")
+    return shard

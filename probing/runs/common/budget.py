@@ -1,0 +1,40 @@
+"""The number of tokens a batch that a run keeps, however often it is interrupted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from probing.engine.budget import TokenBudget
+from probing.engine.stream import Stream
+from probing.store.manifest import RunFolder
+
+
+class KeptBudget:
+    """The budget of a folder's run, in the streams that it is run with.
+
+    What is found on a card depends on the memory of the moment, so a run that goes on takes what it began with; and
+    what it had come to when memory ran out, which stands in every part. So it ends in the same bytes.
+
+    Args:
+        folder: of the run; its record gets the budget when the run begins.
+        streams: which all get the same budget, the least of those that they found.
+    """
+
+    def __init__(self, folder: RunFolder, streams: Sequence[Stream]) -> None:
+        self._streams = streams
+        facts = folder.facts()
+        self._put(self.facts() if "batch_tokens" not in facts else facts["batch_tokens"])
+        if "batch_tokens" not in facts:
+            folder.write({**facts, "batch_tokens": self.facts()})
+
+    def facts(self) -> dict[str, Any]:
+        """The budget as it is now, as it is written down."""
+        return asdict(min((stream.budget for stream in self._streams), key=lambda budget: budget.tokens))
+
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Go on with the budget after a part, whose facts are these."""
+        self._put(facts["batch_tokens"])
+
+    def _put(self, facts: Mapping[str, Any]) -> None:
+        for stream in self._streams:
+            stream.budget = TokenBudget(**facts)

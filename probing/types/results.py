@@ -1,0 +1,56 @@
+"""What a job answers: numbers with their intervals, where they come from, tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval; NaN where there is none.
+        high: upper end.
+        n: rows that it was made from.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a number was computed from, by content: two sources are equal only if their hashes are.
+
+    Attributes:
+        model: folder or hub id, as given.
+        revision: the hub revision asked for.
+        weights_sha256: over the weight files; None for a model handed over in memory.
+        config_sha256: over the model's config, and over code that the checkpoint brings.
+        tokenizer_sha256: over the tokenizer's own serialisation and its special tokens.
+        template_sha256: over the chat template; None where there is none.
+        adapter_sha256: over weights and config of an adapter on top; None where there is none.
+    """
+
+    model: str
+    revision: str | None = None
+    weights_sha256: str | None = None
+    config_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    template_sha256: str | None = None
+    adapter_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a job answers: tables by title, and the facts of the run (the content of ``run.json``)."""
+
+    tables: Mapping[str, "pandas.DataFrame"]
+    facts: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,177 @@
+"""The options of all jobs: each declared, described and bounded once, and part of every run's identity or of none."""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pytest
+from docstring_parser import parse
+
+from probing import cli
+from probing.runs.ccs.config import CCSConfig
+from probing.runs.clusters.config import ClustersConfig
+from probing.runs.common.options import Options, RunOptions, option
+from probing.runs.probe.config import ProbeConfig
+from probing.runs.score.config import ScoreConfig
+
+
+def config_of(command):
+    run = importlib.import_module(f"probing.runs.{command.replace(' ', '.')}").run
+    return typing.get_type_hints(run)["config"]
+
+
+CONFIGS = {command: config_of(command) for command in cli.COMMANDS}
+CLASSES = {each for config in CONFIGS.values() for each in config.__mro__ if dataclasses.is_dataclass(each)}
+# Options that mean something else in a job, so that they are described anew there.
+MEANS_ANOTHER_THING = {
+    "model": "causal models only; several; none at all",
+    "store": "states of statements; several",
+    "out": "a file; a folder of everything",
+    "data": "what was scored",
+    "split": "by default the one that was scored",
+    "id_column": "by default the one that was used for scoring",
+    "pooling": "every token",
+    "label_column": "truth of a statement",
+    "chat": "a question is asked",
+    "split_by": "pairs that share a text",
+}
+# Options that count in one job and not in another, and why.
+IDENTITY_DIFFERS = {"places": "a capture records them as what they are in the model"}
+
+
+def declared(each):
+    return [name for name in inspect.get_annotations(each) if name in each.__dataclass_fields__]
+
+
+def described(each):
+    return {entry.arg_name: entry.description for entry in parse(each.__doc__ or "").params}
+
+
+def test_every_option_has_a_home():
+    count = sum(len(declared(each)) for each in CLASSES)
+    names = {name for each in CLASSES for name in declared(each)}
+    assert len(names) >= 90
+    assert count <= 125, f"{count} declarations of {len(names)} options"
+
+
+def test_every_description_is_of_an_option_and_every_option_has_one():
+    for each in CLASSES:
+        names = {entry.name for entry in dataclasses.fields(each)}
+        assert set(described(each)) <= names, f"{each.__name__} describes what is no option of it"
+    for config in CONFIGS.values():
+        words = {name for each in config.__mro__ if dataclasses.is_dataclass(each) for name in described(each)}
+        assert {entry.name for entry in dataclasses.fields(config)} == words
+
+
+def test_no_option_is_described_twice_unless_it_means_another_thing():
+    words = defaultdict(list)
+    for each in CLASSES:
+        for name, text in described(each).items():
+            words[name].append(text)
+    again = {name: texts for name, texts in words.items() if len(texts) > 1}
+    assert set(again) == set(MEANS_ANOTHER_THING)
+    for name, texts in again.items():
+        assert len(set(texts)) == len(texts), f"{name} is described twice in the same words: inherit it"
+
+
+def test_an_option_is_part_of_the_identity_of_every_run_or_of_none():
+    found = defaultdict(set)
+    for config in CONFIGS.values():
+        for entry in dataclasses.fields(config):
+            found[entry.name].add(entry.metadata.get("identity", True))
+    assert {name for name, counts in found.items() if len(counts) > 1} == set(IDENTITY_DIFFERS)
+    for name in ("data", "out", "model", "store", "device", "dtype", "revision", "split", "id_column", "label_column"):
+        assert found[name] == {False}, f"{name} changes no byte, or is told apart by content"
+    for name in ("max_length", "batch_tokens", "eos", "compile", "columns", "seed", "folds", "over", "chat", "pooling"):
+        assert found[name] == {True}
+
+
+def test_the_identity_of_a_run_that_lacks_an_option_has_its_default():
+    config = ScoreConfig(model="m", data="d", out="o", compile=True)
+    earlier = {name: value for name, value in config.plain().items() if name != "compile"}
+    assert config.identity()["compile"] is True
+    assert config.recorded_identity(earlier) == {**config.identity(), "compile": False}
+    assert config.recorded_identity({**config.plain(), "split": "train"}) == config.identity()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(Options):
+    count: int | None = option(None, least=2)
+    rate: float = option(0.5, above=0)
+    share: float = option(0.5, least=0, most=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 1}, "count must be at least 2, not 1"),
+        ({"rate": 0.0}, "rate must be above 0, not 0.0"),
+        ({"rate": float("inf")}, "rate must be above 0 and finite, not inf"),
+        ({"rate": float("nan")}, "rate must be above 0, not nan"),
+        ({"share": 1.5}, r"share must be in \[0, 1\], not 1.5"),
+        ({"share": -0.5}, r"share must be in \[0, 1\], not -0.5"),
+    ],
+)
+def test_bounds_are_checked(values, message):
+    assert Bounded(count=2, rate=1e-9, share=1.0)
+    assert Bounded().count is None
+    with pytest.raises(ValueError, match=message):
+        Bounded(**values)
+
+
+def test_options_of_a_capture_say_nothing_beside_a_store(tmp_path):
+    of_capture = {entry.name for entry in dataclasses.fields(ProbeConfig) if entry.metadata.get("of_capture")}
+    expected = {"revision", "dtype", "trust_remote_code", "batch_tokens", "max_length", "compile"}
+    assert of_capture == expected | {"pooling", "over", "chat"}
+    of_forms = {entry.name for entry in dataclasses.fields(CCSConfig) if entry.metadata.get("of_capture")}
+    assert of_forms == expected | {"token"}
+    with pytest.raises(ValueError, match="leave out --over, --chat"):
+        ProbeConfig(data="d", out=tmp_path, store=tmp_path, over="content", chat=True)
+    with pytest.raises(ValueError, match="leave out --batch-tokens"):
+        ClustersConfig(data="d", out=tmp_path, store=["a", "b"], batch_tokens=5)
+    with pytest.raises(ValueError, match="give one of --model and --store"):
+        ProbeConfig(data="d", out=tmp_path)
+
+
+def test_the_same_bounds_hold_wherever_an_option_stands():
+    bounds = {
+        entry.name: entry.metadata["bounds"] for entry in dataclasses.fields(RunOptions) if "bounds" in entry.metadata
+    }
+    assert bounds["batch_tokens"] == {"least": 1}
+    for config in CONFIGS.values():
+        for entry in dataclasses.fields(config):
+            if entry.name == "batch_tokens":
+                assert entry.metadata["bounds"] == {"least": 1}
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_lists_every_option_under_the_heading_of_its_class(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert done.value.code == 0
+    for entry in dataclasses.fields(CONFIGS[command]):
+        assert f"--{entry.name.replace('_', '-')}" in out
+    assert "None" not in out
+    if command == "probe":
+        for heading in ("The dataset, and where to write", "What is held out, and what stays together"):
+            assert f"{heading}:" in out
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_what_print_config_writes_can_be_read_again(command, capsys, tmp_path):
+    def printed(*arguments):
+        with pytest.raises(SystemExit) as done:
+            cli.main([*command.split(), *arguments, "--print-config"])
+        assert done.value.code == 0
+        return capsys.readouterr().out
+
+    given = printed()
+    assert {line.split(":")[0] for line in given.splitlines()} - {"json"} == {
+        entry.name for entry in dataclasses.fields(CONFIGS[command])
+    }
+    (tmp_path / "job.yaml").write_text(given)
+    assert printed("--config", str(tmp_path / "job.yaml")) == given

@@ -1,0 +1,42 @@
+import pytest
+import tiny
+
+from probing import PreferencePair
+from probing.errors import DataInvalid
+from probing.tokens.pairs import tokenize_pairs
+from probing.tokens.templates import ConversationRenderer, plain_contents
+
+TOKENIZER = tiny.make_tokenizer()
+ASKED = [{"role": "user", "content": "Is it ok?"}]
+ANSWERS = [[{"role": "assistant", "content": text}] for text in ("No", "Never")]
+
+
+def test_an_answer_begins_where_the_prompt_ends():
+    prompt, answered = ConversationRenderer(TOKENIZER).render_answers(ASKED, ANSWERS)
+    assert prompt == TOKENIZER.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
+    assert answered == [TOKENIZER.apply_chat_template([*ASKED, *answer], tokenize=False) for answer in ANSWERS]
+    assert all(text.startswith(prompt) for text in answered)
+
+
+def test_a_prompt_that_an_answer_changes_is_told():
+    tokenizer = tiny.make_tokenizer(template="{{ messages | length }}" + tiny.TEMPLATE)
+    assert ConversationRenderer(tokenizer).render_answers(ASKED, ANSWERS) is None
+
+
+def test_arguments_of_a_row_reach_the_template():
+    tokenizer = tiny.make_tokenizer(template="{{ style }} {{ tools | length }}")
+    assert ConversationRenderer(tokenizer, [{}], {"style": "short"}).render(ASKED) == "short 1"
+
+
+@pytest.mark.parametrize("option", ["tokenize", "add_generation_prompt"])
+def test_an_argument_that_is_given_already_is_refused(option):
+    """A column of a dataset must not end in a traceback."""
+    pair = PreferencePair("x", ASKED, *ANSWERS, chat_template_kwargs={option: True})
+    with pytest.raises(DataInvalid, match=f"pair 'x': the chat template refuses this conversation: .*'{option}'"):
+        tokenize_pairs(TOKENIZER, [pair])
+
+
+def test_contents_become_one_text():
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    calling = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    assert plain_contents([parts, calling]) == [{"role": "user", "content": "ab"}, calling]
