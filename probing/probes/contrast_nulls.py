@@ -66,7 +66,7 @@ class PermutedLabels:
     metrics: Metrics
 
 
-def permute_labels(forms: Array, credits: Array, truth: Array, flips: Array, splits: Splits) -> PermutedLabels:
+def judge_permuted_labels(forms: Array, credits: Array, truth: Array, flips: Array, splits: Splits) -> PermutedLabels:
     """Judge a probe by permuted labels, with its orientation found anew for each permutation.
 
     Args:

@@ -18,12 +18,12 @@ def percentile_interval(replicates: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def null_interval(null: Array) -> tuple[float, float, float]:
+def null_interval(null: Array | None) -> tuple[float, float, float]:
     """The middle 95 % of a null distribution with its median: low, median, high.
 
-    Draws that are not finite are left out; NaN where none are finite.
+    Draws that are not finite are left out; NaN where none are finite, or there is no null distribution.
     """
-    known = null[np.isfinite(null)]
+    known = np.empty(0) if null is None else null[np.isfinite(null)]
     if not len(known):
         return float("nan"), float("nan"), float("nan")
     low, median, high = np.quantile(known, NULL_SHARES)

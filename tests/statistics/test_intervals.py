@@ -33,3 +33,4 @@ def test_draws_that_are_not_finite_are_left_out():
 def test_no_finite_draw_gives_no_interval(draws):
     assert all(map(math.isnan, percentile_interval(np.array(draws))))
     assert all(map(math.isnan, null_interval(np.array(draws))))
+    assert all(map(math.isnan, null_interval(None)))

@@ -47,7 +47,7 @@ class DistanceSums:
 
 @dataclass(eq=False)
 class RelabelledSums:
-    """Sums of distances to the clusters of every relabelling.
+    """Sums of distances to the clusters of every permutation of the labels.
 
     Attributes:
         codes: cluster of every position.
@@ -84,7 +84,7 @@ class RelabelledSums:
 
 @dataclass(eq=False)
 class ResampledSums:
-    """Weighted sums of distances to the clusters in every resample.
+    """Weighted sums of distances to the clusters in every bootstrap replicate.
 
     Attributes:
         weights: of every position.

@@ -1,8 +1,10 @@
-"""Cluster indices with intervals and nulls: thousands of relabelings and resamples from one pass over distances."""
+"""Cluster indices of the labels, of thousands of permutations of them, and of bootstrap replicates, from one pass over
+the distances."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -45,9 +47,9 @@ class IndexDraws:
 
     Attributes:
         values: by name, [1].
-        null: by name, under each relabelling, [draw].
-        draws: by name, in each resample, [draw].
-        sizes: number of points in each resample, [draw].
+        null: by name, under each permutation of the labels, [draw].
+        draws: by name, in each bootstrap replicate, [draw].
+        sizes: number of points in each replicate, [draw].
         silhouettes: of every position, [n]; empty unless asked for.
     """
 
@@ -56,6 +58,37 @@ class IndexDraws:
     draws: dict[str, Float[Tensor, " other"]]
     sizes: Float[Tensor, " other"]
     silhouettes: Float[Tensor, " n"]
+
+
+class Draws(NamedTuple):
+    """What indices are computed for beside the labels as they are.
+
+    Attributes:
+        codes: cluster of every position in each permutation of the labels.
+        weights: how often every position counts in each bootstrap replicate.
+    """
+
+    codes: Shaped[Tensor, "n draw"]
+    weights: Shaped[Tensor, "n other"]
+
+    @property
+    def there_are_any(self) -> bool:
+        """Whether there is a permutation or a replicate."""
+        return self.codes.shape[1] + self.weights.shape[1] > 0
+
+
+class OfDistances(NamedTuple):
+    """What one pass over the distances gives: of the labels as they are, the permutations, and the replicates.
+
+    Attributes:
+        silhouettes: of every position.
+        means: of the silhouettes.
+        ends: least distances between clusters and greatest within; None where no index asks for them.
+    """
+
+    silhouettes: Float[Tensor, " n"]
+    means: tuple[Tensor, Tensor, Tensor]
+    ends: tuple[Ends, Ends, Ends] | None
 
 
 def measure_clusters(
@@ -74,48 +107,66 @@ def measure_clusters(
     Args:
         grouped: the points with their labels.
         indices: names.
-        relabelings: cluster of every position of ``grouped`` in each draw.
-        weights: how often each position counts in each draw; copies of a point are no neighbours of each other.
+        relabelings: cluster of every position of ``grouped`` in each permutation of the labels.
+        weights: how often each position counts in each bootstrap replicate; copies of a point are no neighbours of
+            each other.
         report: told what share of the work on distances is done.
         impl: "auto", "torch" or "triton", of distances without draws.
     """
     nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
-    codes = nothing if relabelings is None else relabelings
-    counted = nothing if weights is None else weights
-    parts = (
-        moments_of_labels(grouped),
-        _join_moments([moments_of_relabelings(grouped, some) for some in codes.split(DRAWS_AT_ONCE, dim=1)]),
-        _join_moments([moments_of_resamples(grouped, some.float()) for some in counted.split(DRAWS_AT_ONCE, dim=1)]),
-    )
+    drawn = Draws(nothing if relabelings is None else relabelings, nothing if weights is None else weights)
+    parts = _moments(grouped, drawn)
     found = tuple({name: OF_MOMENTS[name](part) for name in indices if name in OF_MOMENTS} for part in parts)
-    own = torch.zeros(0, dtype=torch.float64)
+    silhouettes = torch.zeros(0, dtype=torch.float64)
     if any(name not in OF_MOMENTS for name in indices):
-        wanted, extreme = "silhouette" in indices, any(name in OF_EXTREMES for name in indices)
-        lists = PairLists.of(grouped, codes.shape[1] > 0, counted.shape[1] > 0) if extreme else None
-        if not codes.shape[1] + counted.shape[1] and kernel_runs(grouped, impl):
-            own, least, greatest = measure_by_kernel(grouped, impl)
-            of_null = of_draws = own[:0]
-            known: Ends | None = Ends(own.new_tensor([least]), own.new_tensor([greatest]))
-        else:
-            drawn = (codes, counted) if wanted else (nothing, nothing)
-            own, of_null, of_draws = _pass(grouped, *drawn, lists, report)
-            known = None if lists is None else lists.settle(grouped)
-        if wanted:
-            for some, mean in zip(found, (own.mean()[None], of_null, of_draws), strict=True):
-                some["silhouette"] = mean
-        if lists is not None and known is not None:
-            ends = (known, lists.of_labels(grouped, codes), lists.of_resamples(grouped, counted))
+        silhouettes, means, ends = _measure_distances(grouped, indices, drawn, report, impl)
+        for some, mean in zip(found, means, strict=True):
+            some["silhouette"] = mean
+        if ends is not None:
             for some, part, end in zip(found, parts, ends, strict=True):
                 some |= _dunn(grouped, part, end)
     everywhere = torch.ones((), dtype=torch.bool, device=grouped.points.device)
-    some_within = (everywhere, everywhere, _more_than_a_point(grouped, counted))
+    some_within = (everywhere, everywhere, _more_than_a_point(grouped, drawn.weights))
     values, null, draws = (
         {name: torch.where(part.whole & within, some[name], torch.nan).cpu() for name in indices}
         for some, part, within in zip(found, parts, some_within, strict=True)
     )
-    same = _same_clusters(grouped, codes).cpu()
+    same = _same_clusters(grouped, drawn.codes).cpu()
     null = {name: torch.where(same & null[name].isfinite(), values[name], null[name]) for name in indices}
-    return IndexDraws(values, null, draws, parts[2].n.cpu(), own.cpu())
+    return IndexDraws(values, null, draws, parts[2].n.cpu(), silhouettes.cpu())
+
+
+def _moments(grouped: Grouped, drawn: Draws) -> tuple[Moments, Moments, Moments]:
+    """Of the labels as they are, the permutations, and the replicates."""
+    codes, weights = (some.split(DRAWS_AT_ONCE, dim=1) for some in drawn)
+    return (
+        moments_of_labels(grouped),
+        _joined([moments_of_relabelings(grouped, some) for some in codes]),
+        _joined([moments_of_resamples(grouped, some.float()) for some in weights]),
+    )
+
+
+def _measure_distances(
+    grouped: Grouped, indices: Sequence[str], drawn: Draws, report: Callable[[float], None], impl: str
+) -> OfDistances:
+    """By the kernel where it runs and there are no draws, otherwise tile by tile."""
+    extreme = any(name in OF_EXTREMES for name in indices)
+    codes, weights = drawn
+    lists = PairLists.of(grouped, codes.shape[1] > 0, weights.shape[1] > 0) if extreme else None
+    if not drawn.there_are_any and kernel_runs(grouped, impl):
+        silhouettes, least, greatest = measure_by_kernel(grouped, impl)
+        of_null = of_draws = silhouettes[:0]
+        known: Ends | None = Ends(silhouettes.new_tensor([least]), silhouettes.new_tensor([greatest]))
+    else:
+        counted = drawn if "silhouette" in indices else Draws(codes[:, :0], weights[:, :0])
+        silhouettes, of_null, of_draws = _pass(grouped, *counted, lists, report)
+        known = None if lists is None else lists.settle(grouped)
+    means = (silhouettes.mean()[None], of_null, of_draws)
+    if lists is None or known is None:
+        return OfDistances(silhouettes, means, None)
+    return OfDistances(
+        silhouettes, means, (known, lists.of_labels(grouped, codes), lists.of_resamples(grouped, weights))
+    )
 
 
 def _more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:

@@ -1,9 +1,10 @@
-"""The cluster indices, each as a function of what it is made of: the formulas, in one place.
+"""The formulas: Davies-Bouldin, Dunn, Calinski-Harabasz, Xie-Beni, silhouette, and the alignment quality index.
 
-Indices of labelled points, which make these ingredients from one pass over the distances, are in ``evaluate``. For K
-clusters: n points in all, n_i in cluster i; c_i its centroid; s_i the mean distance of its points to c_i; W the sum of
-the squared distances of all points to the centroids of their clusters. Every leading index is a draw of its own, such
-as a permutation of the labels or a bootstrap replicate.
+Each is a function of what it is made of, such as sizes and centroids of clusters; ``draws`` makes these ingredients
+from one pass over the distances of labelled points. For K clusters: n points in all, n_i in cluster i; c_i its
+centroid; s_i the mean distance of its points to c_i; W the sum of the squared distances of all points to the centroids
+of their clusters. Every leading index is a draw of its own, such as a permutation of the labels or a bootstrap
+replicate.
 """
 
 from collections.abc import Mapping, Sequence

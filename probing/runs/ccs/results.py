@@ -13,9 +13,9 @@ from probing.probes.contrast_nulls import (
     Metrics,
     NestedChoice,
     PermutedLabels,
+    judge_permuted_labels,
     measure_draws,
     orient_forms,
-    permute_labels,
 )
 from probing.probes.contrast_readings import PROBES, UNSUPERVISED, NullDraws, StatementReadings
 from probing.probes.contrast_states import Rows
@@ -32,10 +32,10 @@ from probing.runs.common.results import (
     compare,
     estimate_with_interval,
     estimate_without_interval,
-    find_quantiles,
 )
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits
+from probing.statistics.intervals import null_interval
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
@@ -109,7 +109,7 @@ class Judge:
             self.forms[probe].append(orient_forms(readings.forms[at], signs[probe], self.folds))
             self.inner[probe].append(self.splits.inner_scores(credits * signs[probe]))
             if probe in self.unsupervised:
-                permuted = permute_labels(readings.forms[at], credits, self.truth, self.flips, self.splits)
+                permuted = judge_permuted_labels(readings.forms[at], credits, self.truth, self.flips, self.splits)
                 self.permuted[probe].append(permuted)
                 nulls["labels", probe] = permuted.metrics
         for name, draws in readings.nulls.items():
@@ -283,7 +283,7 @@ class Judge:
                 random = [
                     np.stack([each[name][metric] for each in self.random_by_formulation]) for name in (first, second)
                 ]
-                low, median, high = find_quantiles(np.abs(random[0] - random[1]).mean(axis=0))
+                low, median, high = null_interval(np.abs(random[0] - random[1]).mean(axis=0))
                 estimate = Estimate(median, low, high, len(self.pairs))
                 self._add_control(f"formulations: {control}", MEAN_OVER_PLACES, "random", metric, estimate)
 

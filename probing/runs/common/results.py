@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from probing.statistics.intervals import percentile_interval
+from probing.statistics.intervals import null_interval, percentile_interval
 from probing.statistics.permutation import corrected_p_values, p_value
 from probing.types import Estimate
 
@@ -17,7 +17,6 @@ CHOSEN = "chosen inside folds"
 """Stands for a place: each fold has its own, chosen without the rows of that fold (nested cross-validation)."""
 SURFACE = "surface"
 """Stands for the baseline that reads lengths and punctuation only."""
-NULL_QUANTILES = (0.025, 0.5, 0.975)
 NOT_KNOWN = float("nan")
 
 
@@ -120,7 +119,7 @@ def compare(
 
 
 def _compare_with_null(value: float, null: NullDistribution, higher_is_better: bool | None) -> NullComparison:
-    low, median, high = find_quantiles(null.draws)
+    low, median, high = null_interval(null.draws)
     comparison = NullComparison(low, median, high, tested=null.tested)
     if higher_is_better is None or not null.tested:
         return comparison
@@ -132,15 +131,6 @@ def _compare_with_null(value: float, null: NullDistribution, higher_is_better: b
         corrected = corrected_p_values(np.array([value]), np.stack(list(null.places)), higher_is_better)
         comparison = replace(comparison, p_corrected=float(corrected[0]))
     return comparison
-
-
-def find_quantiles(draws: Array | None) -> tuple[float, float, float]:
-    """The ends of the middle 95 % of a null distribution and its median: low, median, high; NaN without draws."""
-    known = np.empty(0) if draws is None else draws[np.isfinite(draws)]
-    if not len(known):
-        return NOT_KNOWN, NOT_KNOWN, NOT_KNOWN
-    low, median, high = np.quantile(known, NULL_QUANTILES).tolist()
-    return low, median, high
 
 
 def estimate_with_interval(value: float, replicates: Array, n: int) -> Estimate:

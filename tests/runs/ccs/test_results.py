@@ -66,7 +66,9 @@ def places(rows):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     out = tmp_path_factory.mktemp("none")
-    return CCSConfig("data", out, "model", seed=SEED, folds=FOLDS, permutations=40, resamples=60, **NUMBERS)
+    return CCSConfig(
+        data="data", out=out, model="model", seed=SEED, folds=FOLDS, permutations=40, resamples=60, **NUMBERS
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from probing.runs.common.results import (
     compare,
     estimate_with_interval,
     estimate_without_interval,
-    find_quantiles,
 )
+from probing.statistics.intervals import null_interval
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_where_neither_end_is_better_there_is_no_p_value(replicates, draws):
     found = compare(0.6, replicates, 12, {"random": null}, higher_is_better=None).nulls["random"]
     assert np.isnan(found.p)
     assert np.isnan(found.p_corrected)
-    assert (found.low, found.median, found.high) == find_quantiles(draws[0])
+    assert (found.low, found.median, found.high) == null_interval(draws[0])
 
 
 @pytest.mark.parametrize("high", [True, False])
