@@ -470,7 +470,7 @@ def test_pairs_that_are_too_long_are_left_out(config, tmp_path):
 
 def test_pairs_with_the_same_state_in_both_forms_are_left_out(config, tmp_path, caplog):
     """A tokenizer-made accident, here made by hand: two forms of one pair get the states of each other."""
-    plain = parts._alike
+    plain = parts._find_alike
 
     def alike(forms, pairs, places):
         same, skipped = plain(forms, pairs, places)
@@ -478,7 +478,7 @@ def test_pairs_with_the_same_state_in_both_forms_are_left_out(config, tmp_path, 
         return same, skipped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "_alike", alike)
+        patch.setattr(parts, "_find_alike", alike)
         report = ccs.run(config())
     assert report.facts["rows_by_status"] == {"ok": 22, "same_state": 2}
     assert "2 of 24 pairs have the same state" in caplog.text
