@@ -40,7 +40,7 @@ def rows_of(labels, folds=4, units=None, seed=0):
 
 
 def quick(**changes):
-    ccs = CCSOptions(restarts=3, epochs=600, learning_rate=0.05)
+    ccs = CCSOptions(restarts=3, epochs=200, learning_rate=0.1)
     return ContrastOptions(**{"ccs": ccs, "random": 12, "pairings": 1, "refits": 3, **changes})
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from harness import write
 from safetensors.torch import load_file
 
 from probing import Report, cli
+from probing.runs import demo
 
 PROBING = str(Path(sys.executable).with_name("probing"))
 ROWS = [
@@ -132,7 +134,19 @@ def test_json_keeps_every_digit(score, tmp_path):
     assert quantile["100%"] == pd.read_parquet(tmp_path / "out" / "scores.parquet")["ches"].max()
 
 
-def test_the_demo_makes_its_own_files_anew_and_leaves_others(probing, tmp_path):
+def hurried(jobs):
+    """The jobs of the demo with next to no draws and trainings, at a place or two."""
+    few = {"epochs": 5, "restarts": 1, "random": 2, "pairings": 0, "refits": 2, "resamples": 10, "permutations": 10}
+    few |= {"folds": 3, "tsne": False, "places": "resid_post:1,final_norm"}
+
+    def quicker(settings):
+        return replace(settings, **{name: value for name, value in few.items() if name in vars(settings)})
+
+    return {name: lambda out, settings=settings: quicker(settings(out)) for name, settings in jobs.items()}
+
+
+def test_the_demo_makes_its_own_files_anew_and_leaves_others(probing, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "JOBS", hurried(demo.JOBS))
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "kept.jsonl").write_text("mine")
     status, _, errors = probing("demo", "--out", tmp_path / "demo")

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from cards import FIRST, HOST, SECOND, Cards, spread
+from harness import WORDS, read_lines, write
 
 from probing import cli, score_pairs
 from probing.data.bundled import bundled_data
@@ -18,7 +19,6 @@ from probing.models import load as loading
 from probing.models.devices import choose_device, device_names, devices_of, free_memory
 from probing.runs.common.states import check_memory
 
-WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
 PAIRS = [
     {"prompt": "Is it ok?", "chosen": " Yes, always.", "rejected": " No. Never."},
     {"prompt": "Is it ok?", "chosen": " Sure", "rejected": " I am sorry"},
@@ -50,7 +50,7 @@ def texts():
 
 def statements():
     """Some of every category of the bundled ones, as many true as false."""
-    rows = [json.loads(line) for line in bundled_data("statements").read_text().splitlines()]
+    rows = read_lines(bundled_data("statements"))
     kinds = {}
     for row in rows:
         kinds.setdefault((row["category"], row["formulation"], row["label"]), row)
@@ -64,7 +64,7 @@ def shared(tmp_path_factory, model_folder):
     data = {"score": PAIRS, "displacement": PAIRS, "capture": texts(), "ccs": statements()}
     data |= {"probe": texts(), "clusters": texts()}
     for name, rows in data.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write(folder / f"{name}.jsonl", rows)
     tiny.save_model(folder / "policy", seed=1)
     return folder
 

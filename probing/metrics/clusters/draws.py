@@ -141,8 +141,8 @@ def _moments(grouped: Grouped, drawn: Draws) -> tuple[Moments, Moments, Moments]
     codes, weights = (some.split(DRAWS_AT_ONCE, dim=1) for some in drawn)
     return (
         moments_of_labels(grouped),
-        _joined([moments_of_relabelings(grouped, some) for some in codes]),
-        _joined([moments_of_resamples(grouped, some.float()) for some in weights]),
+        _join_moments([moments_of_relabelings(grouped, some) for some in codes]),
+        _join_moments([moments_of_resamples(grouped, some.float()) for some in weights]),
     )
 
 
