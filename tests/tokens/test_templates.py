@@ -18,8 +18,9 @@ def test_an_answer_begins_where_the_prompt_ends():
     assert all(text.startswith(prompt) for text in answered)
 
 
-def test_a_prompt_that_an_answer_changes_is_told():
-    tokenizer = tiny.make_tokenizer(template="{{ messages | length }}" + tiny.TEMPLATE)
+@pytest.mark.parametrize("written_before", ["", "{{ bos_token }}"])
+def test_a_prompt_that_an_answer_changes_is_told(written_before):
+    tokenizer = tiny.make_tokenizer(template=written_before + "{{ messages | length }}" + tiny.TEMPLATE)
     assert ConversationRenderer(tokenizer).render_answers(ASKED, ANSWERS) is None
 
 
