@@ -309,7 +309,7 @@ def test_displacement_from_the_command_line(displacement, tmp_path):
         ({"policy": "/nowhere/model"}, [], "/nowhere/model"),
         ({"reference": "/nowhere/model"}, [], "/nowhere/model"),
         ({"data": "/nowhere/pairs.jsonl"}, [], "no such file"),
-        ({}, ["--beta", "-1"], "beta is a positive number"),
+        ({}, ["--beta", "-1"], "beta must be above 0"),
         ({}, ["--top", "-2"], "top must be at least 0"),
         ({}, ["--top", "many"], "top"),
         ({}, ["--predictors", "ches,magic"], "unknown predictors magic"),

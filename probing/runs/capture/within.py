@@ -37,9 +37,9 @@ def capture_states(
     if isinstance(source, ActivationStore):
         return source
     how: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(RunOptions)}
-    how |= {"places": config.places, "revision": config.revision, "eos": False, **request}
+    how |= {"places": config.places, "revision": config.revision, "eos": False, "data": table.path, **request}
     # What an interrupted run left is read again, and made anew where it is damaged.
-    capture_config = CaptureConfig(model=model, data=table.path, out=folder, repair=True, **how)
+    capture_config = CaptureConfig(model=model, out=folder, repair=True, **how)
     with claim(folder, "capture", MANIFEST) as inner:
         capture_into(inner, capture_config, table, prompts, source)
     return open_store(folder)

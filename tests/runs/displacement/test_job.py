@@ -444,8 +444,8 @@ def test_bad_adapters(config, tmp_path):
     ("changes", "message"),
     [
         ({"adapter": "a", "steps": "s"}, "exactly one of policy, adapter and steps; given: adapter and steps"),
-        ({"beta": 0.0}, "beta is a positive number, not 0"),
-        ({"beta": float("inf")}, "beta is a positive number"),
+        ({"beta": 0.0}, "beta must be above 0, not 0"),
+        ({"beta": float("inf")}, "beta must be above 0"),
         ({"top": -1}, "top must be at least 0"),
         ({"predictors": "chess"}, "unknown predictors chess"),
     ],
