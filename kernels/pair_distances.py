@@ -225,12 +225,12 @@ def launch_pair_distances(
                 part,
                 norms[layers],
                 table,
-                found.extremes[layers],
-                row_sums,
-                column_sums,
-                first,
-                block,
-                block_width,
+                extremes=found.extremes[layers],
+                row_sums=row_sums,
+                column_sums=column_sums,
+                first=first,
+                block=block,
+                block_width=block_width,
             )
             _add_partials(sums, row_sums, column_sums, edges, firsts, first)
     return found

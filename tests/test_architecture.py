@@ -171,6 +171,39 @@ def test_jobs_have_the_files_that_are_known():
             assert file in (*ORDER, "job", FOR_OTHERS.get(job)), f"{name} has no place in the order of a job's files"
 
 
+# Calls whose callee gives its arguments no other names: launches of kernels, and attention of torch.
+POSITIONAL_BY_NATURE = ("_kernel[", "function")
+
+
+def find_long_calls(path):
+    """Calls with seven positional arguments or more: what the fifth of them means has to be looked up."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and sum(not isinstance(each, ast.Starred) for each in node.args) >= 7:
+            callee = ast.unparse(node.func)
+            if not any(part in callee for part in POSITIONAL_BY_NATURE):
+                yield f"{path.name}:{node.lineno} {callee}"
+
+
+def find_untyped_configs(path):
+    """Functions of jobs that take any options at all."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.arg) and node.arg == "config" and ast.unparse(node.annotation or node) == "Any":
+            yield f"{path.name}:{node.lineno}"
+
+
+def test_long_calls_use_names_and_options_have_a_type():
+    paths = dict(modules(ROOT / "probing"))
+    assert [call for path in paths.values() for call in find_long_calls(path)] == []
+    in_jobs = [path for name, path in paths.items() if package_of(name) in ("runs", "runs.common", "instruments")]
+    assert [place for path in in_jobs for place in find_untyped_configs(path)] == []
+
+
+def test_a_long_call_and_untyped_options_are_found(tmp_path):
+    (tmp_path / "planted.py").write_text("f(1, 2, 3, 4, 5, 6, 7)\nf(1, 2, 3, 4, 5, 6, a=7)\ndef g(config: Any): ...\n")
+    assert list(find_long_calls(tmp_path / "planted.py")) == ["planted.py:1 f"]
+    assert list(find_untyped_configs(tmp_path / "planted.py")) == ["planted.py:3"]
+
+
 def test_a_job_starts_without_torch():
     """The data or the folder can be found wrong without waiting for it."""
     jobs = [path.parent.name for path in (ROOT / "probing/runs").glob("*/job.py")]

@@ -79,7 +79,15 @@ def prompts_from_rows(
     spans = [substring if columns.span is None else _span(row.get(columns.span)) for row in rows]
     ids = row_ids(rows, list(zip(texts, responses, spans, strict=True)), where, columns.id)
     return [
-        _prompt(ids[index], row, texts[index], responses[index], spans[index], columns, where(index))
+        _make_prompt(
+            ids[index],
+            row,
+            columns,
+            text=texts[index],
+            response=responses[index],
+            span=spans[index],
+            where=where(index),
+        )
         for index, row in enumerate(rows)
     ]
 
@@ -89,12 +97,11 @@ def _sides(pair: PreferencePair, substring: str | None) -> list[LabelledPrompt]:
         LabelledPrompt(
             f"{pair.id}{SIDE_MARK}{name}",
             pair.prompt,
-            name,
-            None,
-            getattr(pair, name),
-            substring,
-            pair.tools,
-            pair.chat_template_kwargs,
+            label=name,
+            response=getattr(pair, name),
+            span=substring,
+            tools=pair.tools,
+            chat_template_kwargs=pair.chat_template_kwargs,
         )
         for name in ("chosen", "rejected")
     ]
@@ -105,8 +112,8 @@ def label_name(prompt: LabelledPrompt) -> str:
     return str(prompt.label).lower() if isinstance(prompt.label, bool) else str(prompt.label)
 
 
-def _prompt(
-    id: str, row: Row, text: Text, response: Text | None, span: Any, columns: Columns, where: str
+def _make_prompt(
+    id: str, row: Row, columns: Columns, *, text: Text, response: Text | None, span: Any, where: str
 ) -> LabelledPrompt:
     try:
         label = plain_value(row.get(columns.label or "label"))
@@ -117,7 +124,17 @@ def _prompt(
         for value in (label, category):
             if isinstance(value, str):
                 value.encode()
-        return LabelledPrompt(id, text, label, category, response, span, *template_arguments(row))
+        tools, options = template_arguments(row)
+        return LabelledPrompt(
+            id,
+            text,
+            label=label,
+            category=category,
+            response=response,
+            span=span,
+            tools=tools,
+            chat_template_kwargs=options,
+        )
     except (TypeError, ValueError) as error:
         raise DataInvalid(f"{where} (id '{id}'): {error}") from error
 

@@ -208,7 +208,7 @@ def _attend(
         # With fewer keys and no mask, torch 2.13 turns NaN queries into finite numbers on the CPU.
         unmasked = (seen == "all" or (seen == "causal" and not path.offset)) and k.shape[2] >= PAD_TO
         if spelled_out:
-            states = _spelled_out(q, k, v, layout.mask(pattern, path, q), scale, softcap, s_aux)
+            states = _attend_by_parts(q, k, v, layout.mask(pattern, path, q), scale=scale, softcap=softcap, sinks=s_aux)
         elif unmasked:
             states = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=seen == "causal")
         else:
@@ -217,7 +217,7 @@ def _attend(
     return out, None
 
 
-def _spelled_out(
+def _attend_by_parts(
     query: Tensor,
     key: Tensor,
     value: Tensor,

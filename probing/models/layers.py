@@ -360,7 +360,15 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     normed = not _equal(last, states)
     same = [others[index] for index, tensor in returned if tensor is not None and _equal(tensor, states)]
     norm = same[-1] if normed and same else None
-    return Stack(language_model, backbone, tuple(blocks), last.shape[-1], causal, normed, norm)
+    return Stack(
+        language_model,
+        backbone,
+        tuple(blocks),
+        width=last.shape[-1],
+        causal=causal,
+        normed=normed,
+        final_norm=norm,
+    )
 
 
 def _is_causal(

@@ -12,7 +12,7 @@ from probing.errors import SourceMismatch
 from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
-from probing.runs.common.options import Options, option
+from probing.runs.common.options import DatasetOptions, Options, option
 from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -28,7 +28,7 @@ PLACES = "resid_post:all,final_norm"
 
 
 LABELLED: dict[str, Any] = {"data": BUNDLED, "chat": True, "over": "template"}
-JOBS: dict[str, Callable[[Path], Options]] = {
+JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
     "displacement": lambda out: displacement.DisplacementConfig(
         reference=BUNDLED,
         policy=BUNDLED_DISPLACED,
@@ -87,7 +87,7 @@ def run(config: DemoConfig) -> Report:
     return Report(tables | _add_titles(others), {**facts, "wrote": wrote})
 
 
-def _run_anew(job: str, config: Any) -> Report:
+def _run_anew(job: str, config: DatasetOptions) -> Report:
     """Run a job; what an earlier demo left, made with another version of anything, is made anew."""
     run_job = importlib.import_module(f"probing.runs.{job}").run
     try:

@@ -147,6 +147,4 @@ def open_probes(path: str | Path) -> SavedProbes:
     if changed:
         raise StoreCorrupt(f"{file}: {', '.join(changed)} in it changed since it was written")
     source, places = Source(**known["source"]), tuple(map(Place.parse, known["places"]))
-    return SavedProbes(
-        tuple(known["names"]), places, tensors["weight"], tensors["bias"], tensors["centers"], source, known
-    )
+    return SavedProbes(names=tuple(known["names"]), places=places, source=source, facts=known, **tensors)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from probing.runs.displacement.config import DisplacementConfig
+from probing.runs.displacement.data import Inputs
 from probing.runs.displacement.tables import Results, course_frame, make_tables
 from probing.runs.score.tables import score_tables
 from probing.types import PreferencePair
@@ -48,7 +49,7 @@ def tables(frame=None, groups=None, shares=None, course=None, **changes):
         reference="r", policy="p", data="d", out="o", predictors="ches", **({"beta": 1.0} | changes)
     )
     facts = {"rows_by_status": frame["status"].value_counts().to_dict()}
-    return make_tables(Results(frame, course, None), config, PAIRS, groups, shares, facts, [])
+    return make_tables(Results(frame, course, None), config, Inputs(None, PAIRS, groups, shares), facts, [])
 
 
 def values(table):

@@ -67,7 +67,9 @@ def probe_into(
         )
         facts = gather_facts(table, pairs, material, problems, judged)
         tables = make_tables(config, judged, facts)
-        written = write_files(folder, config, material, judged, pairs, problems, tables, facts)
+        written = write_files(
+            folder, config, material, judged, pairs=pairs, problems=problems, tables=tables, facts=facts
+        )
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return finished_report(folder, SUMMARY_FILE)

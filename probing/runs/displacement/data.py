@@ -1,10 +1,47 @@
-"""Shares of raters, and checkpoints in a folder."""
+"""What is compared: the pairs with their groups and shares of raters, and checkpoints in a folder."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from probing.data.columns import column_values
 from probing.data.tables import Table
 from probing.errors import DataInvalid, UsageError
+from probing.runs.common.datasets import read_pairs
+from probing.runs.displacement.config import DisplacementConfig
+from probing.types import PreferencePair
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made of, besides its models.
+
+    Attributes:
+        table: the dataset as it lies there.
+        pairs: its rows.
+        groups: of each pair, the value by which the summary is repeated; None where it is not.
+        shares: of each pair, the share of raters who preferred the chosen response; None where they are not known.
+        steps: checkpoints in order, with their steps; None where one policy is compared.
+    """
+
+    table: Table
+    pairs: Sequence[PreferencePair]
+    groups: Sequence[object] | None = None
+    shares: Sequence[float] | None = None
+    steps: Sequence[tuple[int, Path]] | None = None
+
+
+def read_inputs(config: DisplacementConfig) -> Inputs:
+    """Read the dataset, its columns, and the folder of checkpoints.
+
+    Raises:
+        DataInvalid, UsageError: a file, a column or a folder that is named is not what it should be.
+    """
+    table, pairs = read_pairs(config.data, config.split, config.id_column)
+    groups = column_values(table, config.group_column) if config.group_column else None
+    shares = rater_shares(table, config.rater_share_column) if config.rater_share_column else None
+    steps = find_steps(Path(config.steps).expanduser()) if config.steps is not None else None
+    return Inputs(table, pairs, groups, shares, steps)
 
 
 def rater_shares(table: Table, name: str) -> list[float]:

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from probing.data.columns import column_values
-from probing.runs.common.datasets import read_pairs
 from probing.runs.displacement.config import DisplacementConfig
-from probing.runs.displacement.data import find_steps, rater_shares
+from probing.runs.displacement.data import read_inputs
 from probing.store.manifest import claim
 from probing.types import Report
 
@@ -16,12 +14,9 @@ def run(config: DisplacementConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
-    table, pairs = read_pairs(config.data, config.split, config.id_column)
-    groups = column_values(table, config.group_column) if config.group_column else None
-    shares = rater_shares(table, config.rater_share_column) if config.rater_share_column else None
-    steps = find_steps(Path(config.steps).expanduser()) if config.steps is not None else None
+    inputs = read_inputs(config)
     with claim(Path(config.out).expanduser(), "displacement") as folder:
         # Only now: the data or the folder can be found wrong without waiting for torch to load.
         from probing.runs.displacement.stages import compare_into
 
-        return compare_into(folder, config, table, pairs, groups, shares, steps)
+        return compare_into(folder, config, inputs)

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from probing.errors import ModelInvalid, ProbingError, UsageError
 from probing.instruments.pair_changes import check_same_vocabulary
 from probing.models.adapters import base_of, is_adapter
 from probing.models.load import LanguageModel, brings_tokenizer, load
-from probing.runs.common.parts import Dataset
 from probing.runs.common.record import dtype_name
 from probing.runs.displacement.config import DisplacementConfig
 from probing.store.files import file_sha256
@@ -33,31 +31,26 @@ CHECKPOINT_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a run is made of."""
-
-    config: DisplacementConfig
-    data: Dataset
-    groups: Sequence[object] | None
-    shares: Sequence[float] | None
-    steps: Sequence[tuple[int, Path]] | None
-
-
 def load_reference(config: DisplacementConfig) -> LanguageModel:
+    """The model before training, with its adapter if one makes it.
+
+    Raises:
+        UsageError: an adapter was given as the reference and another one to put onto it.
+    """
     if config.reference_adapter is not None and is_adapter(config.reference):
         raise UsageError(f"{config.reference}: is an adapter itself; give the model, and one adapter for the reference")
     base = load(config.reference, config.reference_revision, config.dtype, config.device, config.trust_remote_code)
     return base if config.reference_adapter is None else base.adapted(config.reference_adapter)
 
 
-def find_policy(inputs: Inputs, reference: LanguageModel) -> tuple[LanguageModel, int | None, list[dict[str, Any]]]:
+def find_policy(
+    config: DisplacementConfig, steps: Sequence[tuple[int, Path]] | None, reference: LanguageModel
+) -> tuple[LanguageModel, int | None, list[dict[str, Any]]]:
     """The model to compare with; for a folder of checkpoints the last that can be read, its step, and the broken."""
-    config = inputs.config
     broken: list[dict[str, Any]] = []
-    if inputs.steps is None:
+    if steps is None:
         return load_policy(config, reference, config.policy or config.adapter or ""), None, []
-    for step, path in reversed(inputs.steps):
+    for step, path in reversed(steps):
         try:
             return load_policy(config, reference, str(path)), step, broken
         except ProbingError as error:

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from probing.data.tables import Table
 from probing.errors import NotFinite, ProbingError
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, TOKEN_COLUMNS
 from probing.instruments.pair_changes import (
@@ -40,8 +39,8 @@ from probing.runs.common.record import (
     report_of,
 )
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, TOKENS_FILE, DisplacementConfig
+from probing.runs.displacement.data import Inputs
 from probing.runs.displacement.models import (
-    Inputs,
     find_policy,
     hash_checkpoint,
     load_policy,
@@ -52,21 +51,13 @@ from probing.runs.displacement.tables import Results, course_frame, make_tables
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
 from probing.tokens.pairs import TokenizedPair
-from probing.types import PreferencePair, Report
+from probing.types import Report
 
 TOKENS_PREFIX = "tokens_"
 COURSE_SCHEMA = pa.schema([("id", pa.string()), ("chosen_logprob", pa.float64()), ("rejected_logprob", pa.float64())])
 
 
-def compare_into(
-    folder: RunFolder,
-    config: DisplacementConfig,
-    table: Table,
-    pairs: Sequence[PreferencePair],
-    groups: Sequence[object] | None,
-    shares: Sequence[float] | None,
-    steps: Sequence[tuple[int, Path]] | None,
-) -> Report:
+def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -> Report:
     """Compare the models on every pair into the folder, unless an earlier run has; answer with its tables.
 
     Raises:
@@ -75,21 +66,21 @@ def compare_into(
         DataInvalid, NotFinite: not one pair could be compared.
     """
     began = time.monotonic()
-    inputs = Inputs(config, Dataset(table, pairs, config.shard_pairs), groups, shares, steps)
+    data = Dataset(inputs.table, inputs.pairs, config.shard_pairs)
     reference = load_reference(config)
-    policy, taken, broken = find_policy(inputs, reference)
+    policy, taken, broken = find_policy(config, inputs.steps, reference)
     begin_run(folder, config, _made_of(inputs, reference, policy), devices_of(reference), reference.dtype)
     if not folder.finished:
         comparer = make_comparer(config, reference, policy)
-        shards = compare_shards(folder, inputs.data, comparer)
+        shards = compare_shards(folder, data, comparer)
         joined = [shard.rows for shard in shards]
         facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
         facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
-        facts |= {"data": inputs.data.facts(), **pair_facts(shards, inputs.data)}
+        facts |= {"data": data.facts(), **pair_facts(shards, data)}
         join_shards(joined, folder.path / PAIRS_FILE)
         wrote = [PAIRS_FILE]
         if config.top:
-            numbers = range(len(inputs.data.blocks))
+            numbers = range(len(data.blocks))
             paths = [shard_path(folder.shards, number, TOKENS_PREFIX) for number in numbers]
             stream_shards(paths, TOKENS_SCHEMA, folder.path / TOKENS_FILE)
             wrote.append(TOKENS_FILE)
@@ -97,13 +88,15 @@ def compare_into(
             frame = pa.concat_tables(joined).to_pandas()
             before = comparer.before
             del comparer, policy  # one policy at a time is in memory
-            broken += write_course(folder, inputs, before, frame, taken)
+            broken += write_course(
+                folder, config, data, steps=inputs.steps or (), before=before, frame=frame, taken=taken
+            )
             wrote.append(COURSE_FILE)
             facts |= {"policy_step": taken}
         facts |= {"broken_steps": broken}
         finish(folder, config, facts, hash_files(folder, wrote), began)
     clear(folder.shards)
-    return read_report(folder, inputs)
+    return read_report(folder, config, inputs)
 
 
 def _made_of(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
@@ -113,7 +106,7 @@ def _made_of(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) ->
         "policy": content_of(policy.source),
         "steps": {path.name: hash_checkpoint(path) for _, path in inputs.steps or ()},
         "policy_dtype": dtype_name(policy.dtype),
-        "data": {"sha256": inputs.data.table.sha256},
+        "data": {"sha256": inputs.table.sha256},
     }
 
 
@@ -168,15 +161,22 @@ def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> 
 
 
 def write_course(
-    folder: RunFolder, inputs: Inputs, before: PairScorer, frame: pd.DataFrame, taken: int
+    folder: RunFolder,
+    config: DisplacementConfig,
+    data: Dataset,
+    *,
+    steps: Sequence[tuple[int, Path]],
+    before: PairScorer,
+    frame: pd.DataFrame,
+    taken: int,
 ) -> list[dict[str, Any]]:
     """Likelihoods under every checkpoint that can be read; answers with those that cannot."""
     likelihoods_of, broken = {}, []
-    for step, path in inputs.steps or ():
+    for step, path in steps:
         if step >= taken:
             continue
         try:
-            likelihoods_of[step] = measure_step(folder, inputs, before, step, path)
+            likelihoods_of[step] = measure_step(folder, config, data, before, step, path)
         except ProbingError as error:
             broken.append(note_broken_step(step, path, error))
     course = course_frame(frame, likelihoods_of, taken)
@@ -184,13 +184,14 @@ def write_course(
     return broken
 
 
-def measure_step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: int, path: Path) -> pd.DataFrame:
+def measure_step(
+    folder: RunFolder, config: DisplacementConfig, data: Dataset, before: PairScorer, step: int, path: Path
+) -> pd.DataFrame:
     """Likelihoods of every pair under one checkpoint.
 
     Raises:
         SourceMismatch: it does not belong to the reference. NotFinite: it gives no pair a finite likelihood.
     """
-    config, data = inputs.config, inputs.data
     policy = load_policy(config, before.language_model, str(path))
     scorer = PairScorer(
         policy,
@@ -224,7 +225,7 @@ def measure_step(folder: RunFolder, inputs: Inputs, before: PairScorer, step: in
     return frame
 
 
-def read_report(folder: RunFolder, inputs: Inputs) -> Report:
+def read_report(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -> Report:
     """The tables of a finished run.
 
     Raises:
@@ -240,7 +241,7 @@ def read_report(folder: RunFolder, inputs: Inputs) -> Report:
             tables[name] = pd.read_parquet(folder.path / name)
     frame, course = tables[PAIRS_FILE], tables[COURSE_FILE]
     assert frame is not None
-    check_ids(folder.path / PAIRS_FILE, frame["id"].tolist(), inputs.data.pairs)
+    check_ids(folder.path / PAIRS_FILE, frame["id"].tolist(), inputs.pairs)
     notes = [f"Step {entry['step']} ({entry['folder']}) is left out: {entry['why']}" for entry in facts["broken_steps"]]
     wrote = [*facts["sha256"], RUN_FILE]
     if course is not None:
@@ -249,5 +250,5 @@ def read_report(folder: RunFolder, inputs: Inputs) -> Report:
         else:
             notes.append("The course is not drawn: that needs plotly (pip install 'model-probing[report]')")
     results = Results(frame, course, folder.path / TOKENS_FILE if TOKENS_FILE in facts["sha256"] else None)
-    made = make_tables(results, inputs.config, inputs.data.pairs, inputs.groups, inputs.shares, facts, notes)
+    made = make_tables(results, config, inputs, facts, notes)
     return report_of(folder, made, facts, wrote)

@@ -14,10 +14,11 @@ from probing.metrics.ranking import idealized_ranking_accuracy
 from probing.report.tables import counts, estimates, extremes, shorten
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
+from probing.runs.displacement.data import Inputs
 from probing.runs.score.tables import STATE_SUMS, one_token
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman
 from probing.statistics.correlation import spearman
-from probing.types import Estimate, PreferencePair
+from probing.types import Estimate
 
 LISTED_PAIRS = 5
 TOKEN_WIDTH = 16
@@ -52,14 +53,12 @@ class Results:
 def make_tables(
     results: Results,
     config: DisplacementConfig,
-    pairs: Sequence[PreferencePair],
-    groups: Sequence[object] | None,
-    shares: Sequence[float] | None,
+    inputs: Inputs,
     facts: Mapping[str, Any],
     notes: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
     """Tables by title, in the order in which they are shown."""
-    frame = results.pairs
+    frame, pairs, groups, shares = results.pairs, inputs.pairs, inputs.groups, inputs.shares
     good = (frame["status"] == "ok").to_numpy()
     scored = frame[good].reset_index(drop=True)
     said = [*notes, *_make_notes(scored, config, facts)]

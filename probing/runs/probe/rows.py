@@ -78,7 +78,7 @@ def gather_material(
     others = None if fresh is None else _read_fresh(folder, config, fresh, positive, source, seen)
     rows = _assign_folds(config, seen, data[1], values)
     places, skipped = _find_places(config, seen)
-    return Material(config, positive, seen, others, rows, places, skipped)
+    return Material(config, positive=positive, seen=seen, fresh=others, rows=rows, places=places, skipped=skipped)
 
 
 def check_groups(config: ProbeConfig, prompts: Sequence[LabelledPrompt], values: Sequence[str] | None) -> None:
