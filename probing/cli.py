@@ -157,18 +157,28 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     parser = ArgumentParser(
         prog=f"probing {command}", description=_join_lines(own.short_description, own.long_description)
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of these options; flags override its entries"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     helps = {parameter.arg_name: parameter.description for each in (*shared, own) for parameter in each.params}
     hints, fields = typing.get_type_hints(config_type), {entry.name: entry for entry in dataclasses.fields(config_type)}
+    groups = []
     for described in (own, *shared):
-        heading = _join_lines(described.short_description).rstrip(".")
-        group = parser if described is own else parser.add_argument_group(heading)
-        for name in (parameter.arg_name for parameter in described.params if parameter.arg_name in fields):
-            entry, kind = fields.pop(name), hints[name]
+        names = [parameter.arg_name for parameter in described.params if parameter.arg_name in fields]
+        groups.append((_join_lines(described.short_description).rstrip("."), [fields.pop(name) for name in names]))
+    # Its own options come first, then those that must be given.
+    groups[1:] = sorted(
+        groups[1:], key=lambda group: all(entry.default is not dataclasses.MISSING for entry in group[1])
+    )
+    for number, (heading, entries) in enumerate(groups):
+        group = parser.add_argument_group(heading) if number else parser
+        for entry in entries:
             how = {"required": True} if entry.default is dataclasses.MISSING else {"default": entry.default}
-            how |= {"action": ActionYesNo(no_prefix="no-")} if kind is bool else {"type": kind}
-            group.add_argument(f"--{name.replace('_', '-')}", help=helps[name], **how)
+            how |= (
+                {"action": ActionYesNo(no_prefix="no-")} if hints[entry.name] is bool else {"type": hints[entry.name]}
+            )
+            group.add_argument(f"--{entry.name.replace('_', '-')}", help=helps[entry.name], **how)
     return parser
 
 
