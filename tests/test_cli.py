@@ -503,7 +503,7 @@ def test_an_interrupt_leaves_with_130(score, monkeypatch):
 
 def test_a_full_disk_leaves_no_partial_file_and_the_run_goes_on_later(score, data, model_folder, tmp_path):
     """A real limit on file size, as a quota sets it, in a process of its own."""
-    write(data, [{**ROWS[0], "id": f"r{n}"} for n in range(2000)])
+    write(data, [{**ROWS[0], "id": f"r{n}"} for n in range(600)])
     arguments = [PROBING, "score", "--model", model_folder, "--data", data, "--out", tmp_path / "out"]
     limited = (
         "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000,) * 2); "
