@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probing.engine.budget import TokenBudget, trial_shape
 from probing.engine.compiled import compiled_blocks
-from probing.engine.launched import LaunchedBatch, Readings, Values
+from probing.engine.launched_batches import LaunchedBatch, Readings, Values
 from probing.engine.modes import Mode, attending
 from probing.engine.readouts import Spots, combine
 from probing.engine.trees import Batch, Segment, Tree, halves, pack_trees, plant, stack_rows, take

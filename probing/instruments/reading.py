@@ -13,11 +13,11 @@ from probing.engine.modes import choose_mode
 from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
-from probing.instruments.ahead import one_ahead
+from probing.instruments.prefetch import one_ahead
 from probing.models.layers import Site, Stack
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
-from probing.tokens.judged import Judged
+from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import Pooling, Problem
 
 Advance = Callable[[float, int], None]
@@ -101,7 +101,7 @@ def check_max_length(max_length: int | None, positions: int | None) -> int | Non
     return max_length
 
 
-Runnable = TypeVar("Runnable", bound=Judged)
+Runnable = TypeVar("Runnable", bound=TokenizedRow)
 
 
 def split_runnable(tokenized: Sequence[Runnable], report: Advance | None) -> tuple[list[Runnable], dict[str, Problem]]:

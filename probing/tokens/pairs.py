@@ -8,14 +8,14 @@ from probing.data.pairs import shared_prefix
 from probing.data.rows import has_text
 from probing.errors import DataInvalid, ModelInvalid
 from probing.tokens.encoding import check_bos, closing_ids, encode, end_of_turn, warn_without_bos
-from probing.tokens.judged import Judged
 from probing.tokens.templates import ConversationRenderer, check_template, plain_contents
+from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import PreferencePair, Problem
 from probing.types.status import PairStatus
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedPair(Judged):
+class TokenizedPair(TokenizedRow):
     """Both sequences of one pair.
 
     Attributes:

@@ -7,14 +7,14 @@ from typing import Any
 from probing.data.pairs import shared_prefix
 from probing.errors import ModelInvalid
 from probing.tokens.encoding import closing_ids, encode, end_of_turn, warn_without_bos
-from probing.tokens.judged import Judged
 from probing.tokens.positions import EncodedRow, find_positions
 from probing.tokens.rendering import RenderedPrompt, render_prompt
+from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import Capture, LabelledPrompt, Problem
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedPrompt(Judged):
+class TokenizedPrompt(TokenizedRow):
     """Token ids of one row, and the positions that count.
 
     Attributes:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from probing.engine.budget import choose_batch_tokens
-from probing.engine.launched import LaunchedBatch
+from probing.engine.launched_batches import LaunchedBatch
 from probing.engine.modes import choose_mode
 from probing.engine.stream import Stream, TokenBudget, first_nonfinite_place
 from probing.engine.trees import Segment

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
-from probing.instruments.ahead import one_ahead
+from probing.instruments.prefetch import one_ahead
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.instruments.reading import Advance
 from probing.probes.threads import single_threads

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from probing.instruments.ahead import one_ahead
+from probing.instruments.prefetch import one_ahead
 
 
 def test_everything_comes_in_order_and_from_one_other_thread():

@@ -3,7 +3,7 @@
 from probing.types import Problem, Status
 
 
-class Judged:
+class TokenizedRow:
     """A row with its problem, or with none."""
 
     __slots__ = ()
