@@ -16,7 +16,7 @@ import torch
 
 from card.timing import on_card, sync
 from probing import LanguageModel
-from probing.engine import compiled, launched, modes, stream
+from probing.engine import compiled, launched_batches, modes, stream
 from probing.engine.modes import Mode, choose_mode, parity
 from probing.instruments import pair_scores, reading
 from probing.instruments.columns import COLUMNS
@@ -33,7 +33,7 @@ HOST_PARTS = (
     (stream, "plant", "sharing prompts"),
     (stream, "pack_trees", "packing"),
     (stream, "Spots", "finding the states"),
-    (launched.LaunchedBatch, "store", "waiting and storing"),
+    (launched_batches.LaunchedBatch, "store", "waiting and storing"),
     (pair_scores, "_similarities", "similarities"),
     (pair_scores, "likelihood_columns", "likelihood columns"),
     (pair_scores, "as_frame", "table"),
@@ -168,7 +168,7 @@ def timed_parts(device: str) -> Iterator[Spent]:
 
     run_backbone = stream.run_backbone
     parts = [(owner, name, _counted(getattr(owner, name), label, spent.host)) for owner, name, label in HOST_PARTS]
-    passes = _counted(launched, "launching passes", spent.host)
+    passes = _counted(launched_batches, "launching passes", spent.host)
     with replaced(*parts, (stream, "run_backbone", passes)):
         yield spent
     sync(device)
