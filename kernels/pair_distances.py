@@ -59,8 +59,8 @@ def pair_distances_reference(
     Half-precision points are widened, one layer at a time, where no product of them is summed in float32 by itself.
     """
     edges, _ = cut(bounds, block)
-    found = _unfilled(points, edges, len(bounds) - 1)
-    exact = found.sums.dtype
+    reductions = _unfilled(points, edges, len(bounds) - 1)
+    exact = reductions.sums.dtype
     norms = squared_norms(points, exact)
     for layer in range(len(points)):
         values, tile = _widen_for_products(points[layer], exact), 0
@@ -72,15 +72,15 @@ def pair_distances_reference(
             own_tile = squared[:, : stop - start]
             own_tile.masked_fill_(torch.ones_like(own_tile, dtype=torch.bool).tril_(), -1)
             own = bisect(bounds, start) - 1
-            found.sums[layer, stop:, own] += distances[:, stop - start :].sum(dim=0)
+            reductions.sums[layer, stop:, own] += distances[:, stop - start :].sum(dim=0)
             for cluster in range(own, len(bounds) - 1):
                 first, last = max(bounds[cluster], start), bounds[cluster + 1]
                 behind = slice(first - start, last - start)
-                found.sums[layer, start:stop, cluster] += distances[:, behind].sum(dim=1)
+                reductions.sums[layer, start:stop, cluster] += distances[:, behind].sum(dim=1)
                 extremes = _extremes_of_tiles(squared[:, behind], block, cluster == own)
-                found.extremes[layer, tile : tile + len(extremes)] = extremes
+                reductions.extremes[layer, tile : tile + len(extremes)] = extremes
                 tile += len(extremes)
-    return found
+    return reductions
 
 
 @lazy_jit
@@ -207,7 +207,7 @@ def launch_pair_distances(
     if points.stride(2) != 1:
         points = points.contiguous()
     edges, firsts = cut(bounds, block)
-    found = _unfilled(points, edges, len(bounds) - 1)
+    reductions = _unfilled(points, edges, len(bounds) - 1)
     norms = squared_norms(points, torch.float32)
     table = torch.tensor([edges, [*_clusters(firsts), -1]], dtype=torch.int32).to(points.device)
     blocks = len(edges) - 1
@@ -217,7 +217,7 @@ def launch_pair_distances(
     size = max(partial_bytes // each, 1)
     for start in range(0, len(points), size):
         layers = slice(start, start + size)
-        part, sums = points[layers], found.sums[layers]
+        part, sums = points[layers], reductions.sums[layers]
         for first, stop in groups:
             shapes = partial_shapes(len(part), edges, first, stop)
             row_sums, column_sums = (torch.empty(shape, dtype=torch.float32, device=points.device) for shape in shapes)
@@ -225,7 +225,7 @@ def launch_pair_distances(
                 part,
                 norms[layers],
                 table,
-                extremes=found.extremes[layers],
+                extremes=reductions.extremes[layers],
                 row_sums=row_sums,
                 column_sums=column_sums,
                 first=first,
@@ -233,7 +233,7 @@ def launch_pair_distances(
                 block_width=block_width,
             )
             _add_partials(sums, row_sums, column_sums, edges, firsts, first)
-    return found
+    return reductions
 
 
 def partial_shapes(

@@ -379,13 +379,13 @@ class _Filler:
         """Read the logits of these rows from a buffer."""
         count, part = rows.stop - rows.start, TokenStats(*(values[rows] for values in self.stats))
         logits, beside, targets = self.buffers[buffer][:count], self.beside[:count], self.targets[rows]
-        top, found = part.top_ids.shape[1], RowStats(part.logprob, part.rank, part.entropy, part.logsumexp)
+        top, stats = part.top_ids.shape[1], RowStats(part.logprob, part.rank, part.entropy, part.logsumexp)
         if self.kernel:
-            launch_row_stats(logits, targets, found, self.left, beside if top else None)
+            launch_row_stats(logits, targets, stats, self.left, beside if top else None)
             best = top_columns(logits, top, beside, self.left)
         else:
             best = top_columns(logits, top)  # before the logits are written over
-            for whole, values in zip(found, row_stats_reference(logits, targets, beside), strict=True):
+            for whole, values in zip(stats, row_stats_reference(logits, targets, beside), strict=True):
                 whole.copy_(values)
         torch.sub(best[0], part.logsumexp[:, None], out=part.top_logprob)
         part.top_ids.copy_(best[1])

@@ -40,10 +40,10 @@ def top_columns(
     places = (tiles[:, :, None] * TILE + torch.arange(TILE, device=values.device)).flatten(1)
     outside = places >= columns
     places.clamp_max_(columns - 1)
-    found = values.gather(1, places)
+    candidates = values.gather(1, places)
     if head is not None:
-        finish_logits(found, head, None if head.bias is None else head.bias[places])
-    best = found.masked_fill_(outside, -float("inf")).topk(count)
+        finish_logits(candidates, head, None if head.bias is None else head.bias[places])
+    best = candidates.masked_fill_(outside, -float("inf")).topk(count)
     return best.values, places.gather(1, best.indices)
 
 

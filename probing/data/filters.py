@@ -53,8 +53,8 @@ def check_rule(**rule: float | None) -> tuple[str, float]:
         raise TypeError(f"there is no rule {', '.join(unknown)}; there are {', '.join(RULES)}")
     given = {name: rule[name] for name in RULES if rule.get(name) is not None}
     if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise ValueError(f"give exactly one of {', '.join(RULES[:-1])} and {RULES[-1]}; given: {found}")
+        names = " and ".join(given) or "none"
+        raise ValueError(f"give exactly one of {', '.join(RULES[:-1])} and {RULES[-1]}; given: {names}")
     [(name, value)] = ((name, value) for name, value in given.items() if value is not None)
     if name.startswith("keep") and not 0 < value <= 1:
         raise ValueError(f"{name} is a share above 0 and at most 1, not {value}")

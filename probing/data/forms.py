@@ -75,10 +75,10 @@ def _with_answer(text: str, yes: str) -> str:
     """The template with ``{answer}`` in place of a yes that is written out, if there is exactly one."""
     if "{answer}" in text:
         return text
-    found = whole_words(text.replace("{statement}", " " * len("{statement}")), yes, ignore_case=False)
-    if len(found) != 1:
+    spans = whole_words(text.replace("{statement}", " " * len("{statement}")), yes, ignore_case=False)
+    if len(spans) != 1:
         raise ValueError(f"write {{answer}} where the answer belongs in the template {text!r:.60}, which has none")
-    start, stop = found[0]
+    start, stop = spans[0]
     return f"{text[:start]}{{answer}}{text[stop:]}"
 
 

@@ -35,10 +35,10 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
             "an empty list" if isinstance(value, Sequence) and not value else f"{type(value).__name__} ({value!r:.40})"
         )
         raise DataInvalid(f"{where}: '{name}' must be text or a list of messages, found {shown}")
-    found = [_message(message, name, where) for message in value]
-    for message in found:
+    conversation = [_message(message, name, where) for message in value]
+    for message in conversation:
         check_characters(message["role"] + message_text(message), name, where)
-    return found
+    return conversation
 
 
 def _message(message: Any, name: str, where: str) -> Message:

@@ -153,13 +153,13 @@ def packed_attention(configs: Sequence[Any], layout: Layout) -> Iterator[None]:
 
 def configs_of(module: nn.Module) -> list[Any]:
     """The configs that a model's parts ask for the attention to use, outer ones first."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     for part in module.modules():
         config = getattr(part, "config", None)
         for entry in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
             if hasattr(entry, "_attn_implementation"):
-                found.setdefault(id(entry), entry)
-    return list(found.values())
+                configs.setdefault(id(entry), entry)
+    return list(configs.values())
 
 
 def _pattern(*, mask_function: Callable[..., Tensor], **_: Any) -> Pattern:

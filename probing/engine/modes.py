@@ -174,19 +174,19 @@ def _noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Seq
     Once in batches of other sizes, whose products add up in another order on some machines; and once from embeddings
     that are off by the rounding of their dtype, as every later number is.
     """
-    found = [0.0]
+    differences = [0.0]
     early = stack.width * min(EARLY_BLOCKS, len(stack.blocks))
 
     def compare(batch: Sequence[Segment], first: int) -> None:
         for row, states in enumerate(_states(stack, stacking, batch)):
-            found.append(channelwise_difference(plain[first + row % 2], states[:, early:]))
+            differences.append(channelwise_difference(plain[first + row % 2], states[:, early:]))
 
     for first in range(0, len(segments), 2):  # two rows are of one length
         for times in ROWS_OF_NOISE:
             compare([segments[first], segments[first + 1]] * times, first)
         with _embeddings_off_by_rounding(stack):
             compare([segments[first], segments[first + 1]], first)
-    return max(found)
+    return max(differences)
 
 
 @contextlib.contextmanager

@@ -100,12 +100,12 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
             if wrapped is None:
                 config.inference_mode = True
                 wrapped = PeftModel(model, config, adapter_name=name)
-            found = wrapped.load_adapter(str(folder), adapter_name=name)
-        lacking = [key for key in found.missing_keys if name in key]
-        if lacking or found.unexpected_keys:
+            load_result = wrapped.load_adapter(str(folder), adapter_name=name)
+        lacking = [key for key in load_result.missing_keys if name in key]
+        if lacking or load_result.unexpected_keys:
             raise ValueError(
-                f"{len(lacking)} of its tensors are missing and {len(found.unexpected_keys)} have no place "
-                f"({', '.join([*lacking, *found.unexpected_keys][:2])}, ...)"
+                f"{len(lacking)} of its tensors are missing and {len(load_result.unexpected_keys)} have no place "
+                f"({', '.join([*lacking, *load_result.unexpected_keys][:2])}, ...)"
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         if wrapped is not None:

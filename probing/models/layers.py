@@ -73,7 +73,7 @@ class Stack:
 
     def name_of(self, module: nn.Module) -> str:
         """Path of a module within the model."""
-        return next((name for name, found in self.language_model.model.named_modules() if found is module), "?")
+        return next((name for name, candidate in self.language_model.model.named_modules() if candidate is module), "?")
 
     @functools.cached_property
     def writes(self) -> tuple[BlockWrites, ...]:
@@ -162,14 +162,14 @@ def find_stack(language_model: LanguageModel) -> Stack:
                 problems.append(f"nothing around '{name}' takes input_ids")
                 continue
             try:
-                found = _try_blocks(language_model, backbone, blocks)
+                outcome = _try_blocks(language_model, backbone, blocks)
             except torch.OutOfMemoryError:
                 raise
             except UNUSABLE as error:
-                found = f"a pass of a few tokens fails with {type(error).__name__}: {error}"
-            if isinstance(found, Stack):
-                return found
-            problems.append(f"'{name}': {found}")
+                outcome = f"a pass of a few tokens fails with {type(error).__name__}: {error}"
+            if isinstance(outcome, Stack):
+                return outcome
+            problems.append(f"'{name}': {outcome}")
     raise LayerNotFound(
         f"the layers of {type(model).__name__} were not found: {'; '.join(problems) or _list_parts(model)}"
     )
@@ -265,8 +265,8 @@ def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
     # Code that a checkpoint brings may return a tuple whatever its config says.
     states: Tensor | None = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
     if states is None or states.ndim != 3:
-        found = "no last_hidden_state" if states is None else f"states of shape {tuple(states.shape)}"
-        raise LayerNotFound(f"{type(backbone).__name__} returns {found} where [row token width] was expected")
+        returned = "no last_hidden_state" if states is None else f"states of shape {tuple(states.shape)}"
+        raise LayerNotFound(f"{type(backbone).__name__} returns {returned} where [row token width] was expected")
     return states
 
 
@@ -319,12 +319,12 @@ def _block_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     text = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = set(text.modules()) if text is not model and isinstance(text, nn.Module) else set(model.modules())
-    found = [
+    candidates = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    return sorted(found, key=lambda entry: entry[1] not in inside)
+    return sorted(candidates, key=lambda entry: entry[1] not in inside)
 
 
 def _runner(model: Any, name: str) -> nn.Module | None:
@@ -402,12 +402,12 @@ def _same_in_shape(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tenso
     experts add up a token's numbers in another order when they are handed other tokens beside it; as much as they do so
     when the tokens of another row change is allowed.
     """
-    found, limit = _before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
-    if found <= limit:
+    change, limit = _before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
+    if change <= limit:
         return True
     neighbours = torch.cat([ids[:1], ids[1:].roll(1, dims=1)])
     rows = (last_hidden_state(backbone, batch)[0] for batch in (ids, neighbours))
-    return found <= allowed_difference(limit, channelwise_difference(*rows))
+    return change <= allowed_difference(limit, channelwise_difference(*rows))
 
 
 def _same_without(whole: Tensor, part: Tensor) -> bool:

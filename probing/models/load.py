@@ -267,8 +267,8 @@ def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]
 
 def _stack(part: str) -> str | None:
     """``model.layers`` for ``model.layers.3.mlp.up_proj.weight``; None for what belongs to no numbered layer."""
-    found = re.match(r"(.*?)\.\d+\.", part)
-    return found.group(1) if found else None
+    match = re.match(r"(.*?)\.\d+\.", part)
+    return match.group(1) if match else None
 
 
 def _check_folder(folder: Path, tokenized: bool) -> None:

@@ -101,25 +101,25 @@ def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple
     """
     kinds = [_kind(block) for block in blocks]
     first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
-    found: dict[int, BlockWrites] = {}
+    writes: dict[int, BlockWrites] = {}
     for layer, record in _record_modules(blocks, sorted(first.values()), run).items():
         if record.finite:
-            found[layer] = _search(record)
+            writes[layer] = _search(record)
         else:  # broken weights; where a sound block of this kind is below, its writes are in the same modules
-            found[layer] = BlockWrites(candidates=tuple(call.name for call in record.calls))
-    names = {kind: {part.name for part in _parts(found[layer])} for kind, layer in first.items()}
-    rest = [layer for layer in range(len(blocks)) if layer not in found and found[first[kinds[layer]]].form == "sum"]
+            writes[layer] = BlockWrites(candidates=tuple(call.name for call in record.calls))
+    names = {kind: {part.name for part in _parts(writes[layer])} for kind, layer in first.items()}
+    rest = [layer for layer in range(len(blocks)) if layer not in writes and writes[first[kinds[layer]]].form == "sum"]
     for layer, record in _record_modules(blocks, rest, run, lambda layer: names[kinds[layer]]).items():
-        alike = _again(found[first[kinds[layer]]], record)
+        alike = _again(writes[first[kinds[layer]]], record)
         if alike is not None:
-            found[layer] = alike
-    left = [layer for layer in range(len(blocks)) if layer not in found]
+            writes[layer] = alike
+    left = [layer for layer in range(len(blocks)) if layer not in writes]
     for layer in left:  # one after the other: each holds what every module of a block returned
         record = _record_modules(blocks, [layer], run)[layer]
-        found[layer] = (
-            _search(record) if record.finite else BlockWrites(candidates=found[first[kinds[layer]]].candidates)
+        writes[layer] = (
+            _search(record) if record.finite else BlockWrites(candidates=writes[first[kinds[layer]]].candidates)
         )
-    return tuple(found[layer] for layer in range(len(blocks)))
+    return tuple(writes[layer] for layer in range(len(blocks)))
 
 
 def _kind(block: nn.Module) -> tuple[str, ...]:
@@ -250,9 +250,9 @@ def _wide(tensor: Tensor) -> Tensor:
 def _search(record: _Record) -> BlockWrites:
     outputs = _different_outputs(record)
     names = tuple(call.name for call in outputs)
-    for form, found in (("sum", _sum_of(record, outputs)), ("norm after each sum", _norms_between(record, outputs))):
-        if found:
-            return _sorted_out(found, form, names)
+    for form, parts in (("sum", _sum_of(record, outputs)), ("norm after each sum", _norms_between(record, outputs))):
+        if parts:
+            return _sorted_out(parts, form, names)
     return BlockWrites(candidates=names)
 
 

@@ -126,10 +126,10 @@ def vinc_directions(
         ways = (ways - (gap * inside).sum(dim=1)[:, None, None]) * kept
         by_claim = given.variance * claims - given.contrast * claims.flip(1)
         by_way = (given.contrast - 1) * ways
-        found = torch.cat([by_claim, by_way], dim=1).flatten(1) @ parts - by_way.sum(dim=(1, 2))[:, None] * gap
-        found = found / (8 * count[:, 0])
+        image = torch.cat([by_claim, by_way], dim=1).flatten(1) @ parts - by_way.sum(dim=(1, 2))[:, None] * gap
+        image = image / (8 * count[:, 0])
         # Projected out, the direction from no to yes has eigenvalue 0, and others may all be negative: it gets less.
-        return found - (found * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
+        return image - (image * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
 
     return _leading(product, sizes, _start(parts, len(kept))).T.to(states)
 
@@ -169,14 +169,14 @@ def _lanczos(
     for at in range(steps):
         known = basis[:, : at + 1]
         known[:, at] = vector
-        found, parts = product(vector), start.new_zeros(splits, 1, at + 1)
+        rest, parts = product(vector), start.new_zeros(splits, 1, at + 1)
         for _ in range(2):  # what rounding leaves of the first time is taken off in the second
-            part = found[:, None] @ known.transpose(1, 2)
-            found, parts = found - (part @ known)[:, 0], parts + part
+            part = rest[:, None] @ known.transpose(1, 2)
+            rest, parts = rest - (part @ known)[:, 0], parts + part
         # Where the space is exhausted vectors are zero from then on, with an eigenvalue below all others.
         dead = (vector == 0).all(dim=1)
         inner[:, at, at] = torch.where(dead, -4 * sizes, parts[:, 0, at])
-        length = found.norm(dim=1)
+        length = rest.norm(dim=1)
         length = torch.where(length > EXHAUSTED * sizes, length, 0)
         if (at + 1) % EVERY == 0 or at + 1 == steps:
             leading = torch.linalg.eigh(inner[:, : at + 1, : at + 1]).eigenvectors[:, :, -1]
@@ -184,7 +184,7 @@ def _lanczos(
             if at + 1 == steps or not (residuals > TOLERANCE).any():
                 break
         inner[:, at, at + 1] = inner[:, at + 1, at] = length
-        vector = torch.where(length[:, None] > 0, found / length[:, None], 0)
+        vector = torch.where(length[:, None] > 0, rest / length[:, None], 0)
     return (leading[:, None] @ known)[:, 0], residuals
 
 

@@ -44,13 +44,13 @@ def run(config: DoctorConfig) -> Report:
         "What will run": pd.DataFrame(plan, columns=["what", "choice", "why"]),
         "Versions": pd.DataFrame(sorted(versions().items()), columns=["library", "version"]),
     }
-    found = _look_into(config) if config.model is not None else {}
-    for title, rows in found.items():
+    model_tables = _look_into(config) if config.model is not None else {}
+    for title, rows in model_tables.items():
         tables[title] = pd.DataFrame(rows)
     return Report(
         tables,
         {
-            **({"model": found} if found else {}),
+            **({"model": model_tables} if model_tables else {}),
             "machine": dict(machine),
             "plan": [dict(zip(("what", "choice", "why"), row, strict=True)) for row in plan],
             "versions": versions(),
@@ -132,8 +132,8 @@ def _machine() -> list[tuple[str, str]]:
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        found = f"{card.name}, sm_{card.major}{card.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        facts.append((f"cuda:{index}", found))
+        description = f"{card.name}, sm_{card.major}{card.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        facts.append((f"cuda:{index}", description))
     return facts
 
 

@@ -80,7 +80,7 @@ def _replicates(data: tuple[Array, ...], statistic: Callable[..., Array], resamp
     """The statistic of every bootstrap replicate, [replicate]; rows are drawn with replacement."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # the same value throughout: an interval of no width
-        found = bootstrap(
+        result = bootstrap(
             data,
             lambda *sides, axis: statistic(*sides),
             paired=len(data) > 1,
@@ -91,5 +91,5 @@ def _replicates(data: tuple[Array, ...], statistic: Callable[..., Array], resamp
             confidence_level=CONFIDENCE,
             rng=np.random.default_rng(seed),
         )
-    replicates: Array = found.bootstrap_distribution
+    replicates: Array = result.bootstrap_distribution
     return replicates

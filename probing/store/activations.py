@@ -39,8 +39,8 @@ def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str
             # One entry, or the same content would have other bytes each time: the library writes several in any order.
             save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
         except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(found[1]) if found else errno.EIO, f"{error}", str(path)) from error
+            match = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(match[1]) if match else errno.EIO, f"{error}", str(path)) from error
         temporary.chmod(0o666 & ~_umask())  # the library makes it readable for its owner alone
         facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
     return {**facts, "tensors": {name: tensor_sha256(tensor) for name, tensor in states.items()}}
@@ -151,8 +151,8 @@ class ActivationStore:
     def verify(self) -> list[str]:
         """Read everything; what is missing or damaged, by name."""
         folder = self.path / SHARDS
-        found = {facts["file"]: fault(folder / facts["file"], facts, deep=True) for facts in self.facts["shards"]}
-        bad = [f"{SHARDS}/{name} is {problem}" for name, problem in found.items() if problem]
+        faults = {facts["file"]: fault(folder / facts["file"], facts, deep=True) for facts in self.facts["shards"]}
+        bad = [f"{SHARDS}/{name} is {problem}" for name, problem in faults.items() if problem]
         try:
             _ = self.rows
         except StoreCorrupt as error:

@@ -48,10 +48,10 @@ def find_positions(tokenizer: Any, row: EncodedRow, over: Over, max_length: int 
     problem = _find_problem(tokenizer, row, max_length)
     if problem is not None:
         return problem
-    found = FINDERS[over](tokenizer, row)
-    if not isinstance(found, Problem) and found[0] >= found[1]:
+    positions = FINDERS[over](tokenizer, row)
+    if not isinstance(positions, Problem) and positions[0] >= positions[1]:
         return row.problem("nothing_left", f"no token counts as '{over}'")
-    return found
+    return positions
 
 
 def _find_problem(tokenizer: Any, row: EncodedRow, max_length: int | None) -> Problem | None:

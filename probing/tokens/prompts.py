@@ -83,7 +83,7 @@ def tokenize_prompts(
             border = shared_prefix(opening, full)
             if eos or text.conversational:
                 full = end_of_turn(tokenizer, full, border, closing, eos and tokenizer.eos_token_id is not None)
-        found = find_positions(tokenizer, EncodedRow(prompt, text, full, border), request.over, max_length)
-        start, stop, problem = (0, 0, found) if isinstance(found, Problem) else (*found, None)
+        positions = find_positions(tokenizer, EncodedRow(prompt, text, full, border), request.over, max_length)
+        start, stop, problem = (0, 0, positions) if isinstance(positions, Problem) else (*positions, None)
         results.append(TokenizedPrompt(prompt.id, full, border, start, stop, problem))
     return results

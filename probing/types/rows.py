@@ -42,8 +42,8 @@ class PreferencePair:
             return
         for name, side in sides.items():
             if isinstance(side, str) or not isinstance(side, Sequence):
-                found = "text" if isinstance(side, str) else type(side).__name__
-                raise TypeError(f"'{name}' is {found} where the others are lists of messages")
+                kind = "text" if isinstance(side, str) else type(side).__name__
+                raise TypeError(f"'{name}' is {kind} where the others are lists of messages")
             if not side:
                 raise ValueError(f"'{name}' holds no message")
             for message in side:

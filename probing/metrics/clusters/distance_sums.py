@@ -73,13 +73,13 @@ class RelabelledSums:
     def silhouettes(self, totals: Float[Tensor, " n"]) -> Float[Tensor, " draw"]:
         """Mean of every draw; ``totals`` are the sums of distances to all points."""
         sizes = [(self.codes == cluster).sum(dim=0).float() for cluster in range(self.clusters)]
-        found = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
+        coefficient_sums = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
         one = torch.ones((), device=self.codes.device)
         for rows in _rows_at_once(self.codes):
             sums = self.values[:, rows]
             last = totals[rows, None].float() - sums.sum(dim=0)
-            found += silhouette_coefficients([*sums, last], sizes, self.codes[rows], one).sum(dim=0)
-        return found / len(self.codes)
+            coefficient_sums += silhouette_coefficients([*sums, last], sizes, self.codes[rows], one).sum(dim=0)
+        return coefficient_sums / len(self.codes)
 
 
 @dataclass(eq=False)
@@ -116,13 +116,13 @@ class ResampledSums:
     def silhouettes(self) -> Float[Tensor, " draw"]:
         """Mean of every draw, points counted by their weights."""
         sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in self.grouped.ranges]
-        found = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
+        coefficient_sums = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
         codes = self.grouped.codes
         for rows in _rows_at_once(self.weights):
             copies = self.weights[rows].float()
             own = silhouette_coefficients(list(self.values[:, rows]), sizes, codes[rows, None], copies)
-            found += (own * copies).sum(dim=0)
-        return found / torch.stack(sizes).sum(dim=0)
+            coefficient_sums += (own * copies).sum(dim=0)
+        return coefficient_sums / torch.stack(sizes).sum(dim=0)
 
 
 def _rows_at_once(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:

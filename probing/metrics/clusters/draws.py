@@ -116,20 +116,20 @@ def measure_clusters(
     nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
     drawn = Draws(nothing if relabelings is None else relabelings, nothing if weights is None else weights)
     parts = _moments(grouped, drawn)
-    found = tuple({name: OF_MOMENTS[name](part) for name in indices if name in OF_MOMENTS} for part in parts)
+    measured = tuple({name: OF_MOMENTS[name](part) for name in indices if name in OF_MOMENTS} for part in parts)
     silhouettes = torch.zeros(0, dtype=torch.float64)
     if any(name not in OF_MOMENTS for name in indices):
         silhouettes, means, ends = _measure_distances(grouped, indices, drawn, report, impl)
-        for some, mean in zip(found, means, strict=True):
+        for some, mean in zip(measured, means, strict=True):
             some["silhouette"] = mean
         if ends is not None:
-            for some, part, end in zip(found, parts, ends, strict=True):
+            for some, part, end in zip(measured, parts, ends, strict=True):
                 some |= _dunn(grouped, part, end)
     everywhere = torch.ones((), dtype=torch.bool, device=grouped.points.device)
     some_within = (everywhere, everywhere, _more_than_a_point(grouped, drawn.weights))
     values, null, draws = (
         {name: torch.where(part.whole & within, some[name], torch.nan).cpu() for name in indices}
-        for some, part, within in zip(found, parts, some_within, strict=True)
+        for some, part, within in zip(measured, parts, some_within, strict=True)
     )
     same = _same_clusters(grouped, drawn.codes).cpu()
     null = {name: torch.where(same & null[name].isfinite(), values[name], null[name]) for name in indices}
@@ -221,8 +221,10 @@ def _pass(
         null.append(others.silhouettes(sums.values.sum(dim=1)))
         drawn.append(resampled.silhouettes())
     sizes = torch.tensor(grouped.counts, device=own.device)
-    found = silhouette_coefficients(sums.values.unbind(dim=1), list(sizes), own, torch.ones((), device=own.device))
-    return found, torch.cat(null), torch.cat(drawn)
+    coefficients = silhouette_coefficients(
+        sums.values.unbind(dim=1), list(sizes), own, torch.ones((), device=own.device)
+    )
+    return coefficients, torch.cat(null), torch.cat(drawn)
 
 
 def _report_part(report: Callable[[float], None], number: int, parts: int, share: float) -> None:

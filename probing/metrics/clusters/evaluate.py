@@ -152,13 +152,13 @@ def cluster_indices(
     n, width = points.shape[-2:]
     codes, names = encode_labels(labels, n)
     axes = points.shape[:-2]
-    found: dict[str, list[Tensor]] = {name: [] for name in indices}
+    by_index: dict[str, list[Tensor]] = {name: [] for name in indices}
     for number, entry in enumerate(points.reshape(-1, n, width)):
         where = f" of entry {[int(at) for at in np.unravel_index(number, axes)]}" if axes else ""
         grouped = prepare(entry, codes, len(names), metric, scaling, where)
         for name, value in measure_clusters(grouped, indices, impl=impl).values.items():
-            found[name].append(value[0])
+            by_index[name].append(value[0])
     return {
         name: (torch.stack(values) if values else torch.empty(0, dtype=torch.float64)).reshape(axes)
-        for name, values in found.items()
+        for name, values in by_index.items()
     }

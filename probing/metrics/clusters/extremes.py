@@ -61,14 +61,14 @@ class Extremes:
         some = None if tile.clusters is not None or self.which == "all" else allowed
         self.seen += _pairs_of(tile) if some is None else int(some.sum())
         for limit in self._limits(squared):
-            found = self._beyond(squared, allowed, limit)
-            if len(found) >= self.size:
+            places = self._beyond(squared, allowed, limit)
+            if len(places) >= self.size:
                 break
-        if not len(found):
+        if not len(places):
             return
         width = squared.shape[1]
-        pairs = torch.stack((found // width + tile.rows[0], found % width + tile.columns[0]), dim=1)
-        self.values = torch.cat((self.values.to(squared), squared.flatten()[found]))
+        pairs = torch.stack((places // width + tile.rows[0], places % width + tile.columns[0]), dim=1)
+        self.values = torch.cat((self.values.to(squared), squared.flatten()[places]))
         self.pairs = torch.cat((self.pairs.to(pairs.device), pairs))
         if len(self.values) > self.size:
             best = self._best(self.values)
@@ -104,8 +104,8 @@ class Extremes:
         better = squared > limit if self.farthest else squared < limit
         if allowed is not None:
             better &= allowed
-        found = better.flatten().nonzero()[:, 0]
-        return found[self._best(squared.flatten()[found])] if len(found) > self.size else found
+        places = better.flatten().nonzero()[:, 0]
+        return places[self._best(squared.flatten()[places])] if len(places) > self.size else places
 
     def _best(self, values: Tensor) -> Tensor:
         return values.topk(self.size, largest=self.farthest, sorted=False).indices
@@ -205,7 +205,7 @@ def _decide_draws(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n dr
         pairs: in order.
         codes: cluster of every position in each draw, -1 for points that are not in it.
     """
-    found = []
+    batches = []
     for some in codes.split(DRAWS_AT_ONCE, dim=1):
         values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
         decided = torch.full((some.shape[1],), -1, device=some.device)
@@ -225,8 +225,8 @@ def _decide_draws(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n dr
         if not pairs.complete:
             for draw in left.tolist():
                 values[draw] = _alone(grouped, some[:, draw], pairs.farthest)
-        found.append(values)
-    return torch.cat(found)
+        batches.append(values)
+    return torch.cat(batches)
 
 
 def _parts(count: int) -> Iterator[tuple[int, int]]:
@@ -243,7 +243,7 @@ def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> flo
     clusters = counts.nonzero()[:, 0].tolist()
     if not farthest and clusters:
         clusters.remove(int(counts.argmax()))  # its pairs with other clusters are seen from there
-    found = []
+    extremes = []
     for cluster in clusters:
         rows = (codes == cluster).nonzero()[:, 0]
         others = rows if farthest else ((codes >= 0) & (codes != cluster)).nonzero()[:, 0]
@@ -251,7 +251,7 @@ def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> flo
             for right in others.split(TILE_ROWS):
                 squared = exact_squares(grouped.at(left), grouped.at(right))
                 if len(rows) > 1 or not farthest:
-                    found.append(squared.max() if farthest else squared.min())
-    if not found:
+                    extremes.append(squared.max() if farthest else squared.min())
+    if not extremes:
         return float("nan")
-    return float(torch.stack(found).max() if farthest else torch.stack(found).min())
+    return float(torch.stack(extremes).max() if farthest else torch.stack(extremes).min())

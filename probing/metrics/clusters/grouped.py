@@ -96,13 +96,13 @@ class Grouped:
     def centered(self) -> Float[Tensor, "n width"]:
         """Every position relative to the centroid of its cluster: float32, or float64 of float64 points on the CPU."""
         wide = self.points.dtype == torch.float64 and self.points.device.type == "cpu"
-        found = torch.empty(
+        differences = torch.empty(
             self.points.shape, dtype=torch.float64 if wide else torch.float32, device=self.points.device
         )
         for cluster, centroid in enumerate(self.centroids):
             for start, stop in self.blocks(cluster):
-                found[start:stop] = self.rows(start, stop).sub_(centroid)
-        return found
+                differences[start:stop] = self.rows(start, stop).sub_(centroid)
+        return differences
 
     @cached_property
     def norms(self) -> Float[Tensor, " n"]:

@@ -139,8 +139,8 @@ def silhouette_coefficients(sums: Sequence[Tensor], sizes: Sequence[Tensor], own
             alone = alone + mine * (others <= 0)
         mean = (total / size.clamp_min(1)).add_(torch.where(size > 0, 0.0, torch.inf))
         torch.minimum(nearest, mean.add_(mine, alpha=FARTHER), out=nearest)
-    found = (nearest - within).div_(torch.maximum(nearest, within))
-    return found.nan_to_num_(0.0).mul_(1 - alone)
+    coefficients = (nearest - within).div_(torch.maximum(nearest, within))
+    return coefficients.nan_to_num_(0.0).mul_(1 - alone)
 
 
 def alignment_quality_index(

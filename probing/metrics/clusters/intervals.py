@@ -32,8 +32,8 @@ def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float,
     known = reflected[np.isfinite(reflected)]
     if not len(known) or not math.isfinite(own):
         return math.nan, math.nan, math.nan
-    found = _back(index, np.array([known.mean(), *percentile_interval(known)])).tolist()
-    return (found[0], found[1], found[2]) if power > 0 else (found[0], found[2], found[1])
+    estimates = _back(index, np.array([known.mean(), *percentile_interval(known)])).tolist()
+    return (estimates[0], estimates[1], estimates[2]) if power > 0 else (estimates[0], estimates[2], estimates[1])
 
 
 def debias_difference(

@@ -56,8 +56,8 @@ class Variants:
         """Which pairs; half of the groups that share texts get the distractor, so that no text has it here only."""
         replacement, replaced = config.replacement(), {}
         if replacement is not None:
-            found = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}
-            replaced = {index: texts for index, texts in found.items() if texts is not None}
+            rewritten = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}
+            replaced = {index: texts for index, texts in rewritten.items() if texts is not None}
         names = np.unique(np.asarray(groups))
         chosen = np.random.default_rng([config.seed, 6]).permutation(names)[: len(names) // 2]
         has = np.isin(np.asarray(groups), chosen) if config.distractor else np.zeros(len(pairs), dtype=bool)
@@ -183,8 +183,8 @@ def _describe_tokens(
     at = {row.id: row.ids[row.stop - 1 if pooling == "last" else row.start] for row in counted}
     sides = []
     for side, number in (("yes", "1"), ("no", "0")):
-        found = Counter(token for id, token in at.items() if id.endswith(number))
-        shown = ", ".join(f"{tokenizer.decode([token])!r}" for token, _ in found.most_common(SHOWN_TOKENS))
+        counts = Counter(token for id, token in at.items() if id.endswith(number))
+        shown = ", ".join(f"{tokenizer.decode([token])!r}" for token, _ in counts.most_common(SHOWN_TOKENS))
         sides.append(f"{shown or 'none'} in {side} forms")
     told = f"the {pooling} token ({over}): {'; '.join(sides)}"
     # A decoder knows at a token what stands before it, an encoder the whole text.

@@ -77,14 +77,14 @@ def find_steps(folder: Path) -> list[tuple[int, Path]]:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of checkpoints")
-    found: dict[int, Path] = {}
+    steps: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         digits = path.name[len(path.name.rstrip("0123456789")) :]
         if not path.is_dir() or not digits or int(digits) == 0:
             continue
-        if int(digits) in found:
-            raise UsageError(f"{folder}: {found[int(digits)].name} and {path.name} are the same step")
-        found[int(digits)] = path
-    if not found:
+        if int(digits) in steps:
+            raise UsageError(f"{folder}: {steps[int(digits)].name} and {path.name} are the same step")
+        steps[int(digits)] = path
+    if not steps:
         raise UsageError(f"{folder}: holds no folders whose names end in the number of a step, like checkpoint-500")
-    return sorted(found.items())
+    return sorted(steps.items())
