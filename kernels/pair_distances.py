@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.kernels.dispatch import choose, interpreting, sums_wide
+from probing.kernels.dispatch import can_sum_wide, choose, is_interpreting
 from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def pair_distances_reference(
     Half-precision points are widened, one layer at a time, where no product of them is summed in float32 by itself.
     """
     edges, _ = cut(bounds, block)
-    reductions = _unfilled(points, edges, len(bounds) - 1)
+    reductions = _allocate(points, edges, len(bounds) - 1)
     exact = reductions.sums.dtype
     norms = squared_norms(points, exact)
     for layer in range(len(points)):
@@ -207,7 +207,7 @@ def launch_pair_distances(
     if points.stride(2) != 1:
         points = points.contiguous()
     edges, firsts = cut(bounds, block)
-    reductions = _unfilled(points, edges, len(bounds) - 1)
+    reductions = _allocate(points, edges, len(bounds) - 1)
     norms = squared_norms(points, torch.float32)
     table = torch.tensor([edges, [*_clusters(firsts), -1]], dtype=torch.int32).to(points.device)
     blocks = len(edges) - 1
@@ -290,7 +290,7 @@ def launch_tiles(
             extremes.shape[1],
             first,
             tile_rows,
-            upcast=interpreting(),
+            upcast=is_interpreting(),
             block=block,
             block_width=best_block_width(points) if block_width is None else block_width,
             num_warps=NUM_WARPS,
@@ -360,7 +360,7 @@ def squared_norms(points: Float[Tensor, "layer n width"], dtype: torch.dtype) ->
     return norms
 
 
-def _unfilled(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistances:
+def _allocate(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistances:
     """The sums are zero, the blocks and tiles as they are, the rest for others to fill."""
     dtype, device = torch.promote_types(points.dtype, torch.float32), points.device
     layers, count, _ = points.shape
@@ -396,7 +396,7 @@ def _add_partials(
 def _widen_for_products(values: Tensor, dtype: torch.dtype) -> Tensor:
     """``values`` in ``dtype``; half-precision ones as they are where the device sums their products in float32."""
     half = values.dtype in (torch.bfloat16, torch.float16)
-    return values if half and values.is_cuda and sums_wide() else values.to(dtype)
+    return values if half and values.is_cuda and can_sum_wide() else values.to(dtype)
 
 
 def _products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 BUFFERS = 2
 
 
-def in_turn(chunks: Iterable[slice], make: Callable[[slice, int], None], use: Callable[[slice, int], None]) -> None:
+def run_in_turn(chunks: Iterable[slice], make: Callable[[slice, int], None], use: Callable[[slice, int], None]) -> None:
     """Make and use each chunk in one buffer, number 0, one after another: the plain form."""
     for chunk in chunks:
         make(chunk, 0)

@@ -17,12 +17,12 @@ from probing.kernels.output_head import (
     Unembedding,
     chunk_logits,
     chunks_of,
+    count_rows_at_a_time,
     finish_logits,
     logit_buffers,
-    rows_at_a_time,
     with_fewer_rows,
 )
-from probing.kernels.side_by_side import BUFFERS, in_turn, second_stream, side_by_side
+from probing.kernels.side_by_side import BUFFERS, run_in_turn, second_stream, side_by_side
 from probing.kernels.top_columns import TILE, tiles_of, top_columns
 
 if TYPE_CHECKING:
@@ -309,13 +309,13 @@ def token_stats(
     if len(targets) and int(targets.max()) >= vocabulary:
         raise ValueError(f"target {int(targets.max())} is not among the {vocabulary} tokens of the unembedding")
     targets = targets.to(hidden.device)
-    stats = _unfilled(hidden, top)
+    stats = _allocate(hidden, top)
     kernel = choose("row_stats", impl, stats.logprob, ROW_TYPES).impl == "triton"
 
     def fill(rows: int) -> None:
         _Filler(hidden, head, targets.clamp_min(0), stats, parity, kernel).run(chunks_of(len(hidden), rows))
 
-    with_fewer_rows(fill, rows_at_a_time(hidden, vocabulary))
+    with_fewer_rows(fill, count_rows_at_a_time(hidden, vocabulary))
     ignored = targets < 0
     stats.logprob.masked_fill_(ignored, float("nan"))
     stats.logprob.masked_fill_(stats.logprob < MASKED / 2, -float("inf"))
@@ -323,7 +323,7 @@ def token_stats(
     return stats
 
 
-def _unfilled(hidden: Tensor, top: int) -> TokenStats:
+def _allocate(hidden: Tensor, top: int) -> TokenStats:
     exact = torch.promote_types(hidden.dtype, torch.float32)
     logprob, entropy, logsumexp = (hidden.new_empty(len(hidden), dtype=exact) for _ in range(3))
     rank, top_ids = (hidden.new_empty(shape, dtype=torch.long) for shape in (len(hidden), (len(hidden), top)))
@@ -358,7 +358,7 @@ class _Filler:
             side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
         else:
             self.set_up(chunks, 1)
-            in_turn(chunks, self.make, self.use)
+            run_in_turn(chunks, self.make, self.use)
 
     def set_up(self, chunks: list[slice], buffers: int) -> None:
         """Buffers for these chunks, and who applies bias, scale and cap."""

@@ -153,7 +153,7 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     """A parser with a job's own options, then those that it shares, under the headings of their classes."""
     from jsonargparse import ActionYesNo, ArgumentParser
 
-    own, *shared = _described_classes(config_type)
+    own, *shared = _describe_classes(config_type)
     parser = ArgumentParser(
         prog=f"probing {command}", description=_join_lines(own.short_description, own.long_description)
     )
@@ -182,7 +182,7 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     return parser
 
 
-def _described_classes(config_type: type) -> "list[docstring_parser.Docstring]":
+def _describe_classes(config_type: type) -> "list[docstring_parser.Docstring]":
     """Docstrings of a class and of those it inherits options from, from itself on upwards."""
     from docstring_parser import parse
 

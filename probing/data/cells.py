@@ -28,10 +28,10 @@ def plain_value(value: Any) -> Any:
     return None if value is None or value != value else value
 
 
-def without_none(value: Any) -> Any:
+def drop_none(value: Any) -> Any:
     """The value without the None that tables fill in for keys that only other rows have."""
     if isinstance(value, Mapping):
-        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+        return {key: drop_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [without_none(inner) for inner in value]
+        return [drop_none(inner) for inner in value]
     return value

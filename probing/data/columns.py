@@ -26,7 +26,7 @@ class ColumnResolver:
         return cls(name, tuple(dict.fromkeys(column for row in rows for column in row)))
 
     @property
-    def listed(self) -> str:
+    def listing(self) -> str:
         """All of them, for messages."""
         return ", ".join(map(str, self.present))
 
@@ -42,7 +42,7 @@ class ColumnResolver:
             UsageError: lists those that there are.
         """
         if column not in self.present:
-            raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listed}")
+            raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listing}")
 
     def find(self, named: str | None, usual: Sequence[str] = ()) -> str | None:
         """The column that was named, or the first of the usual ones that is there; None where there is neither.
@@ -55,14 +55,14 @@ class ColumnResolver:
             return named
         return next((column for column in usual if column in self.present), None)
 
-    def lacks(self, what: str, option: str) -> DataInvalid:
+    def explain_missing(self, what: str, option: str) -> DataInvalid:
         """The error to raise where a column that there must be was not found.
 
         Args:
             what: is missing.
             option: the option of the command line that names such a column.
         """
-        return DataInvalid(f"{self.name}: {what}; name one with {option}; the columns are {self.listed}")
+        return DataInvalid(f"{self.name}: {what}; name one with {option}; the columns are {self.listing}")
 
 
 def column_values(table: Table, name: str) -> list[object]:

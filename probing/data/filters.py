@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 RULES = ("keep_lowest", "drop_highest", "below", "keep_highest", "drop_lowest", "above")
 
 
-def keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None) -> NDArray[np.bool_]:
+def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None) -> NDArray[np.bool_]:
     """Which rows to keep: exactly one rule is given.
 
     Rows are ordered by score, equal scores by id. Shares are of the rows given, rounded to whole rows, halves up.

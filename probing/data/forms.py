@@ -37,7 +37,7 @@ class Template:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "answers", _checked_answers(self.answers))
+        object.__setattr__(self, "answers", _check_answers(self.answers))
         text, question = self.text, self.question
         if self.chat:
             text = CHAT_TEXT if text == PLAIN_TEXT else text
@@ -45,7 +45,7 @@ class Template:
             _check_placeholders(question, "question", statement=1, answer=0)
         elif question is not None:
             raise ValueError("a question is asked in a chat only; say chat as well")
-        text = _with_answer(text, self.answers[0])
+        text = _insert_answer(text, self.answers[0])
         _check_placeholders(text, "template", statement=0 if self.chat else 1, answer=1)
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "question", question)
@@ -61,7 +61,7 @@ class Template:
         return LabelledPrompt(id, asked, response=[{"role": "assistant", "content": said}])
 
 
-def _checked_answers(answers: Sequence[str]) -> tuple[str, str]:
+def _check_answers(answers: Sequence[str]) -> tuple[str, str]:
     good = not isinstance(answers, str) and len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
     if not good or not all(answer.strip() for answer in answers) or answers[0].strip() == answers[1].strip():
         raise ValueError(f"answers must be two different texts, a yes and a no, not {answers!r:.60}")
@@ -71,7 +71,7 @@ def _checked_answers(answers: Sequence[str]) -> tuple[str, str]:
     return answers[0], answers[1]
 
 
-def _with_answer(text: str, yes: str) -> str:
+def _insert_answer(text: str, yes: str) -> str:
     """The template with ``{answer}`` in place of a yes that is written out, if there is exactly one."""
     if "{answer}" in text:
         return text

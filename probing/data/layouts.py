@@ -89,7 +89,7 @@ class Cells:
         """The name of a column that there must be."""
         column: str | None = getattr(self.columns, role)
         if column is None:
-            raise self.resolver.lacks(
+            raise self.resolver.explain_missing(
                 f"there is no column of the {role} ({', '.join(USUAL_COLUMNS[role])}){why}", f"--{role}-column"
             )
         return column

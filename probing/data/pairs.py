@@ -37,11 +37,11 @@ def pairs_from_rows(
     """
     column = id_column if id_column is not None else "id"
 
-    def named(index: int) -> str:
+    def describe_row(index: int) -> str:
         identity = rows[index].get(column)
         return where(index) if identity is None else f"{where(index)} (id '{identity}')"
 
-    sides = [_sides(row, named(index), rows) for index, row in enumerate(rows)]
+    sides = [_sides(row, describe_row(index), rows) for index, row in enumerate(rows)]
     ids = row_ids(rows, sides, where, id_column)
     pairs = []
     for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):

@@ -69,7 +69,9 @@ def prompts_from_rows(
         return [side for pair in pairs_from_rows(rows, where, columns.id) for side in _sides(pair, substring)]
     text = resolver.find(columns.text, TEXT_COLUMNS)
     if text is None:
-        raise resolver.lacks(f"no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected)", "--text-column")
+        raise resolver.explain_missing(
+            f"no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected)", "--text-column"
+        )
     response = resolver.find(columns.response, RESPONSE_COLUMNS)
     texts = [text_of(row, text, where(index), rows) for index, row in enumerate(rows)]
     responses = [

@@ -81,7 +81,7 @@ def contrast_pairs_from_rows(
         return row_ids([rows[row] for row in owners], texts, lambda index: where(owners[index]), columns.id)
 
     ids(candidates)  # no id may occur twice, not even that of a pair that is left out
-    kept = _without_repeats(candidates, cells)
+    kept = _drop_repeats(candidates, cells)
     return [
         ContrastPair(id, one.statement, one.opposite, one.label, one.category, one.formulation)
         for id, one in zip(ids(kept), kept, strict=True)
@@ -99,7 +99,7 @@ def _resolve(resolver: ColumnResolver, columns: StatementColumns, layout: Layout
                 f"{resolver.name}: there is neither a column of opposites ({', '.join(USUAL_COLUMNS['opposite'])}) nor "
                 f"one that tells which rows are a pair ({', '.join(USUAL_COLUMNS['pair'])}); name one ({options}), or "
                 f"say --layout halves if the second half of the rows are the opposites of the first; the columns are "
-                f"{resolver.listed}"
+                f"{resolver.listing}"
             )
         by_pair = resolved["opposite"] is None or (named["pair"] is not None and named["opposite"] is None)
         layout = "long" if by_pair else "wide"
@@ -129,7 +129,7 @@ def _check_truth(candidates: Sequence[Candidate], cells: Cells) -> None:
                 )
 
 
-def _without_repeats(candidates: Sequence[Candidate], cells: Cells) -> list[Candidate]:
+def _drop_repeats(candidates: Sequence[Candidate], cells: Cells) -> list[Candidate]:
     """The first of all pairs with the same two texts."""
     first: dict[frozenset[str], Candidate] = {}
     repeats = [one for one in candidates if first.setdefault(one.texts, one) is not one]

@@ -19,7 +19,7 @@ from probing.types import Format
 
 
 @contextlib.contextmanager
-def staged_rows(
+def stage_rows(
     table: Table, indices: Sequence[int], target: Path, form: Format, extra: Sequence[Row] = ()
 ) -> Iterator[None]:
     """Write the rows at ``indices``, in that order, aside; they appear under their name when the block ends well.

@@ -137,7 +137,7 @@ _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
 @contextlib.contextmanager
-def packed_attention(configs: Sequence[Any], layout: Layout) -> Iterator[None]:
+def use_packed_attention(configs: Sequence[Any], layout: Layout) -> Iterator[None]:
     """A model that attends along ``layout``; its config is as it was after."""
     before = [config._attn_implementation for config in configs]
     token = _layout.set(layout)
@@ -191,7 +191,7 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spelled_out = softcap is not None or s_aux is not None
     if layout.varlen:
-        obstacle = CAPPED if spelled_out else varlen_obstacle(pattern, layout.longest, scale, query.shape[-1])
+        obstacle = CAPPED if spelled_out else find_varlen_obstacle(pattern, layout.longest, scale, query.shape[-1])
         if obstacle is None:
             return _varlen(query, key, value, layout, pattern, scale), None
         layout.loops.add(obstacle)
@@ -237,7 +237,7 @@ def _attend_by_parts(
     return weights[..., : key.shape[2]] @ value
 
 
-def varlen_obstacle(pattern: Pattern, length: int, scale: float, width: int) -> str | None:
+def find_varlen_obstacle(pattern: Pattern, length: int, scale: float, width: int) -> str | None:
     """Why torch's attention over sequences of varying length cannot do what a layer asks for; None where it can.
 
     Args:

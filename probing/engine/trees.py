@@ -111,7 +111,7 @@ def _tree(rows: Sequence[int], shared: int, lengths: Sequence[int]) -> Tree:
     return Tree(tuple(rows), shared, shared + sum(lengths[row] - shared for row in rows))
 
 
-def halves(tree: Tree, lengths: Sequence[int]) -> list[Tree]:
+def split_tree(tree: Tree, lengths: Sequence[int]) -> list[Tree]:
     """The same rows as two trees, each with what they share."""
     middle = len(tree.rows) // 2
     return [_tree(rows, tree.shared, lengths) for rows in (tree.rows[:middle], tree.rows[middle:])]

@@ -12,7 +12,7 @@ from probing.errors import SourceMismatch
 from probing.instruments.columns import LIKELIHOOD_COLUMNS
 from probing.instruments.pair_scores import Measured, PairScorer, as_frame, count_run_tokens
 from probing.instruments.reading import Advance, report_tokens, split_runnable
-from probing.metrics.displacement import moved_tokens
+from probing.metrics.displacement import find_moved_tokens
 from probing.models.load import LanguageModel
 from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Problem
@@ -148,7 +148,7 @@ class PairComparer:
         progress = report_tokens(report, len(runnable), 2 * run)
         for group in self.before.groups(runnable) if runnable else []:
             before, after = self.before.measure(group, progress), self.after.measure(group, progress)
-            for pair, detail in zip(group, self._troubles(group, before, after), strict=True):
+            for pair, detail in zip(group, self._find_troubles(group, before, after), strict=True):
                 if detail is not None:
                     problems[pair.id] = Problem(pair.id, "not_finite", detail)
             for index, pair in enumerate(group):
@@ -160,8 +160,8 @@ class PairComparer:
         said = [problems[id] for id in frame["id"] if id in problems]
         return ComparedBlock(frame, pa.concat_tables(tokens), said, run)
 
-    def _troubles(self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured) -> list[str | None]:
-        of_reference, of_policy = self.before.troubles(pairs, before), self.after.troubles(pairs, after)
+    def _find_troubles(self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured) -> list[str | None]:
+        of_reference, of_policy = self.before.find_troubles(pairs, before), self.after.find_troubles(pairs, after)
         return [
             f"reference: {first}" if first else f"policy: {second}" if second else None
             for first, second in zip(of_reference, of_policy, strict=True)
@@ -188,7 +188,7 @@ class PairComparer:
             return TOKENS_SCHEMA.empty_table()
         assert before.stats is not None and after.stats is not None  # noqa: PT018 (for the type checker)
         count = min(self.top, len(self.before.head.weight))
-        moved = moved_tokens(before.states, self.before.head, after.states, self.after.head, count)
+        moved = find_moved_tokens(before.states, self.before.head, after.states, self.after.head, count)
         sides = [(pair, side, getattr(pair, side)[pair.prompt_tokens :]) for pair in pairs for side in SIDES]
         ids = [id for _, _, response in sides for id in response]
         columns = {
@@ -271,7 +271,7 @@ def measure_likelihoods(scorer: PairScorer, pairs: Sequence[TokenizedPair]) -> d
     for group in scorer.groups(pairs) if pairs else []:
         measured = scorer.measure(group)
         values = zip(measured.columns["chosen_logprob"], measured.columns["rejected_logprob"], strict=True)
-        for pair, both, detail in zip(group, values, scorer.troubles(group, measured), strict=True):
+        for pair, both, detail in zip(group, values, scorer.find_troubles(group, measured), strict=True):
             if detail is None:
                 finite[pair.id] = both
     return finite

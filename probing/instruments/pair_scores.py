@@ -174,7 +174,7 @@ class PairScorer:
         scores: dict[str, dict[str, Any]] = {}
         for group in self.groups(pairs):
             measured = self.measure(group, progress)
-            for index, (pair, detail) in enumerate(zip(group, self.troubles(group, measured), strict=True)):
+            for index, (pair, detail) in enumerate(zip(group, self.find_troubles(group, measured), strict=True)):
                 if detail is None:
                     scores[pair.id] = {name: values[index] for name, values in measured.columns.items()}
                 else:
@@ -231,7 +231,7 @@ class PairScorer:
                 columns["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
         return Measured(columns, stats, states)
 
-    def troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
+    def find_troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
         """Why the numbers of a pair cannot be trusted, for each; None where they can."""
         details: list[str | None] = []
         lengths = [pair.chosen_tokens + pair.rejected_tokens for pair in pairs]

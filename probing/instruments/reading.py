@@ -13,7 +13,7 @@ from probing.engine.modes import choose_mode
 from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
-from probing.instruments.ahead import one_ahead
+from probing.instruments.ahead import make_ahead
 from probing.models.layers import Site, Stack
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
@@ -126,7 +126,7 @@ def read_blocks(
 ) -> list[Block]:
     """Rows in blocks, in order; while one is being read, a thread tokenises the next."""
     parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    with bar, contextlib.closing(one_ahead(tokenize, parts)) as tokenized:
+    with bar, contextlib.closing(make_ahead(tokenize, parts)) as tokenized:
         return [read(block, bar.advance) for block in tokenized]
 
 

@@ -6,21 +6,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.kernels.dispatch import sums_wide
+from probing.kernels.dispatch import can_sum_wide
 from probing.kernels.output_head import (
     LEAST_ROWS,
     VOCABULARY_SLICE,
     Unembedding,
+    count_rows_at_a_time,
     logit_chunks,
-    logits_into,
-    product_into,
-    rows_at_a_time,
     with_fewer_rows,
+    write_logits,
+    write_product,
 )
 from probing.kernels.top_columns import top_columns
 
 MOVED_BYTES = 1 << 31
-"""On a card, of the four tensors [row vocabulary] in which ``moved_tokens`` looks for tokens."""
+"""On a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
 TERMS = 3
 """bf16 numbers of 8 bits each, whose sum is a float32 number of 24 bits."""
 
@@ -77,11 +77,11 @@ def free_feature_rate(
     wide = states.to(exact).double()
     weighted = products * (wide[:chosen] @ wide.T)
     own, other = weighted[:, :chosen].sum() + pulls[:chosen].square().sum(), weighted[:, chosen:].sum()
-    shared = shared_states(chosen_ids, rejected_ids)
+    shared = count_shared_states(chosen_ids, rejected_ids)
     return own - other - (pulls[:shared] * pulls[chosen : chosen + shared]).sum()
 
 
-def shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
+def count_shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
     """How many of the states that predict two responses are the same: up to the first token that differs."""
     shortest = min(len(chosen_ids), len(rejected_ids))
     differ = (chosen_ids[:shortest] != rejected_ids[:shortest]).nonzero()
@@ -91,7 +91,7 @@ def shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
 def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, columns: slice) -> Tensor:
     """Derivative of each token's log-probability by the products ``W h``, some columns of it."""
     logits = torch.empty((len(states), columns.stop - columns.start), dtype=total.dtype, device=states.device)
-    logits_into(logits, states, head, columns)
+    write_logits(logits, states, head, columns)
     slope = head.scale if head.soft_cap is None else head.scale * (1 - (logits / head.soft_cap).square())
     residuals = -(logits - total[:, None]).exp()
     # A list of those inside would be counted on the host, which then waits for the card.
@@ -103,7 +103,7 @@ def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, co
 
 def _pulls(residuals: Tensor, weight: Tensor) -> Tensor:
     """``residuals @ weight`` with sums in the residuals' dtype; on a card by half-precision products."""
-    if residuals.is_cuda and residuals.dtype == torch.float32 and weight.dtype == torch.bfloat16 and sums_wide():
+    if residuals.is_cuda and residuals.dtype == torch.float32 and weight.dtype == torch.bfloat16 and can_sum_wide():
         return product_by_terms(residuals, weight)
     return residuals @ weight.to(residuals)
 
@@ -123,7 +123,7 @@ def product_by_terms(
     """
     terms = torch.cat(bf16_terms(values))
     out = values.new_empty((len(terms), weight.shape[1]))
-    product_into(out, terms, weight.T)
+    write_product(out, terms, weight.T)
     return out.unflatten(0, (TERMS, -1)).sum(dim=0)
 
 
@@ -156,7 +156,7 @@ class MovedTokens(NamedTuple):
     lost_after: Tensor
 
 
-def moved_tokens(
+def find_moved_tokens(
     before: Float[Tensor, "token width"],
     before_head: Unembedding,
     after: Float[Tensor, "token other"],
@@ -192,11 +192,11 @@ def moved_tokens(
         return MovedTokens(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
 
     with torch.inference_mode():
-        return with_fewer_rows(work, _moved_rows(before, len(before_head.weight)))
+        return with_fewer_rows(work, _count_moved_rows(before, len(before_head.weight)))
 
 
-def _moved_rows(states: Tensor, vocabulary: int) -> int:
-    rows = rows_at_a_time(states, vocabulary)
+def _count_moved_rows(states: Tensor, vocabulary: int) -> int:
+    rows = count_rows_at_a_time(states, vocabulary)
     if not states.is_cuda:
         return rows
     return max(min(rows, MOVED_BYTES // (4 * 4 * vocabulary)), LEAST_ROWS)

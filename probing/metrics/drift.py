@@ -109,7 +109,7 @@ def linear_cka(
     squares, lengths = inner(left, right)
     if debiased:
         whole = squares
-        squares = {(i, j): _without_own(whole[i, j], lengths[i], lengths[j]) for i, j in whole}
+        squares = {(i, j): _sum_without_own(whole[i, j], lengths[i], lengths[j]) for i, j in whole}
         if any(squares[i, i] <= CONSTANT_KERNEL * whole[i, i] for i in (0, 1)):
             raise ValueError("the rows of a side have nothing in common to compare; give more rows, or rows less alike")
     return squares[0, 1] / (math.sqrt(squares[0, 0]) * math.sqrt(squares[1, 1]))
@@ -239,7 +239,7 @@ def _inner_by_columns(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor
     return squares, lengths
 
 
-def _without_own(square: float, left: Tensor, right: Tensor) -> float:
+def _sum_without_own(square: float, left: Tensor, right: Tensor) -> float:
     """n (n - 3) HSIC_1 of centred rows from <K, L> and the rows' squared lengths."""
     rows = len(left)
     own = rows / (rows - 2) * float(left.dot(right))

@@ -138,7 +138,9 @@ def difference_grams(
     scales = grams.diagonal(dim1=1, dim2=2).mean(dim=0).sqrt()
     for number, scale in enumerate(scales.tolist()):
         if not np.isfinite(scale):
-            raise ValueError(f"layer {number}, row {_bad_row(layers[number], pairs)} is not finite; leave the row out")
+            raise ValueError(
+                f"layer {number}, row {_find_bad_row(layers[number], pairs)} is not finite; leave the row out"
+            )
         if scale == 0:
             raise ValueError(f"layer {number}: the rows of every pair are the same; leave the layer out")
     return grams / (scales[:, None] * scales), scales
@@ -283,7 +285,7 @@ def _improve(weights: Tensor, grams: Tensor, same: Tensor, margin: float, steps:
     return weights
 
 
-def _bad_row(states: Tensor, pairs: Tensor) -> int:
+def _find_bad_row(states: Tensor, pairs: Tensor) -> int:
     rows = pairs.unique()
     return int(rows[~torch.isfinite(states[rows]).all(dim=1)][0])
 

@@ -88,7 +88,7 @@ class FilesHash:
         return digest.hexdigest()
 
 
-def hashing_weights(name: str) -> AbstractContextManager[FilesHash | None]:
+def hash_weights(name: str) -> AbstractContextManager[FilesHash | None]:
     """The hash of the weights in a folder, begun; None where they have yet to be fetched from a hub."""
     folder = Path(name)
     return FilesHash(folder.glob("*.safetensors")) if folder.is_dir() else nullcontext()
@@ -105,7 +105,7 @@ def checkpoint_source(
         revision: of the hub.
         model: the loaded model.
         tokenizer: its tokenizer.
-        weights: their hash, from ``hashing_weights``.
+        weights: their hash, from ``hash_weights``.
     """
     folder = Path(name) if Path(name).is_dir() else _cache_folder(name, revision or "main")
     return Source(

@@ -79,7 +79,7 @@ class Stack:
     def writes(self) -> tuple[BlockWrites, ...]:
         """What each block adds to the residual stream; found, and proved to add up, when first asked for."""
         ids = trial_ids(self.language_model, TRIAL_STARTS[0])
-        with torch.inference_mode(), evaluating(self.language_model.model):
+        with torch.inference_mode(), use_eval_mode(self.language_model.model):
             return find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
 
     def sites(self, places: Sequence[Place]) -> list[Site]:
@@ -155,7 +155,7 @@ def find_stack(language_model: LanguageModel) -> Stack:
         )
     lists = _block_lists(model)
     problems = []
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), use_eval_mode(model):
         for name, blocks in lists:
             backbone = _runner(model, name)
             if backbone is None:
@@ -194,7 +194,7 @@ def find_backbone(language_model: LanguageModel) -> Stack:
             f"{type(model).__name__} has no output head, so it has no response likelihood; its parts are {kinds}"
         )
     stack = find_stack(language_model)
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), use_eval_mode(model):
         for start in TRIAL_STARTS:
             ids = trial_ids(language_model, start)
             states = last_hidden_state(stack.backbone, ids)
@@ -209,7 +209,7 @@ def find_backbone(language_model: LanguageModel) -> Stack:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def use_eval_mode(model: nn.Module) -> Iterator[None]:
     """A model in eval mode, and each part back in its own mode after: in training, dropout would be in the states.
 
     Its configs are told as long to return the last states alone. Arguments of a call cannot do that: a language model
@@ -218,7 +218,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with _returning_states(model):
+        with _return_last_states(model):
             yield
     finally:
         for module in training:
@@ -226,7 +226,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _returning_states(model: nn.Module) -> Iterator[None]:
+def _return_last_states(model: nn.Module) -> Iterator[None]:
     """Tuples, the states of every layer and attention maps, where configs ask for them, put aside for a while."""
     configs = [vars(module).get("config") for module in model.modules()]
     # By their dictionaries: the setter of output_attentions refuses what was there before.
@@ -378,8 +378,8 @@ def _is_causal(
 
     Where broken weights leave neither finite, the family has to be believed.
     """
-    changed = _both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
-    shorter = _both(backbone, block, ids[:, :-3])
+    changed = _read_both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
+    shorter = _read_both(backbone, block, ids[:, :-3])
     for whole, other, part in zip((states, first), changed, shorter, strict=True):
         if other is None or part is None:
             continue
@@ -388,7 +388,7 @@ def _is_causal(
     return auto_class(language_model.model.config) is not AutoModel
 
 
-def _both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+def _read_both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """States of the backbone and of a block."""
     with record_taps([Tap(block)]) as seen:
         states = last_hidden_state(backbone, ids)
@@ -402,7 +402,7 @@ def _same_in_shape(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tenso
     experts add up a token's numbers in another order when they are handed other tokens beside it; as much as they do so
     when the tokens of another row change is allowed.
     """
-    change, limit = _before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
+    change, limit = _measure_before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
     if change <= limit:
         return True
     neighbours = torch.cat([ids[:1], ids[1:].roll(1, dims=1)])
@@ -417,10 +417,10 @@ def _same_without(whole: Tensor, part: Tensor) -> bool:
     much as a model that reads its length. So there it has to be believed that the family does not.
     """
     limit = CAUSAL.get(whole.dtype)
-    return limit is None or _before_the_end(whole, part) <= limit
+    return limit is None or _measure_before_the_end(whole, part) <= limit
 
 
-def _before_the_end(whole: Tensor, part: Tensor) -> float:
+def _measure_before_the_end(whole: Tensor, part: Tensor) -> float:
     """How far the states are apart before the last three tokens of ``whole``."""
     before = whole.shape[1] - 3
     return channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))

@@ -26,7 +26,7 @@ from probing.errors import ModelInvalid, OutOfMemory
 from probing.kernels.dispatch import fall_back
 from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switch_adapter
 from probing.models.devices import BALANCED, choose_device, device_of, devices_of
-from probing.models.hashes import checkpoint_source, hashing_weights
+from probing.models.hashes import checkpoint_source, hash_weights
 from probing.types import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -184,7 +184,7 @@ def load(
         _check_folder(Path(name), tokenizer is not None)
         _check_no_revision(path_or_id, revision)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with hashing_weights(name) as weights:
+    with hash_weights(name) as weights:
         with _explain_errors(path_or_id):
             config = AutoConfig.from_pretrained(name, **options)
             tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
@@ -256,8 +256,8 @@ def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]
             f"which would be filled with random numbers; the checkpoint is incomplete or of another architecture"
         )
     # Other parts (a value head, a vision tower) may be left out; further layers of the same stack may not.
-    stacks = {_stack(part) for part in parts} - {None}
-    surplus = sorted(part for part in unexpected if _stack(part) in stacks)
+    stacks = {_name_stack(part) for part in parts} - {None}
+    surplus = sorted(part for part in unexpected if _name_stack(part) in stacks)
     if surplus:
         raise ModelInvalid(
             f"{name}: the weights hold {len(surplus)} tensors that the config has no place for ({surplus[0]}, ...); "
@@ -265,7 +265,7 @@ def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]
         )
 
 
-def _stack(part: str) -> str | None:
+def _name_stack(part: str) -> str | None:
     """``model.layers`` for ``model.layers.3.mlp.up_proj.weight``; None for what belongs to no numbered layer."""
     match = re.match(r"(.*?)\.\d+\.", part)
     return match.group(1) if match else None
@@ -277,7 +277,7 @@ def _check_folder(folder: Path, tokenized: bool) -> None:
         raise ModelInvalid(f"{folder}: is a file; give the model's folder")
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
-        raise ModelInvalid(f"{folder}: no config.json, so this is not a model folder; it holds {_some(names)}")
+        raise ModelInvalid(f"{folder}: no config.json, so this is not a model folder; it holds {_join_some(names)}")
     if not tokenized and not names.intersection(TOKENIZER_FILES):
         raise ModelInvalid(
             f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the tokenizer beside the model"
@@ -289,7 +289,7 @@ def _check_folder(folder: Path, tokenized: bool) -> None:
                 f"{folder}: the weights are pickled ({pickled[0]}), and loading a pickle can run any code; convert "
                 f"them to safetensors: load them where you trust them and call model.save_pretrained(folder)"
             )
-        raise ModelInvalid(f"{folder}: no weights (*.safetensors); it holds {_some(names)}")
+        raise ModelInvalid(f"{folder}: no weights (*.safetensors); it holds {_join_some(names)}")
 
 
 def brings_tokenizer(path_or_id: str) -> bool:
@@ -298,7 +298,7 @@ def brings_tokenizer(path_or_id: str) -> bool:
     return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
-def _some(names: set[str]) -> str:
+def _join_some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:8]) or "nothing"
 
 

@@ -87,14 +87,14 @@ def blocks_of(
         for at, pattern in enumerate(patterns):
             rows, kept = (mask.nonzero().flatten().to(own.device) for mask in (kind == at, pattern))
             logits = 2 * len(rows) * len(kept) * variants * restarts
-            for some in _entries_at_once(training, logits) if logits else ():
+            for some in _split_entries(training, logits) if logits else ():
                 part = replace(training, states=training.states[some], centers=training.centers[some])
                 blocks.append(_block(part, rows, shares[rows][:, kept], numbers[some][:, kept], kept, targets))
     # The largest first, so that threads that share them out end together.
     return sorted(blocks, key=lambda block: -block.row_weights.numel())
 
 
-def _entries_at_once(training: Training, logits: int) -> list[slice]:
+def _split_entries(training: Training, logits: int) -> list[slice]:
     """Entries that go together: all of them on a card; on a CPU as many as make a block worth a thread's while."""
     entries = len(training.states)
     size = entries if training.states.is_cuda else max(LEAST_LOGITS // logits, 1)

@@ -14,7 +14,7 @@ from probing.kernels.ccs_step import CCSStep
 from probing.probes.ccs_blocks import Each, Training, blocks_of, step_of_blocks
 from probing.probes.ccs_options import CCSOptions
 from probing.probes.optimize import minimize
-from probing.probes.threads import single_threads
+from probing.probes.threads import open_single_threads
 
 LBFGS_TOLERANCE = 1e-7
 WARM_EPOCHS = 3
@@ -92,7 +92,7 @@ def train_together(
     weight, bias = starts.T.repeat(sum(groups), 1), biases.repeat(sum(groups))
     blocks = blocks_of(trainings, train, options.restarts, targets)
 
-    with _by_threads(like, threads or torch.get_num_threads(), len(blocks)) as shared:
+    with _map_in_threads(like, threads or torch.get_num_threads(), len(blocks)) as shared:
 
         def step(weight: Tensor, bias: Tensor) -> CCSStep:
             return step_of_blocks(blocks, weight, bias, options, shared)
@@ -121,12 +121,12 @@ def _unflatten(training: Training, parts: tuple[Tensor, ...], options: CCSOption
 
 
 @contextmanager
-def _by_threads(like: Tensor, threads: int, blocks: int) -> Iterator[Each]:
+def _map_in_threads(like: Tensor, threads: int, blocks: int) -> Iterator[Each]:
     """A ``map`` that shares blocks out to threads; on a card, and where a thread would have none, a plain one."""
     if like.is_cuda or threads == 1 or blocks < threads:
         yield map
         return
-    with single_threads(threads) as pool:
+    with open_single_threads(threads) as pool:
         yield pool.map
 
 

@@ -153,7 +153,7 @@ def _leading(
     for split in (residuals > TOLERANCE).nonzero().flatten().tolist():
         why = f"{STEPS} Lanczos steps leave a residual of {residuals[split]:.0e}"
         fall_back("closed forms by decomposing the whole matrix", why)
-        vectors[split] = _of_whole(product, split, start)
+        vectors[split] = _decompose_whole(product, split, start)
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return torch.nn.functional.normalize(vectors, dim=1) * largest.sign()
 
@@ -188,7 +188,7 @@ def _lanczos(
     return (leading[:, None] @ known)[:, 0], residuals
 
 
-def _of_whole(product: Product, split: int, start: Float[Tensor, "split width"]) -> Float[Tensor, " width"]:
+def _decompose_whole(product: Product, split: int, start: Float[Tensor, "split width"]) -> Float[Tensor, " width"]:
     """From all columns of the matrix."""
     axes = torch.eye(start.shape[1]).to(start)
     columns = [product(axis.expand_as(start))[split] for axis in axes]

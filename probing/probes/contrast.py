@@ -14,7 +14,7 @@ from probing.probes.ccs_states import logits_of
 from probing.probes.ccs_training import TrainedProbes, train_together
 from probing.probes.closed_form import crc_directions, vinc_directions
 from probing.probes.contrast_readings import PROBES, SUPERVISED, DistractorReadings, NullDraws, StatementReadings
-from probing.probes.contrast_states import ContrastOptions, Prepared, Rows, about_origin
+from probing.probes.contrast_states import ContrastOptions, Prepared, Rows, center_about
 from probing.probes.controls import draw_directions, shuffle_pairings
 from probing.probes.evaluate import Array, credit
 from probing.probes.supervised import LinearProbe, fit_logistic, fit_mass_mean
@@ -294,7 +294,7 @@ def _predict_marked(
     which: NDArray[np.int64],
 ) -> Array:
     """The same probes, with the same centres, on the states with a word replaced: [probe 4 pair], NaN elsewhere."""
-    states, _ = about_origin(forms, options.normalization, made.origin)
+    states, _ = center_about(forms, options.normalization, made.origin)
     marked = np.full((len(PROBES), 4, len(rows.units)), np.nan)
     for index, name in enumerate(PROBES):
         weight, bias = directions[name]

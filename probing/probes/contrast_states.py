@@ -76,7 +76,7 @@ class Prepared:
     @classmethod
     def of(cls, forms: Tensor, splits: Splits, options: ContrastOptions) -> "Prepared":
         """From [4 pair width]: A1, A0, N1, N0."""
-        states, origin = about_origin(forms, options.normalization)
+        states, origin = center_about(forms, options.normalization)
         train = torch.from_numpy(np.concatenate([splits.train] * 2)).to(states.device)
         centers = centers_of(states, train, options.centering)
         return cls(states, origin, centers, train)
@@ -88,7 +88,7 @@ class Prepared:
         return yes, no
 
 
-def about_origin(
+def center_about(
     forms: Float[Tensor, "4 pair width"], normalization: Normalization, origin: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Normalised states [1 2 row width], less the mean of the yes and of the no forms (or another ``origin``).
@@ -101,6 +101,6 @@ def about_origin(
     return (states - origin[:, None])[None], origin
 
 
-def same_states(forms: Float[Tensor, "4 pair width"]) -> Bool[Tensor, " pair"]:
+def have_same_states(forms: Float[Tensor, "4 pair width"]) -> Bool[Tensor, " pair"]:
     """Pairs of which a yes form has the very states of its no form, so that no probe can tell them apart."""
     return (forms[0] == forms[1]).all(dim=1) | (forms[2] == forms[3]).all(dim=1)

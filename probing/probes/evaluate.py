@@ -105,10 +105,10 @@ def _median(values: Array, weights: Array) -> Array:
     # A row of weight nothing between them does not count.
     ordered = values[order]
     empty = half[:, 0] == 0
-    return np.where(empty, np.nan, (ordered[low] + ordered[_next(weights[:, order], high)]) / 2)
+    return np.where(empty, np.nan, (ordered[low] + ordered[_find_next(weights[:, order], high)]) / 2)
 
 
-def _next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
+def _find_next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first place from ``index`` on that has any weight."""
     ahead = np.arange(weights.shape[1])[None, :] >= index[:, None]
     first: NDArray[np.int64] = np.argmax(ahead & (weights > 0), axis=1)

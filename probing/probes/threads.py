@@ -8,7 +8,7 @@ import torch
 
 
 @contextmanager
-def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+def open_single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of so many threads, each of which torch computes in without others.
 
     Threads that share every operation wait for each other hundreds of times a second, and on a machine with other work

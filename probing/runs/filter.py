@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from probing.data.filters import RULES, check_rule
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table, file_format
-from probing.data.writing import staged_rows
+from probing.data.writing import stage_rows
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs
@@ -97,9 +97,9 @@ def run(config: FilterConfig) -> Report:
     scored = {row["id"]: row for row in records}
     extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
     with contextlib.ExitStack() as both:  # written aside before either appears
-        both.enter_context(staged_rows(table, fates[True], out, form))
+        both.enter_context(stage_rows(table, fates[True], out, form))
         if fates[False]:
-            both.enter_context(staged_rows(table, fates[False], side, form, extra))
+            both.enter_context(stage_rows(table, fates[False], side, form, extra))
     if not fates[False] and side.exists():
         shutil.rmtree(side) if side.is_dir() else side.unlink()  # of the run that is being replaced
     wrote = [out, side] if fates[False] else [out]

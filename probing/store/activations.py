@@ -52,7 +52,7 @@ def _umask() -> int:
     return mask
 
 
-def fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
+def find_fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
     """What is wrong with a part: "missing", or "changed" (by its size; by all its bytes, if ``deep``)."""
     if not path.is_file():
         return "missing"
@@ -151,7 +151,7 @@ class ActivationStore:
     def verify(self) -> list[str]:
         """Read everything; what is missing or damaged, by name."""
         folder = self.path / SHARDS
-        faults = {facts["file"]: fault(folder / facts["file"], facts, deep=True) for facts in self.facts["shards"]}
+        faults = {facts["file"]: find_fault(folder / facts["file"], facts, deep=True) for facts in self.facts["shards"]}
         bad = [f"{SHARDS}/{name} is {problem}" for name, problem in faults.items() if problem]
         try:
             _ = self.rows

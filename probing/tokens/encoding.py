@@ -63,7 +63,7 @@ def closing_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset({*special, tokenizer.eos_token_id})
 
 
-def end_of_turn(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], eos: bool) -> list[int]:
+def set_end_of_turn(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], eos: bool) -> list[int]:
     """The sequence with its end of turn exactly once, or without it."""
     last = len(ids)
     while last > border and ids[last - 1] not in closing and not tokenizer.decode([ids[last - 1]]).strip():

@@ -7,7 +7,7 @@ from typing import Any
 from probing.data.pairs import shared_prefix
 from probing.data.rows import has_text
 from probing.errors import DataInvalid, ModelInvalid
-from probing.tokens.encoding import check_bos, closing_ids, encode, end_of_turn, warn_without_bos
+from probing.tokens.encoding import check_bos, closing_ids, encode, set_end_of_turn, warn_without_bos
 from probing.tokens.judged import Judged
 from probing.tokens.templates import ConversationRenderer, check_template, plain_contents
 from probing.types import PreferencePair, Problem
@@ -95,7 +95,7 @@ def tokenize_pairs(
     for index, pair in enumerate(pairs):
         prompt, chosen, rejected = ids[3 * index : 3 * index + 3]
         border = shared_prefix(prompt, chosen, rejected)
-        chosen, rejected = (end_of_turn(tokenizer, side, border, closing, eos) for side in (chosen, rejected))
+        chosen, rejected = (set_end_of_turn(tokenizer, side, border, closing, eos) for side in (chosen, rejected))
         problem = _find_problem(pair, border, chosen, rejected, max_length, bos)
         results.append(TokenizedPair(pair.id, border, chosen, rejected, problem))
     return results

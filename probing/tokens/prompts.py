@@ -6,7 +6,7 @@ from typing import Any
 
 from probing.data.pairs import shared_prefix
 from probing.errors import ModelInvalid
-from probing.tokens.encoding import closing_ids, encode, end_of_turn, warn_without_bos
+from probing.tokens.encoding import closing_ids, encode, set_end_of_turn, warn_without_bos
 from probing.tokens.judged import Judged
 from probing.tokens.positions import EncodedRow, find_positions
 from probing.tokens.rendering import RenderedPrompt, render_prompt
@@ -82,7 +82,7 @@ def tokenize_prompts(
         if prompt.response is not None:
             border = shared_prefix(opening, full)
             if eos or text.conversational:
-                full = end_of_turn(tokenizer, full, border, closing, eos and tokenizer.eos_token_id is not None)
+                full = set_end_of_turn(tokenizer, full, border, closing, eos and tokenizer.eos_token_id is not None)
         positions = find_positions(tokenizer, EncodedRow(prompt, text, full, border), request.over, max_length)
         start, stop, problem = (0, 0, positions) if isinstance(positions, Problem) else (*positions, None)
         results.append(TokenizedPrompt(prompt.id, full, border, start, stop, problem))

@@ -119,10 +119,10 @@ class LabelledPrompt:
                 raise TypeError(f"'{name}' must be text or a list of messages, not {type(side).__name__}")
             for message in () if isinstance(side, str) else side:
                 check_message(message, name)
-        object.__setattr__(self, "span", _checked_span(self.span))
+        object.__setattr__(self, "span", _check_span(self.span))
 
 
-def _checked_span(span: Any) -> tuple[int, int] | str | None:
+def _check_span(span: Any) -> tuple[int, int] | str | None:
     if span is None:
         return None
     if isinstance(span, str):

@@ -75,7 +75,7 @@ class RelabelledSums:
         sizes = [(self.codes == cluster).sum(dim=0).float() for cluster in range(self.clusters)]
         coefficient_sums = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
         one = torch.ones((), device=self.codes.device)
-        for rows in _rows_at_once(self.codes):
+        for rows in _split_rows(self.codes):
             sums = self.values[:, rows]
             last = totals[rows, None].float() - sums.sum(dim=0)
             coefficient_sums += silhouette_coefficients([*sums, last], sizes, self.codes[rows], one).sum(dim=0)
@@ -118,14 +118,14 @@ class ResampledSums:
         sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in self.grouped.ranges]
         coefficient_sums = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
         codes = self.grouped.codes
-        for rows in _rows_at_once(self.weights):
+        for rows in _split_rows(self.weights):
             copies = self.weights[rows].float()
             own = silhouette_coefficients(list(self.values[:, rows]), sizes, codes[rows, None], copies)
             coefficient_sums += (own * copies).sum(dim=0)
         return coefficient_sums / torch.stack(sizes).sum(dim=0)
 
 
-def _rows_at_once(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:
+def _split_rows(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:
     """Ranges of positions; none without draws."""
     if draws.shape[1]:
         size = max(1, CACHED[draws.device.type] // (4 * draws.shape[1]))

@@ -21,7 +21,7 @@ from probing.metrics.clusters.indices import (
     silhouette_coefficients,
     xie_beni_index,
 )
-from probing.metrics.clusters.kernel import kernel_runs, measure_by_kernel
+from probing.metrics.clusters.kernel import can_use_kernel, measure_by_kernel
 from probing.metrics.clusters.moments import (
     Moments,
     moments_of_labels,
@@ -126,12 +126,12 @@ def measure_clusters(
             for some, part, end in zip(measured, parts, ends, strict=True):
                 some |= _dunn(grouped, part, end)
     everywhere = torch.ones((), dtype=torch.bool, device=grouped.points.device)
-    some_within = (everywhere, everywhere, _more_than_a_point(grouped, drawn.weights))
+    some_within = (everywhere, everywhere, _have_more_than_a_point(grouped, drawn.weights))
     values, null, draws = (
         {name: torch.where(part.whole & within, some[name], torch.nan).cpu() for name in indices}
         for some, part, within in zip(measured, parts, some_within, strict=True)
     )
-    same = _same_clusters(grouped, drawn.codes).cpu()
+    same = _have_same_clusters(grouped, drawn.codes).cpu()
     null = {name: torch.where(same & null[name].isfinite(), values[name], null[name]) for name in indices}
     return IndexDraws(values, null, draws, parts[2].n.cpu(), silhouettes.cpu())
 
@@ -153,13 +153,13 @@ def _measure_distances(
     extreme = any(name in OF_EXTREMES for name in indices)
     codes, weights = drawn
     lists = PairLists.of(grouped, codes.shape[1] > 0, weights.shape[1] > 0) if extreme else None
-    if not drawn.there_are_any and kernel_runs(grouped, impl):
+    if not drawn.there_are_any and can_use_kernel(grouped, impl):
         silhouettes, least, greatest = measure_by_kernel(grouped, impl)
         of_null = of_draws = silhouettes[:0]
         known: Ends | None = Ends(silhouettes.new_tensor([least]), silhouettes.new_tensor([greatest]))
     else:
         counted = drawn if "silhouette" in indices else Draws(codes[:, :0], weights[:, :0])
-        silhouettes, of_null, of_draws = _pass(grouped, *counted, lists, report)
+        silhouettes, of_null, of_draws = _pass_over_distances(grouped, *counted, lists, report)
         known = None if lists is None else lists.settle(grouped)
     means = (silhouettes.mean()[None], of_null, of_draws)
     if lists is None or known is None:
@@ -169,13 +169,13 @@ def _measure_distances(
     )
 
 
-def _more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
+def _have_more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
     """Draws in which some cluster has two points."""
     several = [(weights[slice(*bounds)] > 0).sum(dim=0) > 1 for bounds in grouped.ranges]
     return torch.stack(several).any(dim=0)
 
 
-def _same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
+def _have_same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
     """Relabelings that rename clusters at most: as good as the labels themselves, whatever float32 makes of them."""
     whole = [(codes[start:stop] == codes[start]).all(dim=0) for start, stop in grouped.ranges]
     return torch.stack(whole).all(dim=0)
@@ -193,7 +193,7 @@ def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
     }
 
 
-def _pass(
+def _pass_over_distances(
     grouped: Grouped,
     codes: Shaped[Tensor, "n draw"],
     weights: Shaped[Tensor, "n other"],

@@ -113,9 +113,9 @@ class Extremes:
     def settle(self, grouped: Grouped) -> None:
         """Sort; the head, and all that rounding may have put behind it, by values computed once more."""
         self.values = self.values.double()
-        doubt = grouped.doubt(self.pairs)
+        errors = grouped.bound_error(self.pairs)
         sign = -1.0 if self.farthest else 1.0
-        near = sign * self.values - doubt <= (sign * self.values + doubt).amin() if len(doubt) else doubt > 0
+        near = sign * self.values - errors <= (sign * self.values + errors).amin() if len(errors) else errors > 0
         head = self.values.topk(min(LEAST_PAIRS, len(near)), largest=self.farthest).indices
         near[head] = True
         self.values[near] = self.exact(grouped, near.nonzero()[:, 0])
@@ -172,17 +172,17 @@ class PairLists:
         )
 
     @property
-    def _used(self) -> list[Extremes]:
+    def _lists(self) -> list[Extremes]:
         return [each for each in (self.between, self.within, self.closest, self.farthest) if each.size]
 
     def add(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> None:
         """Take in a tile; ``codes`` are the clusters of all positions."""
-        for each in self._used:
+        for each in self._lists:
             each.add(tile, codes)
 
     def settle(self, grouped: Grouped) -> Ends:
         """Once every tile is taken in: the lists in order, and the ends of the labels as they are."""
-        for each in self._used:
+        for each in self._lists:
             each.settle(grouped)
         return Ends(self.between.values[:1], self.within.values[:1])
 
@@ -224,7 +224,7 @@ def _decide_draws(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n dr
             values[decided >= 0] = pairs.exact(grouped, distinct)[at]
         if not pairs.complete:
             for draw in left.tolist():
-                values[draw] = _alone(grouped, some[:, draw], pairs.farthest)
+                values[draw] = _decide_alone(grouped, some[:, draw], pairs.farthest)
         batches.append(values)
     return torch.cat(batches)
 
@@ -237,7 +237,7 @@ def _parts(count: int) -> Iterator[tuple[int, int]]:
         start, size = start + size, min(4 * size, PAIRS_AT_ONCE)
 
 
-def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
+def _decide_alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
     """The same of one draw, from distances computed for it; NaN where no pair decides."""
     counts = torch.bincount(codes[codes >= 0].long())
     clusters = counts.nonzero()[:, 0].tolist()

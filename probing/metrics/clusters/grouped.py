@@ -110,7 +110,7 @@ class Grouped:
         parts = [self.centered[start:stop].double().square().sum(dim=1) for start, stop in self.blocks()]
         return torch.cat(parts)
 
-    def doubt(self, pairs: Int[Tensor, "pair 2"]) -> Float[Tensor, " pair"]:
+    def bound_error(self, pairs: Int[Tensor, "pair 2"]) -> Float[Tensor, " pair"]:
         """How far off the squared distances of tiles may be, of pairs of positions: 0 where tiles are in float64."""
         if self.centered.dtype == torch.float64:
             return torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)

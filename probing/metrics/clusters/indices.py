@@ -37,7 +37,7 @@ def davies_bouldin_index(
 
     Source: Davies and Bouldin 1979, with q = 1 and p = 2.
     """
-    apart = _without_own(gaps)
+    apart = _mask_own(gaps)
     ratios = (spreads[..., :, None] + spreads[..., None, :]) / apart.sqrt()
     ratios = torch.where(apart == 0, torch.inf, ratios)
     return ratios.amax(dim=-1).mean(dim=-1)
@@ -189,10 +189,10 @@ def parts_of_aqi(form: str) -> tuple[str, str]:
 
 def least_gap(gaps: Float[Tensor, "*draw cluster cluster"]) -> Float[Tensor, "*draw"]:
     """Least squared distance of two centroids."""
-    return _without_own(gaps).amin(dim=(-2, -1))
+    return _mask_own(gaps).amin(dim=(-2, -1))
 
 
-def _without_own(gaps: Float[Tensor, "*draw cluster cluster"]) -> Float[Tensor, "*draw cluster cluster"]:
+def _mask_own(gaps: Float[Tensor, "*draw cluster cluster"]) -> Float[Tensor, "*draw cluster cluster"]:
     """Infinite for a cluster and itself."""
     own = torch.eye(gaps.shape[-1], dtype=torch.bool, device=gaps.device)
     return gaps.masked_fill(own, torch.inf)

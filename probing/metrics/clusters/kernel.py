@@ -29,7 +29,7 @@ FAR = 16.0
 """A mean squared norm this many times the spread says that half-precision points are better centred, in float32."""
 
 
-def kernel_runs(grouped: Grouped, impl: str) -> bool:
+def can_use_kernel(grouped: Grouped, impl: str) -> bool:
     """Whether the kernel is to be used.
 
     Raises:

@@ -144,7 +144,7 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
     assert folds is not None
     trained = np.stack([each.train for each in readings if each.train is not None])  # [place fold]
     if np.isnan(trained).all(axis=0).any():
-        raise nothing_varies(material.names[model])
+        raise explain_nothing_varies(material.names[model])
     chosen = np.where(np.isnan(trained), -np.inf, trained).argmax(axis=0)
     usable = [number for number in range(len(places)) if not np.isnan(trained[number]).any()]
     view = rows.views[0]
@@ -172,7 +172,7 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
     )
 
 
-def nothing_varies(name: str) -> DataInvalid:
+def explain_nothing_varies(name: str) -> DataInvalid:
     """The error of a model whose states say nothing anywhere."""
     return DataInvalid(
         f"{name}: the states of every label are the same at all places; read another token with --pooling or --over"

@@ -13,7 +13,7 @@ from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER
 from probing.metrics.clusters.indices import alignment_quality_index
 from probing.metrics.clusters.intervals import debias, debias_difference
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
-from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, nothing_varies
+from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, explain_nothing_varies
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material
 from probing.runs.common.results import ALL, NOT_KNOWN, Array, NullDistribution, compare
 from probing.statistics.intervals import percentile_interval
@@ -87,7 +87,7 @@ def judge(material: Material, arrays_of: ArraysOf) -> Judged:
             held = HeldOutReadings.from_arrays(arrays_of((model, HELD_OUT, "")))
         series = _gather_series(material, readings, held)
         if all(kind != ALL for kind, _, _ in series):
-            raise nothing_varies(name)
+            raise explain_nothing_varies(name)
         results += _make_rows(material, name, series, first)
         first = series if model == 0 else first
         if held is not None:

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
-from probing.instruments.ahead import one_ahead
+from probing.instruments.ahead import make_ahead
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.instruments.reading import Advance
-from probing.probes.threads import single_threads
+from probing.probes.threads import open_single_threads
 from probing.report.progress import Progress
 from probing.runs.common.budget import KeptBudget
-from probing.store.activations import fault, states_path, write_states
+from probing.store.activations import find_fault, states_path, write_states
 from probing.store.shards import read_shard, shard_path, write_shard
 from probing.types import PreferencePair
 
@@ -47,7 +47,8 @@ def complete_parts(
 
     Args:
         known: the parts that are there and whole; None for one that has to be made.
-        make: makes the missing ones: ``one_after_another``, ``with_next_prepared`` or ``several_at_once``.
+        make: makes the missing ones, as ``make_one_after_another``, ``make_with_next_prepared`` and
+            ``make_several_at_once`` return it.
         write: writes a part that was made, and answers what is remembered of it.
         bar: shows how far it is.
         adopt: told of every part, old or new, before the next one is made.
@@ -62,7 +63,7 @@ def complete_parts(
     return parts
 
 
-def one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
+def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
     """One part at a time, in this thread."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
@@ -72,11 +73,13 @@ def one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
     return make_all
 
 
-def with_next_prepared(prepare: Callable[[int], Ready], make: Callable[[int, Ready, Advance], Made]) -> Maker[Made]:
+def make_with_next_prepared(
+    prepare: Callable[[int], Ready], make: Callable[[int, Ready, Advance], Made]
+) -> Maker[Made]:
     """One part at a time; while it is made, another thread prepares the next one."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
-        with closing(one_ahead(prepare, missing)) as prepared:
+        with closing(make_ahead(prepare, missing)) as prepared:
             for number, ready in zip(missing, prepared, strict=True):
                 yield make(number, ready, report)
 
@@ -87,7 +90,7 @@ class Stopped(Exception):
     """Raised inside a part that is being made when another one failed, or the run was interrupted."""
 
 
-def several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[Made]:
+def make_several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[Made]:
     """So many parts at once, by a thread each, in which torch has no others."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
@@ -108,7 +111,7 @@ def several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[M
                 stop.set()  # before this thread turns to the next part
                 raise
 
-        with single_threads(count) as pool:
+        with open_single_threads(count) as pool:
             try:
                 yield from pool.map(make_unless_stopped, missing)
             finally:
@@ -200,7 +203,7 @@ def complete_shards(
 
     known = [find(number) for number in range(len(data.blocks))]
     bar = Progress(len(data.pairs), sum(len(shard.rows) for shard in known if shard is not None), doing=doing)
-    maker = with_next_prepared(lambda number: prepare(data.blocks[number]), make)
+    maker = make_with_next_prepared(lambda number: prepare(data.blocks[number]), make)
     return complete_parts(known, maker, write, bar, adopt)
 
 
@@ -273,7 +276,7 @@ def complete_layers(
 
     known = [_find_arrays(folder, number, place) for number, place in enumerate(places)]
     done = sum(facts is not None for facts in known)
-    maker = one_after_another(make_place) if at_once is None else several_at_once(make_place, at_once)
+    maker = make_one_after_another(make_place) if at_once is None else make_several_at_once(make_place, at_once)
     complete_parts(known, maker, write, Progress(len(places), done, unit="places", doing=doing))
 
 
@@ -285,6 +288,6 @@ def read_layer_arrays(folder: Path, number: int) -> dict[str, NDArray[np.float64
 def _find_arrays(folder: Path, number: int, place: str) -> dict[str, Any] | None:
     """What is remembered of the arrays of a place; None unless an earlier run wrote them and they are whole."""
     shard = find_shard(shard_path(folder, number), SCHEMA, {"place": [place]})
-    if shard is None or fault(states_path(folder, number), shard.facts, deep=True) is not None:
+    if shard is None or find_fault(states_path(folder, number), shard.facts, deep=True) is not None:
         return None
     return shard.facts

@@ -174,7 +174,7 @@ def report_of(
     return Report(dict(tables), {**facts, "wrote": [str(folder.path / name) for name in names]})
 
 
-def finished_report(folder: RunFolder, summary: str) -> Report:
+def read_finished_report(folder: RunFolder, summary: str) -> Report:
     """The tables of a finished run, from its summary.
 
     Raises:

@@ -23,7 +23,7 @@ def score_tables(
     frame: pd.DataFrame, pairs: Sequence[PreferencePair], facts: Mapping[str, Any]
 ) -> dict[str, pd.DataFrame]:
     """Tables by title, in the order in which they are shown."""
-    short = one_token(frame)
+    short = has_one_token(frame)
     ranked = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
     tables = {"Pairs by status": counts(facts["rows_by_status"], "status")}
     groups = {
@@ -46,7 +46,7 @@ def score_tables(
     return tables
 
 
-def one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
+def has_one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
     """Pairs whose responses are one token each."""
     return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)
 
