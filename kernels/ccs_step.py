@@ -189,9 +189,9 @@ def ccs_gradient(
     (arXiv 2312.10029). Where several are least, each takes an equal part of the gradient, as ``torch.amin`` has it.
 
     Args:
-        logits: of the yes forms ``[:, :, 0]`` and the no forms ``[:, :, 1]``, finite or NaN; contiguous; overwritten.
-            One NaN makes the loss of its probe NaN.
-        row_weights: how much each row counts, for each split of the rows; zero leaves it out. The probes of a split
+        logits: logits of the yes forms ``[:, :, 0]`` and the no forms ``[:, :, 1]``, finite or NaN; contiguous;
+            overwritten. One NaN makes the loss of its probe NaN.
+        row_weights: weight of each row, for each split of the rows; zero leaves the row out. The probes of a split
             are consecutive, and as many for each.
         loss: "original" or "symmetric".
         targets: 1 where the statement is true, 0 where not, for the supervised term.
@@ -233,7 +233,7 @@ def launch_ccs_gradient(
 
     Args:
         logits, row_weights, loss, targets, supervision: see ``ccs_gradient``; not checked.
-        losses: to be filled.
+        losses: tensor that the kernel fills with the loss of every probe.
         block_rows: how many rows are held at a time, a power of two; small ones are for tests.
     """
     if not losses.numel():  # an empty grid cannot be launched
@@ -301,12 +301,12 @@ def ccs_step(
     with the pairings: the logits of the no forms change places, and their gradients change back.
 
     Args:
-        states: of the yes and the no form of every row, at every entry (a layer).
-        centers: of each split, form and entry.
+        states: states of the yes and the no form of every row, at every entry (a layer).
+        centers: centre of each split, form and entry.
         row_weights: see ``ccs_gradient``, of every split or of every probe.
         loss, targets, supervision, impl: see there.
-        weight: of every probe; those of a split are consecutive, and among these those of a pairing.
-        bias: of every probe.
+        weight: weight vector of every probe; those of a split are consecutive, and among these those of a pairing.
+        bias: bias of every probe.
         pairings: the row whose no form meets the yes form of each row, a permutation; by default its own.
         inverses: the inverse permutations, ``inverses_of(pairings)``, where they are known.
 

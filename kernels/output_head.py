@@ -64,7 +64,7 @@ def logit_chunks(
     Args:
         hidden: states after the final norm.
         head: the output head.
-        rows: how many are made together; by default ``count_rows_at_a_time``.
+        rows: number of rows that are made together; by default ``count_rows_at_a_time``.
 
     Yields:
         Which rows, and their logits: float32, or float64 for float64 states.
@@ -128,7 +128,7 @@ def finish_logits(
     Args:
         products: ``h W'``, some columns of it.
         head: the output head, of which the weight is not used.
-        bias: of these columns, [column] or [row column]; None where the head has none.
+        bias: bias of these columns, [column] or [row column]; None where the head has none.
         parity: "bf16" rounds after each step.
     """
 

@@ -37,8 +37,8 @@ class PairDistances(NamedTuple):
     Each cluster is cut into blocks of consecutive points, and a tile is a pair of blocks, the earlier one its rows.
 
     Attributes:
-        sums: of the distances from each point to all of each cluster, [layer n cluster]; to itself counts zero.
-            float32, or float64 for float64 points.
+        sums: sums of the distances from each point to all points of each cluster, [layer n cluster]; to itself counts
+            zero. float32, or float64 for float64 points.
         extremes: a squared distance of each tile, [layer tile]: the least where its blocks are of two clusters, the
             greatest where they are of one, though of no point with itself unless there is no other.
         blocks: first point of each block and one past its last, [block 2] int64.
@@ -202,7 +202,7 @@ def launch_pair_distances(
         block: points a side of a tile, a power of two; this and the others are small in tests.
         block_width: values of a point that are multiplied at a time, a power of two; None for what is best.
         tile_rows: rows of tiles of one launch.
-        partial_bytes: of sums of tiles that are held, unless those of one layer take more.
+        partial_bytes: bytes of partial sums that are held at a time, unless those of one layer take more.
     """
     if points.stride(2) != 1:
         points = points.contiguous()

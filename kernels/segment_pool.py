@@ -70,7 +70,7 @@ def segment_sum(
     Args:
         values: token states, any floating dtype.
         starts: first row of each segment; best on the CPU, since bounds on a card have to be waited for.
-        stops: one past its last row; an empty segment sums to zero. Segments may overlap.
+        stops: one past the last row of each segment; an empty segment sums to zero. Segments may overlap.
         impl: "torch", "triton" (bf16, float16 and float32 on a CUDA card), or "auto": Triton where it can run.
         ends: starts and stops once more, int64 on the device of ``values``, where they are there already.
 

@@ -43,9 +43,9 @@ class TokenStats(NamedTuple):
     Attributes:
         logprob: ln p(target), natural logarithm, [token]; float32, or float64 for float64 states. NaN where ignored.
         rank: 1 + the number of other tokens with a larger logit, [token] int64. 0 where ignored.
-        entropy: of the whole distribution, in nats, [token].
-        top_logprob: of the most likely tokens, descending, [token top].
-        top_ids: which they are; equally likely ones come in no particular order.
+        entropy: entropy of the whole distribution, in nats, [token].
+        top_logprob: log-probability of the most likely tokens, descending, [token top].
+        top_ids: ids of the most likely tokens; equally likely ones come in no particular order.
         logsumexp: ln of the sum of exp(logit), [token]; a logit less this is a log-probability.
     """
 
@@ -176,8 +176,8 @@ def row_stats(
             but the rank, which does not count it.
         targets: a column for each row, int64; not checked.
         impl: "torch", "triton" (float32 on a CUDA card), or "auto": Triton where it can run.
-        scratch: of the shape and dtype of ``logits``, so that the torch form allocates nothing of that size.
-        head: whose bias, scale and cap are still to be applied; None where the logits are finished.
+        scratch: tensor of the shape and dtype of ``logits``, so that the torch form allocates nothing of that size.
+        head: output head whose bias, scale and cap are still to be applied; None where the logits are finished.
 
     Raises:
         KernelUnavailable: "triton" cannot run here.
@@ -205,9 +205,9 @@ def launch_row_stats(
     Args:
         logits: float32; they are left as they are.
         targets: a column for each row, int64; not checked.
-        stats: to be filled.
-        head: whose bias, scale and cap are still to be applied.
-        maxima: to be filled with the largest logit, before the cap, of every ``TILE`` columns; contiguous.
+        stats: tensors that the kernel fills.
+        head: output head whose bias, scale and cap are still to be applied.
+        maxima: tensor that is filled with the largest logit, before the cap, of every ``TILE`` columns; contiguous.
         block_columns: how many columns are held at a time, a power of two; small ones are for tests.
     """
     if not len(logits):  # an empty grid cannot be launched
@@ -286,10 +286,10 @@ def token_stats(
         unembedding: the output head; a weight alone, as wide as the states, is a head without bias, scale or cap.
         targets: token ids, one a state. Negative ones (-100 in a trainer's labels) are ignored: their log-probability
             is NaN.
-        top: how many of the most likely tokens to name.
+        top: number of the most likely tokens to name.
         parity: "bf16" rounds states, weights and logits to bf16, after each thing that happens to them, to reproduce
             numbers that were published that way.
-        impl: for the statistics of a row of logits: see ``row_stats``.
+        impl: implementation of the statistics of a row of logits: see ``row_stats``.
 
     Raises:
         ValueError: shapes that do not belong together, a target beyond the vocabulary.
@@ -338,7 +338,7 @@ class _Filler:
         hidden: the states.
         head: the output head.
         targets: a column for each state.
-        stats: to be filled.
+        stats: tensors that are filled.
         parity: see ``token_stats``.
         kernel: whether the Triton form reads the logits.
     """

@@ -23,10 +23,10 @@ def top_columns(
 
     Args:
         values: [row column].
-        count: how many, at most as many as there are columns.
+        count: number of values to return, at most as many as there are columns.
         maxima: the greatest of each ``TILE`` columns, where they are known.
-        head: whose bias, scale and cap are still to be applied to the values; its cap changes no order, so the maxima
-            may be those before it.
+        head: output head whose bias, scale and cap are still to be applied to the values; its cap changes no order, so
+            the maxima may be those before it.
     """
     rows, columns = values.shape
     if not count:

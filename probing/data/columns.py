@@ -13,7 +13,7 @@ class ColumnResolver:
     """The columns of some rows.
 
     Attributes:
-        name: of the data, for messages.
+        name: name of the data, for messages.
         present: names of all columns, in order of appearance.
     """
 
@@ -34,9 +34,9 @@ class ColumnResolver:
         """Raise unless there is such a column.
 
         Args:
-            column: its name.
+            column: name of the column.
             purpose: what it is wanted for, to be said in the message.
-            advice: what the list of columns is preceded by in the message.
+            advice: words that precede the list of columns in the message.
 
         Raises:
             UsageError: lists those that there are.
@@ -85,11 +85,11 @@ def require_split_values(
     """Values that must not be in two folds, as text.
 
     Args:
-        table: where they come from, for messages.
-        column: that they come from.
-        ids: of the rows.
-        values: one a row.
-        row: what a row is called.
+        table: table that the values come from, for messages.
+        column: column that the values come from.
+        ids: ids of the rows.
+        values: one value a row.
+        row: word for a row in messages.
 
     Raises:
         DataInvalid: a row has none.

@@ -20,10 +20,12 @@ class Template:
     """How a statement is followed by a yes or a no.
 
     Attributes:
-        text: with ``{statement}`` and ``{answer}``, each once; the yes itself may stand in place of ``{answer}``. With
-            ``chat`` it is what the assistant says, without the statement: by default the answer alone.
+        text: template with ``{statement}`` and ``{answer}``, each once; the yes itself may stand in place of
+            ``{answer}``. With ``chat`` it is what the assistant says, without the statement: by default the answer
+            alone.
         answers: the yes and the no.
-        question: with ``chat``, what the user says, with ``{statement}`` once; by default ``CHAT_QUESTION``.
+        question: the user's message in a conversation (``chat``), with ``{statement}`` once; by default
+            ``CHAT_QUESTION``.
         chat: whether to make conversations.
 
     Raises:
@@ -108,7 +110,7 @@ def make_text_forms(
         pair_id: the first part of the ids.
         texts: the statement and its opposite.
         template: puts each together with a yes and a no.
-        variant: what to write before the name of the form, for instance "marker:", to tell changed texts apart.
+        variant: prefix of the name of the form, for instance "marker:", to tell changed texts apart.
 
     Raises:
         ValueError: the variant holds the sign that ends the id of a pair.

@@ -51,7 +51,7 @@ def prompts_from_rows(
         columns: other names of columns.
         substring: the span that counts, in every row.
         where: names a row for messages, given its index.
-        name: of all rows, for messages.
+        name: name of all rows, for messages.
 
     Raises:
         DataInvalid: a missing column, a wrong type, a duplicate id; names the row.

@@ -51,7 +51,7 @@ def contrast_pairs_from_rows(
             statements unless a polarity column says otherwise. "auto": "wide" if there is a column of opposites,
             otherwise "long" if there is a pair column.
         where: names a row for messages, given its index.
-        name: of all rows, for messages.
+        name: name of all rows, for messages.
 
     Returns:
         Pairs, with ids from the id column ("wide", "halves": of the row in the first half) or the pair column ("long"),

@@ -34,8 +34,8 @@ class Table:
     """The rows of one dataset.
 
     Attributes:
-        path: where it came from, for messages.
-        format: what it was stored as.
+        path: where the table came from, for messages.
+        format: format that the table was stored in.
         rows: one mapping a row.
         lines: the place of each row, as a reader of the file would name it ("line 7").
         sha256: over the bytes of the file (of the rows, where there is no single file).

@@ -94,7 +94,7 @@ class Layout:
     """How the packed tokens of one pass hang together; also holds what every layer needs again.
 
     Attributes:
-        paths: in the order of the tokens, covering all of them.
+        paths: paths of the pass in the order of their tokens, covering all tokens.
         varlen: whether torch's attention over sequences of varying length is used (CUDA, half precision).
         loops: why a layer's attention ran sequence by sequence all the same; filled during the pass.
     """
@@ -241,10 +241,10 @@ def find_varlen_obstacle(pattern: Pattern, length: int, scale: float, width: int
     """Why torch's attention over sequences of varying length cannot do what a layer asks for; None where it can.
 
     Args:
-        pattern: which positions see which.
-        length: of the longest sequence.
-        scale: of the logits.
-        width: of a head.
+        pattern: the pattern of positions that see each other.
+        length: length of the longest sequence.
+        scale: scale of the attention logits.
+        width: width of an attention head.
     """
     known = _known_arguments(_varlen_function())
     windowed = pattern.window(length) is not None

@@ -220,7 +220,7 @@ def use_mode(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = No
 
     Args:
         stack: the model.
-        mode: how it is run.
+        mode: the way in which the batch is run.
         batch: the tokens.
         loops: gets, during the pass, the reasons why a layer's attention ran sequence by sequence in a mode that is
             meant to do without.

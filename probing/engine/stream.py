@@ -39,13 +39,13 @@ class Stream:
 
     Attributes:
         stack: the model.
-        mode: how it is run.
-        sites: where to look; layers above the last of them are not run.
-        poolings: what to keep at each.
+        mode: the way in which the model is run.
+        sites: places to read; layers above the last of them are not run.
+        poolings: values to keep at each place.
         budget: tokens a batch, padding included; one sequence longer than that runs alone. Another may be put in place.
-        dtype: of what is kept; by default float32 (float64 for a float64 model).
-        per_token: what is kept of "tokens" in place of their states: called with the states that count and the id of
-            the token that follows each, answers [token number].
+        dtype: dtype of what is kept; by default float32 (float64 for a float64 model).
+        per_token: function whose values are kept for "tokens" in place of states: called with the states that count and
+            the id of the token that follows each, answers [token number].
         keep_on_device: whether the states of "tokens" stay on the model's device, in its dtype.
         compiled: whether the blocks are compiled by ``torch.compile`` while rows are read.
         overlap: whether a batch is launched before the values of the last one have come to the host; by default on a

@@ -36,8 +36,8 @@ def filter_pairs(
     """The pairs whose scores are low (or high), in their own order and type.
 
     Args:
-        pairs: what was given to ``score_pairs``: a list, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
-        scores: what came back; joined by id, so its rows may be in any order.
+        pairs: the pairs that were given to ``score_pairs``: a list, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
+        scores: the table that ``score_pairs`` returned; joined by id, so its rows may be in any order.
         by: score column. Of similarities keep the lowest: higher means more alike. Of rates keep the highest.
         keep_lowest: share of the scored pairs to keep. Give exactly one of the six rules.
         drop_highest: share of the scored pairs to drop.

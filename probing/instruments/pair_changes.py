@@ -76,11 +76,11 @@ class PairComparer:
         reference: the model before.
         policy: the model after; it may share its weights with the reference, under an adapter.
         predictors: columns of the reference's scores to put beside the changes.
-        top: how many tokens that gained and lost most to name at each position of a response.
+        top: number of tokens that gained and lost most to name at each position of a response.
         eos: whether the end of turn belongs to the response.
         max_length: longest sequence.
         batch_tokens: tokens a batch.
-        rate_parameters: of ``displacement_rate_exact``.
+        rate_parameters: parameters that ``displacement_rate_exact`` covers.
         compile: whether the blocks are compiled by ``torch.compile``.
 
     Raises:
@@ -138,7 +138,7 @@ class PairComparer:
         """Compare the models on some pairs.
 
         Args:
-            tokenized: what ``tokenize`` made of them.
+            tokenized: the pairs as ``tokenize`` returned them.
             report: see ``Advance``.
         """
         runnable, problems = split_runnable(tokenized, report)

@@ -43,8 +43,8 @@ def open_stream(
 
     Args:
         stack: the model, set up.
-        sites: where to look.
-        poolings: what to keep there.
+        sites: places to read.
+        poolings: values to keep at each place.
         batch_tokens: tokens a batch; found by trials when None.
         kept: further fields of ``Stream``.
 
@@ -61,7 +61,7 @@ class NonFiniteExplainer:
     """Says where the states of a row stop being finite; looked up once, for the first such row, since it costs a pass.
 
     Args:
-        stream: which reads the model.
+        stream: stream that reads the model.
     """
 
     stream: Stream
@@ -72,7 +72,7 @@ class NonFiniteExplainer:
 
         Args:
             segments: the sequences of the row.
-            otherwise: what is said where the states of all of them are finite.
+            otherwise: the answer where the states of all of them are finite.
         """
         if self._asked:
             return NOT_FINITE
@@ -141,8 +141,8 @@ def check_unique(ids: Sequence[str], kind: str) -> None:
     """Raise unless every id is there once.
 
     Args:
-        ids: of all rows, in order.
-        kind: what a row is called.
+        ids: ids of all rows, in order.
+        kind: word for a row in messages.
 
     Raises:
         DataInvalid: names the first row whose id was already used.

@@ -48,9 +48,9 @@ def free_feature_rate(
 
     Args:
         chosen_states: the states that predict the chosen response's tokens, after the final norm.
-        rejected_states: the same of the rejected one.
-        chosen_ids: the tokens they predict.
-        rejected_ids: the same of the rejected one.
+        rejected_states: the states that predict the rejected response's tokens, after the final norm.
+        chosen_ids: ids of the chosen response's tokens.
+        rejected_ids: ids of the rejected response's tokens.
         head: the output head.
         logsumexp: ln of the sum of exp(logit) at each chosen and then each rejected state, as in ``TokenStats``, which
             saves one product with the whole head; computed where it is not given.
@@ -140,12 +140,12 @@ class MovedTokens(NamedTuple):
     """The tokens whose probability rose and fell most, [token k] each, most first.
 
     Attributes:
-        gained_ids: that rose.
-        gained_before: their probability under the first model.
-        gained_after: under the second.
-        lost_ids: that fell.
-        lost_before: their probability under the first model.
-        lost_after: under the second.
+        gained_ids: ids of the tokens whose probability rose.
+        gained_before: probability of these tokens under the first model.
+        gained_after: probability of these tokens under the second model.
+        lost_ids: ids of the tokens whose probability fell.
+        lost_before: probability of these tokens under the first model.
+        lost_after: probability of these tokens under the second model.
     """
 
     gained_ids: Tensor
@@ -167,10 +167,10 @@ def find_moved_tokens(
 
     Args:
         before: states of the first model, after its final norm.
-        before_head: its output head.
+        before_head: output head of the first model.
         after: states of the second model at the same tokens.
-        after_head: its output head, with the same vocabulary.
-        count: how many tokens to name each way.
+        after_head: output head of the second model, with the same vocabulary.
+        count: number of tokens to name each way.
 
     Returns:
         On the CPU. Where memory runs out, fewer rows are looked at together, with a warning.

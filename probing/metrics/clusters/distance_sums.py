@@ -51,8 +51,8 @@ class RelabelledSums:
 
     Attributes:
         codes: cluster of every position.
-        clusters: how many.
-        values: of all clusters but the last, which follows.
+        clusters: number of clusters.
+        values: sums of distances to all clusters but the last, whose sums follow from the totals.
     """
 
     codes: Shaped[Tensor, "n draw"]
@@ -87,9 +87,9 @@ class ResampledSums:
     """Weighted sums of distances to the clusters in every bootstrap replicate.
 
     Attributes:
-        weights: of every position.
-        grouped: their clusters.
-        values: of all clusters.
+        weights: weight of every position in each replicate.
+        grouped: the points and their clusters.
+        values: weighted sums of distances to all clusters.
     """
 
     weights: Shaped[Tensor, "n draw"]

@@ -46,11 +46,11 @@ class IndexDraws:
     """Indices of one space; NaN for a draw that leaves a cluster empty, or of every cluster copies of one point.
 
     Attributes:
-        values: by name, [1].
-        null: by name, under each permutation of the labels, [draw].
-        draws: by name, in each bootstrap replicate, [draw].
+        values: values of the indices by name, [1].
+        null: values by name under each permutation of the labels, [draw].
+        draws: values by name in each bootstrap replicate, [draw].
         sizes: number of points in each replicate, [draw].
-        silhouettes: of every position, [n]; empty unless asked for.
+        silhouettes: silhouette of every position, [n]; empty unless asked for.
     """
 
     values: dict[str, Float[Tensor, " 1"]]
@@ -65,7 +65,7 @@ class Draws(NamedTuple):
 
     Attributes:
         codes: cluster of every position in each permutation of the labels.
-        weights: how often every position counts in each bootstrap replicate.
+        weights: number of times that every position counts in each bootstrap replicate.
     """
 
     codes: Shaped[Tensor, "n draw"]
@@ -81,8 +81,8 @@ class OfDistances(NamedTuple):
     """What one pass over the distances gives: of the labels as they are, the permutations, and the replicates.
 
     Attributes:
-        silhouettes: of every position.
-        means: of the silhouettes.
+        silhouettes: silhouette of every position.
+        means: means of the silhouettes.
         ends: least distances between clusters and greatest within; None where no index asks for them.
     """
 
@@ -108,8 +108,8 @@ def measure_clusters(
         grouped: the points with their labels.
         indices: names.
         relabelings: cluster of every position of ``grouped`` in each permutation of the labels.
-        weights: how often each position counts in each bootstrap replicate; copies of a point are no neighbours of
-            each other.
+        weights: number of times that each position counts in each bootstrap replicate; copies of a point are no
+            neighbours of each other.
         report: told what share of the work on distances is done.
         impl: "auto", "torch" or "triton", of distances without draws.
     """

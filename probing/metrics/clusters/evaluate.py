@@ -104,7 +104,7 @@ def aqi(
         labels: see there.
         form: "paper": ``weight / XB + (1 - weight) CH``; "size_free": the same with ``CH / (n - K)``; "dbs_dunn",
             of the first published code: ``weight / (1 + DB) + (1 - weight) DI / (1 + DI)``.
-        weight: of the first term, in [0, 1].
+        weight: weight of the first term, in [0, 1].
         metric: see there.
         scaling: see there.
 
@@ -129,12 +129,12 @@ def cluster_indices(
     Args:
         points: any floating dtype, on any device; every leading index is a space of its own (a layer, say).
         labels: cluster of every point: numbers, strings or booleans.
-        indices: of ``davies_bouldin, dunn, dunn_centroid, calinski_harabasz, xie_beni, silhouette``.
+        indices: names among ``davies_bouldin, dunn, dunn_centroid, calinski_harabasz, xie_beni, silhouette``.
         metric: "euclidean"; or "cosine": points are scaled to length one, and the distance of two points is 1 - cos
             (Dunn, silhouette); what has centroids in it stays Euclidean, between points of length one.
-        scaling: before that, "standardize" divides every dimension by its standard deviation; "whiten" makes the
-            distance Mahalanobis' by the covariance of all points (Ledoit and Wolf's shrinkage). Both leave the labels
-            out of it, so that permutations of these stay fair.
+        scaling: scaling that comes before the metric: "standardize" divides every dimension by its standard deviation;
+            "whiten" makes the distance Mahalanobis' by the covariance of all points (Ledoit and Wolf's shrinkage). Both
+            leave the labels out of it, so that permutations of these stay fair.
         impl: "torch"; "triton": Euclidean distances of float32, bf16 and float16 points by a kernel, on a CUDA card;
             or "auto": the kernel where it can run.
 

@@ -32,12 +32,12 @@ class Extremes:
     """The closest or the farthest pairs of positions, in order.
 
     Attributes:
-        size: how many are kept.
-        farthest: whether they are the farthest.
+        size: number of pairs that are kept.
+        farthest: whether the farthest pairs are kept rather than the closest.
         which: pairs of one cluster ("within"), of two ("between"), or all.
         values: squared distances as the tiles had them; in order once they are settled.
         pairs: positions, [pair 2].
-        seen: how many there were to choose from.
+        seen: number of pairs that there were to choose from.
     """
 
     size: int
@@ -148,9 +148,9 @@ class PairLists:
 
     Attributes:
         between: the closest pairs of two clusters.
-        within: the farthest pairs of one.
-        closest: of all pairs, where labels are to be drawn.
-        farthest: likewise.
+        within: the farthest pairs of one cluster.
+        closest: the closest of all pairs, where labels are to be permuted.
+        farthest: the farthest of all pairs, where labels are to be permuted.
     """
 
     between: Extremes
@@ -202,7 +202,7 @@ def _decide_draws(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n dr
 
     Args:
         grouped: the points.
-        pairs: in order.
+        pairs: pairs in order.
         codes: cluster of every position in each draw, -1 for points that are not in it.
     """
     batches = []

@@ -27,9 +27,9 @@ class Grouped:
     points share costs no digits. One copy of the points is kept, ``centered``, once it is asked for.
 
     Attributes:
-        points: as they came, [n width].
+        points: points in the order in which they were given, [n width].
         order: row of ``points`` at each position.
-        bounds: where each cluster begins, and the end.
+        bounds: first position of each cluster, and the number of points.
         metric: "cosine" says that the points have length one, and that their distance is 1 - cos.
     """
 

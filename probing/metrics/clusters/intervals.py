@@ -21,8 +21,8 @@ def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float,
 
     Args:
         index: "silhouette", or one of those with centroids; aqi and aqi_size_free too.
-        value: as measured.
-        draws: in resamples; those that have no value (NaN) are left out.
+        value: the index of the points themselves.
+        draws: the index in each bootstrap replicate; replicates without a value (NaN) are left out.
 
     Returns:
         Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
@@ -46,10 +46,10 @@ def debias_difference(
 
     Args:
         index: see ``debias``.
-        value: as measured.
-        draws: in resamples.
-        other: of the other states, as measured.
-        other_draws: in the same resamples.
+        value: the index of the states themselves.
+        draws: the index in each bootstrap replicate.
+        other: the index of the other states themselves.
+        other_draws: the index of the other states in the same bootstrap replicates.
 
     Returns:
         Low and high; infinite on a side where one of the two may be, and on both where both may be.

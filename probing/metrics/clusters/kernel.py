@@ -78,8 +78,8 @@ class ProductsError(NamedTuple):
 
     Attributes:
         worst: the largest one.
-        mean: with its sign: above 0 where products are cut off.
-        bound: what is allowed for.
+        mean: mean of the errors with their signs: above 0 where products are cut off.
+        bound: the error that is allowed for.
     """
 
     worst: float
@@ -91,7 +91,8 @@ def products_error(points: Float[Tensor, "n width"], impl: str = "auto") -> Prod
     """How far the squared distances of ``pair_distances`` are off on the device at hand, from float64.
 
     Args:
-        points: as they are multiplied, float32 or half precision, a few hundred at most: each is a cluster of its own.
+        points: points in the dtype in which they are multiplied, float32 or half precision, a few hundred at most: each
+            is a cluster of its own.
         impl: see ``pair_distances``.
     """
     distances = pair_distances(points[None], range(len(points) + 1), impl)
@@ -121,8 +122,8 @@ def _extreme(grouped: Grouped, distances: PairDistances, within: bool, errors: F
     Args:
         grouped: the points.
         distances: the least and the greatest distance of every tile, with their sums.
-        within: which.
-        errors: how far each of these may be off.
+        within: True for the greatest distance within one cluster, False for the least between clusters.
+        errors: bound on the error of each of these distances.
     """
     starts = torch.tensor(grouped.bounds[1:], device=distances.tiles.device)
     clusters = torch.bucketize(distances.blocks[:, 0].contiguous(), starts, right=True)[distances.tiles]

@@ -22,8 +22,9 @@ class Tile(NamedTuple):
 
     Attributes:
         rows: first position and the one behind the last.
-        columns: likewise; the same as ``rows`` on the diagonal, otherwise all behind them.
-        clusters: of rows and columns; None where either are of several.
+        columns: first position and the one behind the last; the same as ``rows`` on the diagonal, otherwise all behind
+            them.
+        clusters: cluster of the rows and cluster of the columns; None where either are of several.
         squared: [row column].
     """
 
@@ -79,9 +80,9 @@ class Side(NamedTuple):
     """Points of one side of a tile.
 
     Attributes:
-        points: relative to what both sides are measured from.
-        terms: what each adds to its squared distances beside the products.
-        sizes: of these terms, none of which is negative.
+        points: points relative to the point that both sides are measured from.
+        terms: the contribution of each point to its squared distances beside the products.
+        sizes: sizes of these terms, none of which is negative.
     """
 
     points: Float[Tensor, "some width"]
@@ -100,8 +101,8 @@ def squares(
     Args:
         grouped: the points.
         rows: first position and the one behind the last.
-        columns: likewise.
-        clusters: of rows and columns; None where either are of several.
+        columns: first position and the one behind the last.
+        clusters: cluster of the rows and cluster of the columns; None where either are of several.
     """
     left, right = _side(grouped, rows, clusters), _side(grouped, columns, clusters and clusters[::-1])
     squared = left.terms[:, None] + right.terms
