@@ -20,9 +20,9 @@ class CentroidShift:
 
     Attributes:
         vector: mean of after - before, in the states' unit, shape [width], float64.
-        norm: its length.
-        relative: that length by the root mean square distance of the rows before to their mean.
-        noise: the length to expect from sampling the rows alone, were the true shift zero (the root of the mean
+        norm: length of the vector.
+        relative: ``norm`` divided by the root mean square distance of the rows before to their mean.
+        noise: norm to expect from sampling the rows alone, were the true shift zero (the root of the mean
             square): a norm not well above it says nothing.
     """
 
@@ -38,7 +38,8 @@ class BuresWasserstein:
 
     Attributes:
         distance: the Bures-Wasserstein distance, in the states' unit, at least 0.
-        conflict: its square by tr A + tr B: 0 where they are equal, 1 where their supports are orthogonal.
+        conflict: square of the distance divided by tr A + tr B: 0 where they are equal, 1 where their supports are
+            orthogonal.
     """
 
     distance: float
@@ -52,7 +53,7 @@ def centroid_shift(before: Float[Tensor, "row width"], after: Float[Tensor, "row
 
     Args:
         before: states of the first model, of any float dtype; all is computed in float64.
-        after: of the second, the same rows in the same order.
+        after: states of the second model, the same rows in the same order.
 
     Raises:
         ValueError: shapes that differ, fewer than two rows, states that are not finite, or rows before that are all
@@ -85,7 +86,7 @@ def linear_cka(
 
     Args:
         left: states of the first model, of any float dtype; all is computed in float64.
-        right: of the second, the same rows in the same order, of any width.
+        right: states of the second model, the same rows in the same order, of any width.
         debiased: whether to use the unbiased estimate of HSIC, which leaves out what a row has in common with itself.
 
     Returns:
@@ -126,8 +127,8 @@ def principal_angles(
 
     Args:
         left: states of the first model, of any float dtype; all is computed in float64.
-        right: of the second, in the same space; they may be other rows.
-        components: how many of the components of the largest variance span each side.
+        right: states of the second model, in the same space; they may be other rows.
+        components: number of components of the largest variance that span each side.
 
     Returns:
         As many angles as components, in degrees, 0 to 90, ascending, float64.
@@ -163,7 +164,7 @@ def bures_wasserstein(
 
     Args:
         left: states of the first model, of any float dtype; all is computed in float64.
-        right: of the second, in the same space; they may be other rows, and not as many.
+        right: states of the second model, in the same space; they may be other rows, and not as many.
 
     Raises:
         ValueError: widths that differ, fewer than two rows, states that are not finite, or rows that are all the same.

@@ -29,8 +29,8 @@ class LayerWeights:
 
     Attributes:
         weights: shape [layer], at least 0, sum 1, float64; most are exactly 0.
-        loss: ``separation_loss`` with them, at most that of the uniform ones and of every single layer.
-        uniform_loss: with the same weight for every layer.
+        loss: ``separation_loss`` with these weights, at most that of uniform weights and of every single layer.
+        uniform_loss: ``separation_loss`` with the same weight for every layer.
     """
 
     weights: Tensor
@@ -75,9 +75,9 @@ def sample_pairs(
     paired with itself.
 
     Args:
-        labels: of the rows; each value is a label of its own, negative ones too.
-        count: of pairs, at least 2.
-        seed: of the draw; the same seed gives the same pairs.
+        labels: labels of the rows; each value is a label of its own, negative ones too.
+        count: number of pairs, at least 2.
+        seed: seed of the draw of pairs; the same seed gives the same pairs.
 
     Returns:
         The pairs, as numbers of rows, and whether both rows have the same label.
@@ -119,7 +119,7 @@ def difference_grams(
 
     Args:
         layers: states of the same rows at every layer, of any float dtype; differences are taken in float64.
-        pairs: of row numbers, as ``sample_pairs`` gives them.
+        pairs: pairs of row numbers, as ``sample_pairs`` gives them.
 
     Returns:
         The products, without unit, and the scales s, in the states' unit; both float64.
@@ -158,8 +158,8 @@ def separation_loss(
     Its gradient is finite at d = 0 too, where the root counts as constant.
 
     Args:
-        weights: over layers, with any leading axes.
-        grams: of ``difference_grams``, so that a distance of 1 is the usual one at a single layer.
+        weights: weights over layers, with any leading axes.
+        grams: Gram matrices from ``difference_grams``, so that a distance of 1 is the usual one at a single layer.
         same: whether both rows of a pair have the same label.
         margin: the distance beyond which two labels are far enough apart.
 
@@ -189,10 +189,10 @@ def fit_layer_weights(
     one in two hundred had a better one, by about 1 %.
 
     Args:
-        grams: of ``difference_grams``.
+        grams: Gram matrices from ``difference_grams``.
         same: whether both rows of a pair have the same label; there must be both kinds.
-        margin: of ``separation_loss``, in units of the usual distance.
-        steps: at most; the search ends by itself where nothing moves.
+        margin: margin of ``separation_loss``, in units of the usual distance.
+        steps: greatest number of steps; the search ends by itself where nothing moves.
 
     Raises:
         ValueError: grams that are not [pair layer layer] or not finite, another number of pairs, one kind of pairs
@@ -226,8 +226,8 @@ def pool_layers(
 
     Args:
         layers: states of the same rows, one layer after the other, of any float dtype.
-        weights: over the layers, at least 0, of ``fit_layer_weights``.
-        scales: of ``difference_grams``.
+        weights: weights over the layers, at least 0, from ``fit_layer_weights``.
+        scales: scales from ``difference_grams``.
 
     Returns:
         float64, without unit, mean 0.

@@ -100,12 +100,12 @@ def checkpoint_source(
     """The source of a loaded checkpoint.
 
     Args:
-        given: what the caller called it.
+        given: the name that the caller gave for the model.
         name: folder or hub id that it was loaded from.
-        revision: of the hub.
+        revision: revision of the hub.
         model: the loaded model.
-        tokenizer: its tokenizer.
-        weights: their hash, from ``hash_weights``.
+        tokenizer: tokenizer of the model.
+        weights: hash of the weights, from ``hash_weights``.
     """
     folder = Path(name) if Path(name).is_dir() else _cache_folder(name, revision or "main")
     return Source(

@@ -57,7 +57,7 @@ class Stack:
         language_model: the model.
         backbone: takes ``input_ids``; everything below the output head.
         blocks: the layers.
-        width: of the residual stream.
+        width: width of the residual stream.
         causal: whether a state depends on earlier tokens only.
         normed: whether the backbone changes the last block's output (by a final norm) before it returns it.
         final_norm: the module that does, if it is a single one.

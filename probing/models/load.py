@@ -47,8 +47,8 @@ class LanguageModel:
     Attributes:
         model: a transformers model: causal (with an output head), an encoder, or one for images and text, of which the
             text part is used. It runs in eval mode and leaves as it came.
-        tokenizer: its tokenizer.
-        source: what it was loaded from.
+        tokenizer: tokenizer of the model.
+        source: checkpoint that the model was loaded from.
         peft: PEFT's wrapper around the model, where adapters were put onto it. One that is given as ``model`` is
             unwrapped: the model is meant with what was active in it.
         adapter: the adapter of these that makes it this model; None where it is the model without any.
@@ -165,7 +165,7 @@ def load(
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first CUDA card if there is one. "balanced" spreads the
             layers over all cards, and over the memory of the host where they do not suffice.
         trust_remote_code: run code that the checkpoint brings with it.
-        tokenizer: to take in place of the one in the checkpoint, which then needs none.
+        tokenizer: tokenizer to take in place of the one in the checkpoint, which then needs none.
 
     Raises:
         ModelInvalid: nothing there; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;

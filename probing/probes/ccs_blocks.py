@@ -23,7 +23,7 @@ class Training:
 
     Attributes:
         states: normalised, of the yes and the no form of each row, [entry 2 row width].
-        centers: of each split, [entry 2 split width].
+        centers: centres of each split, [entry 2 split width].
         pairings: the row whose no form meets the yes form of each row, [pairing row]: each a permutation of rows that
             the same splits train on. The probes of every pairing are trained; by default of the rows as they are.
         train: which rows a split trains on, [row split], where that is not the same in all trainings.
@@ -46,12 +46,12 @@ class Block:
 
     Attributes:
         states: [entry 2 row width].
-        centers: of these splits, [entry 2 split width].
-        row_weights: of the probes, as those of an entry follow each other, [row probe].
-        probes: their places among all probes, [entry probe].
+        centers: centres of these splits, [entry 2 split width].
+        row_weights: weight of each row for each probe of an entry, [row probe].
+        probes: places of these probes among all probes, [entry probe].
         targets: [row], or None.
         pairings: [pairing row] by the rows of the block, or None.
-        inverses: of the pairings.
+        inverses: inverse permutations of the pairings.
     """
 
     states: Tensor

@@ -28,7 +28,7 @@ class TrainedProbes:
     Attributes:
         weight: [entry width split restart].
         bias: [entry split restart].
-        loss: on the rows of the split, [entry split restart].
+        loss: loss on the rows of the split, [entry split restart].
     """
 
     weight: Tensor
@@ -75,9 +75,9 @@ def train_together(
         trainings: states, centres and pairings of the same rows.
         train: which rows a split trains on, unless the training says it itself.
         options: loss, optimiser, restarts.
-        targets: whether each statement is true; for ``options.supervision``.
+        targets: whether each statement is true, for ``options.supervision``.
         report: told after some epochs how many more are done.
-        threads: that share the work on a CPU; by default as many as torch has. No byte depends on it.
+        threads: number of threads that share the work on a CPU; by default as many as torch has. No byte depends on it.
 
     Returns:
         The probes of each training; its entries are those of the states, and within these the pairings.

@@ -28,8 +28,8 @@ class VincWeights:
     """Weights of VINC's three covariances; the usual ones leave the first out.
 
     Attributes:
-        variance: of the spread between claims.
-        contrast: of the covariance of a claim with its denial; the spread within a claim has one minus it.
+        variance: weight of the spread between claims.
+        contrast: weight of the covariance of a claim with its denial; the spread within a claim has one minus it.
     """
 
     variance: float = 0.0
@@ -41,7 +41,7 @@ def crc_direction(yes: Float[Tensor, "row width"], no: Float[Tensor, "row width"
 
     Args:
         yes: centred states of the yes forms, statements first, then their opposites.
-        no: of the no forms.
+        no: centred states of the no forms, in the same order.
     """
     return crc_directions(torch.stack([yes, no]), torch.ones_like(yes[:, :1], dtype=torch.bool))[:, 0]
 
@@ -52,7 +52,7 @@ def crc_directions(
     """``crc_direction`` of the rows that each split trains on; computed in float64.
 
     Args:
-        states: of the yes and the no forms; a centre is of no consequence.
+        states: states of the yes and the no forms; a centre is of no consequence.
         train: which rows a split trains on.
     """
     contrast, kept = states[0].double() - states[1].double(), train.T.double()
@@ -81,7 +81,7 @@ def vinc_direction(
 
     Args:
         yes: centred states of the yes forms: all statements, then all opposites in the same order.
-        no: of the no forms.
+        no: centred states of the no forms, in the same order.
         label: mean of the yes forms less that of the no forms, before centring.
         weights: v and w.
     """
@@ -100,8 +100,8 @@ def vinc_directions(
     """``vinc_direction`` of the pairs that each split trains on; computed in float64.
 
     Args:
-        states: of the yes and the no forms: all statements, then all opposites in the same order.
-        centers: of each split and form.
+        states: states of the yes and the no forms: all statements, then all opposites in the same order.
+        centers: centre of each split and form.
         train: which rows a split trains on; a statement goes with its opposite.
         labels: the direction from no forms to yes forms, which is left out, in every split.
         weights: v and w.
@@ -145,9 +145,9 @@ def _leading(
     """Eigenvector of the largest eigenvalue of each matrix, of length one; its largest entry is positive.
 
     Args:
-        product: of the matrices.
-        sizes: of the order of each matrix or larger; residuals are a part of it.
-        start: where the iteration begins.
+        product: multiplies every matrix with a vector of its own.
+        sizes: number of about the norm of each matrix, or larger; the tolerance on residuals is relative to it.
+        start: vectors that the iteration begins with.
     """
     vectors, residuals = _lanczos(product, sizes, start, min(STEPS, start.shape[1]))
     for split in (residuals > TOLERANCE).nonzero().flatten().tolist():

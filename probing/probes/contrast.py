@@ -42,11 +42,11 @@ def fit_layer(
     Args:
         forms: states of A1, A0, N1, N0.
         rows: labels, units and splits.
-        options: what is trained.
+        options: probes to train, and how.
         marker: states of some pairs with a word replaced by a meaningless one, and which pairs they are.
         distracted: states of all pairs where some have a word appended, and which have.
         report: told what share of the work is done.
-        threads: that share the trainings on a CPU; by default as many as torch has.
+        threads: number of threads that share the trainings on a CPU; by default as many as torch has.
 
     Raises:
         NotFinite: training diverged.
@@ -221,9 +221,9 @@ def orient(forms: Array, credits: Array, rows: Rows) -> tuple[Array, Array]:
     """Held-out probabilities [4 pair] and inner scores [fold], each split turned as its training pairs say.
 
     Args:
-        forms: of every split, [4 pair split].
-        credits: of every split, [pair split].
-        rows: with the splits.
+        forms: probabilities of every split, [4 pair split].
+        credits: how right every split is on every pair, [pair split].
+        rows: labels, units and splits.
     """
     signs = rows.splits.orientation(credits)
     turned = np.where(signs < 0, 1 - forms, forms)

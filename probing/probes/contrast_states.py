@@ -19,9 +19,9 @@ class ContrastOptions:
     """What is trained at a layer besides the contrast-consistent probes.
 
     Attributes:
-        ccs: how they are trained.
-        normalization: of every state.
-        centering: of the yes and of the no forms, by the training rows of a split.
+        ccs: options of the contrast-consistent probes.
+        normalization: normalization of every state.
+        centering: centring of the yes and of the no forms, each by the training rows of a split.
         random: random probes, for their band.
         pairings: permutations of the no forms that probes are trained on, as a floor.
         refits: permutations of the labels that the supervised probes are fitted to.
@@ -44,7 +44,7 @@ class Rows:
     Attributes:
         labels: whether each statement is true, [pair].
         units: pairs of one unit share texts, or what folds keep whole, [pair].
-        splits: of the pairs.
+        splits: splits of the pairs.
     """
 
     labels: NDArray[np.bool_]
@@ -63,9 +63,9 @@ class Prepared:
 
     Attributes:
         states: normalised, about a common origin, [1 2 row width]: statements, then opposites.
-        origin: that was taken off the yes and the no forms, [2 width]; of no consequence but for rounding.
-        centers: of each split, [1 2 split width].
-        train: rows of each split, [row split].
+        origin: mean that was taken off the yes and the no forms, [2 width]; of no consequence but for rounding.
+        centers: centres of each split, [1 2 split width].
+        train: training rows of each split, [row split].
     """
 
     states: Tensor

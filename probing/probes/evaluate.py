@@ -55,10 +55,10 @@ def measure(
     Args:
         forms: oriented held-out probabilities, [4 pair].
         truth: 1 where the statement is true, -1 where its opposite is; [pair], or [labeling pair].
-        folds: that each pair was held out of.
+        folds: fold that each pair was held out of.
         weights: how often each pair counts, [weighting pair]; by default once. Labelings and weightings go together
             one by one, or one of them is alone.
-        metrics: which to compute.
+        metrics: metrics to compute.
 
     Returns:
         One value each: "esa" (share of statements that are right; with the orientation of the training pairs, so that
@@ -122,10 +122,10 @@ def rank_within_folds(
 
     Args:
         values: scores of rows, [row].
-        true: of every labeling, [labeling row].
+        true: whether each row is true under every labeling, [labeling row].
         weights: how often each row counts, [labeling row].
-        folds: whose rows are compared with each other, [row].
-        silhouette: whether to compute it.
+        folds: fold of each row; rows of one fold are compared with each other, [row].
+        silhouette: whether to compute the silhouette.
     """
     won, fought, shape, held = (np.zeros(len(true)) for _ in range(4))
     for fold in np.unique(folds):

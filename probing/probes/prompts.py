@@ -27,7 +27,7 @@ class LabelledRows:
     Attributes:
         labels: [row].
         units: rows of one unit belong together, [row].
-        splits: of the rows.
+        splits: splits of the rows.
     """
 
     labels: NDArray[np.bool_]
@@ -47,9 +47,9 @@ class ProbeReadings:
     Attributes:
         logits: held out, [labeling row]: for the labels, then for each permutation of them.
         inner: mean AUROC of the probes that saw neither a fold nor the one they are judged on, [labeling fold].
-        weight: of the probe that was fitted to every row, [width].
-        bias: of that probe.
-        fresh: its logits of other rows, [other]; None without them.
+        weight: weight vector of the probe that was fitted to every row, [width].
+        bias: bias of that probe.
+        fresh: logits of that probe for other rows, [other]; None without them.
     """
 
     logits: Array
@@ -111,10 +111,10 @@ def fit_prompts(
     """Fit every probe on every split, and say what it makes of the rows.
 
     Args:
-        states: of one layer.
+        states: states of one layer.
         rows: labels, units, splits.
         refits: permutations of the labels.
-        seed: of the permutations.
+        seed: seed of the permutations.
         inverse_penalty: C of the logistic regression.
         fresh: states of other rows, for the probe that saw all of ``states``.
     """
@@ -189,7 +189,7 @@ def measure_rows(
     Args:
         logits: [row].
         labels: [row] or [labeling row].
-        folds: that each row was held out of.
+        folds: fold that each row was held out of.
         weights: how often each row counts, [weighting row].
     """
     truth = np.atleast_2d(labels)

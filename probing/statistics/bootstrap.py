@@ -55,9 +55,9 @@ def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) ->
     Groups are drawn with replacement, as many as there are, so that rows of one group count alike.
 
     Args:
-        groups: of the rows, [row].
-        replicates: how many to draw.
-        seed: of the draw.
+        groups: group of each row, [row].
+        replicates: number of bootstrap replicates.
+        seed: seed of the draw.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     generator = np.random.default_rng([seed, STREAM])

@@ -18,8 +18,8 @@ def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np
     These are the connected components of the graph whose nodes are units and values, and whose edges are the rows.
 
     Args:
-        units: of the rows, sortable.
-        values: of the rows, as many as units; equal to no unit, whatever they are.
+        units: unit of each row, sortable.
+        values: a further value of each row, as many as units; equal to no unit, whatever they are.
 
     Returns:
         Numbers from 0, in the order of the least unit of each group.

@@ -25,9 +25,9 @@ def permute_labels(
 
     Args:
         labels: [row]; two of them where ``train`` is given, as booleans.
-        groups: of the rows, [row].
-        count: of permutations.
-        seed: of the permutations.
+        groups: group of each row, [row].
+        count: number of permutations.
+        seed: seed of the permutations.
         train: rows that splits train on, [row split]: permutations after which one of them has one class only are
             drawn again.
 

@@ -66,8 +66,8 @@ class RunFolder:
         """Start the run, or go on with it if everything it depends on is the same.
 
         Args:
-            identity: what the numbers depend on: hashes, options, versions.
-            facts: what else to write into the record.
+            identity: facts that the numbers depend on: hashes, options, versions.
+            facts: further facts to write into the record.
             recorded: the identity of the run that the folder holds, if any; by default what its record calls so.
 
         Raises:

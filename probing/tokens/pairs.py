@@ -19,7 +19,7 @@ class TokenizedPair(Judged):
     """Both sequences of one pair.
 
     Attributes:
-        id: of the pair.
+        id: id of the pair.
         prompt_tokens: length of the prefix that both sequences share and that ends with the prompt.
         chosen: ids of prompt and chosen response.
         rejected: ids of prompt and rejected response.

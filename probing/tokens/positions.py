@@ -22,8 +22,8 @@ class EncodedRow:
     Attributes:
         prompt: the row itself.
         text: the strings that were tokenised.
-        ids: its tokens.
-        border: how many of them are the prompt.
+        ids: tokens of the row.
+        border: number of tokens that make the prompt.
     """
 
     prompt: LabelledPrompt
@@ -40,9 +40,9 @@ def find_positions(tokenizer: Any, row: EncodedRow, over: Over, max_length: int 
     """The positions that count, or what is wrong with the row.
 
     Args:
-        tokenizer: that made the tokens.
+        tokenizer: tokenizer that made the tokens.
         row: the tokens.
-        over: which part counts; see ``Capture``.
+        over: part of the row that counts; see ``Capture``.
         max_length: longest sequence in tokens.
     """
     problem = _find_problem(tokenizer, row, max_length)

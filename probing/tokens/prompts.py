@@ -18,11 +18,11 @@ class TokenizedPrompt(Judged):
     """Token ids of one row, and the positions that count.
 
     Attributes:
-        id: of the row.
+        id: id of the row.
         ids: tokens that are run.
-        prompt_tokens: how many of them are the prompt.
+        prompt_tokens: number of tokens that make the prompt.
         start: first position that counts.
-        stop: one past the last.
+        stop: one past the last position that counts.
         problem: why nothing can be read; None if it can.
     """
 
@@ -51,7 +51,7 @@ def tokenize_prompts(
     Args:
         tokenizer: a transformers tokenizer.
         prompts: the rows.
-        request: what is to be read.
+        request: positions and pooling to read.
         eos: whether the end of turn belongs to a response.
         max_length: longest sequence in tokens. Longer ones are not cut but marked.
         where: names a row in messages, given its index; by default its id.

@@ -87,9 +87,9 @@ class LabelledPrompt:
     Attributes:
         id: unique within its dataset.
         text: plain text, or a conversation.
-        label: of any kind that a table can hold.
-        category: for grouping.
-        response: what follows the text, if it is a prompt with an answer.
+        label: label of any kind that a table can hold.
+        category: category, by which results are grouped.
+        response: response that follows the text, if it is a prompt with an answer.
         span: the part that counts with ``over="span"``: characters (start, stop) of a plain text (with its response),
             or of the last message of a conversation; or a substring that occurs once in what was said (not in what the
             chat template writes around it).
@@ -146,7 +146,7 @@ class ContrastPair:
         statement: plain text.
         opposite: plain text that is true where the statement is false, and false where it is true.
         label: whether the statement is true.
-        category: for grouping.
+        category: category, by which results are grouped.
         formulation: how the opposite is put, for instance "negation" or "concurrent".
 
     Raises:

@@ -43,9 +43,9 @@ def capture_into(
     Args:
         folder: claimed.
         config: what to read.
-        table: where the rows come from.
+        table: table that the rows come from.
         prompts: the rows.
-        model: what ``config.model`` names, where it is loaded already.
+        model: the model that ``config.model`` names, where it is loaded already.
 
     Raises:
         SourceMismatch: the folder's run was made from something else.

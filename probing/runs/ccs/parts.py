@@ -34,12 +34,12 @@ class Material:
     """The pairs that are probed, with their states.
 
     Attributes:
-        pairs: those that are ok.
-        rows: their labels, units and splits.
-        forms: where their states are.
-        variants: of all pairs.
-        index: of each pair that is ok among all.
-        places: of which states can be probed.
+        pairs: pairs that are ok.
+        rows: labels, units and splits of these pairs.
+        forms: states of their forms.
+        variants: variants of all pairs.
+        index: number of each of these pairs among all pairs.
+        places: places whose states can be probed.
         skipped: other places, and why they cannot be.
     """
 

@@ -57,9 +57,9 @@ class Judged:
         controls: one row a control, place, probe and metric.
         chosen: for each probe, the place that was chosen for each fold.
         best: for each probe, the place with the best inner scores over all folds.
-        forms: held-out probabilities at the chosen places, oriented, of each probe: [4 pair].
-        weights: [place probe width] of the probes that saw every pair; ``biases`` [place probe], ``centers``
-            [place 2 width].
+        forms: oriented held-out probabilities of each probe at its chosen places, [4 pair].
+        weights: weight vectors, [place probe width], of the probes that saw every pair; ``biases`` [place probe],
+            ``centers`` [place 2 width].
         trained: number of contrast-consistent probes that were trained.
     """
 
@@ -312,9 +312,9 @@ def judge(
 
     Args:
         config: the options.
-        pairs: that were probed.
-        rows: their labels, units and splits.
-        places: of the model, in order.
+        pairs: pairs that were probed.
+        rows: labels, units and splits of these pairs.
+        places: places of the model, in order.
         read: the arrays of a place, from its part file.
     """
     judge = Judge(config, pairs, rows, places)

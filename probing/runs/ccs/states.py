@@ -81,11 +81,11 @@ class FormStates:
     """States of all forms in a store.
 
     Attributes:
-        store: where they lie.
+        store: store that holds the states.
         index: row of each id that has states.
         known: ids of all forms in the store, also of those without states.
-        problems: of the forms without states, by id.
-        token: what was read, in words.
+        problems: problems of the forms without states, by id.
+        token: description of the tokens that were read.
     """
 
     store: ActivationStore

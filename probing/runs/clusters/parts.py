@@ -132,9 +132,9 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
     """The place that is best without a fold, and layers pooled by weights learned without it, judged on the fold.
 
     Args:
-        material: of the run.
-        model: which.
-        readings: of every place of the model.
+        material: rows, states and options of the run.
+        model: number of the model.
+        readings: readings of every place of the model.
 
     Raises:
         DataInvalid: at no place do the rows of a label differ.

@@ -33,9 +33,9 @@ class Series:
     """One metric of a view at a place.
 
     Attributes:
-        value: of the metric.
-        null: under permutations of the labels, [permutation].
-        draws: in bootstrap replicates, [replicate].
+        value: value of the metric.
+        null: values under permutations of the labels, [permutation].
+        draws: values in bootstrap replicates, [replicate].
     """
 
     value: float
@@ -54,11 +54,11 @@ class Judged:
     Attributes:
         results: one row a model, set of rows, place and metric.
         drift: one row a model, place, subset and measure; empty for one model.
-        best: of each model, the place that was chosen inside most folds (or, without folds, has the best silhouette).
-        chosen: of each model, how often each place was chosen.
-        layer_weights: of each model, the mean over folds of every place's weight.
-        silhouettes: of each model, of every row of the data at its best place.
-        skipped: of each model, places where all states of a label are the same.
+        best: the place of each model that was chosen inside most folds (or, without folds, has the best silhouette).
+        chosen: how often, for each model, each place was chosen.
+        layer_weights: mean over folds of every place's weight, for each model.
+        silhouettes: silhouette of every row of the data at the best place of each model.
+        skipped: places of each model where all states of a label are the same.
     """
 
     results: pd.DataFrame

@@ -177,15 +177,15 @@ def complete_shards(
     """Every shard of preference pairs, made now or by an earlier run.
 
     Args:
-        folder: where they lie.
-        data: of which they are.
-        schema: of their rows, with a column ``id``.
-        prepare: what can be done for a block while the one before it is made.
+        folder: folder of the shards.
+        data: dataset that the shards are made from.
+        schema: schema of a shard's rows, with a column ``id``.
+        prepare: does what can be done for a block while the one before it is made.
         make: makes the shard with this number from what was prepared for it.
-        budget: which goes on as it was after each shard.
+        budget: token budget, which goes on as it was after each shard.
         whole: whether what else belongs to a shard that is there is there as well.
-        prefix: of the files' names.
-        doing: for the progress bar.
+        prefix: prefix of the names of files.
+        doing: label of the progress bar.
     """
 
     def find(number: int) -> Shard | None:
@@ -216,7 +216,7 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
     """What all shards together say of their rows: how many by status, and the first problems.
 
     Args:
-        shards: of which each has ``problems`` among its facts.
+        shards: all shards, each of which has ``problems`` among its facts.
         lines: where each row stands, by id; None where it is not told.
     """
     problems = [problem for shard in shards for problem in shard.facts["problems"]]
@@ -257,12 +257,12 @@ def complete_layers(
     """Make the arrays of every place that are not there yet.
 
     Args:
-        folder: where the parts lie.
-        places: one part each.
+        folder: folder of the parts.
+        places: places, one part each.
         make: the arrays of a place; told how to report which share of it is done.
-        doing: for the progress bar.
-        at_once: how many parts are made at once, by a thread each, in which torch has no others; by default one, in
-            this thread.
+        doing: label of the progress bar.
+        at_once: number of parts that are made at once, by a thread each, in which torch has no others; by default one,
+            in this thread.
     """
 
     def make_place(number: int, report: Advance) -> Arrays:

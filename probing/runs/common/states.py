@@ -81,12 +81,12 @@ class Prompts:
     """Labelled rows that have states.
 
     Attributes:
-        rows: those that are ok.
-        labels: of each, as the job calls them.
+        rows: rows that are ok.
+        labels: label of each row, as the job calls them.
         units: rows of one unit have the same text.
-        problems: the others.
-        store: where the states are.
-        index: row of each in the store.
+        problems: problems of the other rows.
+        store: store that holds the states.
+        index: number of each row in the store.
     """
 
     rows: list[LabelledPrompt]

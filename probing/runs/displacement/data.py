@@ -18,9 +18,9 @@ class Inputs:
 
     Attributes:
         table: the dataset as it lies there.
-        pairs: its rows.
-        groups: of each pair, the value by which the summary is repeated; None where it is not.
-        shares: of each pair, the share of raters who preferred the chosen response; None where they are not known.
+        pairs: pairs of the dataset.
+        groups: value of each pair by which the summary is grouped; None where it is not grouped.
+        shares: share of raters, for each pair, who preferred the chosen response; None where they are not known.
         steps: checkpoints in order, with their steps; None where one policy is compared.
     """
 
