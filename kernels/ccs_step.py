@@ -199,7 +199,7 @@ def ccs_gradient(
         impl: "torch", "triton" (float32 on a CUDA card), or "auto": Triton where it can run.
 
     Returns:
-        Weighted sum over rows.
+        The loss of every probe: the weighted sum over rows.
 
     Raises:
         ValueError: the probes cannot be shared out evenly to the splits, logits that are not contiguous, no such loss,
@@ -234,7 +234,7 @@ def launch_ccs_gradient(
     Args:
         logits, row_weights, loss, targets, supervision: see ``ccs_gradient``; not checked.
         losses: tensor that the kernel fills with the loss of every probe.
-        block_rows: how many rows are held at a time, a power of two; small ones are for tests.
+        block_rows: number of rows that are held at a time, a power of two; small ones are for tests.
     """
     if not losses.numel():  # an empty grid cannot be launched
         return

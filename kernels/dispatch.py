@@ -34,7 +34,7 @@ def choose(op: str, impl: str, values: Tensor, dtypes: Collection[torch.dtype]) 
         op: name of the operation, for messages.
         impl: "auto", "torch" or "triton".
         values: the tensor that decides: its device, dtype, and whether a gradient is wanted.
-        dtypes: what the Triton form takes.
+        dtypes: dtypes that the Triton form takes.
 
     Raises:
         ValueError: there is no such ``impl``.

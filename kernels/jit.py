@@ -64,7 +64,7 @@ class Variant:
         types: Triton's type of every argument at run time, such as ``"*bf16"`` or ``"i32"``.
         constants: the values of the others.
         aligned: the arguments (or addresses) that are multiples of 16, as Triton finds out at each launch.
-        instructions: what the machine code has to contain, such as ``"LDG.128"``.
+        instructions: instructions that the machine code has to contain, such as ``"LDG.128"``.
         num_warps: number of warps of a block at launch.
     """
 

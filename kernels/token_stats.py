@@ -208,7 +208,7 @@ def launch_row_stats(
         stats: tensors that the kernel fills.
         head: output head whose bias, scale and cap are still to be applied.
         maxima: tensor that is filled with the largest logit, before the cap, of every ``TILE`` columns; contiguous.
-        block_columns: how many columns are held at a time, a power of two; small ones are for tests.
+        block_columns: number of columns that are held at a time, a power of two; small ones are for tests.
     """
     if not len(logits):  # an empty grid cannot be launched
         return

@@ -35,7 +35,7 @@ class ColumnResolver:
 
         Args:
             column: name of the column.
-            purpose: what it is wanted for, to be said in the message.
+            purpose: purpose of the column, to be said in the message.
             advice: words that precede the list of columns in the message.
 
         Raises:

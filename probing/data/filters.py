@@ -21,7 +21,7 @@ def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | 
             ``drop_lowest`` (share to drop, from 0 to below 1), ``below`` and ``above`` (strictly); others None.
 
     Returns:
-        One boolean a row, in the order given.
+        Whether to keep each row, in the order given.
 
     Raises:
         ValueError: no rule or several, a share out of range, a score that is not finite, duplicate ids.

@@ -46,8 +46,8 @@ def prompts_from_rows(
     """Rows as texts, in order; a preference pair becomes two, ``ID#chosen`` and ``ID#rejected``.
 
     Args:
-        rows: with a column of texts or conversations (by default the first of ``text``, ``prompt``, ``instruction``,
-            ``question``, ``statement``, ``messages``), or with ``chosen`` and ``rejected``.
+        rows: rows with a column of texts or conversations (by default the first of ``text``, ``prompt``,
+            ``instruction``, ``question``, ``statement``, ``messages``), or with ``chosen`` and ``rejected``.
         columns: other names of columns.
         substring: the span that counts, in every row.
         where: names a row for messages, given its index.

@@ -39,7 +39,7 @@ class Table:
         rows: one mapping a row.
         lines: the place of each row, as a reader of the file would name it ("line 7").
         sha256: over the bytes of the file (of the rows, where there is no single file).
-        original: what a faithful copy of single rows needs: raw lines, an Arrow table or a ``datasets.Dataset``.
+        original: what a faithful copy of single rows is made from: raw lines, an Arrow table or a ``datasets.Dataset``.
     """
 
     path: str

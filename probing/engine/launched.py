@@ -16,7 +16,7 @@ class Readings:
     """What was kept of every row, on the CPU (but see ``Stream.keep_on_device``).
 
     Attributes:
-        values: for each pooling, one tensor a site: [row width], or [token width] for "tokens" (what ``per_token``
+        values: one tensor a site for each pooling: [row width], or [token width] for "tokens" (what ``per_token``
             made of the states, where it is given).
         counts: number of states that counted, [row].
     """

@@ -100,7 +100,7 @@ class Stream:
             progress: called after each batch with the number of tokens of its rows.
 
         Returns:
-            In the order of the rows, whatever the batches were.
+            What was kept of each row, in the order of the rows, whatever the batches were.
 
         Raises:
             OutOfMemory: one sequence alone does not fit.

@@ -173,7 +173,8 @@ def find_moved_tokens(
         count: number of tokens to name each way.
 
     Returns:
-        On the CPU. Where memory runs out, fewer rows are looked at together, with a warning.
+        The tokens and their probabilities, on the CPU. Where memory runs out, fewer rows are computed
+        together, with a warning.
     """
 
     def work(rows: int) -> MovedTokens:

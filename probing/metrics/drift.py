@@ -90,7 +90,7 @@ def linear_cka(
         debiased: whether to use the unbiased estimate of HSIC, which leaves out what a row has in common with itself.
 
     Returns:
-        0 to 1, or debiased -1 to 1, about 0 for states that are independent.
+        The similarity: from 0 to 1, or debiased from -1 to 1 and about 0 for states that are independent.
 
     Raises:
         ValueError: as many rows are not on both sides, fewer than two (debiased: four), states that are not finite,
@@ -131,7 +131,7 @@ def principal_angles(
         components: number of components of the largest variance that span each side.
 
     Returns:
-        As many angles as components, in degrees, 0 to 90, ascending, float64.
+        The angles, as many as components, in degrees from 0 to 90, ascending, float64.
 
     Raises:
         ValueError: widths that differ, fewer than two rows, states that are not finite, rows that are all the same, or

@@ -47,7 +47,7 @@ def sparsemax(scores: Float[Tensor, "*batch layer"]) -> Float[Tensor, "*batch la
         scores: any finite numbers; adding the same to all of them changes nothing.
 
     Returns:
-        The shape and dtype of the scores; at least 0, with a sum of 1 over the last axis.
+        Weights in the shape and dtype of the scores; at least 0, with a sum of 1 over the last axis.
 
     Raises:
         ValueError: no scores, or scores that are not finite.
@@ -164,7 +164,7 @@ def separation_loss(
         margin: the distance beyond which two labels are far enough apart.
 
     Returns:
-        At least 0, one for each weighting.
+        The loss of each weighting, at least 0.
 
     Source: Hadsell, Chopra and LeCun 2006, equations 1 to 4, without their factor 1/2 and as a mean; as the objective
         for layer weights arXiv 2506.13901.
@@ -230,7 +230,7 @@ def pool_layers(
         scales: scales from ``difference_grams``.
 
     Returns:
-        float64, without unit, mean 0.
+        The pooled states, float64, without unit, mean 0.
 
     Raises:
         ValueError: not as many weights, scales and layers; weights below 0 or all 0; scales of weighted layers that

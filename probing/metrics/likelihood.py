@@ -39,7 +39,7 @@ def rank_surprisal_ratio(
         clip: larger ranks count as this much.
 
     Returns:
-        float64, one value, or one a segment. Infinite for a response that the model was certain of.
+        The ratio, float64: one value, or one a segment. Infinite for a response that the model was certain of.
 
     Raises:
         ValueError: no tokens, a rank below 1, a negative surprisal, offsets that do not fit.

@@ -26,7 +26,7 @@ class Training:
         centers: centres of each split, [entry 2 split width].
         pairings: the row whose no form meets the yes form of each row, [pairing row]: each a permutation of rows that
             the same splits train on. The probes of every pairing are trained; by default of the rows as they are.
-        train: which rows a split trains on, [row split], where that is not the same in all trainings.
+        train: training rows of each split, [row split], where that is not the same in all trainings.
     """
 
     states: Tensor

@@ -73,7 +73,7 @@ def train_together(
 
     Args:
         trainings: states, centres and pairings of the same rows.
-        train: which rows a split trains on, unless the training says it itself.
+        train: training rows of each split, unless the training brings its own.
         options: loss, optimiser, restarts.
         targets: whether each statement is true, for ``options.supervision``.
         report: told after some epochs how many more are done.

@@ -53,7 +53,7 @@ def crc_directions(
 
     Args:
         states: states of the yes and the no forms; a centre is of no consequence.
-        train: which rows a split trains on.
+        train: training rows of each split.
     """
     contrast, kept = states[0].double() - states[1].double(), train.T.double()
     means = kept @ contrast / kept.sum(dim=1, keepdim=True)
@@ -102,7 +102,7 @@ def vinc_directions(
     Args:
         states: states of the yes and the no forms: all statements, then all opposites in the same order.
         centers: centre of each split and form.
-        train: which rows a split trains on; a statement goes with its opposite.
+        train: training rows of each split; a statement goes with its opposite.
         labels: the direction from no forms to yes forms, which is left out, in every split.
         weights: v and w.
     """

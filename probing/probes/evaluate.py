@@ -56,8 +56,8 @@ def measure(
         forms: oriented held-out probabilities, [4 pair].
         truth: 1 where the statement is true, -1 where its opposite is; [pair], or [labeling pair].
         folds: fold that each pair was held out of.
-        weights: how often each pair counts, [weighting pair]; by default once. Labelings and weightings go together
-            one by one, or one of them is alone.
+        weights: number of times that each pair counts, [weighting pair]; by default once. Labelings and weightings go
+            together one by one, or one of them is alone.
         metrics: metrics to compute.
 
     Returns:
@@ -123,7 +123,7 @@ def rank_within_folds(
     Args:
         values: scores of rows, [row].
         true: whether each row is true under every labeling, [labeling row].
-        weights: how often each row counts, [labeling row].
+        weights: number of times that each row counts, [labeling row].
         folds: fold of each row; rows of one fold are compared with each other, [row].
         silhouette: whether to compute the silhouette.
     """

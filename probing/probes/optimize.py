@@ -46,7 +46,7 @@ def minimize(
 
     Args:
         step: loss and gradient of all columns. It is also asked about finished columns, where they stand.
-        start: where every column starts; left as it is.
+        start: starting point of every column; left as it is.
         iterations: evaluations after the first, at most.
         history: pairs of steps and gradient changes kept for every column.
         tolerance: largest absolute entry of the gradient at which a column has converged.

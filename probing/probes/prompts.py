@@ -190,7 +190,7 @@ def measure_rows(
         logits: [row].
         labels: [row] or [labeling row].
         folds: fold that each row was held out of.
-        weights: how often each row counts, [weighting row].
+        weights: number of times that each row counts, [weighting row].
     """
     truth = np.atleast_2d(labels)
     rows = np.atleast_2d(np.ones(len(logits)) if weights is None else weights)

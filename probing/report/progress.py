@@ -18,8 +18,8 @@ class Progress:
     Args:
         total: rows in all.
         done: rows that an earlier run has already done.
-        unit: what a row is.
-        doing: what is done with it.
+        unit: word for a row.
+        doing: word for the work, such as "scoring".
     """
 
     def __init__(self, total: int, done: int = 0, unit: str = "pairs", doing: str = "scoring") -> None:

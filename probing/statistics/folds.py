@@ -95,7 +95,7 @@ class Splits:
         """1 or -1 for every split: which way round is right more often on its training rows.
 
         Args:
-            credits: how right every row is, less a half: [... row split].
+            credits: score of every row, less a half, [... row split]: above 0 where it is right.
         """
         return np.where((credits * self.train).sum(axis=-2) < 0, -1.0, 1.0)
 

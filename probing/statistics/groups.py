@@ -22,7 +22,7 @@ def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np
         values: a further value of each row, as many as units; equal to no unit, whatever they are.
 
     Returns:
-        Numbers from 0, in the order of the least unit of each group.
+        The number of each row's group, from 0, in the order of the least unit of each group.
 
     Raises:
         ValueError: not as many units as values.

@@ -51,7 +51,7 @@ class SavedProbes:
         Args:
             acts: activations of the same model, with (at least) the same places.
             name: name of the probe.
-            form: for probes of statements: 0 for states of yes forms, 1 for those of no forms.
+            form: form of the states, for probes of statements: 0 for yes forms, 1 for no forms.
 
         Raises:
             SourceMismatch: states of another model, without the places, or of another width.

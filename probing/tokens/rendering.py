@@ -30,7 +30,7 @@ class RenderedPrompt:
         prompt: up to where the response begins.
         full: the response included.
         conversational: whether the chat template wrote it.
-        said: what spans are looked for in: the plain text, or each message, the last one last.
+        said: texts in which spans are looked for: the plain text, or each message, the last one last.
     """
 
     prompt: str

@@ -16,7 +16,7 @@ class PreferencePair:
 
     Attributes:
         id: unique within its dataset.
-        prompt: what both responses answer. Text is joined to the response as it stands.
+        prompt: text or messages that both responses answer. Text is joined to the response as it stands.
         chosen: the preferred response alone, without the prompt.
         rejected: the other one.
         tools: tool schemas for the chat template, if any.
@@ -147,7 +147,7 @@ class ContrastPair:
         opposite: plain text that is true where the statement is false, and false where it is true.
         label: whether the statement is true.
         category: category, by which results are grouped.
-        formulation: how the opposite is put, for instance "negation" or "concurrent".
+        formulation: formulation of the opposite, for instance "negation" or "concurrent".
 
     Raises:
         ValueError: an empty id or text, or an opposite that is the statement itself.

@@ -83,7 +83,7 @@ class Problem:
     Attributes:
         id: id of the row.
         status: any but "ok".
-        detail: what is wrong with this row, in words.
+        detail: description of what is wrong with this row.
     """
 
     id: str

@@ -139,7 +139,7 @@ def cluster_indices(
             or "auto": the kernel where it can run.
 
     Returns:
-        By name, float64 on the CPU: one value a leading index.
+        The indices by name, float64 on the CPU, one value for each leading index.
 
     Raises:
         ValueError: one cluster; as many clusters as points; another number of labels than of points; NaN or infinite

@@ -42,7 +42,7 @@ def capture_into(
 
     Args:
         folder: claimed.
-        config: what to read.
+        config: options, which say what to read.
         table: table that the rows come from.
         prompts: the rows.
         model: the model that ``config.model`` names, where it is loaded already.

@@ -55,8 +55,8 @@ class Judged:
     Attributes:
         results: one row a subset, place, probe and metric.
         controls: one row a control, place, probe and metric.
-        chosen: for each probe, the place that was chosen for each fold.
-        best: for each probe, the place with the best inner scores over all folds.
+        chosen: place that was chosen for each fold, for each probe.
+        best: place with the best inner scores over all folds, for each probe.
         forms: oriented held-out probabilities of each probe at its chosen places, [4 pair].
         weights: weight vectors, [place probe width], of the probes that saw every pair; ``biases`` [place probe],
             ``centers`` [place 2 width].

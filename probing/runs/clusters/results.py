@@ -55,7 +55,7 @@ class Judged:
         results: one row a model, set of rows, place and metric.
         drift: one row a model, place, subset and measure; empty for one model.
         best: the place of each model that was chosen inside most folds (or, without folds, has the best silhouette).
-        chosen: how often, for each model, each place was chosen.
+        chosen: number of folds that each place was chosen for, for each model.
         layer_weights: mean over folds of every place's weight, for each model.
         silhouettes: silhouette of every row of the data at the best place of each model.
         skipped: places of each model where all states of a label are the same.

@@ -183,7 +183,7 @@ def complete_shards(
         prepare: does what can be done for a block while the one before it is made.
         make: makes the shard with this number from what was prepared for it.
         budget: token budget, which goes on as it was after each shard.
-        whole: whether what else belongs to a shard that is there is there as well.
+        whole: whether the further files of a shard that is there are there as well.
         prefix: prefix of the names of files.
         doing: label of the progress bar.
     """
@@ -217,7 +217,7 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
 
     Args:
         shards: all shards, each of which has ``problems`` among its facts.
-        lines: where each row stands, by id; None where it is not told.
+        lines: place of each row in its dataset, by id; None where it is not told.
     """
     problems = [problem for shard in shards for problem in shard.facts["problems"]]
     if lines is not None:

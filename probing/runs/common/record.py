@@ -37,7 +37,7 @@ def begin_run(
     Args:
         folder: folder of the run.
         config: the job's options; those that are part of its identity are compared with those in the record.
-        made_of: what tells the run's models, states and data from others.
+        made_of: hashes and names that tell the run's models, states and data from others.
         devices: devices that the run computes on.
         dtype: dtype of the run's model, unless ``made_of`` says it.
 

@@ -27,8 +27,8 @@ class Judged:
 
     Attributes:
         results: one row a set (``HELD_OUT``, ``FRESH``), place, probe and metric.
-        chosen: for each probe, the place that was chosen for each fold.
-        best: for each probe, the place with the best inner scores over all folds.
+        chosen: place that was chosen for each fold, for each probe.
+        best: place with the best inner scores over all folds, for each probe.
         logits: held-out logits at the chosen places, [row]; the baseline's under ``SURFACE``.
         fresh: logits of fresh rows at the best place.
         weights: weight vectors, [place probe width], of the probes that saw every row; ``biases`` [place probe].
@@ -66,7 +66,7 @@ class RowSet:
         name: name of the set.
         labels: labels of the rows, [row].
         folds: fold that each row was held out of; one fold, where one probe read them all.
-        weights: how often each row counts in each bootstrap replicate, [replicate row].
+        weights: number of times that each row counts in each bootstrap replicate, [replicate row].
         labelings: the labels, then the permutations that probes were fitted to, [labeling row].
     """
 

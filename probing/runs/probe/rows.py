@@ -36,7 +36,7 @@ class Material:
         seen: rows of the dataset that have a label and states.
         fresh: rows that were written independently, if any were given.
         rows: labels, groups and folds of the rows that were seen.
-        places: where the states of the rows differ.
+        places: places at which the states of the rows differ.
         skipped: other places, and why nothing can be probed there.
     """
 
