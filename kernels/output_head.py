@@ -155,7 +155,8 @@ def write_product(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
     if hidden.dtype == weight.dtype == out.dtype:
         torch.mm(hidden, weight.T, out=out)
     elif out.is_cuda and hidden.dtype == weight.dtype and can_sum_wide():
-        torch.ops.aten.mm.dtype_out(hidden, weight.T, out.dtype, out=out)  # half precision in, float32 sums out
+        # The factors are in half precision, the sums in float32.
+        torch.ops.aten.mm.dtype_out(hidden, weight.T, out.dtype, out=out)
     else:
         if out.is_cuda:
             why = "they would have to be alike" if can_sum_wide() else "torch before 2.8 multiplies none into float32"

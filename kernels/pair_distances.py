@@ -1,6 +1,7 @@
 """Distances between all points of a layer, added up by cluster, with the least and the greatest; none are kept."""
 
-from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
+# Triton is not imported here, so annotations such as ``tl.constexpr`` must not be evaluated.
+from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
@@ -274,9 +275,11 @@ def launch_tiles(
     """
     layers, columns, _ = row_sums.shape
     tile_rows = column_sums.shape[1]
-    if not layers:  # an empty grid cannot be launched
+    # An empty grid cannot be launched.
+    if not layers:
         return
-    with torch.cuda.device_of(points):  # Triton launches on the current card, whichever holds the tensors
+    # Triton launches on the current card, whichever card holds the tensors.
+    with torch.cuda.device_of(points):
         pair_distances_kernel[(tile_rows * columns, layers)](
             points,
             norms,
@@ -301,7 +304,8 @@ def compile_variants() -> list[Variant]:
     """Every dtype with points that begin at multiples of 16 elements, as in all models of even width, and without."""
     arguments = "points norms edges clusters extremes row_sums column_sums".split()
     numbers = "count width layer_stride row_stride blocks tiles first_block tile_rows".split()
-    buffers = ("points", "edges", "row_sums", "column_sums")  # the others may be layers out of several
+    # The other tensors may be single layers out of several, whose addresses may be any.
+    buffers = ("points", "edges", "row_sums", "column_sums")
     kinds = "*fp32 *i32 *i32 *fp32 *fp32 *fp32".split()
     return [
         Variant(
@@ -389,7 +393,8 @@ def _add_partials(
     for cluster in range(bisect(firsts, first) - 1, len(firsts) - 1):
         start, end = max(firsts[cluster], first), firsts[cluster + 1]
         sums[:, rows, cluster] += row_sums[:, start - first : end - first].sum(dim=1)
-        if start < stop:  # the cluster has some of these rows of tiles
+        # Only then does the cluster have some of these rows of tiles.
+        if start < stop:
             sums[:, rows.start :, cluster] += column_sums[:, start - first : end - first].sum(dim=1)
 
 

@@ -1,6 +1,7 @@
 """What a language model says of tokens, from its last states: log-probability, rank, entropy; no logits are kept."""
 
-from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
+# Triton is not imported here, so annotations such as ``tl.constexpr`` must not be evaluated.
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, no_type_check
@@ -108,14 +109,16 @@ def row_stats_kernel(
 
     Bias, scale and cap are applied to what is read; maxima are those before the cap, which changes no order.
     """
-    row = tl.program_id(0).to(tl.int64)  # 2,048 rows of 2**20 columns overflow 32 bits
+    # 2,048 rows of 2**20 columns overflow 32 bits, so the offset is computed in 64.
+    row = tl.program_id(0).to(tl.int64)
     first_logit = logits + row * row_stride
     tiles = tl.cdiv(width, tile)
     column = tl.load(targets + row)
     uncapped = tl.load(first_logit + column)
     if has_bias:
         uncapped = (uncapped + tl.load(bias + column)) * scale
-        uncapped = tl.where(uncapped < masked, masked, uncapped)  # not the maximum of Triton, which passes over NaN
+        # Triton's maximum would ignore NaN; this comparison keeps it.
+        uncapped = tl.where(uncapped < masked, masked, uncapped)
     else:
         uncapped *= scale
     target = uncapped
@@ -123,9 +126,11 @@ def row_stats_kernel(
         # By minus the absolute value exp cannot overflow.
         decay = tl.exp(-2.0 * tl.abs(target) / soft_cap)
         target = tl.where(target < 0, -soft_cap, soft_cap) * (1.0 - decay) / (1.0 + decay)
-    largest = target  # not minus infinity, of which 0 x inf could come
-    total = 0.0  # of exp(z - largest)
-    moment = 0.0  # of exp(z - largest) (z - largest)
+    # Starting from minus infinity, 0 x inf could give NaN.
+    largest = target
+    # ``total`` is the sum of exp(z - largest), ``moment`` that of exp(z - largest) (z - largest).
+    total = 0.0
+    moment = 0.0
     larger = 0
     for first in range(0, width, block_columns):
         columns = first + tl.arange(0, block_columns)
@@ -210,13 +215,15 @@ def launch_row_stats(
         maxima: tensor that is filled with the largest logit, before the cap, of every ``TILE`` columns; contiguous.
         block_columns: number of columns that are held at a time, a power of two; small ones are for tests.
     """
-    if not len(logits):  # an empty grid cannot be launched
+    # An empty grid cannot be launched.
+    if not len(logits):
         return
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     bias = None if head is None or head.bias is None else head.bias.to(logits).contiguous()
     cap = None if head is None else head.soft_cap
-    with torch.cuda.device_of(logits):  # Triton launches on the current card, whichever holds the tensors
+    # Triton launches on the current card, whichever card holds the tensors.
+    with torch.cuda.device_of(logits):
         row_stats_kernel[(len(logits),)](
             logits,
             logits if bias is None else bias,
@@ -384,7 +391,8 @@ class _Filler:
             launch_row_stats(logits, targets, stats, self.left, beside if top else None)
             best = top_columns(logits, top, beside, self.left)
         else:
-            best = top_columns(logits, top)  # before the logits are written over
+            # This comes before the logits are written over.
+            best = top_columns(logits, top)
             for whole, values in zip(stats, row_stats_reference(logits, targets, beside), strict=True):
                 whole.copy_(values)
         torch.sub(best[0], part.logsumexp[:, None], out=part.top_logprob)

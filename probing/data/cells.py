@@ -19,7 +19,8 @@ def is_empty(value: Any) -> bool:
 def plain_value(value: Any) -> Any:
     """What a cell holds, as a plain Python value; None where it is empty."""
     kind = type(value)
-    if kind is int or kind is bool:  # most cells, and what can never be empty
+    # Most cells are of these types, which are never empty.
+    if kind is int or kind is bool:
         return value
     if kind is not str and hasattr(value, "tolist"):
         value = value.tolist()

@@ -86,7 +86,8 @@ def _sides(row: Row, where: str, rows: Sequence[Row]) -> tuple[Text, Text, Text]
 def _text_sides(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, Text, Text]:
     """Text as it will be tokenised: a prompt, and responses that continue it."""
     if isinstance(prompt, str):
-        if DIALOGUE_MARK in prompt:  # whole dialogues may stand beside their prompt
+        # Some datasets give whole dialogues beside their prompt.
+        if DIALOGUE_MARK in prompt:
             chosen, rejected = chosen.removeprefix(prompt), rejected.removeprefix(prompt)
         return prompt, chosen, rejected
     if prompt is not None:

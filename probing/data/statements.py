@@ -80,7 +80,8 @@ def contrast_pairs_from_rows(
         texts = [(one.statement, one.opposite) for one in candidates]
         return row_ids([rows[row] for row in owners], texts, lambda index: where(owners[index]), columns.id)
 
-    ids(candidates)  # no id may occur twice, not even that of a pair that is left out
+    # No id may occur twice, not even that of a pair that is left out below.
+    ids(candidates)
     kept = _drop_repeats(candidates, cells)
     return [
         ContrastPair(id, one.statement, one.opposite, one.label, one.category, one.formulation)

@@ -59,7 +59,8 @@ class Pattern:
         if length not in self.known:
             try:
                 self.known[length] = self._look(torch.arange(length))
-            except RuntimeError:  # some of the library's functions hold tensors on the card
+            except RuntimeError:
+                # Some of the library's functions hold tensors on the card, which do not go with those on the CPU.
                 self.known[length] = self._look(torch.arange(length, device="cuda"))
         return self.known[length]
 
@@ -293,13 +294,15 @@ def _varlen_options(
         "is_causal": causal,
     }
     known = _known_arguments(function)
-    if torch.version.hip is not None:  # where it is known and refused
+    # PyTorch for ROCm knows this option and refuses it.
+    if torch.version.hip is not None:
         known = known - {"num_splits"}
     return {name: value for name, value in wanted.items() if name in known}
 
 
 def _varlen_function() -> Callable[..., Any]:
-    from torch.nn.attention import varlen  # new in torch 2.10
+    # This module is new in torch 2.10.
+    from torch.nn.attention import varlen
 
     return varlen.varlen_attn
 

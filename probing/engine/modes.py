@@ -181,7 +181,8 @@ def _noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Seq
         for row, states in enumerate(_states(stack, stacking, batch)):
             differences.append(channelwise_difference(plain[first + row % 2], states[:, early:]))
 
-    for first in range(0, len(segments), 2):  # two rows are of one length
+    # The trial rows come in twos of one length.
+    for first in range(0, len(segments), 2):
         for times in ROWS_OF_NOISE:
             compare([segments[first], segments[first + 1]] * times, first)
         with _perturb_embeddings(stack):

@@ -155,7 +155,8 @@ class PairComparer:
                 if pair.id not in problems:
                     changes[pair.id] = self._changes(pair, index, before, after)
             tokens.append(self._tokens(group, before, after, problems))
-            del before, after  # their states, before the next ones are kept
+            # The states of this block are freed before those of the next one are kept.
+            del before, after
         frame = as_frame(tokenized, problems, self.columns, changes)
         said = [problems[id] for id in frame["id"] if id in problems]
         return ComparedBlock(frame, pa.concat_tables(tokens), said, run)

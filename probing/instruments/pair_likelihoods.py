@@ -44,7 +44,8 @@ def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[st
     per_token = totals / lengths
     mean_ranks = segment_totals(ranks, offsets).unflatten(0, (-1, 2)) / lengths
     ratios = rank_surprisal_ratio(ranks.long(), -logprobs, offsets).unflatten(0, (-1, 2))
-    ratios = ratios.masked_fill(totals == 0, float("nan"))  # nothing surprises: there is no ratio
+    # Where no token is surprising, there is no ratio.
+    ratios = ratios.masked_fill(totals == 0, float("nan"))
     columns: dict[str, Tensor] = {}
     for name, values in (
         ("logprob", totals),

@@ -182,7 +182,8 @@ def find_moved_tokens(
         chunks = zip(logit_chunks(before, before_head, rows), logit_chunks(after, after_head, rows), strict=True)
         for (_, first), (_, second) in chunks:
             old, new = first.softmax(dim=1), second.softmax(dim=1).to(first.device)
-            change = torch.sub(new, old, out=first)  # the logits are not needed any more
+            # The logits are not needed any more, so their memory is used.
+            change = torch.sub(new, old, out=first)
             gained, lost = top_columns(change, count)[1], top_columns(change.neg_(), count)[1]
             among = [
                 ids if values is None else values.gather(1, ids)

@@ -25,8 +25,8 @@ def ches(
         rejected_sum: ``S-``.
 
     Returns:
-        The scores, float64, one value a pair, in squared units of the model's states, unbounded. Exactly 0 for responses
-        of one token each, where both sums are the same state.
+        The scores, float64, one value a pair, in squared units of the model's states, unbounded. Exactly 0 for
+        responses of one token each, where both sums are the same state.
 
     Raises:
         TypeError: sums in half precision, which hold no usable digits.

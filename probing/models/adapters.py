@@ -96,7 +96,8 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
                 f"off does not take them out again; merge it into the model and compare with that"
             )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
+            # These warnings are between PEFT and transformers and do not concern the user.
+            warnings.simplefilter("ignore", FutureWarning)
             if wrapped is None:
                 config.inference_mode = True
                 wrapped = PeftModel(model, config, adapter_name=name)
@@ -121,9 +122,8 @@ def detach(wrapped: Any, name: str) -> bool:
         return False
     if len(wrapped.peft_config) > 1:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # that another one is active now; each is switched on when read
+            # PEFT warns that another adapter is active now; each one is switched on when it is read.
+            warnings.simplefilter("ignore", UserWarning)
             wrapped.delete_adapter(name)
         return False
     wrapped.unload()
@@ -147,5 +147,6 @@ def switch_adapter(wrapped: Any, name: str | None) -> Iterator[None]:
             yield
     finally:
         wrapped.set_adapter(before)
-        for parameter, required in wanted:  # PEFT wants gradients for whatever it switches on
+        # PEFT turns gradients on for every adapter that it activates.
+        for parameter, required in wanted:
             parameter.requires_grad_(required)

@@ -40,7 +40,8 @@ class FilesHash:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = sorted(paths)
-        self._read = [0] * len(self._paths)  # each thread counts in a place of its own
+        # Each thread counts in an entry of its own.
+        self._read = [0] * len(self._paths)
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor()
         self._digests = [self._pool.submit(self._one, index) for index in range(len(self._paths))]
@@ -77,7 +78,8 @@ class FilesHash:
     def _one(self, index: int) -> str:
         real = self._paths[index].resolve()
         if real.parent.name == "blobs" and len(real.name) == 64:
-            return real.name  # the hub's cache names large files by this very hash
+            # The hub's cache names large files by this hash.
+            return real.name
         digest = hashlib.sha256()
         with real.open("rb", buffering=0) as file:
             while not self._stopped.is_set() and (piece := file.read(PIECE)):

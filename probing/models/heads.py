@@ -69,7 +69,8 @@ def _prove(stack: Stack, head: Unembedding) -> None:
         states = last_hidden_state(stack.backbone, ids)[0].to(head.weight.device)
         theirs = logits_of(model, ids)[0]
         if not bool(torch.isfinite(states).all()):
-            continue  # broken weights are reported row by row
+            # Broken weights are reported later, row by row.
+            continue
         if theirs.shape[-1] != len(head.weight):
             raise LayerNotFound(
                 f"{stack.family} has {theirs.shape[-1]} logits a token, its output head {len(head.weight)}; "

@@ -198,7 +198,8 @@ def find_backbone(language_model: LanguageModel) -> Stack:
         for start in TRIAL_STARTS:
             ids = trial_ids(language_model, start)
             states = last_hidden_state(stack.backbone, ids)
-            if torch.isfinite(states).all():  # where no trial is, the weights are broken: reported pair by pair
+            # Where no trial gives finite states the weights are broken, which is reported pair by pair.
+            if torch.isfinite(states).all():
                 _judge_head(language_model, stack, states, _input_of(head, model, ids))
                 break
     if not stack.causal:

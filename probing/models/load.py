@@ -92,7 +92,8 @@ class LanguageModel:
             ModelInvalid: it does not fit, or PEFT is not installed.
         """
         peft, name = attach(self.model if self.peft is None else self.peft, path)
-        object.__setattr__(self, "peft", peft)  # so that it stays the model without the adapter
+        # The wrapper is kept so that this object stays the model without the adapter.
+        object.__setattr__(self, "peft", peft)
         base = self.source.model.split(" + ")[0]
         source = replace(self.source, model=f"{base} + {path}", adapter_sha256=adapter_sha256(path))
         return LanguageModel(self.model, self.tokenizer, source, peft, name)

@@ -105,7 +105,8 @@ def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple
     for layer, record in _record_modules(blocks, sorted(first.values()), run).items():
         if record.finite:
             writes[layer] = _search(record)
-        else:  # broken weights; where a sound block of this kind is below, its writes are in the same modules
+        else:
+            # The weights are broken. If an intact block of this kind follows, its writes are in the same modules.
             writes[layer] = BlockWrites(candidates=tuple(call.name for call in record.calls))
     names = {kind: {part.name for part in _parts(writes[layer])} for kind, layer in first.items()}
     rest = [layer for layer in range(len(blocks)) if layer not in writes and writes[first[kinds[layer]]].form == "sum"]
@@ -114,7 +115,8 @@ def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple
         if alike is not None:
             writes[layer] = alike
     left = [layer for layer in range(len(blocks)) if layer not in writes]
-    for layer in left:  # one after the other: each holds what every module of a block returned
+    # One block at a time, since each record holds what every module of a block returned.
+    for layer in left:
         record = _record_modules(blocks, [layer], run)[layer]
         writes[layer] = (
             _search(record) if record.finite else BlockWrites(candidates=writes[first[kinds[layer]]].candidates)
@@ -165,7 +167,8 @@ def _sides(
 def _make_receiver(passed: list[tuple[int, Tensor]]) -> Callable[[int, Tensor | None], None]:
     def receive(index: int, tensor: Tensor | None) -> None:
         if tensor is not None and tensor.is_floating_point() and tensor.ndim >= 2:
-            passed.append((index, tensor.flatten(0, -2).clone()))  # some blocks add in place
+            # Copied, since some blocks add to their input in place.
+            passed.append((index, tensor.flatten(0, -2).clone()))
 
     return receive
 
@@ -205,7 +208,8 @@ def _record_in_float32(
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return None  # weights that lie elsewhere, or are quantised
+            # The weights lie elsewhere or are quantised, so the block cannot be copied.
+            return None
     return records
 
 

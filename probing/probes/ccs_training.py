@@ -160,7 +160,8 @@ def _adamw(
         optimizer.step()
 
     if card:
-        with torch.cuda.device(weight.device):  # streams and graphs belong to the current card
+        # Streams and graphs belong to the current card.
+        with torch.cuda.device(weight.device):
             _replay_as_graph(epoch, options.epochs, report)
     else:
         for _ in range(options.epochs):

@@ -170,7 +170,8 @@ def _lanczos(
         known = basis[:, : at + 1]
         known[:, at] = vector
         rest, parts = product(vector), start.new_zeros(splits, 1, at + 1)
-        for _ in range(2):  # what rounding leaves of the first time is taken off in the second
+        # A second orthogonalisation removes what rounding leaves of the first.
+        for _ in range(2):
             part = rest[:, None] @ known.transpose(1, 2)
             rest, parts = rest - (part @ known)[:, 0], parts + part
         # Where the space is exhausted vectors are zero from then on, with an eigenvalue below all others.

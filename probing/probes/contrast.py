@@ -233,7 +233,8 @@ def orient(forms: Array, credits: Array, rows: Rows) -> tuple[Array, Array]:
 def _draw_random(made: Prepared, rows: Rows, options: ContrastOptions, wanted: Tensor) -> NullDraws:
     """Random directions, as spread as the contrast-consistent probe and oriented in the same way."""
     drawn = torch.from_numpy(draw_directions(made.states.shape[-1], options.random, options.ccs.seed)).to(made.states)
-    spots, shifts = made.states[0] @ drawn, made.centers[0] @ drawn  # of every direction; a split only moves them
+    # Projections on every direction; a split only shifts them.
+    spots, shifts = made.states[0] @ drawn, made.centers[0] @ drawn
     draws = []
     for number in range(options.random):
         own = spots[:, :, number, None] - shifts[:, None, :, number]

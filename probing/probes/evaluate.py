@@ -136,7 +136,8 @@ def rank_within_folds(
         wins, fights = _wins(ordered, right, wrong)
         won, fought = won + wins, fought + fights
         if silhouette:
-            alike = (true == true[:1]).all()  # one labeling of many weightings
+            # All entries share one labeling and differ in their weights.
+            alike = (true == true[:1]).all()
             kinds = true[:1, inside] if alike else true[:, inside]
             widths = _silhouettes(ordered, kinds.astype(np.float64), (~kinds).astype(np.float64))
             shape, held = shape + (widths * weight).sum(axis=1), held + weight.sum(axis=1)

@@ -144,7 +144,8 @@ def _metric_figure(go: Any, rows: pd.DataFrame, title: str, apart: Sequence[str]
                 shade = _LINES[number % len(_LINES)] if every_band else color
                 _add_band(figure, own["place"], own[f"{band}_low"], own[f"{band}_high"], shade, name)
     metric = rows["metric"].iloc[0]
-    corrected = "corrected" in rows and rows["corrected"].notna().any()  # then the interval is of that
+    # If there are corrected values, the interval belongs to them.
+    corrected = "corrected" in rows and rows["corrected"].notna().any()
     for number, probe in enumerate(probes):
         own = rows[rows["probe"] == probe]
         color = _LINES[number % len(_LINES)]

@@ -50,4 +50,5 @@ class Progress:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         if self._tokens:
             self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
-        self._bar.update(min(rows, self._total - self._bar.n))  # fractions may add up to a little more
+        # Rounded fractions may add up to slightly more than the total.
+        self._bar.update(min(rows, self._total - self._bar.n))

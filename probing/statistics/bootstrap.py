@@ -79,7 +79,8 @@ def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resample
 def _replicates(data: tuple[Array, ...], statistic: Callable[..., Array], resamples: int, seed: int) -> Array:
     """The statistic of every bootstrap replicate, [replicate]; rows are drawn with replacement."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # the same value throughout: an interval of no width
+        # Data that are all equal give an interval of no width, which is right.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
         result = bootstrap(
             data,
             lambda *sides, axis: statistic(*sides),

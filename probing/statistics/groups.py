@@ -27,7 +27,8 @@ def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np
     Raises:
         ValueError: not as many units as values.
     """
-    from scipy.sparse import coo_array  # many jobs start without it
+    # Imported here since many jobs start without scipy.
+    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     names, left = np.unique(np.asarray(units), return_inverse=True)

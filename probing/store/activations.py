@@ -41,7 +41,8 @@ def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str
         except SafetensorError as error:
             match = re.search(r"os error (\d+)", str(error))
             raise OSError(int(match[1]) if match else errno.EIO, f"{error}", str(path)) from error
-        temporary.chmod(0o666 & ~_umask())  # the library makes it readable for its owner alone
+        # The library makes the file readable for its owner alone.
+        temporary.chmod(0o666 & ~_umask())
         facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
     return {**facts, "tensors": {name: tensor_sha256(tensor) for name, tensor in states.items()}}
 
@@ -65,7 +66,8 @@ def tensor_sha256(tensor: Tensor) -> str:
     """Over the dtype, the shape and the bytes of a tensor."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().contiguous().flatten()
-    flat = flat.as_strided(flat.shape, (1,))  # a single number may have any stride, and still be contiguous
+    # A tensor of one number counts as contiguous whatever its stride.
+    flat = flat.as_strided(flat.shape, (1,))
     digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
 

@@ -21,7 +21,8 @@ def new_file(target: Path) -> Iterator[Path]:
     Raises:
         OSError: no space, no permission.
     """
-    target = Path(os.path.realpath(target))  # what a link points to is replaced, not the link
+    # Replace the file that a link points to, not the link.
+    target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _name_beside(target)
     try:

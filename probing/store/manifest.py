@@ -49,7 +49,8 @@ class RunFolder:
     @property
     def worth_keeping(self) -> bool:
         """Whether there is anything that a later run could go on from."""
-        within = self.path.glob(f"*/{MANIFEST}")  # states that were captured for this run
+        # These are the records of states that were captured for this run.
+        within = self.path.glob(f"*/{MANIFEST}")
         return self.finished or any(self.shards.glob("*.parquet")) or any(within)
 
     def facts(self) -> dict[str, Any]:

@@ -144,7 +144,8 @@ def _find_tokens(tokenizer: Any, row: EncodedRow, first: int, last: int) -> Posi
     """The tokens that touch some characters of the rendered text."""
     bare = brings_special_tokens(tokenizer, row.text.full, row.text.conversational)
     coded = tokenizer(row.text.full, add_special_tokens=not bare, return_offsets_mapping=True, verbose=False)
-    offsets = coded["offset_mapping"][: len(row.ids)]  # an end of turn may have been cut off
+    # An end of turn may have been cut off.
+    offsets = coded["offset_mapping"][: len(row.ids)]
     inside = [index for index, (low, high) in enumerate(offsets) if low < last and high > first and high > low]
     return (inside[0], inside[-1] + 1) if inside else row.problem("span_not_found", "no token covers it")
 

@@ -115,7 +115,8 @@ def _find_message(text: str, full: str, render: Callable[[str], str]) -> Said:
     except DataInvalid:
         return Said(text, None)
     lead = len(text) - len(text.lstrip())
-    for offset in (0, lead):  # many templates strip white space off
+    # Many templates strip white space from the content.
+    for offset in (0, lead):
         if start >= 0 and has_text(text) and full.startswith(text[offset:].rstrip(), start):
             return Said(text, start - offset)
     return Said(text, None)

@@ -193,7 +193,8 @@ class PairLists:
     def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
         """Of the labels as they are, without the points of weight 0."""
         present = weights.clamp_max(1).to(torch.int16)
-        codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)  # far faster than ``torch.where``
+        # This is far faster than ``torch.where``.
+        codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)
         return Ends(*(_decide_draws(grouped, each, codes) for each in (self.between, self.within)))
 
 
@@ -242,7 +243,8 @@ def _decide_alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool)
     counts = torch.bincount(codes[codes >= 0].long())
     clusters = counts.nonzero()[:, 0].tolist()
     if not farthest and clusters:
-        clusters.remove(int(counts.argmax()))  # its pairs with other clusters are seen from there
+        # The pairs of the largest cluster with others are visited from those others.
+        clusters.remove(int(counts.argmax()))
     extremes = []
     for cluster in clusters:
         rows = (codes == cluster).nonzero()[:, 0]

@@ -70,7 +70,8 @@ def debias_difference(
 
 def _reflect(power: float, value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     """The power of a value, and of what lies as far on the other side of it as each draw; NaN where there is none."""
-    with np.errstate(divide="ignore"):  # centroids in one place are 0 in such a power, and points in one infinite
+    # Centroids in one place have the power 0, and points in one place an infinite one.
+    with np.errstate(divide="ignore"):
         own, powers = float(np.float64(value) ** power), draws**power
     return own, 2 * own - np.where(np.isfinite(powers), powers, np.nan)
 

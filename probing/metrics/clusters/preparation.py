@@ -52,7 +52,8 @@ def prepare(
     if bad:
         raise ValueError(f"row {bad[0]}{where} is NaN or infinite ({len(bad)} of {len(points)} rows are)")
     grouped = Grouped.of(points, codes.to(points.device), clusters)
-    same = _has_same_points_within(grouped)  # as they came: scaling leaves rounding between equal points
+    # Compared before scaling, which leaves rounding differences between equal points.
+    same = _has_same_points_within(grouped)
     scaled = points if same else scale_points(points, scaling)
     if metric == "cosine":
         lengths = scaled.double().norm(dim=1)
@@ -60,7 +61,8 @@ def prepare(
             raise ValueError(f"row {int((lengths == 0).nonzero()[0])}{where} is zero and has no direction")
         scaled = scaled.double() / lengths[:, None]
     grouped = replace(grouped, points=scaled, metric=metric)
-    rounding = 2 * torch.finfo(points.dtype).eps + 16 * torch.finfo(torch.float64).eps  # of a row and of its length
+    # This is the rounding of a row and of its length.
+    rounding = 2 * torch.finfo(points.dtype).eps + 16 * torch.finfo(torch.float64).eps
     if same or (metric == "cosine" and _has_same_points_within(grouped, rounding)):
         raise ValueError(
             f"the points{where} are the same within every cluster: either nothing tells texts of one label apart here, "

@@ -128,7 +128,8 @@ def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Var
         names = ["", *([DISTRACTOR] if variants.distracted[at] else []), *([MARKER] if at in variants.marker else [])]
         for name in names:
             if not forms.has([pair.id], name):
-                continue  # a control that the store does not have
+                # The store does not have this control.
+                continue
             problem = forms.problem(pair.id, name)
             if problem is not None:
                 problems[pair.id] = problem

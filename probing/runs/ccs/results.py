@@ -90,7 +90,8 @@ class Judge:
         self.unsupervised = [probe for probe in UNSUPERVISED if probe != "ccs" or not config.supervision]
         self.forms: dict[str, list[Array]] = {probe: [] for probe in PROBES}
         self.inner: dict[str, list[Array]] = {probe: [] for probe in PROBES}
-        self.nulls: list[dict[tuple[str, str], Metrics]] = []  # of each place, by null distribution and probe
+        # One entry a place; its keys are a null distribution and a probe.
+        self.nulls: list[dict[tuple[str, str], Metrics]] = []
         self.nested: dict[str, NestedChoice] = {}
         self.permuted: dict[str, list[PermutedLabels]] = {probe: [] for probe in UNSUPERVISED}
         self.random_by_formulation: list[dict[str, Metrics]] = []

@@ -44,7 +44,8 @@ def probe_into(
     begin_run(folder, config, _identify_content(pairs, split_values, source), [device])
     if not folder.finished:
         groups = text_groups(pairs)
-        folds_of(config, groups, split_values, *NAMES)  # too few are found before anything is captured
+        # Too few groups are reported before anything is captured.
+        folds_of(config, groups, split_values, *NAMES)
         variants = Variants.of(config, pairs, groups)
         forms = read_forms(folder.path, config, table, pairs, variants, source)
         material, problems = gather_material(config, pairs, groups, split_values, forms, variants)

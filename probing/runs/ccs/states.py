@@ -157,7 +157,8 @@ def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
     chosen = ("last" if causal else "first") if config.token == "auto" else config.token
     pooling: Pooling = "last" if chosen == "last" else "first" if chosen == "first" else "mean"
     if pooling == "first":
-        return pooling, "text"  # an encoder's own first token, which stands for the whole
+        # An encoder's own first token stands for the whole text.
+        return pooling, "text"
     return pooling, "response" if config.chat and pooling == "last" else "content"
 
 
@@ -210,7 +211,8 @@ def _join_forms(store: ActivationStore, prompts: Sequence[LabelledPrompt], token
         variant = ":" in prompt.id.rpartition("#")[2]
         if prompt.id not in content:
             if variant:
-                continue  # a control that was not captured
+                # This control was not captured.
+                continue
             raise SourceMismatch(
                 f"{store.path}: has no states of '{prompt.id}'; capture the {FORMS_FILE} that 'probing ccs --model' "
                 f"writes for these data and this template"

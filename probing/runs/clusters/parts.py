@@ -193,7 +193,8 @@ def _learn_layer_weights(
     layers = [material.states(model, place, control=False)[rows].cpu() for place in places]
     differ = torch.tensor([bool((layer[positions[:, 0]] != layer[positions[:, 1]]).any()) for layer in layers])
     weights, scales = torch.zeros(len(layers), dtype=torch.float64), torch.full((len(layers),), torch.inf).double()
-    if differ.any():  # a place that differs in rows alone that were not drawn has no part in either weighting
+    # A place where only rows that were not drawn differ has no part in either weighting.
+    if differ.any():
         grams, scales[differ] = difference_grams([layers[at] for at in differ.nonzero()[:, 0].tolist()], positions)
         weights[differ] = fit_layer_weights(grams, same).weights
     else:
@@ -208,7 +209,8 @@ def _measure_drift(material: Material, model: int, place: str) -> DriftReadings:
     subsets = drift_subsets(material.rows)
     width = after.shape[1]
     labels = sorted(set(material.rows.labels.tolist()))
-    most = max(1, min(width, len(before) - 1) // 2)  # spans of the whole space are the same whatever is in it
+    # Subspaces that fill the whole space would always be equal.
+    most = max(1, min(width, len(before) - 1) // 2)
     readings = DriftReadings(
         cka=np.array(alike, dtype=np.float64),  # None becomes NaN
         shifts=np.full((len(subsets), width), np.nan),

@@ -62,7 +62,7 @@ class Rows:
     Attributes:
         prompts: all of them.
         of_data: number of rows of the data; they come first.
-        labels: label of each row under each name of a label, [name row].
+        labels: name of the label of each row.
         units: rows of one unit are drawn together.
         folds: folds of the rows of the data; None where that cannot be, for ``why_no_folds``.
         views: sets of rows that are compared.

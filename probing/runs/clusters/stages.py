@@ -102,7 +102,8 @@ def _identify_content(
     made_of: dict[str, Any] = {"prompts": hashlib.sha256(canonical(rows)).hexdigest()}
     source: LanguageModel | ActivationStore | None = None
     for number in range(len(config.models or config.stores)):
-        source = None  # the last one goes before the next one comes
+        # The last model is freed before the next one is loaded.
+        source = None
         source = _source(config, number)
         if isinstance(source, LanguageModel):
             _check_places(config, config.models[number], source)

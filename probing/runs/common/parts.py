@@ -108,7 +108,8 @@ def make_several_at_once(make: Callable[[int, Advance], Made], count: int) -> Ma
             try:
                 return make(number, report_unless_stopped)
             except BaseException:
-                stop.set()  # before this thread turns to the next part
+                # Set before this thread goes on to the next part.
+                stop.set()
                 raise
 
         with open_single_threads(count) as pool:

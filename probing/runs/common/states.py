@@ -28,7 +28,8 @@ def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
     """The model that a job was given, or the store in its place."""
     if config.store is not None:
         return open_states(config.store)
-    assert config.model is not None  # checked with the options: one of the two is given
+    # The options were checked: either a model or a store is given.
+    assert config.model is not None
     return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
 

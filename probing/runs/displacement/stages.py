@@ -87,7 +87,8 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
         if taken is not None:
             frame = pa.concat_tables(joined).to_pandas()
             before = comparer.before
-            del comparer, policy  # one policy at a time is in memory
+            # Only one policy is in memory at a time.
+            del comparer, policy
             broken += write_course(
                 folder, config, data, steps=inputs.steps or (), before=before, frame=frame, taken=taken
             )

@@ -185,7 +185,8 @@ def _judge_probe(
     for place, each, own in zip(places, readings, draws, strict=True):
         rows += held.make_rows(place, probe, held.measure(each.logits[0]), _make_nulls(own, draws), baseline)
     inner = np.stack([each.inner for each in readings])  # [place labeling fold]
-    picked = inner.argmax(axis=0)  # each labeling chooses its own place for each fold
+    # Each labeling chooses its own place for each fold.
+    picked = inner.argmax(axis=0)
     nested = _choose_places([each.logits for each in readings], picked, held.folds)
     nulls = _make_nulls(held.measure_null(nested), chosen=True)
     rows += held.make_rows(CHOSEN, probe, held.measure(nested[0]), nulls, baseline)

@@ -52,7 +52,8 @@ def probe_into(
     values = values_to_split(config, table, prompts)
     begin_run(folder, config, _identify_content(prompts, values, fresh, source), [device])
     if not folder.finished:
-        check_groups(config, prompts, values)  # too few are found before anything is captured
+        # Too few groups are reported before anything is captured.
+        check_groups(config, prompts, values)
         data = (table, prompts)
         material = gather_material(folder, config, data, fresh, positive=positive, values=values, source=source)
         complete_layers(

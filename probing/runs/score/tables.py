@@ -65,7 +65,8 @@ def _measure_ranking(frame: pd.DataFrame) -> list[tuple[str, Estimate]]:
         ratio = f"{side}_rank_surprisal"
         if {ratio, f"{side}_logprob_per_token"} <= set(good):
             surprisals = -good[f"{side}_logprob_per_token"]
-            ranks = (good[ratio] * surprisals).fillna(1.0)  # clipped; 1 where the model was certain of every token
+            # These are clipped ranks; 1 where the model was certain of every token.
+            ranks = (good[ratio] * surprisals).fillna(1.0)
             value = dataset_rank_surprisal_ratio(*(torch.tensor(part.to_numpy()) for part in (ranks, surprisals)))
             rows.append((f"rank-surprisal ratio, {side}", estimate_without_interval(value, len(good))))
     return rows
