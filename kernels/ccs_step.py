@@ -1,6 +1,7 @@
 """The loss of contrast-consistent probes and its gradient: many entries x probes that share their states at once."""
 
-from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
+# Triton is not imported here, so annotations such as ``tl.constexpr`` must not be evaluated.
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, no_type_check
 
@@ -54,9 +55,11 @@ def ccs_gradient_reference(
     excess = both.sum(dim=2) - 1
     if loss == "original":
         least, toward, order = both.amin(dim=2), torch.ones_like(logits), logits
-    else:  # the least of p and 1 - p is sigmoid(-|z|)
+    else:
+        # The smaller one of p and 1 - p is sigmoid(-|z|).
         least, toward, order = torch.sigmoid(-size.amax(dim=2)), -torch.sign(logits), -size
-    side = torch.sign(order[:, :, 0] - order[:, :, 1])  # -1 where the yes form is least, 1 where the no form is
+    # This is -1 where the yes form has the smallest value, and 1 where the no form has.
+    side = torch.sign(order[:, :, 0] - order[:, :, 1])
     parts = torch.stack((1 - side, 1 + side), dim=2) / 2
     value = excess.square() + least.square()
     gradient = 2 * excess[:, :, None] * both * (1 - both)
@@ -90,7 +93,8 @@ def ccs_gradient_in_place(
         for other in (p, q):
             torch.minimum(least, other, out=least)
         side, signs = no.abs().sub_(yes.abs()).sign_(), torch.sign(logits)
-    value = least * least  # square() takes ten times as long
+    # ``square()`` takes ten times as long as this product.
+    value = least * least
     pull = torch.addcmul(value, least, value, value=-1, out=least).mul_(shares)
     side *= pull
     value.addcmul_(excess, excess)
@@ -99,7 +103,8 @@ def ccs_gradient_in_place(
         truth = torch.stack((targets, 1 - targets))
         value.add_(softplus((1 - 2 * truth) * logits).sum(dim=2), alpha=supervision)
         error = (both - truth).mul_(shares[:, None])
-    torch.addcmul(both, both, both, value=-1, out=logits)  # the slope of the sigmoid
+    # p (1 - p) is the slope of the sigmoid.
+    torch.addcmul(both, both, both, value=-1, out=logits)
     logits *= excess.mul_(shares).mul_(2)[:, :, None]
     if loss == "original":
         yes.add_(pull).sub_(side)
@@ -130,7 +135,8 @@ def ccs_gradient_kernel(
 ):
     """One program a probe of an entry walks all of its rows, so that the order of the sum depends on nothing else."""
     probe = tl.program_id(0)
-    yes_logits = logits + probe.to(tl.int64) * probe_stride  # 33 layers x 256 probes x 300,000 rows overflow 32 bits
+    # 33 layers x 256 probes x 300,000 rows overflow 32 bits, so the offset is computed in 64.
+    yes_logits = logits + probe.to(tl.int64) * probe_stride
     no_logits = yes_logits + rows
     weights = row_weights + (probe % probes // probes_of_split).to(tl.int64) * rows
     total = tl.zeros((block_rows,), tl.float32)
@@ -189,9 +195,9 @@ def ccs_gradient(
     (arXiv 2312.10029). Where several are least, each takes an equal part of the gradient, as ``torch.amin`` has it.
 
     Args:
-        logits: of the yes forms ``[:, :, 0]`` and the no forms ``[:, :, 1]``, finite or NaN; contiguous; overwritten.
-            One NaN makes the loss of its probe NaN.
-        row_weights: how much each row counts, for each split of the rows; zero leaves it out. The probes of a split
+        logits: logits of the yes forms ``[:, :, 0]`` and the no forms ``[:, :, 1]``, finite or NaN; contiguous;
+            overwritten. One NaN makes the loss of its probe NaN.
+        row_weights: weight of each row, for each split of the rows; zero leaves the row out. The probes of a split
             are consecutive, and as many for each.
         loss: "original" or "symmetric".
         targets: 1 where the statement is true, 0 where not, for the supervised term.
@@ -199,7 +205,7 @@ def ccs_gradient(
         impl: "torch", "triton" (float32 on a CUDA card), or "auto": Triton where it can run.
 
     Returns:
-        Weighted sum over rows.
+        The loss of every probe: the weighted sum over rows.
 
     Raises:
         ValueError: the probes cannot be shared out evenly to the splits, logits that are not contiguous, no such loss,
@@ -233,19 +239,22 @@ def launch_ccs_gradient(
 
     Args:
         logits, row_weights, loss, targets, supervision: see ``ccs_gradient``; not checked.
-        losses: to be filled.
-        block_rows: how many rows are held at a time, a power of two; small ones are for tests.
+        losses: tensor that the kernel fills with the loss of every probe.
+        block_rows: number of rows that are held at a time, a power of two; small ones are for tests.
     """
-    if not losses.numel():  # an empty grid cannot be launched
+    # An empty grid cannot be launched.
+    if not losses.numel():
         return
     _, probes, _, rows = logits.shape
     shares = row_weights.T.to(logits).contiguous()
     supervised = targets is not None and supervision != 0
-    with torch.cuda.device_of(logits):  # Triton launches on the current card, whichever holds the tensors
+    # Triton launches on the current card, whichever card holds the tensors.
+    with torch.cuda.device_of(logits):
         ccs_gradient_kernel[(losses.numel(),)](
             logits,
             shares,
-            targets.to(logits).contiguous() if targets is not None and supervised else shares,  # any address will do
+            # Where no targets are read, any address will do.
+            targets.to(logits).contiguous() if targets is not None and supervised else shares,
             losses,
             float(supervision),
             rows,
@@ -301,12 +310,12 @@ def ccs_step(
     with the pairings: the logits of the no forms change places, and their gradients change back.
 
     Args:
-        states: of the yes and the no form of every row, at every entry (a layer).
-        centers: of each split, form and entry.
+        states: states of the yes and the no form of every row, at every entry (a layer).
+        centers: centre of each split, form and entry.
         row_weights: see ``ccs_gradient``, of every split or of every probe.
         loss, targets, supervision, impl: see there.
-        weight: of every probe; those of a split are consecutive, and among these those of a pairing.
-        bias: of every probe.
+        weight: weight vector of every probe; those of a split are consecutive, and among these those of a pairing.
+        bias: bias of every probe.
         pairings: the row whose no form meets the yes form of each row, a permutation; by default its own.
         inverses: the inverse permutations, ``inverses_of(pairings)``, where they are known.
 

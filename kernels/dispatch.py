@@ -34,7 +34,7 @@ def choose(op: str, impl: str, values: Tensor, dtypes: Collection[torch.dtype]) 
         op: name of the operation, for messages.
         impl: "auto", "torch" or "triton".
         values: the tensor that decides: its device, dtype, and whether a gradient is wanted.
-        dtypes: what the Triton form takes.
+        dtypes: dtypes that the Triton form takes.
 
     Raises:
         ValueError: there is no such ``impl``.
@@ -44,21 +44,21 @@ def choose(op: str, impl: str, values: Tensor, dtypes: Collection[torch.dtype]) 
         raise ValueError(f"impl is one of {', '.join(map(repr, IMPLEMENTATIONS))}, not {impl!r}")
     if impl == "torch":
         return Choice("torch", "asked for")
-    obstacle = triton_obstacle(values, dtypes)
+    obstacle = find_triton_obstacle(values, dtypes)
     if impl == "triton":
         if obstacle is not None:
             raise KernelUnavailable(f"the Triton form of {op} cannot run: {obstacle}; impl='auto' takes the torch form")
         return Choice("triton", "asked for")
-    choice = _automatic(values, obstacle)
+    choice = _choose_automatically(values, obstacle)
     _log_once(op, values.device.type, choice)
     return choice
 
 
-def triton_obstacle(values: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
+def find_triton_obstacle(values: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
     """Why a Triton kernel that takes ``dtypes`` cannot run on ``values``, or None when it can."""
-    if values.device.type != "cuda" and not interpreting():
+    if values.device.type != "cuda" and not is_interpreting():
         return f"the tensors are on the {values.device.type} and TRITON_INTERPRET=1 is not set"
-    if not triton_installed():
+    if not has_triton():
         return "triton is not installed (pip install 'model-probing[cuda]')"
     if values.dtype not in dtypes:
         return f"it takes {', '.join(sorted(map(_name, dtypes)))}, not {_name(values.dtype)}"
@@ -67,23 +67,23 @@ def triton_obstacle(values: Tensor, dtypes: Collection[torch.dtype]) -> str | No
     return None
 
 
-def interpreting() -> bool:
+def is_interpreting() -> bool:
     """Whether Triton kernels run in its interpreter, on the CPU; slow, and meant for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
-def triton_installed() -> bool:
+def has_triton() -> bool:
     """Whether triton can be imported; finding that out does not import it."""
     return importlib.util.find_spec("triton") is not None
 
 
-def sums_wide() -> bool:
+def can_sum_wide() -> bool:
     """Whether torch multiplies half-precision matrices into float32 on a card: from 2.8 on."""
     return hasattr(torch.ops.aten.mm, "dtype_out")
 
 
-def _automatic(values: Tensor, obstacle: str | None) -> Choice:
+def _choose_automatically(values: Tensor, obstacle: str | None) -> Choice:
     if values.device.type != "cuda":
         return Choice("torch", f"the tensors are on the {values.device.type}")
     return Choice("triton", "the tensors are on a CUDA card") if obstacle is None else Choice("torch", obstacle)

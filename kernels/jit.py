@@ -59,13 +59,13 @@ class Variant:
     Every kernel's file lists its own in ``compile_variants()``; ``scripts/check_kernels.py`` compiles them all.
 
     Attributes:
-        kernel: what is launched.
-        label: what tells this form from the others.
+        kernel: the kernel that is launched.
+        label: name that tells this form from the others.
         types: Triton's type of every argument at run time, such as ``"*bf16"`` or ``"i32"``.
         constants: the values of the others.
         aligned: the arguments (or addresses) that are multiples of 16, as Triton finds out at each launch.
-        instructions: what the machine code has to contain, such as ``"LDG.128"``.
-        num_warps: as launched.
+        instructions: instructions that the machine code has to contain, such as ``"LDG.128"``.
+        num_warps: number of warps of a block at launch.
     """
 
     kernel: LazyKernel

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.kernels.dispatch import fall_back, sums_wide
+from probing.kernels.dispatch import can_sum_wide, fall_back
 
 Parity = Literal["bf16"]
 Result = TypeVar("Result")
@@ -64,18 +64,18 @@ def logit_chunks(
     Args:
         hidden: states after the final norm.
         head: the output head.
-        rows: how many are made together; by default ``rows_at_a_time``.
+        rows: number of rows that are made together; by default ``count_rows_at_a_time``.
 
     Yields:
         Which rows, and their logits: float32, or float64 for float64 states.
     """
-    chunks = chunks_of(len(hidden), rows or rows_at_a_time(hidden, len(head.weight)))
+    chunks = chunks_of(len(hidden), rows or count_rows_at_a_time(hidden, len(head.weight)))
     buffers = logit_buffers(hidden, len(head.weight), chunks, 1)
     for chunk in chunks:
         yield chunk, chunk_logits(buffers[0], hidden[chunk], head)
 
 
-def rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
+def count_rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
     """How many rows of logits are made together."""
     if hidden.device.type == "cuda":
         return CUDA_ROWS
@@ -100,11 +100,11 @@ def chunk_logits(
     """The logits of one chunk, the first rows of ``buffer``; few rows are multiplied as if there were more."""
     missing = LEAST_ROWS - len(hidden)
     filled = torch.cat([hidden, hidden[:1].expand(missing, -1)]) if missing > 0 else hidden
-    logits_into(buffer[: len(filled)], filled, head, slice(0, len(head.weight)), parity)
+    write_logits(buffer[: len(filled)], filled, head, slice(0, len(head.weight)), parity)
     return buffer[: len(hidden)]
 
 
-def logits_into(
+def write_logits(
     out: Tensor,
     hidden: Float[Tensor, "row width"],
     head: Unembedding,
@@ -115,7 +115,7 @@ def logits_into(
     weight = head.weight[columns]
     if parity is not None:
         hidden, weight = hidden.bfloat16(), weight.bfloat16()
-    product_into(out, hidden, weight)
+    write_product(out, hidden, weight)
     bias = None if head.bias is None else head.bias[columns]
     finish_logits(out, head, bias, parity)
 
@@ -128,37 +128,38 @@ def finish_logits(
     Args:
         products: ``h W'``, some columns of it.
         head: the output head, of which the weight is not used.
-        bias: of these columns, [column] or [row column]; None where the head has none.
+        bias: bias of these columns, [column] or [row column]; None where the head has none.
         parity: "bf16" rounds after each step.
     """
 
-    def rounded() -> None:
+    def round_products() -> None:
         if parity is not None:
             products.copy_(products.bfloat16())
 
     if bias is not None:
         products += bias.to(products)
-    rounded()
+    round_products()
     if head.scale != 1.0:
         products *= head.scale
-        rounded()
+        round_products()
     if bias is not None:
         products.clamp_min_(MASKED)
     if head.soft_cap is not None:
         for step in (lambda: products.div_(head.soft_cap), products.tanh_, lambda: products.mul_(head.soft_cap)):
             step()
-            rounded()
+            round_products()
 
 
-def product_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
+def write_product(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
     """``hidden @ weight.T`` with sums and result in the dtype of ``out``."""
     if hidden.dtype == weight.dtype == out.dtype:
         torch.mm(hidden, weight.T, out=out)
-    elif out.is_cuda and hidden.dtype == weight.dtype and sums_wide():
-        torch.ops.aten.mm.dtype_out(hidden, weight.T, out.dtype, out=out)  # half precision in, float32 sums out
+    elif out.is_cuda and hidden.dtype == weight.dtype and can_sum_wide():
+        # The factors are in half precision, the sums in float32.
+        torch.ops.aten.mm.dtype_out(hidden, weight.T, out.dtype, out=out)
     else:
         if out.is_cuda:
-            why = "they would have to be alike" if sums_wide() else "torch before 2.8 multiplies none into float32"
+            why = "they would have to be alike" if can_sum_wide() else "torch before 2.8 multiplies none into float32"
             fall_back(
                 "products of the output head in float32, without tensor cores",
                 f"states are {hidden.dtype}, weights {weight.dtype}: {why}",
@@ -179,7 +180,7 @@ def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
         try:
             return work(rows)
         except RuntimeError as error:
-            if not out_of_memory(error) or rows <= FEWEST_ROWS:
+            if not is_out_of_memory(error) or rows <= FEWEST_ROWS:
                 raise
         # Outside of the handler: the error's frames hold the memory that is missing.
         rows = max(rows // 2, FEWEST_ROWS)
@@ -188,6 +189,6 @@ def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
             torch.cuda.empty_cache()
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether this is what torch raises when memory runs out."""
     return isinstance(error, torch.OutOfMemoryError) or any(sentence in str(error) for sentence in OUT_OF_MEMORY)

@@ -1,6 +1,7 @@
 """Distances between all points of a layer, added up by cluster, with the least and the greatest; none are kept."""
 
-from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
+# Triton is not imported here, so annotations such as ``tl.constexpr`` must not be evaluated.
+from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.kernels.dispatch import choose, interpreting, sums_wide
+from probing.kernels.dispatch import can_sum_wide, choose, is_interpreting
 from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class PairDistances(NamedTuple):
     Each cluster is cut into blocks of consecutive points, and a tile is a pair of blocks, the earlier one its rows.
 
     Attributes:
-        sums: of the distances from each point to all of each cluster, [layer n cluster]; to itself counts zero.
-            float32, or float64 for float64 points.
+        sums: sums of the distances from each point to all points of each cluster, [layer n cluster]; to itself counts
+            zero. float32, or float64 for float64 points.
         extremes: a squared distance of each tile, [layer tile]: the least where its blocks are of two clusters, the
             greatest where they are of one, though of no point with itself unless there is no other.
         blocks: first point of each block and one past its last, [block 2] int64.
@@ -59,8 +60,8 @@ def pair_distances_reference(
     Half-precision points are widened, one layer at a time, where no product of them is summed in float32 by itself.
     """
     edges, _ = cut(bounds, block)
-    found = _unfilled(points, edges, len(bounds) - 1)
-    exact = found.sums.dtype
+    reductions = _allocate(points, edges, len(bounds) - 1)
+    exact = reductions.sums.dtype
     norms = squared_norms(points, exact)
     for layer in range(len(points)):
         values, tile = _widen_for_products(points[layer], exact), 0
@@ -72,15 +73,15 @@ def pair_distances_reference(
             own_tile = squared[:, : stop - start]
             own_tile.masked_fill_(torch.ones_like(own_tile, dtype=torch.bool).tril_(), -1)
             own = bisect(bounds, start) - 1
-            found.sums[layer, stop:, own] += distances[:, stop - start :].sum(dim=0)
+            reductions.sums[layer, stop:, own] += distances[:, stop - start :].sum(dim=0)
             for cluster in range(own, len(bounds) - 1):
                 first, last = max(bounds[cluster], start), bounds[cluster + 1]
                 behind = slice(first - start, last - start)
-                found.sums[layer, start:stop, cluster] += distances[:, behind].sum(dim=1)
+                reductions.sums[layer, start:stop, cluster] += distances[:, behind].sum(dim=1)
                 extremes = _extremes_of_tiles(squared[:, behind], block, cluster == own)
-                found.extremes[layer, tile : tile + len(extremes)] = extremes
+                reductions.extremes[layer, tile : tile + len(extremes)] = extremes
                 tile += len(extremes)
-    return found
+    return reductions
 
 
 @lazy_jit
@@ -202,12 +203,12 @@ def launch_pair_distances(
         block: points a side of a tile, a power of two; this and the others are small in tests.
         block_width: values of a point that are multiplied at a time, a power of two; None for what is best.
         tile_rows: rows of tiles of one launch.
-        partial_bytes: of sums of tiles that are held, unless those of one layer take more.
+        partial_bytes: bytes of partial sums that are held at a time, unless those of one layer take more.
     """
     if points.stride(2) != 1:
         points = points.contiguous()
     edges, firsts = cut(bounds, block)
-    found = _unfilled(points, edges, len(bounds) - 1)
+    reductions = _allocate(points, edges, len(bounds) - 1)
     norms = squared_norms(points, torch.float32)
     table = torch.tensor([edges, [*_clusters(firsts), -1]], dtype=torch.int32).to(points.device)
     blocks = len(edges) - 1
@@ -217,7 +218,7 @@ def launch_pair_distances(
     size = max(partial_bytes // each, 1)
     for start in range(0, len(points), size):
         layers = slice(start, start + size)
-        part, sums = points[layers], found.sums[layers]
+        part, sums = points[layers], reductions.sums[layers]
         for first, stop in groups:
             shapes = partial_shapes(len(part), edges, first, stop)
             row_sums, column_sums = (torch.empty(shape, dtype=torch.float32, device=points.device) for shape in shapes)
@@ -225,7 +226,7 @@ def launch_pair_distances(
                 part,
                 norms[layers],
                 table,
-                extremes=found.extremes[layers],
+                extremes=reductions.extremes[layers],
                 row_sums=row_sums,
                 column_sums=column_sums,
                 first=first,
@@ -233,7 +234,7 @@ def launch_pair_distances(
                 block_width=block_width,
             )
             _add_partials(sums, row_sums, column_sums, edges, firsts, first)
-    return found
+    return reductions
 
 
 def partial_shapes(
@@ -274,9 +275,11 @@ def launch_tiles(
     """
     layers, columns, _ = row_sums.shape
     tile_rows = column_sums.shape[1]
-    if not layers:  # an empty grid cannot be launched
+    # An empty grid cannot be launched.
+    if not layers:
         return
-    with torch.cuda.device_of(points):  # Triton launches on the current card, whichever holds the tensors
+    # Triton launches on the current card, whichever card holds the tensors.
+    with torch.cuda.device_of(points):
         pair_distances_kernel[(tile_rows * columns, layers)](
             points,
             norms,
@@ -290,7 +293,7 @@ def launch_tiles(
             extremes.shape[1],
             first,
             tile_rows,
-            upcast=interpreting(),
+            upcast=is_interpreting(),
             block=block,
             block_width=best_block_width(points) if block_width is None else block_width,
             num_warps=NUM_WARPS,
@@ -301,7 +304,8 @@ def compile_variants() -> list[Variant]:
     """Every dtype with points that begin at multiples of 16 elements, as in all models of even width, and without."""
     arguments = "points norms edges clusters extremes row_sums column_sums".split()
     numbers = "count width layer_stride row_stride blocks tiles first_block tile_rows".split()
-    buffers = ("points", "edges", "row_sums", "column_sums")  # the others may be layers out of several
+    # The other tensors may be single layers out of several, whose addresses may be any.
+    buffers = ("points", "edges", "row_sums", "column_sums")
     kinds = "*fp32 *i32 *i32 *fp32 *fp32 *fp32".split()
     return [
         Variant(
@@ -360,7 +364,7 @@ def squared_norms(points: Float[Tensor, "layer n width"], dtype: torch.dtype) ->
     return norms
 
 
-def _unfilled(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistances:
+def _allocate(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistances:
     """The sums are zero, the blocks and tiles as they are, the rest for others to fill."""
     dtype, device = torch.promote_types(points.dtype, torch.float32), points.device
     layers, count, _ = points.shape
@@ -389,14 +393,15 @@ def _add_partials(
     for cluster in range(bisect(firsts, first) - 1, len(firsts) - 1):
         start, end = max(firsts[cluster], first), firsts[cluster + 1]
         sums[:, rows, cluster] += row_sums[:, start - first : end - first].sum(dim=1)
-        if start < stop:  # the cluster has some of these rows of tiles
+        # Only then does the cluster have some of these rows of tiles.
+        if start < stop:
             sums[:, rows.start :, cluster] += column_sums[:, start - first : end - first].sum(dim=1)
 
 
 def _widen_for_products(values: Tensor, dtype: torch.dtype) -> Tensor:
     """``values`` in ``dtype``; half-precision ones as they are where the device sums their products in float32."""
     half = values.dtype in (torch.bfloat16, torch.float16)
-    return values if half and values.is_cuda and sums_wide() else values.to(dtype)
+    return values if half and values.is_cuda and can_sum_wide() else values.to(dtype)
 
 
 def _products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

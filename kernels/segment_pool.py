@@ -1,6 +1,7 @@
 """Sums over ragged segments of a token axis, and the dot product of pairs of rows."""
 
-from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
+# Triton is not imported here, so annotations such as ``tl.constexpr`` must not be evaluated.
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, no_type_check
 
@@ -70,7 +71,7 @@ def segment_sum(
     Args:
         values: token states, any floating dtype.
         starts: first row of each segment; best on the CPU, since bounds on a card have to be waited for.
-        stops: one past its last row; an empty segment sums to zero. Segments may overlap.
+        stops: one past the last row of each segment; an empty segment sums to zero. Segments may overlap.
         impl: "torch", "triton" (bf16, float16 and float32 on a CUDA card), or "auto": Triton where it can run.
         ends: starts and stops once more, int64 on the device of ``values``, where they are there already.
 
@@ -99,7 +100,8 @@ def launch_segment_sum(
 ) -> None:
     """Have the kernel fill ``sums`` (float32, contiguous), every element of it. Bounds are not checked here."""
     segments, width = sums.shape
-    if sums.numel() == 0:  # an empty grid cannot be launched
+    # An empty grid cannot be launched.
+    if sums.numel() == 0:
         return
     if values.stride(1) != 1:
         values = values.contiguous()
@@ -108,7 +110,8 @@ def launch_segment_sum(
         # From pinned memory the copy is queued; from other memory the host would wait for the card.
         ends = ends.pin_memory().to(values.device, non_blocking=True)
     grid = (segments, -(-width // BLOCK_COLUMNS))
-    with torch.cuda.device_of(values):  # Triton launches on the current card, whichever holds the tensors
+    # Triton launches on the current card, whichever card holds the tensors.
+    with torch.cuda.device_of(values):
         segment_sum_kernel[grid](
             values,
             ends,

@@ -10,7 +10,7 @@ import torch
 BUFFERS = 2
 
 
-def in_turn(chunks: Iterable[slice], make: Callable[[slice, int], None], use: Callable[[slice, int], None]) -> None:
+def run_in_turn(chunks: Iterable[slice], make: Callable[[slice, int], None], use: Callable[[slice, int], None]) -> None:
     """Make and use each chunk in one buffer, number 0, one after another: the plain form."""
     for chunk in chunks:
         make(chunk, 0)
@@ -31,7 +31,7 @@ def side_by_side(
     in ``maker`` afterwards, such as work on memory that is freed, comes after the last use; after an error, too.
 
     Args:
-        chunks: in order.
+        chunks: chunks to make and use, in order.
         make: queues work that fills the buffer of this number.
         use: queues work that reads it.
         maker: the current stream, in which ``make`` queues its work.

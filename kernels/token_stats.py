@@ -1,6 +1,7 @@
 """What a language model says of tokens, from its last states: log-probability, rank, entropy; no logits are kept."""
 
-from __future__ import annotations  # triton is not imported here, so ``tl.constexpr`` must not be looked up
+# Triton is not imported here, so annotations such as ``tl.constexpr`` must not be evaluated.
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, no_type_check
@@ -17,12 +18,12 @@ from probing.kernels.output_head import (
     Unembedding,
     chunk_logits,
     chunks_of,
+    count_rows_at_a_time,
     finish_logits,
     logit_buffers,
-    rows_at_a_time,
     with_fewer_rows,
 )
-from probing.kernels.side_by_side import BUFFERS, in_turn, second_stream, side_by_side
+from probing.kernels.side_by_side import BUFFERS, run_in_turn, second_stream, side_by_side
 from probing.kernels.top_columns import TILE, tiles_of, top_columns
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ class TokenStats(NamedTuple):
     Attributes:
         logprob: ln p(target), natural logarithm, [token]; float32, or float64 for float64 states. NaN where ignored.
         rank: 1 + the number of other tokens with a larger logit, [token] int64. 0 where ignored.
-        entropy: of the whole distribution, in nats, [token].
-        top_logprob: of the most likely tokens, descending, [token top].
-        top_ids: which they are; equally likely ones come in no particular order.
+        entropy: entropy of the whole distribution, in nats, [token].
+        top_logprob: log-probability of the most likely tokens, descending, [token top].
+        top_ids: ids of the most likely tokens; equally likely ones come in no particular order.
         logsumexp: ln of the sum of exp(logit), [token]; a logit less this is a log-probability.
     """
 
@@ -108,14 +109,16 @@ def row_stats_kernel(
 
     Bias, scale and cap are applied to what is read; maxima are those before the cap, which changes no order.
     """
-    row = tl.program_id(0).to(tl.int64)  # 2,048 rows of 2**20 columns overflow 32 bits
+    # 2,048 rows of 2**20 columns overflow 32 bits, so the offset is computed in 64.
+    row = tl.program_id(0).to(tl.int64)
     first_logit = logits + row * row_stride
     tiles = tl.cdiv(width, tile)
     column = tl.load(targets + row)
     uncapped = tl.load(first_logit + column)
     if has_bias:
         uncapped = (uncapped + tl.load(bias + column)) * scale
-        uncapped = tl.where(uncapped < masked, masked, uncapped)  # not the maximum of Triton, which passes over NaN
+        # Triton's maximum would ignore NaN; this comparison keeps it.
+        uncapped = tl.where(uncapped < masked, masked, uncapped)
     else:
         uncapped *= scale
     target = uncapped
@@ -123,9 +126,11 @@ def row_stats_kernel(
         # By minus the absolute value exp cannot overflow.
         decay = tl.exp(-2.0 * tl.abs(target) / soft_cap)
         target = tl.where(target < 0, -soft_cap, soft_cap) * (1.0 - decay) / (1.0 + decay)
-    largest = target  # not minus infinity, of which 0 x inf could come
-    total = 0.0  # of exp(z - largest)
-    moment = 0.0  # of exp(z - largest) (z - largest)
+    # Starting from minus infinity, 0 x inf could give NaN.
+    largest = target
+    # ``total`` is the sum of exp(z - largest), ``moment`` that of exp(z - largest) (z - largest).
+    total = 0.0
+    moment = 0.0
     larger = 0
     for first in range(0, width, block_columns):
         columns = first + tl.arange(0, block_columns)
@@ -176,8 +181,8 @@ def row_stats(
             but the rank, which does not count it.
         targets: a column for each row, int64; not checked.
         impl: "torch", "triton" (float32 on a CUDA card), or "auto": Triton where it can run.
-        scratch: of the shape and dtype of ``logits``, so that the torch form allocates nothing of that size.
-        head: whose bias, scale and cap are still to be applied; None where the logits are finished.
+        scratch: tensor of the shape and dtype of ``logits``, so that the torch form allocates nothing of that size.
+        head: output head whose bias, scale and cap are still to be applied; None where the logits are finished.
 
     Raises:
         KernelUnavailable: "triton" cannot run here.
@@ -205,18 +210,20 @@ def launch_row_stats(
     Args:
         logits: float32; they are left as they are.
         targets: a column for each row, int64; not checked.
-        stats: to be filled.
-        head: whose bias, scale and cap are still to be applied.
-        maxima: to be filled with the largest logit, before the cap, of every ``TILE`` columns; contiguous.
-        block_columns: how many columns are held at a time, a power of two; small ones are for tests.
+        stats: tensors that the kernel fills.
+        head: output head whose bias, scale and cap are still to be applied.
+        maxima: tensor that is filled with the largest logit, before the cap, of every ``TILE`` columns; contiguous.
+        block_columns: number of columns that are held at a time, a power of two; small ones are for tests.
     """
-    if not len(logits):  # an empty grid cannot be launched
+    # An empty grid cannot be launched.
+    if not len(logits):
         return
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     bias = None if head is None or head.bias is None else head.bias.to(logits).contiguous()
     cap = None if head is None else head.soft_cap
-    with torch.cuda.device_of(logits):  # Triton launches on the current card, whichever holds the tensors
+    # Triton launches on the current card, whichever card holds the tensors.
+    with torch.cuda.device_of(logits):
         row_stats_kernel[(len(logits),)](
             logits,
             logits if bias is None else bias,
@@ -286,10 +293,10 @@ def token_stats(
         unembedding: the output head; a weight alone, as wide as the states, is a head without bias, scale or cap.
         targets: token ids, one a state. Negative ones (-100 in a trainer's labels) are ignored: their log-probability
             is NaN.
-        top: how many of the most likely tokens to name.
+        top: number of the most likely tokens to name.
         parity: "bf16" rounds states, weights and logits to bf16, after each thing that happens to them, to reproduce
             numbers that were published that way.
-        impl: for the statistics of a row of logits: see ``row_stats``.
+        impl: implementation of the statistics of a row of logits: see ``row_stats``.
 
     Raises:
         ValueError: shapes that do not belong together, a target beyond the vocabulary.
@@ -309,13 +316,13 @@ def token_stats(
     if len(targets) and int(targets.max()) >= vocabulary:
         raise ValueError(f"target {int(targets.max())} is not among the {vocabulary} tokens of the unembedding")
     targets = targets.to(hidden.device)
-    stats = _unfilled(hidden, top)
+    stats = _allocate(hidden, top)
     kernel = choose("row_stats", impl, stats.logprob, ROW_TYPES).impl == "triton"
 
     def fill(rows: int) -> None:
         _Filler(hidden, head, targets.clamp_min(0), stats, parity, kernel).run(chunks_of(len(hidden), rows))
 
-    with_fewer_rows(fill, rows_at_a_time(hidden, vocabulary))
+    with_fewer_rows(fill, count_rows_at_a_time(hidden, vocabulary))
     ignored = targets < 0
     stats.logprob.masked_fill_(ignored, float("nan"))
     stats.logprob.masked_fill_(stats.logprob < MASKED / 2, -float("inf"))
@@ -323,7 +330,7 @@ def token_stats(
     return stats
 
 
-def _unfilled(hidden: Tensor, top: int) -> TokenStats:
+def _allocate(hidden: Tensor, top: int) -> TokenStats:
     exact = torch.promote_types(hidden.dtype, torch.float32)
     logprob, entropy, logsumexp = (hidden.new_empty(len(hidden), dtype=exact) for _ in range(3))
     rank, top_ids = (hidden.new_empty(shape, dtype=torch.long) for shape in (len(hidden), (len(hidden), top)))
@@ -338,7 +345,7 @@ class _Filler:
         hidden: the states.
         head: the output head.
         targets: a column for each state.
-        stats: to be filled.
+        stats: tensors that are filled.
         parity: see ``token_stats``.
         kernel: whether the Triton form reads the logits.
     """
@@ -358,7 +365,7 @@ class _Filler:
             side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
         else:
             self.set_up(chunks, 1)
-            in_turn(chunks, self.make, self.use)
+            run_in_turn(chunks, self.make, self.use)
 
     def set_up(self, chunks: list[slice], buffers: int) -> None:
         """Buffers for these chunks, and who applies bias, scale and cap."""
@@ -379,13 +386,14 @@ class _Filler:
         """Read the logits of these rows from a buffer."""
         count, part = rows.stop - rows.start, TokenStats(*(values[rows] for values in self.stats))
         logits, beside, targets = self.buffers[buffer][:count], self.beside[:count], self.targets[rows]
-        top, found = part.top_ids.shape[1], RowStats(part.logprob, part.rank, part.entropy, part.logsumexp)
+        top, stats = part.top_ids.shape[1], RowStats(part.logprob, part.rank, part.entropy, part.logsumexp)
         if self.kernel:
-            launch_row_stats(logits, targets, found, self.left, beside if top else None)
+            launch_row_stats(logits, targets, stats, self.left, beside if top else None)
             best = top_columns(logits, top, beside, self.left)
         else:
-            best = top_columns(logits, top)  # before the logits are written over
-            for whole, values in zip(found, row_stats_reference(logits, targets, beside), strict=True):
+            # This comes before the logits are written over.
+            best = top_columns(logits, top)
+            for whole, values in zip(stats, row_stats_reference(logits, targets, beside), strict=True):
                 whole.copy_(values)
         torch.sub(best[0], part.logsumexp[:, None], out=part.top_logprob)
         part.top_ids.copy_(best[1])

@@ -23,10 +23,10 @@ def top_columns(
 
     Args:
         values: [row column].
-        count: how many, at most as many as there are columns.
+        count: number of values to return, at most as many as there are columns.
         maxima: the greatest of each ``TILE`` columns, where they are known.
-        head: whose bias, scale and cap are still to be applied to the values; its cap changes no order, so the maxima
-            may be those before it.
+        head: output head whose bias, scale and cap are still to be applied to the values; its cap changes no order, so
+            the maxima may be those before it.
     """
     rows, columns = values.shape
     if not count:
@@ -40,10 +40,10 @@ def top_columns(
     places = (tiles[:, :, None] * TILE + torch.arange(TILE, device=values.device)).flatten(1)
     outside = places >= columns
     places.clamp_max_(columns - 1)
-    found = values.gather(1, places)
+    candidates = values.gather(1, places)
     if head is not None:
-        finish_logits(found, head, None if head.bias is None else head.bias[places])
-    best = found.masked_fill_(outside, -float("inf")).topk(count)
+        finish_logits(candidates, head, None if head.bias is None else head.bias[places])
+    best = candidates.masked_fill_(outside, -float("inf")).topk(count)
     return best.values, places.gather(1, best.indices)
 
 

@@ -54,7 +54,8 @@ def _run_command(arguments: list[str]) -> int:
         return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a narrow encoding must not lose a finished run its tables
+            # A terminal with a narrow encoding must not make a finished run fail while it prints its tables.
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
     return _run_guarded(command, arguments[command.count(" ") + 1 :])
 
@@ -95,7 +96,8 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
         print(f"\nprobing {command}: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more on its way out
+        # Otherwise Python would report the broken pipe once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         reason = error.strerror or error
@@ -153,7 +155,7 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     """A parser with a job's own options, then those that it shares, under the headings of their classes."""
     from jsonargparse import ActionYesNo, ArgumentParser
 
-    own, *shared = _described_classes(config_type)
+    own, *shared = _describe_classes(config_type)
     parser = ArgumentParser(
         prog=f"probing {command}", description=_join_lines(own.short_description, own.long_description)
     )
@@ -182,7 +184,7 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     return parser
 
 
-def _described_classes(config_type: type) -> "list[docstring_parser.Docstring]":
+def _describe_classes(config_type: type) -> "list[docstring_parser.Docstring]":
     """Docstrings of a class and of those it inherits options from, from itself on upwards."""
     from docstring_parser import parse
 
@@ -210,7 +212,8 @@ def _respell(arguments: Sequence[str]) -> list[str]:
     spelled: list[str] = []
     for argument in arguments:
         if re.fullmatch(r"-\.?\d.*", argument) and spelled and re.fullmatch(r"--[\w-]+", spelled[-1]):
-            spelled[-1] += f"={argument}"  # or it would be taken for an option
+            # Otherwise a value that begins with a dash would be taken for an option.
+            spelled[-1] += f"={argument}"
         elif argument.startswith("--"):
             name, equals, value = argument.partition("=")
             name = name.replace("_", "-")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from probing.kernels.ccs_step import LOGIT_TYPES, LOSSES, Loss, ccs_gradient, ccs_gradient_reference
-from probing.kernels.dispatch import triton_obstacle
+from probing.kernels.dispatch import find_triton_obstacle
 from probing.kernels.jit import ELEMENT_TYPES
 from probing.kernels.pair_distances import PairDistances, pair_distances, pair_distances_reference, squared_norms
 from probing.kernels.segment_pool import segment_sum, segment_sum_reference
@@ -74,7 +74,7 @@ def bench_segment_sum(
         ways["compiled"] = lambda: compiled(values, *ends, longest)
     else:
         missing["compiled"] = "only measured on a card"
-    obstacle = triton_obstacle(values, ELEMENT_TYPES)
+    obstacle = find_triton_obstacle(values, ELEMENT_TYPES)
     if obstacle is None and values.is_cuda:
         ways["triton"] = lambda: segment_sum(values, starts, stops, impl="triton")
     else:
@@ -105,7 +105,7 @@ def bench_row_stats(device: str, shape: tuple[int, int], ceiling: float | None) 
         ways["compiled"] = way(torch.compile(row_stats_reference, dynamic=False))
     else:
         missing["compiled"] = "only measured on a card"
-    obstacle = triton_obstacle(logits, ROW_TYPES)
+    obstacle = find_triton_obstacle(logits, ROW_TYPES)
     if obstacle is None and logits.is_cuda:
         ways["triton"] = way(row_stats, impl="triton")
     else:
@@ -137,7 +137,7 @@ def bench_ccs_gradient(
         ways["compiled"] = way(torch.compile(ccs_gradient_reference, dynamic=False))
     else:
         missing["compiled"] = "only measured on a card"
-    obstacle = triton_obstacle(logits, LOGIT_TYPES)
+    obstacle = find_triton_obstacle(logits, LOGIT_TYPES)
     if obstacle is None and logits.is_cuda:
         ways["triton"] = way(ccs_gradient, impl="triton")
     else:
@@ -171,7 +171,7 @@ def bench_pair_distances(
         ways["compiled"] = lambda: torch.cat([distances_by_panels(panel, values) for values in points])
     else:
         missing["compiled"] = "only measured on a card"
-    obstacle = triton_obstacle(points, ELEMENT_TYPES)
+    obstacle = find_triton_obstacle(points, ELEMENT_TYPES)
     if obstacle is None and points.is_cuda:
         ways["triton"] = way(pair_distances, impl="triton")
     else:

@@ -29,7 +29,7 @@ GB = 1e9
 
 def hashed_after(folder: Path, dtype: str, device: str) -> str | None:
     """The plain way: the weights are hashed once the model is loaded."""
-    with mock.patch.object(loading, "hashing_weights", return_value=nullcontext()):
+    with mock.patch.object(loading, "hash_weights", return_value=nullcontext()):
         return load(str(folder), dtype=dtype, device=device).source.weights_sha256
 
 

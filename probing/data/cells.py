@@ -19,7 +19,8 @@ def is_empty(value: Any) -> bool:
 def plain_value(value: Any) -> Any:
     """What a cell holds, as a plain Python value; None where it is empty."""
     kind = type(value)
-    if kind is int or kind is bool:  # most cells, and what can never be empty
+    # Most cells are of these types, which are never empty.
+    if kind is int or kind is bool:
         return value
     if kind is not str and hasattr(value, "tolist"):
         value = value.tolist()
@@ -28,10 +29,10 @@ def plain_value(value: Any) -> Any:
     return None if value is None or value != value else value
 
 
-def without_none(value: Any) -> Any:
+def drop_none(value: Any) -> Any:
     """The value without the None that tables fill in for keys that only other rows have."""
     if isinstance(value, Mapping):
-        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+        return {key: drop_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [without_none(inner) for inner in value]
+        return [drop_none(inner) for inner in value]
     return value

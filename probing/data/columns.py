@@ -13,7 +13,7 @@ class ColumnResolver:
     """The columns of some rows.
 
     Attributes:
-        name: of the data, for messages.
+        name: name of the data, for messages.
         present: names of all columns, in order of appearance.
     """
 
@@ -26,7 +26,7 @@ class ColumnResolver:
         return cls(name, tuple(dict.fromkeys(column for row in rows for column in row)))
 
     @property
-    def listed(self) -> str:
+    def listing(self) -> str:
         """All of them, for messages."""
         return ", ".join(map(str, self.present))
 
@@ -34,15 +34,15 @@ class ColumnResolver:
         """Raise unless there is such a column.
 
         Args:
-            column: its name.
-            purpose: what it is wanted for, to be said in the message.
-            advice: what the list of columns is preceded by in the message.
+            column: name of the column.
+            purpose: purpose of the column, to be said in the message.
+            advice: words that precede the list of columns in the message.
 
         Raises:
             UsageError: lists those that there are.
         """
         if column not in self.present:
-            raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listed}")
+            raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listing}")
 
     def find(self, named: str | None, usual: Sequence[str] = ()) -> str | None:
         """The column that was named, or the first of the usual ones that is there; None where there is neither.
@@ -55,14 +55,14 @@ class ColumnResolver:
             return named
         return next((column for column in usual if column in self.present), None)
 
-    def lacks(self, what: str, option: str) -> DataInvalid:
+    def explain_missing(self, what: str, option: str) -> DataInvalid:
         """The error to raise where a column that there must be was not found.
 
         Args:
             what: is missing.
             option: the option of the command line that names such a column.
         """
-        return DataInvalid(f"{self.name}: {what}; name one with {option}; the columns are {self.listed}")
+        return DataInvalid(f"{self.name}: {what}; name one with {option}; the columns are {self.listing}")
 
 
 def column_values(table: Table, name: str) -> list[object]:
@@ -85,11 +85,11 @@ def require_split_values(
     """Values that must not be in two folds, as text.
 
     Args:
-        table: where they come from, for messages.
-        column: that they come from.
-        ids: of the rows.
-        values: one a row.
-        row: what a row is called.
+        table: table that the values come from, for messages.
+        column: column that the values come from.
+        ids: ids of the rows.
+        values: one value a row.
+        row: word for a row in messages.
 
     Raises:
         DataInvalid: a row has none.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 RULES = ("keep_lowest", "drop_highest", "below", "keep_highest", "drop_lowest", "above")
 
 
-def keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None) -> NDArray[np.bool_]:
+def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None) -> NDArray[np.bool_]:
     """Which rows to keep: exactly one rule is given.
 
     Rows are ordered by score, equal scores by id. Shares are of the rows given, rounded to whole rows, halves up.
@@ -21,7 +21,7 @@ def keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None)
             ``drop_lowest`` (share to drop, from 0 to below 1), ``below`` and ``above`` (strictly); others None.
 
     Returns:
-        One boolean a row, in the order given.
+        Whether to keep each row, in the order given.
 
     Raises:
         ValueError: no rule or several, a share out of range, a score that is not finite, duplicate ids.
@@ -53,8 +53,8 @@ def check_rule(**rule: float | None) -> tuple[str, float]:
         raise TypeError(f"there is no rule {', '.join(unknown)}; there are {', '.join(RULES)}")
     given = {name: rule[name] for name in RULES if rule.get(name) is not None}
     if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise ValueError(f"give exactly one of {', '.join(RULES[:-1])} and {RULES[-1]}; given: {found}")
+        names = " and ".join(given) or "none"
+        raise ValueError(f"give exactly one of {', '.join(RULES[:-1])} and {RULES[-1]}; given: {names}")
     [(name, value)] = ((name, value) for name, value in given.items() if value is not None)
     if name.startswith("keep") and not 0 < value <= 1:
         raise ValueError(f"{name} is a share above 0 and at most 1, not {value}")

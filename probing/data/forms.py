@@ -20,10 +20,12 @@ class Template:
     """How a statement is followed by a yes or a no.
 
     Attributes:
-        text: with ``{statement}`` and ``{answer}``, each once; the yes itself may stand in place of ``{answer}``. With
-            ``chat`` it is what the assistant says, without the statement: by default the answer alone.
+        text: template with ``{statement}`` and ``{answer}``, each once; the yes itself may stand in place of
+            ``{answer}``. With ``chat`` it is what the assistant says, without the statement: by default the answer
+            alone.
         answers: the yes and the no.
-        question: with ``chat``, what the user says, with ``{statement}`` once; by default ``CHAT_QUESTION``.
+        question: the user's message in a conversation (``chat``), with ``{statement}`` once; by default
+            ``CHAT_QUESTION``.
         chat: whether to make conversations.
 
     Raises:
@@ -37,7 +39,7 @@ class Template:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "answers", _checked_answers(self.answers))
+        object.__setattr__(self, "answers", _check_answers(self.answers))
         text, question = self.text, self.question
         if self.chat:
             text = CHAT_TEXT if text == PLAIN_TEXT else text
@@ -45,7 +47,7 @@ class Template:
             _check_placeholders(question, "question", statement=1, answer=0)
         elif question is not None:
             raise ValueError("a question is asked in a chat only; say chat as well")
-        text = _with_answer(text, self.answers[0])
+        text = _insert_answer(text, self.answers[0])
         _check_placeholders(text, "template", statement=0 if self.chat else 1, answer=1)
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "question", question)
@@ -61,7 +63,7 @@ class Template:
         return LabelledPrompt(id, asked, response=[{"role": "assistant", "content": said}])
 
 
-def _checked_answers(answers: Sequence[str]) -> tuple[str, str]:
+def _check_answers(answers: Sequence[str]) -> tuple[str, str]:
     good = not isinstance(answers, str) and len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
     if not good or not all(answer.strip() for answer in answers) or answers[0].strip() == answers[1].strip():
         raise ValueError(f"answers must be two different texts, a yes and a no, not {answers!r:.60}")
@@ -71,14 +73,14 @@ def _checked_answers(answers: Sequence[str]) -> tuple[str, str]:
     return answers[0], answers[1]
 
 
-def _with_answer(text: str, yes: str) -> str:
+def _insert_answer(text: str, yes: str) -> str:
     """The template with ``{answer}`` in place of a yes that is written out, if there is exactly one."""
     if "{answer}" in text:
         return text
-    found = whole_words(text.replace("{statement}", " " * len("{statement}")), yes, ignore_case=False)
-    if len(found) != 1:
+    spans = whole_words(text.replace("{statement}", " " * len("{statement}")), yes, ignore_case=False)
+    if len(spans) != 1:
         raise ValueError(f"write {{answer}} where the answer belongs in the template {text!r:.60}, which has none")
-    start, stop = found[0]
+    start, stop = spans[0]
     return f"{text[:start]}{{answer}}{text[stop:]}"
 
 
@@ -108,7 +110,7 @@ def make_text_forms(
         pair_id: the first part of the ids.
         texts: the statement and its opposite.
         template: puts each together with a yes and a no.
-        variant: what to write before the name of the form, for instance "marker:", to tell changed texts apart.
+        variant: prefix of the name of the form, for instance "marker:", to tell changed texts apart.
 
     Raises:
         ValueError: the variant holds the sign that ends the id of a pair.

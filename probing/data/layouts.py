@@ -89,7 +89,7 @@ class Cells:
         """The name of a column that there must be."""
         column: str | None = getattr(self.columns, role)
         if column is None:
-            raise self.resolver.lacks(
+            raise self.resolver.explain_missing(
                 f"there is no column of the {role} ({', '.join(USUAL_COLUMNS[role])}){why}", f"--{role}-column"
             )
         return column
@@ -125,10 +125,10 @@ class Cells:
         value = self.value(index, column)
         if value is None:
             raise DataInvalid(f"{self.where(index)}: there is nothing in column '{column}'; {accepted}")
-        found = known.get(_normalize_spelling(value))
-        if found is None:
+        meaning = known.get(_normalize_spelling(value))
+        if meaning is None:
             raise DataInvalid(f"{self.where(index)}: {value!r:.40} in column '{column}' is not understood; {accepted}")
-        return found
+        return meaning
 
     def words(self, index: int, role: str) -> str | None:
         """The category, the formulation or the pair of a row; None if it has none."""
@@ -151,12 +151,12 @@ def _normalize_spelling(value: Any) -> str:
 
 
 def read_wide(cells: Cells) -> list[Candidate]:
-    found = []
+    candidates = []
     for index in range(len(cells.rows)):
         statement, opposite = cells.text(index, "statement"), cells.text(index, "opposite")
         category, formulation = cells.words(index, "category"), cells.words(index, "formulation")
-        found.append(Candidate((index, index), statement, opposite, cells.label(index), category, formulation))
-    return found
+        candidates.append(Candidate((index, index), statement, opposite, cells.label(index), category, formulation))
+    return candidates
 
 
 def read_long(cells: Cells) -> list[Candidate]:
@@ -169,15 +169,15 @@ def read_long(cells: Cells) -> list[Candidate]:
         if pair is None:
             raise DataInvalid(f"{cells.where(index)}: there is nothing in column '{cells.columns.pair}'")
         members.setdefault(pair, []).append(index)
-    found = []
+    candidates = []
     for pair, rows in members.items():
         if len(rows) == 1:
             raise DataInvalid(f"{cells.where(rows[0])}: pair '{pair}' has no other row, so no partner")
         if len(rows) > 2:
             places = ", ".join(map(cells.where, rows[:3]))
             raise DataInvalid(f"{places}: pair '{pair}' has {len(rows)} rows, where a pair has two")
-        found.append(_partners(cells, rows[0], rows[1], affirmative))
-    return found
+        candidates.append(_partners(cells, rows[0], rows[1], affirmative))
+    return candidates
 
 
 def read_halves(cells: Cells) -> list[Candidate]:

@@ -37,11 +37,11 @@ def pairs_from_rows(
     """
     column = id_column if id_column is not None else "id"
 
-    def named(index: int) -> str:
+    def describe_row(index: int) -> str:
         identity = rows[index].get(column)
         return where(index) if identity is None else f"{where(index)} (id '{identity}')"
 
-    sides = [_sides(row, named(index), rows) for index, row in enumerate(rows)]
+    sides = [_sides(row, describe_row(index), rows) for index, row in enumerate(rows)]
     ids = row_ids(rows, sides, where, id_column)
     pairs = []
     for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):
@@ -86,7 +86,8 @@ def _sides(row: Row, where: str, rows: Sequence[Row]) -> tuple[Text, Text, Text]
 def _text_sides(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, Text, Text]:
     """Text as it will be tokenised: a prompt, and responses that continue it."""
     if isinstance(prompt, str):
-        if DIALOGUE_MARK in prompt:  # whole dialogues may stand beside their prompt
+        # Some datasets give whole dialogues beside their prompt.
+        if DIALOGUE_MARK in prompt:
             chosen, rejected = chosen.removeprefix(prompt), rejected.removeprefix(prompt)
         return prompt, chosen, rejected
     if prompt is not None:

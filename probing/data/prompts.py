@@ -46,12 +46,12 @@ def prompts_from_rows(
     """Rows as texts, in order; a preference pair becomes two, ``ID#chosen`` and ``ID#rejected``.
 
     Args:
-        rows: with a column of texts or conversations (by default the first of ``text``, ``prompt``, ``instruction``,
-            ``question``, ``statement``, ``messages``), or with ``chosen`` and ``rejected``.
+        rows: rows with a column of texts or conversations (by default the first of ``text``, ``prompt``,
+            ``instruction``, ``question``, ``statement``, ``messages``), or with ``chosen`` and ``rejected``.
         columns: other names of columns.
         substring: the span that counts, in every row.
         where: names a row for messages, given its index.
-        name: of all rows, for messages.
+        name: name of all rows, for messages.
 
     Raises:
         DataInvalid: a missing column, a wrong type, a duplicate id; names the row.
@@ -69,7 +69,9 @@ def prompts_from_rows(
         return [side for pair in pairs_from_rows(rows, where, columns.id) for side in _sides(pair, substring)]
     text = resolver.find(columns.text, TEXT_COLUMNS)
     if text is None:
-        raise resolver.lacks(f"no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected)", "--text-column")
+        raise resolver.explain_missing(
+            f"no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected)", "--text-column"
+        )
     response = resolver.find(columns.response, RESPONSE_COLUMNS)
     texts = [text_of(row, text, where(index), rows) for index, row in enumerate(rows)]
     responses = [

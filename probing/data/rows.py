@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from probing.data.cells import is_empty, without_none
+from probing.data.cells import drop_none, is_empty
 from probing.data.tables import NotJson, Row, canonical
 from probing.errors import DataInvalid
 from probing.types import Message, Text, check_message, message_text
@@ -35,15 +35,15 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
             "an empty list" if isinstance(value, Sequence) and not value else f"{type(value).__name__} ({value!r:.40})"
         )
         raise DataInvalid(f"{where}: '{name}' must be text or a list of messages, found {shown}")
-    found = [_message(message, name, where) for message in value]
-    for message in found:
+    conversation = [_message(message, name, where) for message in value]
+    for message in conversation:
         check_characters(message["role"] + message_text(message), name, where)
-    return found
+    return conversation
 
 
 def _message(message: Any, name: str, where: str) -> Message:
     if isinstance(message, Mapping):
-        message = {**without_none(message), "content": message.get("content")}
+        message = {**drop_none(message), "content": message.get("content")}
     try:
         check_message(message, name)
     except (TypeError, ValueError) as error:
@@ -81,7 +81,7 @@ def check_characters(text: str, name: str, where: str) -> None:
 
 def template_arguments(row: Row) -> tuple[Any, Any]:
     """Tool schemas, and further arguments of the chat template; None where a row has none."""
-    return without_none(row.get("tools")) or None, without_none(row.get("chat_template_kwargs")) or None
+    return drop_none(row.get("tools")) or None, drop_none(row.get("chat_template_kwargs")) or None
 
 
 def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, id_column: str | None) -> list[str]:

@@ -51,7 +51,7 @@ def contrast_pairs_from_rows(
             statements unless a polarity column says otherwise. "auto": "wide" if there is a column of opposites,
             otherwise "long" if there is a pair column.
         where: names a row for messages, given its index.
-        name: of all rows, for messages.
+        name: name of all rows, for messages.
 
     Returns:
         Pairs, with ids from the id column ("wide", "halves": of the row in the first half) or the pair column ("long"),
@@ -69,19 +69,20 @@ def contrast_pairs_from_rows(
     resolver = ColumnResolver.of(rows, name)
     found_layout, found_columns = _resolve(resolver, columns, layout)
     cells = Cells(rows, found_columns, where, resolver)
-    found = LAYOUT_READERS[found_layout](cells)
-    _check_truth(found, cells)
+    candidates = LAYOUT_READERS[found_layout](cells)
+    _check_truth(candidates, cells)
     named = "pair" if found_layout == "long" else "id"
 
-    def ids(found: Sequence[Candidate]) -> list[str]:
+    def ids(candidates: Sequence[Candidate]) -> list[str]:
         if named == "pair":
-            return [str(cells.words(one.rows[0], "pair")) for one in found]
-        owners = [min(one.rows) for one in found]
-        texts = [(one.statement, one.opposite) for one in found]
+            return [str(cells.words(one.rows[0], "pair")) for one in candidates]
+        owners = [min(one.rows) for one in candidates]
+        texts = [(one.statement, one.opposite) for one in candidates]
         return row_ids([rows[row] for row in owners], texts, lambda index: where(owners[index]), columns.id)
 
-    ids(found)  # no id may occur twice, not even that of a pair that is left out
-    kept = _without_repeats(found, cells)
+    # No id may occur twice, not even that of a pair that is left out below.
+    ids(candidates)
+    kept = _drop_repeats(candidates, cells)
     return [
         ContrastPair(id, one.statement, one.opposite, one.label, one.category, one.formulation)
         for id, one in zip(ids(kept), kept, strict=True)
@@ -91,17 +92,17 @@ def contrast_pairs_from_rows(
 def _resolve(resolver: ColumnResolver, columns: StatementColumns, layout: Layout) -> tuple[Layout, StatementColumns]:
     """The layout that the data have, and the columns as they are called in them."""
     named = {field.name: getattr(columns, field.name) for field in fields(columns)}
-    found = {role: resolver.find(named[role], USUAL_COLUMNS[role]) for role in named}
+    resolved = {role: resolver.find(named[role], USUAL_COLUMNS[role]) for role in named}
     if layout == "auto":
-        if found["opposite"] is None and found["pair"] is None:
+        if resolved["opposite"] is None and resolved["pair"] is None:
             options = ", ".join(f"--{role}-column" for role in USUAL_COLUMNS)
             raise UsageError(
                 f"{resolver.name}: there is neither a column of opposites ({', '.join(USUAL_COLUMNS['opposite'])}) nor "
                 f"one that tells which rows are a pair ({', '.join(USUAL_COLUMNS['pair'])}); name one ({options}), or "
                 f"say --layout halves if the second half of the rows are the opposites of the first; the columns are "
-                f"{resolver.listed}"
+                f"{resolver.listing}"
             )
-        by_pair = found["opposite"] is None or (named["pair"] is not None and named["opposite"] is None)
+        by_pair = resolved["opposite"] is None or (named["pair"] is not None and named["opposite"] is None)
         layout = "long" if by_pair else "wide"
     for role in UNUSED[layout]:
         if named[role] is not None:
@@ -109,13 +110,13 @@ def _resolve(resolver: ColumnResolver, columns: StatementColumns, layout: Layout
                 f"{resolver.name}: the layout '{layout}' has no use for --{role}-column; leave it out, or say another "
                 f"--layout"
             )
-    return layout, StatementColumns(**found)
+    return layout, StatementColumns(**resolved)
 
 
-def _check_truth(found: Sequence[Candidate], cells: Cells) -> None:
+def _check_truth(candidates: Sequence[Candidate], cells: Cells) -> None:
     """No text may be the opposite of itself, or true in one place and false in another."""
     known: dict[str, tuple[bool, int]] = {}
-    for one in found:
+    for one in candidates:
         if len(one.texts) == 1:
             raise DataInvalid(
                 f"{cells.both(*one.rows)}: a statement and its opposite are the same: {one.statement!r:.60}"
@@ -129,10 +130,10 @@ def _check_truth(found: Sequence[Candidate], cells: Cells) -> None:
                 )
 
 
-def _without_repeats(found: Sequence[Candidate], cells: Cells) -> list[Candidate]:
+def _drop_repeats(candidates: Sequence[Candidate], cells: Cells) -> list[Candidate]:
     """The first of all pairs with the same two texts."""
     first: dict[frozenset[str], Candidate] = {}
-    repeats = [one for one in found if first.setdefault(one.texts, one) is not one]
+    repeats = [one for one in candidates if first.setdefault(one.texts, one) is not one]
     if repeats:
         log.warning(
             "%s: pairs whose two texts occurred before are left out: %d, the first at %s (as at %s)",

@@ -34,12 +34,12 @@ class Table:
     """The rows of one dataset.
 
     Attributes:
-        path: where it came from, for messages.
-        format: what it was stored as.
+        path: where the table came from, for messages.
+        format: format that the table was stored in.
         rows: one mapping a row.
         lines: the place of each row, as a reader of the file would name it ("line 7").
         sha256: over the bytes of the file (of the rows, where there is no single file).
-        original: what a faithful copy of single rows needs: raw lines, an Arrow table or a ``datasets.Dataset``.
+        original: what a faithful copy of single rows is made from: raw lines, an Arrow table or a ``datasets.Dataset``.
     """
 
     path: str
@@ -113,7 +113,8 @@ def _read_file(path: Path) -> Table:
         "parquet": _read_parquet,
     }
     if kind == "json" and not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        kind = "jsonl"  # what many tools write under .json is one object a line
+        # Many tools write one object a line into files that are called .json.
+        kind = "jsonl"
     rows, lines, original = readers[kind](content, path)
     if not rows:
         raise DataInvalid(f"{path}: there are no rows in it")
@@ -179,7 +180,8 @@ def _read_json(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
 
 
 def _read_csv(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is shorter than a long dialogue
+    # A long dialogue exceeds the default of 128 KiB.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(io.StringIO(_decode(content, path), newline=""), strict=True)
     rows: list[Row] = []
     lines: list[str] = []
@@ -230,7 +232,8 @@ def _read_folder(source: str, split: str | None) -> Table:
     try:
         loaded = datasets.load_from_disk(source)
     except FileNotFoundError:
-        return _read_hub(source, split)  # a folder of data files, which the same loader understands
+        # This is a folder of data files, which the same loader reads.
+        return _read_hub(source, split)
     except (OSError, ValueError, IndexError, pa.ArrowInvalid) as error:
         raise DataInvalid(f"{source}: not a whole saved dataset ({error})") from error
     return _from_dataset(source, loaded, split)

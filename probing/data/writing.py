@@ -19,7 +19,7 @@ from probing.types import Format
 
 
 @contextlib.contextmanager
-def staged_rows(
+def stage_rows(
     table: Table, indices: Sequence[int], target: Path, form: Format, extra: Sequence[Row] = ()
 ) -> Iterator[None]:
     """Write the rows at ``indices``, in that order, aside; they appear under their name when the block ends well.
@@ -27,8 +27,8 @@ def staged_rows(
     Rows that stay in their format stay as they were: JSONL byte for byte, Parquet and datasets with their schema.
 
     Args:
-        table: where the rows come from.
-        indices: which of them.
+        table: table that the rows come from.
+        indices: numbers of the rows to write, in order.
         target: the file (or folder, for ``datasets``); gzipped if its name ends in ``.gz``.
         form: the format to write.
         extra: further columns, one mapping an index; these rows are written anew.

@@ -59,7 +59,8 @@ class Pattern:
         if length not in self.known:
             try:
                 self.known[length] = self._look(torch.arange(length))
-            except RuntimeError:  # some of the library's functions hold tensors on the card
+            except RuntimeError:
+                # Some of the library's functions hold tensors on the card, which do not go with those on the CPU.
                 self.known[length] = self._look(torch.arange(length, device="cuda"))
         return self.known[length]
 
@@ -94,7 +95,7 @@ class Layout:
     """How the packed tokens of one pass hang together; also holds what every layer needs again.
 
     Attributes:
-        paths: in the order of the tokens, covering all of them.
+        paths: paths of the pass in the order of their tokens, covering all tokens.
         varlen: whether torch's attention over sequences of varying length is used (CUDA, half precision).
         loops: why a layer's attention ran sequence by sequence all the same; filled during the pass.
     """
@@ -137,7 +138,7 @@ _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
 @contextlib.contextmanager
-def packed_attention(configs: Sequence[Any], layout: Layout) -> Iterator[None]:
+def use_packed_attention(configs: Sequence[Any], layout: Layout) -> Iterator[None]:
     """A model that attends along ``layout``; its config is as it was after."""
     before = [config._attn_implementation for config in configs]
     token = _layout.set(layout)
@@ -153,13 +154,13 @@ def packed_attention(configs: Sequence[Any], layout: Layout) -> Iterator[None]:
 
 def configs_of(module: nn.Module) -> list[Any]:
     """The configs that a model's parts ask for the attention to use, outer ones first."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     for part in module.modules():
         config = getattr(part, "config", None)
         for entry in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
             if hasattr(entry, "_attn_implementation"):
-                found.setdefault(id(entry), entry)
-    return list(found.values())
+                configs.setdefault(id(entry), entry)
+    return list(configs.values())
 
 
 def _pattern(*, mask_function: Callable[..., Tensor], **_: Any) -> Pattern:
@@ -191,7 +192,7 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     spelled_out = softcap is not None or s_aux is not None
     if layout.varlen:
-        obstacle = CAPPED if spelled_out else varlen_obstacle(pattern, layout.longest, scale, query.shape[-1])
+        obstacle = CAPPED if spelled_out else find_varlen_obstacle(pattern, layout.longest, scale, query.shape[-1])
         if obstacle is None:
             return _varlen(query, key, value, layout, pattern, scale), None
         layout.loops.add(obstacle)
@@ -237,14 +238,14 @@ def _attend_by_parts(
     return weights[..., : key.shape[2]] @ value
 
 
-def varlen_obstacle(pattern: Pattern, length: int, scale: float, width: int) -> str | None:
+def find_varlen_obstacle(pattern: Pattern, length: int, scale: float, width: int) -> str | None:
     """Why torch's attention over sequences of varying length cannot do what a layer asks for; None where it can.
 
     Args:
-        pattern: which positions see which.
-        length: of the longest sequence.
-        scale: of the logits.
-        width: of a head.
+        pattern: the pattern of positions that see each other.
+        length: length of the longest sequence.
+        scale: scale of the attention logits.
+        width: width of an attention head.
     """
     known = _known_arguments(_varlen_function())
     windowed = pattern.window(length) is not None
@@ -293,13 +294,15 @@ def _varlen_options(
         "is_causal": causal,
     }
     known = _known_arguments(function)
-    if torch.version.hip is not None:  # where it is known and refused
+    # PyTorch for ROCm knows this option and refuses it.
+    if torch.version.hip is not None:
         known = known - {"num_splits"}
     return {name: value for name, value in wanted.items() if name in known}
 
 
 def _varlen_function() -> Callable[..., Any]:
-    from torch.nn.attention import varlen  # new in torch 2.10
+    # This module is new in torch 2.10.
+    from torch.nn.attention import varlen
 
     return varlen.varlen_attn
 

@@ -34,7 +34,7 @@ def find_budget(stack: Stack, batch_tokens: int | None, run_trial: Callable[[int
 
     Args:
         stack: the model.
-        batch_tokens: what was asked for.
+        batch_tokens: the number of tokens that the user asked for.
         run_trial: runs one batch of about so many tokens, with everything that is kept of it, and answers how many
             they were.
 

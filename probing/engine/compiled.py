@@ -11,7 +11,7 @@ BACKEND = "inductor"
 
 
 @contextlib.contextmanager
-def compiled_blocks(stack: Stack, wanted: bool = True) -> Iterator[None]:
+def use_compiled_blocks(stack: Stack, wanted: bool = True) -> Iterator[None]:
     """The blocks' ``forward`` compiled, and as it was after.
 
     Compiling a block itself would take its hooks into the compiled code, where those that come later are not seen.

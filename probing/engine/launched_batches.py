@@ -16,9 +16,9 @@ class Readings:
     """What was kept of every row, on the CPU (but see ``Stream.keep_on_device``).
 
     Attributes:
-        values: for each pooling, one tensor a site: [row width], or [token width] for "tokens" (what ``per_token``
+        values: one tensor a site for each pooling: [row width], or [token width] for "tokens" (what ``per_token``
             made of the states, where it is given).
-        counts: how many states counted, [row].
+        counts: number of states that counted, [row].
     """
 
     values: dict[Pooling, list[Tensor]]
@@ -29,7 +29,7 @@ class Values:
     """What was kept of one batch, by pooling, one tensor a site; on its way to the host unless it stays.
 
     Args:
-        values: as they lie on the device.
+        values: the values, on the device.
         staying: poolings that are not brought to the host.
     """
 
@@ -56,8 +56,9 @@ class LaunchedBatch:
         """Wait for the values and put them where their rows belong.
 
         Args:
-            readings: of all rows; of a pooling that no batch has brought yet there is no tensor, and one is made.
-            offsets: where the tokens of each row begin, [row + 1].
+            readings: readings of all rows; of a pooling that no batch has brought yet there is no tensor, and one is
+                made.
+            offsets: first token of each row, [row + 1].
         """
         for pooling, sites in self.values.wait().items():
             if not readings.values[pooling]:

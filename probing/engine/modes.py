@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from probing.engine.attention import Layout, configs_of, packed_attention
+from probing.engine.attention import Layout, configs_of, use_packed_attention
 from probing.engine.transfer import upload
 from probing.engine.trees import Batch, Segment, pack_trees, plant, stack_rows
 from probing.models.hooks import Tap, record_taps
@@ -18,9 +18,9 @@ from probing.models.layers import (
     accepts,
     allowed_difference,
     channelwise_difference,
-    evaluating,
     run_backbone,
     trial_ids,
+    use_eval_mode,
 )
 from probing.models.load import LanguageModel
 from probing.tokens.padding import padded_length
@@ -91,12 +91,12 @@ def choose_mode(stack: Stack) -> Mode:
     )
     if not accepts_packing(stack):
         reason = f"{type(stack.backbone).__name__} takes no position_ids or attention_mask"
-        return _said(stack, replace(plain, reason=reason))
+        return _announce(stack, replace(plain, reason=reason))
     if getattr(config, COUNTS_BY_ITSELF, None):
-        return _said(stack, replace(plain, reason=f"{COUNTS_BY_ITSELF} counts positions in the packed sequence"))
+        return _announce(stack, replace(plain, reason=f"{COUNTS_BY_ITSELF} counts positions in the packed sequence"))
     reasons: list[str] = []
     tried: list[Mode] = [replace(plain, packing="paths", sharing=stack.causal, reason="")]
-    if on_card(stack.language_model):
+    if is_on_card(stack.language_model):
         if stack.language_model.dtype in HALF:
             tried.insert(0, replace(tried[0], packing="varlen"))
         else:
@@ -106,17 +106,17 @@ def choose_mode(stack: Stack) -> Mode:
             problem, loops = _judge_mode(stack, candidate)
             if problem is None:
                 reasons += [f"{candidate.packing}: {loop}" for loop in sorted(loops)]
-                return _said(stack, replace(candidate, reason="; ".join(reasons)))
+                return _announce(stack, replace(candidate, reason="; ".join(reasons)))
             reasons.append(f"{candidate.packing}{' with shared prompts' if candidate.sharing else ''}: {problem}")
-    return _said(stack, replace(plain, reason=reasons[-1].split(": ", 1)[1]))
+    return _announce(stack, replace(plain, reason=reasons[-1].split(": ", 1)[1]))
 
 
-def on_card(language_model: LanguageModel) -> bool:
+def is_on_card(language_model: LanguageModel) -> bool:
     """Whether the model is on a CUDA card, where torch has attention over sequences of varying length."""
     return language_model.device.type == "cuda"
 
 
-def _said(stack: Stack, mode: Mode) -> Mode:
+def _announce(stack: Stack, mode: Mode) -> Mode:
     """The same mode; where something faster was tried in vain, that is said aloud."""
     if mode.reason:
         log.warning("%s runs %s", stack.family, mode.describe())
@@ -138,7 +138,7 @@ def _judge_mode(stack: Stack, mode: Mode) -> tuple[str | None, set[str]]:
     segments = _trial_rows(stack)
     loops: set[str] = set()
     stacking = replace(mode, packing="none", sharing=False)
-    with torch.inference_mode(), evaluating(stack.language_model.model):
+    with torch.inference_mode(), use_eval_mode(stack.language_model.model):
         plain = [_states(stack, stacking, [segment])[0] for segment in segments]
         try:
             fast = _states(stack, mode, segments, loops)
@@ -174,23 +174,24 @@ def _noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Seq
     Once in batches of other sizes, whose products add up in another order on some machines; and once from embeddings
     that are off by the rounding of their dtype, as every later number is.
     """
-    found = [0.0]
+    differences = [0.0]
     early = stack.width * min(EARLY_BLOCKS, len(stack.blocks))
 
     def compare(batch: Sequence[Segment], first: int) -> None:
         for row, states in enumerate(_states(stack, stacking, batch)):
-            found.append(channelwise_difference(plain[first + row % 2], states[:, early:]))
+            differences.append(channelwise_difference(plain[first + row % 2], states[:, early:]))
 
-    for first in range(0, len(segments), 2):  # two rows are of one length
+    # The trial rows come in twos of one length.
+    for first in range(0, len(segments), 2):
         for times in ROWS_OF_NOISE:
             compare([segments[first], segments[first + 1]] * times, first)
-        with _embeddings_off_by_rounding(stack):
+        with _perturb_embeddings(stack):
             compare([segments[first], segments[first + 1]], first)
-    return max(found)
+    return max(differences)
 
 
 @contextlib.contextmanager
-def _embeddings_off_by_rounding(stack: Stack) -> Iterator[None]:
+def _perturb_embeddings(stack: Stack) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
 
     def move(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -215,12 +216,12 @@ def _leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor
 
 
 @contextlib.contextmanager
-def attending(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = None) -> Iterator[dict[str, Any]]:
+def use_mode(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = None) -> Iterator[dict[str, Any]]:
     """A model set up for one batch; gives the arguments of its pass.
 
     Args:
         stack: the model.
-        mode: how it is run.
+        mode: the way in which the batch is run.
         batch: the tokens.
         loops: gets, during the pass, the reasons why a layer's attention ran sequence by sequence in a mode that is
             meant to do without.
@@ -233,7 +234,7 @@ def attending(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = N
     # The mask keeps the library from looking for packed sequences itself; which positions see which is the layout's.
     options = {"ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
     layout = Layout(batch.paths, mode.packing == "varlen", set() if loops is None else loops)
-    with packed_attention(configs_of(stack.backbone), layout):
+    with use_packed_attention(configs_of(stack.backbone), layout):
         yield options
 
 
@@ -249,12 +250,12 @@ def _trial_rows(stack: Stack, neighbours: int = 0) -> list[Segment]:
 
 
 def _states(stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[str] | None = None) -> list[Tensor]:
-    """What the first blocks, the last one and the backbone return for every token of each row; see ``attending``."""
+    """What the first blocks, the last one and the backbone return for every token of each row; see ``use_mode``."""
     lengths = [len(segment.ids) for segment in segments]
     trees = plant(segments, lengths, mode.sharing)
     batch = pack_trees(trees, segments, lengths) if mode.packing != "none" else stack_rows(trees, segments, mode.causal)
     taps = [Tap(block) for block in (*stack.blocks[:EARLY_BLOCKS], stack.blocks[-1])] + [Tap(stack.backbone)]
-    with attending(stack, mode, batch, loops) as options, record_taps(taps) as seen:
+    with use_mode(stack, mode, batch, loops) as options, record_taps(taps) as seen:
         run_backbone(stack.backbone, **options)
     by_tap = {index: tensor.flatten(0, -2).double().cpu() for index, tensor in seen if tensor is not None}
     states = torch.cat([by_tap[index] for index in range(len(taps))], dim=-1)

@@ -35,7 +35,7 @@ class Spots:
 
         Sums and means are accumulated in float32 (float64 for float64 states); the others keep the states' dtype.
         """
-        placed = self._on(states.device)
+        placed = self._move_to(states.device)
         if pooling in ("last", "first"):
             return states.index_select(0, placed[pooling])
         if pooling == "tokens":
@@ -50,13 +50,13 @@ class Spots:
         return segment_sum(states, starts, stops, ends=placed[part])
 
     def _tokens(self, device: torch.device) -> Int[Tensor, " item"]:
-        placed = self._on(device)
+        placed = self._move_to(device)
         if "tokens" not in placed:
             every = np.concatenate([np.arange(start, stop) for start, stop in self._order])
             placed["tokens"] = upload([every], device)[0]
         return placed["tokens"]
 
-    def _on(self, device: torch.device) -> dict[str, Tensor]:
+    def _move_to(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._placed:
             arrays = self._indices | {name: spans.reshape(-1) for name, spans in self._spans.items()}
             placed = dict(zip(arrays, upload(list(arrays.values()), device), strict=True))

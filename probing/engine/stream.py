@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from probing.engine.budget import TokenBudget, trial_shape
-from probing.engine.compiled import compiled_blocks
+from probing.engine.compiled import use_compiled_blocks
 from probing.engine.launched_batches import LaunchedBatch, Readings, Values
-from probing.engine.modes import Mode, attending
+from probing.engine.modes import Mode, use_mode
 from probing.engine.readouts import Spots, combine
-from probing.engine.trees import Batch, Segment, Tree, halves, pack_trees, plant, stack_rows, take
+from probing.engine.trees import Batch, Segment, Tree, pack_trees, plant, split_tree, stack_rows, take
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.kernels.dispatch import with_fallbacks
-from probing.kernels.output_head import out_of_memory
+from probing.kernels.output_head import is_out_of_memory
 from probing.models.hooks import Enough, tap_modules
-from probing.models.layers import Site, Stack, evaluating, output_site, run_backbone, trial_ids
+from probing.models.layers import Site, Stack, output_site, run_backbone, trial_ids, use_eval_mode
 from probing.types import Place, Pooling
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ class Stream:
 
     Attributes:
         stack: the model.
-        mode: how it is run.
-        sites: where to look; layers above the last of them are not run.
-        poolings: what to keep at each.
+        mode: the way in which the model is run.
+        sites: places to read; layers above the last of them are not run.
+        poolings: values to keep at each place.
         budget: tokens a batch, padding included; one sequence longer than that runs alone. Another may be put in place.
-        dtype: of what is kept; by default float32 (float64 for a float64 model).
-        per_token: what is kept of "tokens" in place of their states: called with the states that count and the id of
-            the token that follows each, answers [token number].
+        dtype: dtype of what is kept; by default float32 (float64 for a float64 model).
+        per_token: function whose values are kept for "tokens" in place of states: called with the states that count and
+            the id of the token that follows each, answers [token number].
         keep_on_device: whether the states of "tokens" stay on the model's device, in its dtype.
         compiled: whether the blocks are compiled by ``torch.compile`` while rows are read.
         overlap: whether a batch is launched before the values of the last one have come to the host; by default on a
@@ -70,10 +70,10 @@ class Stream:
     def how(self) -> str:
         """How the rows are run, in words: the mode, and every slower way that was taken."""
         ways = [self.mode.describe(), *(["blocks compiled"] if self.compiled else [])]
-        ways += [SLOWER.format(reason) for reason in sorted(self._unforeseen(self.loops))]
+        ways += [SLOWER.format(reason) for reason in sorted(self._find_unforeseen(self.loops))]
         return with_fallbacks("; ".join(ways))
 
-    def _unforeseen(self, loops: set[str]) -> set[str]:
+    def _find_unforeseen(self, loops: set[str]) -> set[str]:
         """Those that the mode does not name already, since the trial's rows were too short to show them."""
         return {reason for reason in loops if reason not in self.mode.reason}
 
@@ -84,7 +84,7 @@ class Stream:
         segments = [Segment(ids, 0, length - 1) for _ in range(rows)]
         lengths = [self.mode.length(segment) for segment in segments]
         trees = plant(segments, lengths, sharing=False)
-        with ONE_AT_A_TIME, evaluating(self.stack.language_model.model):
+        with ONE_AT_A_TIME, use_eval_mode(self.stack.language_model.model):
             batch = self._batch(trees, self.mode.packing == "none", segments, lengths)
             self._run(batch, segments)[1].wait()
         return sum(lengths)
@@ -100,7 +100,7 @@ class Stream:
             progress: called after each batch with the number of tokens of its rows.
 
         Returns:
-            In the order of the rows, whatever the batches were.
+            What was kept of each row, in the order of the rows, whatever the batches were.
 
         Raises:
             OutOfMemory: one sequence alone does not fit.
@@ -110,7 +110,7 @@ class Stream:
         readings = Readings({pooling: [] for pooling in self.poolings}, counts)
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         model = self.stack.language_model.model
-        with ONE_AT_A_TIME, evaluating(model), compiled_blocks(self.stack, self.compiled):
+        with ONE_AT_A_TIME, use_eval_mode(model), use_compiled_blocks(self.stack, self.compiled):
             for trees, stacking in self._parts(segments, lengths):
                 self._run_all(trees, stacking, segments, lengths, readings=readings, offsets=offsets, progress=progress)
         return readings
@@ -152,7 +152,7 @@ class Stream:
 
         while left:
             if left[0].tokens > self.budget.tokens and len(left[0].rows) > 1:
-                left.extendleft(reversed(halves(left.popleft(), lengths)))
+                left.extendleft(reversed(split_tree(left.popleft(), lengths)))
                 continue
             some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike=stacking))]
             launched = self._try(some, stacking, segments, lengths)
@@ -178,7 +178,7 @@ class Stream:
         try:
             return self._run(self._batch(trees, stacking, segments, lengths), segments)
         except RuntimeError as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 return None
             raise
 
@@ -207,7 +207,7 @@ class Stream:
 
         device = self.stack.language_model.device
         loops: set[str] = set()
-        attention = attending(self.stack, self.mode, batch, loops)
+        attention = use_mode(self.stack, self.mode, batch, loops)
         with torch.inference_mode(), attention as options, tap_modules(taps, receive):
             # A caller's autocast would round every layer in half precision without a word.
             with contextlib.suppress(Enough), torch.autocast(device.type, enabled=False):
@@ -216,13 +216,13 @@ class Stream:
                 name = self.stack.name_of(taps[min(waiting)].module)
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
             self._say(loops)
-            following = _following(batch, segments, device) if self.per_token is not None else None
+            following = _collect_next_ids(batch, segments, device) if self.per_token is not None else None
             values = {pooling: self._combine(pooling, parts, following) for pooling in self.poolings}
             return spots, Values(values, self._staying())
 
     def _say(self, loops: set[str]) -> None:
         """Name what ran slower than the mode promises, once; the reasons are known when the pass has run."""
-        for reason in self._unforeseen(loops - self.loops):
+        for reason in self._find_unforeseen(loops - self.loops):
             log.warning("%s: %s", self.stack.family, SLOWER.format(reason))
         self.loops |= loops
 
@@ -261,10 +261,10 @@ class Stream:
         )
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return halves(trees[0], lengths) if len(trees) == 1 else trees
+        return split_tree(trees[0], lengths) if len(trees) == 1 else trees
 
 
-def _following(batch: Batch, segments: Sequence[Segment], device: torch.device) -> Tensor:
+def _collect_next_ids(batch: Batch, segments: Sequence[Segment], device: torch.device) -> Tensor:
     """Id of the token behind each state that counts, row after row; on the host, ready to be copied to the device."""
     following = torch.tensor(
         [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]

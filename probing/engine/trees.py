@@ -20,8 +20,8 @@ class Segment:
     Attributes:
         ids: token ids; those from ``stop`` on are not run where no state that counts can see them.
         start: first position that counts.
-        stop: one past the last.
-        prompt: how many leading tokens make the prompt; rows with the same prompt may be run as one tree.
+        stop: one past the last position that counts.
+        prompt: number of leading tokens that make the prompt; rows with the same prompt may be run as one tree.
     """
 
     ids: Sequence[int]
@@ -35,9 +35,9 @@ class Tree:
     """Rows that begin with the same tokens.
 
     Attributes:
-        rows: their numbers.
+        rows: numbers of the rows.
         shared: leading tokens that are run once for all of them.
-        tokens: that are run in all.
+        tokens: number of tokens that are run in all.
     """
 
     rows: tuple[int, ...]
@@ -50,8 +50,8 @@ class Path:
     """A run of packed tokens, and what it attends to besides itself.
 
     Attributes:
-        start: its first packed token.
-        stop: one past its last.
+        start: first packed token of the run.
+        stop: one past the last packed token of the run.
         before: the packed tokens that it continues, as (start, stop); equal where it begins a sequence.
     """
 
@@ -73,9 +73,9 @@ class Batch:
         rows: numbers of the rows, in the order of everything below.
         ids: [sequence token]; one packed sequence where ``paths`` are given.
         positions: [1 token] of a packed sequence; None where the model counts by itself.
-        paths: of a packed sequence.
-        early: for each row the packed tokens of its shared part that count, as (start, stop).
-        late: the same for the part of its own.
+        paths: paths of a packed sequence.
+        early: packed tokens of each row's shared part that count, as (start, stop).
+        late: packed tokens of each row's own part that count, as (start, stop).
     """
 
     rows: tuple[int, ...]
@@ -94,7 +94,7 @@ def plant(segments: Sequence[Segment], lengths: Sequence[int], sharing: bool) ->
 
     Args:
         segments: the rows.
-        lengths: how many tokens of each are run (or, where a row runs alone, padded to).
+        lengths: number of tokens of each row that are run (or, where a row runs alone, that it is padded to).
         sharing: whether rows may share their prompts.
     """
     groups: dict[object, list[int]] = defaultdict(list)
@@ -111,7 +111,7 @@ def _tree(rows: Sequence[int], shared: int, lengths: Sequence[int]) -> Tree:
     return Tree(tuple(rows), shared, shared + sum(lengths[row] - shared for row in rows))
 
 
-def halves(tree: Tree, lengths: Sequence[int]) -> list[Tree]:
+def split_tree(tree: Tree, lengths: Sequence[int]) -> list[Tree]:
     """The same rows as two trees, each with what they share."""
     middle = len(tree.rows) // 2
     return [_tree(rows, tree.shared, lengths) for rows in (tree.rows[:middle], tree.rows[middle:])]
@@ -121,7 +121,7 @@ def take(trees: Sequence[Tree], budget: int, alike: bool) -> int:
     """How many trees from the front fit the budget together; at least one.
 
     Args:
-        trees: in the order in which they are run.
+        trees: trees in the order in which they are run.
         budget: tokens.
         alike: whether only trees of the same size may go together, because they are stacked and not packed.
     """
@@ -141,7 +141,7 @@ def stack_rows(trees: Sequence[Tree], segments: Sequence[Segment], causal: bool)
     whose state is NaN would spoil the whole row.
 
     Args:
-        trees: of the same size, one row each.
+        trees: trees of the same size, one row each.
         segments: all rows.
         causal: whether tokens after the last that counts can be left out.
     """

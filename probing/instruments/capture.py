@@ -41,10 +41,10 @@ class CapturedBlock:
 
     Attributes:
         values: one tensor a place, [row width] of the rows that are ok (or [token width] of their tokens).
-        counts: for each row that is ok, how many tokens counted.
+        counts: number of tokens that counted, for each row that is ok.
         tokenized: every row, in order.
-        problems: those that are not ok.
-        tokens: that were run.
+        problems: problems of the rows that are not ok, by id.
+        tokens: number of tokens that were run.
     """
 
     values: list[Tensor]
@@ -60,7 +60,7 @@ class Capturer:
 
     Args:
         language_model: the model and its tokenizer.
-        request: what to read.
+        request: places, pooling and tokens to read.
         eos: whether the end of turn belongs to a response.
         max_length: longest sequence; by default what the model has positions for.
         batch_tokens: tokens a batch; found by itself when None.
@@ -112,7 +112,7 @@ class Capturer:
         """Capture some rows.
 
         Args:
-            tokenized: what ``tokenize`` made of them.
+            tokenized: the rows as ``tokenize`` returned them.
             report: see ``Advance``.
         """
         rows, problems = split_runnable(tokenized, report)
@@ -160,7 +160,7 @@ def capture(
     """Read states of texts at chosen places.
 
     Args:
-        model: from ``load``, or ``LanguageModel(model, tokenizer)``.
+        model: language model from ``load``, or ``LanguageModel(model, tokenizer)``.
         texts: strings (their ids are "0", "1", ...), ``LabelledPrompt`` objects, mappings with the columns that
             ``probing capture`` reads, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
         request: places, pooling, and which tokens count.

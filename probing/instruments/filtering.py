@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from probing.data.filters import RULES, check_rule, keep_mask
+from probing.data.filters import RULES, check_rule, make_keep_mask
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch, UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
@@ -36,8 +36,8 @@ def filter_pairs(
     """The pairs whose scores are low (or high), in their own order and type.
 
     Args:
-        pairs: what was given to ``score_pairs``: a list, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
-        scores: what came back; joined by id, so its rows may be in any order.
+        pairs: the pairs that were given to ``score_pairs``: a list, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
+        scores: the table that ``score_pairs`` returned; joined by id, so its rows may be in any order.
         by: score column. Of similarities keep the lowest: higher means more alike. Of rates keep the highest.
         keep_lowest: share of the scored pairs to keep. Give exactly one of the six rules.
         drop_highest: share of the scored pairs to drop.
@@ -93,10 +93,10 @@ def choose_kept(
     status = dict(zip(frame["id"], frame["status"], strict=True))
     good = [identity for identity in ids if status[identity] == "ok"]
     if len(good) < len(ids) and bad == "fail":
-        raise DataInvalid(_bad_rows(ids, status, table))
+        raise DataInvalid(_describe_bad_rows(ids, status, table))
     keep = dict.fromkeys(ids, bad == "keep")
     try:
-        mask = keep_mask(good, [scores[identity] for identity in good], **rule)
+        mask = make_keep_mask(good, [scores[identity] for identity in good], **rule)
     except ValueError as error:
         raise UsageError(str(error)) from error
     keep.update(zip(good, mask.tolist(), strict=True))
@@ -121,7 +121,7 @@ def _column(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> dict[str, flo
     return scores
 
 
-def _bad_rows(ids: Sequence[str], status: Mapping[str, str], table: Table | None) -> str:
+def _describe_bad_rows(ids: Sequence[str], status: Mapping[str, str], table: Table | None) -> str:
     bad = [index for index, identity in enumerate(ids) if status[identity] != "ok"]
     counted = Counter(status[ids[index]] for index in bad)
     summary = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
-from probing.models.layers import Stack, accepts, evaluating, logits_of
+from probing.models.layers import Stack, accepts, logits_of, use_eval_mode
 from probing.tokens.pairs import TokenizedPair
 
 PIECE = 1 << 22
@@ -45,8 +45,8 @@ class GradientRates:
         model = self.stack.language_model.model
         with (
             ONE_AT_A_TIME,
-            evaluating(model),
-            _wanting(model, self.chosen),
+            use_eval_mode(model),
+            _require_gradients(model, self.chosen),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(self.stack.language_model.device.type, enabled=False),
@@ -107,7 +107,7 @@ def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
 
 
 @contextlib.contextmanager
-def _wanting(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _require_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Gradients for these parameters and no others, for a while."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters}

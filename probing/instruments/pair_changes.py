@@ -12,7 +12,7 @@ from probing.errors import SourceMismatch
 from probing.instruments.columns import LIKELIHOOD_COLUMNS
 from probing.instruments.pair_scores import Measured, PairScorer, as_frame, count_run_tokens
 from probing.instruments.reading import Advance, report_tokens, split_runnable
-from probing.metrics.displacement import moved_tokens
+from probing.metrics.displacement import find_moved_tokens
 from probing.models.load import LanguageModel
 from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Problem
@@ -76,11 +76,11 @@ class PairComparer:
         reference: the model before.
         policy: the model after; it may share its weights with the reference, under an adapter.
         predictors: columns of the reference's scores to put beside the changes.
-        top: how many tokens that gained and lost most to name at each position of a response.
+        top: number of tokens that gained and lost most to name at each position of a response.
         eos: whether the end of turn belongs to the response.
         max_length: longest sequence.
         batch_tokens: tokens a batch.
-        rate_parameters: of ``displacement_rate_exact``.
+        rate_parameters: parameters that ``displacement_rate_exact`` covers.
         compile: whether the blocks are compiled by ``torch.compile``.
 
     Raises:
@@ -138,7 +138,7 @@ class PairComparer:
         """Compare the models on some pairs.
 
         Args:
-            tokenized: what ``tokenize`` made of them.
+            tokenized: the pairs as ``tokenize`` returned them.
             report: see ``Advance``.
         """
         runnable, problems = split_runnable(tokenized, report)
@@ -148,20 +148,21 @@ class PairComparer:
         progress = report_tokens(report, len(runnable), 2 * run)
         for group in self.before.groups(runnable) if runnable else []:
             before, after = self.before.measure(group, progress), self.after.measure(group, progress)
-            for pair, detail in zip(group, self._troubles(group, before, after), strict=True):
+            for pair, detail in zip(group, self._find_troubles(group, before, after), strict=True):
                 if detail is not None:
                     problems[pair.id] = Problem(pair.id, "not_finite", detail)
             for index, pair in enumerate(group):
                 if pair.id not in problems:
                     changes[pair.id] = self._changes(pair, index, before, after)
             tokens.append(self._tokens(group, before, after, problems))
-            del before, after  # their states, before the next ones are kept
+            # The states of this block are freed before those of the next one are kept.
+            del before, after
         frame = as_frame(tokenized, problems, self.columns, changes)
         said = [problems[id] for id in frame["id"] if id in problems]
         return ComparedBlock(frame, pa.concat_tables(tokens), said, run)
 
-    def _troubles(self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured) -> list[str | None]:
-        of_reference, of_policy = self.before.troubles(pairs, before), self.after.troubles(pairs, after)
+    def _find_troubles(self, pairs: Sequence[TokenizedPair], before: Measured, after: Measured) -> list[str | None]:
+        of_reference, of_policy = self.before.find_troubles(pairs, before), self.after.find_troubles(pairs, after)
         return [
             f"reference: {first}" if first else f"policy: {second}" if second else None
             for first, second in zip(of_reference, of_policy, strict=True)
@@ -188,7 +189,7 @@ class PairComparer:
             return TOKENS_SCHEMA.empty_table()
         assert before.stats is not None and after.stats is not None  # noqa: PT018 (for the type checker)
         count = min(self.top, len(self.before.head.weight))
-        moved = moved_tokens(before.states, self.before.head, after.states, self.after.head, count)
+        moved = find_moved_tokens(before.states, self.before.head, after.states, self.after.head, count)
         sides = [(pair, side, getattr(pair, side)[pair.prompt_tokens :]) for pair in pairs for side in SIDES]
         ids = [id for _, _, response in sides for id in response]
         columns = {
@@ -271,7 +272,7 @@ def measure_likelihoods(scorer: PairScorer, pairs: Sequence[TokenizedPair]) -> d
     for group in scorer.groups(pairs) if pairs else []:
         measured = scorer.measure(group)
         values = zip(measured.columns["chosen_logprob"], measured.columns["rejected_logprob"], strict=True)
-        for pair, both, detail in zip(group, values, scorer.troubles(group, measured), strict=True):
+        for pair, both, detail in zip(group, values, scorer.find_troubles(group, measured), strict=True):
             if detail is None:
                 finite[pair.id] = both
     return finite

@@ -33,8 +33,9 @@ def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[st
     """Sums and means over each response, [pair] in float64.
 
     Args:
-        stats: of the tokens of each pair's chosen and then rejected response, pair after pair, [token 2].
-        pairs: to which they belong.
+        stats: log-probability and rank of the tokens of each pair's chosen and then rejected response, pair after pair,
+            [token 2].
+        pairs: pairs that the tokens belong to.
     """
     lengths = torch.tensor([[pair.chosen_tokens, pair.rejected_tokens] for pair in pairs])
     offsets = torch.nn.functional.pad(lengths.flatten().cumsum(0), (1, 0))
@@ -43,7 +44,8 @@ def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[st
     per_token = totals / lengths
     mean_ranks = segment_totals(ranks, offsets).unflatten(0, (-1, 2)) / lengths
     ratios = rank_surprisal_ratio(ranks.long(), -logprobs, offsets).unflatten(0, (-1, 2))
-    ratios = ratios.masked_fill(totals == 0, float("nan"))  # nothing surprises: there is no ratio
+    # Where no token is surprising, there is no ratio.
+    ratios = ratios.masked_fill(totals == 0, float("nan"))
     columns: dict[str, Tensor] = {}
     for name, values in (
         ("logprob", totals),
@@ -63,10 +65,11 @@ def free_rates(
     """``free_feature_rate`` of each pair, on the CPU.
 
     Args:
-        states: of each pair's chosen and then rejected response, pair after pair, [token width], where the head is.
+        states: states of each pair's chosen and then rejected response, pair after pair, [token width], where the head
+            is.
         following: the tokens that they predict, on the CPU.
-        logsumexp: of the logits at the states.
-        pairs: to which they belong.
+        logsumexp: ln of the sum of exp(logit) at each state.
+        pairs: pairs that the states belong to.
         head: the output head.
     """
     lengths = [count for pair in pairs for count in (pair.chosen_tokens, pair.rejected_tokens)]
@@ -85,9 +88,9 @@ def describe_bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) ->
     """Where the likelihood of a pair is not finite, in words; None where it is.
 
     Args:
-        tokenizer: to show the token.
+        tokenizer: tokenizer that shows the token as text.
         pair: whose responses they are.
-        logprobs: of the chosen and then the rejected response's tokens.
+        logprobs: log-probabilities of the chosen and then the rejected response's tokens.
     """
     bad = (~torch.isfinite(logprobs)).nonzero()
     if not len(bad):

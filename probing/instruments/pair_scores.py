@@ -74,10 +74,11 @@ class Measured:
     """Numbers of some pairs, finite or not.
 
     Attributes:
-        columns: by name, one value a pair.
+        columns: scores by name, one value a pair.
         stats: log-probability and rank of the tokens of each pair's chosen and then rejected response, pair after
             pair, [token 2]; None if no likelihood was asked for.
-        states: that predict these tokens, [token width], where they are kept: in the model's dtype, on its device.
+        states: states that predict these tokens, [token width], where they are kept: in the model's dtype, on its
+            device.
     """
 
     columns: dict[str, list[Any]]
@@ -94,8 +95,8 @@ class PairScorer:
         eos: whether the end of turn belongs to the response.
         max_length: longest sequence; by default what the model has positions for.
         batch_tokens: padded tokens a batch; found by itself when None.
-        columns: which to compute, besides id, status and tokens.
-        rate_parameters: of ``displacement_rate_exact``; see ``GradientRates``.
+        columns: columns to compute, besides id, status and tokens.
+        rate_parameters: parameters that ``displacement_rate_exact`` covers; see ``GradientRates``.
         keep_states: whether ``measure`` hands out the states of the responses.
         compile: whether the blocks are compiled by ``torch.compile``.
 
@@ -174,7 +175,7 @@ class PairScorer:
         scores: dict[str, dict[str, Any]] = {}
         for group in self.groups(pairs):
             measured = self.measure(group, progress)
-            for index, (pair, detail) in enumerate(zip(group, self.troubles(group, measured), strict=True)):
+            for index, (pair, detail) in enumerate(zip(group, self.find_troubles(group, measured), strict=True)):
                 if detail is None:
                     scores[pair.id] = {name: values[index] for name, values in measured.columns.items()}
                 else:
@@ -231,7 +232,7 @@ class PairScorer:
                 columns["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
         return Measured(columns, stats, states)
 
-    def troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
+    def find_troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
         """Why the numbers of a pair cannot be trusted, for each; None where they can."""
         details: list[str | None] = []
         lengths = [pair.chosen_tokens + pair.rejected_tokens for pair in pairs]
@@ -293,10 +294,10 @@ def as_frame(
     """One row a pair, in order: id, status, tokens, and the columns, without a value where there is a problem.
 
     Args:
-        pairs: in order.
-        problems: of some of them, by id.
-        columns: their pandas dtypes, by name, in order; facts of a pair may be among them.
-        values: of the other pairs, by id and column.
+        pairs: all pairs, in order.
+        problems: problems of some of the pairs, by id.
+        columns: pandas dtypes of the columns, by name, in order; facts of a pair may be among them.
+        values: values of the other pairs, by id and column.
     """
     facts = [
         (pair.id, problems[pair.id].status if pair.id in problems else "ok", *(getattr(pair, n) for n in TOKEN_COLUMNS))
@@ -323,10 +324,10 @@ def score_pairs(
     """Score preference pairs by CHES and its relatives, by likelihood, and by how training on them would move it.
 
     Args:
-        model: from ``load``, or ``LanguageModel(model, tokenizer)``.
+        model: language model from ``load``, or ``LanguageModel(model, tokenizer)``.
         pairs: ``PreferencePair`` objects, mappings with ``prompt``/``chosen``/``rejected`` in any of TRL's formats, a
             ``datasets.Dataset`` or a ``pandas.DataFrame``.
-        columns: which columns to return, besides ``id`` and ``status``. By default tokens, CHES and its relatives;
+        columns: columns to return, besides ``id`` and ``status``. By default tokens, CHES and its relatives;
             "all" stands for these and everything about likelihood; ``displacement_rate`` and
             ``displacement_rate_exact`` cost more and are named.
         batch_tokens: padded tokens a batch; found by itself when None. The numbers do not depend on it.

@@ -8,7 +8,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
+def prefetch(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
     """``make`` of every item, in order; while one is being used, a thread makes the next.
 
     One thread makes all of them, so ``make`` never runs beside itself. What it raises is raised when its turn comes.

@@ -32,8 +32,8 @@ def refuse_if_none(facts: Mapping[str, Any], nothing: str, listed: Path) -> None
     """Raise if not one row of a finished run is ok.
 
     Args:
-        facts: of the run, with ``rows_by_status`` and ``problems``.
-        nothing: what did not come about.
+        facts: facts of the run, with ``rows_by_status`` and ``problems``.
+        nothing: words for the result that did not come about.
         listed: the file that lists each row.
 
     Raises:

@@ -13,7 +13,7 @@ from probing.engine.modes import choose_mode
 from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
-from probing.instruments.prefetch import one_ahead
+from probing.instruments.prefetch import prefetch
 from probing.models.layers import Site, Stack
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
@@ -43,8 +43,8 @@ def open_stream(
 
     Args:
         stack: the model, set up.
-        sites: where to look.
-        poolings: what to keep there.
+        sites: places to read.
+        poolings: values to keep at each place.
         batch_tokens: tokens a batch; found by trials when None.
         kept: further fields of ``Stream``.
 
@@ -61,7 +61,7 @@ class NonFiniteExplainer:
     """Says where the states of a row stop being finite; looked up once, for the first such row, since it costs a pass.
 
     Args:
-        stream: which reads the model.
+        stream: stream that reads the model.
     """
 
     stream: Stream
@@ -72,7 +72,7 @@ class NonFiniteExplainer:
 
         Args:
             segments: the sequences of the row.
-            otherwise: what is said where the states of all of them are finite.
+            otherwise: the answer where the states of all of them are finite.
         """
         if self._asked:
             return NOT_FINITE
@@ -126,7 +126,7 @@ def read_blocks(
 ) -> list[Block]:
     """Rows in blocks, in order; while one is being read, a thread tokenises the next."""
     parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    with bar, contextlib.closing(one_ahead(tokenize, parts)) as tokenized:
+    with bar, contextlib.closing(prefetch(tokenize, parts)) as tokenized:
         return [read(block, bar.advance) for block in tokenized]
 
 
@@ -141,8 +141,8 @@ def check_unique(ids: Sequence[str], kind: str) -> None:
     """Raise unless every id is there once.
 
     Args:
-        ids: of all rows, in order.
-        kind: what a row is called.
+        ids: ids of all rows, in order.
+        kind: word for a row in messages.
 
     Raises:
         DataInvalid: names the first row whose id was already used.

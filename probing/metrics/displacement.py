@@ -6,21 +6,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.kernels.dispatch import sums_wide
+from probing.kernels.dispatch import can_sum_wide
 from probing.kernels.output_head import (
     LEAST_ROWS,
     VOCABULARY_SLICE,
     Unembedding,
+    count_rows_at_a_time,
     logit_chunks,
-    logits_into,
-    product_into,
-    rows_at_a_time,
     with_fewer_rows,
+    write_logits,
+    write_product,
 )
 from probing.kernels.top_columns import top_columns
 
 MOVED_BYTES = 1 << 31
-"""On a card, of the four tensors [row vocabulary] in which ``moved_tokens`` looks for tokens."""
+"""On a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
 TERMS = 3
 """bf16 numbers of 8 bits each, whose sum is a float32 number of 24 bits."""
 
@@ -48,9 +48,9 @@ def free_feature_rate(
 
     Args:
         chosen_states: the states that predict the chosen response's tokens, after the final norm.
-        rejected_states: the same of the rejected one.
-        chosen_ids: the tokens they predict.
-        rejected_ids: the same of the rejected one.
+        rejected_states: the states that predict the rejected response's tokens, after the final norm.
+        chosen_ids: ids of the chosen response's tokens.
+        rejected_ids: ids of the rejected response's tokens.
         head: the output head.
         logsumexp: ln of the sum of exp(logit) at each chosen and then each rejected state, as in ``TokenStats``, which
             saves one product with the whole head; computed where it is not given.
@@ -77,11 +77,11 @@ def free_feature_rate(
     wide = states.to(exact).double()
     weighted = products * (wide[:chosen] @ wide.T)
     own, other = weighted[:, :chosen].sum() + pulls[:chosen].square().sum(), weighted[:, chosen:].sum()
-    shared = shared_states(chosen_ids, rejected_ids)
+    shared = count_shared_states(chosen_ids, rejected_ids)
     return own - other - (pulls[:shared] * pulls[chosen : chosen + shared]).sum()
 
 
-def shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
+def count_shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
     """How many of the states that predict two responses are the same: up to the first token that differs."""
     shortest = min(len(chosen_ids), len(rejected_ids))
     differ = (chosen_ids[:shortest] != rejected_ids[:shortest]).nonzero()
@@ -91,7 +91,7 @@ def shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
 def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, columns: slice) -> Tensor:
     """Derivative of each token's log-probability by the products ``W h``, some columns of it."""
     logits = torch.empty((len(states), columns.stop - columns.start), dtype=total.dtype, device=states.device)
-    logits_into(logits, states, head, columns)
+    write_logits(logits, states, head, columns)
     slope = head.scale if head.soft_cap is None else head.scale * (1 - (logits / head.soft_cap).square())
     residuals = -(logits - total[:, None]).exp()
     # A list of those inside would be counted on the host, which then waits for the card.
@@ -103,7 +103,7 @@ def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, co
 
 def _pulls(residuals: Tensor, weight: Tensor) -> Tensor:
     """``residuals @ weight`` with sums in the residuals' dtype; on a card by half-precision products."""
-    if residuals.is_cuda and residuals.dtype == torch.float32 and weight.dtype == torch.bfloat16 and sums_wide():
+    if residuals.is_cuda and residuals.dtype == torch.float32 and weight.dtype == torch.bfloat16 and can_sum_wide():
         return product_by_terms(residuals, weight)
     return residuals @ weight.to(residuals)
 
@@ -123,7 +123,7 @@ def product_by_terms(
     """
     terms = torch.cat(bf16_terms(values))
     out = values.new_empty((len(terms), weight.shape[1]))
-    product_into(out, terms, weight.T)
+    write_product(out, terms, weight.T)
     return out.unflatten(0, (TERMS, -1)).sum(dim=0)
 
 
@@ -140,12 +140,12 @@ class MovedTokens(NamedTuple):
     """The tokens whose probability rose and fell most, [token k] each, most first.
 
     Attributes:
-        gained_ids: that rose.
-        gained_before: their probability under the first model.
-        gained_after: under the second.
-        lost_ids: that fell.
-        lost_before: their probability under the first model.
-        lost_after: under the second.
+        gained_ids: ids of the tokens whose probability rose.
+        gained_before: probability of these tokens under the first model.
+        gained_after: probability of these tokens under the second model.
+        lost_ids: ids of the tokens whose probability fell.
+        lost_before: probability of these tokens under the first model.
+        lost_after: probability of these tokens under the second model.
     """
 
     gained_ids: Tensor
@@ -156,7 +156,7 @@ class MovedTokens(NamedTuple):
     lost_after: Tensor
 
 
-def moved_tokens(
+def find_moved_tokens(
     before: Float[Tensor, "token width"],
     before_head: Unembedding,
     after: Float[Tensor, "token other"],
@@ -167,13 +167,14 @@ def moved_tokens(
 
     Args:
         before: states of the first model, after its final norm.
-        before_head: its output head.
+        before_head: output head of the first model.
         after: states of the second model at the same tokens.
-        after_head: its output head, with the same vocabulary.
-        count: how many tokens to name each way.
+        after_head: output head of the second model, with the same vocabulary.
+        count: number of tokens to name each way.
 
     Returns:
-        On the CPU. Where memory runs out, fewer rows are looked at together, with a warning.
+        The tokens and their probabilities, on the CPU. Where memory runs out, fewer rows are computed
+        together, with a warning.
     """
 
     def work(rows: int) -> MovedTokens:
@@ -181,7 +182,8 @@ def moved_tokens(
         chunks = zip(logit_chunks(before, before_head, rows), logit_chunks(after, after_head, rows), strict=True)
         for (_, first), (_, second) in chunks:
             old, new = first.softmax(dim=1), second.softmax(dim=1).to(first.device)
-            change = torch.sub(new, old, out=first)  # the logits are not needed any more
+            # The logits are not needed any more, so their memory is used.
+            change = torch.sub(new, old, out=first)
             gained, lost = top_columns(change, count)[1], top_columns(change.neg_(), count)[1]
             among = [
                 ids if values is None else values.gather(1, ids)
@@ -192,11 +194,11 @@ def moved_tokens(
         return MovedTokens(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
 
     with torch.inference_mode():
-        return with_fewer_rows(work, _moved_rows(before, len(before_head.weight)))
+        return with_fewer_rows(work, _count_moved_rows(before, len(before_head.weight)))
 
 
-def _moved_rows(states: Tensor, vocabulary: int) -> int:
-    rows = rows_at_a_time(states, vocabulary)
+def _count_moved_rows(states: Tensor, vocabulary: int) -> int:
+    rows = count_rows_at_a_time(states, vocabulary)
     if not states.is_cuda:
         return rows
     return max(min(rows, MOVED_BYTES // (4 * 4 * vocabulary)), LEAST_ROWS)

@@ -20,9 +20,9 @@ class CentroidShift:
 
     Attributes:
         vector: mean of after - before, in the states' unit, shape [width], float64.
-        norm: its length.
-        relative: that length by the root mean square distance of the rows before to their mean.
-        noise: the length to expect from sampling the rows alone, were the true shift zero (the root of the mean
+        norm: length of the vector.
+        relative: ``norm`` divided by the root mean square distance of the rows before to their mean.
+        noise: norm to expect from sampling the rows alone, were the true shift zero (the root of the mean
             square): a norm not well above it says nothing.
     """
 
@@ -38,7 +38,8 @@ class BuresWasserstein:
 
     Attributes:
         distance: the Bures-Wasserstein distance, in the states' unit, at least 0.
-        conflict: its square by tr A + tr B: 0 where they are equal, 1 where their supports are orthogonal.
+        conflict: square of the distance divided by tr A + tr B: 0 where they are equal, 1 where their supports are
+            orthogonal.
     """
 
     distance: float
@@ -52,7 +53,7 @@ def centroid_shift(before: Float[Tensor, "row width"], after: Float[Tensor, "row
 
     Args:
         before: states of the first model, of any float dtype; all is computed in float64.
-        after: of the second, the same rows in the same order.
+        after: states of the second model, the same rows in the same order.
 
     Raises:
         ValueError: shapes that differ, fewer than two rows, states that are not finite, or rows before that are all
@@ -85,11 +86,11 @@ def linear_cka(
 
     Args:
         left: states of the first model, of any float dtype; all is computed in float64.
-        right: of the second, the same rows in the same order, of any width.
+        right: states of the second model, the same rows in the same order, of any width.
         debiased: whether to use the unbiased estimate of HSIC, which leaves out what a row has in common with itself.
 
     Returns:
-        0 to 1, or debiased -1 to 1, about 0 for states that are independent.
+        The similarity: from 0 to 1, or debiased from -1 to 1 and about 0 for states that are independent.
 
     Raises:
         ValueError: as many rows are not on both sides, fewer than two (debiased: four), states that are not finite,
@@ -109,7 +110,7 @@ def linear_cka(
     squares, lengths = inner(left, right)
     if debiased:
         whole = squares
-        squares = {(i, j): _without_own(whole[i, j], lengths[i], lengths[j]) for i, j in whole}
+        squares = {(i, j): _sum_without_own(whole[i, j], lengths[i], lengths[j]) for i, j in whole}
         if any(squares[i, i] <= CONSTANT_KERNEL * whole[i, i] for i in (0, 1)):
             raise ValueError("the rows of a side have nothing in common to compare; give more rows, or rows less alike")
     return squares[0, 1] / (math.sqrt(squares[0, 0]) * math.sqrt(squares[1, 1]))
@@ -126,11 +127,11 @@ def principal_angles(
 
     Args:
         left: states of the first model, of any float dtype; all is computed in float64.
-        right: of the second, in the same space; they may be other rows.
-        components: how many of the components of the largest variance span each side.
+        right: states of the second model, in the same space; they may be other rows.
+        components: number of components of the largest variance that span each side.
 
     Returns:
-        As many angles as components, in degrees, 0 to 90, ascending, float64.
+        The angles, as many as components, in degrees from 0 to 90, ascending, float64.
 
     Raises:
         ValueError: widths that differ, fewer than two rows, states that are not finite, rows that are all the same, or
@@ -163,7 +164,7 @@ def bures_wasserstein(
 
     Args:
         left: states of the first model, of any float dtype; all is computed in float64.
-        right: of the second, in the same space; they may be other rows, and not as many.
+        right: states of the second model, in the same space; they may be other rows, and not as many.
 
     Raises:
         ValueError: widths that differ, fewer than two rows, states that are not finite, or rows that are all the same.
@@ -239,7 +240,7 @@ def _inner_by_columns(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor
     return squares, lengths
 
 
-def _without_own(square: float, left: Tensor, right: Tensor) -> float:
+def _sum_without_own(square: float, left: Tensor, right: Tensor) -> float:
     """n (n - 3) HSIC_1 of centred rows from <K, L> and the rows' squared lengths."""
     rows = len(left)
     own = rows / (rows - 2) * float(left.dot(right))

@@ -29,8 +29,8 @@ class LayerWeights:
 
     Attributes:
         weights: shape [layer], at least 0, sum 1, float64; most are exactly 0.
-        loss: ``separation_loss`` with them, at most that of the uniform ones and of every single layer.
-        uniform_loss: with the same weight for every layer.
+        loss: ``separation_loss`` with these weights, at most that of uniform weights and of every single layer.
+        uniform_loss: ``separation_loss`` with the same weight for every layer.
     """
 
     weights: Tensor
@@ -47,7 +47,7 @@ def sparsemax(scores: Float[Tensor, "*batch layer"]) -> Float[Tensor, "*batch la
         scores: any finite numbers; adding the same to all of them changes nothing.
 
     Returns:
-        The shape and dtype of the scores; at least 0, with a sum of 1 over the last axis.
+        Weights in the shape and dtype of the scores; at least 0, with a sum of 1 over the last axis.
 
     Raises:
         ValueError: no scores, or scores that are not finite.
@@ -75,9 +75,9 @@ def sample_pairs(
     paired with itself.
 
     Args:
-        labels: of the rows; each value is a label of its own, negative ones too.
-        count: of pairs, at least 2.
-        seed: of the draw; the same seed gives the same pairs.
+        labels: labels of the rows; each value is a label of its own, negative ones too.
+        count: number of pairs, at least 2.
+        seed: seed of the draw of pairs; the same seed gives the same pairs.
 
     Returns:
         The pairs, as numbers of rows, and whether both rows have the same label.
@@ -119,7 +119,7 @@ def difference_grams(
 
     Args:
         layers: states of the same rows at every layer, of any float dtype; differences are taken in float64.
-        pairs: of row numbers, as ``sample_pairs`` gives them.
+        pairs: pairs of row numbers, as ``sample_pairs`` gives them.
 
     Returns:
         The products, without unit, and the scales s, in the states' unit; both float64.
@@ -138,7 +138,9 @@ def difference_grams(
     scales = grams.diagonal(dim1=1, dim2=2).mean(dim=0).sqrt()
     for number, scale in enumerate(scales.tolist()):
         if not np.isfinite(scale):
-            raise ValueError(f"layer {number}, row {_bad_row(layers[number], pairs)} is not finite; leave the row out")
+            raise ValueError(
+                f"layer {number}, row {_find_bad_row(layers[number], pairs)} is not finite; leave the row out"
+            )
         if scale == 0:
             raise ValueError(f"layer {number}: the rows of every pair are the same; leave the layer out")
     return grams / (scales[:, None] * scales), scales
@@ -156,13 +158,13 @@ def separation_loss(
     Its gradient is finite at d = 0 too, where the root counts as constant.
 
     Args:
-        weights: over layers, with any leading axes.
-        grams: of ``difference_grams``, so that a distance of 1 is the usual one at a single layer.
+        weights: weights over layers, with any leading axes.
+        grams: Gram matrices from ``difference_grams``, so that a distance of 1 is the usual one at a single layer.
         same: whether both rows of a pair have the same label.
         margin: the distance beyond which two labels are far enough apart.
 
     Returns:
-        At least 0, one for each weighting.
+        The loss of each weighting, at least 0.
 
     Source: Hadsell, Chopra and LeCun 2006, equations 1 to 4, without their factor 1/2 and as a mean; as the objective
         for layer weights arXiv 2506.13901.
@@ -187,10 +189,10 @@ def fit_layer_weights(
     one in two hundred had a better one, by about 1 %.
 
     Args:
-        grams: of ``difference_grams``.
+        grams: Gram matrices from ``difference_grams``.
         same: whether both rows of a pair have the same label; there must be both kinds.
-        margin: of ``separation_loss``, in units of the usual distance.
-        steps: at most; the search ends by itself where nothing moves.
+        margin: margin of ``separation_loss``, in units of the usual distance.
+        steps: greatest number of steps; the search ends by itself where nothing moves.
 
     Raises:
         ValueError: grams that are not [pair layer layer] or not finite, another number of pairs, one kind of pairs
@@ -224,11 +226,11 @@ def pool_layers(
 
     Args:
         layers: states of the same rows, one layer after the other, of any float dtype.
-        weights: over the layers, at least 0, of ``fit_layer_weights``.
-        scales: of ``difference_grams``.
+        weights: weights over the layers, at least 0, from ``fit_layer_weights``.
+        scales: scales from ``difference_grams``.
 
     Returns:
-        float64, without unit, mean 0.
+        The pooled states, float64, without unit, mean 0.
 
     Raises:
         ValueError: not as many weights, scales and layers; weights below 0 or all 0; scales of weighted layers that
@@ -283,7 +285,7 @@ def _improve(weights: Tensor, grams: Tensor, same: Tensor, margin: float, steps:
     return weights
 
 
-def _bad_row(states: Tensor, pairs: Tensor) -> int:
+def _find_bad_row(states: Tensor, pairs: Tensor) -> int:
     rows = pairs.unique()
     return int(rows[~torch.isfinite(states[rows]).all(dim=1)][0])
 

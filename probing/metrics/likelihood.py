@@ -39,7 +39,7 @@ def rank_surprisal_ratio(
         clip: larger ranks count as this much.
 
     Returns:
-        float64, one value, or one a segment. Infinite for a response that the model was certain of.
+        The ratio, float64: one value, or one a segment. Infinite for a response that the model was certain of.
 
     Raises:
         ValueError: no tokens, a rank below 1, a negative surprisal, offsets that do not fit.
@@ -63,8 +63,8 @@ def dataset_rank_surprisal_ratio(
     A ratio of means, not a mean of ratios: single responses that the model is certain of cannot blow it up.
 
     Args:
-        mean_ranks: of each response, over its tokens, each rank clipped.
-        mean_surprisals: of each response, over its tokens, in nats.
+        mean_ranks: mean clipped rank of each response, over its tokens.
+        mean_surprisals: mean surprisal of each response, over its tokens, in nats.
 
     Source: arXiv 2601.14249.
     """

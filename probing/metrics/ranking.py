@@ -33,7 +33,7 @@ def ranking_accuracy(chosen: Float[Tensor, " pair"], rejected: Float[Tensor, " p
     Args:
         chosen: summed log-probabilities of the chosen responses, in nats (or per-token means, for the length-normalised
             variant).
-        rejected: of the rejected ones.
+        rejected: summed log-probabilities of the rejected responses, likewise.
 
     Raises:
         ValueError: no pairs, or log-probabilities that are not finite.
@@ -58,9 +58,10 @@ def idealized_ranking_accuracy(
 
     Args:
         reference_chosen: summed log-probabilities of the chosen responses under the reference model, in nats.
-        reference_rejected: of the rejected ones.
-        share: of the raters who preferred the chosen response, 0 to 1. Where all did, the other's share counts as .001.
-        beta: of the DPO loss.
+        reference_rejected: summed log-probabilities of the rejected responses under the reference model, in nats.
+        share: share of the raters who preferred the chosen response, 0 to 1. Where all did, the other's share counts as
+            .001.
+        beta: beta of the DPO loss.
 
     Returns:
         Ties, where the optimum is exactly undecided, count as not ranked first, as in the paper.

@@ -25,8 +25,8 @@ def ches(
         rejected_sum: ``S-``.
 
     Returns:
-        float64, one value a pair, in squared units of the model's states, unbounded. Exactly 0 for responses of one
-        token each, where both sums are the same state.
+        The scores, float64, one value a pair, in squared units of the model's states, unbounded. Exactly 0 for
+        responses of one token each, where both sums are the same state.
 
     Raises:
         TypeError: sums in half precision, which hold no usable digits.
@@ -52,7 +52,7 @@ def ches_normalized(
         rejected_tokens: ``n-``.
 
     Returns:
-        float64, one value a pair, in squared units of the model's states, unbounded.
+        The scores, float64, one value a pair, in squared units of the model's states, unbounded.
 
     Raises:
         TypeError: sums in half precision.
@@ -76,7 +76,7 @@ def last_state_similarity(
     With the end of turn counted as part of the response, that is the state after the last word.
 
     Returns:
-        float64, one value a pair, in squared units of the model's states, unbounded.
+        The scores, float64, one value a pair, in squared units of the model's states, unbounded.
 
     Source: Razin et al. 2024, arXiv 2410.08847, the last-hidden-embedding baseline.
     """

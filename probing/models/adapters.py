@@ -96,16 +96,17 @@ def attach(model: Any, path: str | Path) -> tuple[Any, str]:
                 f"off does not take them out again; merge it into the model and compare with that"
             )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
+            # These warnings are between PEFT and transformers and do not concern the user.
+            warnings.simplefilter("ignore", FutureWarning)
             if wrapped is None:
                 config.inference_mode = True
                 wrapped = PeftModel(model, config, adapter_name=name)
-            found = wrapped.load_adapter(str(folder), adapter_name=name)
-        lacking = [key for key in found.missing_keys if name in key]
-        if lacking or found.unexpected_keys:
+            load_result = wrapped.load_adapter(str(folder), adapter_name=name)
+        lacking = [key for key in load_result.missing_keys if name in key]
+        if lacking or load_result.unexpected_keys:
             raise ValueError(
-                f"{len(lacking)} of its tensors are missing and {len(found.unexpected_keys)} have no place "
-                f"({', '.join([*lacking, *found.unexpected_keys][:2])}, ...)"
+                f"{len(lacking)} of its tensors are missing and {len(load_result.unexpected_keys)} have no place "
+                f"({', '.join([*lacking, *load_result.unexpected_keys][:2])}, ...)"
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         if wrapped is not None:
@@ -121,9 +122,8 @@ def detach(wrapped: Any, name: str) -> bool:
         return False
     if len(wrapped.peft_config) > 1:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # that another one is active now; each is switched on when read
+            # PEFT warns that another adapter is active now; each one is switched on when it is read.
+            warnings.simplefilter("ignore", UserWarning)
             wrapped.delete_adapter(name)
         return False
     wrapped.unload()
@@ -147,5 +147,6 @@ def switch_adapter(wrapped: Any, name: str | None) -> Iterator[None]:
             yield
     finally:
         wrapped.set_adapter(before)
-        for parameter, required in wanted:  # PEFT wants gradients for whatever it switches on
+        # PEFT turns gradients on for every adapter that it activates.
+        for parameter, required in wanted:
             parameter.requires_grad_(required)

@@ -40,7 +40,8 @@ class FilesHash:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = sorted(paths)
-        self._read = [0] * len(self._paths)  # each thread counts in a place of its own
+        # Each thread counts in an entry of its own.
+        self._read = [0] * len(self._paths)
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor()
         self._digests = [self._pool.submit(self._one, index) for index in range(len(self._paths))]
@@ -77,7 +78,8 @@ class FilesHash:
     def _one(self, index: int) -> str:
         real = self._paths[index].resolve()
         if real.parent.name == "blobs" and len(real.name) == 64:
-            return real.name  # the hub's cache names large files by this very hash
+            # The hub's cache names large files by this hash.
+            return real.name
         digest = hashlib.sha256()
         with real.open("rb", buffering=0) as file:
             while not self._stopped.is_set() and (piece := file.read(PIECE)):
@@ -88,7 +90,7 @@ class FilesHash:
         return digest.hexdigest()
 
 
-def hashing_weights(name: str) -> AbstractContextManager[FilesHash | None]:
+def hash_weights(name: str) -> AbstractContextManager[FilesHash | None]:
     """The hash of the weights in a folder, begun; None where they have yet to be fetched from a hub."""
     folder = Path(name)
     return FilesHash(folder.glob("*.safetensors")) if folder.is_dir() else nullcontext()
@@ -100,12 +102,12 @@ def checkpoint_source(
     """The source of a loaded checkpoint.
 
     Args:
-        given: what the caller called it.
+        given: the name that the caller gave for the model.
         name: folder or hub id that it was loaded from.
-        revision: of the hub.
+        revision: revision of the hub.
         model: the loaded model.
-        tokenizer: its tokenizer.
-        weights: their hash, from ``hashing_weights``.
+        tokenizer: tokenizer of the model.
+        weights: hash of the weights, from ``hash_weights``.
     """
     folder = Path(name) if Path(name).is_dir() else _cache_folder(name, revision or "main")
     return Source(

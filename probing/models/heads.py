@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from probing.errors import LayerNotFound
-from probing.kernels.output_head import Unembedding, logits_into
+from probing.kernels.output_head import Unembedding, write_logits
 from probing.models.devices import device_of
-from probing.models.layers import TRIAL_STARTS, Stack, evaluating, last_hidden_state, logits_of, trial_ids
+from probing.models.layers import TRIAL_STARTS, Stack, last_hidden_state, logits_of, trial_ids, use_eval_mode
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -30,7 +30,7 @@ def find_head(stack: Stack) -> Unembedding:
         LayerNotFound: the model's own logits are something else.
     """
     model = stack.language_model.model
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), use_eval_mode(model):
         weight, bias = _matrix(model.get_output_embeddings(), stack.width)
         config = model.config.get_text_config()
         scale = 1.0
@@ -69,14 +69,15 @@ def _prove(stack: Stack, head: Unembedding) -> None:
         states = last_hidden_state(stack.backbone, ids)[0].to(head.weight.device)
         theirs = logits_of(model, ids)[0]
         if not bool(torch.isfinite(states).all()):
-            continue  # broken weights are reported row by row
+            # Broken weights are reported later, row by row.
+            continue
         if theirs.shape[-1] != len(head.weight):
             raise LayerNotFound(
                 f"{stack.family} has {theirs.shape[-1]} logits a token, its output head {len(head.weight)}; "
                 f"likelihoods of this family are not supported yet"
             )
         ours = torch.empty(theirs.shape, dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
-        logits_into(ours, states, head, slice(0, len(head.weight)))
+        write_logits(ours, states, head, slice(0, len(head.weight)))
         seen = torch.isfinite(theirs).to(ours.device)
         gap = (ours - theirs.to(ours))[seen].norm() / ours[seen].norm().clamp_min(torch.finfo(torch.float32).tiny)
         if not float(gap) <= FAITHFUL.get(states.dtype, FAITHFUL_HALF):

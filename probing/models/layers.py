@@ -57,7 +57,7 @@ class Stack:
         language_model: the model.
         backbone: takes ``input_ids``; everything below the output head.
         blocks: the layers.
-        width: of the residual stream.
+        width: width of the residual stream.
         causal: whether a state depends on earlier tokens only.
         normed: whether the backbone changes the last block's output (by a final norm) before it returns it.
         final_norm: the module that does, if it is a single one.
@@ -73,13 +73,13 @@ class Stack:
 
     def name_of(self, module: nn.Module) -> str:
         """Path of a module within the model."""
-        return next((name for name, found in self.language_model.model.named_modules() if found is module), "?")
+        return next((name for name, candidate in self.language_model.model.named_modules() if candidate is module), "?")
 
     @functools.cached_property
     def writes(self) -> tuple[BlockWrites, ...]:
         """What each block adds to the residual stream; found, and proved to add up, when first asked for."""
         ids = trial_ids(self.language_model, TRIAL_STARTS[0])
-        with torch.inference_mode(), evaluating(self.language_model.model):
+        with torch.inference_mode(), use_eval_mode(self.language_model.model):
             return find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
 
     def sites(self, places: Sequence[Place]) -> list[Site]:
@@ -155,21 +155,21 @@ def find_stack(language_model: LanguageModel) -> Stack:
         )
     lists = _block_lists(model)
     problems = []
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), use_eval_mode(model):
         for name, blocks in lists:
             backbone = _runner(model, name)
             if backbone is None:
                 problems.append(f"nothing around '{name}' takes input_ids")
                 continue
             try:
-                found = _try_blocks(language_model, backbone, blocks)
+                outcome = _try_blocks(language_model, backbone, blocks)
             except torch.OutOfMemoryError:
                 raise
             except UNUSABLE as error:
-                found = f"a pass of a few tokens fails with {type(error).__name__}: {error}"
-            if isinstance(found, Stack):
-                return found
-            problems.append(f"'{name}': {found}")
+                outcome = f"a pass of a few tokens fails with {type(error).__name__}: {error}"
+            if isinstance(outcome, Stack):
+                return outcome
+            problems.append(f"'{name}': {outcome}")
     raise LayerNotFound(
         f"the layers of {type(model).__name__} were not found: {'; '.join(problems) or _list_parts(model)}"
     )
@@ -194,11 +194,12 @@ def find_backbone(language_model: LanguageModel) -> Stack:
             f"{type(model).__name__} has no output head, so it has no response likelihood; its parts are {kinds}"
         )
     stack = find_stack(language_model)
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), use_eval_mode(model):
         for start in TRIAL_STARTS:
             ids = trial_ids(language_model, start)
             states = last_hidden_state(stack.backbone, ids)
-            if torch.isfinite(states).all():  # where no trial is, the weights are broken: reported pair by pair
+            # Where no trial gives finite states the weights are broken, which is reported pair by pair.
+            if torch.isfinite(states).all():
                 _judge_head(language_model, stack, states, _input_of(head, model, ids))
                 break
     if not stack.causal:
@@ -209,7 +210,7 @@ def find_backbone(language_model: LanguageModel) -> Stack:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def use_eval_mode(model: nn.Module) -> Iterator[None]:
     """A model in eval mode, and each part back in its own mode after: in training, dropout would be in the states.
 
     Its configs are told as long to return the last states alone. Arguments of a call cannot do that: a language model
@@ -218,7 +219,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with _returning_states(model):
+        with _return_last_states(model):
             yield
     finally:
         for module in training:
@@ -226,7 +227,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _returning_states(model: nn.Module) -> Iterator[None]:
+def _return_last_states(model: nn.Module) -> Iterator[None]:
     """Tuples, the states of every layer and attention maps, where configs ask for them, put aside for a while."""
     configs = [vars(module).get("config") for module in model.modules()]
     # By their dictionaries: the setter of output_attentions refuses what was there before.
@@ -265,8 +266,8 @@ def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
     # Code that a checkpoint brings may return a tuple whatever its config says.
     states: Tensor | None = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
     if states is None or states.ndim != 3:
-        found = "no last_hidden_state" if states is None else f"states of shape {tuple(states.shape)}"
-        raise LayerNotFound(f"{type(backbone).__name__} returns {found} where [row token width] was expected")
+        returned = "no last_hidden_state" if states is None else f"states of shape {tuple(states.shape)}"
+        raise LayerNotFound(f"{type(backbone).__name__} returns {returned} where [row token width] was expected")
     return states
 
 
@@ -319,12 +320,12 @@ def _block_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     text = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = set(text.modules()) if text is not model and isinstance(text, nn.Module) else set(model.modules())
-    found = [
+    candidates = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    return sorted(found, key=lambda entry: entry[1] not in inside)
+    return sorted(candidates, key=lambda entry: entry[1] not in inside)
 
 
 def _runner(model: Any, name: str) -> nn.Module | None:
@@ -378,8 +379,8 @@ def _is_causal(
 
     Where broken weights leave neither finite, the family has to be believed.
     """
-    changed = _both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
-    shorter = _both(backbone, block, ids[:, :-3])
+    changed = _read_both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
+    shorter = _read_both(backbone, block, ids[:, :-3])
     for whole, other, part in zip((states, first), changed, shorter, strict=True):
         if other is None or part is None:
             continue
@@ -388,7 +389,7 @@ def _is_causal(
     return auto_class(language_model.model.config) is not AutoModel
 
 
-def _both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+def _read_both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """States of the backbone and of a block."""
     with record_taps([Tap(block)]) as seen:
         states = last_hidden_state(backbone, ids)
@@ -402,12 +403,12 @@ def _same_in_shape(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tenso
     experts add up a token's numbers in another order when they are handed other tokens beside it; as much as they do so
     when the tokens of another row change is allowed.
     """
-    found, limit = _before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
-    if found <= limit:
+    change, limit = _measure_before_the_end(whole, other), CAUSAL.get(whole.dtype, 0.0)
+    if change <= limit:
         return True
     neighbours = torch.cat([ids[:1], ids[1:].roll(1, dims=1)])
     rows = (last_hidden_state(backbone, batch)[0] for batch in (ids, neighbours))
-    return found <= allowed_difference(limit, channelwise_difference(*rows))
+    return change <= allowed_difference(limit, channelwise_difference(*rows))
 
 
 def _same_without(whole: Tensor, part: Tensor) -> bool:
@@ -417,10 +418,10 @@ def _same_without(whole: Tensor, part: Tensor) -> bool:
     much as a model that reads its length. So there it has to be believed that the family does not.
     """
     limit = CAUSAL.get(whole.dtype)
-    return limit is None or _before_the_end(whole, part) <= limit
+    return limit is None or _measure_before_the_end(whole, part) <= limit
 
 
-def _before_the_end(whole: Tensor, part: Tensor) -> float:
+def _measure_before_the_end(whole: Tensor, part: Tensor) -> float:
     """How far the states are apart before the last three tokens of ``whole``."""
     before = whole.shape[1] - 3
     return channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))

@@ -26,7 +26,7 @@ from probing.errors import ModelInvalid, OutOfMemory
 from probing.kernels.dispatch import fall_back
 from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switch_adapter
 from probing.models.devices import BALANCED, choose_device, device_of, devices_of
-from probing.models.hashes import checkpoint_source, hashing_weights
+from probing.models.hashes import checkpoint_source, hash_weights
 from probing.types import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,8 +47,8 @@ class LanguageModel:
     Attributes:
         model: a transformers model: causal (with an output head), an encoder, or one for images and text, of which the
             text part is used. It runs in eval mode and leaves as it came.
-        tokenizer: its tokenizer.
-        source: what it was loaded from.
+        tokenizer: tokenizer of the model.
+        source: checkpoint that the model was loaded from.
         peft: PEFT's wrapper around the model, where adapters were put onto it. One that is given as ``model`` is
             unwrapped: the model is meant with what was active in it.
         adapter: the adapter of these that makes it this model; None where it is the model without any.
@@ -92,7 +92,8 @@ class LanguageModel:
             ModelInvalid: it does not fit, or PEFT is not installed.
         """
         peft, name = attach(self.model if self.peft is None else self.peft, path)
-        object.__setattr__(self, "peft", peft)  # so that it stays the model without the adapter
+        # The wrapper is kept so that this object stays the model without the adapter.
+        object.__setattr__(self, "peft", peft)
         base = self.source.model.split(" + ")[0]
         source = replace(self.source, model=f"{base} + {path}", adapter_sha256=adapter_sha256(path))
         return LanguageModel(self.model, self.tokenizer, source, peft, name)
@@ -165,7 +166,7 @@ def load(
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first CUDA card if there is one. "balanced" spreads the
             layers over all cards, and over the memory of the host where they do not suffice.
         trust_remote_code: run code that the checkpoint brings with it.
-        tokenizer: to take in place of the one in the checkpoint, which then needs none.
+        tokenizer: tokenizer to take in place of the one in the checkpoint, which then needs none.
 
     Raises:
         ModelInvalid: nothing there; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
@@ -184,7 +185,7 @@ def load(
         _check_folder(Path(name), tokenizer is not None)
         _check_no_revision(path_or_id, revision)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with hashing_weights(name) as weights:
+    with hash_weights(name) as weights:
         with _explain_errors(path_or_id):
             config = AutoConfig.from_pretrained(name, **options)
             tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
@@ -256,8 +257,8 @@ def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]
             f"which would be filled with random numbers; the checkpoint is incomplete or of another architecture"
         )
     # Other parts (a value head, a vision tower) may be left out; further layers of the same stack may not.
-    stacks = {_stack(part) for part in parts} - {None}
-    surplus = sorted(part for part in unexpected if _stack(part) in stacks)
+    stacks = {_name_stack(part) for part in parts} - {None}
+    surplus = sorted(part for part in unexpected if _name_stack(part) in stacks)
     if surplus:
         raise ModelInvalid(
             f"{name}: the weights hold {len(surplus)} tensors that the config has no place for ({surplus[0]}, ...); "
@@ -265,10 +266,10 @@ def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]
         )
 
 
-def _stack(part: str) -> str | None:
+def _name_stack(part: str) -> str | None:
     """``model.layers`` for ``model.layers.3.mlp.up_proj.weight``; None for what belongs to no numbered layer."""
-    found = re.match(r"(.*?)\.\d+\.", part)
-    return found.group(1) if found else None
+    match = re.match(r"(.*?)\.\d+\.", part)
+    return match.group(1) if match else None
 
 
 def _check_folder(folder: Path, tokenized: bool) -> None:
@@ -277,7 +278,7 @@ def _check_folder(folder: Path, tokenized: bool) -> None:
         raise ModelInvalid(f"{folder}: is a file; give the model's folder")
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
-        raise ModelInvalid(f"{folder}: no config.json, so this is not a model folder; it holds {_some(names)}")
+        raise ModelInvalid(f"{folder}: no config.json, so this is not a model folder; it holds {_join_some(names)}")
     if not tokenized and not names.intersection(TOKENIZER_FILES):
         raise ModelInvalid(
             f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the tokenizer beside the model"
@@ -289,7 +290,7 @@ def _check_folder(folder: Path, tokenized: bool) -> None:
                 f"{folder}: the weights are pickled ({pickled[0]}), and loading a pickle can run any code; convert "
                 f"them to safetensors: load them where you trust them and call model.save_pretrained(folder)"
             )
-        raise ModelInvalid(f"{folder}: no weights (*.safetensors); it holds {_some(names)}")
+        raise ModelInvalid(f"{folder}: no weights (*.safetensors); it holds {_join_some(names)}")
 
 
 def brings_tokenizer(path_or_id: str) -> bool:
@@ -298,7 +299,7 @@ def brings_tokenizer(path_or_id: str) -> bool:
     return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
-def _some(names: set[str]) -> str:
+def _join_some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:8]) or "nothing"
 
 

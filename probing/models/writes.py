@@ -101,25 +101,27 @@ def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple
     """
     kinds = [_kind(block) for block in blocks]
     first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
-    found: dict[int, BlockWrites] = {}
+    writes: dict[int, BlockWrites] = {}
     for layer, record in _record_modules(blocks, sorted(first.values()), run).items():
         if record.finite:
-            found[layer] = _search(record)
-        else:  # broken weights; where a sound block of this kind is below, its writes are in the same modules
-            found[layer] = BlockWrites(candidates=tuple(call.name for call in record.calls))
-    names = {kind: {part.name for part in _parts(found[layer])} for kind, layer in first.items()}
-    rest = [layer for layer in range(len(blocks)) if layer not in found and found[first[kinds[layer]]].form == "sum"]
+            writes[layer] = _search(record)
+        else:
+            # The weights are broken. If an intact block of this kind follows, its writes are in the same modules.
+            writes[layer] = BlockWrites(candidates=tuple(call.name for call in record.calls))
+    names = {kind: {part.name for part in _parts(writes[layer])} for kind, layer in first.items()}
+    rest = [layer for layer in range(len(blocks)) if layer not in writes and writes[first[kinds[layer]]].form == "sum"]
     for layer, record in _record_modules(blocks, rest, run, lambda layer: names[kinds[layer]]).items():
-        alike = _again(found[first[kinds[layer]]], record)
+        alike = _find_again(writes[first[kinds[layer]]], record)
         if alike is not None:
-            found[layer] = alike
-    left = [layer for layer in range(len(blocks)) if layer not in found]
-    for layer in left:  # one after the other: each holds what every module of a block returned
+            writes[layer] = alike
+    left = [layer for layer in range(len(blocks)) if layer not in writes]
+    # One block at a time, since each record holds what every module of a block returned.
+    for layer in left:
         record = _record_modules(blocks, [layer], run)[layer]
-        found[layer] = (
-            _search(record) if record.finite else BlockWrites(candidates=found[first[kinds[layer]]].candidates)
+        writes[layer] = (
+            _search(record) if record.finite else BlockWrites(candidates=writes[first[kinds[layer]]].candidates)
         )
-    return tuple(found[layer] for layer in range(len(blocks)))
+    return tuple(writes[layer] for layer in range(len(blocks)))
 
 
 def _kind(block: nn.Module) -> tuple[str, ...]:
@@ -140,12 +142,12 @@ def _record_modules(
     if not layers:
         return {}
     if any(parameter.dtype in HALF for parameter in blocks[layers[0]].parameters()):
-        exact = _recorded_in_float32(blocks, layers, run, wanted)
+        exact = _record_in_float32(blocks, layers, run, wanted)
         if exact is not None:
             return exact
     where = [side for layer in layers for side in _sides(layer, blocks[layer], wanted)]
     passed: list[tuple[int, Tensor]] = []
-    with tap_modules([Tap(module, before) for _, _, module, before in where], _into(passed)):
+    with tap_modules([Tap(module, before) for _, _, module, before in where], _make_receiver(passed)):
         run()
     return {layer: _record(layer, passed, where) for layer in layers}
 
@@ -162,15 +164,16 @@ def _sides(
     ]
 
 
-def _into(passed: list[tuple[int, Tensor]]) -> Callable[[int, Tensor | None], None]:
+def _make_receiver(passed: list[tuple[int, Tensor]]) -> Callable[[int, Tensor | None], None]:
     def receive(index: int, tensor: Tensor | None) -> None:
         if tensor is not None and tensor.is_floating_point() and tensor.ndim >= 2:
-            passed.append((index, tensor.flatten(0, -2).clone()))  # some blocks add in place
+            # Copied, since some blocks add to their input in place.
+            passed.append((index, tensor.flatten(0, -2).clone()))
 
     return receive
 
 
-def _recorded_in_float32(
+def _record_in_float32(
     blocks: Sequence[nn.Module],
     layers: Sequence[int],
     run: Callable[[], object],
@@ -199,13 +202,14 @@ def _recorded_in_float32(
             taps = [Tap(module, before) for _, _, module, before in _sides(layer, copied, wanted)]
             passed: list[tuple[int, Tensor]] = []
             args, kwargs = _to_float(fed[layer])
-            with tap_modules(taps, _into(passed)):
+            with tap_modules(taps, _make_receiver(passed)):
                 copied(*args, **kwargs)
             records[layer] = _record(layer, passed, _sides(layer, blocks[layer], wanted))
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return None  # weights that lie elsewhere, or are quantised
+            # The weights lie elsewhere or are quantised, so the block cannot be copied.
+            return None
     return records
 
 
@@ -231,28 +235,28 @@ def _record(
             (given if before else returned).setdefault(name, []).append(tensor)
             modules[name] = module
     shape = returned[""][0].shape
-    once = {name: _only(tensors, shape) for name, tensors in returned.items()}
-    into = {name: _only(tensors, shape) for name, tensors in given.items()}
+    once = {name: _pick_only(tensors, shape) for name, tensors in returned.items()}
+    into = {name: _pick_only(tensors, shape) for name, tensors in given.items()}
     calls = [_Call(name, modules[name], into.get(name), once[name]) for name in returned if name]
     rounding = torch.finfo(returned[""][0].dtype).eps
-    return _Record(_wide(given[""][0]), _wide(returned[""][0]), calls, rounding)
+    return _Record(_widen(given[""][0]), _widen(returned[""][0]), calls, rounding)
 
 
-def _only(tensors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+def _pick_only(tensors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
     """What passed, if that was once and has the shape of the residual stream."""
-    return _wide(tensors[0]) if len(tensors) == 1 and tensors[0].shape == shape else None
+    return _widen(tensors[0]) if len(tensors) == 1 and tensors[0].shape == shape else None
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _widen(tensor: Tensor) -> Tensor:
     return tensor.double().cpu()
 
 
 def _search(record: _Record) -> BlockWrites:
     outputs = _different_outputs(record)
     names = tuple(call.name for call in outputs)
-    for form, found in (("sum", _sum_of(record, outputs)), ("norm after each sum", _norms_between(record, outputs))):
-        if found:
-            return _sorted_out(found, form, names)
+    for form, parts in (("sum", _sum_of(record, outputs)), ("norm after each sum", _norms_between(record, outputs))):
+        if parts:
+            return _sort_out(parts, form, names)
     return BlockWrites(candidates=names)
 
 
@@ -324,7 +328,7 @@ def _adds_up(record: _Record, parts: Sequence[Tensor], factors: Sequence[float])
     return bool(((total - record.returned).abs() <= roundings * record.rounding * terms).all())
 
 
-def _again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
+def _find_again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
     """The writes of another block of the same kind here, if they add up here too."""
     calls = {call.name: call for call in record.calls}
     parts = _parts(alike)
@@ -336,10 +340,10 @@ def _again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
     ):
         return None
 
-    def moved(parts: Sequence[Part]) -> tuple[Part, ...]:
+    def locate(parts: Sequence[Part]) -> tuple[Part, ...]:
         return tuple(Part(part.name, calls[part.name].module, part.factor) for part in parts)
 
-    return BlockWrites(moved(alike.attention), moved(alike.mlp), alike.form, alike.candidates)
+    return BlockWrites(locate(alike.attention), locate(alike.mlp), alike.form, alike.candidates)
 
 
 def _norms_between(record: _Record, outputs: Sequence[_Call]) -> list[Part]:
@@ -365,7 +369,7 @@ def _goes_into(record: _Record, norm: _Call, carried: Tensor, outputs: Sequence[
     return next((call for call in outputs if _adds_up(step, [_output(call)], [1.0])), None)
 
 
-def _sorted_out(parts: Sequence[Part], form: str, candidates: tuple[str, ...]) -> BlockWrites:
+def _sort_out(parts: Sequence[Part], form: str, candidates: tuple[str, ...]) -> BlockWrites:
     """Which parts mix tokens: by their names and classes; where those say nothing, the first does and others do not."""
     attention: list[Part] = []
     mlp: list[Part] = []

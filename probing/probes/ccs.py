@@ -22,10 +22,10 @@ class CCSProbe:
     Attributes:
         weight: [layer width].
         bias: [layer].
-        centers: of the yes and of the no forms, [layer 2 width].
+        centers: centres of the yes and of the no forms, [layer 2 width].
         normalization: "l2" or "none".
         oriented: whether a high score means true: known only if labels were given.
-        loss: on the rows it was trained on, [layer].
+        loss: loss on the rows that the probe was trained on, [layer].
     """
 
     weight: Tensor
@@ -81,10 +81,10 @@ def fit_ccs(
     Args:
         yes: states of the yes forms.
         no: states of the no forms.
-        seed: of the starting points.
+        seed: seed of the starting points.
         labels: whether each statement is true: to orient the probe (or with ``options.supervision``, to train it).
         normalization: "l2" divides every state by its length; "none" takes them as they are.
-        centering: what is taken off, of the yes and of the no forms separately.
+        centering: statistic that is taken off the yes and the no forms, separately.
         options: losses, optimiser, restarts; ``seed`` wins over theirs.
 
     Raises:

@@ -23,10 +23,10 @@ class Training:
 
     Attributes:
         states: normalised, of the yes and the no form of each row, [entry 2 row width].
-        centers: of each split, [entry 2 split width].
+        centers: centres of each split, [entry 2 split width].
         pairings: the row whose no form meets the yes form of each row, [pairing row]: each a permutation of rows that
             the same splits train on. The probes of every pairing are trained; by default of the rows as they are.
-        train: which rows a split trains on, [row split], where that is not the same in all trainings.
+        train: training rows of each split, [row split], where that is not the same in all trainings.
     """
 
     states: Tensor
@@ -46,12 +46,12 @@ class Block:
 
     Attributes:
         states: [entry 2 row width].
-        centers: of these splits, [entry 2 split width].
-        row_weights: of the probes, as those of an entry follow each other, [row probe].
-        probes: their places among all probes, [entry probe].
+        centers: centres of these splits, [entry 2 split width].
+        row_weights: weight of each row for each probe of an entry, [row probe].
+        probes: places of these probes among all probes, [entry probe].
         targets: [row], or None.
         pairings: [pairing row] by the rows of the block, or None.
-        inverses: of the pairings.
+        inverses: inverse permutations of the pairings.
     """
 
     states: Tensor
@@ -87,14 +87,14 @@ def blocks_of(
         for at, pattern in enumerate(patterns):
             rows, kept = (mask.nonzero().flatten().to(own.device) for mask in (kind == at, pattern))
             logits = 2 * len(rows) * len(kept) * variants * restarts
-            for some in _entries_at_once(training, logits) if logits else ():
+            for some in _split_entries(training, logits) if logits else ():
                 part = replace(training, states=training.states[some], centers=training.centers[some])
                 blocks.append(_block(part, rows, shares[rows][:, kept], numbers[some][:, kept], kept, targets))
     # The largest first, so that threads that share them out end together.
     return sorted(blocks, key=lambda block: -block.row_weights.numel())
 
 
-def _entries_at_once(training: Training, logits: int) -> list[slice]:
+def _split_entries(training: Training, logits: int) -> list[slice]:
     """Entries that go together: all of them on a card; on a CPU as many as make a block worth a thread's while."""
     entries = len(training.states)
     size = entries if training.states.is_cuda else max(LEAST_LOGITS // logits, 1)

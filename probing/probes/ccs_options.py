@@ -17,10 +17,10 @@ class CCSOptions:
         restarts: probes from different starting points; the one of least loss is kept.
         epochs: steps over all rows.
         optimizer: "adamw", or "lbfgs" for at most so many iterations.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
         supervision: weight of a cross-entropy with the labels; 0 trains without them.
-        seed: of the starting points.
+        seed: seed of the starting points.
 
     Raises:
         ValueError: a number out of range, or an unknown word.

@@ -14,7 +14,7 @@ from probing.kernels.ccs_step import CCSStep
 from probing.probes.ccs_blocks import Each, Training, blocks_of, step_of_blocks
 from probing.probes.ccs_options import CCSOptions
 from probing.probes.optimize import minimize
-from probing.probes.threads import single_threads
+from probing.probes.threads import open_single_threads
 
 LBFGS_TOLERANCE = 1e-7
 WARM_EPOCHS = 3
@@ -28,7 +28,7 @@ class TrainedProbes:
     Attributes:
         weight: [entry width split restart].
         bias: [entry split restart].
-        loss: on the rows of the split, [entry split restart].
+        loss: loss on the rows of the split, [entry split restart].
     """
 
     weight: Tensor
@@ -73,11 +73,11 @@ def train_together(
 
     Args:
         trainings: states, centres and pairings of the same rows.
-        train: which rows a split trains on, unless the training says it itself.
+        train: training rows of each split, unless the training brings its own.
         options: loss, optimiser, restarts.
-        targets: whether each statement is true; for ``options.supervision``.
+        targets: whether each statement is true, for ``options.supervision``.
         report: told after some epochs how many more are done.
-        threads: that share the work on a CPU; by default as many as torch has. No byte depends on it.
+        threads: number of threads that share the work on a CPU; by default as many as torch has. No byte depends on it.
 
     Returns:
         The probes of each training; its entries are those of the states, and within these the pairings.
@@ -92,7 +92,7 @@ def train_together(
     weight, bias = starts.T.repeat(sum(groups), 1), biases.repeat(sum(groups))
     blocks = blocks_of(trainings, train, options.restarts, targets)
 
-    with _by_threads(like, threads or torch.get_num_threads(), len(blocks)) as shared:
+    with _map_in_threads(like, threads or torch.get_num_threads(), len(blocks)) as shared:
 
         def step(weight: Tensor, bias: Tensor) -> CCSStep:
             return step_of_blocks(blocks, weight, bias, options, shared)
@@ -121,12 +121,12 @@ def _unflatten(training: Training, parts: tuple[Tensor, ...], options: CCSOption
 
 
 @contextmanager
-def _by_threads(like: Tensor, threads: int, blocks: int) -> Iterator[Each]:
+def _map_in_threads(like: Tensor, threads: int, blocks: int) -> Iterator[Each]:
     """A ``map`` that shares blocks out to threads; on a card, and where a thread would have none, a plain one."""
     if like.is_cuda or threads == 1 or blocks < threads:
         yield map
         return
-    with single_threads(threads) as pool:
+    with open_single_threads(threads) as pool:
         yield pool.map
 
 
@@ -160,7 +160,8 @@ def _adamw(
         optimizer.step()
 
     if card:
-        with torch.cuda.device(weight.device):  # streams and graphs belong to the current card
+        # Streams and graphs belong to the current card.
+        with torch.cuda.device(weight.device):
             _replay_as_graph(epoch, options.epochs, report)
     else:
         for _ in range(options.epochs):

@@ -28,8 +28,8 @@ class VincWeights:
     """Weights of VINC's three covariances; the usual ones leave the first out.
 
     Attributes:
-        variance: of the spread between claims.
-        contrast: of the covariance of a claim with its denial; the spread within a claim has one minus it.
+        variance: weight of the spread between claims.
+        contrast: weight of the covariance of a claim with its denial; the spread within a claim has one minus it.
     """
 
     variance: float = 0.0
@@ -41,7 +41,7 @@ def crc_direction(yes: Float[Tensor, "row width"], no: Float[Tensor, "row width"
 
     Args:
         yes: centred states of the yes forms, statements first, then their opposites.
-        no: of the no forms.
+        no: centred states of the no forms, in the same order.
     """
     return crc_directions(torch.stack([yes, no]), torch.ones_like(yes[:, :1], dtype=torch.bool))[:, 0]
 
@@ -52,8 +52,8 @@ def crc_directions(
     """``crc_direction`` of the rows that each split trains on; computed in float64.
 
     Args:
-        states: of the yes and the no forms; a centre is of no consequence.
-        train: which rows a split trains on.
+        states: states of the yes and the no forms; a centre is of no consequence.
+        train: training rows of each split.
     """
     contrast, kept = states[0].double() - states[1].double(), train.T.double()
     means = kept @ contrast / kept.sum(dim=1, keepdim=True)
@@ -81,7 +81,7 @@ def vinc_direction(
 
     Args:
         yes: centred states of the yes forms: all statements, then all opposites in the same order.
-        no: of the no forms.
+        no: centred states of the no forms, in the same order.
         label: mean of the yes forms less that of the no forms, before centring.
         weights: v and w.
     """
@@ -100,9 +100,9 @@ def vinc_directions(
     """``vinc_direction`` of the pairs that each split trains on; computed in float64.
 
     Args:
-        states: of the yes and the no forms: all statements, then all opposites in the same order.
-        centers: of each split and form.
-        train: which rows a split trains on; a statement goes with its opposite.
+        states: states of the yes and the no forms: all statements, then all opposites in the same order.
+        centers: centre of each split and form.
+        train: training rows of each split; a statement goes with its opposite.
         labels: the direction from no forms to yes forms, which is left out, in every split.
         weights: v and w.
     """
@@ -126,10 +126,10 @@ def vinc_directions(
         ways = (ways - (gap * inside).sum(dim=1)[:, None, None]) * kept
         by_claim = given.variance * claims - given.contrast * claims.flip(1)
         by_way = (given.contrast - 1) * ways
-        found = torch.cat([by_claim, by_way], dim=1).flatten(1) @ parts - by_way.sum(dim=(1, 2))[:, None] * gap
-        found = found / (8 * count[:, 0])
+        image = torch.cat([by_claim, by_way], dim=1).flatten(1) @ parts - by_way.sum(dim=(1, 2))[:, None] * gap
+        image = image / (8 * count[:, 0])
         # Projected out, the direction from no to yes has eigenvalue 0, and others may all be negative: it gets less.
-        return found - (found * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
+        return image - (image * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
 
     return _leading(product, sizes, _start(parts, len(kept))).T.to(states)
 
@@ -145,15 +145,15 @@ def _leading(
     """Eigenvector of the largest eigenvalue of each matrix, of length one; its largest entry is positive.
 
     Args:
-        product: of the matrices.
-        sizes: of the order of each matrix or larger; residuals are a part of it.
-        start: where the iteration begins.
+        product: multiplies every matrix with a vector of its own.
+        sizes: number of about the norm of each matrix, or larger; the tolerance on residuals is relative to it.
+        start: vectors that the iteration begins with.
     """
     vectors, residuals = _lanczos(product, sizes, start, min(STEPS, start.shape[1]))
     for split in (residuals > TOLERANCE).nonzero().flatten().tolist():
         why = f"{STEPS} Lanczos steps leave a residual of {residuals[split]:.0e}"
         fall_back("closed forms by decomposing the whole matrix", why)
-        vectors[split] = _of_whole(product, split, start)
+        vectors[split] = _decompose_whole(product, split, start)
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return torch.nn.functional.normalize(vectors, dim=1) * largest.sign()
 
@@ -169,14 +169,15 @@ def _lanczos(
     for at in range(steps):
         known = basis[:, : at + 1]
         known[:, at] = vector
-        found, parts = product(vector), start.new_zeros(splits, 1, at + 1)
-        for _ in range(2):  # what rounding leaves of the first time is taken off in the second
-            part = found[:, None] @ known.transpose(1, 2)
-            found, parts = found - (part @ known)[:, 0], parts + part
+        rest, parts = product(vector), start.new_zeros(splits, 1, at + 1)
+        # A second orthogonalisation removes what rounding leaves of the first.
+        for _ in range(2):
+            part = rest[:, None] @ known.transpose(1, 2)
+            rest, parts = rest - (part @ known)[:, 0], parts + part
         # Where the space is exhausted vectors are zero from then on, with an eigenvalue below all others.
         dead = (vector == 0).all(dim=1)
         inner[:, at, at] = torch.where(dead, -4 * sizes, parts[:, 0, at])
-        length = found.norm(dim=1)
+        length = rest.norm(dim=1)
         length = torch.where(length > EXHAUSTED * sizes, length, 0)
         if (at + 1) % EVERY == 0 or at + 1 == steps:
             leading = torch.linalg.eigh(inner[:, : at + 1, : at + 1]).eigenvectors[:, :, -1]
@@ -184,11 +185,11 @@ def _lanczos(
             if at + 1 == steps or not (residuals > TOLERANCE).any():
                 break
         inner[:, at, at + 1] = inner[:, at + 1, at] = length
-        vector = torch.where(length[:, None] > 0, found / length[:, None], 0)
+        vector = torch.where(length[:, None] > 0, rest / length[:, None], 0)
     return (leading[:, None] @ known)[:, 0], residuals
 
 
-def _of_whole(product: Product, split: int, start: Float[Tensor, "split width"]) -> Float[Tensor, " width"]:
+def _decompose_whole(product: Product, split: int, start: Float[Tensor, "split width"]) -> Float[Tensor, " width"]:
     """From all columns of the matrix."""
     axes = torch.eye(start.shape[1]).to(start)
     columns = [product(axis.expand_as(start))[split] for axis in axes]

@@ -14,7 +14,7 @@ from probing.probes.ccs_states import logits_of
 from probing.probes.ccs_training import TrainedProbes, train_together
 from probing.probes.closed_form import crc_directions, vinc_directions
 from probing.probes.contrast_readings import PROBES, SUPERVISED, DistractorReadings, NullDraws, StatementReadings
-from probing.probes.contrast_states import ContrastOptions, Prepared, Rows, about_origin
+from probing.probes.contrast_states import ContrastOptions, Prepared, Rows, center_about
 from probing.probes.controls import draw_directions, shuffle_pairings
 from probing.probes.evaluate import Array, credit
 from probing.probes.supervised import LinearProbe, fit_logistic, fit_mass_mean
@@ -42,11 +42,11 @@ def fit_layer(
     Args:
         forms: states of A1, A0, N1, N0.
         rows: labels, units and splits.
-        options: what is trained.
+        options: probes to train, and how.
         marker: states of some pairs with a word replaced by a meaningless one, and which pairs they are.
         distracted: states of all pairs where some have a word appended, and which have.
         report: told what share of the work is done.
-        threads: that share the trainings on a CPU; by default as many as torch has.
+        threads: number of threads that share the trainings on a CPU; by default as many as torch has.
 
     Raises:
         NotFinite: training diverged.
@@ -221,9 +221,9 @@ def orient(forms: Array, credits: Array, rows: Rows) -> tuple[Array, Array]:
     """Held-out probabilities [4 pair] and inner scores [fold], each split turned as its training pairs say.
 
     Args:
-        forms: of every split, [4 pair split].
-        credits: of every split, [pair split].
-        rows: with the splits.
+        forms: probabilities of every split, [4 pair split].
+        credits: how right every split is on every pair, [pair split].
+        rows: labels, units and splits.
     """
     signs = rows.splits.orientation(credits)
     turned = np.where(signs < 0, 1 - forms, forms)
@@ -233,7 +233,8 @@ def orient(forms: Array, credits: Array, rows: Rows) -> tuple[Array, Array]:
 def _draw_random(made: Prepared, rows: Rows, options: ContrastOptions, wanted: Tensor) -> NullDraws:
     """Random directions, as spread as the contrast-consistent probe and oriented in the same way."""
     drawn = torch.from_numpy(draw_directions(made.states.shape[-1], options.random, options.ccs.seed)).to(made.states)
-    spots, shifts = made.states[0] @ drawn, made.centers[0] @ drawn  # of every direction; a split only moves them
+    # Projections on every direction; a split only shifts them.
+    spots, shifts = made.states[0] @ drawn, made.centers[0] @ drawn
     draws = []
     for number in range(options.random):
         own = spots[:, :, number, None] - shifts[:, None, :, number]
@@ -294,7 +295,7 @@ def _predict_marked(
     which: NDArray[np.int64],
 ) -> Array:
     """The same probes, with the same centres, on the states with a word replaced: [probe 4 pair], NaN elsewhere."""
-    states, _ = about_origin(forms, options.normalization, made.origin)
+    states, _ = center_about(forms, options.normalization, made.origin)
     marked = np.full((len(PROBES), 4, len(rows.units)), np.nan)
     for index, name in enumerate(PROBES):
         weight, bias = directions[name]

@@ -26,8 +26,8 @@ def measure_draws(forms: Array, truth: Array, folds: NDArray[np.int64], mask: ND
     Args:
         forms: oriented held-out probabilities, [draw 4 pair].
         truth: 1 where the statement is true, -1 where its opposite is; [pair], or for each draw [draw pair].
-        folds: of the pairs.
-        mask: which of the pairs, [pair].
+        folds: fold of each pair.
+        mask: the pairs to measure, [pair].
     """
     truths = np.broadcast_to(truth, (len(forms), len(folds)))
     draws = [measure(draw[:, mask], labels[mask], folds[mask]) for draw, labels in zip(forms, truths, strict=True)]
@@ -38,7 +38,7 @@ class NestedChoice:
     """Draws of a null distribution that choose their own layer for each fold, as the layers pass by.
 
     Attributes:
-        draws: at the best layers so far.
+        draws: draws at the best layers so far.
     """
 
     def __init__(self, first: NullDraws) -> None:
@@ -56,9 +56,9 @@ class PermutedLabels:
     """A probe that saw no labels, judged by permutations of them.
 
     Attributes:
-        held: how right it is on each fold, summed over the pairs and less a half of them, [permutation fold].
-        inner: how good its layer is for each fold, [permutation fold].
-        metrics: those that labels enter into.
+        held: how right the probe is on each fold, summed over the pairs and less a half of them, [permutation fold].
+        inner: how good the layer is for each fold, [permutation fold].
+        metrics: the metrics that labels enter into.
     """
 
     held: Array
@@ -74,7 +74,7 @@ def judge_permuted_labels(forms: Array, credits: Array, truth: Array, flips: Arr
         credits: how right every split is on every pair, [pair split].
         truth: 1 where the statement is true, -1 where its opposite is, [pair].
         flips: 1 or -1 of every pair in each permutation, [permutation pair].
-        splits: of the pairs.
+        splits: splits of the pairs.
     """
     folds = splits.folds
     signs = np.where(flips @ (credits * splits.train) < 0, -1.0, 1.0)  # [permutation split]

@@ -31,9 +31,9 @@ class DistractorReadings:
 
     Attributes:
         forms: held-out probabilities, not oriented, [4 pair].
-        credits: how right every split is about the truth, [pair split]; of ``Splits.without_pairs``.
-        follows: the same about the word.
-        cosines: of their direction with those of the word and of truth, [2].
+        credits: how right every split is about the truth, [pair split]; splits are those of ``Splits.without_pairs``.
+        follows: how right every split is about the word, [pair split].
+        cosines: cosines of the probes' direction with the directions of the word and of truth, [2].
     """
 
     forms: Array
@@ -50,15 +50,15 @@ class StatementReadings:
         forms: held-out probabilities, not oriented, [probe 4 pair].
         credits: how right every split is on every pair, [probe pair split]: see ``evaluate.credit``, times the truth.
         nulls: draws of each of ``NULLS``.
-        weight: of the probes that were trained on every pair, oriented, [probe width].
-        bias: of the same probes, [probe].
-        centers: that they take off the yes and the no forms, [2 width].
-        cosines: between their directions, [probe probe].
-        restart_loss: of the contrast-consistent probe that was trained on every pair, [restart].
+        weight: weight vectors of the probes that were trained on every pair, oriented, [probe width].
+        bias: biases of the same probes, [probe].
+        centers: centres that these probes take off the yes and the no forms, [2 width].
+        cosines: cosines between the directions of these probes, [probe probe].
+        restart_loss: loss of the restarts of the contrast-consistent probe that was trained on every pair, [restart].
         restart_agreement: share of the statements that each two restarts answer alike, [restart restart].
         marker: probabilities of the held-out probes where a word is replaced, [probe 4 pair]; NaN for pairs without the
             word. None without that control.
-        distractor: of the distractor test; None without it.
+        distractor: readings of the distractor test; None without it.
     """
 
     forms: Array

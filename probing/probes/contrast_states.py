@@ -19,9 +19,9 @@ class ContrastOptions:
     """What is trained at a layer besides the contrast-consistent probes.
 
     Attributes:
-        ccs: how they are trained.
-        normalization: of every state.
-        centering: of the yes and of the no forms, by the training rows of a split.
+        ccs: options of the contrast-consistent probes.
+        normalization: normalization of every state.
+        centering: centring of the yes and of the no forms, each by the training rows of a split.
         random: random probes, for their band.
         pairings: permutations of the no forms that probes are trained on, as a floor.
         refits: permutations of the labels that the supervised probes are fitted to.
@@ -44,7 +44,7 @@ class Rows:
     Attributes:
         labels: whether each statement is true, [pair].
         units: pairs of one unit share texts, or what folds keep whole, [pair].
-        splits: of the pairs.
+        splits: splits of the pairs.
     """
 
     labels: NDArray[np.bool_]
@@ -63,9 +63,9 @@ class Prepared:
 
     Attributes:
         states: normalised, about a common origin, [1 2 row width]: statements, then opposites.
-        origin: that was taken off the yes and the no forms, [2 width]; of no consequence but for rounding.
-        centers: of each split, [1 2 split width].
-        train: rows of each split, [row split].
+        origin: mean that was taken off the yes and the no forms, [2 width]; of no consequence but for rounding.
+        centers: centres of each split, [1 2 split width].
+        train: training rows of each split, [row split].
     """
 
     states: Tensor
@@ -76,7 +76,7 @@ class Prepared:
     @classmethod
     def of(cls, forms: Tensor, splits: Splits, options: ContrastOptions) -> "Prepared":
         """From [4 pair width]: A1, A0, N1, N0."""
-        states, origin = about_origin(forms, options.normalization)
+        states, origin = center_about(forms, options.normalization)
         train = torch.from_numpy(np.concatenate([splits.train] * 2)).to(states.device)
         centers = centers_of(states, train, options.centering)
         return cls(states, origin, centers, train)
@@ -88,7 +88,7 @@ class Prepared:
         return yes, no
 
 
-def about_origin(
+def center_about(
     forms: Float[Tensor, "4 pair width"], normalization: Normalization, origin: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Normalised states [1 2 row width], less the mean of the yes and of the no forms (or another ``origin``).
@@ -101,6 +101,6 @@ def about_origin(
     return (states - origin[:, None])[None], origin
 
 
-def same_states(forms: Float[Tensor, "4 pair width"]) -> Bool[Tensor, " pair"]:
+def have_same_states(forms: Float[Tensor, "4 pair width"]) -> Bool[Tensor, " pair"]:
     """Pairs of which a yes form has the very states of its no form, so that no probe can tell them apart."""
     return (forms[0] == forms[1]).all(dim=1) | (forms[2] == forms[3]).all(dim=1)

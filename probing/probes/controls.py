@@ -12,13 +12,13 @@ def shuffle_pairings(folds: NDArray[np.int64], count: int, seed: int = 0) -> NDA
 
     No row of two or more in a fold keeps its own.
     """
-    found = np.empty((count, len(folds)), dtype=np.int64)
+    pairings = np.empty((count, len(folds)), dtype=np.int64)
     for number in range(count):
         generator = np.random.default_rng([seed, PAIRS_STREAM, number])
         for fold in np.unique(folds):
             rows = generator.permutation(np.flatnonzero(folds == fold))
-            found[number, rows] = np.roll(rows, 1)
-    return found
+            pairings[number, rows] = np.roll(rows, 1)
+    return pairings
 
 
 def draw_directions(width: int, count: int, seed: int = 0) -> Array:

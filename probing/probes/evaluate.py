@@ -55,10 +55,10 @@ def measure(
     Args:
         forms: oriented held-out probabilities, [4 pair].
         truth: 1 where the statement is true, -1 where its opposite is; [pair], or [labeling pair].
-        folds: that each pair was held out of.
-        weights: how often each pair counts, [weighting pair]; by default once. Labelings and weightings go together
-            one by one, or one of them is alone.
-        metrics: which to compute.
+        folds: fold that each pair was held out of.
+        weights: number of times that each pair counts, [weighting pair]; by default once. Labelings and weightings go
+            together one by one, or one of them is alone.
+        metrics: metrics to compute.
 
     Returns:
         One value each: "esa" (share of statements that are right; with the orientation of the training pairs, so that
@@ -105,10 +105,10 @@ def _median(values: Array, weights: Array) -> Array:
     # A row of weight nothing between them does not count.
     ordered = values[order]
     empty = half[:, 0] == 0
-    return np.where(empty, np.nan, (ordered[low] + ordered[_next(weights[:, order], high)]) / 2)
+    return np.where(empty, np.nan, (ordered[low] + ordered[_find_next(weights[:, order], high)]) / 2)
 
 
-def _next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
+def _find_next(weights: Array, index: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first place from ``index`` on that has any weight."""
     ahead = np.arange(weights.shape[1])[None, :] >= index[:, None]
     first: NDArray[np.int64] = np.argmax(ahead & (weights > 0), axis=1)
@@ -122,10 +122,10 @@ def rank_within_folds(
 
     Args:
         values: scores of rows, [row].
-        true: of every labeling, [labeling row].
-        weights: how often each row counts, [labeling row].
-        folds: whose rows are compared with each other, [row].
-        silhouette: whether to compute it.
+        true: whether each row is true under every labeling, [labeling row].
+        weights: number of times that each row counts, [labeling row].
+        folds: fold of each row; rows of one fold are compared with each other, [row].
+        silhouette: whether to compute the silhouette.
     """
     won, fought, shape, held = (np.zeros(len(true)) for _ in range(4))
     for fold in np.unique(folds):
@@ -136,7 +136,8 @@ def rank_within_folds(
         wins, fights = _wins(ordered, right, wrong)
         won, fought = won + wins, fought + fights
         if silhouette:
-            alike = (true == true[:1]).all()  # one labeling of many weightings
+            # All entries share one labeling and differ in their weights.
+            alike = (true == true[:1]).all()
             kinds = true[:1, inside] if alike else true[:, inside]
             widths = _silhouettes(ordered, kinds.astype(np.float64), (~kinds).astype(np.float64))
             shape, held = shape + (widths * weight).sum(axis=1), held + weight.sum(axis=1)

@@ -46,7 +46,7 @@ def minimize(
 
     Args:
         step: loss and gradient of all columns. It is also asked about finished columns, where they stand.
-        start: where every column starts; left as it is.
+        start: starting point of every column; left as it is.
         iterations: evaluations after the first, at most.
         history: pairs of steps and gradient changes kept for every column.
         tolerance: largest absolute entry of the gradient at which a column has converged.
@@ -124,15 +124,15 @@ class _Pairs:
 
     def direction(self, gradient: Float[Tensor, "dim column"]) -> Float[Tensor, "dim column"]:
         """Minus the estimated inverse Hessian times the gradient (Nocedal's two loops)."""
-        found, parts = -gradient, []
+        direction, parts = -gradient, []
         pairs = list(zip(self.steps, self.changes, self.inverses, strict=True))
         for step, change, inverse in reversed(pairs):
-            parts.append(inverse * _dot(step, found))
-            found = found - parts[-1] * change
-        found = found * self.scale
+            parts.append(inverse * _dot(step, direction))
+            direction = direction - parts[-1] * change
+        direction = direction * self.scale
         for (step, change, inverse), part in zip(pairs, reversed(parts), strict=True):
-            found = found + (part - inverse * _dot(change, found)) * step
-        return found
+            direction = direction + (part - inverse * _dot(change, direction)) * step
+        return direction
 
 
 def _dot(left: Float[Tensor, "dim column"], right: Float[Tensor, "dim column"]) -> Float[Tensor, " column"]:

@@ -20,9 +20,9 @@ def polar_consistency(
 
     Args:
         a1: probability of the statement's yes form.
-        a0: of its no form.
-        n1: of the opposite's yes form.
-        n0: of its no form.
+        a0: probability of the statement's no form.
+        n1: probability of the opposite's yes form.
+        n0: probability of the opposite's no form.
 
     Raises:
         ValueError: other shapes, or values outside [0, 1].

@@ -27,7 +27,7 @@ class LabelledRows:
     Attributes:
         labels: [row].
         units: rows of one unit belong together, [row].
-        splits: of the rows.
+        splits: splits of the rows.
     """
 
     labels: NDArray[np.bool_]
@@ -47,9 +47,9 @@ class ProbeReadings:
     Attributes:
         logits: held out, [labeling row]: for the labels, then for each permutation of them.
         inner: mean AUROC of the probes that saw neither a fold nor the one they are judged on, [labeling fold].
-        weight: of the probe that was fitted to every row, [width].
-        bias: of that probe.
-        fresh: its logits of other rows, [other]; None without them.
+        weight: weight vector of the probe that was fitted to every row, [width].
+        bias: bias of that probe.
+        fresh: logits of that probe for other rows, [other]; None without them.
     """
 
     logits: Array
@@ -111,10 +111,10 @@ def fit_prompts(
     """Fit every probe on every split, and say what it makes of the rows.
 
     Args:
-        states: of one layer.
+        states: states of one layer.
         rows: labels, units, splits.
         refits: permutations of the labels.
-        seed: of the permutations.
+        seed: seed of the permutations.
         inverse_penalty: C of the logistic regression.
         fresh: states of other rows, for the probe that saw all of ``states``.
     """
@@ -161,7 +161,7 @@ def _score_inner(logits: Array, labelings: NDArray[np.bool_], splits: Splits) ->
         for at, other in splits.inner(fold):
             judged = splits.folds == other
             scores.append(
-                [area(row[judged, at], labels[judged]) for row, labels in zip(logits, labelings, strict=True)]
+                [measure_area(row[judged, at], labels[judged]) for row, labels in zip(logits, labelings, strict=True)]
             )
         with np.errstate(invalid="ignore"):
             columns.append(_mean_known(np.array(scores)))
@@ -175,7 +175,7 @@ def _mean_known(scores: Array) -> Array:
     return np.where(known.any(axis=0), mean, 0.5)
 
 
-def area(logits: Array, labels: NDArray[np.bool_]) -> float:
+def measure_area(logits: Array, labels: NDArray[np.bool_]) -> float:
     """AUROC of some rows; NaN where there is one class only."""
     ones = np.ones((1, len(logits)))
     return float(rank_within_folds(logits, labels[None], ones, np.zeros(len(logits), dtype=np.int64))["auroc"][0])
@@ -189,8 +189,8 @@ def measure_rows(
     Args:
         logits: [row].
         labels: [row] or [labeling row].
-        folds: that each row was held out of.
-        weights: how often each row counts, [weighting row].
+        folds: fold that each row was held out of.
+        weights: number of times that each row counts, [weighting row].
     """
     truth = np.atleast_2d(labels)
     rows = np.atleast_2d(np.ones(len(logits)) if weights is None else weights)

@@ -26,8 +26,8 @@ class LinearProbe:
     """Many linear probes of the same states: ``logits = states @ weight + bias``.
 
     Attributes:
-        weight: in units of the states.
-        bias: of every column.
+        weight: weight vector of every column, in units of the states.
+        bias: bias of every column.
     """
 
     weight: Float[Tensor, "width column"]

@@ -8,7 +8,7 @@ import torch
 
 
 @contextmanager
-def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+def open_single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of so many threads, each of which torch computes in without others.
 
     Threads that share every operation wait for each other hundreds of times a second, and on a machine with other work
@@ -18,7 +18,8 @@ def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        torch.set_num_threads(1)  # threads of this one would spin while the others compute
+        # Torch's own threads would busy-wait while the other workers compute.
+        torch.set_num_threads(1)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)

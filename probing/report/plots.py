@@ -24,7 +24,7 @@ def draw_course(course: pd.DataFrame, path: Path) -> bool:
 
     Args:
         course: ``step``, ``chosen_logprob``, ``rejected_logprob``, one row a step and pair.
-        path: of the page.
+        path: path of the page.
 
     Returns:
         Whether it was drawn; False where plotly is not installed.
@@ -69,9 +69,9 @@ def draw_layers(
         results: one row a ``place``, ``probe`` and ``metric``, with ``value``, ``low``, ``high``, and for the bands
             ``random_low``, ``random_high`` and so on, places in order; rows of a ``subset`` other than "all" are left
             out.
-        pictures: by place, points to draw: two columns of coordinates, ``truth``, ``id`` and ``text``.
-        path: of the page.
-        apart: what stands among the places without being one, and is not joined to the others by a line.
+        pictures: points to draw, by place: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        path: path of the page.
+        apart: rows that stand among the places without being one, and are not joined to the others by a line.
 
     Returns:
         Whether it was drawn; False where plotly is not installed.
@@ -99,9 +99,9 @@ def draw_clusters(
     Args:
         results: one row a ``model``, ``place`` and ``metric`` of all rows, with ``value``, ``low``, ``high``,
             ``labels_low`` and ``labels_high``, places in order.
-        categories: the same of the rows of each ``category``; one heat map a model and metric.
-        pictures: by title, points to draw: two columns of coordinates, ``truth``, ``id`` and ``text``.
-        path: of the page.
+        categories: the same table of the rows of each ``category``; one heat map a model and metric.
+        pictures: points to draw, by title: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        path: path of the page.
 
     Returns:
         Whether it was drawn; False where plotly is not installed.
@@ -144,7 +144,8 @@ def _metric_figure(go: Any, rows: pd.DataFrame, title: str, apart: Sequence[str]
                 shade = _LINES[number % len(_LINES)] if every_band else color
                 _add_band(figure, own["place"], own[f"{band}_low"], own[f"{band}_high"], shade, name)
     metric = rows["metric"].iloc[0]
-    corrected = "corrected" in rows and rows["corrected"].notna().any()  # then the interval is of that
+    # If there are corrected values, the interval belongs to them.
+    corrected = "corrected" in rows and rows["corrected"].notna().any()
     for number, probe in enumerate(probes):
         own = rows[rows["probe"] == probe]
         color = _LINES[number % len(_LINES)]

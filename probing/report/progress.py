@@ -18,8 +18,8 @@ class Progress:
     Args:
         total: rows in all.
         done: rows that an earlier run has already done.
-        unit: what a row is.
-        doing: what is done with it.
+        unit: word for a row.
+        doing: word for the work, such as "scoring".
     """
 
     def __init__(self, total: int, done: int = 0, unit: str = "pairs", doing: str = "scoring") -> None:
@@ -50,4 +50,5 @@ class Progress:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         if self._tokens:
             self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
-        self._bar.update(min(rows, self._total - self._bar.n))  # fractions may add up to a little more
+        # Rounded fractions may add up to slightly more than the total.
+        self._bar.update(min(rows, self._total - self._bar.n))

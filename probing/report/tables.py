@@ -37,7 +37,7 @@ def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows
 def estimates(rows: Sequence[tuple[str, Estimate]]) -> pd.DataFrame:
     """Named estimates with their intervals, one a row."""
     return pd.DataFrame(
-        [(name, found.value, found.low, found.high, found.n) for name, found in rows],
+        [(name, estimate.value, estimate.low, estimate.high, estimate.n) for name, estimate in rows],
         columns=["measure", "value", "low", "high", "pairs"],
     )
 

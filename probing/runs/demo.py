@@ -66,7 +66,8 @@ class DemoConfig(Options):
 def run(config: DemoConfig) -> Report:
     """Run each job once; the tables are those of the jobs, and one by kind of pair."""
     out = Path(config.out).expanduser()
-    again = (out / "scores" / RUN_FILE).exists()  # or the files there are somebody else's
+    # Without a record of a run the files there are not the demo's.
+    again = (out / "scores" / RUN_FILE).exists()
     reports = {"score": _run_anew("score", score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"))}
     reports["filter"] = filtering.run(
         filtering.FilterConfig(

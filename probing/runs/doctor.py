@@ -44,13 +44,13 @@ def run(config: DoctorConfig) -> Report:
         "What will run": pd.DataFrame(plan, columns=["what", "choice", "why"]),
         "Versions": pd.DataFrame(sorted(versions().items()), columns=["library", "version"]),
     }
-    found = _look_into(config) if config.model is not None else {}
-    for title, rows in found.items():
+    model_tables = _look_into(config) if config.model is not None else {}
+    for title, rows in model_tables.items():
         tables[title] = pd.DataFrame(rows)
     return Report(
         tables,
         {
-            **({"model": found} if found else {}),
+            **({"model": model_tables} if model_tables else {}),
             "machine": dict(machine),
             "plan": [dict(zip(("what", "choice", "why"), row, strict=True)) for row in plan],
             "versions": versions(),
@@ -77,7 +77,7 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
         "positions": "no limit" if model.max_positions is None else str(model.max_positions),
         "final norm": stack.name_of(stack.final_norm) if stack.final_norm is not None else "none",
         "output head": "none" if head is None else stack.name_of(head),
-        "logits": "none" if head is None else _logits(stack),
+        "logits": "none" if head is None else _describe_logits(stack),
         "device, dtype": f"{model.placement}, {str(model.dtype).removeprefix('torch.')}",
         "run": choose_mode(stack).describe(),
     }
@@ -90,13 +90,13 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
     return {
         "Model": [{"what": what, "found": value} for what, value in facts.items()],
         "What the blocks add to the residual stream": [
-            {"layers": ranges(layers), "attn_out": attention, "mlp_out": mlp, "form": form}
+            {"layers": format_ranges(layers), "attn_out": attention, "mlp_out": mlp, "form": form}
             for (attention, mlp, form), layers in blocks.items()
         ],
     }
 
 
-def _logits(stack: Any) -> str:
+def _describe_logits(stack: Any) -> str:
     """How states become logits, in words; or why likelihoods of this model are refused."""
     from probing.errors import ProbingError
     from probing.models.heads import find_head
@@ -111,7 +111,7 @@ def _logits(stack: Any) -> str:
     return ", ".join(filter(None, parts))
 
 
-def ranges(numbers: list[int]) -> str:
+def format_ranges(numbers: list[int]) -> str:
     """``0..3, 5`` for 0, 1, 2, 3, 5."""
     runs: list[list[int]] = []
     for number in numbers:
@@ -132,8 +132,8 @@ def _machine() -> list[tuple[str, str]]:
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        found = f"{card.name}, sm_{card.major}{card.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        facts.append((f"cuda:{index}", found))
+        description = f"{card.name}, sm_{card.major}{card.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        facts.append((f"cuda:{index}", description))
     return facts
 
 
@@ -180,11 +180,11 @@ def _plan() -> list[tuple[str, str, str]]:
         ("row_stats", *choose("row_stats", "auto", torch.empty(0, device=device), ROW_TYPES)),
         ("ccs_gradient", *choose("ccs_gradient", "auto", torch.empty(0, device=device), LOGIT_TYPES)),
         ("pair_distances", *choose("pair_distances", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
-        *(_extra(name, modules) for name, modules in EXTRAS.items()),
+        *(_describe_extra(name, modules) for name, modules in EXTRAS.items()),
     ]
 
 
-def _extra(name: str, modules: list[str]) -> tuple[str, str, str]:
+def _describe_extra(name: str, modules: list[str]) -> tuple[str, str, str]:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         return f"extra '{name}'", "off", f"not installed: {', '.join(missing)} (pip install 'model-probing[{name}]')"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from probing.data.filters import RULES, check_rule
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table, file_format
-from probing.data.writing import staged_rows
+from probing.data.writing import stage_rows
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs
@@ -96,12 +96,14 @@ def run(config: FilterConfig) -> Report:
     records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
     scored = {row["id"]: row for row in records}
     extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
-    with contextlib.ExitStack() as both:  # written aside before either appears
-        both.enter_context(staged_rows(table, fates[True], out, form))
+    # Both files are complete under temporary names before either appears.
+    with contextlib.ExitStack() as both:
+        both.enter_context(stage_rows(table, fates[True], out, form))
         if fates[False]:
-            both.enter_context(staged_rows(table, fates[False], side, form, extra))
+            both.enter_context(stage_rows(table, fates[False], side, form, extra))
     if not fates[False] and side.exists():
-        shutil.rmtree(side) if side.is_dir() else side.unlink()  # of the run that is being replaced
+        # This file belongs to the run that is being replaced.
+        shutil.rmtree(side) if side.is_dir() else side.unlink()
     wrote = [out, side] if fates[False] else [out]
     return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
 
@@ -158,7 +160,8 @@ def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
 def _format(config: FilterConfig, table: Table) -> Format:
     named = file_format(Path(config.out))
     if named == "json" == file_format(Path(table.path)):
-        named = table.format  # what is called .json is often one object a line, and stays so
+        # Files called .json often hold one object a line; the copy keeps that.
+        named = table.format
     return config.format or named or table.format
 
 

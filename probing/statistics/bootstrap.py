@@ -55,9 +55,9 @@ def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) ->
     Groups are drawn with replacement, as many as there are, so that rows of one group count alike.
 
     Args:
-        groups: of the rows, [row].
-        replicates: how many to draw.
-        seed: of the draw.
+        groups: group of each row, [row].
+        replicates: number of bootstrap replicates.
+        seed: seed of the draw.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     generator = np.random.default_rng([seed, STREAM])
@@ -79,8 +79,9 @@ def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resample
 def _replicates(data: tuple[Array, ...], statistic: Callable[..., Array], resamples: int, seed: int) -> Array:
     """The statistic of every bootstrap replicate, [replicate]; rows are drawn with replacement."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # the same value throughout: an interval of no width
-        found = bootstrap(
+        # Data that are all equal give an interval of no width, which is right.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = bootstrap(
             data,
             lambda *sides, axis: statistic(*sides),
             paired=len(data) > 1,
@@ -91,5 +92,5 @@ def _replicates(data: tuple[Array, ...], statistic: Callable[..., Array], resamp
             confidence_level=CONFIDENCE,
             rng=np.random.default_rng(seed),
         )
-    replicates: Array = found.bootstrap_distribution
+    replicates: Array = result.bootstrap_distribution
     return replicates

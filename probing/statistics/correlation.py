@@ -23,5 +23,6 @@ def rank_correlations(left: Array, right: Array) -> Array:
     ranks = [rankdata(side, axis=-1) for side in (left, right)]
     ranks = [side - side.mean(axis=-1, keepdims=True) for side in ranks]
     scale = np.sqrt((ranks[0] ** 2).sum(axis=-1) * (ranks[1] ** 2).sum(axis=-1))
-    with np.errstate(invalid="ignore"):  # a bootstrap replicate may hold one row only, again and again
+    # A bootstrap replicate may consist of copies of a single row.
+    with np.errstate(invalid="ignore"):
         return np.asarray((ranks[0] * ranks[1]).sum(axis=-1) / scale)

@@ -18,8 +18,8 @@ def make_folds(groups: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64
 
     Args:
         groups: rows of one group (pairs that share a text, a category) stay together.
-        folds: how many; at least 3.
-        seed: of the order in which groups are shared out.
+        folds: number of folds; at least 3.
+        seed: seed of the order in which groups are shared out.
 
     Raises:
         ValueError: too few folds, or fewer groups than folds.
@@ -47,7 +47,7 @@ class Splits:
     the other way round: fold ``i``'s layer is chosen without its own rows.
 
     Attributes:
-        folds: of every row, [row].
+        folds: fold of every row, [row].
         left_out: folds that each split does not see; the last split sees everything.
     """
 
@@ -95,7 +95,7 @@ class Splits:
         """1 or -1 for every split: which way round is right more often on its training rows.
 
         Args:
-            credits: how right every row is, less a half: [... row split].
+            credits: score of every row, less a half, [... row split]: above 0 where it is right.
         """
         return np.where((credits * self.train).sum(axis=-2) < 0, -1.0, 1.0)
 

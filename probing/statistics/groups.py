@@ -18,16 +18,17 @@ def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np
     These are the connected components of the graph whose nodes are units and values, and whose edges are the rows.
 
     Args:
-        units: of the rows, sortable.
-        values: of the rows, as many as units; equal to no unit, whatever they are.
+        units: unit of each row, sortable.
+        values: a further value of each row, as many as units; equal to no unit, whatever they are.
 
     Returns:
-        Numbers from 0, in the order of the least unit of each group.
+        The number of each row's group, from 0, in the order of the least unit of each group.
 
     Raises:
         ValueError: not as many units as values.
     """
-    from scipy.sparse import coo_array  # many jobs start without it
+    # Imported here since many jobs start without scipy.
+    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     names, left = np.unique(np.asarray(units), return_inverse=True)

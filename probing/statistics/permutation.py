@@ -25,9 +25,9 @@ def permute_labels(
 
     Args:
         labels: [row]; two of them where ``train`` is given, as booleans.
-        groups: of the rows, [row].
-        count: of permutations.
-        seed: of the permutations.
+        groups: group of each row, [row].
+        count: number of permutations.
+        seed: seed of the permutations.
         train: rows that splits train on, [row split]: permutations after which one of them has one class only are
             drawn again.
 
@@ -38,7 +38,7 @@ def permute_labels(
     alike = np.ones(len(first), dtype=bool)
     alike[index[labels != labels[first][index]]] = False
     generator = np.random.default_rng([seed, LABELS_STREAM])
-    found = np.empty((count, len(labels)), dtype=labels.dtype)
+    permutations = np.empty((count, len(labels)), dtype=labels.dtype)
     for number in range(count):
         for _ in range(DRAWS):
             drawn = _permute_within(labels, index, generator) if not alike.all() else labels.copy()
@@ -50,8 +50,8 @@ def permute_labels(
                 break
         else:
             raise ValueError("nearly all permutations of the labels leave one class only to train on")
-        found[number] = drawn
-    return found
+        permutations[number] = drawn
+    return permutations
 
 
 def draw_label_flips(groups: ArrayLike, count: int, seed: int = 0) -> Array:
@@ -103,6 +103,6 @@ def _permute_within(labels: NDArray[Any], index: NDArray[np.int64], generator: n
     """Labels in another order inside each group."""
     shuffled = generator.permutation(len(labels))
     order = shuffled[np.argsort(index[shuffled], kind="stable")]
-    found = np.empty_like(labels)
-    found[np.argsort(index, kind="stable")] = labels[order]
-    return found
+    permuted = np.empty_like(labels)
+    permuted[np.argsort(index, kind="stable")] = labels[order]
+    return permuted

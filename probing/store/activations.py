@@ -39,9 +39,10 @@ def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str
             # One entry, or the same content would have other bytes each time: the library writes several in any order.
             save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
         except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(found[1]) if found else errno.EIO, f"{error}", str(path)) from error
-        temporary.chmod(0o666 & ~_umask())  # the library makes it readable for its owner alone
+            match = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(match[1]) if match else errno.EIO, f"{error}", str(path)) from error
+        # The library makes the file readable for its owner alone.
+        temporary.chmod(0o666 & ~_umask())
         facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
     return {**facts, "tensors": {name: tensor_sha256(tensor) for name, tensor in states.items()}}
 
@@ -52,7 +53,7 @@ def _umask() -> int:
     return mask
 
 
-def fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
+def find_fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
     """What is wrong with a part: "missing", or "changed" (by its size; by all its bytes, if ``deep``)."""
     if not path.is_file():
         return "missing"
@@ -65,7 +66,8 @@ def tensor_sha256(tensor: Tensor) -> str:
     """Over the dtype, the shape and the bytes of a tensor."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().contiguous().flatten()
-    flat = flat.as_strided(flat.shape, (1,))  # a single number may have any stride, and still be contiguous
+    # A tensor of one number counts as contiguous whatever its stride.
+    flat = flat.as_strided(flat.shape, (1,))
     digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
 
@@ -151,8 +153,8 @@ class ActivationStore:
     def verify(self) -> list[str]:
         """Read everything; what is missing or damaged, by name."""
         folder = self.path / SHARDS
-        found = {facts["file"]: fault(folder / facts["file"], facts, deep=True) for facts in self.facts["shards"]}
-        bad = [f"{SHARDS}/{name} is {problem}" for name, problem in found.items() if problem]
+        faults = {facts["file"]: find_fault(folder / facts["file"], facts, deep=True) for facts in self.facts["shards"]}
+        bad = [f"{SHARDS}/{name} is {problem}" for name, problem in faults.items() if problem]
         try:
             _ = self.rows
         except StoreCorrupt as error:

@@ -21,17 +21,18 @@ def new_file(target: Path) -> Iterator[Path]:
     Raises:
         OSError: no space, no permission.
     """
-    target = Path(os.path.realpath(target))  # what a link points to is replaced, not the link
+    # Replace the file that a link points to, not the link.
+    target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
+    temporary = _name_beside(target)
     try:
         yield temporary
-        _to_disk(temporary)
+        _flush_to_disk(temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _to_disk(target.parent)
+    _flush_to_disk(target.parent)
 
 
 @contextlib.contextmanager
@@ -39,12 +40,12 @@ def new_folder(target: Path) -> Iterator[Path]:
     """The same for a folder. An existing ``target`` is moved aside, and removed once the new one is in its place."""
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
+    temporary = _name_beside(target)
     try:
         temporary.mkdir()
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
-            _to_disk(path)
+            _flush_to_disk(path)
         old = target.with_name(f".{target.name}.{os.getpid()}.old.partial")
         if target.exists():
             os.replace(target, old)
@@ -57,7 +58,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    _to_disk(target.parent)
+    _flush_to_disk(target.parent)
 
 
 def file_sha256(path: Path) -> str:
@@ -81,11 +82,11 @@ def remove_leftovers(folder: Path, names: str) -> None:
             path.unlink()
 
 
-def _beside(target: Path) -> Path:
+def _name_beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.partial")
 
 
-def _to_disk(path: Path) -> None:
+def _flush_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

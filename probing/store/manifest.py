@@ -49,7 +49,8 @@ class RunFolder:
     @property
     def worth_keeping(self) -> bool:
         """Whether there is anything that a later run could go on from."""
-        within = self.path.glob(f"*/{MANIFEST}")  # states that were captured for this run
+        # These are the records of states that were captured for this run.
+        within = self.path.glob(f"*/{MANIFEST}")
         return self.finished or any(self.shards.glob("*.parquet")) or any(within)
 
     def facts(self) -> dict[str, Any]:
@@ -66,8 +67,8 @@ class RunFolder:
         """Start the run, or go on with it if everything it depends on is the same.
 
         Args:
-            identity: what the numbers depend on: hashes, options, versions.
-            facts: what else to write into the record.
+            identity: facts that the numbers depend on: hashes, options, versions.
+            facts: further facts to write into the record.
             recorded: the identity of the run that the folder holds, if any; by default what its record calls so.
 
         Raises:
@@ -187,21 +188,21 @@ def _check_content(folder: RunFolder) -> None:
 
 
 def _differences(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    before, after = _flat(known), _flat(now)
+    before, after = _flatten(known), _flatten(now)
     return [
-        f"{name} was {_short(before.get(name))}, is {_short(after.get(name))}"
+        f"{name} was {_shorten(before.get(name))}, is {_shorten(after.get(name))}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
     return flat
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) == 64 else text

@@ -27,12 +27,12 @@ class SavedProbes:
     """Linear probes of several places of one model; made by ``open_probes``.
 
     Attributes:
-        names: of the probes at every place.
-        places: that they read.
+        names: names of the probes at every place.
+        places: places that the probes read.
         weight: [place probe width].
         bias: [place probe].
-        centers: that are taken off the normalised states first: [place form width]; one form, or the yes and the no
-            form of a statement.
+        centers: centres that are taken off the normalised states first: [place form width]; one form, or the yes and
+            the no form of a statement.
         source: the model.
         facts: normalisation, what token was read, and what else was noted.
     """
@@ -49,9 +49,9 @@ class SavedProbes:
         """Probability of every row at every place of the probes, [row place].
 
         Args:
-            acts: of the same model, with (at least) the same places.
-            name: of the probe.
-            form: for probes of statements: 0 for states of yes forms, 1 for those of no forms.
+            acts: activations of the same model, with (at least) the same places.
+            name: name of the probe.
+            form: form of the states, for probes of statements: 0 for yes forms, 1 for no forms.
 
         Raises:
             SourceMismatch: states of another model, without the places, or of another width.

@@ -55,7 +55,7 @@ def stream_shards(paths: Sequence[Path], schema: pa.Schema, target: Path) -> Non
     """
     with new_file(target) as temporary, temporary.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for path in paths:
-            found = read_shard(path, schema)
-            if found is None:
+            shard = read_shard(path, schema)
+            if shard is None:
                 raise StoreCorrupt(f"{path}: gone or damaged; run the same command again")
-            writer.write_table(found[0])
+            writer.write_table(shard[0])

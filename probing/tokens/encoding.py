@@ -63,11 +63,12 @@ def closing_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset({*special, tokenizer.eos_token_id})
 
 
-def end_of_turn(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], eos: bool) -> list[int]:
+def set_end_of_turn(tokenizer: Any, ids: list[int], border: int, closing: frozenset[int], eos: bool) -> list[int]:
     """The sequence with its end of turn exactly once, or without it."""
     last = len(ids)
     while last > border and ids[last - 1] not in closing and not tokenizer.decode([ids[last - 1]]).strip():
-        last -= 1  # some templates put a line break after the end of turn
+        # Some templates write a line break after the end of turn.
+        last -= 1
     closed = last > border and ids[last - 1] in closing
     if eos:
         return ids if closed else [*ids, tokenizer.eos_token_id]

@@ -7,7 +7,7 @@ from typing import Any
 from probing.data.pairs import shared_prefix
 from probing.data.rows import has_text
 from probing.errors import DataInvalid, ModelInvalid
-from probing.tokens.encoding import check_bos, closing_ids, encode, end_of_turn, warn_without_bos
+from probing.tokens.encoding import check_bos, closing_ids, encode, set_end_of_turn, warn_without_bos
 from probing.tokens.templates import ConversationRenderer, check_template, plain_contents
 from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import PreferencePair, Problem
@@ -19,7 +19,7 @@ class TokenizedPair(TokenizedRow):
     """Both sequences of one pair.
 
     Attributes:
-        id: of the pair.
+        id: id of the pair.
         prompt_tokens: length of the prefix that both sequences share and that ends with the prompt.
         chosen: ids of prompt and chosen response.
         rejected: ids of prompt and rejected response.
@@ -95,7 +95,7 @@ def tokenize_pairs(
     for index, pair in enumerate(pairs):
         prompt, chosen, rejected = ids[3 * index : 3 * index + 3]
         border = shared_prefix(prompt, chosen, rejected)
-        chosen, rejected = (end_of_turn(tokenizer, side, border, closing, eos) for side in (chosen, rejected))
+        chosen, rejected = (set_end_of_turn(tokenizer, side, border, closing, eos) for side in (chosen, rejected))
         problem = _find_problem(pair, border, chosen, rejected, max_length, bos)
         results.append(TokenizedPair(pair.id, border, chosen, rejected, problem))
     return results

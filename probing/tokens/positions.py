@@ -22,8 +22,8 @@ class EncodedRow:
     Attributes:
         prompt: the row itself.
         text: the strings that were tokenised.
-        ids: its tokens.
-        border: how many of them are the prompt.
+        ids: tokens of the row.
+        border: number of tokens that make the prompt.
     """
 
     prompt: LabelledPrompt
@@ -40,18 +40,18 @@ def find_positions(tokenizer: Any, row: EncodedRow, over: Over, max_length: int 
     """The positions that count, or what is wrong with the row.
 
     Args:
-        tokenizer: that made the tokens.
+        tokenizer: tokenizer that made the tokens.
         row: the tokens.
-        over: which part counts; see ``Capture``.
+        over: part of the row that counts; see ``Capture``.
         max_length: longest sequence in tokens.
     """
     problem = _find_problem(tokenizer, row, max_length)
     if problem is not None:
         return problem
-    found = FINDERS[over](tokenizer, row)
-    if not isinstance(found, Problem) and found[0] >= found[1]:
+    positions = FINDERS[over](tokenizer, row)
+    if not isinstance(positions, Problem) and positions[0] >= positions[1]:
         return row.problem("nothing_left", f"no token counts as '{over}'")
-    return found
+    return positions
 
 
 def _find_problem(tokenizer: Any, row: EncodedRow, max_length: int | None) -> Problem | None:
@@ -144,7 +144,8 @@ def _find_tokens(tokenizer: Any, row: EncodedRow, first: int, last: int) -> Posi
     """The tokens that touch some characters of the rendered text."""
     bare = brings_special_tokens(tokenizer, row.text.full, row.text.conversational)
     coded = tokenizer(row.text.full, add_special_tokens=not bare, return_offsets_mapping=True, verbose=False)
-    offsets = coded["offset_mapping"][: len(row.ids)]  # an end of turn may have been cut off
+    # An end of turn may have been cut off.
+    offsets = coded["offset_mapping"][: len(row.ids)]
     inside = [index for index, (low, high) in enumerate(offsets) if low < last and high > first and high > low]
     return (inside[0], inside[-1] + 1) if inside else row.problem("span_not_found", "no token covers it")
 

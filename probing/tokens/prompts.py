@@ -6,7 +6,7 @@ from typing import Any
 
 from probing.data.pairs import shared_prefix
 from probing.errors import ModelInvalid
-from probing.tokens.encoding import closing_ids, encode, end_of_turn, warn_without_bos
+from probing.tokens.encoding import closing_ids, encode, set_end_of_turn, warn_without_bos
 from probing.tokens.positions import EncodedRow, find_positions
 from probing.tokens.rendering import RenderedPrompt, render_prompt
 from probing.tokens.tokenized_row import TokenizedRow
@@ -18,11 +18,11 @@ class TokenizedPrompt(TokenizedRow):
     """Token ids of one row, and the positions that count.
 
     Attributes:
-        id: of the row.
+        id: id of the row.
         ids: tokens that are run.
-        prompt_tokens: how many of them are the prompt.
+        prompt_tokens: number of tokens that make the prompt.
         start: first position that counts.
-        stop: one past the last.
+        stop: one past the last position that counts.
         problem: why nothing can be read; None if it can.
     """
 
@@ -51,7 +51,7 @@ def tokenize_prompts(
     Args:
         tokenizer: a transformers tokenizer.
         prompts: the rows.
-        request: what is to be read.
+        request: positions and pooling to read.
         eos: whether the end of turn belongs to a response.
         max_length: longest sequence in tokens. Longer ones are not cut but marked.
         where: names a row in messages, given its index; by default its id.
@@ -82,8 +82,8 @@ def tokenize_prompts(
         if prompt.response is not None:
             border = shared_prefix(opening, full)
             if eos or text.conversational:
-                full = end_of_turn(tokenizer, full, border, closing, eos and tokenizer.eos_token_id is not None)
-        found = find_positions(tokenizer, EncodedRow(prompt, text, full, border), request.over, max_length)
-        start, stop, problem = (0, 0, found) if isinstance(found, Problem) else (*found, None)
+                full = set_end_of_turn(tokenizer, full, border, closing, eos and tokenizer.eos_token_id is not None)
+        positions = find_positions(tokenizer, EncodedRow(prompt, text, full, border), request.over, max_length)
+        start, stop, problem = (0, 0, positions) if isinstance(positions, Problem) else (*positions, None)
         results.append(TokenizedPrompt(prompt.id, full, border, start, stop, problem))
     return results

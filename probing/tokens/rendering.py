@@ -30,7 +30,7 @@ class RenderedPrompt:
         prompt: up to where the response begins.
         full: the response included.
         conversational: whether the chat template wrote it.
-        said: what spans are looked for in: the plain text, or each message, the last one last.
+        said: texts in which spans are looked for: the plain text, or each message, the last one last.
     """
 
     prompt: str
@@ -115,7 +115,8 @@ def _find_message(text: str, full: str, render: Callable[[str], str]) -> Said:
     except DataInvalid:
         return Said(text, None)
     lead = len(text) - len(text.lstrip())
-    for offset in (0, lead):  # many templates strip white space off
+    # Many templates strip white space from the content.
+    for offset in (0, lead):
         if start >= 0 and has_text(text) and full.startswith(text[offset:].rstrip(), start):
             return Said(text, start - offset)
     return Said(text, None)

@@ -23,7 +23,7 @@ class ConversationRenderer:
     """Renders the conversations of one row.
 
     Attributes:
-        tokenizer: with a chat template.
+        tokenizer: tokenizer with a chat template.
         tools: tool schemas for the template, if any.
         arguments: further arguments of the template, if any.
     """

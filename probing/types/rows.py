@@ -16,7 +16,7 @@ class PreferencePair:
 
     Attributes:
         id: unique within its dataset.
-        prompt: what both responses answer. Text is joined to the response as it stands.
+        prompt: text or messages that both responses answer. Text is joined to the response as it stands.
         chosen: the preferred response alone, without the prompt.
         rejected: the other one.
         tools: tool schemas for the chat template, if any.
@@ -42,8 +42,8 @@ class PreferencePair:
             return
         for name, side in sides.items():
             if isinstance(side, str) or not isinstance(side, Sequence):
-                found = "text" if isinstance(side, str) else type(side).__name__
-                raise TypeError(f"'{name}' is {found} where the others are lists of messages")
+                kind = "text" if isinstance(side, str) else type(side).__name__
+                raise TypeError(f"'{name}' is {kind} where the others are lists of messages")
             if not side:
                 raise ValueError(f"'{name}' holds no message")
             for message in side:
@@ -87,9 +87,9 @@ class LabelledPrompt:
     Attributes:
         id: unique within its dataset.
         text: plain text, or a conversation.
-        label: of any kind that a table can hold.
-        category: for grouping.
-        response: what follows the text, if it is a prompt with an answer.
+        label: label of any kind that a table can hold.
+        category: category, by which results are grouped.
+        response: response that follows the text, if it is a prompt with an answer.
         span: the part that counts with ``over="span"``: characters (start, stop) of a plain text (with its response),
             or of the last message of a conversation; or a substring that occurs once in what was said (not in what the
             chat template writes around it).
@@ -119,10 +119,10 @@ class LabelledPrompt:
                 raise TypeError(f"'{name}' must be text or a list of messages, not {type(side).__name__}")
             for message in () if isinstance(side, str) else side:
                 check_message(message, name)
-        object.__setattr__(self, "span", _checked_span(self.span))
+        object.__setattr__(self, "span", _check_span(self.span))
 
 
-def _checked_span(span: Any) -> tuple[int, int] | str | None:
+def _check_span(span: Any) -> tuple[int, int] | str | None:
     if span is None:
         return None
     if isinstance(span, str):
@@ -146,8 +146,8 @@ class ContrastPair:
         statement: plain text.
         opposite: plain text that is true where the statement is false, and false where it is true.
         label: whether the statement is true.
-        category: for grouping.
-        formulation: how the opposite is put, for instance "negation" or "concurrent".
+        category: category, by which results are grouped.
+        formulation: formulation of the opposite, for instance "negation" or "concurrent".
 
     Raises:
         ValueError: an empty id or text, or an opposite that is the statement itself.

@@ -71,14 +71,14 @@ class Capture:
     """Which states to read; knows no model.
 
     Attributes:
-        places: where in the model; at least one, none twice.
-        pooling: what to keep of each row: the state of the "last" or "first" token that counts, the "mean" or "sum"
+        places: places in the model; at least one, none twice.
+        pooling: value to keep of each row: the state of the "last" or "first" token that counts, the "mean" or "sum"
             over them, or all "tokens".
-        over: which tokens count. "text": all that are run, special ones included. "content": without special tokens at
+        over: tokens that count. "text": all that are run, special ones included. "content": without special tokens at
             both ends (BOS has states a thousand times larger than others in many models). "prompt", "response": of rows
             with a response. "template": what the chat template writes after the instruction. "span": of rows that
             name characters or a substring.
-        dtype: of the values: "auto" is float32 for means and sums, otherwise the model's own.
+        dtype: dtype of the values: "auto" is float32 for means and sums, otherwise the model's own.
         chat: whether a plain text is put into a user's turn of the chat template.
 
     Raises:
@@ -109,8 +109,8 @@ class Activations:
 
     Attributes:
         values: [row place width].
-        ids: of the rows.
-        places: with layers counted from 0.
+        ids: ids of the rows.
+        places: places, with layers counted from 0.
         source: the model.
         problems: rows that are not among the values, and why.
     """
@@ -139,8 +139,8 @@ class TokenActivations:
     Attributes:
         values: [token place width].
         offsets: [row + 1], from 0.
-        ids: of the rows.
-        places: with layers counted from 0.
+        ids: ids of the rows.
+        places: places, with layers counted from 0.
         source: the model.
         problems: rows that are not among the values, and why.
     """

@@ -81,9 +81,9 @@ class Problem:
     """Why a row has no numbers.
 
     Attributes:
-        id: of the row.
+        id: id of the row.
         status: any but "ok".
-        detail: what is wrong with this row, in words.
+        detail: description of what is wrong with this row.
     """
 
     id: str

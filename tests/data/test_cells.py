@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from probing.data.cells import is_empty, plain_value, without_none
+from probing.data.cells import drop_none, is_empty, plain_value
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ def test_values_of_numpy_become_plain():
 
 
 def test_none_is_dropped_wherever_it_stands_under_a_key():
-    assert without_none({"a": None, "b": [{"c": None, "d": 0}, None], "e": ""}) == {"b": [{"d": 0}, None], "e": ""}
+    assert drop_none({"a": None, "b": [{"c": None, "d": 0}, None], "e": ""}) == {"b": [{"d": 0}, None], "e": ""}

@@ -38,7 +38,7 @@ def test_a_name_that_is_not_there_is_refused(missing):
 
 
 def test_a_column_that_must_be_there():
-    error = RESOLVER.lacks("no kind", "--kind-column")
+    error = RESOLVER.explain_missing("no kind", "--kind-column")
     assert isinstance(error, DataInvalid)
     assert str(error) == "some data: no kind; name one with --kind-column; the columns are id, text, kind, prompt"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.data.filters import keep_mask
+from probing.data.filters import make_keep_mask
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)
 SHARES = st.floats(0.01, 0.99)
@@ -18,7 +18,7 @@ def ids_of(scores):
 def kept(scores, **rule):
     return {
         identity
-        for identity, keep in zip(ids_of(scores), keep_mask(ids_of(scores), scores, **rule), strict=True)
+        for identity, keep in zip(ids_of(scores), make_keep_mask(ids_of(scores), scores, **rule), strict=True)
         if keep
     }
 
@@ -41,7 +41,7 @@ def test_the_highest_are_dropped(scores, share):
 def test_the_order_of_rows_never_matters(scores, share, randomness):
     rows = list(zip(ids_of(scores), scores, strict=True))
     randomness.shuffle(rows)
-    mask = keep_mask([identity for identity, _ in rows], [score for _, score in rows], keep_lowest=share)
+    mask = make_keep_mask([identity for identity, _ in rows], [score for _, score in rows], keep_lowest=share)
     assert {identity for (identity, _), keep in zip(rows, mask, strict=True) if keep} == kept(scores, keep_lowest=share)
 
 
@@ -61,7 +61,7 @@ def test_below_and_above_are_strict():
 
 def test_an_unknown_rule_is_refused():
     with pytest.raises(TypeError, match="there is no rule keep_best; there are keep_lowest"):
-        keep_mask(["a"], [1.0], keep_best=1.0)
+        make_keep_mask(["a"], [1.0], keep_best=1.0)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_shares_are_whole_rows(share, rows, count):
 )
 def test_rules_out_of_range(rule, message):
     with pytest.raises(ValueError, match=message):
-        keep_mask(["a"], [1.0], **rule)
+        make_keep_mask(["a"], [1.0], **rule)
 
 
 def test_scores_that_are_no_numbers_are_named():
     with pytest.raises(ValueError, match="the score of 'b' is not a finite number"):
-        keep_mask(["a", "b"], [1.0, float("nan")], below=1)
+        make_keep_mask(["a", "b"], [1.0, float("nan")], below=1)
     with pytest.raises(ValueError, match="2 scores need as many different ids, there are 1"):
-        keep_mask(["a", "a"], [1.0, 2.0], below=1)
+        make_keep_mask(["a", "a"], [1.0, 2.0], below=1)

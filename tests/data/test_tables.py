@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from probing.data.tables import NotJson, file_format, read_table
-from probing.data.writing import staged_rows
+from probing.data.writing import stage_rows
 from probing.errors import DataInvalid, UsageError
 
 ROWS = [
@@ -19,7 +19,7 @@ ROWS = [
 
 
 def write_rows(*arguments):
-    with staged_rows(*arguments):
+    with stage_rows(*arguments):
         pass
 
 

@@ -36,7 +36,7 @@ def test_the_fast_way_is_used_where_it_is_right(stack):
 @pytest.fixture
 def stock_attention(monkeypatch):
     """Packed sequences run with the library's own attention."""
-    monkeypatch.setattr(modes, "packed_attention", lambda configs, layout: contextlib.nullcontext())
+    monkeypatch.setattr(modes, "use_packed_attention", lambda configs, layout: contextlib.nullcontext())
 
 
 def test_packed_sequences_that_see_each_other_through_an_all_ones_mask_are_found_out(stack, stock_attention, caplog):
@@ -236,7 +236,7 @@ def test_hooks_fire_in_compiled_blocks(backend, monkeypatch):
     expected = stream.read(segments).values["mean"]
     monkeypatch.setattr(compiled, "BACKEND", backend)
     torch._dynamo.reset()
-    with compiled.compiled_blocks(stack):
+    with compiled.use_compiled_blocks(stack):
         assert all("forward" in block.__dict__ for block in stack.blocks)
         found = stream.read(segments).values["mean"]
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from probing.engine.attention import Layout, Pattern, _attend, packed_attention
+from probing.engine.attention import Layout, Pattern, _attend, use_packed_attention
 from probing.engine.readouts import Spots, combine
 from probing.engine.trees import Batch, Path
 
@@ -50,7 +50,7 @@ class Attention(torch.nn.Module):
 )
 def test_attention_that_is_not_understood_is_not_computed(mask, options, message):
     states = torch.randn(1, 2, 4, 8)
-    with packed_attention([], Layout((Path(0, 4, (0, 0)),))), pytest.raises(NotImplementedError, match=message):
+    with use_packed_attention([], Layout((Path(0, 4, (0, 0)),))), pytest.raises(NotImplementedError, match=message):
         _attend(Attention(), states, states, states, mask, **options)
     with pytest.raises(NotImplementedError):  # outside of a packed pass
         _attend(Attention(), states, states, states, Pattern(lambda b, h, q, k: k <= q))

@@ -118,7 +118,7 @@ def test_rounding_of_the_embeddings_is_measured_and_leaves_nothing_behind():
     embeddings = language_model.model.get_input_embeddings()
     stack, ids = find_stack(language_model), trial_ids(language_model, 1)
     before = embeddings(ids).detach()
-    with modes._embeddings_off_by_rounding(stack):
+    with modes._perturb_embeddings(stack):
         off = (embeddings(ids).detach().float() / before.float() - 1).abs()
     assert 0 < float(off.mean()) < 2**-8
     assert torch.equal(embeddings(ids), before)

@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.engine.trees import LEAST_PACKED, LEAST_SHARED, Segment, halves, pack_trees, plant, stack_rows, take
+from probing.engine.trees import LEAST_PACKED, LEAST_SHARED, Segment, pack_trees, plant, split_tree, stack_rows, take
 
 # Few different tokens, so that rows begin alike by accident as well.
 ROWS = st.lists(
@@ -84,7 +84,7 @@ def test_rows_share_their_prompt_and_a_row_alone_is_run_alike():
     segments = [Segment([5] * 9 + tail, 8, 9 + len(tail), 9) for tail in ([1, 2, 3], [1, 2, 4], [1, 9])]
     (tree,) = plant(segments, lengths_of(segments), sharing=True)
     assert (tree.shared, tree.tokens) == (9, 9 + 3 + 3 + 2)
-    assert [part.tokens for part in halves(tree, lengths_of(segments))] == [12, 14]
+    assert [part.tokens for part in split_tree(tree, lengths_of(segments))] == [12, 14]
     (alone,) = plant(segments[:1], [12], sharing=True)
     assert (alone.shared, alone.tokens) == (9, 12)
     assert len(pack_trees([alone], segments, [12]).paths) == 2 + 1  # and what fills up a small batch

@@ -12,7 +12,7 @@ import transformers
 from torch.nn.attention import varlen
 
 from probing.engine import attention, modes
-from probing.engine.attention import Pattern, varlen_obstacle
+from probing.engine.attention import Pattern, find_varlen_obstacle
 from probing.engine.modes import Mode, choose_mode, parity
 from probing.engine.stream import Stream, TokenBudget
 from probing.engine.trees import Segment
@@ -108,7 +108,7 @@ def calls(monkeypatch):
 @pytest.fixture
 def on_a_card(monkeypatch):
     """``choose_mode`` believes that the model is on a card, whose attention is emulated."""
-    monkeypatch.setattr(modes, "on_card", lambda language_model: True)
+    monkeypatch.setattr(modes, "is_on_card", lambda language_model: True)
 
 
 def half(model):
@@ -190,10 +190,10 @@ def test_sliding_windows_take_the_fast_way_and_equal_the_plain_one(version, call
 def test_a_scale_that_is_not_known_runs_a_sequence_at_a_time(monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", torch_2_10)
     pattern = Pattern(transformers.masking_utils.causal_mask_function)
-    assert varlen_obstacle(pattern, 9, 0.125, 64) is None
-    assert "no scale of its own" in varlen_obstacle(pattern, 9, 0.3, 64)
+    assert find_varlen_obstacle(pattern, 9, 0.125, 64) is None
+    assert "no scale of its own" in find_varlen_obstacle(pattern, 9, 0.3, 64)
     monkeypatch.setattr(varlen, "varlen_attn", torch_2_11)
-    assert varlen_obstacle(pattern, 9, 0.3, 64) is None
+    assert find_varlen_obstacle(pattern, 9, 0.3, 64) is None
 
 
 def test_capped_logits_are_named_as_what_is_slow(on_a_card, monkeypatch, caplog):

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from probing.instruments.prefetch import one_ahead
+from probing.instruments.prefetch import prefetch
 
 
 def test_everything_comes_in_order_and_from_one_other_thread():
@@ -13,10 +13,10 @@ def test_everything_comes_in_order_and_from_one_other_thread():
         threads.add(threading.current_thread())
         return number * 10
 
-    assert list(one_ahead(make, range(5))) == [0, 10, 20, 30, 40]
+    assert list(prefetch(make, range(5))) == [0, 10, 20, 30, 40]
     assert len(threads) == 1
     assert threading.current_thread() not in threads
-    assert list(one_ahead(make, [])) == []
+    assert list(prefetch(make, [])) == []
 
 
 def test_the_next_is_made_while_one_is_used_and_no_more():
@@ -26,7 +26,7 @@ def test_the_next_is_made_while_one_is_used_and_no_more():
         made.append(number)
         return number
 
-    items = one_ahead(make, range(5))
+    items = prefetch(make, range(5))
     assert next(items) == 0
     deadline = time.monotonic() + 10
     while made != [0, 1] and time.monotonic() < deadline:
@@ -43,7 +43,7 @@ def test_an_error_comes_when_its_turn_has_come_and_no_thread_is_left():
             raise ValueError("no pair")
         return number
 
-    items = one_ahead(make, range(3))
+    items = prefetch(make, range(3))
     assert next(items) == 0
     with pytest.raises(ValueError, match="no pair"):
         next(items)

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from probing.kernels.dispatch import triton_installed
+from probing.kernels.dispatch import has_triton
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_kernels.py"
-needs_triton = pytest.mark.skipif(
-    not triton_installed(), reason="triton is not installed (there are wheels for Linux only)"
-)
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (there are wheels for Linux only)")
 
 PLANTED = '''
 from __future__ import annotations

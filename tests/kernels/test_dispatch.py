@@ -14,7 +14,7 @@ HALF = [torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(dispatch, "triton_installed", lambda: True)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
     dispatch._log_once.cache_clear()
 
 
@@ -38,7 +38,7 @@ def test_automatic_choices_and_their_reasons(monkeypatch):
     )
     with torch.no_grad():
         assert chosen("auto", "cuda", requires_grad=True).impl == "triton"
-    monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     assert chosen("auto", "cuda") == ("torch", "triton is not installed (pip install 'model-probing[cuda]')")
 
 
@@ -57,7 +57,7 @@ def test_what_was_asked_for_runs_or_says_why_not(monkeypatch):
         chosen("triton", "cuda", torch.float32)
     with pytest.raises(KernelUnavailable, match="a gradient is wanted"):
         chosen("triton", "cuda", requires_grad=True)
-    monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     with pytest.raises(KernelUnavailable, match="triton is not installed"):
         chosen("triton", "cuda")
 

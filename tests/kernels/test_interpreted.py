@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from probing.kernels.dispatch import triton_installed
+from probing.kernels.dispatch import has_triton
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 FORMS = Path(__file__).parent / "triton_forms"
 TESTS = sorted(FORMS.glob("test_*.py"))
 
 
-@pytest.mark.skipif(not triton_installed(), reason="triton is not installed (there are wheels for Linux only)")
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed (there are wheels for Linux only)")
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_in_the_interpreter(path):
     done = subprocess.run(

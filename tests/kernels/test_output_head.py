@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from probing.kernels import output_head as file
-from probing.kernels.dispatch import fallbacks, sums_wide
-from probing.kernels.output_head import FEWEST_ROWS, out_of_memory, with_fewer_rows
+from probing.kernels.dispatch import can_sum_wide, fallbacks
+from probing.kernels.output_head import FEWEST_ROWS, is_out_of_memory, with_fewer_rows
 from probing.kernels.token_stats import token_stats
 
 
@@ -66,14 +66,15 @@ def test_other_errors_are_raised_at_once():
     ],
 )
 def test_what_counts_as_out_of_memory(error, expected):
-    assert out_of_memory(error) is expected
+    assert is_out_of_memory(error) is expected
 
 
 def test_the_operation_that_is_looked_for_exists_in_this_torch():
     """Without it a card would take the slow way, with a warning; its name is not a public one."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    assert sums_wide() == ((major, minor) >= (2, 8))
-    assert hasattr(torch.ops.aten.mm, "dtype") == sums_wide()  # without a tensor to write to, for distances of points
+    assert can_sum_wide() == ((major, minor) >= (2, 8))
+    # The operation without a tensor to write to, for distances of points.
+    assert hasattr(torch.ops.aten.mm, "dtype") == can_sum_wide()
 
 
 def test_slow_products_are_said_aloud_once(generator, caplog):
@@ -86,7 +87,7 @@ def test_slow_products_are_said_aloud_once(generator, caplog):
     out = torch.empty(4, 6).as_subclass(OnCard)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            file.product_into(out, states, weight)
+            file.write_product(out, states, weight)
     assert torch.equal(torch.Tensor(out), states @ weight.float().T)
     [record] = caplog.records
     assert "states are torch.float32, weights torch.bfloat16: they would have to be alike" in record.message

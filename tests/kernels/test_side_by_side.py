@@ -8,7 +8,7 @@ import torch
 
 from probing.kernels import token_stats as file
 from probing.kernels.output_head import Unembedding, chunks_of
-from probing.kernels.side_by_side import BUFFERS, in_turn, side_by_side
+from probing.kernels.side_by_side import BUFFERS, run_in_turn, side_by_side
 
 
 class Event:
@@ -122,7 +122,7 @@ def sound(log):
 
 def test_in_turn_is_what_it_should_be():
     log = Log()
-    in_turn(CHUNKS, log.make, log.use)
+    run_in_turn(CHUNKS, log.make, log.use)
     assert sound(log)
 
 
@@ -183,7 +183,7 @@ def test_the_statistics_are_the_same_in_two_buffers(generator, monkeypatch, opti
     targets, head = torch.arange(100), Unembedding(weight, **options)
     plain = file.token_stats(hidden, head, targets, top=2)
     buffers = []
-    monkeypatch.setattr(file, "rows_at_a_time", lambda hidden, vocabulary: 16)
+    monkeypatch.setattr(file, "count_rows_at_a_time", lambda hidden, vocabulary: 16)
     monkeypatch.setattr(file._Filler, "run", of_two_streams)
     found = file.token_stats(hidden, head, targets, top=2)
     assert len(set(buffers[0])) == BUFFERS

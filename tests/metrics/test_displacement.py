@@ -9,7 +9,13 @@ from probing.kernels import output_head as file
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
 from probing.metrics import displacement
-from probing.metrics.displacement import bf16_terms, free_feature_rate, moved_tokens, product_by_terms, shared_states
+from probing.metrics.displacement import (
+    bf16_terms,
+    count_shared_states,
+    find_moved_tokens,
+    free_feature_rate,
+    product_by_terms,
+)
 from probing.metrics.similarity import ches
 
 WIDTH, VOCABULARY = 5, 13
@@ -179,7 +185,7 @@ def test_rates_and_moved_tokens_on_a_card(generator):
     assert found.is_cuda
     assert float(found) == pytest.approx(exact, rel=1e-4)
     states, others = (torch.cat(parts).cuda() for parts in (sides, sides[::-1]))
-    moved = moved_tokens(states, head, others, head, 5)
+    moved = find_moved_tokens(states, head, others, head, 5)
     old, new = ((values.double().cpu() @ weight.double().T).softmax(1) for values in (states, others))
     for way, sign in (("gained", 1), ("lost", -1)):
         change = sign * (new - old)
@@ -211,14 +217,14 @@ def test_a_product_by_terms_rounds_its_sums_only(generator):
 
 def test_shared_states():
     for chosen, rejected, count in [([1], [2], 1), ([1, 2], [1, 3], 2), ([1, 2], [1, 2, 3], 2), ([5, 1], [4, 1], 1)]:
-        assert shared_states(torch.tensor(chosen), torch.tensor(rejected)) == count
+        assert count_shared_states(torch.tensor(chosen), torch.tensor(rejected)) == count
 
 
 def test_moved_tokens_by_brute_force(generator, monkeypatch):
     monkeypatch.setattr(file, "CPU_LOGIT_BYTES", 4 * 30 * 16)
     heads = [Unembedding(torch.randn(30, width, generator=generator)) for width in (6, 9)]
     states = [torch.randn(40, len(head.weight[0]), generator=generator) for head in heads]
-    found = moved_tokens(states[0], heads[0], states[1], heads[1], 4)
+    found = find_moved_tokens(states[0], heads[0], states[1], heads[1], 4)
     old, new = ((h.double() @ head.weight.double().T).softmax(1) for h, head in zip(states, heads, strict=True))
     for row in range(40):
         order = sorted(range(30), key=lambda z: float(old[row, z] - new[row, z]))
@@ -235,7 +241,7 @@ def test_moved_tokens_of_a_large_vocabulary(generator, dtype):
     """So large that only some tiles are searched; half-precision states and weights against float64."""
     heads = [Unembedding(torch.randn(2000, 12, generator=generator).to(dtype)) for _ in range(2)]
     states = [torch.randn(50, 12, generator=generator).to(dtype) for _ in range(2)]
-    found = moved_tokens(states[0], heads[0], states[1], heads[1], 5)
+    found = find_moved_tokens(states[0], heads[0], states[1], heads[1], 5)
     old, new = ((h.double() @ head.weight.double().T).softmax(1) for h, head in zip(states, heads, strict=True))
     change = new - old
     for way, sign in (("gained", 1), ("lost", -1)):
@@ -250,7 +256,7 @@ def test_moved_tokens_of_a_large_vocabulary(generator, dtype):
 def test_moved_tokens_go_on_with_fewer_rows_when_memory_runs_out(generator, monkeypatch, caplog):
     head, other = (Unembedding(torch.randn(300, 6, generator=generator)) for _ in range(2))
     states, others = (torch.randn(900, 6, generator=generator) for _ in range(2))
-    plain = moved_tokens(states, head, others, other, 4)
+    plain = find_moved_tokens(states, head, others, other, 4)
     chunks, asked = displacement.logit_chunks, []
 
     def some(hidden, head, rows):
@@ -261,7 +267,7 @@ def test_moved_tokens_go_on_with_fewer_rows_when_memory_runs_out(generator, monk
 
     monkeypatch.setattr(displacement, "logit_chunks", some)
     with caplog.at_level(logging.WARNING):
-        found = moved_tokens(states, head, others, other, 4)
+        found = find_moved_tokens(states, head, others, other, 4)
     assert asked == [2048, 1024, 512, 256, 256]
     assert all(torch.equal(left, right) for left, right in zip(found, plain, strict=True))
     assert "logits of fewer rows at a time: memory ran out with 512 rows" in caplog.text

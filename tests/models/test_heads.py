@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from probing.errors import LayerNotFound
-from probing.kernels.output_head import logits_into
+from probing.kernels.output_head import write_logits
 from probing.models.heads import find_head
 from probing.models.layers import find_backbone, last_hidden_state, trial_ids
 
 
 def logits_of(head, states):
     out = torch.empty((len(states), len(head.weight)))
-    logits_into(out, states, head, slice(0, len(head.weight)))
+    write_logits(out, states, head, slice(0, len(head.weight)))
     return out
 
 

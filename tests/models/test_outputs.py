@@ -11,7 +11,7 @@ from torch import nn
 
 from probing import Capture, Place, capture, load, score_pairs
 from probing.errors import ModelInvalid
-from probing.models.layers import evaluating, find_backbone, last_hidden_state, logits_of, run_backbone, trial_ids
+from probing.models.layers import find_backbone, last_hidden_state, logits_of, run_backbone, trial_ids, use_eval_mode
 
 SETTINGS = {
     "tuples": {"return_dict": False},
@@ -73,11 +73,11 @@ def test_a_pass_keeps_no_layers_and_the_config_is_as_it_was():
     language_model = tiny.make_model("llama", output_hidden_states=True, return_dict=False)
     stack = find_backbone(language_model)
     config, ids = language_model.model.config, trial_ids(language_model, 1)
-    with torch.inference_mode(), evaluating(language_model.model):
+    with torch.inference_mode(), use_eval_mode(language_model.model):
         output = run_backbone(stack.backbone, ids)
     assert set(output) == {"last_hidden_state"}
     assert (config.return_dict, config.output_hidden_states) == (False, True)
-    with pytest.raises(ZeroDivisionError), evaluating(language_model.model):
+    with pytest.raises(ZeroDivisionError), use_eval_mode(language_model.model):
         raise ZeroDivisionError
     assert (config.return_dict, config.output_hidden_states) == (False, True)
 

@@ -8,7 +8,7 @@ from probing.probes.ccs_options import CCSOptions
 from probing.probes.ccs_states import normalize
 from probing.probes.contrast import count_optima, fit_layer, orient
 from probing.probes.contrast_readings import NULLS, PROBES, SUPERVISED, StatementReadings
-from probing.probes.contrast_states import Prepared, about_origin, same_states
+from probing.probes.contrast_states import Prepared, center_about, have_same_states
 from probing.probes.evaluate import credit, measure
 from probing.statistics.folds import make_folds
 from probing.statistics.permutation import draw_label_flips
@@ -168,8 +168,8 @@ def test_supervised_probes_see_each_form_about_its_own_centre(states, rows):
 
 
 def test_the_origin_is_of_no_consequence(states, rows):
-    moved, origin = about_origin(states, "none")
-    other, _ = about_origin(states, "none", origin + 3)
+    moved, origin = center_about(states, "none")
+    other, _ = center_about(states, "none", origin + 3)
     assert torch.allclose(moved, other + 3, atol=1e-5)
 
 
@@ -341,7 +341,7 @@ def test_a_pair_without_contrast_is_found(states):
     same = states.clone()
     same[1, 4] = same[0, 4]
     same[3, 9] = same[2, 9]
-    assert same_states(same).nonzero().flatten().tolist() == [4, 9]
+    assert have_same_states(same).nonzero().flatten().tolist() == [4, 9]
 
 
 def test_no_nulls_at_all(states, rows):

@@ -51,8 +51,8 @@ class RelabelledSums:
 
     Attributes:
         codes: cluster of every position.
-        clusters: how many.
-        values: of all clusters but the last, which follows.
+        clusters: number of clusters.
+        values: sums of distances to all clusters but the last, whose sums follow from the totals.
     """
 
     codes: Shaped[Tensor, "n draw"]
@@ -73,13 +73,13 @@ class RelabelledSums:
     def silhouettes(self, totals: Float[Tensor, " n"]) -> Float[Tensor, " draw"]:
         """Mean of every draw; ``totals`` are the sums of distances to all points."""
         sizes = [(self.codes == cluster).sum(dim=0).float() for cluster in range(self.clusters)]
-        found = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
+        coefficient_sums = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
         one = torch.ones((), device=self.codes.device)
-        for rows in _rows_at_once(self.codes):
+        for rows in _split_rows(self.codes):
             sums = self.values[:, rows]
             last = totals[rows, None].float() - sums.sum(dim=0)
-            found += silhouette_coefficients([*sums, last], sizes, self.codes[rows], one).sum(dim=0)
-        return found / len(self.codes)
+            coefficient_sums += silhouette_coefficients([*sums, last], sizes, self.codes[rows], one).sum(dim=0)
+        return coefficient_sums / len(self.codes)
 
 
 @dataclass(eq=False)
@@ -87,9 +87,9 @@ class ResampledSums:
     """Weighted sums of distances to the clusters in every bootstrap replicate.
 
     Attributes:
-        weights: of every position.
-        grouped: their clusters.
-        values: of all clusters.
+        weights: weight of every position in each replicate.
+        grouped: the points and their clusters.
+        values: weighted sums of distances to all clusters.
     """
 
     weights: Shaped[Tensor, "n draw"]
@@ -116,16 +116,16 @@ class ResampledSums:
     def silhouettes(self) -> Float[Tensor, " draw"]:
         """Mean of every draw, points counted by their weights."""
         sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in self.grouped.ranges]
-        found = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
+        coefficient_sums = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
         codes = self.grouped.codes
-        for rows in _rows_at_once(self.weights):
+        for rows in _split_rows(self.weights):
             copies = self.weights[rows].float()
             own = silhouette_coefficients(list(self.values[:, rows]), sizes, codes[rows, None], copies)
-            found += (own * copies).sum(dim=0)
-        return found / torch.stack(sizes).sum(dim=0)
+            coefficient_sums += (own * copies).sum(dim=0)
+        return coefficient_sums / torch.stack(sizes).sum(dim=0)
 
 
-def _rows_at_once(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:
+def _split_rows(draws: Shaped[Tensor, "n draw"]) -> Iterator[slice]:
     """Ranges of positions; none without draws."""
     if draws.shape[1]:
         size = max(1, CACHED[draws.device.type] // (4 * draws.shape[1]))

@@ -21,7 +21,7 @@ from probing.metrics.clusters.indices import (
     silhouette_coefficients,
     xie_beni_index,
 )
-from probing.metrics.clusters.kernel import kernel_runs, measure_by_kernel
+from probing.metrics.clusters.kernel import can_use_kernel, measure_by_kernel
 from probing.metrics.clusters.moments import (
     Moments,
     moments_of_labels,
@@ -46,11 +46,11 @@ class IndexDraws:
     """Indices of one space; NaN for a draw that leaves a cluster empty, or of every cluster copies of one point.
 
     Attributes:
-        values: by name, [1].
-        null: by name, under each permutation of the labels, [draw].
-        draws: by name, in each bootstrap replicate, [draw].
+        values: values of the indices by name, [1].
+        null: values by name under each permutation of the labels, [draw].
+        draws: values by name in each bootstrap replicate, [draw].
         sizes: number of points in each replicate, [draw].
-        silhouettes: of every position, [n]; empty unless asked for.
+        silhouettes: silhouette of every position, [n]; empty unless asked for.
     """
 
     values: dict[str, Float[Tensor, " 1"]]
@@ -65,7 +65,7 @@ class Draws(NamedTuple):
 
     Attributes:
         codes: cluster of every position in each permutation of the labels.
-        weights: how often every position counts in each bootstrap replicate.
+        weights: number of times that every position counts in each bootstrap replicate.
     """
 
     codes: Shaped[Tensor, "n draw"]
@@ -81,8 +81,8 @@ class OfDistances(NamedTuple):
     """What one pass over the distances gives: of the labels as they are, the permutations, and the replicates.
 
     Attributes:
-        silhouettes: of every position.
-        means: of the silhouettes.
+        silhouettes: silhouette of every position.
+        means: means of the silhouettes.
         ends: least distances between clusters and greatest within; None where no index asks for them.
     """
 
@@ -108,30 +108,30 @@ def measure_clusters(
         grouped: the points with their labels.
         indices: names.
         relabelings: cluster of every position of ``grouped`` in each permutation of the labels.
-        weights: how often each position counts in each bootstrap replicate; copies of a point are no neighbours of
-            each other.
+        weights: number of times that each position counts in each bootstrap replicate; copies of a point are no
+            neighbours of each other.
         report: told what share of the work on distances is done.
         impl: "auto", "torch" or "triton", of distances without draws.
     """
     nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
     drawn = Draws(nothing if relabelings is None else relabelings, nothing if weights is None else weights)
     parts = _moments(grouped, drawn)
-    found = tuple({name: OF_MOMENTS[name](part) for name in indices if name in OF_MOMENTS} for part in parts)
+    measured = tuple({name: OF_MOMENTS[name](part) for name in indices if name in OF_MOMENTS} for part in parts)
     silhouettes = torch.zeros(0, dtype=torch.float64)
     if any(name not in OF_MOMENTS for name in indices):
         silhouettes, means, ends = _measure_distances(grouped, indices, drawn, report, impl)
-        for some, mean in zip(found, means, strict=True):
+        for some, mean in zip(measured, means, strict=True):
             some["silhouette"] = mean
         if ends is not None:
-            for some, part, end in zip(found, parts, ends, strict=True):
+            for some, part, end in zip(measured, parts, ends, strict=True):
                 some |= _dunn(grouped, part, end)
     everywhere = torch.ones((), dtype=torch.bool, device=grouped.points.device)
-    some_within = (everywhere, everywhere, _more_than_a_point(grouped, drawn.weights))
+    some_within = (everywhere, everywhere, _have_more_than_a_point(grouped, drawn.weights))
     values, null, draws = (
         {name: torch.where(part.whole & within, some[name], torch.nan).cpu() for name in indices}
-        for some, part, within in zip(found, parts, some_within, strict=True)
+        for some, part, within in zip(measured, parts, some_within, strict=True)
     )
-    same = _same_clusters(grouped, drawn.codes).cpu()
+    same = _have_same_clusters(grouped, drawn.codes).cpu()
     null = {name: torch.where(same & null[name].isfinite(), values[name], null[name]) for name in indices}
     return IndexDraws(values, null, draws, parts[2].n.cpu(), silhouettes.cpu())
 
@@ -153,13 +153,13 @@ def _measure_distances(
     extreme = any(name in OF_EXTREMES for name in indices)
     codes, weights = drawn
     lists = PairLists.of(grouped, codes.shape[1] > 0, weights.shape[1] > 0) if extreme else None
-    if not drawn.there_are_any and kernel_runs(grouped, impl):
+    if not drawn.there_are_any and can_use_kernel(grouped, impl):
         silhouettes, least, greatest = measure_by_kernel(grouped, impl)
         of_null = of_draws = silhouettes[:0]
         known: Ends | None = Ends(silhouettes.new_tensor([least]), silhouettes.new_tensor([greatest]))
     else:
         counted = drawn if "silhouette" in indices else Draws(codes[:, :0], weights[:, :0])
-        silhouettes, of_null, of_draws = _pass(grouped, *counted, lists, report)
+        silhouettes, of_null, of_draws = _pass_over_distances(grouped, *counted, lists, report)
         known = None if lists is None else lists.settle(grouped)
     means = (silhouettes.mean()[None], of_null, of_draws)
     if lists is None or known is None:
@@ -169,13 +169,13 @@ def _measure_distances(
     )
 
 
-def _more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
+def _have_more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
     """Draws in which some cluster has two points."""
     several = [(weights[slice(*bounds)] > 0).sum(dim=0) > 1 for bounds in grouped.ranges]
     return torch.stack(several).any(dim=0)
 
 
-def _same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
+def _have_same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
     """Relabelings that rename clusters at most: as good as the labels themselves, whatever float32 makes of them."""
     whole = [(codes[start:stop] == codes[start]).all(dim=0) for start, stop in grouped.ranges]
     return torch.stack(whole).all(dim=0)
@@ -193,7 +193,7 @@ def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
     }
 
 
-def _pass(
+def _pass_over_distances(
     grouped: Grouped,
     codes: Shaped[Tensor, "n draw"],
     weights: Shaped[Tensor, "n other"],
@@ -221,8 +221,10 @@ def _pass(
         null.append(others.silhouettes(sums.values.sum(dim=1)))
         drawn.append(resampled.silhouettes())
     sizes = torch.tensor(grouped.counts, device=own.device)
-    found = silhouette_coefficients(sums.values.unbind(dim=1), list(sizes), own, torch.ones((), device=own.device))
-    return found, torch.cat(null), torch.cat(drawn)
+    coefficients = silhouette_coefficients(
+        sums.values.unbind(dim=1), list(sizes), own, torch.ones((), device=own.device)
+    )
+    return coefficients, torch.cat(null), torch.cat(drawn)
 
 
 def _report_part(report: Callable[[float], None], number: int, parts: int, share: float) -> None:

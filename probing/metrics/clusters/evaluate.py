@@ -104,7 +104,7 @@ def aqi(
         labels: see there.
         form: "paper": ``weight / XB + (1 - weight) CH``; "size_free": the same with ``CH / (n - K)``; "dbs_dunn",
             of the first published code: ``weight / (1 + DB) + (1 - weight) DI / (1 + DI)``.
-        weight: of the first term, in [0, 1].
+        weight: weight of the first term, in [0, 1].
         metric: see there.
         scaling: see there.
 
@@ -129,17 +129,17 @@ def cluster_indices(
     Args:
         points: any floating dtype, on any device; every leading index is a space of its own (a layer, say).
         labels: cluster of every point: numbers, strings or booleans.
-        indices: of ``davies_bouldin, dunn, dunn_centroid, calinski_harabasz, xie_beni, silhouette``.
+        indices: names among ``davies_bouldin, dunn, dunn_centroid, calinski_harabasz, xie_beni, silhouette``.
         metric: "euclidean"; or "cosine": points are scaled to length one, and the distance of two points is 1 - cos
             (Dunn, silhouette); what has centroids in it stays Euclidean, between points of length one.
-        scaling: before that, "standardize" divides every dimension by its standard deviation; "whiten" makes the
-            distance Mahalanobis' by the covariance of all points (Ledoit and Wolf's shrinkage). Both leave the labels
-            out of it, so that permutations of these stay fair.
+        scaling: scaling that comes before the metric: "standardize" divides every dimension by its standard deviation;
+            "whiten" makes the distance Mahalanobis' by the covariance of all points (Ledoit and Wolf's shrinkage). Both
+            leave the labels out of it, so that permutations of these stay fair.
         impl: "torch"; "triton": Euclidean distances of float32, bf16 and float16 points by a kernel, on a CUDA card;
             or "auto": the kernel where it can run.
 
     Returns:
-        By name, float64 on the CPU: one value a leading index.
+        The indices by name, float64 on the CPU, one value for each leading index.
 
     Raises:
         ValueError: one cluster; as many clusters as points; another number of labels than of points; NaN or infinite
@@ -152,13 +152,13 @@ def cluster_indices(
     n, width = points.shape[-2:]
     codes, names = encode_labels(labels, n)
     axes = points.shape[:-2]
-    found: dict[str, list[Tensor]] = {name: [] for name in indices}
+    by_index: dict[str, list[Tensor]] = {name: [] for name in indices}
     for number, entry in enumerate(points.reshape(-1, n, width)):
         where = f" of entry {[int(at) for at in np.unravel_index(number, axes)]}" if axes else ""
         grouped = prepare(entry, codes, len(names), metric, scaling, where)
         for name, value in measure_clusters(grouped, indices, impl=impl).values.items():
-            found[name].append(value[0])
+            by_index[name].append(value[0])
     return {
         name: (torch.stack(values) if values else torch.empty(0, dtype=torch.float64)).reshape(axes)
-        for name, values in found.items()
+        for name, values in by_index.items()
     }

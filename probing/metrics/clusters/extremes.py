@@ -32,12 +32,12 @@ class Extremes:
     """The closest or the farthest pairs of positions, in order.
 
     Attributes:
-        size: how many are kept.
-        farthest: whether they are the farthest.
+        size: number of pairs that are kept.
+        farthest: whether the farthest pairs are kept rather than the closest.
         which: pairs of one cluster ("within"), of two ("between"), or all.
         values: squared distances as the tiles had them; in order once they are settled.
         pairs: positions, [pair 2].
-        seen: how many there were to choose from.
+        seen: number of pairs that there were to choose from.
     """
 
     size: int
@@ -61,14 +61,14 @@ class Extremes:
         some = None if tile.clusters is not None or self.which == "all" else allowed
         self.seen += _pairs_of(tile) if some is None else int(some.sum())
         for limit in self._limits(squared):
-            found = self._beyond(squared, allowed, limit)
-            if len(found) >= self.size:
+            places = self._beyond(squared, allowed, limit)
+            if len(places) >= self.size:
                 break
-        if not len(found):
+        if not len(places):
             return
         width = squared.shape[1]
-        pairs = torch.stack((found // width + tile.rows[0], found % width + tile.columns[0]), dim=1)
-        self.values = torch.cat((self.values.to(squared), squared.flatten()[found]))
+        pairs = torch.stack((places // width + tile.rows[0], places % width + tile.columns[0]), dim=1)
+        self.values = torch.cat((self.values.to(squared), squared.flatten()[places]))
         self.pairs = torch.cat((self.pairs.to(pairs.device), pairs))
         if len(self.values) > self.size:
             best = self._best(self.values)
@@ -104,8 +104,8 @@ class Extremes:
         better = squared > limit if self.farthest else squared < limit
         if allowed is not None:
             better &= allowed
-        found = better.flatten().nonzero()[:, 0]
-        return found[self._best(squared.flatten()[found])] if len(found) > self.size else found
+        places = better.flatten().nonzero()[:, 0]
+        return places[self._best(squared.flatten()[places])] if len(places) > self.size else places
 
     def _best(self, values: Tensor) -> Tensor:
         return values.topk(self.size, largest=self.farthest, sorted=False).indices
@@ -113,9 +113,9 @@ class Extremes:
     def settle(self, grouped: Grouped) -> None:
         """Sort; the head, and all that rounding may have put behind it, by values computed once more."""
         self.values = self.values.double()
-        doubt = grouped.doubt(self.pairs)
+        errors = grouped.bound_error(self.pairs)
         sign = -1.0 if self.farthest else 1.0
-        near = sign * self.values - doubt <= (sign * self.values + doubt).amin() if len(doubt) else doubt > 0
+        near = sign * self.values - errors <= (sign * self.values + errors).amin() if len(errors) else errors > 0
         head = self.values.topk(min(LEAST_PAIRS, len(near)), largest=self.farthest).indices
         near[head] = True
         self.values[near] = self.exact(grouped, near.nonzero()[:, 0])
@@ -148,9 +148,9 @@ class PairLists:
 
     Attributes:
         between: the closest pairs of two clusters.
-        within: the farthest pairs of one.
-        closest: of all pairs, where labels are to be drawn.
-        farthest: likewise.
+        within: the farthest pairs of one cluster.
+        closest: the closest of all pairs, where labels are to be permuted.
+        farthest: the farthest of all pairs, where labels are to be permuted.
     """
 
     between: Extremes
@@ -172,17 +172,17 @@ class PairLists:
         )
 
     @property
-    def _used(self) -> list[Extremes]:
+    def _lists(self) -> list[Extremes]:
         return [each for each in (self.between, self.within, self.closest, self.farthest) if each.size]
 
     def add(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> None:
         """Take in a tile; ``codes`` are the clusters of all positions."""
-        for each in self._used:
+        for each in self._lists:
             each.add(tile, codes)
 
     def settle(self, grouped: Grouped) -> Ends:
         """Once every tile is taken in: the lists in order, and the ends of the labels as they are."""
-        for each in self._used:
+        for each in self._lists:
             each.settle(grouped)
         return Ends(self.between.values[:1], self.within.values[:1])
 
@@ -193,7 +193,8 @@ class PairLists:
     def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
         """Of the labels as they are, without the points of weight 0."""
         present = weights.clamp_max(1).to(torch.int16)
-        codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)  # far faster than ``torch.where``
+        # This is far faster than ``torch.where``.
+        codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)
         return Ends(*(_decide_draws(grouped, each, codes) for each in (self.between, self.within)))
 
 
@@ -202,10 +203,10 @@ def _decide_draws(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n dr
 
     Args:
         grouped: the points.
-        pairs: in order.
+        pairs: pairs in order.
         codes: cluster of every position in each draw, -1 for points that are not in it.
     """
-    found = []
+    batches = []
     for some in codes.split(DRAWS_AT_ONCE, dim=1):
         values = torch.full((some.shape[1],), torch.nan, dtype=torch.float64, device=some.device)
         decided = torch.full((some.shape[1],), -1, device=some.device)
@@ -224,9 +225,9 @@ def _decide_draws(grouped: Grouped, pairs: Extremes, codes: Shaped[Tensor, "n dr
             values[decided >= 0] = pairs.exact(grouped, distinct)[at]
         if not pairs.complete:
             for draw in left.tolist():
-                values[draw] = _alone(grouped, some[:, draw], pairs.farthest)
-        found.append(values)
-    return torch.cat(found)
+                values[draw] = _decide_alone(grouped, some[:, draw], pairs.farthest)
+        batches.append(values)
+    return torch.cat(batches)
 
 
 def _parts(count: int) -> Iterator[tuple[int, int]]:
@@ -237,13 +238,14 @@ def _parts(count: int) -> Iterator[tuple[int, int]]:
         start, size = start + size, min(4 * size, PAIRS_AT_ONCE)
 
 
-def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
+def _decide_alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
     """The same of one draw, from distances computed for it; NaN where no pair decides."""
     counts = torch.bincount(codes[codes >= 0].long())
     clusters = counts.nonzero()[:, 0].tolist()
     if not farthest and clusters:
-        clusters.remove(int(counts.argmax()))  # its pairs with other clusters are seen from there
-    found = []
+        # The pairs of the largest cluster with others are visited from those others.
+        clusters.remove(int(counts.argmax()))
+    extremes = []
     for cluster in clusters:
         rows = (codes == cluster).nonzero()[:, 0]
         others = rows if farthest else ((codes >= 0) & (codes != cluster)).nonzero()[:, 0]
@@ -251,7 +253,7 @@ def _alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> flo
             for right in others.split(TILE_ROWS):
                 squared = exact_squares(grouped.at(left), grouped.at(right))
                 if len(rows) > 1 or not farthest:
-                    found.append(squared.max() if farthest else squared.min())
-    if not found:
+                    extremes.append(squared.max() if farthest else squared.min())
+    if not extremes:
         return float("nan")
-    return float(torch.stack(found).max() if farthest else torch.stack(found).min())
+    return float(torch.stack(extremes).max() if farthest else torch.stack(extremes).min())

@@ -27,9 +27,9 @@ class Grouped:
     points share costs no digits. One copy of the points is kept, ``centered``, once it is asked for.
 
     Attributes:
-        points: as they came, [n width].
+        points: points in the order in which they were given, [n width].
         order: row of ``points`` at each position.
-        bounds: where each cluster begins, and the end.
+        bounds: first position of each cluster, and the number of points.
         metric: "cosine" says that the points have length one, and that their distance is 1 - cos.
     """
 
@@ -96,13 +96,13 @@ class Grouped:
     def centered(self) -> Float[Tensor, "n width"]:
         """Every position relative to the centroid of its cluster: float32, or float64 of float64 points on the CPU."""
         wide = self.points.dtype == torch.float64 and self.points.device.type == "cpu"
-        found = torch.empty(
+        differences = torch.empty(
             self.points.shape, dtype=torch.float64 if wide else torch.float32, device=self.points.device
         )
         for cluster, centroid in enumerate(self.centroids):
             for start, stop in self.blocks(cluster):
-                found[start:stop] = self.rows(start, stop).sub_(centroid)
-        return found
+                differences[start:stop] = self.rows(start, stop).sub_(centroid)
+        return differences
 
     @cached_property
     def norms(self) -> Float[Tensor, " n"]:
@@ -110,7 +110,7 @@ class Grouped:
         parts = [self.centered[start:stop].double().square().sum(dim=1) for start, stop in self.blocks()]
         return torch.cat(parts)
 
-    def doubt(self, pairs: Int[Tensor, "pair 2"]) -> Float[Tensor, " pair"]:
+    def bound_error(self, pairs: Int[Tensor, "pair 2"]) -> Float[Tensor, " pair"]:
         """How far off the squared distances of tiles may be, of pairs of positions: 0 where tiles are in float64."""
         if self.centered.dtype == torch.float64:
             return torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)

@@ -37,7 +37,7 @@ def davies_bouldin_index(
 
     Source: Davies and Bouldin 1979, with q = 1 and p = 2.
     """
-    apart = _without_own(gaps)
+    apart = _mask_own(gaps)
     ratios = (spreads[..., :, None] + spreads[..., None, :]) / apart.sqrt()
     ratios = torch.where(apart == 0, torch.inf, ratios)
     return ratios.amax(dim=-1).mean(dim=-1)
@@ -49,8 +49,8 @@ def dunn_index(least: Float[Tensor, "*draw"], greatest: Float[Tensor, "*draw"]) 
     NaN where every cluster is a single place.
 
     Args:
-        least: of the distances of two points of different clusters.
-        greatest: of the distances of two points of one cluster.
+        least: the least distance of two points of different clusters.
+        greatest: the greatest distance of two points of one cluster.
 
     Source: Dunn 1974.
     """
@@ -67,7 +67,7 @@ def dunn_centroid_index(
 
     Args:
         gaps: squared distances between the centroids.
-        greatest: of the squared distances of two points of one cluster.
+        greatest: the greatest squared distance of two points of one cluster.
 
     Source: nu_41 of Bezdek and Pal 1998; published code calls it Dunn's index.
     """
@@ -87,7 +87,7 @@ def calinski_harabasz_index(
 
     Args:
         counts: n_i.
-        squares: what each cluster adds to W.
+        squares: the contribution of each cluster to W.
         gaps: squared distances between the centroids.
 
     Source: Calinski and Harabasz 1974.
@@ -107,7 +107,7 @@ def xie_beni_index(
 
     Args:
         counts: n_i.
-        squares: what each cluster adds to W.
+        squares: the contribution of each cluster to W.
         gaps: squared distances between the centroids.
 
     Source: Xie and Beni 1991, for hard labels.
@@ -123,7 +123,7 @@ def silhouette_coefficients(sums: Sequence[Tensor], sizes: Sequence[Tensor], own
 
     Args:
         sums: for each cluster, the sum of distances to its points, [n] or [n draw].
-        sizes: of each cluster, one number or [draw].
+        sizes: size of each cluster, one number or [draw].
         own: the cluster of every point; fits to the sums, like the next.
         copies: how often each point itself is in its cluster (1, or its weight in a resample): a point is no neighbour
             of its own copies.
@@ -139,8 +139,8 @@ def silhouette_coefficients(sums: Sequence[Tensor], sizes: Sequence[Tensor], own
             alone = alone + mine * (others <= 0)
         mean = (total / size.clamp_min(1)).add_(torch.where(size > 0, 0.0, torch.inf))
         torch.minimum(nearest, mean.add_(mine, alpha=FARTHER), out=nearest)
-    found = (nearest - within).div_(torch.maximum(nearest, within))
-    return found.nan_to_num_(0.0).mul_(1 - alone)
+    coefficients = (nearest - within).div_(torch.maximum(nearest, within))
+    return coefficients.nan_to_num_(0.0).mul_(1 - alone)
 
 
 def alignment_quality_index(
@@ -157,9 +157,9 @@ def alignment_quality_index(
     and Bouldin, and Dunn.
 
     Args:
-        parts: by name, the indices that ``parts_of_aqi`` names.
+        parts: the indices that ``parts_of_aqi`` names, by name.
         form: one of the three.
-        weight: of the first term, in [0, 1].
+        weight: weight of the first term, in [0, 1].
         n: number of points.
         clusters: K, how many.
 
@@ -189,10 +189,10 @@ def parts_of_aqi(form: str) -> tuple[str, str]:
 
 def least_gap(gaps: Float[Tensor, "*draw cluster cluster"]) -> Float[Tensor, "*draw"]:
     """Least squared distance of two centroids."""
-    return _without_own(gaps).amin(dim=(-2, -1))
+    return _mask_own(gaps).amin(dim=(-2, -1))
 
 
-def _without_own(gaps: Float[Tensor, "*draw cluster cluster"]) -> Float[Tensor, "*draw cluster cluster"]:
+def _mask_own(gaps: Float[Tensor, "*draw cluster cluster"]) -> Float[Tensor, "*draw cluster cluster"]:
     """Infinite for a cluster and itself."""
     own = torch.eye(gaps.shape[-1], dtype=torch.bool, device=gaps.device)
     return gaps.masked_fill(own, torch.inf)

@@ -21,8 +21,8 @@ def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float,
 
     Args:
         index: "silhouette", or one of those with centroids; aqi and aqi_size_free too.
-        value: as measured.
-        draws: in resamples; those that have no value (NaN) are left out.
+        value: the index of the points themselves.
+        draws: the index in each bootstrap replicate; replicates without a value (NaN) are left out.
 
     Returns:
         Value, low, high; "davies_bouldin" and "xie_beni" are infinite where the squared distance may be 0.
@@ -32,8 +32,8 @@ def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float,
     known = reflected[np.isfinite(reflected)]
     if not len(known) or not math.isfinite(own):
         return math.nan, math.nan, math.nan
-    found = _back(index, np.array([known.mean(), *percentile_interval(known)])).tolist()
-    return (found[0], found[1], found[2]) if power > 0 else (found[0], found[2], found[1])
+    estimates = _back(index, np.array([known.mean(), *percentile_interval(known)])).tolist()
+    return (estimates[0], estimates[1], estimates[2]) if power > 0 else (estimates[0], estimates[2], estimates[1])
 
 
 def debias_difference(
@@ -46,10 +46,10 @@ def debias_difference(
 
     Args:
         index: see ``debias``.
-        value: as measured.
-        draws: in resamples.
-        other: of the other states, as measured.
-        other_draws: in the same resamples.
+        value: the index of the states themselves.
+        draws: the index in each bootstrap replicate.
+        other: the index of the other states themselves.
+        other_draws: the index of the other states in the same bootstrap replicates.
 
     Returns:
         Low and high; infinite on a side where one of the two may be, and on both where both may be.
@@ -70,7 +70,8 @@ def debias_difference(
 
 def _reflect(power: float, value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     """The power of a value, and of what lies as far on the other side of it as each draw; NaN where there is none."""
-    with np.errstate(divide="ignore"):  # centroids in one place are 0 in such a power, and points in one infinite
+    # Centroids in one place have the power 0, and points in one place an infinite one.
+    with np.errstate(divide="ignore"):
         own, powers = float(np.float64(value) ** power), draws**power
     return own, 2 * own - np.where(np.isfinite(powers), powers, np.nan)
 

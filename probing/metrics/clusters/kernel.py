@@ -29,7 +29,7 @@ FAR = 16.0
 """A mean squared norm this many times the spread says that half-precision points are better centred, in float32."""
 
 
-def kernel_runs(grouped: Grouped, impl: str) -> bool:
+def can_use_kernel(grouped: Grouped, impl: str) -> bool:
     """Whether the kernel is to be used.
 
     Raises:
@@ -55,14 +55,14 @@ def measure_by_kernel(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"],
     most of it cancels in their ratio.
     """
     points, norms = _prepare_products(grouped)
-    found = pair_distances(points[None], grouped.bounds, impl)
+    distances = pair_distances(points[None], grouped.bounds, impl)
     sizes = torch.tensor(grouped.counts, device=points.device)
-    sums = found.sums[0].double().unbind(dim=1)
+    sums = distances.sums[0].double().unbind(dim=1)
     own = silhouette_coefficients(sums, list(sizes), grouped.codes, torch.ones((), device=points.device))
     error = error_of_squares(points.shape[1])
-    largest = torch.stack([norms[start:stop].amax() for start, stop in found.blocks.tolist()])
-    errors = error * largest[found.tiles].sum(dim=1)
-    return own, _extreme(grouped, found, False, errors), _extreme(grouped, found, True, errors)
+    largest = torch.stack([norms[start:stop].amax() for start, stop in distances.blocks.tolist()])
+    errors = error * largest[distances.tiles].sum(dim=1)
+    return own, _extreme(grouped, distances, False, errors), _extreme(grouped, distances, True, errors)
 
 
 def error_of_squares(width: int) -> float:
@@ -78,8 +78,8 @@ class ProductsError(NamedTuple):
 
     Attributes:
         worst: the largest one.
-        mean: with its sign: above 0 where products are cut off.
-        bound: what is allowed for.
+        mean: mean of the errors with their signs: above 0 where products are cut off.
+        bound: the error that is allowed for.
     """
 
     worst: float
@@ -91,14 +91,15 @@ def products_error(points: Float[Tensor, "n width"], impl: str = "auto") -> Prod
     """How far the squared distances of ``pair_distances`` are off on the device at hand, from float64.
 
     Args:
-        points: as they are multiplied, float32 or half precision, a few hundred at most: each is a cluster of its own.
+        points: points in the dtype in which they are multiplied, float32 or half precision, a few hundred at most: each
+            is a cluster of its own.
         impl: see ``pair_distances``.
     """
-    found = pair_distances(points[None], range(len(points) + 1), impl)
-    left, right = found.tiles[found.tiles[:, 0] < found.tiles[:, 1]].T
+    distances = pair_distances(points[None], range(len(points) + 1), impl)
+    left, right = distances.tiles[distances.tiles[:, 0] < distances.tiles[:, 1]].T
     wide = points.double()
     norms = wide.square().sum(dim=1)
-    squared = found.extremes[0, found.tiles[:, 0] < found.tiles[:, 1]].double()
+    squared = distances.extremes[0, distances.tiles[:, 0] < distances.tiles[:, 1]].double()
     errors = (squared - exact_squares(wide, wide)[left, right]) / (norms[left] + norms[right])
     return ProductsError(float(errors.abs().max()), float(errors.mean()), error_of_squares(points.shape[1]))
 
@@ -115,23 +116,23 @@ def _prepare_products(grouped: Grouped) -> tuple[Float[Tensor, "n width"], Float
     return centered, torch.cat([centered[start:stop].double().square().sum(dim=1) for start, stop in blocks])
 
 
-def _extreme(grouped: Grouped, found: PairDistances, within: bool, errors: Float[Tensor, " tile"]) -> float:
+def _extreme(grouped: Grouped, distances: PairDistances, within: bool, errors: Float[Tensor, " tile"]) -> float:
     """The least distance between clusters, or the greatest within one, of all tiles that may hold it.
 
     Args:
         grouped: the points.
-        found: extremes of tiles.
-        within: which.
-        errors: how far each of these may be off.
+        distances: the least and the greatest distance of every tile, with their sums.
+        within: True for the greatest distance within one cluster, False for the least between clusters.
+        errors: bound on the error of each of these distances.
     """
-    starts = torch.tensor(grouped.bounds[1:], device=found.tiles.device)
-    clusters = torch.bucketize(found.blocks[:, 0].contiguous(), starts, right=True)[found.tiles]
+    starts = torch.tensor(grouped.bounds[1:], device=distances.tiles.device)
+    clusters = torch.bucketize(distances.blocks[:, 0].contiguous(), starts, right=True)[distances.tiles]
     chosen = ((clusters[:, 0] == clusters[:, 1]) == within).nonzero()[:, 0]
     sign = -1.0 if within else 1.0
-    values, errors = sign * found.extremes[0, chosen].double(), errors[chosen]
+    values, errors = sign * distances.extremes[0, chosen].double(), errors[chosen]
     near = values - errors <= (values + errors).min()
     exact = []
-    for left, right in found.blocks[found.tiles[chosen[near]]].tolist():
+    for left, right in distances.blocks[distances.tiles[chosen[near]]].tolist():
         squared = exact_squares(grouped.rows(*left), grouped.rows(*right))
         exact.append(squared.max() if within else squared.min())
     stacked = torch.stack(exact)

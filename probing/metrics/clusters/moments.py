@@ -95,7 +95,7 @@ def _spreads(
 
     For each point and mean, ``lengths - 2 <point, mean>`` is made, of the last cluster from those of the others.
     """
-    found, last = torch.zeros_like(counts), len(means) - 1
+    sums, last = torch.zeros_like(counts), len(means) - 1
     lengths, ways = means.square().sum(dim=2), means[:-1].float()
     shares = counts[:-1] / counts[-1].clamp_min(1)
     for x, positions, offset, squared in _blocks(grouped):
@@ -111,8 +111,8 @@ def _spreads(
             apart.addcmul_(some, mine)
         apart.clamp_min_(0).sqrt_()
         for cluster, mine in enumerate(own):
-            found[cluster] += mine.mul_(apart).sum(dim=0)
-    return found
+            sums[cluster] += mine.mul_(apart).sum(dim=0)
+    return sums
 
 
 def moments_of_resamples(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Moments:

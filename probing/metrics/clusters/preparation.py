@@ -52,7 +52,8 @@ def prepare(
     if bad:
         raise ValueError(f"row {bad[0]}{where} is NaN or infinite ({len(bad)} of {len(points)} rows are)")
     grouped = Grouped.of(points, codes.to(points.device), clusters)
-    same = _same_within(grouped)  # as they came: scaling leaves rounding between equal points
+    # Compared before scaling, which leaves rounding differences between equal points.
+    same = _has_same_points_within(grouped)
     scaled = points if same else scale_points(points, scaling)
     if metric == "cosine":
         lengths = scaled.double().norm(dim=1)
@@ -60,8 +61,9 @@ def prepare(
             raise ValueError(f"row {int((lengths == 0).nonzero()[0])}{where} is zero and has no direction")
         scaled = scaled.double() / lengths[:, None]
     grouped = replace(grouped, points=scaled, metric=metric)
-    rounding = 2 * torch.finfo(points.dtype).eps + 16 * torch.finfo(torch.float64).eps  # of a row and of its length
-    if same or (metric == "cosine" and _same_within(grouped, rounding)):
+    # This is the rounding of a row and of its length.
+    rounding = 2 * torch.finfo(points.dtype).eps + 16 * torch.finfo(torch.float64).eps
+    if same or (metric == "cosine" and _has_same_points_within(grouped, rounding)):
         raise ValueError(
             f"the points{where} are the same within every cluster: either nothing tells texts of one label apart here, "
             f"or the dtype {str(points.dtype).removeprefix('torch.')} cannot"
@@ -69,7 +71,7 @@ def prepare(
     return grouped
 
 
-def _same_within(grouped: Grouped, rounding: float = 0.0) -> bool:
+def _has_same_points_within(grouped: Grouped, rounding: float = 0.0) -> bool:
     """Whether the points of every cluster are the same, but for a relative rounding of their coordinates."""
     for cluster, (start, _) in enumerate(grouped.ranges):
         first = grouped.points[grouped.order[start]].double()

@@ -20,9 +20,9 @@ class IndexReadings:
     Of several folds, every array has an axis of folds before the others.
 
     Attributes:
-        values: of each of ``ALL_INDICES``, [index].
-        null: under permutations of the labels, [index permutation].
-        draws: in bootstrap replicates, [index replicate].
+        values: value of each of ``ALL_INDICES``, [index].
+        null: values under permutations of the labels, [index permutation].
+        draws: values in bootstrap replicates, [index replicate].
         sizes: number of rows in each replicate, [replicate].
     """
 
@@ -72,7 +72,7 @@ class PlaceReadings:
 
     Attributes:
         views: indices of each.
-        silhouettes: of every row of the first view, [row].
+        silhouettes: silhouette of every row of the first view, [row].
         train: the index by which a place is chosen, without each fold, [fold]; None without folds.
     """
 
@@ -101,7 +101,7 @@ class HeldOutReadings:
 
     Attributes:
         chosen: number of the place that was chosen for each fold, [fold].
-        layer_weights: of every place, learned without each fold, [fold place].
+        layer_weights: weight of every place, learned without each fold, [fold place].
         rows: number of rows of each fold, [fold].
         spaces: indices of all folds, by the name of the space.
     """
@@ -132,9 +132,9 @@ class DriftReadings:
 
     Attributes:
         cka: alignment of kernels as published, and debiased, [2].
-        shifts: how far the mean of each subset of the rows has moved, [subset width].
-        shift: its norm, relative and by noise alone, [subset 3].
-        angles: between the principal subspaces, in degrees, [component].
+        shifts: the way that the mean of each subset of the rows has moved, [subset width].
+        shift: norm of each shift, relative and by noise alone, [subset 3].
+        angles: angles between the principal subspaces, in degrees, [component].
         bures: distance and conflict of the covariances of each label, [label 2].
     """
 

@@ -22,8 +22,9 @@ class Tile(NamedTuple):
 
     Attributes:
         rows: first position and the one behind the last.
-        columns: likewise; the same as ``rows`` on the diagonal, otherwise all behind them.
-        clusters: of rows and columns; None where either are of several.
+        columns: first position and the one behind the last; the same as ``rows`` on the diagonal, otherwise all behind
+            them.
+        clusters: cluster of the rows and cluster of the columns; None where either are of several.
         squared: [row column].
     """
 
@@ -79,9 +80,9 @@ class Side(NamedTuple):
     """Points of one side of a tile.
 
     Attributes:
-        points: relative to what both sides are measured from.
-        terms: what each adds to its squared distances beside the products.
-        sizes: of these terms, none of which is negative.
+        points: points relative to the point that both sides are measured from.
+        terms: the contribution of each point to its squared distances beside the products.
+        sizes: sizes of these terms, none of which is negative.
     """
 
     points: Float[Tensor, "some width"]
@@ -100,20 +101,20 @@ def squares(
     Args:
         grouped: the points.
         rows: first position and the one behind the last.
-        columns: likewise.
-        clusters: of rows and columns; None where either are of several.
+        columns: first position and the one behind the last.
+        clusters: cluster of the rows and cluster of the columns; None where either are of several.
     """
     left, right = _side(grouped, rows, clusters), _side(grouped, columns, clusters and clusters[::-1])
-    found = left.terms[:, None] + right.terms
-    found.addmm_(left.points, right.points.T, alpha=-2).clamp_min_(0)
+    squared = left.terms[:, None] + right.terms
+    squared.addmm_(left.points, right.points.T, alpha=-2).clamp_min_(0)
     diagonal = rows == columns
-    if found.dtype == torch.float32:
+    if squared.dtype == torch.float32:
         if diagonal:
-            found.fill_diagonal_(torch.inf)
-        if bool(found.amin() < LOST * (left.sizes.max() + right.sizes.max())):
-            lost = found < LOST * (left.sizes[:, None] + right.sizes)
-            found = _recompute_lost(grouped, found, lost, rows, columns, clusters)
-    return found.fill_diagonal_(0) if diagonal else found
+            squared.fill_diagonal_(torch.inf)
+        if bool(squared.amin() < LOST * (left.sizes.max() + right.sizes.max())):
+            lost = squared < LOST * (left.sizes[:, None] + right.sizes)
+            squared = _recompute_lost(grouped, squared, lost, rows, columns, clusters)
+    return squared.fill_diagonal_(0) if diagonal else squared
 
 
 def _side(grouped: Grouped, positions: tuple[int, int], clusters: tuple[int, int] | None) -> Side:
@@ -155,6 +156,6 @@ def squares_in_float64(
     """The plain form of ``squares``: both sides are gathered and centred between their clusters, in float64."""
     center = grouped.middle if clusters is None else grouped.centroids[list(clusters)].mean(dim=0)
     left, right = grouped.rows(*rows) - center, grouped.rows(*columns) - center
-    found = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
-    found.addmm_(left, right.T, alpha=-2).clamp_min_(0)
-    return found.fill_diagonal_(0) if rows == columns else found
+    squared = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
+    squared.addmm_(left, right.T, alpha=-2).clamp_min_(0)
+    return squared.fill_diagonal_(0) if rows == columns else squared

@@ -29,8 +29,8 @@ class Batch:
 
     Attributes:
         facts: path, hashes, first shard, number of shards: what the manifest says of it.
-        prompts: its rows that no earlier dataset brought.
-        table: where they come from.
+        prompts: rows of the dataset that no earlier dataset brought.
+        table: table that the rows come from.
         finished: whether an earlier run has made them all.
     """
 

@@ -21,9 +21,9 @@ from probing.report.tables import counts
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.capture.rows import Batch, choose_schema, find_batch, label_of, read_whole_shard
 from probing.runs.common.budget import KeptBudget
-from probing.runs.common.parts import Shard, complete_parts, find_shard, status_facts, with_next_prepared
+from probing.runs.common.parts import Shard, complete_parts, find_shard, make_with_next_prepared, status_facts
 from probing.runs.common.record import begin_run, content_of, dtype_name, finish, is_unchanged, report_of
-from probing.store.activations import REPAIR, ROWS_FILE, fault, states_path, write_states
+from probing.store.activations import REPAIR, ROWS_FILE, find_fault, states_path, write_states
 from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, SHARDS, RunFolder
 from probing.store.shards import join_shards, shard_path, write_shard
@@ -42,10 +42,10 @@ def capture_into(
 
     Args:
         folder: claimed.
-        config: what to read.
-        table: where the rows come from.
+        config: options, which say what to read.
+        table: table that the rows come from.
         prompts: the rows.
-        model: what ``config.model`` names, where it is loaded already.
+        model: the model that ``config.model`` names, where it is loaded already.
 
     Raises:
         SourceMismatch: the folder's run was made from something else.
@@ -107,7 +107,7 @@ def capture_shards(
     bar = Progress(
         len(batch.prompts), sum(len(shard.rows) for shard in known if shard is not None), "rows", "capturing"
     )
-    complete_parts(known, with_next_prepared(prepare, make), write, bar, lambda shard: budget.adopt(shard.facts))
+    complete_parts(known, make_with_next_prepared(prepare, make), write, bar, lambda shard: budget.adopt(shard.facts))
     return len(faults)
 
 
@@ -127,7 +127,7 @@ def _find_shard(
 
 def _fault(folder: RunFolder, number: int, shard: Shard, deep: bool) -> str | None:
     """What is wrong with the states of a shard; None where nothing is."""
-    return fault(states_path(folder.shards, number), shard.facts["states"], deep)
+    return find_fault(states_path(folder.shards, number), shard.facts["states"], deep)
 
 
 def _check_others(folder: RunFolder, batch: Batch, schema: pa.Schema, deep: bool) -> None:

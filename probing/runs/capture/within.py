@@ -28,9 +28,9 @@ def capture_states(
     Args:
         folder: within that of the run.
         config: options of the run.
-        model: as it was named.
-        table: where the prompts come from.
-        prompts: what is read.
+        model: name of the model, as it was given.
+        table: table that the prompts come from.
+        prompts: prompts that are read.
         source: the model, or the store.
         request: which state is read: ``pooling``, ``over`` and other options of a capture.
     """

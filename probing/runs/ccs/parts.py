@@ -14,7 +14,7 @@ from probing.models.devices import free_memory
 from probing.probes.ccs_options import CCSOptions
 from probing.probes.closed_form import STEPS
 from probing.probes.contrast import fit_layer
-from probing.probes.contrast_states import ContrastOptions, Rows, same_states
+from probing.probes.contrast_states import ContrastOptions, Rows, have_same_states
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
 from probing.runs.common.groups import folds_of
@@ -34,12 +34,12 @@ class Material:
     """The pairs that are probed, with their states.
 
     Attributes:
-        pairs: those that are ok.
-        rows: their labels, units and splits.
-        forms: where their states are.
-        variants: of all pairs.
-        index: of each pair that is ok among all.
-        places: of which states can be probed.
+        pairs: pairs that are ok.
+        rows: labels, units and splits of these pairs.
+        forms: states of their forms.
+        variants: variants of all pairs.
+        index: number of each of these pairs among all pairs.
+        places: places whose states can be probed.
         skipped: other places, and why they cannot be.
     """
 
@@ -128,7 +128,8 @@ def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Var
         names = ["", *([DISTRACTOR] if variants.distracted[at] else []), *([MARKER] if at in variants.marker else [])]
         for name in names:
             if not forms.has([pair.id], name):
-                continue  # a control that the store does not have
+                # The store does not have this control.
+                continue
             problem = forms.problem(pair.id, name)
             if problem is not None:
                 problems[pair.id] = problem
@@ -144,7 +145,7 @@ def _find_alike(
     skipped = {}
     for place in places:
         states = forms.of(forms.store.read(place), [pair.id for pair in pairs])
-        here = same_states(states).cpu().numpy()
+        here = have_same_states(states).cpu().numpy()
         same &= here
         if bool((states == states[:, :1]).all()):
             skipped[place] = "the states of all pairs are the same there"
@@ -153,7 +154,7 @@ def _find_alike(
     return same, skipped
 
 
-def places_at_once(material: Material, options: ContrastOptions, device: torch.device) -> int | None:
+def count_places_at_once(material: Material, options: ContrastOptions, device: torch.device) -> int | None:
     """How many places are probed at once on a CPU; None on a card, where one fills it.
 
     One for every thread, where there are as many places and they fit into half of the memory: threads that have a place

@@ -55,11 +55,11 @@ class Judged:
     Attributes:
         results: one row a subset, place, probe and metric.
         controls: one row a control, place, probe and metric.
-        chosen: for each probe, the place that was chosen for each fold.
-        best: for each probe, the place with the best inner scores over all folds.
-        forms: held-out probabilities at the chosen places, oriented, of each probe: [4 pair].
-        weights: [place probe width] of the probes that saw every pair; ``biases`` [place probe], ``centers``
-            [place 2 width].
+        chosen: place that was chosen for each fold, for each probe.
+        best: place with the best inner scores over all folds, for each probe.
+        forms: oriented held-out probabilities of each probe at its chosen places, [4 pair].
+        weights: weight vectors, [place probe width], of the probes that saw every pair; ``biases`` [place probe],
+            ``centers`` [place 2 width].
         trained: number of contrast-consistent probes that were trained.
     """
 
@@ -90,7 +90,8 @@ class Judge:
         self.unsupervised = [probe for probe in UNSUPERVISED if probe != "ccs" or not config.supervision]
         self.forms: dict[str, list[Array]] = {probe: [] for probe in PROBES}
         self.inner: dict[str, list[Array]] = {probe: [] for probe in PROBES}
-        self.nulls: list[dict[tuple[str, str], Metrics]] = []  # of each place, by null distribution and probe
+        # One entry a place; its keys are a null distribution and a probe.
+        self.nulls: list[dict[tuple[str, str], Metrics]] = []
         self.nested: dict[str, NestedChoice] = {}
         self.permuted: dict[str, list[PermutedLabels]] = {probe: [] for probe in UNSUPERVISED}
         self.random_by_formulation: list[dict[str, Metrics]] = []
@@ -312,9 +313,9 @@ def judge(
 
     Args:
         config: the options.
-        pairs: that were probed.
-        rows: their labels, units and splits.
-        places: of the model, in order.
+        pairs: pairs that were probed.
+        rows: labels, units and splits of these pairs.
+        places: places of the model, in order.
         read: the arrays of a place, from its part file.
     """
     judge = Judge(config, pairs, rows, places)

@@ -14,13 +14,13 @@ from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
 from probing.runs.ccs.config import SUMMARY_FILE, CCSConfig
 from probing.runs.ccs.files import gather_facts, write_files
-from probing.runs.ccs.parts import NAMES, gather_material, places_at_once, train_place, training_options
+from probing.runs.ccs.parts import NAMES, count_places_at_once, gather_material, train_place, training_options
 from probing.runs.ccs.results import judge
 from probing.runs.ccs.states import Variants, read_forms
 from probing.runs.ccs.tables import make_tables
 from probing.runs.common.groups import folds_of
 from probing.runs.common.parts import complete_layers, read_layer_arrays
-from probing.runs.common.record import begin_run, clear, content_of_states, finish, finished_report, hash_files
+from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
 from probing.runs.common.states import open_source
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
@@ -41,15 +41,16 @@ def probe_into(
     began = time.monotonic()
     device = choose_device(config.device)
     source = open_source(config)
-    begin_run(folder, config, _made_of(pairs, split_values, source), [device])
+    begin_run(folder, config, _identify_content(pairs, split_values, source), [device])
     if not folder.finished:
         groups = text_groups(pairs)
-        folds_of(config, groups, split_values, *NAMES)  # too few are found before anything is captured
+        # Too few groups are reported before anything is captured.
+        folds_of(config, groups, split_values, *NAMES)
         variants = Variants.of(config, pairs, groups)
         forms = read_forms(folder.path, config, table, pairs, variants, source)
         material, problems = gather_material(config, pairs, groups, split_values, forms, variants)
         options = training_options(config)
-        at_once = places_at_once(material, options, device)
+        at_once = count_places_at_once(material, options, device)
         threads = torch.get_num_threads() // (at_once or 1)
         complete_layers(
             folder.shards,
@@ -72,10 +73,10 @@ def probe_into(
         )
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
-    return finished_report(folder, SUMMARY_FILE)
+    return read_finished_report(folder, SUMMARY_FILE)
 
 
-def _made_of(
+def _identify_content(
     pairs: Sequence[ContrastPair],
     split_values: Sequence[str] | None,
     source: LanguageModel | ActivationStore,

@@ -56,8 +56,8 @@ class Variants:
         """Which pairs; half of the groups that share texts get the distractor, so that no text has it here only."""
         replacement, replaced = config.replacement(), {}
         if replacement is not None:
-            found = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}
-            replaced = {index: texts for index, texts in found.items() if texts is not None}
+            rewritten = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}
+            replaced = {index: texts for index, texts in rewritten.items() if texts is not None}
         names = np.unique(np.asarray(groups))
         chosen = np.random.default_rng([config.seed, 6]).permutation(names)[: len(names) // 2]
         has = np.isin(np.asarray(groups), chosen) if config.distractor else np.zeros(len(pairs), dtype=bool)
@@ -81,11 +81,11 @@ class FormStates:
     """States of all forms in a store.
 
     Attributes:
-        store: where they lie.
+        store: store that holds the states.
         index: row of each id that has states.
         known: ids of all forms in the store, also of those without states.
-        problems: of the forms without states, by id.
-        token: what was read, in words.
+        problems: problems of the forms without states, by id.
+        token: description of the tokens that were read.
     """
 
     store: ActivationStore
@@ -157,7 +157,8 @@ def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
     chosen = ("last" if causal else "first") if config.token == "auto" else config.token
     pooling: Pooling = "last" if chosen == "last" else "first" if chosen == "first" else "mean"
     if pooling == "first":
-        return pooling, "text"  # an encoder's own first token, which stands for the whole
+        # An encoder's own first token stands for the whole text.
+        return pooling, "text"
     return pooling, "response" if config.chat and pooling == "last" else "content"
 
 
@@ -183,8 +184,8 @@ def _describe_tokens(
     at = {row.id: row.ids[row.stop - 1 if pooling == "last" else row.start] for row in counted}
     sides = []
     for side, number in (("yes", "1"), ("no", "0")):
-        found = Counter(token for id, token in at.items() if id.endswith(number))
-        shown = ", ".join(f"{tokenizer.decode([token])!r}" for token, _ in found.most_common(SHOWN_TOKENS))
+        counts = Counter(token for id, token in at.items() if id.endswith(number))
+        shown = ", ".join(f"{tokenizer.decode([token])!r}" for token, _ in counts.most_common(SHOWN_TOKENS))
         sides.append(f"{shown or 'none'} in {side} forms")
     told = f"the {pooling} token ({over}): {'; '.join(sides)}"
     # A decoder knows at a token what stands before it, an encoder the whole text.
@@ -210,7 +211,8 @@ def _join_forms(store: ActivationStore, prompts: Sequence[LabelledPrompt], token
         variant = ":" in prompt.id.rpartition("#")[2]
         if prompt.id not in content:
             if variant:
-                continue  # a control that was not captured
+                # This control was not captured.
+                continue
             raise SourceMismatch(
                 f"{store.path}: has no states of '{prompt.id}'; capture the {FORMS_FILE} that 'probing ccs --model' "
                 f"writes for these data and this template"

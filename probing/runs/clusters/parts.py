@@ -132,9 +132,9 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
     """The place that is best without a fold, and layers pooled by weights learned without it, judged on the fold.
 
     Args:
-        material: of the run.
-        model: which.
-        readings: of every place of the model.
+        material: rows, states and options of the run.
+        model: number of the model.
+        readings: readings of every place of the model.
 
     Raises:
         DataInvalid: at no place do the rows of a label differ.
@@ -144,7 +144,7 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
     assert folds is not None
     trained = np.stack([each.train for each in readings if each.train is not None])  # [place fold]
     if np.isnan(trained).all(axis=0).any():
-        raise nothing_varies(material.names[model])
+        raise explain_nothing_varies(material.names[model])
     chosen = np.where(np.isnan(trained), -np.inf, trained).argmax(axis=0)
     usable = [number for number in range(len(places)) if not np.isnan(trained[number]).any()]
     view = rows.views[0]
@@ -172,7 +172,7 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
     )
 
 
-def nothing_varies(name: str) -> DataInvalid:
+def explain_nothing_varies(name: str) -> DataInvalid:
     """The error of a model whose states say nothing anywhere."""
     return DataInvalid(
         f"{name}: the states of every label are the same at all places; read another token with --pooling or --over"
@@ -193,7 +193,8 @@ def _learn_layer_weights(
     layers = [material.states(model, place, control=False)[rows].cpu() for place in places]
     differ = torch.tensor([bool((layer[positions[:, 0]] != layer[positions[:, 1]]).any()) for layer in layers])
     weights, scales = torch.zeros(len(layers), dtype=torch.float64), torch.full((len(layers),), torch.inf).double()
-    if differ.any():  # a place that differs in rows alone that were not drawn has no part in either weighting
+    # A place where only rows that were not drawn differ has no part in either weighting.
+    if differ.any():
         grams, scales[differ] = difference_grams([layers[at] for at in differ.nonzero()[:, 0].tolist()], positions)
         weights[differ] = fit_layer_weights(grams, same).weights
     else:
@@ -208,7 +209,8 @@ def _measure_drift(material: Material, model: int, place: str) -> DriftReadings:
     subsets = drift_subsets(material.rows)
     width = after.shape[1]
     labels = sorted(set(material.rows.labels.tolist()))
-    most = max(1, min(width, len(before) - 1) // 2)  # spans of the whole space are the same whatever is in it
+    # Subspaces that fill the whole space would always be equal.
+    most = max(1, min(width, len(before) - 1) // 2)
     readings = DriftReadings(
         cka=np.array(alike, dtype=np.float64),  # None becomes NaN
         shifts=np.full((len(subsets), width), np.nan),

@@ -13,7 +13,7 @@ from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER
 from probing.metrics.clusters.indices import alignment_quality_index
 from probing.metrics.clusters.intervals import debias, debias_difference
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
-from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, nothing_varies
+from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, explain_nothing_varies
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material
 from probing.runs.common.results import ALL, NOT_KNOWN, Array, NullDistribution, compare
 from probing.statistics.intervals import percentile_interval
@@ -33,9 +33,9 @@ class Series:
     """One metric of a view at a place.
 
     Attributes:
-        value: of the metric.
-        null: under permutations of the labels, [permutation].
-        draws: in bootstrap replicates, [replicate].
+        value: value of the metric.
+        null: values under permutations of the labels, [permutation].
+        draws: values in bootstrap replicates, [replicate].
     """
 
     value: float
@@ -54,11 +54,11 @@ class Judged:
     Attributes:
         results: one row a model, set of rows, place and metric.
         drift: one row a model, place, subset and measure; empty for one model.
-        best: of each model, the place that was chosen inside most folds (or, without folds, has the best silhouette).
-        chosen: of each model, how often each place was chosen.
-        layer_weights: of each model, the mean over folds of every place's weight.
-        silhouettes: of each model, of every row of the data at its best place.
-        skipped: of each model, places where all states of a label are the same.
+        best: the place of each model that was chosen inside most folds (or, without folds, has the best silhouette).
+        chosen: number of folds that each place was chosen for, for each model.
+        layer_weights: mean over folds of every place's weight, for each model.
+        silhouettes: silhouette of every row of the data at the best place of each model.
+        skipped: places of each model where all states of a label are the same.
     """
 
     results: pd.DataFrame
@@ -87,7 +87,7 @@ def judge(material: Material, arrays_of: ArraysOf) -> Judged:
             held = HeldOutReadings.from_arrays(arrays_of((model, HELD_OUT, "")))
         series = _gather_series(material, readings, held)
         if all(kind != ALL for kind, _, _ in series):
-            raise nothing_varies(name)
+            raise explain_nothing_varies(name)
         results += _make_rows(material, name, series, first)
         first = series if model == 0 else first
         if held is not None:

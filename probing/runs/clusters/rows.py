@@ -42,9 +42,9 @@ class View:
 
     Attributes:
         kind: ALL, CATEGORY, WITHOUT or CONTROL.
-        name: of the category, otherwise empty.
-        index: of its rows among all.
-        codes: cluster of each.
+        name: name of the category, otherwise empty.
+        index: numbers of the rows of this view among all.
+        codes: cluster of each of these rows.
         clusters: names of the labels.
     """
 
@@ -61,14 +61,14 @@ class Rows:
 
     Attributes:
         prompts: all of them.
-        of_data: how many are of the data.
-        labels: of each, by name.
+        of_data: number of rows of the data; they come first.
+        labels: name of the label of each row.
         units: rows of one unit are drawn together.
-        folds: of the rows of the data; None where that cannot be, for ``why_no_folds``.
-        views: what is compared.
+        folds: folds of the rows of the data; None where that cannot be, for ``why_no_folds``.
+        views: sets of rows that are compared.
         skipped: views that cannot be, and why.
         problems: rows of the data that are left out.
-        control_problems: of the control.
+        control_problems: rows of the control that are left out.
     """
 
     prompts: list[LabelledPrompt]
@@ -107,10 +107,10 @@ def choose_rows(
 
     Args:
         config: the options.
-        data: as it was read.
-        control: likewise.
+        data: rows of the data as they were read.
+        control: rows of the control as they were read.
         seen: states of the data, of every model.
-        controls: of the control.
+        controls: states of the control, of every model; empty without a control.
 
     Raises:
         DataInvalid: a label has fewer than two rows.
@@ -242,12 +242,12 @@ class Material:
 
     Attributes:
         config: the options.
-        device: where the indices are computed.
-        rows: what is compared.
+        device: device that the indices are computed on.
+        rows: rows and views that are compared.
         seen: states of the data, of each model.
-        controls: of the control, of each model; empty without one.
-        names: of the models.
-        places: of each model.
+        controls: states of the control, of each model; empty without a control.
+        names: names of the models.
+        places: places of each model.
     """
 
     def __init__(

@@ -27,8 +27,8 @@ from probing.runs.common.record import (
     content_of_states,
     content_of_store,
     finish,
-    finished_report,
     hash_files,
+    read_finished_report,
 )
 from probing.runs.common.states import STATES, Prompts, check_same_request, join_states, open_states
 from probing.store.activations import ActivationStore
@@ -54,7 +54,7 @@ def clusters_into(
     """
     began = time.monotonic()
     device = choose_device(config.device)
-    made_of, kept = _made_of(config, (table, prompts), control)
+    made_of, kept = _identify_content(config, (table, prompts), control)
     begin_run(folder, config, made_of, [device])
     if not folder.finished:
         seen, controls = _states(folder, config, (table, prompts), control, kept)
@@ -76,7 +76,7 @@ def clusters_into(
         facts, written = write_everything(folder, material, table, control, arrays_of)
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
-    return finished_report(folder, SUMMARY_FILE)
+    return read_finished_report(folder, SUMMARY_FILE)
 
 
 def model_names(config: ClustersConfig) -> list[str]:
@@ -89,7 +89,7 @@ def model_names(config: ClustersConfig) -> list[str]:
     return given
 
 
-def _made_of(
+def _identify_content(
     config: ClustersConfig,
     data: tuple[Table, list[LabelledPrompt]],
     control: tuple[Table, list[LabelledPrompt]] | None,
@@ -102,7 +102,8 @@ def _made_of(
     made_of: dict[str, Any] = {"prompts": hashlib.sha256(canonical(rows)).hexdigest()}
     source: LanguageModel | ActivationStore | None = None
     for number in range(len(config.models or config.stores)):
-        source = None  # the last one goes before the next one comes
+        # The last model is freed before the next one is loaded.
+        source = None
         source = _source(config, number)
         if isinstance(source, LanguageModel):
             _check_places(config, config.models[number], source)

@@ -16,8 +16,8 @@ class KeptBudget:
     what it had come to when memory ran out, which stands in every part. So it ends in the same bytes.
 
     Args:
-        folder: of the run; its record gets the budget when the run begins.
-        streams: which all get the same budget, the least of those that they found.
+        folder: folder of the run; its record gets the budget when the run begins.
+        streams: streams of the run, which all get the same budget, the least of those that they found.
     """
 
     def __init__(self, folder: RunFolder, streams: Sequence[Stream]) -> None:

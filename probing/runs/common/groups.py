@@ -22,10 +22,10 @@ class RowKind:
     """What the rows of a job are called, and what they can be split by.
 
     Attributes:
-        noun: for messages.
+        noun: word for a row in messages.
         itself: the value of ``split_by`` that keeps no more together than the rows themselves ask for.
         attributes: values of ``split_by`` that the rows know themselves, whatever their columns are called.
-        several: what to say where a row of the table is no row of the job, so that its columns cannot be used.
+        several: message for the case that a row of the table is no row of the job, so that its columns cannot be used.
     """
 
     noun: str
@@ -90,9 +90,9 @@ def folds_of(
     Args:
         config: the options.
         units: rows of one unit share texts.
-        values: that must not be in two folds either.
-        rows: what a row is called.
-        share: what units share.
+        values: values that must not be in two folds either.
+        rows: word for rows in messages.
+        share: word for what the rows of a unit share.
 
     Raises:
         DataInvalid: fewer groups than folds.

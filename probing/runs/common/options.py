@@ -35,7 +35,7 @@ def option(
     """A field of an options class.
 
     Args:
-        default: its value where it is not given; without one it is required.
+        default: value of the option where it is not given; without one it is required.
         least: the smallest value that is allowed. None stands for "not given" and is always allowed.
         above: a value that it must exceed.
         most: the greatest value that is allowed, beside ``least``.
@@ -70,7 +70,7 @@ class Options:
         """The same of the run that a record tells of.
 
         Args:
-            config: its options, as ``plain`` gave them. An option that its version did not have is taken at the
+            config: options of that run, as ``plain`` gave them. An option that its version did not have is taken at the
                 default, which is what that version did.
         """
         defaults = {entry.name: entry.default for entry in fields(self)}

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
-from probing.instruments.prefetch import one_ahead
+from probing.instruments.prefetch import prefetch
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.instruments.reading import Advance
-from probing.probes.threads import single_threads
+from probing.probes.threads import open_single_threads
 from probing.report.progress import Progress
 from probing.runs.common.budget import KeptBudget
-from probing.store.activations import fault, states_path, write_states
+from probing.store.activations import find_fault, states_path, write_states
 from probing.store.shards import read_shard, shard_path, write_shard
 from probing.types import PreferencePair
 
@@ -47,7 +47,8 @@ def complete_parts(
 
     Args:
         known: the parts that are there and whole; None for one that has to be made.
-        make: makes the missing ones: ``one_after_another``, ``with_next_prepared`` or ``several_at_once``.
+        make: makes the missing ones, as ``make_one_after_another``, ``make_with_next_prepared`` and
+            ``make_several_at_once`` return it.
         write: writes a part that was made, and answers what is remembered of it.
         bar: shows how far it is.
         adopt: told of every part, old or new, before the next one is made.
@@ -62,7 +63,7 @@ def complete_parts(
     return parts
 
 
-def one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
+def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
     """One part at a time, in this thread."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
@@ -72,11 +73,13 @@ def one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
     return make_all
 
 
-def with_next_prepared(prepare: Callable[[int], Ready], make: Callable[[int, Ready, Advance], Made]) -> Maker[Made]:
+def make_with_next_prepared(
+    prepare: Callable[[int], Ready], make: Callable[[int, Ready, Advance], Made]
+) -> Maker[Made]:
     """One part at a time; while it is made, another thread prepares the next one."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
-        with closing(one_ahead(prepare, missing)) as prepared:
+        with closing(prefetch(prepare, missing)) as prepared:
             for number, ready in zip(missing, prepared, strict=True):
                 yield make(number, ready, report)
 
@@ -87,7 +90,7 @@ class Stopped(Exception):
     """Raised inside a part that is being made when another one failed, or the run was interrupted."""
 
 
-def several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[Made]:
+def make_several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[Made]:
     """So many parts at once, by a thread each, in which torch has no others."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
@@ -105,10 +108,11 @@ def several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[M
             try:
                 return make(number, report_unless_stopped)
             except BaseException:
-                stop.set()  # before this thread turns to the next part
+                # Set before this thread goes on to the next part.
+                stop.set()
                 raise
 
-        with single_threads(count) as pool:
+        with open_single_threads(count) as pool:
             try:
                 yield from pool.map(make_unless_stopped, missing)
             finally:
@@ -174,15 +178,15 @@ def complete_shards(
     """Every shard of preference pairs, made now or by an earlier run.
 
     Args:
-        folder: where they lie.
-        data: of which they are.
-        schema: of their rows, with a column ``id``.
-        prepare: what can be done for a block while the one before it is made.
+        folder: folder of the shards.
+        data: dataset that the shards are made from.
+        schema: schema of a shard's rows, with a column ``id``.
+        prepare: does what can be done for a block while the one before it is made.
         make: makes the shard with this number from what was prepared for it.
-        budget: which goes on as it was after each shard.
-        whole: whether what else belongs to a shard that is there is there as well.
-        prefix: of the files' names.
-        doing: for the progress bar.
+        budget: token budget, which goes on as it was after each shard.
+        whole: whether the further files of a shard that is there are there as well.
+        prefix: prefix of the names of files.
+        doing: label of the progress bar.
     """
 
     def find(number: int) -> Shard | None:
@@ -200,7 +204,7 @@ def complete_shards(
 
     known = [find(number) for number in range(len(data.blocks))]
     bar = Progress(len(data.pairs), sum(len(shard.rows) for shard in known if shard is not None), doing=doing)
-    maker = with_next_prepared(lambda number: prepare(data.blocks[number]), make)
+    maker = make_with_next_prepared(lambda number: prepare(data.blocks[number]), make)
     return complete_parts(known, maker, write, bar, adopt)
 
 
@@ -213,8 +217,8 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
     """What all shards together say of their rows: how many by status, and the first problems.
 
     Args:
-        shards: of which each has ``problems`` among its facts.
-        lines: where each row stands, by id; None where it is not told.
+        shards: all shards, each of which has ``problems`` among its facts.
+        lines: place of each row in its dataset, by id; None where it is not told.
     """
     problems = [problem for shard in shards for problem in shard.facts["problems"]]
     if lines is not None:
@@ -254,12 +258,12 @@ def complete_layers(
     """Make the arrays of every place that are not there yet.
 
     Args:
-        folder: where the parts lie.
-        places: one part each.
+        folder: folder of the parts.
+        places: places, one part each.
         make: the arrays of a place; told how to report which share of it is done.
-        doing: for the progress bar.
-        at_once: how many parts are made at once, by a thread each, in which torch has no others; by default one, in
-            this thread.
+        doing: label of the progress bar.
+        at_once: number of parts that are made at once, by a thread each, in which torch has no others; by default one,
+            in this thread.
     """
 
     def make_place(number: int, report: Advance) -> Arrays:
@@ -273,7 +277,7 @@ def complete_layers(
 
     known = [_find_arrays(folder, number, place) for number, place in enumerate(places)]
     done = sum(facts is not None for facts in known)
-    maker = one_after_another(make_place) if at_once is None else several_at_once(make_place, at_once)
+    maker = make_one_after_another(make_place) if at_once is None else make_several_at_once(make_place, at_once)
     complete_parts(known, maker, write, Progress(len(places), done, unit="places", doing=doing))
 
 
@@ -285,6 +289,6 @@ def read_layer_arrays(folder: Path, number: int) -> dict[str, NDArray[np.float64
 def _find_arrays(folder: Path, number: int, place: str) -> dict[str, Any] | None:
     """What is remembered of the arrays of a place; None unless an earlier run wrote them and they are whole."""
     shard = find_shard(shard_path(folder, number), SCHEMA, {"place": [place]})
-    if shard is None or fault(states_path(folder, number), shard.facts, deep=True) is not None:
+    if shard is None or find_fault(states_path(folder, number), shard.facts, deep=True) is not None:
         return None
     return shard.facts

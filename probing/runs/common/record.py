@@ -35,11 +35,11 @@ def begin_run(
     """Start a run in a folder, or go on with the one it holds if everything its bytes depend on is the same.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         config: the job's options; those that are part of its identity are compared with those in the record.
-        made_of: what tells the run's models, states and data from others.
-        devices: that it computes on.
-        dtype: of its model, unless ``made_of`` says it.
+        made_of: hashes and names that tell the run's models, states and data from others.
+        devices: devices that the run computes on.
+        dtype: dtype of the run's model, unless ``made_of`` says it.
 
     Raises:
         SourceMismatch: the folder's run was made from something else; names each difference.
@@ -105,11 +105,11 @@ def finish(
     """Write the record of a run whose files are all there.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         config: the job's options.
-        facts: what the record says.
-        files: what it says of the files: from ``hash_files``, or hashes under keys of the job's own.
-        began: when, by ``time.monotonic``.
+        facts: facts for the record.
+        files: facts of the files: from ``hash_files``, or hashes under keys of the job's own.
+        began: start of the run, by ``time.monotonic``.
     """
     done = {"status": "done", "config": config.plain(), **facts}
     folder.write({**folder.facts(), **done, "wall_seconds": round(time.monotonic() - began, 3), **files})
@@ -129,8 +129,8 @@ def check_files(folder: RunFolder, hashes: Mapping[str, str]) -> None:
     """Raise unless the files of a finished run are as they were written.
 
     Args:
-        folder: of the run.
-        hashes: of its files, by name.
+        folder: folder of the run.
+        hashes: hashes of the run's files, by name.
 
     Raises:
         StoreCorrupt: one of them is gone or changed.
@@ -145,9 +145,9 @@ def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]
     """Raise unless a finished table is of these pairs: the bytes of a dataset do not say how its rows were given ids.
 
     Args:
-        path: of the table, for the message.
-        ids: in the table.
-        pairs: of the dataset.
+        path: path of the table, for the message.
+        ids: ids in the table.
+        pairs: pairs of the dataset.
 
     Raises:
         SourceMismatch: it is of rows with other ids.
@@ -166,15 +166,15 @@ def report_of(
     """What a finished run answers.
 
     Args:
-        folder: of the run.
-        tables: by title.
-        facts: of the record.
-        names: of the files that it wrote.
+        folder: folder of the run.
+        tables: tables by title.
+        facts: facts of the record.
+        names: names of the files that the run wrote.
     """
     return Report(dict(tables), {**facts, "wrote": [str(folder.path / name) for name in names]})
 
 
-def finished_report(folder: RunFolder, summary: str) -> Report:
+def read_finished_report(folder: RunFolder, summary: str) -> Report:
     """The tables of a finished run, from its summary.
 
     Raises:

@@ -43,10 +43,10 @@ class NullComparison:
 
     Attributes:
         low: 2.5 % quantile of the null distribution.
-        median: its median.
-        high: its 97.5 % quantile.
+        median: median of the null distribution.
+        high: 97.5 % quantile of the null distribution.
         p: share of the draws that are as good as the value, the value itself counted in.
-        p_corrected: the same against the best place of every draw (Westfall and Young's maxT).
+        p_corrected: p-value against the best place of every draw (Westfall and Young's maxT).
         tested: whether the p-values are part of the results.
     """
 
@@ -64,7 +64,7 @@ class ComparedEstimate:
 
     Attributes:
         estimate: value, ends of the interval, and the number of rows.
-        nulls: by the name that the null distribution has in the columns.
+        nulls: null distributions, by the names that they have in the columns.
         corrected: the value with the bias of few rows taken off; None where the job makes no such correction.
     """
 
@@ -99,11 +99,11 @@ def compare(
     """A value with its percentile interval, beside its null distributions.
 
     Args:
-        value: of the metric.
+        value: value of the metric.
         replicates: the metric in every bootstrap replicate, [replicate].
         n: number of rows (or pairs) that the value is of.
         nulls: null distributions by name.
-        higher_is_better: which end of a null distribution is the good one; None where neither is: no p-values then.
+        higher_is_better: whether large values are good; None where neither end is good: no p-values then.
         rounding: relative, how far a draw of the very same labels may be from the value.
         debiased: the value with the bias of few rows taken off, and the ends of the interval for that one, in place of
             the percentile interval.

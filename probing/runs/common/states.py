@@ -28,7 +28,8 @@ def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
     """The model that a job was given, or the store in its place."""
     if config.store is not None:
         return open_states(config.store)
-    assert config.model is not None  # checked with the options: one of the two is given
+    # The options were checked: either a model or a store is given.
+    assert config.model is not None
     return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
 
 
@@ -81,12 +82,12 @@ class Prompts:
     """Labelled rows that have states.
 
     Attributes:
-        rows: those that are ok.
-        labels: of each, as the job calls them.
+        rows: rows that are ok.
+        labels: label of each row, as the job calls them.
         units: rows of one unit have the same text.
-        problems: the others.
-        store: where the states are.
-        index: row of each in the store.
+        problems: problems of the other rows.
+        store: store that holds the states.
+        index: number of each row in the store.
     """
 
     rows: list[LabelledPrompt]

@@ -17,7 +17,7 @@ def table_by_place(places: Sequence[str], describe: Callable[[str], Mapping[str,
     """The table "By place": one row a place of the model, in order.
 
     Args:
-        places: of the model.
+        places: places of the model.
         describe: the other columns of a place.
     """
     return pd.DataFrame([{"place": place, **describe(place)} for place in places])
@@ -49,10 +49,11 @@ def show_ends(row: "pd.Series[Any]", prefix: str = "", digits: str = ".3f", miss
     """The columns ``PREFIXlow`` and ``PREFIXhigh`` of a results table as "low .. high".
 
     Args:
-        row: of the results.
-        prefix: of the columns: "" for the interval, "labels_" for the null distribution of permuted labels.
+        row: row of the results.
+        prefix: prefix of the columns' names: "" for the interval, "labels_" for the null distribution of permuted
+            labels.
         digits: a format of numbers.
-        missing: what stands where there is no interval.
+        missing: text where there is no interval.
     """
     low, high = row[f"{prefix}low"], row[f"{prefix}high"]
     return missing if pd.isna(low) else f"{low:{digits}} .. {high:{digits}}"

@@ -18,9 +18,9 @@ class Inputs:
 
     Attributes:
         table: the dataset as it lies there.
-        pairs: its rows.
-        groups: of each pair, the value by which the summary is repeated; None where it is not.
-        shares: of each pair, the share of raters who preferred the chosen response; None where they are not known.
+        pairs: pairs of the dataset.
+        groups: value of each pair by which the summary is grouped; None where it is not grouped.
+        shares: share of raters, for each pair, who preferred the chosen response; None where they are not known.
         steps: checkpoints in order, with their steps; None where one policy is compared.
     """
 
@@ -77,14 +77,14 @@ def find_steps(folder: Path) -> list[tuple[int, Path]]:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of checkpoints")
-    found: dict[int, Path] = {}
+    steps: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         digits = path.name[len(path.name.rstrip("0123456789")) :]
         if not path.is_dir() or not digits or int(digits) == 0:
             continue
-        if int(digits) in found:
-            raise UsageError(f"{folder}: {found[int(digits)].name} and {path.name} are the same step")
-        found[int(digits)] = path
-    if not found:
+        if int(digits) in steps:
+            raise UsageError(f"{folder}: {steps[int(digits)].name} and {path.name} are the same step")
+        steps[int(digits)] = path
+    if not steps:
         raise UsageError(f"{folder}: holds no folders whose names end in the number of a step, like checkpoint-500")
-    return sorted(found.items())
+    return sorted(steps.items())

@@ -69,7 +69,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
     data = Dataset(inputs.table, inputs.pairs, config.shard_pairs)
     reference = load_reference(config)
     policy, taken, broken = find_policy(config, inputs.steps, reference)
-    begin_run(folder, config, _made_of(inputs, reference, policy), devices_of(reference), reference.dtype)
+    begin_run(folder, config, _identify_content(inputs, reference, policy), devices_of(reference), reference.dtype)
     if not folder.finished:
         comparer = make_comparer(config, reference, policy)
         shards = compare_shards(folder, data, comparer)
@@ -87,7 +87,8 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
         if taken is not None:
             frame = pa.concat_tables(joined).to_pandas()
             before = comparer.before
-            del comparer, policy  # one policy at a time is in memory
+            # Only one policy is in memory at a time.
+            del comparer, policy
             broken += write_course(
                 folder, config, data, steps=inputs.steps or (), before=before, frame=frame, taken=taken
             )
@@ -99,7 +100,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
     return read_report(folder, config, inputs)
 
 
-def _made_of(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
+def _identify_content(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
     """What tells the models and the data from others."""
     return {
         "reference": content_of(reference.source),

@@ -15,7 +15,7 @@ from probing.report.tables import counts, estimates, extremes, shorten
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.score.tables import STATE_SUMS, one_token
+from probing.runs.score.tables import STATE_SUMS, has_one_token
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman
 from probing.statistics.correlation import spearman
 from probing.types import Estimate
@@ -129,7 +129,7 @@ def _rank_predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.Data
 
 def _keep_ranked(scored: pd.DataFrame, score: str) -> pd.DataFrame:
     """The pairs that a score can rank: CHES is 0 by definition for responses of one token each."""
-    return scored[~one_token(scored)] if score in STATE_SUMS else scored
+    return scored[~has_one_token(scored)] if score in STATE_SUMS else scored
 
 
 def _compare_groups(scored: pd.DataFrame, names: pd.Series, predictors: Sequence[str]) -> pd.DataFrame:
@@ -213,11 +213,11 @@ def _measure_drops(course: pd.DataFrame) -> list[tuple[str, Estimate]]:
     rows = []
     for name, values in (("ln p(chosen)", wide), ("p(chosen)", np.exp(wide))):
         rows.append((f"{name}, first to last step", bootstrap_mean(values[0] - values[-1])))
-        rows.append((f"{name}, largest between any two steps", bootstrap_mean(largest_drop(values))))
+        rows.append((f"{name}, largest between any two steps", bootstrap_mean(measure_largest_drop(values))))
     return rows
 
 
-def largest_drop(course: Any) -> Any:
+def measure_largest_drop(course: Any) -> Any:
     """The largest fall from any earlier to any later step, [pair], for values [step pair]; never negative."""
     return (np.maximum.accumulate(course, axis=0) - course).max(axis=0)
 
@@ -226,7 +226,7 @@ def _make_notes(scored: pd.DataFrame, config: DisplacementConfig, facts: Mapping
     notes = []
     if (scored[["chosen_change", "rejected_change"]] == 0).all(axis=None):
         notes.append("The policy gives exactly the reference's probabilities: nothing changed between the two")
-    short = int(one_token(scored).sum())
+    short = int(has_one_token(scored).sum())
     if short and set(config.predictor_names()) & set(STATE_SUMS):
         notes.append(
             f"{short} pairs have responses of one token each, for which CHES is 0 by definition: they are left out of "

@@ -47,7 +47,8 @@ def _surface_states(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor
     features = surface_features(seen.rows)
     mean, spread = features.mean(axis=0), features.std(axis=0)
     varied = (features != features[:1]).any(axis=0)
-    if not varied.any():  # then a column of zeros, from which nothing can be learnt
+    # Without any varying feature, use a column of zeros, from which nothing can be learnt.
+    if not varied.any():
         varied[0], mean, spread = True, features[0], np.ones_like(spread)
 
     def scale(values: NDArray[np.float64]) -> torch.Tensor:

@@ -27,11 +27,11 @@ class Judged:
 
     Attributes:
         results: one row a set (``HELD_OUT``, ``FRESH``), place, probe and metric.
-        chosen: for each probe, the place that was chosen for each fold.
-        best: for each probe, the place with the best inner scores over all folds.
-        logits: held out, at the chosen places, [row]; the baseline's under ``SURFACE``.
-        fresh: of fresh rows at the best place.
-        weights: [place probe width] of the probes that saw every row; ``biases`` [place probe].
+        chosen: place that was chosen for each fold, for each probe.
+        best: place with the best inner scores over all folds, for each probe.
+        logits: held-out logits at the chosen places, [row]; the baseline's under ``SURFACE``.
+        fresh: logits of fresh rows at the best place.
+        weights: weight vectors, [place probe width], of the probes that saw every row; ``biases`` [place probe].
     """
 
     results: pd.DataFrame
@@ -48,9 +48,9 @@ class Measured:
     """Metrics of the logits of some rows.
 
     Attributes:
-        values: of each metric.
-        replicates: of each metric in every bootstrap replicate, [replicate].
-        rows: how many rows.
+        values: value of each metric.
+        replicates: value of each metric in every bootstrap replicate, [replicate].
+        rows: number of rows.
     """
 
     values: Mapping[str, float]
@@ -63,10 +63,10 @@ class RowSet:
     """The rows of one set, and what probes are judged by on them.
 
     Attributes:
-        name: of the set.
-        labels: of the rows, [row].
-        folds: that each row was held out of; one fold, where one probe read them all.
-        weights: how often each row counts in each bootstrap replicate, [replicate row].
+        name: name of the set.
+        labels: labels of the rows, [row].
+        folds: fold that each row was held out of; one fold, where one probe read them all.
+        weights: number of times that each row counts in each bootstrap replicate, [replicate row].
         labelings: the labels, then the permutations that probes were fitted to, [labeling row].
     """
 
@@ -124,7 +124,7 @@ def judge(
         config: seeds and numbers of replicates.
         rows: labels, units, splits.
         fresh: labels and units of the fresh rows.
-        places: in order; the baseline comes after them.
+        places: places in order; the baseline comes after them.
         read: the arrays of a place, from its part file.
     """
     readings = []
@@ -164,10 +164,10 @@ class JudgedProbe:
     """One kind of probe on the rows that were held out.
 
     Attributes:
-        rows: of the results, of every place and of the places that were chosen.
+        rows: rows of the results table: of every place and of the places that were chosen.
         chosen: the place that was chosen for each fold.
         best: the place with the best inner scores over all folds.
-        logits: at the chosen places, [row].
+        logits: held-out logits at the chosen places, [row].
     """
 
     rows: list[Row]
@@ -185,7 +185,8 @@ def _judge_probe(
     for place, each, own in zip(places, readings, draws, strict=True):
         rows += held.make_rows(place, probe, held.measure(each.logits[0]), _make_nulls(own, draws), baseline)
     inner = np.stack([each.inner for each in readings])  # [place labeling fold]
-    picked = inner.argmax(axis=0)  # each labeling chooses its own place for each fold
+    # Each labeling chooses its own place for each fold.
+    picked = inner.argmax(axis=0)
     nested = _choose_places([each.logits for each in readings], picked, held.folds)
     nulls = _make_nulls(held.measure_null(nested), chosen=True)
     rows += held.make_rows(CHOSEN, probe, held.measure(nested[0]), nulls, baseline)

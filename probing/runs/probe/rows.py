@@ -36,7 +36,7 @@ class Material:
         seen: rows of the dataset that have a label and states.
         fresh: rows that were written independently, if any were given.
         rows: labels, groups and folds of the rows that were seen.
-        places: where the states of the rows differ.
+        places: places at which the states of the rows differ.
         skipped: other places, and why nothing can be probed there.
     """
 
@@ -62,12 +62,12 @@ def gather_material(
     """Capture the states, or take them from a store, and join them to the rows.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         config: the job's options.
         data: the dataset.
         fresh: rows that were written independently.
         positive: the label that a probe says yes to.
-        values: of each row, what must not be in two folds.
+        values: value of each row that must not be in two folds.
         source: the model, or the store in its place.
 
     Raises:

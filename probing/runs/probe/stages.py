@@ -13,7 +13,7 @@ from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
 from probing.runs.common.groups import values_to_split
 from probing.runs.common.parts import complete_layers, read_layer_arrays
-from probing.runs.common.record import begin_run, clear, content_of_states, finish, finished_report, hash_files
+from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
 from probing.runs.common.states import (
     open_source,
 )
@@ -50,9 +50,10 @@ def probe_into(
     if fresh is not None and config.positive is None:
         check_labels(fresh[0].path, fresh[1], prompts)
     values = values_to_split(config, table, prompts)
-    begin_run(folder, config, _made_of(prompts, values, fresh, source), [device])
+    begin_run(folder, config, _identify_content(prompts, values, fresh, source), [device])
     if not folder.finished:
-        check_groups(config, prompts, values)  # too few are found before anything is captured
+        # Too few groups are reported before anything is captured.
+        check_groups(config, prompts, values)
         data = (table, prompts)
         material = gather_material(folder, config, data, fresh, positive=positive, values=values, source=source)
         complete_layers(
@@ -74,10 +75,10 @@ def probe_into(
         written = write_files(folder, material, judged, tables, facts)
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
-    return finished_report(folder, SUMMARY_FILE)
+    return read_finished_report(folder, SUMMARY_FILE)
 
 
-def _made_of(
+def _identify_content(
     prompts: Sequence[LabelledPrompt],
     values: Sequence[str] | None,
     fresh: Labelled | None,

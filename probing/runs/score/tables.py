@@ -23,7 +23,7 @@ def score_tables(
     frame: pd.DataFrame, pairs: Sequence[PreferencePair], facts: Mapping[str, Any]
 ) -> dict[str, pd.DataFrame]:
     """Tables by title, in the order in which they are shown."""
-    short = one_token(frame)
+    short = has_one_token(frame)
     ranked = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
     tables = {"Pairs by status": counts(facts["rows_by_status"], "status")}
     groups = {
@@ -46,7 +46,7 @@ def score_tables(
     return tables
 
 
-def one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
+def has_one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
     """Pairs whose responses are one token each."""
     return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)
 
@@ -65,7 +65,8 @@ def _measure_ranking(frame: pd.DataFrame) -> list[tuple[str, Estimate]]:
         ratio = f"{side}_rank_surprisal"
         if {ratio, f"{side}_logprob_per_token"} <= set(good):
             surprisals = -good[f"{side}_logprob_per_token"]
-            ranks = (good[ratio] * surprisals).fillna(1.0)  # clipped; 1 where the model was certain of every token
+            # These are clipped ranks; 1 where the model was certain of every token.
+            ranks = (good[ratio] * surprisals).fillna(1.0)
             value = dataset_rank_surprisal_ratio(*(torch.tensor(part.to_numpy()) for part in (ranks, surprisals)))
             rows.append((f"rank-surprisal ratio, {side}", estimate_without_interval(value, len(good))))
     return rows

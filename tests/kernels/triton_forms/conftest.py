@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from probing.kernels.dispatch import interpreting, triton_installed
+from probing.kernels.dispatch import has_triton, is_interpreting
 
-if not (triton_installed() and (interpreting() or torch.cuda.is_available())):
+if not (has_triton() and (is_interpreting() or torch.cuda.is_available())):
     collect_ignore_glob = ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items):
     """Where they do not run in the interpreter they need the card."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and not interpreting():
+        if Path(__file__).parent in item.path.parents and not is_interpreting():
             item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture
 def device():
-    return torch.device("cpu" if interpreting() else "cuda")
+    return torch.device("cpu" if is_interpreting() else "cuda")

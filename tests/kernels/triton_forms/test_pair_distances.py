@@ -6,7 +6,7 @@ from tolerance import assert_as_good_as_torch
 
 from probing.errors import KernelUnavailable
 from probing.kernels import pair_distances as module
-from probing.kernels.dispatch import interpreting
+from probing.kernels.dispatch import is_interpreting
 from probing.kernels.jit import ELEMENT_TYPES
 from probing.kernels.pair_distances import (
     BLOCK,
@@ -24,7 +24,7 @@ from probing.kernels.pair_distances import (
 from probing.metrics.clusters import cluster_indices
 
 # Small blocks, so that a few points fill several, and rows of tiles that are launched two by two.
-SIDE, DEPTH, ROWS = (4, 4, 2) if interpreting() else (16, 16, 2)
+SIDE, DEPTH, ROWS = (4, 4, 2) if is_interpreting() else (16, 16, 2)
 # Points of each cluster: one, a block and one off it, several blocks, blocks of one point beside whole ones.
 CLUSTERS = [
     [1],
@@ -367,7 +367,7 @@ def test_what_is_launched_is_what_is_compiled_for_the_check(recorder, device, fo
     (grid, arguments, constants, num_warps), *others = recorder.launches
     assert not others
     assert (grid, num_warps) == ((4, 2), variant.num_warps)
-    assert constants == {**variant.constants, "upcast": interpreting()}
+    assert constants == {**variant.constants, "upcast": is_interpreting()}
     names = {**{kind: f"*{name}" for kind, name in ELEMENT_TYPES.items()}, torch.int32: "*i32"}
     kinds = [names[a.dtype] if torch.is_tensor(a) else "i32" for a in arguments]
     assert kinds == list(variant.types.values())

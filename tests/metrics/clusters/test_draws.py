@@ -183,7 +183,7 @@ def test_an_outlier_or_rows_of_one_text_cost_no_further_pass(monkeypatch, kind):
         points = points.roll(3, 0) * 0.01 + torch.randn(60, 5, generator=torch.Generator().manual_seed(1))[units]
     grouped = prepare(points, labels, 2)
     alone = []
-    monkeypatch.setattr(pair_extremes, "_alone", lambda *arguments: alone.append(1) or math.nan)
+    monkeypatch.setattr(pair_extremes, "_decide_alone", lambda *arguments: alone.append(1) or math.nan)
     drawn = torch.from_numpy(permute_labels(labels.numpy(), units, 100).T.copy())
     given = {"relabelings": (in_order(grouped, drawn),), "resamples": (None, in_order(grouped, weights_of(300, 100)))}
     measure_clusters(grouped, ("dunn",), *given[kind])

@@ -8,10 +8,10 @@ from probing.report.progress import Progress
 from probing.runs.common.parts import (
     complete_layers,
     complete_parts,
-    one_after_another,
+    make_one_after_another,
+    make_several_at_once,
+    make_with_next_prepared,
     read_layer_arrays,
-    several_at_once,
-    with_next_prepared,
 )
 
 PLACES = [f"resid_post:{layer}" for layer in range(5)]
@@ -77,8 +77,8 @@ def test_a_part_that_fails_stops_those_beside_it_and_keeps_those_before(tmp_path
 
 
 WAYS = {
-    "in order": lambda make: one_after_another(make),
-    "next prepared": lambda make: with_next_prepared(
+    "in order": lambda make: make_one_after_another(make),
+    "next prepared": lambda make: make_with_next_prepared(
         lambda number: number, lambda number, _, report: make(number, report)
     ),
 }
@@ -110,7 +110,7 @@ def test_an_interrupt_while_a_part_is_written_ends_all_threads(way):
     def write(number, made):
         raise KeyboardInterrupt
 
-    maker = WAYS[way] if way in WAYS else lambda make: several_at_once(make, 2)
+    maker = WAYS[way] if way in WAYS else lambda make: make_several_at_once(make, 2)
     with pytest.raises(KeyboardInterrupt) as caught:  # its traceback keeps every frame alive
         complete_parts([None] * 4, maker(lambda number, report: number), write, Progress(4))
     assert threading.active_count() == before

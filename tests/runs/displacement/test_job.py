@@ -17,7 +17,7 @@ from probing.instruments import pair_changes, pair_scores
 from probing.models.load import LanguageModel
 from probing.runs import displacement
 from probing.runs.displacement.config import DisplacementConfig
-from probing.runs.displacement.tables import largest_drop
+from probing.runs.displacement.tables import measure_largest_drop
 
 WORDS = ["near", "nearer", "never", "no", "yes", "always", "sorry", "help", "boat", "glue"]
 ROWS = [
@@ -341,7 +341,7 @@ def test_the_course_over_checkpoints(config, steps, tmp_path):
     values = by_step.to_numpy()
     brute = [max(values[a, n] - values[b, n] for a in range(4) for b in range(a, 4)) for n in range(12)]
     assert drops["ln p(chosen), largest between any two steps"] == pytest.approx(sum(brute) / 12)
-    assert largest_drop(values).tolist() == pytest.approx(brute)
+    assert measure_largest_drop(values).tolist() == pytest.approx(brute)
     assert drops["ln p(chosen), first to last step"] == pytest.approx((values[0] - values[-1]).mean())
     page = (tmp_path / "out" / "course.html").read_text()
     assert "Log-probability of the responses over training" in page

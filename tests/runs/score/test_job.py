@@ -383,12 +383,12 @@ def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data,
     from probing.data.bundled import bundled_model
     from probing.data.pairs import pairs_from_table
     from probing.data.tables import read_table
-    from probing.data.writing import staged_rows
+    from probing.data.writing import stage_rows
 
     table = read_table(str(real_data / REAL))
     order = list(range(len(table.rows)))
     random.Random(0).shuffle(order)
-    with staged_rows(table, order, tmp_path / "shuffled.jsonl", "jsonl"):
+    with stage_rows(table, order, tmp_path / "shuffled.jsonl", "jsonl"):
         pass
     right = shutil.copytree(bundled_model(), tmp_path / "right")
     side = (right / "tokenizer_config.json").read_text()
