@@ -13,7 +13,8 @@ import time
 WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
 # A process runs as fast as its disk: its user has time to interrupt it between any two files, on every machine.
 ON_A_SLOW_DISK = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of several that run tests ignores it
 plain = os.fsync
 os.fsync = lambda file: (time.sleep(0.5), plain(file))[1]
 from probing.cli import main

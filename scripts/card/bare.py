@@ -87,10 +87,14 @@ def install(wheels: Path, target: Path) -> None:
 
 
 def child_environment(*folders: Path) -> dict[str, str]:
-    """The environment for child processes: these folders and the repository's root on their path, no hub."""
+    """The environment for child processes: these folders and the repository's root on their path, no hub.
+
+    Tests that a child runs are not those of a worker of pytest-xdist that this process may be.
+    """
     before = os.environ.get("PYTHONPATH")
     path = [*map(str, folders), str(ROOT), *([before] if before else [])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1"}
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def test_some_places_of_the_states_of_another_run(done, config):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"token": "last", "max_length": 9}, "--token, --max-length"),
+        ({"token": "last", "max_length": 9}, "--max-length, --token"),
         ({"dtype": "float16", "batch_tokens": 5}, "--dtype, --batch-tokens"),
     ],
 )

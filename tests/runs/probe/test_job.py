@@ -532,7 +532,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(config, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             job.run(config(out=out, **options))
     assert count_shards(out) == 2
-    made = note_calls(monkeypatch, parts, "read_prompts")
+    made = note_calls(monkeypatch, parts, "fit_prompts")
     job.run(config(out=out, **options))
     assert len(made) == 6 + 1 - 2  # of six places and of the surface of the texts
     assert content(out) == content(tmp_path / "out")

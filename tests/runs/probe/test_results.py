@@ -46,7 +46,7 @@ def places(rows, fresh):
 @pytest.fixture(scope="module")
 def judged(rows, fresh, places, tmp_path_factory):
     out = tmp_path_factory.mktemp("none")
-    config = ProbeConfig("data", out, "model", seed=SEED, folds=FOLDS, refits=REFITS, resamples=50)
+    config = ProbeConfig(data="data", out=out, model="model", seed=SEED, folds=FOLDS, refits=REFITS, resamples=50)
     return judge(config, rows, fresh, PLACES, lambda number: places[number])
 
 

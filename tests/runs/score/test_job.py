@@ -103,7 +103,7 @@ def test_rows_with_other_ids_are_another_run(config, tmp_path, data):
 def test_compiled_blocks_score_alike_and_are_another_run(config, tmp_path, monkeypatch):
     plain = score.run(config()).facts
     monkeypatch.setattr("probing.engine.compiled.BACKEND", "eager")
-    with pytest.raises(SourceMismatch, match=r"options\.compile was None, is True"):
+    with pytest.raises(SourceMismatch, match=r"options\.compile was False, is True"):
         score.run(config(compile=True))
     facts = score.run(config(compile=True, out=tmp_path / "compiled")).facts
     assert facts["how"] == plain["how"] + "; blocks compiled"
