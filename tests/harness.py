@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 
+from filelock import FileLock
+
 WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
 # A process runs as fast as its disk: its user has time to interrupt it between any two files, on every machine.
 ON_A_SLOW_DISK = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of several that run tests ignores it
 plain = os.fsync
-os.fsync = lambda file: (time.sleep(0.5), plain(file))[1]
+os.fsync = lambda file: (time.sleep(0.1), plain(file))[1]
 from probing.cli import main
 main()
 """
@@ -123,10 +125,27 @@ def started(command, values, said, until):
 def kill(command, values, said, until):
     """Kill -9, some moment after a job has made what ``until`` waits for."""
     with started(command, values, said, until) as process:
-        time.sleep(random.random() * 0.5)
+        time.sleep(random.random() * 0.1)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL, said.read_text()
+
+
+def make_once(tmp_path_factory, name, make):
+    """What ``make`` gives of a folder, as JSON holds it: made by the first of several processes that run tests.
+
+    Args:
+        tmp_path_factory: the fixture.
+        name: of the folder.
+        make: given the folder.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made.json").exists():
+            folder.mkdir()
+            (folder / "made.json").write_text(json.dumps(make(folder)))
+    return json.loads((folder / "made.json").read_text())
 
 
 def count_shards(folder):

@@ -13,6 +13,7 @@ from bare_machine import bare_environment, with_needs
 from card import bare, gpu_tests, reporting
 from card.sizes import SMALL
 from card.stages import stages
+from harness import make_once
 
 pytestmark = pytest.mark.timeout(1800)
 SCRIPT = bare.ROOT / "scripts" / "on_card.py"
@@ -36,7 +37,7 @@ def of_stage(lines, stage, **facts):
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
-    return called(tmp_path_factory.mktemp("dry"), extra=bare.WHEELS)
+    return make_once(tmp_path_factory, "dry", lambda folder: called(folder, extra=bare.WHEELS))
 
 
 def test_the_dry_run_ends_well_on_a_bare_machine(dry):

@@ -168,7 +168,7 @@ def timed_parts(device: str) -> Iterator[Spent]:
 
     run_backbone = stream.run_backbone
     parts = [(owner, name, _counted(getattr(owner, name), label, spent.host)) for owner, name, label in HOST_PARTS]
-    passes = _counted(launched_batches, "launching passes", spent.host)
+    passes = _counted(launched, "launching passes", spent.host)
     with replaced(*parts, (stream, "run_backbone", passes)):
         yield spent
     sync(device)
