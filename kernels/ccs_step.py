@@ -20,7 +20,7 @@ Loss = Literal["original", "symmetric"]
 LOSSES: tuple[Loss, ...] = ("original", "symmetric")
 LOGIT_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
 """Logits that the Triton form of ``ccs_gradient`` takes."""
-# Eight rows a thread, each form of them read in two instructions of 128 bits.
+# Each thread takes eight rows, and reads each form of them in two instructions of 128 bits.
 BLOCK_ROWS = 1024
 NUM_WARPS = 4
 
@@ -146,12 +146,13 @@ def ccs_gradient_kernel(
         yes = tl.load(yes_logits + row, mask=inside, other=0.0)
         no = tl.load(no_logits + row, mask=inside, other=0.0)
         share = tl.load(weights + row, mask=inside, other=0.0)
-        # Of minus the absolute value exp cannot overflow, and 1 - p is as exact as p. NaN stays NaN in each.
+        # exp(-|z|) cannot overflow, and this way 1 - p is as exact as p. NaN stays NaN in each.
         yes_exp, no_exp = tl.exp(-tl.abs(yes)), tl.exp(-tl.abs(no))
         p, not_p = tl.where(yes < 0, yes_exp, 1.0) / (1.0 + yes_exp), tl.where(yes < 0, 1.0, yes_exp) / (1.0 + yes_exp)
         q, not_q = tl.where(no < 0, no_exp, 1.0) / (1.0 + no_exp), tl.where(no < 0, 1.0, no_exp) / (1.0 + no_exp)
         excess = p + q - 1.0
-        # Those of the probabilities that are least, read off the logits: 2 for one alone, 1 for each of two.
+        # The gradient goes to the probabilities that are smallest, which the logits tell: 2 for a single one, 1 for
+        # each of two.
         if symmetric:
             least = tl.minimum(tl.minimum(p, not_p), tl.minimum(q, not_q))
             yes_larger, no_larger = tl.abs(yes) > tl.abs(no), tl.abs(no) > tl.abs(yes)
@@ -332,7 +333,8 @@ def ccs_step(
     own = (entries * splits, probes // splits)
     own_centers = centers.transpose(1, 2).reshape(entries * splits, 2, width)
     shift = torch.bmm(weight.reshape(*own, width), own_centers.transpose(1, 2)).view(entries, probes, 2, 1)
-    # The few probes come first in each product: on a CPU three times as fast as [row width] x [width probe].
+    # The probes, of which there are few, come first in each product: on a CPU this is three times as fast as [row
+    # width] x [width probe].
     logits = torch.bmm(weight, flat.transpose(1, 2)).view(entries, probes, 2, rows)
     logits += bias[:, :, None, None] - shift
     if pairings is not None:

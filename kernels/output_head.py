@@ -182,7 +182,7 @@ def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
         except RuntimeError as error:
             if not is_out_of_memory(error) or rows <= FEWEST_ROWS:
                 raise
-        # Outside of the handler: the error's frames hold the memory that is missing.
+        # Outside of the handler, since the frames of the error keep the memory that is missing.
         rows = max(rows // 2, FEWEST_ROWS)
         fall_back("logits of fewer rows at a time", f"memory ran out with {2 * rows} rows")
         if torch.cuda.is_available():

@@ -18,7 +18,8 @@ from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
 if TYPE_CHECKING:
     import triton.language as tl
 
-# Two warp groups, each with 64 x 128 sums in registers; of half-precision points 128 bytes are multiplied at a time.
+# Two warp groups hold 64 x 128 sums each in registers; 128 bytes of every half-precision point are multiplied at a
+# time.
 BLOCK = 128
 BLOCK_WIDTH = 64
 NARROW_WIDTH = 16
@@ -69,7 +70,8 @@ def pair_distances_reference(
             squared = norms[layer, start:stop, None] + norms[layer, start:]
             squared = squared.sub_(_products(values[start:stop], values[start:], exact), alpha=2).clamp_(min=0)
             distances = squared.fill_diagonal_(0).sqrt()
-            # Each point only with those behind it: the other way round a distance may be rounded otherwise.
+            # Each point is paired only with those behind it: the same distance may be rounded differently the other way
+            # round.
             own_tile = squared[:, : stop - start]
             own_tile.masked_fill_(torch.ones_like(own_tile, dtype=torch.bool).tril_(), -1)
             own = bisect(bounds, start) - 1
@@ -116,7 +118,7 @@ def pair_distances_kernel(
     row_start, column_start = tl.load(edges + row), tl.load(edges + column)
     rows, columns = row_start + tl.arange(0, block), column_start + tl.arange(0, block)
     rows_inside, columns_inside = rows < tl.load(edges + row + 1), columns < tl.load(edges + column + 1)
-    # 33 layers of 20,000 points of 4,096 values overflow 32 bits.
+    # 33 layers of 20,000 points of 4,096 values overflow 32 bits, so the offset is computed in 64.
     own_points = points + layer * layer_stride
     lanes = tl.arange(0, block_width)[None, :]
     row_points = own_points + rows.to(tl.int64)[:, None] * row_stride + lanes
@@ -135,12 +137,12 @@ def pair_distances_kernel(
     squared = tl.maximum(row_norms[:, None] + column_norms[None, :] - 2.0 * products, 0.0)
     pairs = rows_inside[:, None] & columns_inside[None, :] & (row <= column)
     sign = tl.where(tl.load(clusters + row) == tl.load(clusters + column), 1.0, -1.0)
-    # Each point only with those behind it: the other way round a distance may be rounded otherwise.
+    # Each point is paired only with those behind it: the same distance may be rounded differently the other way round.
     signed = tl.where(pairs & (rows[:, None] < columns[None, :]), squared * sign, float("-inf"))
     largest = tl.max(tl.max(signed, axis=0), axis=0)
     wide = row.to(tl.int64)
     tile = layer * tiles + wide * blocks - wide * (wide - 1) // 2 + column - row
-    # A point alone has no distance but that to itself.
+    # A single point has no distance but that to itself.
     tl.store(extremes + tile, tl.where(largest == float("-inf"), 0.0, tl.abs(largest)), mask=row <= column)
     distances = tl.where(pairs & (rows[:, None] != columns[None, :]), tl.sqrt(squared), 0.0)
     group_start, group_stop = tl.load(edges + first_block), tl.load(edges + first_block + tile_rows)

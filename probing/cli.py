@@ -169,7 +169,7 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     for described in (own, *shared):
         names = [parameter.arg_name for parameter in described.params if parameter.arg_name in fields]
         groups.append((_join_lines(described.short_description).rstrip("."), [fields.pop(name) for name in names]))
-    # Its own options come first, then those that must be given.
+    # The class's own options come first, then the groups in which an option must be given.
     groups[1:] = sorted(
         groups[1:], key=lambda group: all(entry.default is not dataclasses.MISSING for entry in group[1])
     )

@@ -54,7 +54,7 @@ class Template:
 
     def form(self, pair_id: str, statement: str, answer_index: int, name: str) -> LabelledPrompt:
         """One statement with one answer (0: the yes, 1: the no), as ``PAIR#NAME``."""
-        # The statement comes last, since it may hold anything, a placeholder as well.
+        # The statement is filled in last, since it may itself contain a placeholder.
         said = self.text.replace("{answer}", self.answers[answer_index])
         id = f"{pair_id}{SIDE_MARK}{name}"
         if self.question is None:

@@ -25,7 +25,7 @@ def expand_places(given: str | Sequence[str], layers: int | None) -> list[Place]
         if first > last:
             raise ValueError(f"'{entry}': the layers run from the lower to the higher")
         if layers is not None:
-            # One layer too many is enough to be told that there is no such layer.
+            # One layer beyond the last is kept, so that the error about a missing layer is raised later.
             places += [Place(first_place.kind, number) for number in range(first, min(last, layers) + 1)]
         else:
             places.append(first_place)

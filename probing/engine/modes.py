@@ -231,7 +231,7 @@ def use_mode(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = No
         yield {"ids": batch.ids.to(device)}
         return
     ids, positions = (part.long()[None] for part in upload([batch.ids[0].numpy(), batch.positions[0].numpy()], device))
-    # The mask keeps the library from looking for packed sequences itself; which positions see which is the layout's.
+    # With a mask the library does not look for packed sequences itself; the layout decides which positions see which.
     options = {"ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
     layout = Layout(batch.paths, mode.packing == "varlen", set() if loops is None else loops)
     with use_packed_attention(configs_of(stack.backbone), layout):

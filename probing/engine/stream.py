@@ -209,7 +209,7 @@ class Stream:
         loops: set[str] = set()
         attention = use_mode(self.stack, self.mode, batch, loops)
         with torch.inference_mode(), attention as options, tap_modules(taps, receive):
-            # A caller's autocast would round every layer in half precision without a word.
+            # Under a caller's autocast every layer would be rounded to half precision silently.
             with contextlib.suppress(Enough), torch.autocast(device.type, enabled=False):
                 run_backbone(self.stack.backbone, **options)
             if waiting:
@@ -269,7 +269,7 @@ def _collect_next_ids(batch: Batch, segments: Sequence[Segment], device: torch.d
     following = torch.tensor(
         [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]
     )
-    # From other memory the host would wait for all that the card still has to do.
+    # Copying from unpinned memory, the host would wait for all queued work of the card.
     return following.pin_memory() if device.type == "cuda" else following
 
 

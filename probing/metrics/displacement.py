@@ -94,7 +94,7 @@ def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, co
     write_logits(logits, states, head, columns)
     slope = head.scale if head.soft_cap is None else head.scale * (1 - (logits / head.soft_cap).square())
     residuals = -(logits - total[:, None]).exp()
-    # A list of those inside would be counted on the host, which then waits for the card.
+    # Indexing by a mask would make the host wait for the card, to learn the size of the result.
     at = (ids - columns.start)[:, None]
     inside, at = (at >= 0) & (at < residuals.shape[1]), at.clamp(0, residuals.shape[1] - 1)
     residuals.scatter_(1, at, residuals.gather(1, at) + inside.to(residuals))

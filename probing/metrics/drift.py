@@ -145,7 +145,7 @@ def principal_angles(
     one, other = (_span(states, name, components) for states, name in ((left, "left"), (right, "right")))
     shared = one.T @ other
     cosines, sines = torch.linalg.svdvals(shared), torch.linalg.svdvals(other - one @ shared).flip(0)
-    # From both, since a cosine has no digits of a small angle and a sine none of one near 90 degrees; scipy's
+    # Computed from both, since a cosine has no digits of a small angle and a sine none of one near 90 degrees; scipy's
     # subspace_angles (1.17) takes the wrong one of them where angles below and above 45 degrees come together.
     return torch.rad2deg(torch.atan2(sines, cosines))
 

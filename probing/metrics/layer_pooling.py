@@ -169,7 +169,7 @@ def separation_loss(
     Source: Hadsell, Chopra and LeCun 2006, equations 1 to 4, without their factor 1/2 and as a mean; as the objective
         for layer weights arXiv 2506.13901.
     """
-    # As <G, ww'>, one product of matrices: Gw would be as large as all grams for every weighting.
+    # Computed as <G, ww'> in one product of matrices, since Gw would be as large as all grams for every weighting.
     products = (weights[..., :, None] * weights[..., None, :]).flatten(start_dim=-2)
     squares = products @ grams.flatten(start_dim=1).T
     missing = (margin - squares.clamp_min(NOT_ZERO).sqrt()).clamp_min(0)

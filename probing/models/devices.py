@@ -26,7 +26,7 @@ class Placed(Protocol):
 
 def device_of(module: nn.Module, weight: torch.Tensor) -> torch.device:
     """Where a module's inputs have to be: with its weight, or where accelerate brings that when it is needed."""
-    # Until then it lies on "meta".
+    # Until accelerate brings the weight, it is on the device "meta".
     device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return weight.device if device is None else torch.device(device)
 
@@ -50,7 +50,7 @@ def device_names(devices: Sequence[torch.device]) -> str:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a process can still get on a device; None where the system does not say."""
     if device.type == "cuda":
-        # Torch keeps what was freed for itself, where the card does not count it.
+        # Torch keeps freed memory for itself, and the card does not count it as free.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     try:

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from probing.tokens.templates import template_sha256
 from probing.types import Source
 
-# Where a checkpoint came from, what wrote it and what dtype it is loaded in do not make it another model.
+# Entries that do not make a checkpoint another model: its origin, the program that wrote it, and the dtype to load.
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation")
 
 

@@ -65,7 +65,8 @@ def _prove(stack: Stack, head: Unembedding) -> None:
     model = stack.language_model.model
     for start in TRIAL_STARTS:
         ids = trial_ids(stack.language_model, start)
-        # A head that is tied to the embedding lies on the first of several cards, the last states on the last.
+        # On several cards a head that is tied to the embedding is on the first one, and the last states are on the last
+        # one.
         states = last_hidden_state(stack.backbone, ids)[0].to(head.weight.device)
         theirs = logits_of(model, ids)[0]
         if not bool(torch.isfinite(states).all()):

@@ -230,7 +230,7 @@ def use_eval_mode(model: nn.Module) -> Iterator[None]:
 def _return_last_states(model: nn.Module) -> Iterator[None]:
     """Tuples, the states of every layer and attention maps, where configs ask for them, put aside for a while."""
     configs = [vars(module).get("config") for module in model.modules()]
-    # By their dictionaries: the setter of output_attentions refuses what was there before.
+    # Set in their dictionaries, since the setter of ``output_attentions`` refuses the values that were there before.
     known = {id(config): vars(config) for config in configs if isinstance(config, PretrainedConfig)}
     before = [(values, {name: values[name] for name in RETURNS if name in values}) for values in known.values()]
     try:
@@ -345,7 +345,7 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     others = [module for module in backbone.modules() if module is not backbone and module not in inside]
     for start in TRIAL_STARTS:
         with record_taps(taps) as seen, record_taps([Tap(module) for module in others]) as returned:
-            # Two rows: of one alone it could not be seen in which order rows and tokens lie.
+            # Two rows, since one row alone would not show whether rows or tokens are the first dimension.
             ids = torch.cat([trial_ids(language_model, start + other) for other in (0, 5)])
             states = last_hidden_state(backbone, ids)
         if [index for index, _ in seen] != list(range(len(taps))):

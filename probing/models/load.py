@@ -215,7 +215,8 @@ def _from_pretrained(name: str, place: torch.device, balanced: bool, options: di
     except RuntimeError as error:
         if REARRANGING not in str(error):
             raise
-        # What the library says then is not whether the memory sufficed: it joins the weights of experts on the device.
+        # The library joins the weights of experts on the device, so its error need not mean that the model does not
+        # fit.
         fall_back(f"{name} loaded on the CPU and moved", f"rearranging its weights on {place} failed")
     model, info = read()
     return model.to(place), info
@@ -256,7 +257,8 @@ def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]
             f"{name}: the weights lack {len(absent)} tensors of the model ({', '.join(absent[:3])}, ...), "
             f"which would be filled with random numbers; the checkpoint is incomplete or of another architecture"
         )
-    # Other parts (a value head, a vision tower) may be left out; further layers of the same stack may not.
+    # Weights of other parts (a value head, a vision tower) may be unused; those of further layers of this stack may
+    # not.
     stacks = {_name_stack(part) for part in parts} - {None}
     surplus = sorted(part for part in unexpected if _name_stack(part) in stacks)
     if surplus:

@@ -334,7 +334,7 @@ def _find_again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
     parts = _parts(alike)
     if any(part.name not in calls or calls[part.name].returned is None for part in parts):
         return None
-    # What passes a block whose states are not finite is refused row by row, so it need not be proved.
+    # Rows whose states are not finite are refused one by one, so nothing has to be proved for such a block.
     if record.finite and not _adds_up(
         record, [_output(calls[part.name]) for part in parts], [part.factor for part in parts]
     ):

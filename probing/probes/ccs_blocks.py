@@ -90,7 +90,7 @@ def blocks_of(
             for some in _split_entries(training, logits) if logits else ():
                 part = replace(training, states=training.states[some], centers=training.centers[some])
                 blocks.append(_block(part, rows, shares[rows][:, kept], numbers[some][:, kept], kept, targets))
-    # The largest first, so that threads that share them out end together.
+    # The largest blocks come first, so that the threads that share them end at about the same time.
     return sorted(blocks, key=lambda block: -block.row_weights.numel())
 
 

@@ -128,7 +128,8 @@ def vinc_directions(
         by_way = (given.contrast - 1) * ways
         image = torch.cat([by_claim, by_way], dim=1).flatten(1) @ parts - by_way.sum(dim=(1, 2))[:, None] * gap
         image = image / (8 * count[:, 0])
-        # Projected out, the direction from no to yes has eigenvalue 0, and others may all be negative: it gets less.
+        # The direction from no to yes would have eigenvalue 0 where all others may be negative, so it gets a smaller
+        # one.
         return image - (image * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
 
     return _leading(product, sizes, _start(parts, len(kept))).T.to(states)
@@ -174,7 +175,7 @@ def _lanczos(
         for _ in range(2):
             part = rest[:, None] @ known.transpose(1, 2)
             rest, parts = rest - (part @ known)[:, 0], parts + part
-        # Where the space is exhausted vectors are zero from then on, with an eigenvalue below all others.
+        # Once the space is exhausted, all further vectors are zero, with an eigenvalue below all others.
         dead = (vector == 0).all(dim=1)
         inner[:, at, at] = torch.where(dead, -4 * sizes, parts[:, 0, at])
         length = rest.norm(dim=1)

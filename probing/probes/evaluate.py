@@ -102,7 +102,7 @@ def _median(values: Array, weights: Array) -> Array:
     half = reached[:, -1:] / 2
     low = np.minimum((reached < half).sum(axis=1), len(values) - 1)
     high = np.minimum((reached <= half).sum(axis=1), len(values) - 1)
-    # A row of weight nothing between them does not count.
+    # A row of weight 0 between them does not count.
     ordered = values[order]
     empty = half[:, 0] == 0
     return np.where(empty, np.nan, (ordered[low] + ordered[_find_next(weights[:, order], high)]) / 2)

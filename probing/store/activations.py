@@ -36,7 +36,8 @@ def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str
     with new_file(path) as temporary:
         try:
             contiguous = {name: tensor.contiguous() for name, tensor in states.items()}
-            # One entry, or the same content would have other bytes each time: the library writes several in any order.
+            # The library writes several entries in any order, so that equal content could have different bytes; one has
+            # no order.
             save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
         except SafetensorError as error:
             match = re.search(r"os error (\d+)", str(error))

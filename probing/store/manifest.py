@@ -90,7 +90,7 @@ class RunFolder:
         content = {"schema_version": SCHEMA_VERSION, "command": self.command, **facts}
         with new_file(self.path / self.record) as temporary:
             text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-            # Half a surrogate, from a path that is no UTF-8, becomes the escape that JSON has for it.
+            # A path that is not UTF-8 holds lone surrogates, which are written as JSON escapes.
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -61,7 +61,7 @@ def prepare(
             raise ValueError(f"row {int((lengths == 0).nonzero()[0])}{where} is zero and has no direction")
         scaled = scaled.double() / lengths[:, None]
     grouped = replace(grouped, points=scaled, metric=metric)
-    # This is the rounding of a row and of its length.
+    # Relative rounding of a row and of its length.
     rounding = 2 * torch.finfo(points.dtype).eps + 16 * torch.finfo(torch.float64).eps
     if same or (metric == "cosine" and _has_same_points_within(grouped, rounding)):
         raise ValueError(

@@ -86,7 +86,7 @@ class Judge:
         self.refits = draw_label_flips(rows.units, config.refits, config.seed)
         self.everything = np.ones(len(pairs), dtype=bool)
         self.formulations = _find_formulations(pairs)
-        # Probes that saw labels would have to be trained anew on every permutation of them.
+        # For these probes alone: those that saw labels would have to be trained again on every permutation.
         self.unsupervised = [probe for probe in UNSUPERVISED if probe != "ccs" or not config.supervision]
         self.forms: dict[str, list[Array]] = {probe: [] for probe in PROBES}
         self.inner: dict[str, list[Array]] = {probe: [] for probe in PROBES}

@@ -188,7 +188,7 @@ def _describe_tokens(
         shown = ", ".join(f"{tokenizer.decode([token])!r}" for token, _ in counts.most_common(SHOWN_TOKENS))
         sides.append(f"{shown or 'none'} in {side} forms")
     told = f"the {pooling} token ({over}): {'; '.join(sides)}"
-    # A decoder knows at a token what stands before it, an encoder the whole text.
+    # At a token a decoder has seen the text before it, and an encoder the whole text.
     seen = {
         row.id: row.ids[: row.start + 1 if pooling == "first" else row.stop] if causal else row.ids for row in counted
     }

@@ -149,7 +149,7 @@ def _make_series(indices: IndexReadings, n: float, clusters: int, weight: float)
         dict(zip(ALL_INDICES, torch.from_numpy(some), strict=True))
         for some in (indices.values, indices.null, indices.draws)
     )
-    # A replicate of all rows has more or fewer of some of them; the index grows with their number.
+    # Replicates of groups differ in their number of rows, with which the index grows.
     sizes = torch.from_numpy(indices.sizes)
     draws["calinski_harabasz"] = draws["calinski_harabasz"] * (n - clusters) / (sizes - clusters)
     for some in (values, null, draws):

@@ -48,7 +48,8 @@ def begin_run(
     depends_on |= {} if dtype is None else {"dtype": dtype_name(dtype)}
     depends_on |= {"versions": versions()}
     known = folder.facts()
-    # By the options of the record, not by those that its version took for the identity: so its folders still resume.
+    # The identity is made from the recorded options by today's rules, not by those of the version that wrote them, so
+    # that older folders still resume.
     recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
     folder.begin(depends_on, {"config": config.plain()}, recorded)
 
