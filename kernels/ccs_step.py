@@ -79,7 +79,7 @@ def ccs_gradient_in_place(
     targets: Float[Tensor, " row"] | None = None,
     supervision: float = 0.0,
 ) -> Float[Tensor, "entry probe"]:
-    """The same for a CPU, where time goes into memory: a few buffers, each written over as soon as it is used."""
+    """``ccs_gradient_reference`` for a CPU, where memory limits the speed: a few buffers are used again and again."""
     yes, no = logits.unbind(2)
     shares, times = row_weights.T, logits.shape[1] // row_weights.shape[1]
     shares = shares.repeat_interleave(times, dim=0) if times > 1 else shares
@@ -270,7 +270,7 @@ def launch_ccs_gradient(
 
 
 def compile_variants() -> list[Variant]:
-    """Both losses, with and without targets, rows of a multiple of 16 and others."""
+    """Compile both losses, with and without targets, for numbers of rows that are multiples of 16 and for others."""
     arguments = "logits row_weights targets losses supervision rows probe_stride probes probes_of_split".split()
     kinds = "*fp32 *fp32 *fp32 *fp32 fp32 i32 i32 i32 i32".split()
     return [

@@ -76,7 +76,7 @@ def logit_chunks(
 
 
 def count_rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
-    """How many rows of logits are made together."""
+    """The number of rows of logits that are made together."""
     if hidden.device.type == "cuda":
         return CUDA_ROWS
     return min(max(CPU_LOGIT_BYTES // (4 * vocabulary), LEAST_ROWS), MOST_ROWS)

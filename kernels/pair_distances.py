@@ -242,7 +242,7 @@ def launch_pair_distances(
 def partial_shapes(
     layers: int, edges: Sequence[int], first: int, stop: int
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Of the sums of the rows of tiles ``first .. stop - 1``: along each tile's rows, and along its columns.
+    """Shapes of the partial sums of the rows of tiles ``first .. stop - 1``: along each tile's rows, and its columns.
 
     Returns:
         [layer, column of tiles, point of these rows] and [layer, row of tiles, point of the columns], columns of tiles
@@ -335,7 +335,7 @@ def compile_variants() -> list[Variant]:
 
 
 def best_block_width(points: Float[Tensor, "layer n width"]) -> int:
-    """How many values of a point are best multiplied at a time."""
+    """The number of values of a point that are best multiplied at a time."""
     numbers = (points.data_ptr(), points.shape[2], *points.stride()[:2])
     return BLOCK_WIDTH if points.element_size() == 2 and all(number % 16 == 0 for number in numbers) else NARROW_WIDTH
 
@@ -356,7 +356,7 @@ def cut(bounds: Sequence[int], block: int) -> tuple[list[int], list[int]]:
 
 
 def squared_norms(points: Float[Tensor, "layer n width"], dtype: torch.dtype) -> Float[Tensor, "layer n"]:
-    """Of every point, summed in float64; widened are only so many points at once."""
+    """Squared norm of every point, summed in float64; only so many points are widened at once."""
     norms = torch.empty(points.shape[:2], dtype=dtype, device=points.device)
     size = max(NORM_BYTES // (8 * max(points.shape[2], 1)), 1)
     for values, own in zip(points, norms, strict=True):
@@ -382,7 +382,7 @@ def _allocate(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistan
 
 
 def _clusters(firsts: Sequence[int]) -> list[int]:
-    """Of every block."""
+    """The cluster of every block."""
     return [cluster for cluster, (first, stop) in enumerate(pairwise(firsts)) for _ in range(first, stop)]
 
 

@@ -25,7 +25,7 @@ def side_by_side(
     user: Any,
     on: Callable[[Any], AbstractContextManager[Any]] = torch.cuda.stream,
 ) -> None:
-    """The same in ``BUFFERS`` buffers: a chunk is made in one stream while the chunk before is used in another.
+    """Make each chunk in one stream while the chunk before is used in another, in ``BUFFERS`` buffers.
 
     A buffer is made anew only after its use before has ended, and used only after it has been made. Whatever is queued
     in ``maker`` afterwards, such as work on memory that is freed, comes after the last use; after an error, too.

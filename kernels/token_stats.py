@@ -59,7 +59,7 @@ class TokenStats(NamedTuple):
 
 
 class RowStats(NamedTuple):
-    """Of one chunk of logits: as in ``TokenStats``, each [row]."""
+    """Statistics of one chunk of logits, as in ``TokenStats``, each [row]."""
 
     logprob: Tensor
     rank: Tensor

@@ -17,7 +17,7 @@ CHAT_QUESTION = "Is this true? {statement}"
 
 @dataclass(frozen=True)
 class Template:
-    """How a statement is followed by a yes or a no.
+    """A template that puts a yes or a no behind a statement.
 
     Attributes:
         text: template with ``{statement}`` and ``{answer}``, each once; the yes itself may stand in place of
@@ -121,7 +121,7 @@ def make_text_forms(
 
 
 def replace_word(pair: ContrastPair, old: str, new: str) -> tuple[str, str] | None:
-    """Both texts with another word for ``old``, or None if neither has it.
+    """Both texts with ``old`` replaced by another word, or None if neither contains it.
 
     Only whole words count, in any case: letters, digits, marks (accents and vowel signs), underscores, apostrophes and
     hyphens belong to a word, so "nothing", "cannot", "don't" and "not-so" hold no "not", and neither does "not" in

@@ -63,7 +63,7 @@ class Candidate:
 
     @property
     def texts(self) -> frozenset[str]:
-        """Both texts, as they are compared."""
+        """Both texts in the form in which they are compared."""
         return frozenset((collapse_spaces(self.statement), collapse_spaces(self.opposite)))
 
 
@@ -78,7 +78,7 @@ class Cells:
 
     @property
     def name(self) -> str:
-        """Of the data."""
+        """Name of the data."""
         return self.resolver.name
 
     def both(self, left: int, right: int) -> str:
@@ -192,7 +192,7 @@ def read_halves(cells: Cells) -> list[Candidate]:
 
 
 def _polarities(cells: Cells, column: str) -> list[bool]:
-    """Which rows are affirmative: of two words for it, the same two in the whole file."""
+    """Whether each row is affirmative, by two words that are the same in the whole file."""
     spellings: dict[str, int] = {}
     affirmative = []
     for index in range(len(cells.rows)):

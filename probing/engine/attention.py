@@ -92,7 +92,7 @@ class Pattern:
 
 @dataclass(eq=False)
 class Layout:
-    """How the packed tokens of one pass hang together; also holds what every layer needs again.
+    """The paths that the packed tokens of one pass belong to, and what every layer needs again.
 
     Attributes:
         paths: paths of the pass in the order of their tokens, covering all tokens.
@@ -164,7 +164,7 @@ def configs_of(module: nn.Module) -> list[Any]:
 
 
 def _pattern(*, mask_function: Callable[..., Tensor], **_: Any) -> Pattern:
-    """In place of a mask: the function that it would be made from."""
+    """The function that a mask would be made from, in place of the mask."""
     return Pattern(mask_function)
 
 

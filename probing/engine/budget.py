@@ -18,7 +18,7 @@ TRIAL_LENGTH = 1024
 
 @dataclass
 class TokenBudget:
-    """How many padded tokens go into one batch; shrinks when memory runs out, and stays so."""
+    """The number of padded tokens of a batch; it shrinks when memory runs out, and stays so."""
 
     tokens: int
     reason: str
@@ -75,7 +75,7 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
 
 
 def _peaks(cards: Sequence[torch.device], run_trial: Callable[[int], int], tokens: int) -> tuple[int, list[int]]:
-    """How many tokens a trial had, and the most bytes of each card that it took at once."""
+    """The number of tokens of a trial, and the most bytes of each card that it took at once."""
     before = [torch.cuda.memory_allocated(card) for card in cards]
     for card in cards:
         torch.cuda.reset_peak_memory_stats(card)

@@ -49,7 +49,7 @@ STRETCHED = ("longrope", "dynamic")
 
 @dataclass(frozen=True)
 class Mode:
-    """How a model is run.
+    """The way in which a model is run.
 
     Attributes:
         packing: sequences one after the other without padding: "varlen" with torch's attention over sequences of
@@ -70,14 +70,14 @@ class Mode:
     reason: str = ""
 
     def length(self, segment: Segment) -> int:
-        """How many tokens are run for one row, padding included."""
+        """The number of tokens that are run for one row, padding included."""
         tokens = segment.stop if self.causal else len(segment.ids)
         if self.packing != "none" or not self.causal or (self.stretched and tokens > self.stretched):
             return tokens
         return padded_length(tokens, min(filter(None, (self.limit, self.stretched)), default=None))
 
     def describe(self) -> str:
-        """In words."""
+        """The mode in words."""
         how = {"varlen": "packed (varlen)", "paths": "packed (a sequence at a time)", "none": "stacked by length"}
         shared = "prompts shared" if self.sharing else "prompts not shared"
         return f"{how[self.packing]}, {shared}" + (f" ({self.reason})" if self.reason else "")
@@ -117,7 +117,7 @@ def is_on_card(language_model: LanguageModel) -> bool:
 
 
 def _announce(stack: Stack, mode: Mode) -> Mode:
-    """The same mode; where something faster was tried in vain, that is said aloud."""
+    """The same mode; warns where a faster one was tried and failed."""
     if mode.reason:
         log.warning("%s runs %s", stack.family, mode.describe())
     return mode

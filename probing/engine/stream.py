@@ -74,7 +74,7 @@ class Stream:
         return with_fallbacks("; ".join(ways))
 
     def _find_unforeseen(self, loops: set[str]) -> set[str]:
-        """Those that the mode does not name already, since the trial's rows were too short to show them."""
+        """Reasons that the mode does not name already, since the trial's rows were too short to show them."""
         return {reason for reason in loops if reason not in self.mode.reason}
 
     def run_trial(self, tokens: int) -> int:

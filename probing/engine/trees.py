@@ -118,7 +118,7 @@ def split_tree(tree: Tree, lengths: Sequence[int]) -> list[Tree]:
 
 
 def take(trees: Sequence[Tree], budget: int, alike: bool) -> int:
-    """How many trees from the front fit the budget together; at least one.
+    """The number of trees from the front that fit the budget together; at least one.
 
     Args:
         trees: trees in the order in which they are run.

@@ -95,7 +95,7 @@ class Capturer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the values."""
+        """Dtype of the values."""
         if self.request.dtype != "auto":
             return DTYPES[self.request.dtype]
         pooled = self.request.pooling in ("mean", "sum")

@@ -40,5 +40,5 @@ def known_columns(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def split_columns(columns: str | None) -> tuple[str, ...]:
-    """The same from names separated by commas; the usual ones for None."""
+    """Known columns from names separated by commas; the usual ones for None."""
     return COLUMNS if columns is None else known_columns([name.strip() for name in columns.split(",") if name.strip()])

@@ -257,7 +257,7 @@ class PairScorer:
 
 
 def _similarities(total: torch.Tensor, last: torch.Tensor, pairs: Sequence[TokenizedPair]) -> dict[str, list[Any]]:
-    """How alike the responses are, from the sums of their states and the last of them, [pair 2 width]."""
+    """Scores of the similarity of two responses, from their sums of states and last states, [pair 2 width]."""
     counts = (torch.tensor([getattr(pair, name) for pair in pairs]) for name in TOKEN_COLUMNS[1:])
     return {
         "ches": ches(total[:, 0], total[:, 1]).tolist(),

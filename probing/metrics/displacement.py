@@ -33,7 +33,7 @@ def free_feature_rate(
     head: Unembedding,
     logsumexp: Float[Tensor, " state"] | None = None,
 ) -> Float[Tensor, ""]:
-    """How fast ``ln p(y+)`` changes at first under preference training on this pair alone; negative is displacement.
+    """Initial rate of change of ``ln p(y+)`` in preference training on this pair alone; negative is displacement.
 
     Exact for a model whose states and unembedding are all free parameters: ``<grad ln p(y+), grad (ln p(y+) - ln
     p(y-))>`` over them. CHES is what is left when every coefficient of a pair of states is taken for 1. With residuals
@@ -82,7 +82,7 @@ def free_feature_rate(
 
 
 def count_shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
-    """How many of the states that predict two responses are the same: up to the first token that differs."""
+    """The number of states that predict two responses and are the same: up to the first token that differs."""
     shortest = min(len(chosen_ids), len(rejected_ids))
     differ = (chosen_ids[:shortest] != rejected_ids[:shortest]).nonzero()
     return int(differ[0]) + 1 if len(differ) else shortest

@@ -16,7 +16,7 @@ Squares = dict[tuple[int, int], float]
 
 @dataclass(frozen=True, slots=True)
 class CentroidShift:
-    """How far the mean of the rows moved.
+    """Shift of the mean of the rows.
 
     Attributes:
         vector: mean of after - before, in the states' unit, shape [width], float64.
@@ -34,7 +34,7 @@ class CentroidShift:
 
 @dataclass(frozen=True, slots=True)
 class BuresWasserstein:
-    """How far two covariance matrices A and B lie apart.
+    """Distance of two covariance matrices A and B.
 
     Attributes:
         distance: the Bures-Wasserstein distance, in the states' unit, at least 0.
@@ -223,7 +223,7 @@ def _inner_by_rows(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor]]:
 
 
 def _inner_by_columns(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor]]:
-    """The same from width x width matrices: <K, L> = |X'Y|^2."""
+    """Inner products from width x width matrices: <K, L> = |X'Y|^2."""
     width = max(left.shape[1], right.shape[1])
     blocks = [_blocks(states, width) for states in (left, right)]
     means = [torch.stack([block.double().sum(dim=0) for block in side]).sum(dim=0) / len(left) for side in blocks]

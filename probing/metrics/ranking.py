@@ -12,7 +12,7 @@ UNANIMOUS = 0.001
 
 @dataclass(frozen=True, slots=True)
 class RankingAccuracy:
-    """How often the chosen response is ranked first.
+    """Share of pairs whose chosen response is ranked first.
 
     Attributes:
         value: share of pairs where it is at least as likely, ties included, as the paper counts.

@@ -13,7 +13,7 @@ BALANCED = "balanced"
 
 
 class Placed(Protocol):
-    """What is asked of a ``LanguageModel`` here."""
+    """The part of a ``LanguageModel`` that is used here."""
 
     @property
     def model(self) -> Any:
@@ -21,11 +21,11 @@ class Placed(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs have to be."""
+        """Device on which inputs have to be."""
 
 
 def device_of(module: nn.Module, weight: torch.Tensor) -> torch.device:
-    """Where a module's inputs have to be: with its weight, or where accelerate brings that when it is needed."""
+    """Device on which a module's inputs have to be: that of its weight, or to which accelerate brings the weight."""
     # Until accelerate brings the weight, it is on the device "meta".
     device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return weight.device if device is None else torch.device(device)

@@ -121,7 +121,7 @@ def checkpoint_source(
 
 
 def _cache_folder(name: str, revision: str) -> Path:
-    """Where the hub's library has just put a checkpoint."""
+    """Folder in which the hub's library has just put a checkpoint."""
     return Path(cached_file(name, "config.json", revision=revision, local_files_only=True)).parent
 
 

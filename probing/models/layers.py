@@ -42,7 +42,7 @@ SELECTS_TOKENS = ("index_topk", "keep_window_size")
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where the states of one place pass: the sum, over ``taps``, of what passes there times its factor."""
+    """Modules that the states of one place pass: the sum, over ``taps``, of what passes there times its factor."""
 
     place: Place
     taps: tuple[Tap, ...]
@@ -83,7 +83,7 @@ class Stack:
             return find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
 
     def sites(self, places: Sequence[Place]) -> list[Site]:
-        """Where to look for each place.
+        """The site of each place.
 
         Raises:
             LayerNotFound: no such layer, or this family has no such place; lists those it has.
@@ -298,7 +298,7 @@ def difference(states: Tensor, others: Tensor) -> float:
 
 
 def channelwise_difference(states: Tensor, others: Tensor) -> float:
-    """How far [token channel] states are from others, as one number.
+    """Difference of [token channel] states from others, as one number.
 
     The root mean square, over channels, of the largest difference relative to the channel's largest value.
     Relative to the largest value of all, one massive channel would hide any difference in the others.
@@ -311,7 +311,7 @@ def channelwise_difference(states: Tensor, others: Tensor) -> float:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same states may be apart, relative to the largest."""
+    """Largest difference allowed between two ways of computing the same states, relative to the largest."""
     return 3e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-4
 
 
@@ -422,13 +422,13 @@ def _same_without(whole: Tensor, part: Tensor) -> bool:
 
 
 def _measure_before_the_end(whole: Tensor, part: Tensor) -> float:
-    """How far the states are apart before the last three tokens of ``whole``."""
+    """Difference of the states before the last three tokens of ``whole``."""
     before = whole.shape[1] - 3
     return channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))
 
 
 def allowed_difference(limit: float, noise: float) -> float:
-    """How far two ways to the same states may be apart where rounding alone makes them differ by ``noise``."""
+    """Difference allowed between two ways to the same states where rounding alone makes them differ by ``noise``."""
     return max(limit, min(NOISE * noise, MOST_NOISE))
 
 

@@ -105,7 +105,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs have to be."""
+        """Device on which inputs have to be."""
         embedding = self.model.get_input_embeddings()
         return device_of(embedding, embedding.weight)
 
@@ -122,7 +122,7 @@ class LanguageModel:
 
     @property
     def layers(self) -> int:
-        """How many blocks the config says that the model has."""
+        """Number of blocks of the model, by its config."""
         return int(getattr(self.model.config.get_text_config(), "num_hidden_layers", 0))
 
     @property

@@ -37,7 +37,7 @@ class Part:
     factor: float = 1.0
 
     def describe(self) -> str:
-        """In words."""
+        """The part in words."""
         return self.name if self.factor == 1.0 else f"{self.factor:.4g} * {self.name}"
 
 
@@ -179,7 +179,7 @@ def _record_in_float32(
     run: Callable[[], object],
     wanted: Callable[[int], set[str]] | None,
 ) -> dict[int, _Record] | None:
-    """The same for a float32 copy of each block, fed what the block itself was fed; None where no copy can be run.
+    """Records of a float32 copy of each block on the same input; None where no copy can be run.
 
     In half precision rounding is so coarse that a wrong set of modules could add up.
     """

@@ -36,7 +36,7 @@ class Training:
 
     @property
     def variants(self) -> int:
-        """How many pairings there are."""
+        """Number of pairings."""
         return 1 if self.pairings is None else len(self.pairings)
 
 

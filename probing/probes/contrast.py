@@ -161,7 +161,7 @@ def _scale(made: Prepared, direction: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _stretch(wanted: Tensor, own: Tensor) -> Tensor:
-    """By how much logits that spread ``own`` have to grow."""
+    """Factor by which logits that spread ``own`` have to grow."""
     return wanted / own.clamp_min(torch.finfo(own.dtype).tiny)
 
 
@@ -210,7 +210,7 @@ def _fit_supervised(made: Prepared, rows: Rows, options: ContrastOptions) -> tup
 
 
 def _stack_draws(draws: Sequence[tuple[Array, Array]], rows: Rows) -> NullDraws:
-    """Of held-out probabilities [4 pair] and inner scores [fold] of every draw."""
+    """Stack held-out probabilities [4 pair] and inner scores [fold] of every draw."""
     if not draws:
         return NullDraws(np.zeros((0, 4, len(rows.units))), np.zeros((0, rows.splits.count)))
     forms, inner = zip(*draws, strict=True)
@@ -294,7 +294,7 @@ def _predict_marked(
     forms: Tensor,
     which: NDArray[np.int64],
 ) -> Array:
-    """The same probes, with the same centres, on the states with a word replaced: [probe 4 pair], NaN elsewhere."""
+    """Probabilities of the same probes and centres for states with a word replaced: [probe 4 pair], NaN elsewhere."""
     states, _ = center_about(forms, options.normalization, made.origin)
     marked = np.full((len(PROBES), 4, len(rows.units)), np.nan)
     for index, name in enumerate(PROBES):

@@ -16,7 +16,7 @@ CURVATURE = 0.9
 
 
 class Minimum(NamedTuple):
-    """Where every column ended.
+    """Minimum that every column ended at.
 
     Attributes:
         parameters: [dim column].

@@ -66,7 +66,7 @@ class LabelledReadings:
     probes: Mapping[str, ProbeReadings]
 
     def shift_origin(self, origin: Float[Tensor, " width"]) -> "LabelledReadings":
-        """The same probes for states as they are, from probes for states with ``origin`` taken off."""
+        """Turn probes for states with ``origin`` taken off into the same probes for the states themselves."""
         moved = origin.double().cpu().numpy()
         probes = {
             name: replace(each, bias=float(each.bias - each.weight @ moved)) for name, each in self.probes.items()

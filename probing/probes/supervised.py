@@ -34,7 +34,7 @@ class LinearProbe:
     bias: Float[Tensor, " column"]
 
     def logits(self, states: Float[Tensor, "*axes row width"]) -> Float[Tensor, "*axes row column"]:
-        """Of every row by every probe, in the dtype of the weight."""
+        """Logits of every row by every probe, in the dtype of the weight."""
         return states.to(self.weight.dtype) @ self.weight + self.bias
 
 
@@ -151,7 +151,7 @@ def fit_lda(
 def _ledoit_wolf(
     coordinates: Float[Tensor, "row coordinate"], scatter: Float[Tensor, "coordinate coordinate"], width: int
 ) -> float:
-    """How far to shrink the scatter towards a multiple of the identity in all ``width`` dimensions."""
+    """Shrinkage of the scatter towards a multiple of the identity in all ``width`` dimensions."""
     square, trace = scatter.square().sum(), scatter.trace()
     spread = square - trace.square() / width
     noise = (coordinates.square().sum(dim=1).square().mean() - square) / len(coordinates)

@@ -50,7 +50,7 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
 
 
 def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) -> Array:
-    """How often every row counts in each bootstrap replicate, [replicate row].
+    """Number of times that every row counts in each bootstrap replicate, [replicate row].
 
     Groups are drawn with replacement, as many as there are, so that rows of one group count alike.
 

@@ -62,12 +62,12 @@ class Splits:
 
     @property
     def without_pairs(self) -> "Splits":
-        """Those that leave out one fold or none: enough where no layer is chosen."""
+        """The splits that leave out one fold or none: enough where no layer is chosen."""
         return replace(self, left_out=tuple(out for out in self.left_out if len(out) < 2))
 
     @property
     def without_all(self) -> "Splits":
-        """Those that leave something out: enough where nothing is kept of probes that saw every row."""
+        """The splits that leave something out: enough where nothing is kept of probes that saw every row."""
         return replace(self, left_out=tuple(out for out in self.left_out if out))
 
     @property
@@ -77,7 +77,7 @@ class Splits:
 
     @property
     def train(self) -> NDArray[np.bool_]:
-        """Which rows each split trains on, [row split]."""
+        """Training rows of each split, [row split]."""
         return np.stack([~np.isin(self.folds, out) for out in self.left_out], axis=1)
 
     def inner(self, fold: int) -> list[tuple[int, int]]:
@@ -100,7 +100,7 @@ class Splits:
         return np.where((credits * self.train).sum(axis=-2) < 0, -1.0, 1.0)
 
     def inner_scores(self, credits: Array) -> Array:
-        """How right, for every fold, the probes are that saw neither it nor the fold they are judged on: [... fold].
+        """Inner scores of every fold: of probes that saw neither it nor the fold they are judged on, [... fold].
 
         Args:
             credits: oriented, [... row split].

@@ -37,7 +37,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """The same for a folder. An existing ``target`` is moved aside, and removed once the new one is in its place."""
+    """``new_file`` for a folder. An existing ``target`` is moved aside, and removed once the new one is in place."""
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _name_beside(target)

@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def shards(self) -> Path:
-        """Where finished parts lie until the whole is done."""
+        """Folder of the finished parts until the whole is done."""
         return self.path / SHARDS
 
     @property

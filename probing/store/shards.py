@@ -48,7 +48,7 @@ def join_shards(parts: Sequence[pa.Table], target: Path) -> None:
 
 
 def stream_shards(paths: Sequence[Path], schema: pa.Schema, target: Path) -> None:
-    """The same from files, one after the other, for tables that may not fit into memory.
+    """Join shards from files, one after the other, for tables that may not fit into memory.
 
     Raises:
         StoreCorrupt: a part is not whole.

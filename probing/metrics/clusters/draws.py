@@ -137,7 +137,7 @@ def measure_clusters(
 
 
 def _moments(grouped: Grouped, drawn: Draws) -> tuple[Moments, Moments, Moments]:
-    """Of the labels as they are, the permutations, and the replicates."""
+    """Moments of the clusters of the labels, of their permutations, and of the bootstrap replicates."""
     codes, weights = (some.split(DRAWS_AT_ONCE, dim=1) for some in drawn)
     return (
         moments_of_labels(grouped),
@@ -149,7 +149,7 @@ def _moments(grouped: Grouped, drawn: Draws) -> tuple[Moments, Moments, Moments]
 def _measure_distances(
     grouped: Grouped, indices: Sequence[str], drawn: Draws, report: Callable[[float], None], impl: str
 ) -> OfDistances:
-    """By the kernel where it runs and there are no draws, otherwise tile by tile."""
+    """Measure by the kernel where it runs and there are no draws, otherwise tile by tile."""
     extreme = any(name in OF_EXTREMES for name in indices)
     codes, weights = drawn
     lists = PairLists.of(grouped, codes.shape[1] > 0, weights.shape[1] > 0) if extreme else None
@@ -186,7 +186,7 @@ def _join_moments(parts: Sequence[Moments]) -> Moments:
 
 
 def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
-    """Both forms."""
+    """Both forms of Dunn's index."""
     return {
         "dunn": dunn_index(grouped.distances(ends.least), grouped.distances(ends.greatest)),
         "dunn_centroid": dunn_centroid_index(part.gaps, ends.greatest),

@@ -1,4 +1,4 @@
-"""The closest and the farthest pairs of points: what decides Dunn's index, of any labels, in any resample."""
+"""The closest and the farthest pairs of points, which decide Dunn's index of any labels and any bootstrap replicate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ MOST_PAIRS = 2**18
 """Pairs that are kept; what they do not decide is computed on its own."""
 PAIRS_OF_A_POINT = 16
 """Pairs that are kept beyond that, in numbers of points: one outlier is in as many pairs as there are points, and a
-resample without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
+replicate without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
 FIRST_PAIRS = 32
 """They decide most draws; then four times as many are looked at, and so on up to the next number."""
 PAIRS_AT_ONCE = 2048
 SAMPLED = 61
 """One distance in so many of a tile says which are worth a look; it divides no size of a tile."""
 PRESENT = 0.4
-"""Of pairs whose two points are both in a bootstrap resample."""
+"""Share of pairs whose two points are both in a bootstrap replicate."""
 DRAWS_AT_ONCE = 128
 
 
@@ -75,7 +75,7 @@ class Extremes:
             self.values, self.pairs = self.values[best], self.pairs[best]
 
     def _find_allowed(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> Tensor | None:
-        """Which pairs of a tile are to be taken: each once, none of a point with itself; None for all."""
+        """The pairs of a tile to be taken: each once, none of a point with itself; None for all."""
         allowed = None
         if tile.diagonal:
             allowed = torch.ones_like(tile.squared, dtype=torch.bool).triu_(1)
@@ -129,7 +129,7 @@ class Extremes:
 
 
 def _pairs_of(tile: Tile) -> int:
-    """How many pairs of two points a tile has."""
+    """The number of pairs of two points in a tile."""
     rows, columns = tile.squared.shape
     return rows * (rows - 1) // 2 if tile.diagonal else rows * columns
 
@@ -187,11 +187,11 @@ class PairLists:
         return Ends(self.between.values[:1], self.within.values[:1])
 
     def of_labels(self, grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Ends:
-        """Of other labels."""
+        """Distances that decide Dunn's index of other labels."""
         return Ends(*(_decide_draws(grouped, each, codes) for each in (self.closest, self.farthest)))
 
     def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
-        """Of the labels as they are, without the points of weight 0."""
+        """Distances that decide Dunn's index of the labels, without the points of weight 0."""
         present = weights.clamp_max(1).to(torch.int16)
         # This is far faster than ``torch.where``.
         codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)
@@ -239,7 +239,7 @@ def _parts(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _decide_alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
-    """The same of one draw, from distances computed for it; NaN where no pair decides."""
+    """The deciding distance of one draw, from distances computed for it; NaN where no pair decides."""
     counts = torch.bincount(codes[codes >= 0].long())
     clusters = counts.nonzero()[:, 0].tolist()
     if not farthest and clusters:

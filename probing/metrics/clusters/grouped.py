@@ -111,7 +111,7 @@ class Grouped:
         return torch.cat(parts)
 
     def bound_error(self, pairs: Int[Tensor, "pair 2"]) -> Float[Tensor, " pair"]:
-        """How far off the squared distances of tiles may be, of pairs of positions: 0 where tiles are in float64."""
+        """Bound on the error of the tiles' squared distances, for pairs of positions: 0 where tiles are in float64."""
         if self.centered.dtype == torch.float64:
             return torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
         left, right = pairs.T

@@ -125,7 +125,7 @@ def silhouette_coefficients(sums: Sequence[Tensor], sizes: Sequence[Tensor], own
         sums: for each cluster, the sum of distances to its points, [n] or [n draw].
         sizes: size of each cluster, one number or [draw].
         own: the cluster of every point; fits to the sums, like the next.
-        copies: how often each point itself is in its cluster (1, or its weight in a resample): a point is no neighbour
+        copies: how often each point itself is in its cluster (1, or its weight in a replicate): a point is no neighbour
             of its own copies.
 
     Source: Rousseeuw 1987, section 2.

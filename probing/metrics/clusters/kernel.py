@@ -66,7 +66,7 @@ def measure_by_kernel(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"],
 
 
 def error_of_squares(width: int) -> float:
-    """How far a squared distance of the kernel may be off, at most, relative to the sum of the two squared norms.
+    """Bound on the error of a squared distance of the kernel, relative to the sum of the two squared norms.
 
     Three more roundings are those of the norms and of what is made of them.
     """
@@ -88,7 +88,7 @@ class ProductsError(NamedTuple):
 
 
 def products_error(points: Float[Tensor, "n width"], impl: str = "auto") -> ProductsError:
-    """How far the squared distances of ``pair_distances`` are off on the device at hand, from float64.
+    """Errors of the squared distances of ``pair_distances`` on the device at hand, against float64.
 
     Args:
         points: points in the dtype in which they are multiplied, float32 or half precision, a few hundred at most: each

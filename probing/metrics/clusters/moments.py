@@ -37,7 +37,7 @@ class Moments(NamedTuple):
 
 
 def moments_of_labels(grouped: Grouped) -> Moments:
-    """Of the clusters as they are: one draw."""
+    """Moments of the clusters of the labels themselves: one draw."""
     counts = torch.tensor(grouped.counts, dtype=torch.float64, device=grouped.points.device)
     parts = [grouped.norms[start:stop] for start, stop in grouped.ranges]
     squares = torch.stack([part.sum() for part in parts])
@@ -46,7 +46,7 @@ def moments_of_labels(grouped: Grouped) -> Moments:
 
 
 def moments_of_relabelings(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Moments:
-    """Of the clusters that other labels make.
+    """Moments of the clusters that permuted labels make.
 
     The points are relative to the mean of all, which no labelling changes, so the last centroid follows from the
     others. What they have of the mean of their own cluster is added in float64.
@@ -116,7 +116,7 @@ def _spreads(
 
 
 def moments_of_resamples(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Moments:
-    """Of the same clusters when every position counts as often as a resample says."""
+    """Moments of the same clusters where every position counts as often as a bootstrap replicate says."""
     counts, spreads, squares, means = [], [], [], []
     for cluster, centroid in enumerate(grouped.centroids):
         first, last = grouped.ranges[cluster]

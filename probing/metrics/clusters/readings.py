@@ -42,18 +42,18 @@ class IndexReadings:
 
     @classmethod
     def of_nothing(cls, permutations: int, replicates: int) -> "IndexReadings":
-        """Of points that have no index."""
+        """Readings of points that have no index."""
         size = len(ALL_INDICES)
         shapes = ((size,), (size, permutations), (size, replicates), (replicates,))
         return cls(*(np.full(shape, np.nan) for shape in shapes))
 
     @classmethod
     def stack(cls, folds: Sequence["IndexReadings"]) -> "IndexReadings":
-        """Of several folds together."""
+        """Readings of several folds together."""
         return cls(*(np.stack([getattr(each, field.name) for each in folds]) for field in fields(cls)))
 
     def at(self, fold: int) -> "IndexReadings":
-        """Of one fold."""
+        """Readings of one fold."""
         return IndexReadings(self.values[fold], self.null[fold], self.draws[fold], self.sizes[fold])
 
     def to_arrays(self, name: str) -> dict[str, Array]:

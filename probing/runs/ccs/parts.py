@@ -53,12 +53,12 @@ class Material:
 
     @property
     def ids(self) -> list[str]:
-        """Of the pairs."""
+        """Ids of the pairs."""
         return [pair.id for pair in self.pairs]
 
 
 def training_options(config: CCSConfig) -> ContrastOptions:
-    """What is trained at every place, and how."""
+    """Options of what is trained at every place."""
     ccs = CCSOptions(
         loss=config.loss,
         restarts=config.restarts,
@@ -155,7 +155,7 @@ def _find_alike(
 
 
 def count_places_at_once(material: Material, options: ContrastOptions, device: torch.device) -> int | None:
-    """How many places are probed at once on a CPU; None on a card, where one fills it.
+    """The number of places that are probed at once on a CPU; None on a card, which one place fills.
 
     One for every thread, where there are as many places and they fit into half of the memory: threads that have a place
     of their own never wait for each other. Otherwise one, whose trainings the threads share. Either way no byte

@@ -53,7 +53,7 @@ class Variants:
 
     @classmethod
     def of(cls, config: CCSConfig, pairs: Sequence[ContrastPair], groups: Sequence[int]) -> "Variants":
-        """Which pairs; half of the groups that share texts get the distractor, so that no text has it here only."""
+        """Choose the pairs; half of the groups that share texts get the distractor, so that every text has it or not."""
         replacement, replaced = config.replacement(), {}
         if replacement is not None:
             rewritten = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}
@@ -99,7 +99,7 @@ class FormStates:
         return all(f"{id}#{variant}{form}" in self.known for id in ids for form in FORMS)
 
     def problem(self, id: str, variant: str = "") -> Problem | None:
-        """What is wrong with a pair: that of its first form without states; None if all have some."""
+        """Problem of a pair: that of its first form without states; None if all forms have states."""
         for form in FORMS:
             problem = self.problems.get(f"{id}#{variant}{form}")
             if problem is not None:

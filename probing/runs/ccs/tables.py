@@ -225,7 +225,7 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
 
 
 def _give_verdict(esa: pd.Series, config: CCSConfig) -> str:
-    """Where CCS stands against its nulls."""
+    """The verdict on CCS against its null distributions."""
     value, against = f"accuracy {esa['value']:.3f}", f"random probes {show_ends(esa, 'random_')}"
     if config.supervision:
         return f"CCS was trained with the labels here: its {value} is that of a supervised probe; {against}."

@@ -87,7 +87,7 @@ class Rows:
         return np.ascontiguousarray(permute_labels(view.codes, self.units[view.index], count, seed).T)
 
     def can_resample(self, view: View) -> bool:
-        """Whether the rows of every label are of two units: those of one vary in no resample."""
+        """Whether the rows of every label are of two units: labels of one unit do not vary between replicates."""
         units = self.units[view.index]
         return all(len(np.unique(units[view.codes == code])) > 1 for code in range(len(view.clusters)))
 

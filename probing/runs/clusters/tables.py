@@ -49,13 +49,13 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
 
 
 def _describe_silhouette(results: pd.DataFrame, p: str = "p_labels") -> dict[str, Any]:
-    """With its interval, which is of nearly the value itself, and its p-value; from the rows of one place."""
+    """The silhouette with its interval, of nearly the value itself, and its p-value; from the rows of one place."""
     row = pick_row(results, metric=SILHOUETTE)
     return {SILHOUETTE: row["value"], f"{SILHOUETTE} 95 %": _show_ends(row), f"{SILHOUETTE} p": row[p]}
 
 
 def _describe_aqi(results: pd.DataFrame) -> dict[str, Any]:
-    """With the corrected value, the interval of that one, and its p-value; from the rows of one place."""
+    """The AQI with its corrected value, the interval of that one, and its p-value; from the rows of one place."""
     row = pick_row(results, metric=AQI)
     corrected = {"corrected": row["corrected"], "corrected 95 %": _show_ends(row)}
     return {AQI: row["value"], **corrected, f"{AQI} p": row["p_labels"]}

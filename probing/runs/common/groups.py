@@ -46,7 +46,7 @@ PAIRS = RowKind(
 def values_to_split(
     config: FoldOptions, table: Table, rows: Sequence[LabelledPrompt | ContrastPair], kind: RowKind = PROMPTS
 ) -> list[str] | None:
-    """For each row the value that must not be in two folds; None where rows are split by themselves.
+    """Value of each row that must not be in two folds; None where rows are split by themselves.
 
     Raises:
         UsageError: there is no such column, or a row of the table is no row of the job.

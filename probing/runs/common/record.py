@@ -73,7 +73,7 @@ def content_of_store(store: ActivationStore) -> dict[str, Any]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As it is written down: "float32"."""
+    """Name of a dtype, as it is written down: "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
