@@ -20,7 +20,7 @@ LEAST_ROWS = 16
 """A matrix product of fewer rows rounds differently from one of many."""
 MOST_ROWS = 2048
 FEWEST_ROWS = 128
-"""When memory runs out, chunks are not halved below this: their logits are hardly any memory then."""
+"""When memory runs out, chunks are not halved below this number of rows: their logits hardly take memory then."""
 VOCABULARY_SLICE = 4096
 """Rows of a half-precision unembedding that are widened together where the product is in float32."""
 MASKED = -1e30

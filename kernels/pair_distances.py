@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 BLOCK = 128
 BLOCK_WIDTH = 64
 NARROW_WIDTH = 16
-"""Of float32, and of points that are read value by value, no more addresses fit into the registers."""
+"""Values multiplied at a time of float32 points and of points that are read value by value: no more addresses fit into
+the registers."""
 NUM_WARPS = 8
 TILE_ROWS = 16
-"""Rows of tiles in one launch: about as many as columns of tiles are then worked on at once by one card."""
+"""Rows of tiles of one launch: a card then works on about as many columns of tiles at a time."""
 PARTIAL_BYTES = 1 << 26
-"""Sums of tiles that are held at once, unless those of one layer take more."""
+"""Bytes of partial sums that are held at once, unless those of one layer take more."""
 NORM_BYTES = 1 << 26
-"""Points that are widened at once to square them."""
+"""Bytes of the points that are widened at once to square them."""
 
 
 class PairDistances(NamedTuple):

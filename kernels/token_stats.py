@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 TWO_STREAMS = True
-"""On a card: the product of one chunk beside the statistics of the one before; otherwise one after the other."""
+"""Whether a card computes the product of one chunk while it takes the statistics of the chunk before; otherwise it does
+one after the other."""
 ROW_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
 """Logits that the Triton form of ``row_stats`` takes."""
 # Each thread reads 32 columns in eight instructions of 128 bits; a vocabulary of 128k is 16 blocks.

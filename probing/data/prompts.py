@@ -16,7 +16,7 @@ from probing.types import LabelledPrompt, PreferencePair, Text
 TEXT_COLUMNS = ("text", "prompt", "instruction", "question", "statement", "messages")
 RESPONSE_COLUMNS = ("response", "completion")
 SIDE_MARK = "#"
-"""Between the id of a pair and the name of its side."""
+"""Mark between the id of a pair and the name of its side."""
 
 
 @dataclass(frozen=True)

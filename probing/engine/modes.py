@@ -29,21 +29,23 @@ log = logging.getLogger(__name__)
 
 Packing = Literal["varlen", "paths", "none"]
 PARITY = {torch.float32: 3e-5, torch.float64: 1e-9}
-"""How far the fast way may be from the plain one, relative to the largest value of each channel."""
+"""Largest difference allowed between the fast way and the plain one, relative to the largest value of each channel."""
 NEIGHBOURS = 3
 EARLY_BLOCKS = 2
 EARLY_HALF = 2e-2
-"""The same in half precision, after the first blocks: rounding makes less than half of it there. A token that is not
-seen, a position that is off by one or logits of another scale make more."""
+"""The same in half precision, after the first blocks: rounding causes less than half of it there, while an unseen
+token, a position that is off by one or another scale of logits cause more."""
 PARITY_HALF = 5e-2
-"""And after the last block, where rounding has grown with every layer, by as much as it is measured to have grown."""
+"""The same in half precision after the last block, where rounding has grown with every layer; by how much is
+measured."""
 ROWS_OF_NOISE = (1, 2, 4, 8)
-"""Pairs of rows in the batches that the noise of shapes is measured with."""
+"""Numbers of pairs of rows in the batches with which the rounding differences of batch shapes are measured."""
 HALF = (torch.bfloat16, torch.float16)
 TRIALS = ((9, 7), (9, 7), (0, 11), (0, 11))
 """Rows of the self-test: prompt tokens (the same ones), and tokens of their own."""
 COUNTS_BY_ITSELF = "attn_temperature_tuning"
-"""Llama 4 scales queries by where they stand in the tensor, from the 8192nd on: no short trial would show it."""
+"""Setting by which Llama 4 scales queries by their position in the tensor, from the 8192nd on: no short trial would
+show it."""
 STRETCHED = ("longrope", "dynamic")
 
 

@@ -20,7 +20,7 @@ LIKELIHOOD_COLUMNS = (
 )
 RATE_COLUMNS = ("displacement_rate", "displacement_rate_exact")
 COLUMNS = ("id", "status", *TOKEN_COLUMNS, *SCORE_COLUMNS)
-"""What is scored unless columns are named."""
+"""Columns that are scored unless others are named."""
 ALL_COLUMNS = (*COLUMNS, *LIKELIHOOD_COLUMNS, *RATE_COLUMNS)
 ALL = "all"
 """Stands for every column that one pass gives: all but the rates."""

@@ -54,10 +54,10 @@ from probing.types import Pooling, PreferencePair, Problem
 BLOCK_PAIRS = 512
 """Pairs that are tokenised, sorted and scored together; bounds the memory whatever the number of rows."""
 STATE_BYTES = 1 << 27
-"""Of states that are kept for the rates, which need both responses of a pair at once."""
+"""Bytes of the states that are kept for the rates, which need both responses of a pair at once."""
 STATE_SHARE = 64
-"""On a card they are at most the 64th part of its memory, if that is more. Not of what is free: a run that is continued
-should come to the same groups."""
+"""On a card these states take at most the 64th part of its memory, if that is more. It is not a part of the free
+memory, so that a continued run forms the same groups."""
 
 
 @dataclass(frozen=True)

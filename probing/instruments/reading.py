@@ -21,7 +21,7 @@ from probing.tokens.judged import Judged
 from probing.types import Pooling, Problem
 
 Advance = Callable[[float, int], None]
-"""Told how many rows (fractions, as tokens finish) and how many tokens were done."""
+"""Called with the number of rows (in fractions, as tokens finish) and the number of tokens that were done."""
 Row = TypeVar("Row")
 Tokenized = TypeVar("Tokenized")
 Block = TypeVar("Block")

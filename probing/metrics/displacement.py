@@ -20,9 +20,9 @@ from probing.kernels.output_head import (
 from probing.kernels.top_columns import top_columns
 
 MOVED_BYTES = 1 << 31
-"""On a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
+"""Bytes, on a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
 TERMS = 3
-"""bf16 numbers of 8 bits each, whose sum is a float32 number of 24 bits."""
+"""Number of bf16 numbers of 8 bits each whose sum is a float32 number of 24 bits."""
 
 
 def free_feature_rate(

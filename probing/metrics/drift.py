@@ -10,7 +10,7 @@ from torch import Tensor
 BLOCK_NUMBERS = 1 << 20
 """Numbers of a side that are widened to float64 at a time where a side need not be held in float64 whole."""
 CONSTANT_KERNEL = 1e-12
-"""A share of a kernel's square below which what is left of it without bias is rounding."""
+"""Share of a kernel's square below which its unbiased part is rounding."""
 Squares = dict[tuple[int, int], float]
 
 

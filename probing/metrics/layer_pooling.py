@@ -11,16 +11,17 @@ from torch import Tensor
 CHUNK_NUMBERS = 1 << 22
 """Numbers of differences that are held at a time."""
 STARTS = 8
-"""Weightings that are improved side by side: the uniform one, and the best of all single layers and halves of two."""
+"""Number of weightings that are improved at the same time: the uniform one, and the best of all single layers and
+halves of two."""
 INWARD = 0.1
-"""How far starts lie towards the uniform weights, away from corners and edges where a search can be stuck."""
+"""Share of the uniform weights that is mixed into starts, away from corners and edges where a search can get stuck."""
 DECREASE = 1e-4
-"""Of the decrease that the slope foretells, what a step must bring to be taken (Armijo)."""
+"""Share of the decrease predicted by the slope that a step must reach to be taken (Armijo)."""
 RATES = (1e-8, 1e8)
 MOVED = 1e-7
 """The search ends where no weight moves by more."""
 NOT_ZERO = 1e-24
-"""A squared distance below which its root is taken for constant: the slope of a root is infinite at zero."""
+"""Squared distance below which its root counts as constant, since the slope of a root is infinite at zero."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 UNANIMOUS = 0.001
-"""What is left for the other response where every rater preferred one, or its odds would be infinite."""
+"""Share of the other response where every rater preferred one; with 0 the odds would be infinite."""
 
 
 @dataclass(frozen=True, slots=True)

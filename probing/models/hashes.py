@@ -22,7 +22,7 @@ NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 
 
 PIECE = 1 << 20
-"""Bytes between two looks at whether to go on; pieces that stay in a core's cache are hashed fastest."""
+"""Bytes that are hashed between two checks whether to go on; pieces that fit into a core's cache are hashed fastest."""
 SHOWN_AFTER_SECONDS = 2
 QUIET_INTERVAL_SECONDS = 10.0
 POLLED_SECONDS = 0.1

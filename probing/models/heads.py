@@ -13,10 +13,11 @@ from probing.models.layers import TRIAL_STARTS, Stack, last_hidden_state, logits
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""What configs call the things that happen to logits behind the head."""
+"""Names in configs of soft caps that are applied to logits behind the head."""
 FAITHFUL = {torch.float32: 1e-4, torch.float64: 1e-8}
 FAITHFUL_HALF = 1e-2
-"""How far our logits may be from the model's, as a root mean square relative to theirs."""
+"""Largest root mean square difference of our logits from the model's, relative to the root mean square of the
+model's."""
 IDENTITY_ROWS = 256
 
 

@@ -19,14 +19,15 @@ from probing.types import Place
 
 TRIAL_TOKENS = 12
 TRIAL_STARTS = (1, 2, 3)
-"""A model is tried on twelve tokens; on others, if some of the first have broken embeddings."""
+"""First ids of the twelve tokens that a model is tried on; the next ones serve if some of the first have broken
+embeddings."""
 SHOWN = 8
 CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
-"""How far states may move, channel by channel, when later tokens are others; in half precision, not at all."""
+"""Largest change of states, channel by channel, when later tokens are others; in half precision there may be none."""
 NOISE = 3.0
-"""Two ways to the same states may differ by so many times what rounding alone is measured to change."""
+"""Two ways to the same states may differ by so many times the difference that rounding alone is measured to cause."""
 MOST_NOISE = 0.4
-"""And by no more than this: states of other tokens differ by about 1."""
+"""Upper limit of that difference: states of other tokens differ by about 1."""
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 RETURNS = {
     "return_dict": True,
@@ -35,9 +36,9 @@ RETURNS = {
     "_output_attentions": False,
     "output_router_logits": False,
 }
-"""What a config has to say for a pass to return its last states and nothing else."""
+"""Settings of a config under which a pass returns its last states and nothing else."""
 SELECTS_TOKENS = ("index_topk", "keep_window_size")
-"""Settings of attention that looks at the highest-ranked tokens only, among them padding and later ones."""
+"""Settings of attention to the highest-ranked tokens only, among which padding and later tokens may be."""
 
 
 @dataclass(frozen=True, eq=False)

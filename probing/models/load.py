@@ -31,9 +31,9 @@ from probing.types import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED_PARTS = ("pooler.",)
-"""Above the states that are read: an encoder saved with another head lacks them."""
+"""Parts above the states that are read; an encoder that was saved with another head lacks them."""
 REARRANGING = "automatic conversion of the weights"
-"""In the library's message when it cannot make the tensors of a model from those of a checkpoint."""
+"""Part of the library's message when it cannot make the tensors of a model from those of a checkpoint."""
 IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 

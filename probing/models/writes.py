@@ -19,7 +19,7 @@ from probing.models.hooks import Tap, tap_modules
 
 MOST_PARTS = 3
 ROUNDINGS, ROUNDINGS_HALF = 16, 2
-"""How many roundings of the largest term the sum of the parts may be off, element by element."""
+"""Largest error of the sum of the parts, element by element, in roundings of the largest term."""
 HALF = (torch.bfloat16, torch.float16)
 LARGEST_FACTOR = 100.0
 NEAREST = 12

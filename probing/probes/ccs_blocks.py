@@ -12,9 +12,9 @@ from probing.kernels.ccs_step import CCSStep, ccs_step, inverses_of
 from probing.probes.ccs_options import CCSOptions
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-"""``map``, or what does the same in several threads."""
+"""``map``, or a function that does the same in several threads."""
 LEAST_LOGITS = 1 << 18
-"""Of a block: in smaller ones a thread of a CPU is kept from its products by all else that an operation takes."""
+"""Least number of logits of a block: in smaller blocks the overhead of each operation dominates the products."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from probing.probes.threads import open_single_threads
 
 LBFGS_TOLERANCE = 1e-7
 WARM_EPOCHS = 3
-"""Epochs on a card before one is captured into a graph: by then every library has set itself up."""
+"""Epochs on a card before one is captured into a CUDA graph: by then every library is initialised."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,16 +11,16 @@ from torch import Tensor
 from probing.kernels.dispatch import fall_back
 
 TOLERANCE = 1e-9
-"""Largest residual of an eigenvector, as a part of the size of the matrix."""
+"""Largest residual of an eigenvector, relative to the norm of the matrix."""
 STEPS = 256
 """Lanczos steps after which the whole matrix is decomposed; a space of fewer dimensions is exhausted before."""
 EVERY = 8
-"""Steps between two looks at the residuals."""
+"""Steps between two checks of the residuals."""
 EXHAUSTED = 1e-12
-"""A remainder that is so small a part of the matrix is rounding: the vectors so far span all there is."""
+"""A remainder below this share of the norm is rounding: the vectors so far span the whole space."""
 
 Product = Callable[[Tensor], Tensor]
-"""A symmetric matrix of every split times a vector of every split, [split width]."""
+"""Multiplies the symmetric matrix of every split with a vector of every split, [split width]."""
 
 
 @dataclass(frozen=True)

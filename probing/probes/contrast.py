@@ -22,9 +22,9 @@ from probing.statistics.groups import connected_groups
 from probing.statistics.permutation import draw_label_flips
 
 Directions = Mapping[str, tuple[Tensor, Tensor]]
-"""By the name of a probe: weights [width split] and biases [split]."""
+"""Weights [width split] and biases [split], by the name of the probe."""
 SAME_ANSWERS = 0.95
-"""Two restarts that answer so many statements alike are taken for the same optimum."""
+"""Share of statements that two restarts have to answer alike to count as the same optimum."""
 
 
 def fit_layer(

@@ -17,7 +17,7 @@ from probing.statistics.permutation import permute_labels
 PROBES = ("logistic", "mass_mean", "lda")
 METRICS = ("auroc", "accuracy")
 Fit = Callable[[Tensor, Tensor], LinearProbe]
-"""From states [row width] and targets [row column] of 0 and 1."""
+"""Fits probes to states [row width] and targets [row column] of 0 and 1."""
 
 
 @dataclass(frozen=True, eq=False)

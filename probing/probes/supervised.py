@@ -12,13 +12,13 @@ from probing.probes.optimize import minimize
 
 ITERATIONS = 1000
 TOLERANCE = 1e-8
-"""Largest gradient at which logistic regression has converged, of the mean loss in coordinates of unit curvature."""
+"""Largest gradient of the mean loss, in coordinates of unit curvature, at which logistic regression has converged."""
 SAME_MEAN = 1e-12
 """Means whose distance is less than this part of the largest state differ by rounding alone."""
 LEAST_SPREAD = 1e-6
 """Least variance along a direction, as a part of the squared distance of the means: keeps logits finite."""
 LEAST_SHRINKAGE = 1e-6
-"""What an estimated shrinkage is at least: on two rows the estimate is zero, and the scatter has no inverse."""
+"""Lower limit of an estimated shrinkage: on two rows the estimate is zero, and the scatter has no inverse."""
 
 
 @dataclass(frozen=True, eq=False)

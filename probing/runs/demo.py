@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEEP_LOWEST = 0.5
 QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples": 300, "permutations": 300}
-"""Of contrast-consistent probes: seconds instead of minutes."""
+"""Options of contrast-consistent probes that take seconds instead of minutes."""
 PLACES = "resid_post:all,final_norm"
 
 

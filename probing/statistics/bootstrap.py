@@ -13,7 +13,7 @@ from probing.types import Estimate
 
 RESAMPLES = 1000
 BATCH_NUMBERS = 1 << 22
-"""Numbers that are resampled at a time: bounds the memory whatever the number of rows."""
+"""Numbers of bootstrap replicates that are held at a time: bounds the memory whatever the number of rows."""
 LEAST_RESAMPLES = 200
 RANKED_NUMBERS = 20_000_000
 STREAM = 2

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 STREAM = 1
 LEAST_FOLDS = 3
-"""With fewer, nothing is left to train on once a layer is to be chosen inside a fold."""
+"""Least number of folds: with fewer, nothing is left to train on when a layer is chosen inside a fold (nested
+cross-validation)."""
 
 
 def make_folds(groups: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64]:

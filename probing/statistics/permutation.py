@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 FLIPS_STREAM, LABELS_STREAM = 3, 7
 DRAWS = 10_000
-"""Permutations of labels that are tried before it is said that none will do."""
+"""Permutations of labels that are tried before an error says that none is usable."""
 
 
 def permute_labels(

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 SHARDS = "shards"
 SAFETENSORS_LEFTOVER = ".tmp??????"
-"""What the safetensors library writes first, beside the file it was asked for."""
+"""Pattern of the file that the safetensors library writes first, beside the requested one."""
 MANIFEST = "manifest.json"
 OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors"
 

@@ -19,7 +19,7 @@ from probing.types import Activations, Place, Source
 
 FORMAT = "probing-probes-1"
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256", "adapter_sha256")
-"""What of a source has to be the same. The chat template does not change what a model is."""
+"""Hashes of a source that have to be the same. The chat template does not change what a model is."""
 
 
 @dataclass(frozen=True, eq=False)

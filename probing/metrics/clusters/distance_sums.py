@@ -13,7 +13,8 @@ from probing.metrics.clusters.indices import silhouette_coefficients
 from probing.metrics.clusters.tiles import Tile
 
 CACHED = {"cpu": 2**18, "cuda": 2**26}
-"""Bytes of the sums that silhouettes are made of at once, in many steps: on a CPU they are best kept near it."""
+"""Bytes of the sums that silhouettes are computed from at once, in many steps: on a CPU they should fit into its
+cache."""
 
 
 @dataclass(eq=False)

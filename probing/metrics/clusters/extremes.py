@@ -13,15 +13,16 @@ from probing.metrics.clusters.tiles import Tile
 
 LEAST_PAIRS = 64
 MOST_PAIRS = 2**18
-"""Pairs that are kept; what they do not decide is computed on its own."""
+"""Least and greatest number of pairs that are kept; draws that they do not decide are computed separately."""
 PAIRS_OF_A_POINT = 16
 """Pairs that are kept beyond that, in numbers of points: one outlier is in as many pairs as there are points, and a
 replicate without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
 FIRST_PAIRS = 32
-"""They decide most draws; then four times as many are looked at, and so on up to the next number."""
+"""The first so many pairs decide most draws; then four times as many are looked at, and so on up to the next number."""
 PAIRS_AT_ONCE = 2048
 SAMPLED = 61
-"""One distance in so many of a tile says which are worth a look; it divides no size of a tile."""
+"""One distance in so many of a tile is sampled to estimate which distances matter; the number divides no size of a
+tile."""
 PRESENT = 0.4
 """Share of pairs whose two points are both in a bootstrap replicate."""
 DRAWS_AT_ONCE = 128

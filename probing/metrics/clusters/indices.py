@@ -21,7 +21,7 @@ ALL_INDICES = (*INDICES, "dunn_centroid")
 LOWER_IS_BETTER = frozenset(("davies_bouldin", "xie_beni"))
 AqiForm = Literal["paper", "dbs_dunn", "size_free"]
 FARTHER = 1e30
-"""Than anything: added to a mean distance that is not to count."""
+"""Larger than any distance; it is added to a mean distance that must not count."""
 
 
 def davies_bouldin_index(

@@ -26,7 +26,7 @@ less than 2^-23 once more. For k = 16 and e = 2 (as Hopper's cores are described
 one sign where products have one, and does not average out: it grows with the width, not with its root.
 """
 FAR = 16.0
-"""A mean squared norm this many times the spread says that half-precision points are better centred, in float32."""
+"""Ratio of the mean squared norm to the spread above which half-precision points are centred first, in float32."""
 
 
 def can_use_kernel(grouped: Grouped, impl: str) -> bool:

@@ -10,11 +10,12 @@ from torch import Tensor
 from probing.metrics.clusters.grouped import TILE_COLUMNS, TILE_ROWS, Grouped
 
 MANY_CLUSTERS = 16
-"""With more, tiles of one cluster by another would be of a few points."""
+"""Number of clusters up to which tiles are of one cluster by another; with more they would hold few points."""
 LOST = 2.0**-10
-"""A squared distance below this share of the terms that it is the difference of has lost too many digits of float32."""
+"""Share of its terms below which a squared distance, their difference, has lost too many digits of float32."""
 LOST_PAIRS = 2**-9
-"""Share of a tile up to which such pairs are computed one by one, and beyond which the whole tile is."""
+"""Share of such pairs in a tile up to which they are computed one by one; beyond it the whole tile is computed
+again."""
 
 
 class Tile(NamedTuple):

@@ -40,7 +40,7 @@ from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
 NO_P_VALUE = ("polar_consistency",)
-"""Neither a low nor a high mean is better: its sign belongs to another kind of inconsistency."""
+"""Metrics of which neither a low nor a high mean is better: its sign tells the kind of inconsistency."""
 NULL_NAMES = ("random", "pairings", "labels")
 UNTESTED = ("pairings",)
 """Null distributions that are shown and not tested against: they have too few draws."""

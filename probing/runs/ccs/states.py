@@ -53,7 +53,7 @@ class Variants:
 
     @classmethod
     def of(cls, config: CCSConfig, pairs: Sequence[ContrastPair], groups: Sequence[int]) -> "Variants":
-        """Choose the pairs; half of the groups that share texts get the distractor, so that every text has it or not."""
+        """Choose the pairs; half of the groups that share texts get the distractor, so that texts agree."""
         replacement, replaced = config.replacement(), {}
         if replacement is not None:
             rewritten = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}

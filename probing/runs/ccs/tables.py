@@ -33,7 +33,7 @@ HEADS = {
     "median_abs_polar_consistency": "median |polar consistency|",
     "contradiction_index": "contradiction",
 }
-"""What metrics are called at the head of a column, where that is not their name in the files."""
+"""Names of metrics at the head of a column, where these differ from the names in the files."""
 
 
 def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> dict[str, pd.DataFrame]:

@@ -31,11 +31,11 @@ from probing.store.shards import join_shards
 from probing.types import LabelledPrompt, Problem
 
 PICTURED = 1000
-"""Points in a picture."""
+"""Largest number of points in a picture."""
 PLOTTED = ("silhouette", "aqi_size_free", "davies_bouldin", "dunn", "calinski_harabasz", "xie_beni")
 TEXT_WIDTH = 80
 TSNE_ROWS = 10
-"""Fewer have no neighbourhoods to draw."""
+"""Least number of rows of a t-SNE picture: fewer have no neighbourhoods to show."""
 
 
 def write_everything(

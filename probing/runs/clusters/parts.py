@@ -26,7 +26,7 @@ PAIRS = 1024
 """Pairs of rows that the weights of layers are learned from, in every fold."""
 LEARNED, EQUAL = "learned weights", "equal weights"
 SPACES = (CHOSEN, LEARNED, EQUAL)
-"""In which rows are held out: one layer, or layers pooled with weights."""
+"""Spaces in which rows are held out: one layer, or layers pooled with weights."""
 OF_TRAINING = ("xie_beni", "calinski_harabasz")
 ArraysOf = Callable[[Part], Arrays]
 """The arrays of a part that was made before, from its file."""

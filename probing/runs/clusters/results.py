@@ -23,7 +23,7 @@ METRICS = (*ALL_INDICES, *AQI_FORMS)
 RANGE_ONLY = ("dunn", "dunn_centroid", "aqi_dbs_dunn")
 """Indices of extremes, which bootstrap replicates can only move one way: their ends are the range of the replicates."""
 ROUNDING = 1e-5
-"""Relative: how far draws, which are computed in float32, may be from the value of the same labels."""
+"""Largest relative difference of draws, which are computed in float32, from the value of the same labels."""
 Where = tuple[str, str, str]
 """Kind and name of a set of rows, and a place."""
 

@@ -27,13 +27,13 @@ CATEGORY, WITHOUT, CONTROL = "category", "without category", "control"
 HELD_OUT, DRIFT = "held out", "drift"
 """Kinds of parts that are of no set of rows."""
 MOST_CATEGORIES = 50
-"""That are compared on their own; a column of ids is no column of categories."""
+"""Largest number of categories that are compared one by one; a column of ids is no column of categories."""
 LEAST_HELD_OUT = 3
-"""Rows of each label in a fold that is judged on its own."""
+"""Least number of rows of each label in a fold that is evaluated by itself."""
 KEPT_BYTES = 2**28
-"""Permutations that are kept from one place to the next."""
+"""Bytes of the permutations that are kept from one place to the next."""
 Part = tuple[int, str, str]
-"""What is computed on its own: number of the model, kind ("" for the sets of rows, ``HELD_OUT``, ``DRIFT``), place."""
+"""A unit of work: number of the model, kind ("" for the sets of rows, ``HELD_OUT``, ``DRIFT``), place."""
 
 
 @dataclass(frozen=True, eq=False)

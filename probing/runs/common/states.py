@@ -21,7 +21,7 @@ from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
 
 STATES = "states"
-"""Where a run keeps the states that it captured."""
+"""Folder in which a run keeps the states that it captured."""
 
 
 def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:

@@ -21,7 +21,7 @@ from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Problem
 
 Labelled = tuple[Table, list[LabelledPrompt]]
-"""A dataset as it lies there, and its rows."""
+"""A dataset and its rows."""
 
 log = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ from probing.types import PreferencePair, Report
 _KINDS = {"id": pa.string(), "status": pa.string(), "ranking_correct": pa.bool_()}
 _KINDS |= dict.fromkeys(TOKEN_COLUMNS, pa.int64())
 HASH = "scores_sha256"
-"""Under which the record has the hash of the scores."""
+"""Key of the record that holds the hash of the scores."""
 
 
 def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequence[PreferencePair]) -> Report:
