@@ -349,7 +349,7 @@ def ccs_step(
 
 
 def _exchange(logits: Float[Tensor, "entry probe 2 row"], order: Int[Tensor, "pairing row"], splits: int) -> None:
-    """Give every row of the no forms what the row named by ``order`` has."""
+    """Put into every row of the no forms the values of the row that ``order`` names."""
     entries, probes, _, rows = logits.shape
     no = logits.view(entries * splits, len(order), probes // (splits * len(order)), 2, rows)[..., 1, :]
     no.copy_(no.gather(-1, order[:, None].expand(no.shape)))

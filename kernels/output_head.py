@@ -31,7 +31,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """How states become logits: ``z = (h W' + b) scale``, then ``cap tanh(z / cap)`` where there is a cap.
+    """The map from states to logits: ``z = (h W' + b) scale``, then ``cap tanh(z / cap)`` where there is a cap.
 
     Attributes:
         weight: W, [vocabulary width].
@@ -123,7 +123,7 @@ def write_logits(
 def finish_logits(
     products: Float[Tensor, "row column"], head: Unembedding, bias: Tensor | None, parity: Parity | None = None
 ) -> None:
-    """Bias, scale and soft cap of a head, in place.
+    """Apply bias, scale and soft cap of a head, in place.
 
     Args:
         products: ``h W'``, some columns of it.
@@ -171,7 +171,7 @@ def write_product(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
 
 
 def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
-    """``work(rows)``, and again with half as many rows a chunk whenever memory runs out.
+    """Call ``work(rows)``, and again with half as many rows a chunk whenever memory runs out.
 
     Raises:
         RuntimeError: (``torch.OutOfMemoryError``) memory runs out with ``FEWEST_ROWS`` too.

@@ -197,7 +197,7 @@ def launch_pair_distances(
     tile_rows: int = TILE_ROWS,
     partial_bytes: int = PARTIAL_BYTES,
 ) -> PairDistances:
-    """Have the kernel find everything: some rows of tiles of some layers at a time.
+    """Have the kernel compute everything: some rows of tiles of some layers at a time.
 
     The sums of tiles are added in an order that depends on nothing but the arguments.
 
@@ -304,7 +304,7 @@ def launch_tiles(
 
 
 def compile_variants() -> list[Variant]:
-    """Every dtype with points that begin at multiples of 16 elements, as in all models of even width, and without."""
+    """Compile every dtype, with points that begin at multiples of 16 elements, as in most models, and with others."""
     arguments = "points norms edges clusters extremes row_sums column_sums".split()
     numbers = "count width layer_stride row_stride blocks tiles first_block tile_rows".split()
     # The other tensors may be single layers out of several, whose addresses may be any.
@@ -342,7 +342,7 @@ def best_block_width(points: Float[Tensor, "layer n width"]) -> int:
 
 
 def cut(bounds: Sequence[int], block: int) -> tuple[list[int], list[int]]:
-    """Clusters cut into blocks of at most ``block`` points.
+    """Cut clusters into blocks of at most ``block`` points.
 
     Returns:
         The first point of every block, and one past the last point; the first block of every cluster, and one past
@@ -368,7 +368,7 @@ def squared_norms(points: Float[Tensor, "layer n width"], dtype: torch.dtype) ->
 
 
 def _allocate(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistances:
-    """The sums are zero, the blocks and tiles as they are, the rest for others to fill."""
+    """Tensors of the results: sums of zero, the blocks and tiles, and memory for the rest."""
     dtype, device = torch.promote_types(points.dtype, torch.float32), points.device
     layers, count, _ = points.shape
     ends = torch.tensor(edges, device=device)

@@ -125,7 +125,7 @@ def launch_segment_sum(
 
 
 def compile_variants() -> list[Variant]:
-    """Every dtype with rows that begin at multiples of 16 elements, as in all models of even width, and without."""
+    """Compile every dtype, with rows that begin at multiples of 16 elements, as in most models, and with others."""
     variants = []
     for name in ELEMENT_TYPES.values():
         for aligned in (("values", "ends", "sums", "width", "row_stride"), ("values", "ends", "sums")):

@@ -17,7 +17,7 @@ def run_in_turn(chunks: Iterable[slice], make: Callable[[slice, int], None], use
         use(chunk, 0)
 
 
-def side_by_side(
+def run_side_by_side(
     chunks: Iterable[slice],
     make: Callable[[slice, int], None],
     use: Callable[[slice, int], None],
@@ -55,5 +55,5 @@ def side_by_side(
 
 @functools.cache
 def second_stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream beside the current one, always the same, since torch keeps freed memory apart by streams."""
+    """A second stream, always the same, since torch keeps freed memory separately for each stream."""
     return torch.cuda.Stream(device)

@@ -23,7 +23,7 @@ from probing.kernels.output_head import (
     logit_buffers,
     with_fewer_rows,
 )
-from probing.kernels.side_by_side import BUFFERS, run_in_turn, second_stream, side_by_side
+from probing.kernels.side_by_side import BUFFERS, run_in_turn, run_side_by_side, second_stream
 from probing.kernels.top_columns import TILE, tiles_of, top_columns
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ NUM_WARPS = 8
 
 
 class TokenStats(NamedTuple):
-    """What a model says of each target.
+    """Statistics of each target token under a model.
 
     Attributes:
         logprob: ln p(target), natural logarithm, [token]; float32, or float64 for float64 states. NaN where ignored.
@@ -246,7 +246,7 @@ def launch_row_stats(
 
 
 def compile_variants() -> list[Variant]:
-    """Vocabularies of a multiple of 16 tokens, as nearly all that are padded have, and others; each kind of head."""
+    """Compile each kind of head, for vocabularies of a multiple of 16 tokens (most padded ones) and for others."""
     arguments = (
         "logits bias targets logprob rank entropy logsumexp maxima width row_stride scale soft_cap masked".split()
     )
@@ -363,13 +363,13 @@ class _Filler:
         if TWO_STREAMS and self.hidden.is_cuda and len(chunks) > 1:
             device = self.hidden.device
             self.set_up(chunks, BUFFERS)
-            side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
+            run_side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
         else:
             self.set_up(chunks, 1)
             run_in_turn(chunks, self.make, self.use)
 
     def set_up(self, chunks: list[slice], buffers: int) -> None:
-        """Buffers for these chunks, and who applies bias, scale and cap."""
+        """Make buffers for these chunks, and choose which step applies bias, scale and cap."""
         # The kernel applies them while it reads, which saves a pass over the logits for each.
         bare = Unembedding(self.head.weight)
         self.made_by, self.left = (bare, self.head) if self.kernel and self.parity is None else (self.head, bare)

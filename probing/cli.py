@@ -61,7 +61,7 @@ def _run_command(arguments: list[str]) -> int:
 
 
 def _find_command(arguments: list[str]) -> str | None:
-    """The command that the first one or two words name; says on stderr what there is where they name none."""
+    """The command that the first one or two words name; where they name none, the commands are listed on stderr."""
     command = next((name for name in (" ".join(arguments[:2]), arguments[0]) if name in COMMANDS), None)
     if command is None:
         family = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
@@ -86,7 +86,7 @@ def _make_overview() -> str:
 
 
 def _run_guarded(command: str, arguments: list[str]) -> int:
-    """Run, and turn what went wrong into one line and a status."""
+    """Run the command, and turn an error into one line and a status."""
     try:
         _run(command, arguments)
     except ProbingError as error:
@@ -197,7 +197,7 @@ def _join_lines(*parts: str | None) -> str:
 
 
 def _collect_repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """What was given for options that may be repeated, and were; the parser keeps only the last."""
+    """Values of the options that were repeated and may be; the parser keeps only the last one."""
     values: dict[str, list[str]] = {}
     for at, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")

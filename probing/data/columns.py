@@ -27,7 +27,7 @@ class ColumnResolver:
 
     @property
     def listing(self) -> str:
-        """All of them, for messages."""
+        """The names of all columns, for messages."""
         return ", ".join(map(str, self.present))
 
     def check(self, column: str, purpose: str = "", advice: str = "the columns are") -> None:
@@ -45,7 +45,7 @@ class ColumnResolver:
             raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listing}")
 
     def find(self, named: str | None, usual: Sequence[str] = ()) -> str | None:
-        """The column that was named, or the first of the usual ones that is there; None where there is neither.
+        """The column that was named, or the first of the usual ones that exists; None where there is neither.
 
         Raises:
             UsageError: one was named that is not there.
@@ -56,7 +56,7 @@ class ColumnResolver:
         return next((column for column in usual if column in self.present), None)
 
     def explain_missing(self, what: str, option: str) -> DataInvalid:
-        """The error to raise where a column that there must be was not found.
+        """The error to raise where a required column was not found.
 
         Args:
             what: is missing.
@@ -66,7 +66,7 @@ class ColumnResolver:
 
 
 def column_values(table: Table, name: str) -> list[object]:
-    """A column that every row must have something in.
+    """Values of a column in which no row may be empty.
 
     Raises:
         DataInvalid: a row has no such column or nothing in it; names the row.

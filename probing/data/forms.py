@@ -159,7 +159,7 @@ def parse_replacement(text: str) -> tuple[str, str]:
 
 
 def append_word(statement: str, word: str) -> str:
-    """The statement with a word after it that has nothing to do with it.
+    """The statement with an unrelated word after it.
 
     Raises:
         ValueError: the word is empty.

@@ -32,11 +32,11 @@ def expand_places(given: str | Sequence[str], layers: int | None) -> list[Place]
     if not places:
         raise ValueError("at least one place must be given")
     if layers is not None:
-        places = [_from_start(place, layers) for place in places]
+        places = [_count_from_start(place, layers) for place in places]
     return list(dict.fromkeys(places))
 
 
-def _from_start(place: Place, layers: int) -> Place:
+def _count_from_start(place: Place, layers: int) -> Place:
     """The same place with a layer that is there counted from 0."""
     if place.layer is None or not -layers <= place.layer < 0:
         return place

@@ -114,7 +114,7 @@ def _resolve(resolver: ColumnResolver, columns: StatementColumns, layout: Layout
 
 
 def _check_truth(candidates: Sequence[Candidate], cells: Cells) -> None:
-    """No text may be the opposite of itself, or true in one place and false in another."""
+    """Raise if a text is the opposite of itself, or true in one place and false in another."""
     known: dict[str, tuple[bool, int]] = {}
     for one in candidates:
         if len(one.texts) == 1:
@@ -131,7 +131,7 @@ def _check_truth(candidates: Sequence[Candidate], cells: Cells) -> None:
 
 
 def _drop_repeats(candidates: Sequence[Candidate], cells: Cells) -> list[Candidate]:
-    """The first of all pairs with the same two texts."""
+    """Keep the first of all pairs with the same two texts."""
     first: dict[frozenset[str], Candidate] = {}
     repeats = [one for one in candidates if first.setdefault(one.texts, one) is not one]
     if repeats:

@@ -86,10 +86,10 @@ class Mode:
 
 
 def choose_mode(stack: Stack) -> Mode:
-    """The fastest way that equals the plain one on a few tokens of this very model; says once why not a faster one."""
+    """The fastest way that equals the plain one on a few tokens of this model; logs once why not a faster one."""
     config = stack.language_model.model.config.get_text_config()
     plain = Mode(
-        "none", False, stack.causal, stack.language_model.max_positions, _stretched_from(config), "packing is off"
+        "none", False, stack.causal, stack.language_model.max_positions, _find_stretch_length(config), "packing is off"
     )
     if not accepts_packing(stack):
         reason = f"{type(stack.backbone).__name__} takes no position_ids or attention_mask"
@@ -149,29 +149,29 @@ def _judge_mode(stack: Stack, mode: Mode) -> tuple[str | None, set[str]]:
             return f"fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", loops
         if not all(torch.isfinite(row).all() for row in plain):
             return "the states of the trial are not finite, so nothing can be compared", loops
-        problem = _difference(stack, stacking, segments, plain, fast)
-    return problem or _leak(stack, fast, others), loops
+        problem = _find_difference(stack, stacking, segments, plain, fast)
+    return problem or _find_leak(stack, fast, others), loops
 
 
-def _difference(
+def _find_difference(
     stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Sequence[Tensor], fast: Sequence[Tensor]
 ) -> str | None:
-    """What speaks against states that were computed in a fast way; None where they are those of the plain one."""
+    """Reason to refuse states that were computed in a fast way; None where they equal those of the plain way."""
     early = stack.width * min(EARLY_BLOCKS, len(stack.blocks))
     for where, limit in ((slice(0, early), EARLY_HALF), (slice(early, None), PARITY_HALF)):
         rows = [(row[:, where], other[:, where]) for row, other in zip(plain, fast, strict=True)]
         worst = max(channelwise_difference(*pair) for pair in rows)
         allowed = PARITY.get(stack.language_model.dtype, limit)
         if not worst <= allowed and where.start:
-            allowed = allowed_difference(allowed, _noise(stack, stacking, segments, [row for row, _ in rows]))
+            allowed = allowed_difference(allowed, _measure_noise(stack, stacking, segments, [row for row, _ in rows]))
         if not worst <= allowed:
             when = "at the end" if where.start else "after the first blocks"
             return f"differs from the plain way by {worst:.1e} {when}, allowed is {allowed:.0e}"
     return None
 
 
-def _noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Sequence[Tensor]) -> float:
-    """How far rounding alone moves the states at the end, measured in the plain way.
+def _measure_noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Sequence[Tensor]) -> float:
+    """Difference of the last states that rounding alone causes, measured in the plain way.
 
     Once in batches of other sizes, whose products add up in another order on some machines; and once from embeddings
     that are off by the rounding of their dtype, as every later number is.
@@ -207,7 +207,7 @@ def _perturb_embeddings(stack: Stack) -> Iterator[None]:
         handle.remove()
 
 
-def _leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> str | None:
+def _find_leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> str | None:
     """Whether a row changes when other tokens stand in the rows before it, which rounding cannot explain.
 
     In half precision rounding is as large as what a recurrent layer carries over from one sequence to the next.
@@ -219,7 +219,7 @@ def _leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor
 
 @contextlib.contextmanager
 def use_mode(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """A model set up for one batch; gives the arguments of its pass.
+    """Set a model up for one batch; yields the arguments of its pass.
 
     Args:
         stack: the model.
@@ -252,7 +252,7 @@ def _trial_rows(stack: Stack, neighbours: int = 0) -> list[Segment]:
 
 
 def _states(stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[str] | None = None) -> list[Tensor]:
-    """What the first blocks, the last one and the backbone return for every token of each row; see ``use_mode``."""
+    """States that the first blocks, the last one and the backbone return for every token; see ``use_mode``."""
     lengths = [len(segment.ids) for segment in segments]
     trees = plant(segments, lengths, mode.sharing)
     batch = pack_trees(trees, segments, lengths) if mode.packing != "none" else stack_rows(trees, segments, mode.causal)
@@ -267,7 +267,7 @@ def _states(stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[st
     return rows
 
 
-def _stretched_from(config: Any) -> int | None:
+def _find_stretch_length(config: Any) -> int | None:
     """Length beyond which rotary positions depend on the longest sequence of a batch; None where they never do."""
     for name in ("rope_parameters", "rope_scaling"):
         entry = getattr(config, name, None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from probing.engine.budget import TokenBudget, trial_shape
+from probing.engine.budget import TokenBudget, choose_trial_shape
 from probing.engine.compiled import use_compiled_blocks
 from probing.engine.launched import LaunchedBatch, Readings, Values
 from probing.engine.modes import Mode, use_mode
@@ -79,7 +79,7 @@ class Stream:
 
     def run_trial(self, tokens: int) -> int:
         """Run one batch of about so many tokens, with everything that is kept of it, and return how many they were."""
-        rows, length = trial_shape(tokens, self.stack.language_model.max_positions)
+        rows, length = choose_trial_shape(tokens, self.stack.language_model.max_positions)
         ids = trial_ids(self.stack.language_model, 1, length)[0].tolist()
         segments = [Segment(ids, 0, length - 1) for _ in range(rows)]
         lengths = [self.mode.length(segment) for segment in segments]
@@ -221,7 +221,7 @@ class Stream:
             return spots, Values(values, self._staying())
 
     def _say(self, loops: set[str]) -> None:
-        """Name what ran slower than the mode promises, once; the reasons are known when the pass has run."""
+        """Warn once of what ran slower than the mode promises; the reasons are known after the pass."""
         for reason in self._find_unforeseen(loops - self.loops):
             log.warning("%s: %s", self.stack.family, SLOWER.format(reason))
         self.loops |= loops
@@ -245,7 +245,7 @@ class Stream:
         return ("tokens",) if self.keep_on_device else ()
 
     def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
-        """What to run instead of a batch that did not fit."""
+        """Smaller batches to run instead of one that did not fit."""
         device, tokens = self.stack.language_model.device, sum(tree.tokens for tree in trees)
         if len(trees) == 1 and len(trees[0].rows) == 1:
             raise OutOfMemory(

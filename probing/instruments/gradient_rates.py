@@ -108,7 +108,7 @@ def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def _require_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters and no others, for a while."""
+    """Have gradients computed for these parameters and no others, inside the block."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters}
     try:

@@ -130,7 +130,7 @@ class PairScorer:
         self._explainer = NonFiniteExplainer(self.stream)
 
     def _open_stream(self, stack: Stack) -> Stream:
-        """What is kept of the last states: their sum and the last one, and of every token what likelihoods need."""
+        """A stream that keeps the sum of the last states, the last one, and for every token what likelihoods need."""
         poolings: list[Pooling] = ["sum", "last"]
         kept: dict[str, Any] = {"compiled": self.compile, "keep_on_device": self._keeping}
         if self._likely:
@@ -155,7 +155,7 @@ class PairScorer:
         return self.score_tokenized(self.tokenize(pairs, where), report)
 
     def score_tokenized(self, tokenized: list[TokenizedPair], report: Advance | None = None) -> ScoredBlock:
-        """``score`` of what ``tokenize`` made."""
+        """Score pairs that ``tokenize`` returned."""
         runnable, problems = split_runnable(tokenized, report)
         scores = self._score(runnable, problems, report) if runnable else {}
         frame = as_frame(tokenized, problems, {name: _dtype(name) for name in self.columns}, scores)

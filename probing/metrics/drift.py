@@ -77,7 +77,7 @@ def centroid_shift(before: Float[Tensor, "row width"], after: Float[Tensor, "row
 def linear_cka(
     left: Float[Tensor, "row left_width"], right: Float[Tensor, "row right_width"], debiased: bool = False
 ) -> float:
-    """Linear centred kernel alignment: how alike two models tell the rows apart, whatever basis each has.
+    """Linear centred kernel alignment: similarity of the geometry of the rows in two models, whatever their bases.
 
     Unchanged where a side is rotated, shifted, or scaled as a whole. With rows of fewer than the width the usual form
     comes near 1 whatever the states are; compare such states by the debiased one.

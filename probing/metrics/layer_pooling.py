@@ -26,7 +26,7 @@ NOT_ZERO = 1e-24
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Weights over layers that part the labels.
+    """Weights over layers that separate the labels.
 
     Attributes:
         weights: shape [layer], at least 0, sum 1, float64; most are exactly 0.
@@ -111,7 +111,7 @@ def sample_pairs(
 def difference_grams(
     layers: Sequence[Float[Tensor, "row width"]], pairs: Int[Tensor, "pair 2"]
 ) -> tuple[Float[Tensor, "pair layer layer"], Float[Tensor, " layer"]]:
-    """Inner products of the differences of pairs of rows between all layers: all that the weights need of the states.
+    """Inner products of the differences of pairs of rows between all layers, from which the weights are learned.
 
     ``grams[p, l, m] = <h_l[a] - h_l[b], h_m[a] - h_m[b]> / (s_l s_m)`` for the pair p = (a, b), where ``s_l^2`` is the
     mean squared distance of the pairs at layer l. Without the scales a layer would count by the norm of its states,
@@ -258,7 +258,7 @@ def pool_layers(
 
 
 def _improve(weights: Tensor, grams: Tensor, same: Tensor, margin: float, steps: int) -> Tensor:
-    """Every start, by projected gradient steps that lower its loss until it stays where it is."""
+    """Improve every start by projected gradient steps until its loss no longer falls."""
 
     def look(point: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

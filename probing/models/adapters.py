@@ -55,7 +55,7 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
 
 
 def adapter_sha256(path: str | Path) -> str:
-    """Over the weights and the config of an adapter."""
+    """Hash of the weights and the config of an adapter."""
     config = {key: value for key, value in adapter_config(path).items() if key not in NOT_CONTENT}
     weights = file_sha256(Path(path).expanduser() / ADAPTER_WEIGHTS)
     return hashlib.sha256(json.dumps([config, weights], sort_keys=True).encode()).hexdigest()
@@ -132,7 +132,7 @@ def detach(wrapped: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def switch_adapter(wrapped: Any, name: str | None) -> Iterator[None]:
-    """One adapter on, or all off, for a while; ``wrapped`` is None for a model that has none."""
+    """Switch one adapter on, or all off, inside the block; ``wrapped`` is None for a model that has none."""
     if wrapped is None:
         yield
         return

@@ -42,7 +42,7 @@ def devices_of(language_model: Placed) -> list[torch.device]:
 
 
 def device_names(devices: Sequence[torch.device]) -> str:
-    """What tells the arithmetic of devices apart: the kind, and of cards the model; each once."""
+    """Names of the kinds of devices, and of the models of cards, by which arithmetic differs; each once."""
     names = [torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in devices]
     return " + ".join(dict.fromkeys(names))
 

@@ -56,7 +56,7 @@ class FilesHash:
         self._pool.shutdown()
 
     def digest(self) -> str:
-        """Over the content of all files, by name; waits for it, and shows a bar after two seconds."""
+        """Hash of the content of all files, by name; waits for it, and shows a bar after two seconds."""
         with tqdm(
             desc="hashing the weights",
             total=sum(path.stat().st_size for path in self._paths),
@@ -91,7 +91,7 @@ class FilesHash:
 
 
 def hash_weights(name: str) -> AbstractContextManager[FilesHash | None]:
-    """The hash of the weights in a folder, begun; None where they have yet to be fetched from a hub."""
+    """Begin to hash the weights in a folder; None where they have yet to be fetched from a hub."""
     folder = Path(name)
     return FilesHash(folder.glob("*.safetensors")) if folder.is_dir() else nullcontext()
 
@@ -126,14 +126,14 @@ def _cache_folder(name: str, revision: str) -> Path:
 
 
 def _config_sha256(config: Any, folder: Path) -> str:
-    """Over everything that shapes the computation, the checkpoint's own code included."""
+    """Hash of every setting that shapes the computation, the checkpoint's own code included."""
     values = {key: value for key, value in config.to_dict().items() if key not in NOT_CONTENT}
     code = _files_sha256(folder.glob("*.py")) if getattr(config, "auto_map", None) else None
     return _text_sha256(json.dumps([values, code], sort_keys=True, default=str))
 
 
 def _tokenizer_sha256(tokenizer: Any) -> str:
-    """Over the fast tokenizer's serialisation (the vocabulary, where there is none) and the special tokens."""
+    """Hash of the fast tokenizer's serialisation (the vocabulary, where there is none) and the special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     core = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

@@ -32,7 +32,7 @@ def find_head(stack: Stack) -> Unembedding:
     """
     model = stack.language_model.model
     with torch.inference_mode(), use_eval_mode(model):
-        weight, bias = _matrix(model.get_output_embeddings(), stack.width)
+        weight, bias = _read_matrix(model.get_output_embeddings(), stack.width)
         config = model.config.get_text_config()
         scale = 1.0
         for name in MULTIPLIERS:
@@ -45,7 +45,7 @@ def find_head(stack: Stack) -> Unembedding:
     return head
 
 
-def _matrix(head: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
+def _read_matrix(head: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
     """Weight [vocabulary width] and bias of a linear head."""
     weight: Any = getattr(head, "weight", None)
     if type(head) is nn.Linear and type(weight.data) is Tensor and weight.device.type != "meta":

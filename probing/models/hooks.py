@@ -17,7 +17,7 @@ class Tap:
 
 
 class Enough(Exception):
-    """Raised inside a pass by whoever has seen all that was asked for."""
+    """Raised inside a pass once all requested states were read."""
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def tap_modules(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], Non
 
 @contextlib.contextmanager
 def record_taps(taps: Sequence[Tap]) -> Iterator[list[tuple[int, Tensor | None]]]:
-    """A list that what passes each tap is added to, as (index, tensor), in the order in which it passes."""
+    """Collect what passes each tap in a list of (index, tensor), in the order in which it passes."""
     seen: list[tuple[int, Tensor | None]] = []
     with tap_modules(taps, lambda index, tensor: seen.append((index, tensor))):
         yield seen

@@ -78,7 +78,7 @@ class Stack:
 
     @functools.cached_property
     def writes(self) -> tuple[BlockWrites, ...]:
-        """What each block adds to the residual stream; found, and proved to add up, when first asked for."""
+        """The writes of each block into the residual stream; found, and proved to add up, when first asked for."""
         ids = trial_ids(self.language_model, TRIAL_STARTS[0])
         with torch.inference_mode(), use_eval_mode(self.language_model.model):
             return find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
@@ -212,7 +212,7 @@ def find_backbone(language_model: LanguageModel) -> Stack:
 
 @contextlib.contextmanager
 def use_eval_mode(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode, and each part back in its own mode after: in training, dropout would be in the states.
+    """Put a model into eval mode, and each part back afterwards: in training, dropout would be in the states.
 
     Its configs are told as long to return the last states alone. Arguments of a call cannot do that: a language model
     does not pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
@@ -229,7 +229,7 @@ def use_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _return_last_states(model: nn.Module) -> Iterator[None]:
-    """Tuples, the states of every layer and attention maps, where configs ask for them, put aside for a while."""
+    """Have configs that ask for tuples, states of every layer or attention maps not ask for them inside the block."""
     configs = [vars(module).get("config") for module in model.modules()]
     # Set in their dictionaries, since the setter of ``output_attentions`` refuses the values that were there before.
     known = {id(config): vars(config) for config in configs if isinstance(config, PretrainedConfig)}

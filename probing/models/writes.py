@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class BlockWrites:
-    """What one block writes.
+    """Modules by which one block writes into the residual stream.
 
     Attributes:
         attention: parts that mix tokens (attention, or the mixer of a state-space block).
@@ -58,7 +58,7 @@ class BlockWrites:
     candidates: tuple[str, ...] = field(default=(), repr=False)
 
     def explain(self, layer: int) -> str:
-        """What was found in this block, in words."""
+        """A description of what was found in this block."""
         if self.form == "unknown":
             return (
                 f"no modules of layer {layer} add up to what it adds to the residual stream (looked at: "
@@ -94,7 +94,7 @@ class _Record:
 
 
 def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple[BlockWrites, ...]:
-    """What each block writes; ``run`` makes one pass of a few tokens through all of them.
+    """Find the modules by which each block writes; ``run`` makes one pass of a few tokens through all of them.
 
     The modules are searched for in the first block of each kind; in the others the same ones are tried, and searched
     for anew where they do not add up.
@@ -243,7 +243,7 @@ def _record(
 
 
 def _pick_only(tensors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
-    """What passed, if that was once and has the shape of the residual stream."""
+    """The tensor that passed, if there was one and it has the shape of the residual stream."""
     return _widen(tensors[0]) if len(tensors) == 1 and tensors[0].shape == shape else None
 
 

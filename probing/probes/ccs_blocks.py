@@ -95,7 +95,7 @@ def blocks_of(
 
 
 def _split_entries(training: Training, logits: int) -> list[slice]:
-    """Entries that go together: all of them on a card; on a CPU as many as make a block worth a thread's while."""
+    """Entries that are computed together: all of them on a card; on a CPU as many as make a block large enough."""
     entries = len(training.states)
     size = entries if training.states.is_cuda else max(LEAST_LOGITS // logits, 1)
     return [slice(at, min(at + size, entries)) for at in range(0, entries, size)]

@@ -72,7 +72,7 @@ def vinc_direction(
     label: Float[Tensor, " width"],
     weights: VincWeights | None = None,
 ) -> Float[Tensor, " width"]:
-    """VINC: the direction that tells claims from their denials and says the same of both ways to put a claim.
+    """VINC: the direction that separates claims from their denials and agrees on both ways to put a claim.
 
     The leading eigenvector of ``v C_between - (1 - w) C_within - w X`` among the directions that are orthogonal to the
     one that tells yes forms from no forms. A claim is put in two ways, "A: yes" and "not A: no", and denied in two.
@@ -191,7 +191,7 @@ def _lanczos(
 
 
 def _decompose_whole(product: Product, split: int, start: Float[Tensor, "split width"]) -> Float[Tensor, " width"]:
-    """From all columns of the matrix."""
+    """The eigenvector from all columns of the matrix."""
     axes = torch.eye(start.shape[1]).to(start)
     columns = [product(axis.expand_as(start))[split] for axis in axes]
     return torch.linalg.eigh(torch.stack(columns)).eigenvectors[:, -1]

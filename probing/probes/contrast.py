@@ -37,7 +37,7 @@ def fit_layer(
     report: Callable[[float], None] = lambda share: None,
     threads: int | None = None,
 ) -> StatementReadings:
-    """Train every probe of a layer, and say what it makes of the pairs.
+    """Train every probe of a layer, and read what it says of the pairs.
 
     Args:
         forms: states of A1, A0, N1, N0.
@@ -98,7 +98,7 @@ def _train(
     report: Callable[[float], None],
     threads: int | None,
 ) -> tuple[TrainedProbes, list[tuple[Tensor, Tensor]], TrainedProbes | None]:
-    """All probes at once: those of the pairs, the best ones of each permuted pairing, and those with the distractor.
+    """Train all probes at once: those of the pairs, the best of each permuted pairing, and those with the distractor.
 
     A pairing is of statements with the no form of another one of the same fold. The states stay as they are for it.
     """
@@ -126,7 +126,7 @@ def _train(
 
 
 def _drop_last_split(made: Prepared) -> Prepared:
-    """Without the last split, which sees every row."""
+    """Leave out the last split, which sees every row."""
     return replace(made, centers=made.centers[:, :, :-1], train=made.train[:, :-1])
 
 
@@ -154,7 +154,7 @@ def _measure_spread(logits: Tensor, train: Tensor) -> Tensor:
 
 
 def _scale(made: Prepared, direction: Tensor, wanted: Tensor) -> Tensor:
-    """Directions [width split] made as long as their logits spread ``wanted`` on the training rows."""
+    """Scale directions [width split] so that their logits have the spread ``wanted`` on the training rows."""
     zero = torch.zeros(direction.shape[1]).to(direction)
     own = _measure_spread(logits_of(made.states, made.centers, direction[None], zero[None])[0], made.train)
     return direction * _stretch(wanted, own)
@@ -166,7 +166,7 @@ def _stretch(wanted: Tensor, own: Tensor) -> Tensor:
 
 
 def _find_closed_forms(made: Prepared, wanted: Tensor) -> Directions:
-    """Directions without a scale of their own: they get the spread of the contrast-consistent probe."""
+    """Find the closed-form directions and give them the spread of the contrast-consistent probe."""
     states, kept = made.states[0].double(), made.train.T.double()
     means = [
         (kept @ form) / kept.sum(dim=1, keepdim=True) + origin for form, origin in zip(states, made.origin, strict=True)
@@ -180,7 +180,7 @@ def _find_closed_forms(made: Prepared, wanted: Tensor) -> Directions:
 
 
 def _fit_supervised(made: Prepared, rows: Rows, options: ContrastOptions) -> tuple[Directions, dict[str, NullDraws]]:
-    """Fitted to the labels, and to permutations of them.
+    """Fit supervised probes to the labels, and to permutations of them.
 
     A row is a form: right where it affirms what is true or denies what is false.
     """

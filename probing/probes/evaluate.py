@@ -33,7 +33,7 @@ def scores(forms: Array) -> Array:
 
 
 def credit(forms: Array) -> Array:
-    """How right a probe is on each pair if the statement is true, less a half: [... pair] in [-1/2, 1/2].
+    """Score of a probe on each pair if the statement is true, less a half: [... pair] in [-1/2, 1/2].
 
     Statement and opposite count alike; a score of exactly a half is half right. For a pair whose statement is false it
     is the negative.
@@ -133,7 +133,7 @@ def rank_within_folds(
         inside = inside[np.argsort(values[inside], kind="stable")]
         ordered, weight = values[inside], weights[:, inside]
         right, wrong = weight * true[:, inside], weight * ~true[:, inside]
-        wins, fights = _wins(ordered, right, wrong)
+        wins, fights = _count_wins(ordered, right, wrong)
         won, fought = won + wins, fought + fights
         if silhouette:
             # All entries share one labeling and differ in their weights.
@@ -145,7 +145,7 @@ def rank_within_folds(
         return {"auroc": won / fought, "silhouette": shape / held}
 
 
-def _wins(ordered: Array, right: Array, wrong: Array) -> tuple[Array, Array]:
+def _count_wins(ordered: Array, right: Array, wrong: Array) -> tuple[Array, Array]:
     """Weight of the couples in which the true statement scores higher (equal: half), and of all couples."""
     start = np.searchsorted(ordered, ordered, side="left")
     stop = np.searchsorted(ordered, ordered, side="right")

@@ -159,7 +159,7 @@ def _ledoit_wolf(
 
 
 class _Rows:
-    """States and labelings that can be fitted: centred, in float64, without the dimensions that no row reaches.
+    """States and labelings to fit: centred, in float64, without dimensions in which no row differs.
 
     Where there are more features than rows, the rows are written in an orthonormal basis of what they span. Weights
     outside of it would change no logit and cost a penalty, so nothing is lost.

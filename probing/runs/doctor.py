@@ -38,7 +38,7 @@ def run(config: DoctorConfig) -> Report:
 
     from probing.runs.common.versions import versions
 
-    machine, plan = _machine(), _plan()
+    machine, plan = _describe_machine(), _describe_plan()
     tables = {
         "Machine": pd.DataFrame(machine, columns=["what", "found"]),
         "What will run": pd.DataFrame(plan, columns=["what", "choice", "why"]),
@@ -122,7 +122,7 @@ def format_ranges(numbers: list[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
-def _machine() -> list[tuple[str, str]]:
+def _describe_machine() -> list[tuple[str, str]]:
     import torch
 
     facts = [("this package", _describe_package())]
@@ -152,7 +152,7 @@ def _describe_package() -> str:
     )
 
 
-def _plan() -> list[tuple[str, str, str]]:
+def _describe_plan() -> list[tuple[str, str, str]]:
     import torch
 
     from probing.engine.budget import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS

@@ -64,7 +64,7 @@ def find_fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
 
 
 def tensor_sha256(tensor: Tensor) -> str:
-    """Over the dtype, the shape and the bytes of a tensor."""
+    """Hash of the dtype, the shape and the bytes of a tensor."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().contiguous().flatten()
     # A tensor of one number counts as contiguous whatever its stride.
@@ -89,12 +89,12 @@ class ActivationStore:
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """What was captured, with layers counted from 0."""
+        """Places that were captured, with layers counted from 0."""
         return tuple(Place.parse(name) for name in self.facts["places"])
 
     @property
     def pooling(self) -> str:
-        """What was kept of each row."""
+        """Pooling of each row's states."""
         return str(self.facts["request"]["pooling"])
 
     @property

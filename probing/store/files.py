@@ -62,7 +62,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """Over the bytes of a file."""
+    """Hash of the bytes of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -115,7 +115,7 @@ def read_run(folder: Path, record: str = RUN_FILE) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolder]:
-    """Hold an output folder against every other process; one made here is removed if it fails before anything is done.
+    """Lock an output folder against other processes; a new one is removed if the run fails before anything is done.
 
     Raises:
         SourceMismatch: the folder holds files of something else, or the run of another command.

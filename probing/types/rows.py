@@ -82,7 +82,7 @@ def message_text(message: Message) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPrompt:
-    """A text to read states of, with what is known of it.
+    """A text to read states of, with its label and other facts.
 
     Attributes:
         id: unique within its dataset.

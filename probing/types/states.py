@@ -68,7 +68,7 @@ DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Which states to read; knows no model.
+    """States to read, independently of a model.
 
     Attributes:
         places: places in the model; at least one, none twice.

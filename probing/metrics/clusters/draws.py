@@ -61,7 +61,7 @@ class IndexDraws:
 
 
 class Draws(NamedTuple):
-    """What indices are computed for beside the labels as they are.
+    """Permutations and bootstrap replicates that indices are computed for besides the labels themselves.
 
     Attributes:
         codes: cluster of every position in each permutation of the labels.
@@ -78,7 +78,7 @@ class Draws(NamedTuple):
 
 
 class OfDistances(NamedTuple):
-    """What one pass over the distances gives: of the labels as they are, the permutations, and the replicates.
+    """Results of one pass over the distances, for the labels, the permutations and the bootstrap replicates.
 
     Attributes:
         silhouettes: silhouette of every position.
@@ -170,13 +170,13 @@ def _measure_distances(
 
 
 def _have_more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
-    """Draws in which some cluster has two points."""
+    """Whether some cluster of each draw has two points."""
     several = [(weights[slice(*bounds)] > 0).sum(dim=0) > 1 for bounds in grouped.ranges]
     return torch.stack(several).any(dim=0)
 
 
 def _have_same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
-    """Relabelings that rename clusters at most: as good as the labels themselves, whatever float32 makes of them."""
+    """Whether each relabeling only renames clusters, so that its indices are exactly those of the labels."""
     whole = [(codes[start:stop] == codes[start]).all(dim=0) for start, stop in grouped.ranges]
     return torch.stack(whole).all(dim=0)
 

@@ -61,8 +61,8 @@ class Extremes:
         squared, allowed = tile.squared, self._find_allowed(tile, codes)
         some = None if tile.clusters is not None or self.which == "all" else allowed
         self.seen += _pairs_of(tile) if some is None else int(some.sum())
-        for limit in self._limits(squared):
-            places = self._beyond(squared, allowed, limit)
+        for limit in self._choose_limits(squared):
+            places = self._find_beyond(squared, allowed, limit)
             if len(places) >= self.size:
                 break
         if not len(places):
@@ -86,7 +86,7 @@ class Extremes:
             allowed = own if allowed is None else allowed & own
         return allowed
 
-    def _limits(self, squared: Tensor) -> tuple[float, ...]:
+    def _choose_limits(self, squared: Tensor) -> tuple[float, ...]:
         """Values that useful pairs are beyond: the end of a full list; or what a sample says, and then none."""
         if len(self.values) == self.size:
             return (float(self.values.min() if self.farthest else self.values.max()),)
@@ -97,7 +97,7 @@ class Extremes:
             return (everything,)
         return float(sample.topk(rank, largest=self.farthest).values[-1]), everything
 
-    def _beyond(self, squared: Tensor, allowed: Tensor | None, limit: float) -> Tensor:
+    def _find_beyond(self, squared: Tensor, allowed: Tensor | None, limit: float) -> Tensor:
         """Places of the pairs beyond a limit, of the best of them where there are more than the list holds."""
         most = float(squared.amax() if self.farthest else squared.amin())
         if not (most > limit if self.farthest else most < limit):

@@ -30,7 +30,7 @@ FAR = 16.0
 
 
 def can_use_kernel(grouped: Grouped, impl: str) -> bool:
-    """Whether the kernel is to be used.
+    """Whether the kernel can and should be used.
 
     Raises:
         KernelUnavailable: it was asked for and cannot run.

@@ -11,7 +11,7 @@ from probing.metrics.clusters.grouped import Grouped, exact_squares, members
 
 
 class Moments(NamedTuple):
-    """What Davies-Bouldin, Calinski-Harabasz and Xie-Beni are made of; float64.
+    """Ingredients of the Davies-Bouldin, Calinski-Harabasz and Xie-Beni indices; float64.
 
     Attributes:
         counts: points of each cluster.

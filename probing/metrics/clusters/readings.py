@@ -33,7 +33,7 @@ class IndexReadings:
 
     @classmethod
     def of(cls, readings: IndexDraws) -> "IndexReadings":
-        """From what is computed of clusters."""
+        """Readings from the indices of one space."""
         values, null, draws = (
             torch.stack([some[index] for index in ALL_INDICES]).double().numpy()
             for some in (readings.values, readings.null, readings.draws)
@@ -128,7 +128,7 @@ class HeldOutReadings:
 
 @dataclass(frozen=True, eq=False)
 class DriftReadings:
-    """What a place of another model has come to be, against the first model's; NaN where these cannot be compared.
+    """Drift of a place of another model from the same place of the first; NaN where these cannot be compared.
 
     Attributes:
         cka: alignment of kernels as published, and debiased, [2].

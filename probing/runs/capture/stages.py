@@ -122,10 +122,10 @@ def _find_shard(
     """A shard that is there, or what is wrong with it."""
     rows = {"content": [content_of_row(prompt) for prompt in block], "id": [prompt.id for prompt in block]}
     shard = find_shard(shard_path(folder.shards, number), schema, rows)
-    return "missing" if shard is None else _fault(folder, number, shard, deep) or shard
+    return "missing" if shard is None else _find_fault(folder, number, shard, deep) or shard
 
 
-def _fault(folder: RunFolder, number: int, shard: Shard, deep: bool) -> str | None:
+def _find_fault(folder: RunFolder, number: int, shard: Shard, deep: bool) -> str | None:
     """What is wrong with the states of a shard; None where nothing is."""
     return find_fault(states_path(folder.shards, number), shard.facts["states"], deep)
 
@@ -137,7 +137,7 @@ def _check_others(folder: RunFolder, batch: Batch, schema: pa.Schema, deep: bool
             continue
         for number in range(source["first_shard"], source["first_shard"] + source["shards"]):
             shard = find_shard(shard_path(folder.shards, number), schema, {})
-            wrong = "missing" if shard is None else _fault(folder, number, shard, deep)
+            wrong = "missing" if shard is None else _find_fault(folder, number, shard, deep)
             if wrong:
                 path = states_path(folder.shards, number)
                 raise StoreCorrupt(

@@ -135,7 +135,7 @@ def read_forms(
         )
     assert config.model is not None
     causal = find_stack(source).causal
-    pooling, over = _token(config, causal)
+    pooling, over = _choose_token(config, causal)
     token = _describe_tokens(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
     store = capture_states(
         folder / STATES,
@@ -152,7 +152,7 @@ def read_forms(
     return _join_forms(store, prompts, token)
 
 
-def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
+def _choose_token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
     """Which token's state is read."""
     chosen = ("last" if causal else "first") if config.token == "auto" else config.token
     pooling: Pooling = "last" if chosen == "last" else "first" if chosen == "first" else "mean"

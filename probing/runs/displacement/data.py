@@ -52,14 +52,14 @@ def rater_shares(table: Table, name: str) -> list[float]:
     """
     shares: list[float] = []
     for index, value in enumerate(column_values(table, name)):
-        share = _number(value)
+        share = _to_number(value)
         if share is None or not 0 <= share <= 1:
             raise DataInvalid(f"{table.where(index)}: '{name}' must be a share of raters, 0 to 1, not {value!r}")
         shares.append(share)
     return shares
 
 
-def _number(value: object) -> float | None:
+def _to_number(value: object) -> float | None:
     """A number, also where a CSV file gives it as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
