@@ -59,7 +59,7 @@ def run(config: DoctorConfig) -> Report:
 
 
 def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
-    """Where the parts of a model are, what each block writes, and how it will be run."""
+    """Find the parts of a model, the writes of each block, and the way in which it will be run."""
     from probing.engine.modes import choose_mode
     from probing.models.layers import find_stack
     from probing.models.load import load
@@ -97,7 +97,7 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
 
 
 def _describe_logits(stack: Any) -> str:
-    """How states become logits, in words; or why likelihoods of this model are refused."""
+    """Describe how states become logits, or why likelihoods of this model are refused."""
     from probing.errors import ProbingError
     from probing.models.heads import find_head
 

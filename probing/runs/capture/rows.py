@@ -81,7 +81,7 @@ def label_of(schema: pa.Schema, prompt: LabelledPrompt) -> Any:
 def find_batch(
     folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt], schema: pa.Schema
 ) -> Batch:
-    """The rows of this run as the manifest knows them, or as it will.
+    """Rows of this run as the manifest records them, or will record them.
 
     The manifest's ``data`` are finished; what is being made is its ``pending``, so that rows being added never keep
     the others from being read.
@@ -134,7 +134,7 @@ def _leave_out_known(
 
 
 def read_whole_shard(folder: RunFolder, number: int, schema: pa.Schema) -> Shard:
-    """A shard that has to be there.
+    """Read a shard that has to be there.
 
     Raises:
         StoreCorrupt: it is gone or damaged.

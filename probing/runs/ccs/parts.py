@@ -88,7 +88,7 @@ def gather_material(
     forms: FormStates,
     variants: Variants,
 ) -> tuple[Material, dict[str, Problem]]:
-    """The pairs and places that can be probed, and what is wrong with the other pairs.
+    """Find the pairs and places that can be probed, and the problems of the other pairs.
 
     Raises:
         DataInvalid: too few pairs, or no place.
@@ -122,7 +122,7 @@ def gather_material(
 
 
 def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Variants) -> dict[str, Problem]:
-    """Pairs of which a form has no states."""
+    """Find the pairs of which a form has no states."""
     problems = {}
     for at, pair in enumerate(pairs):
         names = ["", *([DISTRACTOR] if variants.distracted[at] else []), *([MARKER] if at in variants.marker else [])]
@@ -140,7 +140,7 @@ def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Var
 def _find_alike(
     forms: FormStates, pairs: Sequence[ContrastPair], places: Sequence[str]
 ) -> tuple[NDArray[np.bool_], dict[str, str]]:
-    """Pairs whose forms have the same states at every place; places where nothing can be told apart."""
+    """Find pairs whose forms have the same states at every place, and places where this holds for all pairs."""
     same = np.ones(len(pairs), dtype=bool)
     skipped = {}
     for place in places:
@@ -216,7 +216,7 @@ def _estimate_bytes(pairs: int, width: int, options: ContrastOptions, splits: in
 
 
 def _mark(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.int64]] | None:
-    """States of the pairs with the word of the marker control replaced, and which pairs they are."""
+    """States of the pairs with the word of the marker control replaced, and the indices of these pairs."""
     which = [at for at, number in enumerate(material.index) if number in material.variants.marker]
     ids = [material.pairs[at].id for at in which]
     if not ids or not material.forms.has(ids, MARKER):
@@ -225,7 +225,7 @@ def _mark(material: Material, stored: Tensor, device: torch.device) -> tuple[Ten
 
 
 def _distract(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.bool_]] | None:
-    """States of all pairs where half have the distractor appended, and which have."""
+    """States of all pairs, half of them with the distractor appended, and whether each pair has it."""
     has = material.variants.distracted[material.index]
     ids = [pair.id for pair, yes in zip(material.pairs, has, strict=True) if yes]
     if not ids or len(ids) == len(has) or not material.forms.has(ids, DISTRACTOR):

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Variants:
-    """What is read of the pairs besides the pairs themselves.
+    """Variants of the pairs that are read besides the pairs themselves.
 
     Attributes:
         marker: pairs with a word replaced, by the index of the pair: its statement and opposite then.
@@ -153,7 +153,7 @@ def read_forms(
 
 
 def _choose_token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
-    """Which token's state is read."""
+    """Choose the token whose state is read."""
     chosen = ("last" if causal else "first") if config.token == "auto" else config.token
     pooling: Pooling = "last" if chosen == "last" else "first" if chosen == "first" else "mean"
     if pooling == "first":
@@ -170,7 +170,7 @@ def _describe_tokens(
     over: Over,
     causal: bool,
 ) -> str:
-    """What is read, with the tokens themselves.
+    """Describe which tokens are read, with the tokens themselves.
 
     Raises:
         DataInvalid: what the model has seen when it is read is the same in the yes and in the no form of all pairs.
@@ -204,7 +204,7 @@ def _write_forms(path: Path, prompts: Sequence[LabelledPrompt]) -> None:
 
 
 def _join_forms(store: ActivationStore, prompts: Sequence[LabelledPrompt], token: str) -> FormStates:
-    """The store's rows, checked to be the texts that the data and the options give."""
+    """Join the store's rows to the forms, checked to be the texts that the data and the options give."""
     rows = store.rows
     content = dict(zip(rows["id"], rows["content"], strict=True))
     for prompt in prompts:
@@ -228,7 +228,7 @@ def _join_forms(store: ActivationStore, prompts: Sequence[LabelledPrompt], token
 
 
 def check_contrast(forms: FormStates, pairs: Sequence[ContrastPair], same: NDArray[np.bool_]) -> None:
-    """Say which pairs have the same states in both forms; refuse if all have.
+    """Warn which pairs have the same states in both forms; raise if all have.
 
     Raises:
         DataInvalid: no pair's yes form differs from its no form.

@@ -45,7 +45,7 @@ def write_everything(
     control: tuple[Table, list[LabelledPrompt]] | None,
     arrays_of: ArraysOf,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Every file but the record; what the record says, and the files' names."""
+    """Write every file but the record; returns the record's facts and the files' names."""
     judged = judge(material, arrays_of)
     facts = _gather_facts(material, table, control, judged)
     tables = make_tables(material, judged, facts)
@@ -74,7 +74,7 @@ def _gather_facts(
     control: tuple[Table, list[LabelledPrompt]] | None,
     judged: Judged,
 ) -> dict[str, Any]:
-    """What the record and the summary say of the run, apart from its tables."""
+    """Facts of the run for the record and the summary, apart from its tables."""
     rows = material.rows
     of_data = rows.labels[: rows.of_data]
     facts: dict[str, Any] = {

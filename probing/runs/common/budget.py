@@ -28,7 +28,7 @@ class KeptBudget:
             folder.write({**facts, "batch_tokens": self.facts()})
 
     def facts(self) -> dict[str, Any]:
-        """The budget as it is now, as it is written down."""
+        """The current budget for the record."""
         return asdict(min((stream.budget for stream in self._streams), key=lambda budget: budget.tokens))
 
     def adopt(self, facts: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from probing.types import ContrastPair, LabelledPrompt
 
 @dataclass(frozen=True)
 class RowKind:
-    """What the rows of a job are called, and what they can be split by.
+    """The name of the rows of a job, and the values that they can be split by.
 
     Attributes:
         noun: word for a row in messages.
@@ -72,12 +72,12 @@ def _column_values(split_by: str, table: Table, rows: int, kind: RowKind) -> lis
 
 
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
-    """Rows of equal text have one number."""
+    """A number for every row, equal for rows of equal text."""
     return number_values(text_key(prompt) for prompt in prompts)
 
 
 def text_key(prompt: LabelledPrompt) -> str:
-    """The text of a row; white space counts once."""
+    """The text of a row with every run of white space as one space."""
     text = collapse_spaces(prompt.text) if isinstance(prompt.text, str) else prompt.text
     return canonical(text).decode()
 

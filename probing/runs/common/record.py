@@ -60,14 +60,14 @@ def content_of(source: Source) -> dict[str, Any]:
 
 
 def content_of_states(source: LanguageModel | ActivationStore) -> dict[str, Any]:
-    """What tells states from others: those of a model that is still to be read, or those of a store."""
+    """Hashes that identify states: of a model that is still to be read, or of a store."""
     if isinstance(source, ActivationStore):
         return {"model": content_of(source.source), "states": content_of_store(source)}
     return {"model": content_of(source.source), "states": {"dtype": dtype_name(source.dtype)}}
 
 
 def content_of_store(store: ActivationStore) -> dict[str, Any]:
-    """What tells one store from another: its rows, and the numbers of all its places."""
+    """Hashes that identify a store: of its rows, and of the numbers at all its places."""
     shards = hashlib.sha256(canonical(store.facts["shards"])).hexdigest()
     return {"rows_sha256": store.facts["rows_sha256"], "shards_sha256": shards, "dtype": store.facts["dtype"]}
 
@@ -78,12 +78,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def model_facts(model: LanguageModel) -> dict[str, Any]:
-    """What a record says of a model: what it was loaded from, where it ran, in which dtype."""
+    """Facts of a model for the record: its source, its devices and its dtype."""
     return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
 
 
 def describe_how(store: ActivationStore) -> str:
-    """How the states were captured, in words, and what has run in a slower way since."""
+    """A description of how the states were captured, and of what has run in a slower way since."""
     return with_fallbacks(str(store.facts["how"]))
 
 
@@ -164,7 +164,7 @@ def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]
 def report_of(
     folder: RunFolder, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], names: Sequence[str]
 ) -> Report:
-    """What a finished run answers.
+    """The report of a finished run.
 
     Args:
         folder: folder of the run.

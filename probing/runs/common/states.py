@@ -48,7 +48,7 @@ def open_states(path: Path | str) -> ActivationStore:
 
 
 def choose_places(store: ActivationStore, given: str | Sequence[str]) -> list[str]:
-    """The places of a store that are asked for: all of them, where the option was left alone.
+    """The requested places of a store: all of them, where the option was not given.
 
     Raises:
         UsageError: one of them was not captured.

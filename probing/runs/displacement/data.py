@@ -14,10 +14,10 @@ from probing.types import PreferencePair
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is made of, besides its models.
+    """The inputs of a run besides its models.
 
     Attributes:
-        table: the dataset as it lies there.
+        table: the dataset as a table.
         pairs: pairs of the dataset.
         groups: value of each pair by which the summary is grouped; None where it is not grouped.
         shares: share of raters, for each pair, who preferred the chosen response; None where they are not known.

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What is probed.
+    """The rows and places that are probed.
 
     Attributes:
         config: the job's options.

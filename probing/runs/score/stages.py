@@ -67,7 +67,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
 
 
 def make_scorer(config: ScoreConfig, model: LanguageModel) -> PairScorer:
-    """What scores with a model as the options say."""
+    """A scorer with a model by the options."""
     return PairScorer(
         model,
         eos=config.eos,
