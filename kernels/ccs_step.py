@@ -209,8 +209,8 @@ def ccs_gradient(
         The loss of every probe: the weighted sum over rows.
 
     Raises:
-        ValueError: the probes cannot be shared out evenly to the splits, logits that are not contiguous, no such loss,
-            or no such ``impl``.
+        ValueError: probes that cannot be divided evenly among the splits, logits that are not contiguous, an unknown
+            loss, or no such ``impl``.
         KernelUnavailable: "triton" cannot run here.
     """
     entries, probes, _, _ = logits.shape
@@ -321,7 +321,7 @@ def ccs_step(
         inverses: the inverse permutations, ``inverses_of(pairings)``, where they are known.
 
     Raises:
-        ValueError: the probes of a split cannot be shared out evenly to the pairings; or see ``ccs_gradient``.
+        ValueError: probes of a split that cannot be divided evenly among the pairings; or see ``ccs_gradient``.
         KernelUnavailable: see ``ccs_gradient``.
     """
     entries, _, rows, width = states.shape

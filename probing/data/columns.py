@@ -39,7 +39,7 @@ class ColumnResolver:
             advice: words that precede the list of columns in the message.
 
         Raises:
-            UsageError: lists those that there are.
+            UsageError: there is no such column; lists the columns.
         """
         if column not in self.present:
             raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listing}")
@@ -48,7 +48,7 @@ class ColumnResolver:
         """The column that was named, or the first of the usual ones that exists; None where there is neither.
 
         Raises:
-            UsageError: one was named that is not there.
+            UsageError: the named column does not exist.
         """
         if named is not None:
             self.check(named)
@@ -92,7 +92,7 @@ def require_split_values(
         row: word for a row in messages.
 
     Raises:
-        DataInvalid: a row has none.
+        DataInvalid: a row has no value.
     """
     missing = [id for id, value in zip(ids, values, strict=True) if is_empty(value)]
     if missing:

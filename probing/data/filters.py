@@ -46,7 +46,7 @@ def check_rule(**rule: float | None) -> tuple[str, float]:
     """The one rule that is given, and its value.
 
     Raises:
-        ValueError: none or several, or out of range.
+        ValueError: no rule or several, or a value out of range.
     """
     unknown = sorted(set(rule) - set(RULES))
     if unknown:

@@ -148,7 +148,7 @@ def parse_replacement(text: str) -> tuple[str, str]:
     """The two words of ``OLD=NEW``, as in ``not=ttt``.
 
     Raises:
-        ValueError: it is written otherwise, or the words are the same.
+        ValueError: the text is written otherwise, or the words are the same.
     """
     old, equals, new = (part.strip() for part in text.partition("="))
     if not equals or not old or not new or "=" in new:

@@ -10,7 +10,7 @@ def expand_places(given: str | Sequence[str], layers: int | None) -> list[Place]
     """Places from their short form; where the number of layers is not known yet, only the form is checked.
 
     Raises:
-        ValueError: what is written is no place.
+        ValueError: the text is not a place.
     """
     entries = given.split(",") if isinstance(given, str) else list(given)
     places: list[Place] = []

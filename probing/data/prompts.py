@@ -55,7 +55,7 @@ def prompts_from_rows(
 
     Raises:
         DataInvalid: a missing column, a wrong type, a duplicate id; names the row.
-        UsageError: a column that is not there, or that pairs have no use for; a span named twice.
+        UsageError: a column that does not exist, or that pairs do not use; a span named twice.
     """
     resolver = ColumnResolver.of(rows, name)
     named = [columns.text, columns.response, columns.label, columns.category, columns.span]

@@ -60,7 +60,7 @@ def contrast_pairs_from_rows(
     Raises:
         DataInvalid: a missing column, a text or label that is none, a pair that is not one statement and one opposite
             of it, a text that is true in one place and false in another, a duplicate id; names the rows.
-        UsageError: a column that is not there or that the layout has no use for, or no layout that fits.
+        UsageError: a column that does not exist or that the layout does not use, or no layout that fits.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"'{layout}' is none of {', '.join(LAYOUTS)}")

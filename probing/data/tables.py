@@ -71,7 +71,7 @@ def read_table(source: str, split: str | None = None) -> Table:
         split: which split, for folders and hub ids that hold several.
 
     Raises:
-        DataInvalid: missing, empty, damaged or in no known format; names the line where there is one.
+        DataInvalid: the file is missing, empty, damaged or in no known format; names the line where there is one.
     """
     if not source:
         raise UsageError("no dataset was named")

@@ -39,7 +39,7 @@ def find_budget(stack: Stack, batch_tokens: int | None, run_trial: Callable[[int
             they were.
 
     Raises:
-        UsageError: less than a token.
+        UsageError: a budget of less than one token.
     """
     if batch_tokens is None:
         return choose_batch_tokens(stack, run_trial)

@@ -204,7 +204,7 @@ def as_prompts(texts: Any) -> list[LabelledPrompt]:
     """Rows from whatever a caller holds them in; see ``capture``.
 
     Raises:
-        DataInvalid: no rows, a duplicate id, or a row that is no text.
+        DataInvalid: no rows, a duplicate id, or a row that is not a text.
     """
     if isinstance(texts, str | LabelledPrompt | Mapping):
         raise UsageError(f"give a list of texts (or one split of a dataset), not a single {type(texts).__name__}")

@@ -341,7 +341,7 @@ def score_pairs(
         meaning and unit of each column.
 
     Raises:
-        DataInvalid: a pair is not what it must be; names the row.
+        DataInvalid: an invalid pair; names the row.
         UsageError: unknown columns, or options out of range.
     """
     if isinstance(columns, str):
@@ -367,7 +367,7 @@ def as_pairs(pairs: Any) -> list[PreferencePair]:
     """Pairs from whatever a caller holds them in; see ``score_pairs``.
 
     Raises:
-        DataInvalid: no pairs, a duplicate id, or a row that is no pair.
+        DataInvalid: no pairs, a duplicate id, or an invalid pair.
     """
     rows = list_rows(pairs)
     if not rows:

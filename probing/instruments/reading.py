@@ -49,7 +49,7 @@ def open_stream(
         kept: further fields of ``Stream``.
 
     Raises:
-        UsageError: less than a token a batch.
+        UsageError: a budget of less than one token a batch.
     """
     stream = Stream(stack, choose_mode(stack), sites, poolings, TokenBudget(1, "not found yet"), **kept)
     stream.budget = find_budget(stack, batch_tokens, stream.run_trial)

@@ -93,9 +93,9 @@ def linear_cka(
         The similarity: from 0 to 1, or debiased from -1 to 1 and about 0 for states that are independent.
 
     Raises:
-        ValueError: as many rows are not on both sides, fewer than two (debiased: four), states that are not finite,
-            rows that are all the same; or debiased, rows that have nothing in common with one another, as where all
-            but one are the same.
+        ValueError: different numbers of rows on the two sides, fewer than two (debiased: four), states that are not
+            finite, rows that are all the same; or debiased, rows that have nothing in common with one another, as where
+            all but one are the same.
 
     Source: Kornblith et al. 2019, arXiv 1905.00414, equation 4; debiased: Song et al. 2012, equation 5, as in Nguyen et
         al. 2021, arXiv 2010.15327, equation 3. For centred rows with squared lengths d and e that equation is

@@ -234,8 +234,9 @@ def pool_layers(
         The pooled states, float64, without unit, mean 0.
 
     Raises:
-        ValueError: not as many weights, scales and layers; weights below 0 or all 0; scales of weighted layers that
-            are not positive; or a layer (by its number, from 0) whose shape differs or whose states are not finite.
+        ValueError: different numbers of weights, scales and layers; weights below 0 or all 0; scales of weighted layers
+            that are not positive; or a layer (by its number, from 0) whose shape differs or whose states are not
+            finite.
     """
     _require_weights(weights, scales)
     pooled: Tensor | None = None

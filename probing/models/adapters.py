@@ -28,7 +28,7 @@ def base_of(path: str | Path) -> str:
     """The model that an adapter was trained on, as its config names it.
 
     Raises:
-        ModelInvalid: it names none.
+        ModelInvalid: the config names no base model.
     """
     name = adapter_config(path).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
@@ -40,7 +40,7 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
     """The config of an adapter.
 
     Raises:
-        ModelInvalid: there is none, or it is damaged.
+        ModelInvalid: the config is missing or damaged.
     """
     file = Path(path).expanduser() / ADAPTER_CONFIG
     if not file.is_file():

@@ -67,7 +67,7 @@ def choose_device(device: str = "auto") -> torch.device:
     "balanced" says where the layers of a model go; what is computed besides runs where it would for "auto".
 
     Raises:
-        ModelInvalid: the device is not there.
+        ModelInvalid: there is no such device.
     """
     if device in ("auto", BALANCED):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,7 +28,7 @@ def find_head(stack: Stack) -> Unembedding:
     multiplies with is found by giving it the identity.
 
     Raises:
-        LayerNotFound: the model's own logits are something else.
+        LayerNotFound: the model's own logits differ.
     """
     model = stack.language_model.model
     with torch.inference_mode(), use_eval_mode(model):

@@ -142,7 +142,7 @@ def find_stack(language_model: LanguageModel) -> Stack:
     [row token width] states. The module that runs them is the innermost model around that list.
 
     Raises:
-        LayerNotFound: nothing in the model is like that; lists what was found.
+        LayerNotFound: the model has no such list of modules; lists what was found.
     """
     model = language_model.model
     if getattr(model.config, "is_encoder_decoder", False):

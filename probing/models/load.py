@@ -89,7 +89,7 @@ class LanguageModel:
             path: folder of the adapter (PEFT's ``save_pretrained``), with safetensors weights.
 
         Raises:
-            ModelInvalid: it does not fit, or PEFT is not installed.
+            ModelInvalid: the adapter does not fit, or PEFT is not installed.
         """
         peft, name = attach(self.model if self.peft is None else self.peft, path)
         # The wrapper is kept so that this object stays the model without the adapter.
@@ -169,7 +169,7 @@ def load(
         tokenizer: tokenizer to take in place of the one in the checkpoint, which then needs none.
 
     Raises:
-        ModelInvalid: nothing there; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
+        ModelInvalid: no such checkpoint; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
             remote code that was not allowed; neither a causal language model nor an encoder.
     """
     if dtype != "auto" and dtype not in DTYPES:

@@ -100,7 +100,7 @@ def fit_mass_mean(states: Float[Tensor, "row width"], targets: Float[Tensor, "ro
         Weight and bias for the states as given, float32 or better; computed in float64.
 
     Raises:
-        ValueError: as ``fit_logistic`` has it.
+        ValueError: the errors of ``fit_logistic``.
 
     Source: Marks & Tegmark 2023, arXiv 2310.06824. Their form with the inverse covariance is ``fit_lda``.
     """
@@ -128,7 +128,7 @@ def fit_lda(
         Weight and bias for the states as given, float32 or better; computed in float64.
 
     Raises:
-        ValueError: as ``fit_logistic`` has it, or a shrinkage outside 0 to 1, or one of 0 where the scatter has no
+        ValueError: the errors of ``fit_logistic``, or a shrinkage outside 0 to 1, or one of 0 where the scatter has no
             inverse.
     """
     if shrinkage is not None and not 0 <= shrinkage <= 1:

@@ -32,7 +32,7 @@ def run(config: DoctorConfig) -> Report:
     """Look at the machine, and into a model if one is named; nothing is changed.
 
     Raises:
-        LayerNotFound: the model is built in a way that is not understood; lists what was found.
+        LayerNotFound: the structure of the model is not recognised; lists what was found.
     """
     import pandas as pd
 

@@ -38,7 +38,7 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
     defined: fewer than three rows, or the same value throughout on one side.
 
     Raises:
-        ValueError: no rows, or not as many on both sides, or values that are not finite.
+        ValueError: no rows, different numbers of rows on both sides, or values that are not finite.
     """
     sides = (np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64))
     if len(sides[0]) != len(sides[1]):

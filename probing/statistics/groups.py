@@ -25,7 +25,7 @@ def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np
         The number of each row's group, from 0, in the order of the least unit of each group.
 
     Raises:
-        ValueError: not as many units as values.
+        ValueError: different numbers of units and values.
     """
     # Imported here since many jobs start without scipy.
     from scipy.sparse import coo_array

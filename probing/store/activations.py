@@ -107,7 +107,7 @@ class ActivationStore:
         """Every row of the data, also those without states: id, status, tokens, label, category, shard, detail.
 
         Raises:
-            StoreCorrupt: the table is gone or damaged.
+            StoreCorrupt: the table is missing or damaged.
         """
         path = self.path / ROWS_FILE
         try:
@@ -205,7 +205,7 @@ def open_store(path: str | Path) -> ActivationStore:
 
     Raises:
         SourceMismatch: the folder holds no such store.
-        StoreCorrupt: its manifest is damaged, or it was never finished.
+        StoreCorrupt: the store's manifest is damaged, or its run was never finished.
     """
     folder = Path(path).expanduser()
     facts = read_run(folder, MANIFEST)

@@ -98,8 +98,8 @@ def read_run(folder: Path, record: str = RUN_FILE) -> dict[str, Any]:
     """The record of a folder.
 
     Raises:
-        SourceMismatch: there is none, so the folder holds no run.
-        StoreCorrupt: it is damaged.
+        SourceMismatch: there is no record, so the folder holds no run.
+        StoreCorrupt: the record is damaged.
     """
     path = folder / record
     if not path.is_file():
@@ -119,7 +119,7 @@ def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolde
 
     Raises:
         SourceMismatch: the folder holds files of something else, or the run of another command.
-        FolderBusy: another process holds it.
+        FolderBusy: another process holds the folder.
     """
     if path.exists() and not path.is_dir():
         raise SourceMismatch(f"{path}: is a file; give a folder as --out")

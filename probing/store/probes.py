@@ -83,7 +83,7 @@ class SavedProbes:
         """Raise unless these probes were trained on such states.
 
         Raises:
-            SourceMismatch: names each difference.
+            SourceMismatch: the states are of another kind; names each difference.
         """
         wrong = [
             f"{field} is {str(theirs)[:12]}, of the probes {str(own)[:12]}"
@@ -129,8 +129,8 @@ def open_probes(path: str | Path) -> SavedProbes:
     """Probes that ``probing ccs`` or ``probing probe`` wrote.
 
     Raises:
-        SourceMismatch: the file is none of these.
-        StoreCorrupt: it is damaged.
+        SourceMismatch: the file does not hold such probes.
+        StoreCorrupt: the file is damaged.
     """
     file = Path(path).expanduser()
     if not file.is_file():

@@ -51,7 +51,7 @@ def stream_shards(paths: Sequence[Path], schema: pa.Schema, target: Path) -> Non
     """Join shards from files, one after the other, for tables that may not fit into memory.
 
     Raises:
-        StoreCorrupt: a part is not whole.
+        StoreCorrupt: a part is damaged.
     """
     with new_file(target) as temporary, temporary.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for path in paths:

@@ -48,7 +48,7 @@ class Place:
         """The place that is written ``resid_post:3``, ``mlp_out:-1`` or ``final_norm``.
 
         Raises:
-            ValueError: it is written otherwise.
+            ValueError: the text is written otherwise.
         """
         kind, colon, layer = text.strip().partition(":")
         try:

@@ -109,7 +109,7 @@ def aqi(
         scaling: see there.
 
     Raises:
-        ValueError: see there; or there is no such form, or the weight is not in [0, 1].
+        ValueError: see ``cluster_indices``; or an unknown form, or the weight is not in [0, 1].
     """
     parts = cluster_indices(points, labels, parts_of_aqi(form), metric, scaling)
     n = points.shape[-2]

@@ -33,7 +33,7 @@ def can_use_kernel(grouped: Grouped, impl: str) -> bool:
     """Whether the kernel can and should be used.
 
     Raises:
-        KernelUnavailable: it was asked for and cannot run.
+        KernelUnavailable: the kernel was requested and cannot run.
     """
     if grouped.metric != "euclidean" and impl != "triton":
         return False

@@ -20,7 +20,7 @@ def encode_labels(labels: Labels, n: int) -> tuple[Int[Tensor, " n"], list[Any]]
     """Clusters as numbers from 0, and what each is called.
 
     Raises:
-        ValueError: not n labels, one cluster, or as many as points.
+        ValueError: another number of labels than n, one cluster, or as many clusters as points.
     """
     values = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
     if values.shape != (n,):
@@ -86,7 +86,7 @@ def scale_points(points: Float[Tensor, "n width"], scaling: str) -> Float[Tensor
     """Points as they are, or centred and scaled by what all of them have in common.
 
     Raises:
-        ValueError: there is no such scaling.
+        ValueError: an unknown scaling.
     """
     if scaling == "none":
         return points

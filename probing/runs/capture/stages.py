@@ -49,7 +49,7 @@ def capture_into(
 
     Raises:
         SourceMismatch: the folder's run was made from something else.
-        StoreCorrupt: a shard of a finished run is gone or damaged.
+        StoreCorrupt: a shard of a finished run is missing or damaged.
         DataInvalid, NotFinite: not one row could be read.
     """
     began = time.monotonic()
@@ -82,7 +82,7 @@ def capture_shards(
     """Write every missing shard of this run; returns the number of these.
 
     Raises:
-        StoreCorrupt: a shard of finished rows is gone or damaged, and nothing was said of repairing it.
+        StoreCorrupt: a shard of finished rows is missing or damaged, and ``repair`` is not set.
     """
     first, size = batch.facts["first_shard"], config.shard_rows
     blocks = [batch.prompts[start : start + size] for start in range(0, len(batch.prompts), size)]

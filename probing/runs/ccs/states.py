@@ -173,7 +173,8 @@ def _describe_tokens(
     """Describe which tokens are read, with the tokens themselves.
 
     Raises:
-        DataInvalid: what the model has seen when it is read is the same in the yes and in the no form of all pairs.
+        DataInvalid: the text that the model has seen at the token that is read is the same in the yes and in the no
+            form of all pairs.
     """
     tokenizer = model.tokenizer
     request = Capture(["final_norm"], pooling, over)  # type: ignore[list-item]

@@ -39,7 +39,7 @@ def make_part(material: Material, part: Part, arrays_of: ArraysOf, report: Calla
     """The arrays of one part.
 
     Raises:
-        OutOfMemory: it does not fit.
+        OutOfMemory: the part does not fit.
     """
     model, kind, place = part
     try:

@@ -74,7 +74,7 @@ def judge(material: Material, arrays_of: ArraysOf) -> Judged:
     """Compute the results of a run from the arrays of every part.
 
     Raises:
-        DataInvalid: a model has no place with anything to say.
+        DataInvalid: a model has no place at which any index is defined.
     """
     results: list[dict[str, Any]] = []
     best, chosen, weights, silhouettes, skipped = {}, {}, {}, {}, {}

@@ -134,7 +134,7 @@ def check_files(folder: RunFolder, hashes: Mapping[str, str]) -> None:
         hashes: hashes of the run's files, by name.
 
     Raises:
-        StoreCorrupt: one of them is gone or changed.
+        StoreCorrupt: a file is missing or changed.
     """
     for name, sha256 in hashes.items():
         path = folder.path / name
@@ -151,7 +151,7 @@ def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]
         pairs: pairs of the dataset.
 
     Raises:
-        SourceMismatch: it is of rows with other ids.
+        SourceMismatch: the table is of rows with other ids.
     """
     other = next((at for at, pair in enumerate(pairs) if at >= len(ids) or ids[at] != pair.id), None)
     if other is not None:
@@ -179,7 +179,7 @@ def read_finished_report(folder: RunFolder, summary: str) -> Report:
     """The tables of a finished run, from its summary.
 
     Raises:
-        StoreCorrupt: a file of it is gone or changed.
+        StoreCorrupt: a file of the run is missing or changed.
     """
     facts = folder.facts()
     check_files(folder, facts["sha256"])

@@ -48,7 +48,7 @@ def rater_shares(table: Table, name: str) -> list[float]:
     """The share of raters who preferred the chosen response, of each pair.
 
     Raises:
-        DataInvalid: one is no number between 0 and 1; names the row.
+        DataInvalid: a share is not a number between 0 and 1; names the row.
     """
     shares: list[float] = []
     for index, value in enumerate(column_values(table, name)):
@@ -73,7 +73,7 @@ def find_steps(folder: Path) -> list[tuple[int, Path]]:
     """Checkpoints in a folder whose names end in a number, by that number; step 0 is the reference and left out.
 
     Raises:
-        UsageError: there is no such folder, there are none in it, or two have the same number.
+        UsageError: there is no such folder, it holds no checkpoints, or two of them have the same number.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of checkpoints")

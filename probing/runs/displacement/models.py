@@ -62,7 +62,7 @@ def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str)
     """A model to compare with the reference, in its dtype, or as an adapter on its weights.
 
     Raises:
-        SourceMismatch: another vocabulary. ModelInvalid, UsageError: it cannot be loaded.
+        SourceMismatch: the vocabularies differ. ModelInvalid, UsageError: the model cannot be loaded.
     """
     if config.adapter is not None or is_adapter(name):
         if config.policy_revision is not None:

@@ -62,7 +62,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
 
     Raises:
         SourceMismatch: the models do not belong together, or the folder's run was made from something else.
-        StoreCorrupt: the folder's finished tables are gone or changed.
+        StoreCorrupt: the folder's finished tables are missing or changed.
         DataInvalid, NotFinite: not one pair could be compared.
     """
     began = time.monotonic()
@@ -191,7 +191,8 @@ def measure_step(
     """Compute the likelihoods of every pair under one checkpoint.
 
     Raises:
-        SourceMismatch: it does not belong to the reference. NotFinite: it gives no pair a finite likelihood.
+        SourceMismatch: the checkpoint does not belong to the reference. NotFinite: the checkpoint gives no pair a
+            finite likelihood.
     """
     policy = load_policy(config, before.language_model, str(path))
     scorer = PairScorer(
@@ -230,8 +231,8 @@ def read_report(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -
     """The tables of a finished run.
 
     Raises:
-        StoreCorrupt: a file of it is gone or changed.
-        SourceMismatch: it is of rows with other ids.
+        StoreCorrupt: a file of the run is missing or changed.
+        SourceMismatch: the run is of rows with other ids.
     """
     facts = folder.facts()
     check_files(folder, facts["sha256"])

@@ -171,7 +171,7 @@ def _find_places(config: ProbeConfig, seen: Prompts) -> tuple[list[str], dict[st
     """Places that can be probed, and why others cannot.
 
     Raises:
-        DataInvalid: none can.
+        DataInvalid: no place can be probed.
     """
     skipped = {}
     asked = choose_places(seen.store, config.places)
