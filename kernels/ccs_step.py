@@ -48,7 +48,8 @@ def ccs_gradient_reference(
 ) -> Float[Tensor, "entry probe"]:
     """``ccs_gradient`` in plain torch: the definition.
 
-    Which probabilities are least is read off the logits, which still differ where probabilities round to the same.
+    The smallest probabilities are determined from the logits, which still differ where probabilities round to the same
+    number.
     """
     shares = row_weights.T.repeat_interleave(logits.shape[1] // row_weights.shape[1], dim=0)
     both, size = torch.sigmoid(logits), logits.abs()
@@ -307,8 +308,8 @@ def ccs_step(
 ) -> CCSStep:
     """Loss of every probe and its gradient: the probes of all splits in two products with the same states.
 
-    Each split has a centre of its own, which is taken off the logits rather than off a copy of the states. So it is
-    with the pairings: the logits of the no forms change places, and their gradients change back.
+    Each split has a centre of its own, which is taken off the logits rather than off a copy of the states. Pairings are
+    handled in the same way: the logits of the no forms are permuted, and their gradients are permuted back.
 
     Args:
         states: states of the yes and the no form of every row, at every entry (a layer).

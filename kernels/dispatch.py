@@ -27,8 +27,8 @@ class Choice(NamedTuple):
 def choose(op: str, impl: str, values: Tensor, dtypes: Collection[torch.dtype]) -> Choice:
     """The implementation that will run on ``values``.
 
-    "auto" takes the Triton form for tensors on a CUDA card, wherever it can run, and the torch form elsewhere; what it
-    took and why is logged when it first happens.
+    "auto" takes the Triton form for tensors on a CUDA card, wherever it can run, and the torch form elsewhere; the
+    first choice of each kind is logged with its reason.
 
     Args:
         op: name of the operation, for messages.

@@ -59,7 +59,7 @@ def pair_distances_reference(
 ) -> PairDistances:
     """``pair_distances`` in plain torch: the definition. Each block is compared with itself and all points behind it.
 
-    Half-precision points are widened, one layer at a time, where no product of them is summed in float32 by itself.
+    Half-precision points are widened, one layer at a time, where the device cannot sum their products in float32.
     """
     edges, _ = cut(bounds, block)
     reductions = _allocate(points, edges, len(bounds) - 1)
@@ -111,8 +111,8 @@ def pair_distances_kernel(
 ):
     """One program a tile and layer: of some rows of tiles, every column of tiles from the first of these rows on.
 
-    What lies below the diagonal is the same again: there the sums are zero, and nothing is multiplied. Programs beside
-    each other take tiles of one column, whose points they share in the cache.
+    Tiles below the diagonal repeat those above it: there the sums are zero, and nothing is multiplied. Neighbouring
+    programs take tiles of one column, whose points they share in the cache.
     """
     program, layer = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, column = first_block + program % tile_rows, first_block + program // tile_rows
@@ -166,8 +166,8 @@ def pair_distances(points: Float[Tensor, "layer n width"], bounds: Sequence[int]
     So float32 points are best centred beforehand. Half-precision points are best left as they are: their products are
     exact.
 
-    There are as many tiles as pairs of blocks, so clusters of many more points than a handful are what this is for.
-    One implementation on one device gives the same numbers to the bit whenever it is asked again.
+    There are as many tiles as pairs of blocks, so clusters should have many more points than a handful. One
+    implementation on one device gives the same numbers to the bit whenever it is asked again.
 
     Args:
         points: sorted by cluster, any floating dtype, finite.

@@ -27,8 +27,8 @@ def run_side_by_side(
 ) -> None:
     """Make each chunk in one stream while the chunk before is used in another, in ``BUFFERS`` buffers.
 
-    A buffer is made anew only after its use before has ended, and used only after it has been made. Whatever is queued
-    in ``maker`` afterwards, such as work on memory that is freed, comes after the last use; after an error, too.
+    A buffer is filled again only after its previous use has ended, and used only after it has been filled. Whatever is
+    queued in ``maker`` afterwards, such as work on freed memory, comes after the last use, even after an error.
 
     Args:
         chunks: chunks to make and use, in order.

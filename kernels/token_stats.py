@@ -108,7 +108,8 @@ def row_stats_kernel(
 ):
     """One program a row, which it reads once: the sums are scaled down whenever a block holds a larger logit.
 
-    Bias, scale and cap are applied to what is read; maxima are those before the cap, which changes no order.
+    Bias, scale and cap are applied to the logits that are read; maxima are taken before the cap, which changes no
+    order.
     """
     # 2,048 rows of 2**20 columns overflow 32 bits, so the offset is computed in 64.
     row = tl.program_id(0).to(tl.int64)

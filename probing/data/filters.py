@@ -12,7 +12,8 @@ RULES = ("keep_lowest", "drop_highest", "below", "keep_highest", "drop_lowest", 
 def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None) -> NDArray[np.bool_]:
     """Whether to keep each row, by exactly one rule.
 
-    Rows are ordered by score, equal scores by id. Shares are of the rows given, rounded to whole rows, halves up.
+    Rows are ordered by score, equal scores by id. Shares refer to the given rows and are rounded to whole rows, halves
+    up.
 
     Args:
         ids: unique.

@@ -23,8 +23,8 @@ def pairs_from_rows(
 ) -> list[PreferencePair]:
     """Rows as pairs, in order.
 
-    Understood are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without ``prompt``,
-    which is then what the two responses begin with; and whole dialogues in one string
+    The accepted forms are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without
+    ``prompt``, which is then what the two responses begin with; and whole dialogues in one string
     (``\\n\\nHuman: ... \\n\\nAssistant: ...``).
 
     Args:

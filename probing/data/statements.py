@@ -39,7 +39,8 @@ def contrast_pairs_from_rows(
 ) -> list[ContrastPair]:
     """Rows as statements with their opposites, in the order of the statements' first rows.
 
-    A pair whose two texts an earlier one had, in either order, is left out with a warning: it would count twice.
+    A pair with the same two texts as an earlier one, in either order, is left out with a warning, since it would count
+    twice.
 
     Args:
         rows: laid out in one of three ways.

@@ -173,8 +173,8 @@ def _find_difference(
 def _measure_noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Sequence[Tensor]) -> float:
     """Difference of the last states that rounding alone causes, measured in the plain way.
 
-    Once in batches of other sizes, whose products add up in another order on some machines; and once from embeddings
-    that are off by the rounding of their dtype, as every later number is.
+    Measured once in batches of other sizes, whose products are summed in another order on some machines, and once from
+    embeddings that are perturbed by the rounding of their dtype, as every later number is.
     """
     differences = [0.0]
     early = stack.width * min(EARLY_BLOCKS, len(stack.blocks))

@@ -92,8 +92,8 @@ class Stream:
     def read(self, segments: Sequence[Segment], progress: Callable[[int], None] | None = None) -> Readings:
         """Run every row once, longest first, and keep what was asked for.
 
-        States are reduced on the device; no batch's states outlive it. When memory runs out the budget is halved, for
-        the rest of its life, and the same rows run again.
+        States are reduced on the device, and the states of a batch are freed after it. When memory runs out the budget
+        is halved, for the rest of its life, and the same rows run again.
 
         Args:
             segments: at least one row, each with at least one position that counts.

@@ -89,8 +89,8 @@ class Batch:
 def plant(segments: Sequence[Segment], lengths: Sequence[int], sharing: bool) -> list[Tree]:
     """Rows as trees, largest first: rows with the same prompt together if ``sharing``, otherwise each row alone.
 
-    What is shared is the prompt, whole, and a row that shares it with no other is computed in the same two steps: so
-    not even the bits of a row depend on which others there are.
+    The whole prompt is shared, and a row that shares it with no other is computed in the same two steps, so that not
+    even the last bits of a row depend on the other rows.
 
     Args:
         segments: the rows.

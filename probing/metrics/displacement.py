@@ -36,7 +36,7 @@ def free_feature_rate(
     """Initial rate of change of ``ln p(y+)`` in preference training on this pair alone; negative is displacement.
 
     Exact for a model whose states and unembedding are all free parameters: ``<grad ln p(y+), grad (ln p(y+) - ln
-    p(y-))>`` over them. CHES is what is left when every coefficient of a pair of states is taken for 1. With residuals
+    p(y-))>`` over them. CHES results when every coefficient of a pair of states is replaced by 1. With residuals
     ``r_k = e_{y_k} - softmax(W h_k)`` it is
 
         sum_kk' <r+_k, r+_k'> <h+_k, h+_k'> - sum_kk' <r+_k, r-_k'> <h+_k, h-_k'>

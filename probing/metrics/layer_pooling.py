@@ -115,8 +115,7 @@ def difference_grams(
 
     ``grams[p, l, m] = <h_l[a] - h_l[b], h_m[a] - h_m[b]> / (s_l s_m)`` for the pair p = (a, b), where ``s_l^2`` is the
     mean squared distance of the pairs at layer l. Without the scales a layer would count by the norm of its states,
-    which grows with depth. What is held at a time is a chunk of pairs x layer x width; each layer is asked for once a
-    chunk.
+    which grows with depth. A chunk of pairs x layer x width is held at a time; each layer is read once for every chunk.
 
     Args:
         layers: states of the same rows at every layer, of any float dtype; differences are taken in float64.
@@ -184,10 +183,10 @@ def fit_layer_weights(
 
     The weights are ``sparsemax(scores)``, the scores being the last weights less a step along the gradient, so that a
     layer of weight 0 can come back, which it cannot where the gradient is taken through sparsemax. The loss is not
-    convex: starts near the best single layers and the best halves of two, and the uniform weights, are improved side by
-    side, and the best that any comes to is kept. It is a local optimum, never worse than the uniform weights or any
-    single layer. Of random problems with few layers that were made hard (few pairs, layers that cancel one another),
-    one in two hundred had a better one, by about 1 %.
+    convex: starts near the best single layers and the best halves of two, and the uniform weights, are improved at the
+    same time, and the best result is kept. It is a local optimum, never worse than the uniform weights or any single
+    layer. Of random problems that were made hard (few layers, few pairs, layers that cancel one another), one in two
+    hundred had a better optimum, by about 1 %.
 
     Args:
         grams: Gram matrices from ``difference_grams``.
@@ -222,8 +221,8 @@ def pool_layers(
 ) -> Float[Tensor, "row width"]:
     """One state a row: the sum over layers of weight x (state - mean of its layer) / scale.
 
-    Layers of weight 0 are passed over without a look. Centring changes no distance, but keeps the digits of the spread
-    where a layer is far from the origin.
+    Layers of weight 0 are not read. Centring changes no distance, but keeps the digits of the spread where a layer is
+    far from the origin.
 
     Args:
         layers: states of the same rows, one layer after the other, of any float dtype.

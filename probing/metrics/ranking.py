@@ -53,7 +53,7 @@ def idealized_ranking_accuracy(
 ) -> RankingAccuracy:
     """Ranking accuracy of the model that minimises the DPO loss exactly, given how many raters preferred each response.
 
-    Even that model ranks a pair wrongly when the reference model is strongly of the other opinion and raters were
+    Even that model ranks a pair wrongly when the reference model strongly prefers the other response and raters were
     divided.
 
     Args:

@@ -24,8 +24,8 @@ class Enough(Exception):
 def tap_modules(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], None]) -> Iterator[None]:
     """Have ``receive(index, tensor)`` called with what passes each tap; the hooks are gone after, whatever happened.
 
-    Our own hooks, and not the library's: those of ``output_hidden_states`` keep every layer's states of every token.
-    The tensor is None where a module takes or returns no tensor.
+    These are hooks of this package; ``output_hidden_states`` of the library would keep the states of every layer and
+    token. The tensor is None where a module takes or returns no tensor.
     """
     handles = []
     try:

@@ -214,8 +214,8 @@ def find_backbone(language_model: LanguageModel) -> Stack:
 def use_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode, and each part back afterwards: in training, dropout would be in the states.
 
-    Its configs are told as long to return the last states alone. Arguments of a call cannot do that: a language model
-    does not pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
+    Meanwhile its configs ask for the last states alone. Arguments of a call cannot do that: a language model does not
+    pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -246,7 +246,7 @@ def _return_last_states(model: nn.Module) -> Iterator[None]:
 def run_backbone(backbone: nn.Module, ids: Tensor, **options: Any) -> Any:
     """One pass. No attention mask is passed unless it is among the options.
 
-    Padding on the right lies in every real token's future, and without a mask attention takes its fast causal form and
+    Padding on the right comes after every real token, and without a mask attention takes its fast causal form and
     builds no [token token] tensor. There is no cache: it costs memory, and it lets packed sequences see each other.
     """
     wanted = {"use_cache": False, "return_dict": True}
@@ -378,7 +378,7 @@ def _is_causal(
 ) -> bool:
     """Whether states stay the same when later tokens are others, or none: the backbone's, or the first block's.
 
-    Where broken weights leave neither finite, the family has to be believed.
+    Where broken weights leave neither finite, the model counts as its family does.
     """
     changed = _read_both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
     shorter = _read_both(backbone, block, ids[:, :-3])
@@ -416,7 +416,7 @@ def _same_without(whole: Tensor, part: Tensor) -> bool:
     """Whether the states are the same without the last tokens.
 
     Attention over another length adds up in another order, too, and in half precision a deep model then differs by as
-    much as a model that reads its length. So there it has to be believed that the family does not.
+    much as a model that reads its length. There the model is assumed not to read its length, as its family does not.
     """
     limit = CAUSAL.get(whole.dtype)
     return limit is None or _measure_before_the_end(whole, part) <= limit

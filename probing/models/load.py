@@ -230,8 +230,8 @@ def _check_no_revision(folder: str, revision: str | None) -> None:
 def auto_class(config: Any) -> Any:
     """The class of the library that loads a checkpoint for reading its states.
 
-    What the checkpoint says of itself decides between the language model of a family and its bare encoder: BERT has
-    both, and loaded as a language model it would get a head that was never trained.
+    The checkpoint's own config decides between the language model of a family and its bare encoder: BERT has both, and
+    loaded as a language model it would get a head that was never trained.
     """
     kind, names = config.model_type, getattr(config, "architectures", None) or []
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)

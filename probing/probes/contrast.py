@@ -85,7 +85,8 @@ def fit_layer(
 def _prepare_distracted(forms: Tensor, rows: Rows, options: ContrastOptions) -> Prepared:
     """States with a word appended, centred by their mean.
 
-    The median of a feature that is there or not is one of the two, and would hold it back.
+    The median of a feature that is either present or absent is one of the two values, and would hide the feature from a
+    probe.
     """
     return Prepared.of(forms, rows.splits.without_pairs, replace(options, centering="mean"))
 
@@ -100,7 +101,8 @@ def _train(
 ) -> tuple[TrainedProbes, list[tuple[Tensor, Tensor]], TrainedProbes | None]:
     """Train all probes at once: those of the pairs, the best of each permuted pairing, and those with the distractor.
 
-    A pairing is of statements with the no form of another one of the same fold. The states stay as they are for it.
+    A pairing combines statements with the no form of another statement of the same fold; it needs no copy of the
+    states.
     """
     device = made.states.device
     targets = torch.from_numpy(np.concatenate([rows.labels, ~rows.labels])).to(device)
@@ -182,7 +184,7 @@ def _find_closed_forms(made: Prepared, wanted: Tensor) -> Directions:
 def _fit_supervised(made: Prepared, rows: Rows, options: ContrastOptions) -> tuple[Directions, dict[str, NullDraws]]:
     """Fit supervised probes to the labels, and to permutations of them.
 
-    A row is a form: right where it affirms what is true or denies what is false.
+    A row is a form; its target is 1 where it affirms a true claim or denies a false one.
     """
     signs = np.concatenate(
         [np.ones((1, len(rows.units))), draw_label_flips(rows.units, options.refits, options.ccs.seed)]

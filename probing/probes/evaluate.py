@@ -1,8 +1,8 @@
 """How good held-out probabilities are, for many weightings and labelings of the pairs at once.
 
 Everything is computed from four probabilities a pair, of the forms A1, A0, N1, N0 (the statement's yes and no form, the
-opposite's), each by the probe of the fold that the pair was held out of. Numbers of statements of one fold are only
-compared with each other: another fold's probe has another scale.
+opposite's), each by the probe of the fold that the pair was held out of. Scores are compared only within a fold, since
+the probe of another fold has another scale.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def scores(forms: Array) -> Array:
 def credit(forms: Array) -> Array:
     """Score of a probe on each pair if the statement is true, less a half: [... pair] in [-1/2, 1/2].
 
-    Statement and opposite count alike; a score of exactly a half is half right. For a pair whose statement is false it
-    is the negative.
+    Statement and opposite count alike; a score of exactly a half is half right. For a pair whose statement is false the
+    score is the negative.
     """
     own = scores(forms)
     credited: Array = (np.sign(own[..., 0, :] - 0.5) - np.sign(own[..., 1, :] - 0.5)) / 4

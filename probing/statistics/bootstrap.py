@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 def bootstrap_mean(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """The mean, with a 95 % percentile bootstrap interval over rows.
 
-    Without an interval (NaN) for fewer than two rows.
+    The interval is NaN for fewer than two rows.
 
     Raises:
         ValueError: no rows, or values that are not finite.
@@ -34,8 +34,8 @@ def bootstrap_mean(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0)
 def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Spearman's rank correlation, ties by mean ranks, with a 95 % percentile bootstrap interval over rows.
 
-    Beyond 20,000 rows there are fewer replicates, down to 200: every one has to be ranked anew. NaN where it is not
-    defined: fewer than three rows, or the same value throughout on one side.
+    Beyond 20,000 rows there are fewer replicates, down to 200, since every one has to be ranked again. NaN where it is
+    not defined: fewer than three rows, or the same value throughout on one side.
 
     Raises:
         ValueError: no rows, different numbers of rows on both sides, or values that are not finite.
@@ -52,7 +52,7 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
 def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) -> Array:
     """Number of times that every row counts in each bootstrap replicate, [replicate row].
 
-    Groups are drawn with replacement, as many as there are, so that rows of one group count alike.
+    As many groups as there are are drawn with replacement (a cluster bootstrap), so that rows of one group count alike.
 
     Args:
         groups: group of each row, [row].

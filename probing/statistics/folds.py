@@ -44,8 +44,8 @@ def make_folds(groups: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64
 class Splits:
     """The trainings of nested cross-validation: without each fold, without each two folds, and on everything.
 
-    Without two folds ``i`` and ``j``, a probe says how good its layer is for fold ``i`` by what it does on ``j``, and
-    the other way round: fold ``i``'s layer is chosen without its own rows.
+    The probe trained without two folds ``i`` and ``j`` gives, on ``j``, an inner score of its layer for the outer fold
+    ``i``, and the other way round: so the layer of a fold is chosen without the rows of that fold.
 
     Attributes:
         folds: fold of every row, [row].

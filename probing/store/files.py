@@ -15,8 +15,8 @@ CHUNK = 1 << 24
 def new_file(target: Path) -> Iterator[Path]:
     """A temporary file beside ``target`` that takes its place when the block ends well.
 
-    The content is on the disk before the name is: after a crash there is the old file, or the new one, whole. When the
-    block or the disk fails, the temporary file is removed and ``target`` is as it was.
+    The content is on the disk before the name is, so that after a crash there is either the old file or the complete
+    new one. When the block or the disk fails, the temporary file is removed and ``target`` is as it was.
 
     Raises:
         OSError: no space, no permission.

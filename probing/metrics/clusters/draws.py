@@ -101,8 +101,8 @@ def measure_clusters(
 ) -> IndexDraws:
     """Indices, and the same for other labels and other weights of the points.
 
-    Draws are products of tiles of distances with labels and weights. The kernel keeps no distance that could be
-    multiplied, so it is used without draws only, on a card; with draws it would repeat what the tiles say anyway.
+    Permutations and replicates are evaluated by multiplying tiles of distances with labels and weights. The kernel
+    keeps no distances, so it is used only on a card and without draws.
 
     Args:
         grouped: the points with their labels.

@@ -23,7 +23,8 @@ def davies_bouldin(
 ) -> Float[Tensor, "*axes"]:
     """Mean over clusters of ``max_j (s_i + s_j) / |c_i - c_j|``, s the mean distance to the centroid; lower is better.
 
-    Davies and Bouldin 1979. Infinite where two centroids are the same (scikit-learn answers 0, the best there is).
+    Davies and Bouldin 1979. Infinite where two centroids are the same (scikit-learn returns 0, the best possible
+    value).
 
     Args, Returns, Raises: see ``cluster_indices``.
     """

@@ -39,10 +39,10 @@ def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float,
 def debias_difference(
     index: str, value: float, draws: NDArray[np.float64], other: float, other_draws: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """The 95 % interval of how much larger an index is than of other states, as ``debias`` for many points.
+    """The 95 % interval of the difference of an index between two sets of states, debiased like ``debias``.
 
-    What few points add to the distance of centroids is not the same in both: of what is divided by that distance, a
-    difference of the values as measured can be far from the interval.
+    Few points bias the distance of centroids differently in both: for an index that is divided by that distance, the
+    difference of the uncorrected values can lie far outside the interval.
 
     Args:
         index: see ``debias``.

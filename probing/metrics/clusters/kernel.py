@@ -68,7 +68,7 @@ def measure_by_kernel(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"],
 def error_of_squares(width: int) -> float:
     """Bound on the error of a squared distance of the kernel, relative to the sum of the two squared norms.
 
-    Three more roundings are those of the norms and of what is made of them.
+    Three more roundings are those of the norms and of the sums with them.
     """
     return ERROR_A_PRODUCT * (width + 3)
 

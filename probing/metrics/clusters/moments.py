@@ -49,7 +49,7 @@ def moments_of_relabelings(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Mo
     """Moments of the clusters that permuted labels make.
 
     The points are relative to the mean of all, which no labelling changes, so the last centroid follows from the
-    others. What they have of the mean of their own cluster is added in float64.
+    others. The contribution of the mean of their own cluster is added in float64.
 
     Args:
         grouped: the points.
@@ -93,7 +93,8 @@ def _spreads(
 ) -> Float[Tensor, "cluster draw"]:
     """Sums of distances of the points of each drawn cluster from its mean; the means add up to 0 by their counts.
 
-    For each point and mean, ``lengths - 2 <point, mean>`` is made, of the last cluster from those of the others.
+    For each point and mean, ``lengths - 2 <point, mean>`` is computed; that of the last cluster follows from the
+    others.
     """
     sums, last = torch.zeros_like(counts), len(means) - 1
     lengths, ways = means.square().sum(dim=2), means[:-1].float()

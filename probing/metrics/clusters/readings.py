@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 class IndexReadings:
     """Every index of some points; NaN where the points of every label are the same.
 
-    Of several folds, every array has an axis of folds before the others.
+    For several folds, every array has a leading axis of folds.
 
     Attributes:
         values: value of each of ``ALL_INDICES``, [index].

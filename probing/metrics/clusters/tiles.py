@@ -43,8 +43,9 @@ class Tile(NamedTuple):
 def tiles(grouped: Grouped, report: Callable[[float], None] = lambda share: None) -> Iterator[Tile]:
     """Every pair of positions once, but for tiles on the diagonal, which hold both orders.
 
-    Points are relative to their clusters' centroids, so that far clusters cost no digits of small distances. Of many
-    clusters, which would make tiles of a few points, tiles go across them, and points are relative to the mean of all.
+    Points are relative to their clusters' centroids, so that far clusters cost no digits of small distances. With many
+    clusters, which would make tiles of a few points, tiles extend across clusters, and points are relative to the mean
+    of all.
     """
     total, done = len(grouped.points) ** 2 / 2, 0.0
     apart = grouped.clusters <= MANY_CLUSTERS

@@ -43,7 +43,7 @@ def complete_parts(
 ) -> list[Part]:
     """Complete all parts of a job: read those of an earlier run, and make the others.
 
-    Whatever ends this, an error or an interrupt too, ends the threads of the maker; the parts before are written.
+    When this ends, even by an error or an interrupt, the threads of the maker end; the parts before are written.
 
     Args:
         known: the parts that are there and whole; None for one that has to be made.
