@@ -68,11 +68,11 @@ def contrast_pairs_from_rows(
     if not rows:
         return []
     resolver = ColumnResolver.of(rows, name)
-    found_layout, found_columns = _resolve(resolver, columns, layout)
-    cells = Cells(rows, found_columns, where, resolver)
-    candidates = LAYOUT_READERS[found_layout](cells)
+    actual_layout, actual_columns = _resolve(resolver, columns, layout)
+    cells = Cells(rows, actual_columns, where, resolver)
+    candidates = LAYOUT_READERS[actual_layout](cells)
     _check_truth(candidates, cells)
-    named = "pair" if found_layout == "long" else "id"
+    named = "pair" if actual_layout == "long" else "id"
 
     def ids(candidates: Sequence[Candidate]) -> list[str]:
         if named == "pair":

@@ -52,7 +52,7 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
 def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) -> Array:
     """Number of times that every row counts in each bootstrap replicate, [replicate row].
 
-    As many groups as there are are drawn with replacement (a cluster bootstrap), so that rows of one group count alike.
+    Groups are drawn with replacement (cluster bootstrap), as many as there are, so that rows of one group count alike.
 
     Args:
         groups: group of each row, [row].

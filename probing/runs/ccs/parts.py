@@ -204,9 +204,9 @@ def _estimate_bytes(pairs: int, width: int, options: ContrastOptions, splits: in
     """Bytes that training a layer takes, roughly, with the distractor.
 
     Counted are the states of the pairs and of those with the distractor, each as given, normalised, about an origin and
-    by folds, and in float64 for the closed forms, which come after training. Every probe with its gradient, AdamW's two
-    moments and a copy; L-BFGS keeps ten steps and changes of the gradient. Logits of one fold with what their gradient
-    needs.
+    by folds, and in float64 for the closed forms, which come after training; every probe with its gradient, AdamW's two
+    moments and a copy (L-BFGS keeps ten steps and changes of the gradient); and the logits of one fold with what their
+    gradient needs.
     """
     columns = splits * options.ccs.restarts * (2 + options.pairings)
     states = 8 * (4 * pairs * width) + 4 * (4 * pairs * width)
