@@ -20,7 +20,7 @@ Loss = Literal["original", "symmetric"]
 LOSSES: tuple[Loss, ...] = ("original", "symmetric")
 LOGIT_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
 """Logits that the Triton form of ``ccs_gradient`` takes."""
-# Eight rows a thread, each form of them read in two instructions of 128 bits.
+# Each thread takes eight rows, and reads each form of them in two instructions of 128 bits.
 BLOCK_ROWS = 1024
 NUM_WARPS = 4
 
@@ -48,7 +48,8 @@ def ccs_gradient_reference(
 ) -> Float[Tensor, "entry probe"]:
     """``ccs_gradient`` in plain torch: the definition.
 
-    Which probabilities are least is read off the logits, which still differ where probabilities round to the same.
+    The smallest probabilities are determined from the logits, which still differ where probabilities round to the same
+    number.
     """
     shares = row_weights.T.repeat_interleave(logits.shape[1] // row_weights.shape[1], dim=0)
     both, size = torch.sigmoid(logits), logits.abs()
@@ -79,7 +80,7 @@ def ccs_gradient_in_place(
     targets: Float[Tensor, " row"] | None = None,
     supervision: float = 0.0,
 ) -> Float[Tensor, "entry probe"]:
-    """The same for a CPU, where time goes into memory: a few buffers, each written over as soon as it is used."""
+    """``ccs_gradient_reference`` for a CPU, where memory limits the speed: a few buffers are used again and again."""
     yes, no = logits.unbind(2)
     shares, times = row_weights.T, logits.shape[1] // row_weights.shape[1]
     shares = shares.repeat_interleave(times, dim=0) if times > 1 else shares
@@ -146,12 +147,13 @@ def ccs_gradient_kernel(
         yes = tl.load(yes_logits + row, mask=inside, other=0.0)
         no = tl.load(no_logits + row, mask=inside, other=0.0)
         share = tl.load(weights + row, mask=inside, other=0.0)
-        # Of minus the absolute value exp cannot overflow, and 1 - p is as exact as p. NaN stays NaN in each.
+        # exp(-|z|) cannot overflow, and this way 1 - p is as exact as p. NaN stays NaN in each.
         yes_exp, no_exp = tl.exp(-tl.abs(yes)), tl.exp(-tl.abs(no))
         p, not_p = tl.where(yes < 0, yes_exp, 1.0) / (1.0 + yes_exp), tl.where(yes < 0, 1.0, yes_exp) / (1.0 + yes_exp)
         q, not_q = tl.where(no < 0, no_exp, 1.0) / (1.0 + no_exp), tl.where(no < 0, 1.0, no_exp) / (1.0 + no_exp)
         excess = p + q - 1.0
-        # Those of the probabilities that are least, read off the logits: 2 for one alone, 1 for each of two.
+        # The gradient goes to the probabilities that are smallest, which the logits tell: 2 for a single one, 1 for
+        # each of two.
         if symmetric:
             least = tl.minimum(tl.minimum(p, not_p), tl.minimum(q, not_q))
             yes_larger, no_larger = tl.abs(yes) > tl.abs(no), tl.abs(no) > tl.abs(yes)
@@ -208,8 +210,8 @@ def ccs_gradient(
         The loss of every probe: the weighted sum over rows.
 
     Raises:
-        ValueError: the probes cannot be shared out evenly to the splits, logits that are not contiguous, no such loss,
-            or no such ``impl``.
+        ValueError: probes that cannot be divided evenly among the splits, logits that are not contiguous, an unknown
+            loss, or no such ``impl``.
         KernelUnavailable: "triton" cannot run here.
     """
     entries, probes, _, _ = logits.shape
@@ -269,7 +271,7 @@ def launch_ccs_gradient(
 
 
 def compile_variants() -> list[Variant]:
-    """Both losses, with and without targets, rows of a multiple of 16 and others."""
+    """Compile both losses, with and without targets, for numbers of rows that are multiples of 16 and for others."""
     arguments = "logits row_weights targets losses supervision rows probe_stride probes probes_of_split".split()
     kinds = "*fp32 *fp32 *fp32 *fp32 fp32 i32 i32 i32 i32".split()
     return [
@@ -306,8 +308,8 @@ def ccs_step(
 ) -> CCSStep:
     """Loss of every probe and its gradient: the probes of all splits in two products with the same states.
 
-    Each split has a centre of its own, which is taken off the logits rather than off a copy of the states. So it is
-    with the pairings: the logits of the no forms change places, and their gradients change back.
+    Each split has a centre of its own, which is taken off the logits rather than off a copy of the states. Pairings are
+    handled in the same way: the logits of the no forms are permuted, and their gradients are permuted back.
 
     Args:
         states: states of the yes and the no form of every row, at every entry (a layer).
@@ -320,7 +322,7 @@ def ccs_step(
         inverses: the inverse permutations, ``inverses_of(pairings)``, where they are known.
 
     Raises:
-        ValueError: the probes of a split cannot be shared out evenly to the pairings; or see ``ccs_gradient``.
+        ValueError: probes of a split that cannot be divided evenly among the pairings; or see ``ccs_gradient``.
         KernelUnavailable: see ``ccs_gradient``.
     """
     entries, _, rows, width = states.shape
@@ -332,7 +334,8 @@ def ccs_step(
     own = (entries * splits, probes // splits)
     own_centers = centers.transpose(1, 2).reshape(entries * splits, 2, width)
     shift = torch.bmm(weight.reshape(*own, width), own_centers.transpose(1, 2)).view(entries, probes, 2, 1)
-    # The few probes come first in each product: on a CPU three times as fast as [row width] x [width probe].
+    # The probes, of which there are few, come first in each product: on a CPU this is three times as fast as [row
+    # width] x [width probe].
     logits = torch.bmm(weight, flat.transpose(1, 2)).view(entries, probes, 2, rows)
     logits += bias[:, :, None, None] - shift
     if pairings is not None:
@@ -347,7 +350,7 @@ def ccs_step(
 
 
 def _exchange(logits: Float[Tensor, "entry probe 2 row"], order: Int[Tensor, "pairing row"], splits: int) -> None:
-    """Give every row of the no forms what the row named by ``order`` has."""
+    """Put into every row of the no forms the values of the row that ``order`` names."""
     entries, probes, _, rows = logits.shape
     no = logits.view(entries * splits, len(order), probes // (splits * len(order)), 2, rows)[..., 1, :]
     no.copy_(no.gather(-1, order[:, None].expand(no.shape)))

@@ -27,8 +27,8 @@ class Choice(NamedTuple):
 def choose(op: str, impl: str, values: Tensor, dtypes: Collection[torch.dtype]) -> Choice:
     """The implementation that will run on ``values``.
 
-    "auto" takes the Triton form for tensors on a CUDA card, wherever it can run, and the torch form elsewhere; what it
-    took and why is logged when it first happens.
+    "auto" takes the Triton form for tensors on a CUDA card, wherever it can run, and the torch form elsewhere; the
+    first choice of each kind is logged with its reason.
 
     Args:
         op: name of the operation, for messages.
@@ -93,18 +93,18 @@ _slower: dict[str, str] = {}
 
 
 def fallbacks() -> dict[str, str]:
-    """What ran in a slower way than it is meant to in this process, and why."""
+    """Operations that ran in a slower way than intended in this process, and why."""
     return dict(sorted(_slower.items()))
 
 
 def with_fallbacks(how: str) -> str:
-    """How something ran, in words, and after it whatever ran in a slower way in this process; nothing is said twice."""
+    """A description of how something ran, then of what ran in a slower way in this process; nothing is said twice."""
     slower = (f"{what}: {why}" for what, why in fallbacks().items())
     return "; ".join([how, *(reason for reason in slower if reason not in how)])
 
 
 def fall_back(what: str, why: str) -> None:
-    """Say that something runs in a slower way, once, and remember it for the record of the run."""
+    """Warn once that something runs in a slower way, and remember it for the record of the run."""
     if _slower.get(what) != why:
         _slower[what] = why
         log.warning("%s: %s", what, why)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# What Triton calls the element types.
+# Triton's names of the element types.
 ELEMENT_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -38,7 +38,7 @@ class LazyKernel:
         import triton
         import triton.language
 
-        # Triton looks the names in a kernel up among the globals of its module.
+        # Triton looks up the names in a kernel among the globals of its module.
         self.function.__globals__["tl"] = triton.language
         return triton.jit(self.function)
 

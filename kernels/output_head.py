@@ -20,7 +20,7 @@ LEAST_ROWS = 16
 """A matrix product of fewer rows rounds differently from one of many."""
 MOST_ROWS = 2048
 FEWEST_ROWS = 128
-"""When memory runs out, chunks are not halved below this: their logits are hardly any memory then."""
+"""When memory runs out, chunks are not halved below this number of rows: their logits hardly take memory then."""
 VOCABULARY_SLICE = 4096
 """Rows of a half-precision unembedding that are widened together where the product is in float32."""
 MASKED = -1e30
@@ -31,7 +31,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """How states become logits: ``z = (h W' + b) scale``, then ``cap tanh(z / cap)`` where there is a cap.
+    """The map from states to logits: ``z = (h W' + b) scale``, then ``cap tanh(z / cap)`` where there is a cap.
 
     Attributes:
         weight: W, [vocabulary width].
@@ -76,7 +76,7 @@ def logit_chunks(
 
 
 def count_rows_at_a_time(hidden: Tensor, vocabulary: int) -> int:
-    """How many rows of logits are made together."""
+    """The number of rows of logits that are made together."""
     if hidden.device.type == "cuda":
         return CUDA_ROWS
     return min(max(CPU_LOGIT_BYTES // (4 * vocabulary), LEAST_ROWS), MOST_ROWS)
@@ -123,7 +123,7 @@ def write_logits(
 def finish_logits(
     products: Float[Tensor, "row column"], head: Unembedding, bias: Tensor | None, parity: Parity | None = None
 ) -> None:
-    """Bias, scale and soft cap of a head, in place.
+    """Apply bias, scale and soft cap of a head, in place.
 
     Args:
         products: ``h W'``, some columns of it.
@@ -171,7 +171,7 @@ def write_product(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
 
 
 def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
-    """``work(rows)``, and again with half as many rows a chunk whenever memory runs out.
+    """Call ``work(rows)``, and again with half as many rows a chunk whenever memory runs out.
 
     Raises:
         RuntimeError: (``torch.OutOfMemoryError``) memory runs out with ``FEWEST_ROWS`` too.
@@ -182,7 +182,7 @@ def with_fewer_rows(work: Callable[[int], Result], rows: int) -> Result:
         except RuntimeError as error:
             if not is_out_of_memory(error) or rows <= FEWEST_ROWS:
                 raise
-        # Outside of the handler: the error's frames hold the memory that is missing.
+        # Outside of the handler, since the frames of the error keep the memory that is missing.
         rows = max(rows // 2, FEWEST_ROWS)
         fall_back("logits of fewer rows at a time", f"memory ran out with {2 * rows} rows")
         if torch.cuda.is_available():

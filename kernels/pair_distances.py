@@ -18,18 +18,20 @@ from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
 if TYPE_CHECKING:
     import triton.language as tl
 
-# Two warp groups, each with 64 x 128 sums in registers; of half-precision points 128 bytes are multiplied at a time.
+# Two warp groups hold 64 x 128 sums each in registers; 128 bytes of every half-precision point are multiplied at a
+# time.
 BLOCK = 128
 BLOCK_WIDTH = 64
 NARROW_WIDTH = 16
-"""Of float32, and of points that are read value by value, no more addresses fit into the registers."""
+"""Values multiplied at a time of float32 points and of points that are read value by value: no more addresses fit into
+the registers."""
 NUM_WARPS = 8
 TILE_ROWS = 16
-"""Rows of tiles in one launch: about as many as columns of tiles are then worked on at once by one card."""
+"""Rows of tiles of one launch: a card then works on about as many columns of tiles at a time."""
 PARTIAL_BYTES = 1 << 26
-"""Sums of tiles that are held at once, unless those of one layer take more."""
+"""Bytes of partial sums that are held at once, unless those of one layer take more."""
 NORM_BYTES = 1 << 26
-"""Points that are widened at once to square them."""
+"""Bytes of the points that are widened at once to square them."""
 
 
 class PairDistances(NamedTuple):
@@ -57,7 +59,7 @@ def pair_distances_reference(
 ) -> PairDistances:
     """``pair_distances`` in plain torch: the definition. Each block is compared with itself and all points behind it.
 
-    Half-precision points are widened, one layer at a time, where no product of them is summed in float32 by itself.
+    Half-precision points are widened, one layer at a time, where the device cannot sum their products in float32.
     """
     edges, _ = cut(bounds, block)
     reductions = _allocate(points, edges, len(bounds) - 1)
@@ -69,7 +71,8 @@ def pair_distances_reference(
             squared = norms[layer, start:stop, None] + norms[layer, start:]
             squared = squared.sub_(_products(values[start:stop], values[start:], exact), alpha=2).clamp_(min=0)
             distances = squared.fill_diagonal_(0).sqrt()
-            # Each point only with those behind it: the other way round a distance may be rounded otherwise.
+            # Each point is paired only with those behind it: the same distance may be rounded differently the other way
+            # round.
             own_tile = squared[:, : stop - start]
             own_tile.masked_fill_(torch.ones_like(own_tile, dtype=torch.bool).tril_(), -1)
             own = bisect(bounds, start) - 1
@@ -108,15 +111,15 @@ def pair_distances_kernel(
 ):
     """One program a tile and layer: of some rows of tiles, every column of tiles from the first of these rows on.
 
-    What lies below the diagonal is the same again: there the sums are zero, and nothing is multiplied. Programs beside
-    each other take tiles of one column, whose points they share in the cache.
+    Tiles below the diagonal repeat those above it: there the sums are zero, and nothing is multiplied. Neighbouring
+    programs take tiles of one column, whose points they share in the cache.
     """
     program, layer = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, column = first_block + program % tile_rows, first_block + program // tile_rows
     row_start, column_start = tl.load(edges + row), tl.load(edges + column)
     rows, columns = row_start + tl.arange(0, block), column_start + tl.arange(0, block)
     rows_inside, columns_inside = rows < tl.load(edges + row + 1), columns < tl.load(edges + column + 1)
-    # 33 layers of 20,000 points of 4,096 values overflow 32 bits.
+    # 33 layers of 20,000 points of 4,096 values overflow 32 bits, so the offset is computed in 64.
     own_points = points + layer * layer_stride
     lanes = tl.arange(0, block_width)[None, :]
     row_points = own_points + rows.to(tl.int64)[:, None] * row_stride + lanes
@@ -135,12 +138,12 @@ def pair_distances_kernel(
     squared = tl.maximum(row_norms[:, None] + column_norms[None, :] - 2.0 * products, 0.0)
     pairs = rows_inside[:, None] & columns_inside[None, :] & (row <= column)
     sign = tl.where(tl.load(clusters + row) == tl.load(clusters + column), 1.0, -1.0)
-    # Each point only with those behind it: the other way round a distance may be rounded otherwise.
+    # Each point is paired only with those behind it: the same distance may be rounded differently the other way round.
     signed = tl.where(pairs & (rows[:, None] < columns[None, :]), squared * sign, float("-inf"))
     largest = tl.max(tl.max(signed, axis=0), axis=0)
     wide = row.to(tl.int64)
     tile = layer * tiles + wide * blocks - wide * (wide - 1) // 2 + column - row
-    # A point alone has no distance but that to itself.
+    # A single point has no distance but that to itself.
     tl.store(extremes + tile, tl.where(largest == float("-inf"), 0.0, tl.abs(largest)), mask=row <= column)
     distances = tl.where(pairs & (rows[:, None] != columns[None, :]), tl.sqrt(squared), 0.0)
     group_start, group_stop = tl.load(edges + first_block), tl.load(edges + first_block + tile_rows)
@@ -163,8 +166,8 @@ def pair_distances(points: Float[Tensor, "layer n width"], bounds: Sequence[int]
     So float32 points are best centred beforehand. Half-precision points are best left as they are: their products are
     exact.
 
-    There are as many tiles as pairs of blocks, so clusters of many more points than a handful are what this is for.
-    One implementation on one device gives the same numbers to the bit whenever it is asked again.
+    There are as many tiles as pairs of blocks, so clusters should have many more points than a handful. One
+    implementation on one device gives the same numbers to the bit whenever it is asked again.
 
     Args:
         points: sorted by cluster, any floating dtype, finite.
@@ -194,7 +197,7 @@ def launch_pair_distances(
     tile_rows: int = TILE_ROWS,
     partial_bytes: int = PARTIAL_BYTES,
 ) -> PairDistances:
-    """Have the kernel find everything: some rows of tiles of some layers at a time.
+    """Have the kernel compute everything: some rows of tiles of some layers at a time.
 
     The sums of tiles are added in an order that depends on nothing but the arguments.
 
@@ -240,7 +243,7 @@ def launch_pair_distances(
 def partial_shapes(
     layers: int, edges: Sequence[int], first: int, stop: int
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Of the sums of the rows of tiles ``first .. stop - 1``: along each tile's rows, and along its columns.
+    """Shapes of the partial sums of the rows of tiles ``first .. stop - 1``: along each tile's rows, and its columns.
 
     Returns:
         [layer, column of tiles, point of these rows] and [layer, row of tiles, point of the columns], columns of tiles
@@ -301,7 +304,7 @@ def launch_tiles(
 
 
 def compile_variants() -> list[Variant]:
-    """Every dtype with points that begin at multiples of 16 elements, as in all models of even width, and without."""
+    """Compile every dtype, with points that begin at multiples of 16 elements, as in most models, and with others."""
     arguments = "points norms edges clusters extremes row_sums column_sums".split()
     numbers = "count width layer_stride row_stride blocks tiles first_block tile_rows".split()
     # The other tensors may be single layers out of several, whose addresses may be any.
@@ -333,13 +336,13 @@ def compile_variants() -> list[Variant]:
 
 
 def best_block_width(points: Float[Tensor, "layer n width"]) -> int:
-    """How many values of a point are best multiplied at a time."""
+    """The number of values of a point that are best multiplied at a time."""
     numbers = (points.data_ptr(), points.shape[2], *points.stride()[:2])
     return BLOCK_WIDTH if points.element_size() == 2 and all(number % 16 == 0 for number in numbers) else NARROW_WIDTH
 
 
 def cut(bounds: Sequence[int], block: int) -> tuple[list[int], list[int]]:
-    """Clusters cut into blocks of at most ``block`` points.
+    """Cut clusters into blocks of at most ``block`` points.
 
     Returns:
         The first point of every block, and one past the last point; the first block of every cluster, and one past
@@ -354,7 +357,7 @@ def cut(bounds: Sequence[int], block: int) -> tuple[list[int], list[int]]:
 
 
 def squared_norms(points: Float[Tensor, "layer n width"], dtype: torch.dtype) -> Float[Tensor, "layer n"]:
-    """Of every point, summed in float64; widened are only so many points at once."""
+    """Squared norm of every point, summed in float64; only so many points are widened at once."""
     norms = torch.empty(points.shape[:2], dtype=dtype, device=points.device)
     size = max(NORM_BYTES // (8 * max(points.shape[2], 1)), 1)
     for values, own in zip(points, norms, strict=True):
@@ -365,7 +368,7 @@ def squared_norms(points: Float[Tensor, "layer n width"], dtype: torch.dtype) ->
 
 
 def _allocate(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistances:
-    """The sums are zero, the blocks and tiles as they are, the rest for others to fill."""
+    """Tensors of the results: sums of zero, the blocks and tiles, and memory for the rest."""
     dtype, device = torch.promote_types(points.dtype, torch.float32), points.device
     layers, count, _ = points.shape
     ends = torch.tensor(edges, device=device)
@@ -380,7 +383,7 @@ def _allocate(points: Tensor, edges: Sequence[int], clusters: int) -> PairDistan
 
 
 def _clusters(firsts: Sequence[int]) -> list[int]:
-    """Of every block."""
+    """The cluster of every block."""
     return [cluster for cluster, (first, stop) in enumerate(pairwise(firsts)) for _ in range(first, stop)]
 
 

@@ -15,7 +15,7 @@ from probing.kernels.jit import ELEMENT_TYPES, Variant, lazy_jit
 if TYPE_CHECKING:
     import triton.language as tl
 
-# A warp reads 256 columns of half precision in one instruction of 128 bits a lane; 16 rows are four of them in flight.
+# A warp reads 256 columns of half precision in one instruction of 128 bits a lane; with 16 rows four are in flight.
 BLOCK_ROWS = 16
 BLOCK_COLUMNS = 256
 NUM_WARPS = 4
@@ -45,10 +45,10 @@ def segment_sum_kernel(values, ends, sums, width, row_stride, block_rows: tl.con
     inside = columns < width
     start = tl.load(ends + 2 * segment)
     stop = tl.load(ends + 2 * segment + 1)
-    # Row i of the tile sums the rows start + i, start + i + block_rows, ...: no reduction inside the loop.
+    # Row i of the tile sums the rows start + i, start + i + block_rows, ..., so that the loop holds no reduction.
     total = tl.zeros((block_rows, block_columns), tl.float32)
     for first in range(start, stop, block_rows):
-        # 33 layers of 20,000 rows of 4,096 values overflow 32 bits.
+        # 33 layers of 20,000 rows of 4,096 values overflow 32 bits, so the offset is computed in 64.
         rows = (first + tl.arange(0, block_rows)).to(tl.int64)
         mask = (rows < stop)[:, None] & inside[None, :]
         tile = tl.load(values + rows[:, None] * row_stride + columns[None, :], mask=mask, other=0.0)
@@ -107,7 +107,7 @@ def launch_segment_sum(
         values = values.contiguous()
     ends = torch.stack((starts, stops), dim=1).long() if ends is None else ends
     if values.is_cuda and not ends.is_cuda:
-        # From pinned memory the copy is queued; from other memory the host would wait for the card.
+        # A copy from pinned memory is queued; from other memory the host would wait for the card.
         ends = ends.pin_memory().to(values.device, non_blocking=True)
     grid = (segments, -(-width // BLOCK_COLUMNS))
     # Triton launches on the current card, whichever card holds the tensors.
@@ -125,7 +125,7 @@ def launch_segment_sum(
 
 
 def compile_variants() -> list[Variant]:
-    """Every dtype with rows that begin at multiples of 16 elements, as in all models of even width, and without."""
+    """Compile every dtype, with rows that begin at multiples of 16 elements, as in most models, and with others."""
     variants = []
     for name in ELEMENT_TYPES.values():
         for aligned in (("values", "ends", "sums", "width", "row_stride"), ("values", "ends", "sums")):

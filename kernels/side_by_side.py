@@ -17,7 +17,7 @@ def run_in_turn(chunks: Iterable[slice], make: Callable[[slice, int], None], use
         use(chunk, 0)
 
 
-def side_by_side(
+def run_side_by_side(
     chunks: Iterable[slice],
     make: Callable[[slice, int], None],
     use: Callable[[slice, int], None],
@@ -25,10 +25,10 @@ def side_by_side(
     user: Any,
     on: Callable[[Any], AbstractContextManager[Any]] = torch.cuda.stream,
 ) -> None:
-    """The same in ``BUFFERS`` buffers: a chunk is made in one stream while the chunk before is used in another.
+    """Make each chunk in one stream while the chunk before is used in another, in ``BUFFERS`` buffers.
 
-    A buffer is made anew only after its use before has ended, and used only after it has been made. Whatever is queued
-    in ``maker`` afterwards, such as work on memory that is freed, comes after the last use; after an error, too.
+    A buffer is filled again only after its previous use has ended, and used only after it has been filled. Whatever is
+    queued in ``maker`` afterwards, such as work on freed memory, comes after the last use, even after an error.
 
     Args:
         chunks: chunks to make and use, in order.
@@ -55,5 +55,5 @@ def side_by_side(
 
 @functools.cache
 def second_stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream beside the current one, always the same, since torch keeps freed memory apart by streams."""
+    """A second stream, always the same, since torch keeps freed memory separately for each stream."""
     return torch.cuda.Stream(device)

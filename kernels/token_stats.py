@@ -23,23 +23,24 @@ from probing.kernels.output_head import (
     logit_buffers,
     with_fewer_rows,
 )
-from probing.kernels.side_by_side import BUFFERS, run_in_turn, second_stream, side_by_side
+from probing.kernels.side_by_side import BUFFERS, run_in_turn, run_side_by_side, second_stream
 from probing.kernels.top_columns import TILE, tiles_of, top_columns
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 TWO_STREAMS = True
-"""On a card: the product of one chunk beside the statistics of the one before; otherwise one after the other."""
+"""Whether a card computes the product of one chunk while it takes the statistics of the chunk before; otherwise it does
+one after the other."""
 ROW_TYPES = {torch.float32: ELEMENT_TYPES[torch.float32]}
 """Logits that the Triton form of ``row_stats`` takes."""
-# 32 columns a thread, read in eight instructions of 128 bits; a vocabulary of 128k is 16 blocks.
+# Each thread reads 32 columns in eight instructions of 128 bits; a vocabulary of 128k is 16 blocks.
 BLOCK_COLUMNS = 8192
 NUM_WARPS = 8
 
 
 class TokenStats(NamedTuple):
-    """What a model says of each target.
+    """Statistics of each target token under a model.
 
     Attributes:
         logprob: ln p(target), natural logarithm, [token]; float32, or float64 for float64 states. NaN where ignored.
@@ -59,7 +60,7 @@ class TokenStats(NamedTuple):
 
 
 class RowStats(NamedTuple):
-    """Of one chunk of logits: as in ``TokenStats``, each [row]."""
+    """Statistics of one chunk of logits, as in ``TokenStats``, each [row]."""
 
     logprob: Tensor
     rank: Tensor
@@ -72,7 +73,7 @@ def row_stats_reference(
 ) -> RowStats:
     """``row_stats`` in plain torch: the definition. Writes over ``logits``, and ``scratch`` of the same shape."""
     target = logits.gather(1, targets[:, None])
-    # As numbers: adding up truth values is several times slower. No target is larger than itself.
+    # Converted to numbers, since summing booleans is several times slower. No target is larger than itself.
     rank = torch.gt(logits, target, out=torch.empty_like(logits) if scratch is None else scratch).sum(dim=1)
     largest = logits.amax(dim=1, keepdim=True)
     shifted = logits.sub_(largest)
@@ -107,7 +108,8 @@ def row_stats_kernel(
 ):
     """One program a row, which it reads once: the sums are scaled down whenever a block holds a larger logit.
 
-    Bias, scale and cap are applied to what is read; maxima are those before the cap, which changes no order.
+    Bias, scale and cap are applied to the logits that are read; maxima are taken before the cap, which changes no
+    order.
     """
     # 2,048 rows of 2**20 columns overflow 32 bits, so the offset is computed in 64.
     row = tl.program_id(0).to(tl.int64)
@@ -123,7 +125,7 @@ def row_stats_kernel(
         uncapped *= scale
     target = uncapped
     if has_cap:
-        # By minus the absolute value exp cannot overflow.
+        # exp of minus the absolute value cannot overflow.
         decay = tl.exp(-2.0 * tl.abs(target) / soft_cap)
         target = tl.where(target < 0, -soft_cap, soft_cap) * (1.0 - decay) / (1.0 + decay)
     # Starting from minus infinity, 0 x inf could give NaN.
@@ -150,10 +152,10 @@ def row_stats_kernel(
         if has_cap:
             decays = tl.exp(-2.0 * tl.abs(block) / soft_cap)
             block = tl.where(block < 0, -soft_cap, soft_cap) * (1.0 - decays) / (1.0 + decays)
-        # A column beyond the last holds the target's logit: not larger than the largest.
+        # Columns beyond the last one hold the target's logit, which is not larger than the largest.
         block = tl.where(inside, block, target)
         before = largest
-        # The maximum of Triton passes over NaN, but its own weight is NaN, and so is every sum from there on.
+        # Triton's maximum ignores NaN, but exp of a NaN logit is NaN, and so is every sum from there on.
         largest = tl.maximum(largest, tl.max(block, axis=0))
         shifted = block - largest
         weights = tl.where(inside, tl.exp(shifted), 0.0)
@@ -245,7 +247,7 @@ def launch_row_stats(
 
 
 def compile_variants() -> list[Variant]:
-    """Vocabularies of a multiple of 16 tokens, as nearly all that are padded have, and others; each kind of head."""
+    """Compile each kind of head, for vocabularies of a multiple of 16 tokens (most padded ones) and for others."""
     arguments = (
         "logits bias targets logprob rank entropy logsumexp maxima width row_stride scale soft_cap masked".split()
     )
@@ -362,19 +364,20 @@ class _Filler:
         if TWO_STREAMS and self.hidden.is_cuda and len(chunks) > 1:
             device = self.hidden.device
             self.set_up(chunks, BUFFERS)
-            side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
+            run_side_by_side(chunks, self.make, self.use, torch.cuda.current_stream(device), second_stream(device))
         else:
             self.set_up(chunks, 1)
             run_in_turn(chunks, self.make, self.use)
 
     def set_up(self, chunks: list[slice], buffers: int) -> None:
-        """Buffers for these chunks, and who applies bias, scale and cap."""
-        # The kernel does as it reads, which saves a pass over the logits for each.
+        """Make buffers for these chunks, and choose which step applies bias, scale and cap."""
+        # The kernel applies them while it reads, which saves a pass over the logits for each.
         bare = Unembedding(self.head.weight)
         self.made_by, self.left = (bare, self.head) if self.kernel and self.parity is None else (self.head, bare)
         vocabulary = len(self.head.weight)
         self.buffers = logit_buffers(self.hidden, vocabulary, chunks, buffers)
-        # Written and read by ``use`` alone, so there is one: maxima of tiles, or what the torch form writes over.
+        # Only ``use`` writes and reads it, so one is enough: for the maxima of tiles, or as scratch memory of the torch
+        # form.
         columns = tiles_of(vocabulary) if self.kernel else vocabulary
         self.beside = self.buffers[0].new_empty((len(self.buffers[0]), columns))
 
@@ -391,7 +394,7 @@ class _Filler:
             launch_row_stats(logits, targets, stats, self.left, beside if top else None)
             best = top_columns(logits, top, beside, self.left)
         else:
-            # This comes before the logits are written over.
+            # Taken before the torch form overwrites the logits.
             best = top_columns(logits, top)
             for whole, values in zip(stats, row_stats_reference(logits, targets, beside), strict=True):
                 whole.copy_(values)

@@ -57,5 +57,5 @@ def tile_maxima(values: Float[Tensor, "row column"]) -> Float[Tensor, "row tile"
 
 
 def tiles_of(columns: int) -> int:
-    """How many tiles hold so many columns."""
+    """The number of tiles that hold so many columns."""
     return -(-columns // TILE)

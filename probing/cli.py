@@ -61,7 +61,7 @@ def _run_command(arguments: list[str]) -> int:
 
 
 def _find_command(arguments: list[str]) -> str | None:
-    """The command that the first one or two words name; says on stderr what there is where they name none."""
+    """The command that the first one or two words name; where they name none, the commands are listed on stderr."""
     command = next((name for name in (" ".join(arguments[:2]), arguments[0]) if name in COMMANDS), None)
     if command is None:
         family = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
@@ -86,7 +86,7 @@ def _make_overview() -> str:
 
 
 def _run_guarded(command: str, arguments: list[str]) -> int:
-    """Run, and turn what went wrong into one line and a status."""
+    """Run the command, and turn an error into one line and a status."""
     try:
         _run(command, arguments)
     except ProbingError as error:
@@ -169,7 +169,7 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
     for described in (own, *shared):
         names = [parameter.arg_name for parameter in described.params if parameter.arg_name in fields]
         groups.append((_join_lines(described.short_description).rstrip("."), [fields.pop(name) for name in names]))
-    # Its own options come first, then those that must be given.
+    # The class's own options come first, then the groups in which an option must be given.
     groups[1:] = sorted(
         groups[1:], key=lambda group: all(entry.default is not dataclasses.MISSING for entry in group[1])
     )
@@ -197,7 +197,7 @@ def _join_lines(*parts: str | None) -> str:
 
 
 def _collect_repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """What was given for options that may be repeated, and were; the parser keeps only the last."""
+    """Values of the options that were repeated and may be; the parser keeps only the last one."""
     values: dict[str, list[str]] = {}
     for at, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")

@@ -27,7 +27,7 @@ class ColumnResolver:
 
     @property
     def listing(self) -> str:
-        """All of them, for messages."""
+        """The names of all columns, for messages."""
         return ", ".join(map(str, self.present))
 
     def check(self, column: str, purpose: str = "", advice: str = "the columns are") -> None:
@@ -39,16 +39,16 @@ class ColumnResolver:
             advice: words that precede the list of columns in the message.
 
         Raises:
-            UsageError: lists those that there are.
+            UsageError: there is no such column; lists the columns.
         """
         if column not in self.present:
             raise UsageError(f"{self.name}: there is no column '{column}'{purpose}; {advice} {self.listing}")
 
     def find(self, named: str | None, usual: Sequence[str] = ()) -> str | None:
-        """The column that was named, or the first of the usual ones that is there; None where there is neither.
+        """The column that was named, or the first of the usual ones that exists; None where there is neither.
 
         Raises:
-            UsageError: one was named that is not there.
+            UsageError: the named column does not exist.
         """
         if named is not None:
             self.check(named)
@@ -56,7 +56,7 @@ class ColumnResolver:
         return next((column for column in usual if column in self.present), None)
 
     def explain_missing(self, what: str, option: str) -> DataInvalid:
-        """The error to raise where a column that there must be was not found.
+        """The error to raise where a required column was not found.
 
         Args:
             what: is missing.
@@ -66,7 +66,7 @@ class ColumnResolver:
 
 
 def column_values(table: Table, name: str) -> list[object]:
-    """A column that every row must have something in.
+    """Values of a column in which no row may be empty.
 
     Raises:
         DataInvalid: a row has no such column or nothing in it; names the row.
@@ -92,7 +92,7 @@ def require_split_values(
         row: word for a row in messages.
 
     Raises:
-        DataInvalid: a row has none.
+        DataInvalid: a row has no value.
     """
     missing = [id for id, value in zip(ids, values, strict=True) if is_empty(value)]
     if missing:

@@ -1,4 +1,4 @@
-"""What a store remembers of a row, to know it again."""
+"""Hash of a row without its id, by which a store recognises its content."""
 
 import hashlib
 from dataclasses import asdict
@@ -8,6 +8,6 @@ from probing.types import LabelledPrompt
 
 
 def content_of_row(prompt: LabelledPrompt) -> str:
-    """What a store remembers of a row, to know it again."""
+    """Hash of a row without its id, by which a store recognises its content."""
     values = asdict(prompt)
     return hashlib.sha256(canonical([value for name, value in values.items() if name != "id"])).hexdigest()[:16]

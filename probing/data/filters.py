@@ -10,9 +10,10 @@ RULES = ("keep_lowest", "drop_highest", "below", "keep_highest", "drop_lowest", 
 
 
 def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None) -> NDArray[np.bool_]:
-    """Which rows to keep: exactly one rule is given.
+    """Whether to keep each row, by exactly one rule.
 
-    Rows are ordered by score, equal scores by id. Shares are of the rows given, rounded to whole rows, halves up.
+    Rows are ordered by score, equal scores by id. Shares refer to the given rows and are rounded to whole rows, halves
+    up.
 
     Args:
         ids: unique.
@@ -46,7 +47,7 @@ def check_rule(**rule: float | None) -> tuple[str, float]:
     """The one rule that is given, and its value.
 
     Raises:
-        ValueError: none or several, or out of range.
+        ValueError: no rule or several, or a value out of range.
     """
     unknown = sorted(set(rule) - set(RULES))
     if unknown:

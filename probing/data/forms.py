@@ -17,7 +17,7 @@ CHAT_QUESTION = "Is this true? {statement}"
 
 @dataclass(frozen=True)
 class Template:
-    """How a statement is followed by a yes or a no.
+    """A template that puts a yes or a no behind a statement.
 
     Attributes:
         text: template with ``{statement}`` and ``{answer}``, each once; the yes itself may stand in place of
@@ -54,7 +54,7 @@ class Template:
 
     def form(self, pair_id: str, statement: str, answer_index: int, name: str) -> LabelledPrompt:
         """One statement with one answer (0: the yes, 1: the no), as ``PAIR#NAME``."""
-        # The statement comes last, since it may hold anything, a placeholder as well.
+        # The statement is filled in last, since it may itself contain a placeholder.
         said = self.text.replace("{answer}", self.answers[answer_index])
         id = f"{pair_id}{SIDE_MARK}{name}"
         if self.question is None:
@@ -121,7 +121,7 @@ def make_text_forms(
 
 
 def replace_word(pair: ContrastPair, old: str, new: str) -> tuple[str, str] | None:
-    """Both texts with another word for ``old``, or None if neither has it.
+    """Both texts with ``old`` replaced by another word, or None if neither contains it.
 
     Only whole words count, in any case: letters, digits, marks (accents and vowel signs), underscores, apostrophes and
     hyphens belong to a word, so "nothing", "cannot", "don't" and "not-so" hold no "not", and neither does "not" in
@@ -148,7 +148,7 @@ def parse_replacement(text: str) -> tuple[str, str]:
     """The two words of ``OLD=NEW``, as in ``not=ttt``.
 
     Raises:
-        ValueError: it is written otherwise, or the words are the same.
+        ValueError: the text is written otherwise, or the words are the same.
     """
     old, equals, new = (part.strip() for part in text.partition("="))
     if not equals or not old or not new or "=" in new:
@@ -159,7 +159,7 @@ def parse_replacement(text: str) -> tuple[str, str]:
 
 
 def append_word(statement: str, word: str) -> str:
-    """The statement with a word after it that has nothing to do with it.
+    """The statement with an unrelated word after it.
 
     Raises:
         ValueError: the word is empty.

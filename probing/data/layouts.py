@@ -63,7 +63,7 @@ class Candidate:
 
     @property
     def texts(self) -> frozenset[str]:
-        """Both texts, as they are compared."""
+        """Both texts in the form in which they are compared."""
         return frozenset((collapse_spaces(self.statement), collapse_spaces(self.opposite)))
 
 
@@ -78,11 +78,11 @@ class Cells:
 
     @property
     def name(self) -> str:
-        """Of the data."""
+        """Name of the data."""
         return self.resolver.name
 
     def both(self, left: int, right: int) -> str:
-        """Names the two rows of a pair, which may be one."""
+        """The names of the two rows of a pair, which may be one row."""
         return self.where(left) if left == right else f"{self.where(left)} and {self.where(right)}"
 
     def require(self, role: str, why: str = "") -> str:
@@ -162,7 +162,7 @@ def read_wide(cells: Cells) -> list[Candidate]:
 def read_long(cells: Cells) -> list[Candidate]:
     cells.require("pair")
     column = cells.require("polarity")
-    affirmative = _polarities(cells, column)
+    affirmative = _read_polarities(cells, column)
     members: dict[str, list[int]] = {}
     for index in range(len(cells.rows)):
         pair = cells.words(index, "pair")
@@ -176,7 +176,7 @@ def read_long(cells: Cells) -> list[Candidate]:
         if len(rows) > 2:
             places = ", ".join(map(cells.where, rows[:3]))
             raise DataInvalid(f"{places}: pair '{pair}' has {len(rows)} rows, where a pair has two")
-        candidates.append(_partners(cells, rows[0], rows[1], affirmative))
+        candidates.append(_pair_rows(cells, rows[0], rows[1], affirmative))
     return candidates
 
 
@@ -187,12 +187,12 @@ def read_halves(cells: Cells) -> list[Candidate]:
             f"{cells.where(len(cells.rows) - 1)}: {len(cells.rows)} rows cannot be halved, so one has no partner"
         )
     column = cells.columns.polarity
-    affirmative = [True] * half + [False] * half if column is None else _polarities(cells, column)
-    return [_partners(cells, index, index + half, affirmative) for index in range(half)]
+    affirmative = [True] * half + [False] * half if column is None else _read_polarities(cells, column)
+    return [_pair_rows(cells, index, index + half, affirmative) for index in range(half)]
 
 
-def _polarities(cells: Cells, column: str) -> list[bool]:
-    """Which rows are affirmative: of two words for it, the same two in the whole file."""
+def _read_polarities(cells: Cells, column: str) -> list[bool]:
+    """Whether each row is affirmative, by two words that are the same in the whole file."""
     spellings: dict[str, int] = {}
     affirmative = []
     for index in range(len(cells.rows)):
@@ -209,7 +209,7 @@ def _polarities(cells: Cells, column: str) -> list[bool]:
     return affirmative
 
 
-def _partners(cells: Cells, left: int, right: int, affirmative: Sequence[bool]) -> Candidate:
+def _pair_rows(cells: Cells, left: int, right: int, affirmative: Sequence[bool]) -> Candidate:
     """Two rows as one pair."""
     if affirmative[left] == affirmative[right]:
         kind = "affirmative" if affirmative[left] else "negative"

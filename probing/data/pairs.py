@@ -23,8 +23,8 @@ def pairs_from_rows(
 ) -> list[PreferencePair]:
     """Rows as pairs, in order.
 
-    Understood are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without ``prompt``,
-    which is then what the two responses begin with; and whole dialogues in one string
+    The accepted forms are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without
+    ``prompt``, which is then what the two responses begin with; and whole dialogues in one string
     (``\\n\\nHuman: ... \\n\\nAssistant: ...``).
 
     Args:
@@ -92,9 +92,9 @@ def _text_sides(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, 
         return prompt, chosen, rejected
     if prompt is not None:
         return prompt, _answer(chosen), _answer(rejected)
-    cut = _dialogue_cut(chosen, rejected)
+    cut = _find_dialogue_cut(chosen, rejected)
     if cut is None:
-        cut = _word_cut(chosen, rejected)
+        cut = _find_word_cut(chosen, rejected)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -102,7 +102,7 @@ def _answer(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
-def _dialogue_cut(chosen: str, rejected: str) -> int | None:
+def _find_dialogue_cut(chosen: str, rejected: str) -> int | None:
     """Where the answers of two dialogues begin: after the last shared turn mark; 0 if not even the first is shared."""
     if not (DIALOGUE_MARK in chosen and DIALOGUE_MARK in rejected):
         return None
@@ -110,8 +110,8 @@ def _dialogue_cut(chosen: str, rejected: str) -> int | None:
     return 0 if mark < 0 else mark + len(DIALOGUE_MARK)
 
 
-def _word_cut(chosen: str, rejected: str) -> int:
-    """Where two texts part, moved back to the start of a word and to where both still have something to say.
+def _find_word_cut(chosen: str, rejected: str) -> int:
+    """Position at which two texts differ, moved back to the start of a word and so that neither remainder is empty.
 
     Cutting at the first differing character would turn "Is it ok? No" and "Is it ok? Never" into "Is it ok? N".
     """

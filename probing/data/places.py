@@ -10,7 +10,7 @@ def expand_places(given: str | Sequence[str], layers: int | None) -> list[Place]
     """Places from their short form; where the number of layers is not known yet, only the form is checked.
 
     Raises:
-        ValueError: what is written is no place.
+        ValueError: the text is not a place.
     """
     entries = given.split(",") if isinstance(given, str) else list(given)
     places: list[Place] = []
@@ -25,18 +25,18 @@ def expand_places(given: str | Sequence[str], layers: int | None) -> list[Place]
         if first > last:
             raise ValueError(f"'{entry}': the layers run from the lower to the higher")
         if layers is not None:
-            # One layer too many is enough to be told that there is no such layer.
+            # One layer beyond the last is kept, so that the error about a missing layer is raised later.
             places += [Place(first_place.kind, number) for number in range(first, min(last, layers) + 1)]
         else:
             places.append(first_place)
     if not places:
         raise ValueError("at least one place must be given")
     if layers is not None:
-        places = [_from_start(place, layers) for place in places]
+        places = [_count_from_start(place, layers) for place in places]
     return list(dict.fromkeys(places))
 
 
-def _from_start(place: Place, layers: int) -> Place:
+def _count_from_start(place: Place, layers: int) -> Place:
     """The same place with a layer that is there counted from 0."""
     if place.layer is None or not -layers <= place.layer < 0:
         return place

@@ -16,7 +16,7 @@ from probing.types import LabelledPrompt, PreferencePair, Text
 TEXT_COLUMNS = ("text", "prompt", "instruction", "question", "statement", "messages")
 RESPONSE_COLUMNS = ("response", "completion")
 SIDE_MARK = "#"
-"""Between the id of a pair and the name of its side."""
+"""Mark between the id of a pair and the name of its side."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def prompts_from_rows(
 
     Raises:
         DataInvalid: a missing column, a wrong type, a duplicate id; names the row.
-        UsageError: a column that is not there, or that pairs have no use for; a span named twice.
+        UsageError: a column that does not exist, or that pairs do not use; a span named twice.
     """
     resolver = ColumnResolver.of(rows, name)
     named = [columns.text, columns.response, columns.label, columns.category, columns.span]

@@ -18,7 +18,7 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
     """Text or messages in one column of a row.
 
     Raises:
-        DataInvalid: there is no such column, or it holds something else.
+        DataInvalid: there is no such column, or it holds neither text nor messages.
     """
     if name not in row:
         if not any(name in other for other in rows):
@@ -55,7 +55,7 @@ def messages(text: Text) -> list[Message]:
     """A conversation as a list.
 
     Raises:
-        TypeError: it is plain text.
+        TypeError: the value is plain text.
     """
     if isinstance(text, str):
         raise TypeError("expected a list of messages, found text")

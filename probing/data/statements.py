@@ -39,7 +39,8 @@ def contrast_pairs_from_rows(
 ) -> list[ContrastPair]:
     """Rows as statements with their opposites, in the order of the statements' first rows.
 
-    A pair whose two texts an earlier one had, in either order, is left out with a warning: it would count twice.
+    A pair with the same two texts as an earlier one, in either order, is left out with a warning, since it would count
+    twice.
 
     Args:
         rows: laid out in one of three ways.
@@ -60,18 +61,18 @@ def contrast_pairs_from_rows(
     Raises:
         DataInvalid: a missing column, a text or label that is none, a pair that is not one statement and one opposite
             of it, a text that is true in one place and false in another, a duplicate id; names the rows.
-        UsageError: a column that is not there or that the layout has no use for, or no layout that fits.
+        UsageError: a column that does not exist or that the layout does not use, or no layout that fits.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"'{layout}' is none of {', '.join(LAYOUTS)}")
     if not rows:
         return []
     resolver = ColumnResolver.of(rows, name)
-    found_layout, found_columns = _resolve(resolver, columns, layout)
-    cells = Cells(rows, found_columns, where, resolver)
-    candidates = LAYOUT_READERS[found_layout](cells)
+    actual_layout, actual_columns = _resolve(resolver, columns, layout)
+    cells = Cells(rows, actual_columns, where, resolver)
+    candidates = LAYOUT_READERS[actual_layout](cells)
     _check_truth(candidates, cells)
-    named = "pair" if found_layout == "long" else "id"
+    named = "pair" if actual_layout == "long" else "id"
 
     def ids(candidates: Sequence[Candidate]) -> list[str]:
         if named == "pair":
@@ -114,7 +115,7 @@ def _resolve(resolver: ColumnResolver, columns: StatementColumns, layout: Layout
 
 
 def _check_truth(candidates: Sequence[Candidate], cells: Cells) -> None:
-    """No text may be the opposite of itself, or true in one place and false in another."""
+    """Raise if a text is the opposite of itself, or true in one place and false in another."""
     known: dict[str, tuple[bool, int]] = {}
     for one in candidates:
         if len(one.texts) == 1:
@@ -131,7 +132,7 @@ def _check_truth(candidates: Sequence[Candidate], cells: Cells) -> None:
 
 
 def _drop_repeats(candidates: Sequence[Candidate], cells: Cells) -> list[Candidate]:
-    """The first of all pairs with the same two texts."""
+    """Keep the first of all pairs with the same two texts."""
     first: dict[frozenset[str], Candidate] = {}
     repeats = [one for one in candidates if first.setdefault(one.texts, one) is not one]
     if repeats:

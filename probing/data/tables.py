@@ -54,7 +54,7 @@ class Table:
         return f"{self.path}, {self.lines[index]}"
 
     def facts(self) -> dict[str, Any]:
-        """What the record of a run says of its dataset."""
+        """Facts of the dataset for the record of a run."""
         return {"path": self.path, "format": self.format, "rows": len(self.rows), "sha256": self.sha256}
 
     @property
@@ -71,7 +71,7 @@ def read_table(source: str, split: str | None = None) -> Table:
         split: which split, for folders and hub ids that hold several.
 
     Raises:
-        DataInvalid: missing, empty, damaged or in no known format; names the line where there is one.
+        DataInvalid: the file is missing, empty, damaged or in no known format; names the line where there is one.
     """
     if not source:
         raise UsageError("no dataset was named")
@@ -273,5 +273,5 @@ def _from_dataset(source: str, loaded: Any, split: str | None) -> Table:
 
 
 def canonical(value: Any) -> bytes:
-    """One spelling for equal values, for hashing."""
+    """A single spelling for equal values, for hashing."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n"

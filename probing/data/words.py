@@ -21,12 +21,12 @@ def spaced_words(text: str) -> list[str]:
 
 
 def collapse_spaces(text: str) -> str:
-    """Text as it is compared: how much white space there is makes no difference."""
+    """The text with every run of white space as one space, for comparisons."""
     return " ".join(spaced_words(text))
 
 
 def whole_words(text: str, word: str, ignore_case: bool = True) -> list[tuple[int, int]]:
-    """Where a word stands alone: the first character of each place, and one past the last."""
+    """Spans in which a word stands alone: the first character of each, and one past the last."""
     pattern = re.compile(re.escape(word), re.IGNORECASE if ignore_case else 0)
     places, at = [], 0
     while match := pattern.search(text, at):
@@ -45,7 +45,7 @@ def _extends_word(character: str) -> bool:
 
 
 def _is_mark(character: str) -> bool:
-    """Combining marks (accents, vowel signs, variation selectors) and joiners: no characters of their own."""
+    """Whether a character is a combining mark (accent, vowel sign, variation selector) or a joiner."""
     return unicodedata.category(character).startswith("M") or character in JOINERS
 
 
@@ -57,12 +57,12 @@ def starts_word(text: str, at: int) -> bool:
 
 
 def _clings(character: str) -> bool:
-    """Marks, and modifiers such as skin tones, belong to the character before them."""
+    """Whether a character belongs to the one before it: marks, and modifiers such as skin tones."""
     return _is_mark(character) or unicodedata.category(character) == "Sk"
 
 
 def _is_in_word(text: str, index: int) -> bool:
-    """Letters and digits of scripts that put spaces between words, what clings to them, and connectors amid them."""
+    """Whether a character is inside a word: letters and digits of scripts with spaces, their marks, and connectors."""
     character = text[index]
     if character in CONNECTORS:
         return 0 < index < len(text) - 1 and text[index - 1].isalnum() and text[index + 1].isalnum()

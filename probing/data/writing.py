@@ -98,7 +98,7 @@ def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
         return (json.dumps(rows, ensure_ascii=False, indent=2, default=str) + "\n").encode(errors="backslashreplace")
     if form == "csv":
         cells = [{name: _csv_cell(value) for name, value in row.items()} for row in rows]
-        # Left to itself the writer does not quote a lone carriage return, which ends a row when it is read again.
+        # By default the writer does not quote a lone carriage return, which ends a row when the file is read again.
         returns = any(isinstance(cell, str) and "\r" in cell for row in cells for cell in row.values())
         text = io.StringIO(newline="")
         writer = csv.DictWriter(

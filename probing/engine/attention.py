@@ -36,7 +36,7 @@ NOT_UNDERSTOOD = ("position_bias", "cache", "block_indices")
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Which positions of one sequence see which: what the library made its mask from, in place of the mask."""
+    """The positions of one sequence that see each other: the function that the library makes its mask from."""
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     known: dict[int, tuple[Seen, int | None]] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Pattern:
 
 @dataclass(eq=False)
 class Layout:
-    """How the packed tokens of one pass hang together; also holds what every layer needs again.
+    """The paths that the packed tokens of one pass belong to, and what every layer needs again.
 
     Attributes:
         paths: paths of the pass in the order of their tokens, covering all tokens.
@@ -139,7 +139,7 @@ _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 @contextlib.contextmanager
 def use_packed_attention(configs: Sequence[Any], layout: Layout) -> Iterator[None]:
-    """A model that attends along ``layout``; its config is as it was after."""
+    """Have a model attend along ``layout``; afterwards its config is as it was."""
     before = [config._attn_implementation for config in configs]
     token = _layout.set(layout)
     try:
@@ -164,7 +164,7 @@ def configs_of(module: nn.Module) -> list[Any]:
 
 
 def _pattern(*, mask_function: Callable[..., Tensor], **_: Any) -> Pattern:
-    """In place of a mask: the function that it would be made from."""
+    """The function that a mask would be made from, in place of the mask."""
     return Pattern(mask_function)
 
 
@@ -279,7 +279,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, pattern: 
 def _varlen_options(
     function: Callable[..., Any], pattern: Pattern, length: int, scale: float, grouped: bool
 ) -> dict[str, Any]:
-    """Keywords by the function's signature.
+    """Keywords that the function's signature knows.
 
     torch 2.10 knows ``is_causal``; 2.11 ``scale`` and ``window_size`` in its place; 2.12 ``enable_gqa``, before which
     fewer key heads are taken as they are; 2.13 ``num_splits``: with one split, a sequence has the same bits whatever

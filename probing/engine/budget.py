@@ -18,7 +18,7 @@ TRIAL_LENGTH = 1024
 
 @dataclass
 class TokenBudget:
-    """How many padded tokens go into one batch; shrinks when memory runs out, and stays so."""
+    """The number of padded tokens of a batch; it shrinks when memory runs out, and stays so."""
 
     tokens: int
     reason: str
@@ -39,7 +39,7 @@ def find_budget(stack: Stack, batch_tokens: int | None, run_trial: Callable[[int
             they were.
 
     Raises:
-        UsageError: less than a token.
+        UsageError: a budget of less than one token.
     """
     if batch_tokens is None:
         return choose_batch_tokens(stack, run_trial)
@@ -60,7 +60,7 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
         kind = stack.language_model.device.type
         return TokenBudget(CPU_BATCH_TOKENS, f"fixed on {kind}: larger batches are no faster")
     try:
-        peaks = [_peaks(cards, run_trial, tokens) for tokens in TRIAL_TOKENS]
+        peaks = [_find_peaks(cards, run_trial, tokens) for tokens in TRIAL_TOKENS]
     except torch.OutOfMemoryError:
         return TokenBudget(LEAST_BATCH_TOKENS, f"the least, since a trial of {TRIAL_TOKENS[-1]} tokens did not fit")
     tokens = [run for run, _ in peaks]
@@ -74,8 +74,8 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
     return min(fitting, key=lambda budget: budget.tokens)
 
 
-def _peaks(cards: Sequence[torch.device], run_trial: Callable[[int], int], tokens: int) -> tuple[int, list[int]]:
-    """How many tokens a trial had, and the most bytes of each card that it took at once."""
+def _find_peaks(cards: Sequence[torch.device], run_trial: Callable[[int], int], tokens: int) -> tuple[int, list[int]]:
+    """The number of tokens of a trial, and the most bytes of each card that it took at once."""
     before = [torch.cuda.memory_allocated(card) for card in cards]
     for card in cards:
         torch.cuda.reset_peak_memory_stats(card)
@@ -84,7 +84,7 @@ def _peaks(cards: Sequence[torch.device], run_trial: Callable[[int], int], token
     return run, [peak - allocated for peak, allocated in zip(most, before, strict=True)]
 
 
-def trial_shape(tokens: int, max_positions: int | None) -> tuple[int, int]:
+def choose_trial_shape(tokens: int, max_positions: int | None) -> tuple[int, int]:
     """Rows and length of a trial of about so many tokens: of sequences that are usual, and not too long for a model."""
     length = min(TRIAL_LENGTH, max_positions or TRIAL_LENGTH)
     return -(-tokens // length), length

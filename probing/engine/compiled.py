@@ -12,9 +12,9 @@ BACKEND = "inductor"
 
 @contextlib.contextmanager
 def use_compiled_blocks(stack: Stack, wanted: bool = True) -> Iterator[None]:
-    """The blocks' ``forward`` compiled, and as it was after.
+    """Compile the ``forward`` of the blocks, and restore it afterwards.
 
-    Compiling a block itself would take its hooks into the compiled code, where those that come later are not seen.
+    Compiling a block itself would include its hooks in the compiled code, where hooks that are added later are ignored.
     """
     if not wanted:
         yield

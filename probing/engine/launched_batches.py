@@ -13,7 +13,7 @@ from probing.types import Pooling
 
 @dataclass(frozen=True)
 class Readings:
-    """What was kept of every row, on the CPU (but see ``Stream.keep_on_device``).
+    """Values that were kept of every row, on the CPU (but see ``Stream.keep_on_device``).
 
     Attributes:
         values: one tensor a site for each pooling: [row width], or [token width] for "tokens" (what ``per_token``
@@ -26,7 +26,7 @@ class Readings:
 
 
 class Values:
-    """What was kept of one batch, by pooling, one tensor a site; on its way to the host unless it stays.
+    """Values that were kept of one batch, by pooling, one tensor a site; on their way to the host unless they stay.
 
     Args:
         values: the values, on the device.
@@ -39,14 +39,14 @@ class Values:
         self._download = Download([value for pooling in self._coming for value in values[pooling]])
 
     def wait(self) -> dict[Pooling, list[Tensor]]:
-        """The values, where they belong."""
+        """The values on the device on which they are to stay."""
         arrived = iter(self._download.wait())
         return self._values | {pooling: [next(arrived) for _ in self._values[pooling]] for pooling in self._coming}
 
 
 @dataclass(frozen=True, eq=False)
 class LaunchedBatch:
-    """A batch that was launched: where its rows are, its values, and the tokens of its rows."""
+    """A batch that was launched: numbers of its rows, its values, and the tokens of its rows."""
 
     spots: Spots
     values: Values

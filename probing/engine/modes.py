@@ -29,27 +29,29 @@ log = logging.getLogger(__name__)
 
 Packing = Literal["varlen", "paths", "none"]
 PARITY = {torch.float32: 3e-5, torch.float64: 1e-9}
-"""How far the fast way may be from the plain one, relative to the largest value of each channel."""
+"""Largest difference allowed between the fast way and the plain one, relative to the largest value of each channel."""
 NEIGHBOURS = 3
 EARLY_BLOCKS = 2
 EARLY_HALF = 2e-2
-"""The same in half precision, after the first blocks: rounding makes less than half of it there. A token that is not
-seen, a position that is off by one or logits of another scale make more."""
+"""The same in half precision, after the first blocks: rounding causes less than half of it there, while an unseen
+token, a position that is off by one or another scale of logits cause more."""
 PARITY_HALF = 5e-2
-"""And after the last block, where rounding has grown with every layer, by as much as it is measured to have grown."""
+"""The same in half precision after the last block, where rounding has grown with every layer; by how much is
+measured."""
 ROWS_OF_NOISE = (1, 2, 4, 8)
-"""Pairs of rows in the batches that the noise of shapes is measured with."""
+"""Numbers of pairs of rows in the batches with which the rounding differences of batch shapes are measured."""
 HALF = (torch.bfloat16, torch.float16)
 TRIALS = ((9, 7), (9, 7), (0, 11), (0, 11))
 """Rows of the self-test: prompt tokens (the same ones), and tokens of their own."""
 COUNTS_BY_ITSELF = "attn_temperature_tuning"
-"""Llama 4 scales queries by where they stand in the tensor, from the 8192nd on: no short trial would show it."""
+"""Setting by which Llama 4 scales queries by their position in the tensor, from the 8192nd on: no short trial would
+show it."""
 STRETCHED = ("longrope", "dynamic")
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a model is run.
+    """The way in which a model is run.
 
     Attributes:
         packing: sequences one after the other without padding: "varlen" with torch's attention over sequences of
@@ -70,24 +72,24 @@ class Mode:
     reason: str = ""
 
     def length(self, segment: Segment) -> int:
-        """How many tokens are run for one row, padding included."""
+        """The number of tokens that are run for one row, padding included."""
         tokens = segment.stop if self.causal else len(segment.ids)
         if self.packing != "none" or not self.causal or (self.stretched and tokens > self.stretched):
             return tokens
         return padded_length(tokens, min(filter(None, (self.limit, self.stretched)), default=None))
 
     def describe(self) -> str:
-        """In words."""
+        """The mode in words."""
         how = {"varlen": "packed (varlen)", "paths": "packed (a sequence at a time)", "none": "stacked by length"}
         shared = "prompts shared" if self.sharing else "prompts not shared"
         return f"{how[self.packing]}, {shared}" + (f" ({self.reason})" if self.reason else "")
 
 
 def choose_mode(stack: Stack) -> Mode:
-    """The fastest way that equals the plain one on a few tokens of this very model; says once why not a faster one."""
+    """The fastest way that equals the plain one on a few tokens of this model; logs once why not a faster one."""
     config = stack.language_model.model.config.get_text_config()
     plain = Mode(
-        "none", False, stack.causal, stack.language_model.max_positions, _stretched_from(config), "packing is off"
+        "none", False, stack.causal, stack.language_model.max_positions, _find_stretch_length(config), "packing is off"
     )
     if not accepts_packing(stack):
         reason = f"{type(stack.backbone).__name__} takes no position_ids or attention_mask"
@@ -117,7 +119,7 @@ def is_on_card(language_model: LanguageModel) -> bool:
 
 
 def _announce(stack: Stack, mode: Mode) -> Mode:
-    """The same mode; where something faster was tried in vain, that is said aloud."""
+    """The same mode; warns where a faster one was tried and failed."""
     if mode.reason:
         log.warning("%s runs %s", stack.family, mode.describe())
     return mode
@@ -147,32 +149,32 @@ def _judge_mode(stack: Stack, mode: Mode) -> tuple[str | None, set[str]]:
             return f"fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", loops
         if not all(torch.isfinite(row).all() for row in plain):
             return "the states of the trial are not finite, so nothing can be compared", loops
-        problem = _difference(stack, stacking, segments, plain, fast)
-    return problem or _leak(stack, fast, others), loops
+        problem = _find_difference(stack, stacking, segments, plain, fast)
+    return problem or _find_leak(stack, fast, others), loops
 
 
-def _difference(
+def _find_difference(
     stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Sequence[Tensor], fast: Sequence[Tensor]
 ) -> str | None:
-    """What speaks against states that were computed in a fast way; None where they are those of the plain one."""
+    """Reason to refuse states that were computed in a fast way; None where they equal those of the plain way."""
     early = stack.width * min(EARLY_BLOCKS, len(stack.blocks))
     for where, limit in ((slice(0, early), EARLY_HALF), (slice(early, None), PARITY_HALF)):
         rows = [(row[:, where], other[:, where]) for row, other in zip(plain, fast, strict=True)]
         worst = max(channelwise_difference(*pair) for pair in rows)
         allowed = PARITY.get(stack.language_model.dtype, limit)
         if not worst <= allowed and where.start:
-            allowed = allowed_difference(allowed, _noise(stack, stacking, segments, [row for row, _ in rows]))
+            allowed = allowed_difference(allowed, _measure_noise(stack, stacking, segments, [row for row, _ in rows]))
         if not worst <= allowed:
             when = "at the end" if where.start else "after the first blocks"
             return f"differs from the plain way by {worst:.1e} {when}, allowed is {allowed:.0e}"
     return None
 
 
-def _noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Sequence[Tensor]) -> float:
-    """How far rounding alone moves the states at the end, measured in the plain way.
+def _measure_noise(stack: Stack, stacking: Mode, segments: Sequence[Segment], plain: Sequence[Tensor]) -> float:
+    """Difference of the last states that rounding alone causes, measured in the plain way.
 
-    Once in batches of other sizes, whose products add up in another order on some machines; and once from embeddings
-    that are off by the rounding of their dtype, as every later number is.
+    Measured once in batches of other sizes, whose products are summed in another order on some machines, and once from
+    embeddings that are perturbed by the rounding of their dtype, as every later number is.
     """
     differences = [0.0]
     early = stack.width * min(EARLY_BLOCKS, len(stack.blocks))
@@ -205,7 +207,7 @@ def _perturb_embeddings(stack: Stack) -> Iterator[None]:
         handle.remove()
 
 
-def _leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> str | None:
+def _find_leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> str | None:
     """Whether a row changes when other tokens stand in the rows before it, which rounding cannot explain.
 
     In half precision rounding is as large as what a recurrent layer carries over from one sequence to the next.
@@ -217,7 +219,7 @@ def _leak(stack: Stack, fast: Sequence[Tensor], others: Sequence[Sequence[Tensor
 
 @contextlib.contextmanager
 def use_mode(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """A model set up for one batch; gives the arguments of its pass.
+    """Set a model up for one batch; yields the arguments of its pass.
 
     Args:
         stack: the model.
@@ -231,7 +233,7 @@ def use_mode(stack: Stack, mode: Mode, batch: Batch, loops: set[str] | None = No
         yield {"ids": batch.ids.to(device)}
         return
     ids, positions = (part.long()[None] for part in upload([batch.ids[0].numpy(), batch.positions[0].numpy()], device))
-    # The mask keeps the library from looking for packed sequences itself; which positions see which is the layout's.
+    # With a mask the library does not look for packed sequences itself; the layout decides which positions see which.
     options = {"ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
     layout = Layout(batch.paths, mode.packing == "varlen", set() if loops is None else loops)
     with use_packed_attention(configs_of(stack.backbone), layout):
@@ -250,7 +252,7 @@ def _trial_rows(stack: Stack, neighbours: int = 0) -> list[Segment]:
 
 
 def _states(stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[str] | None = None) -> list[Tensor]:
-    """What the first blocks, the last one and the backbone return for every token of each row; see ``use_mode``."""
+    """States that the first blocks, the last one and the backbone return for every token; see ``use_mode``."""
     lengths = [len(segment.ids) for segment in segments]
     trees = plant(segments, lengths, mode.sharing)
     batch = pack_trees(trees, segments, lengths) if mode.packing != "none" else stack_rows(trees, segments, mode.causal)
@@ -265,7 +267,7 @@ def _states(stack: Stack, mode: Mode, segments: Sequence[Segment], loops: set[st
     return rows
 
 
-def _stretched_from(config: Any) -> int | None:
+def _find_stretch_length(config: Any) -> int | None:
     """Length beyond which rotary positions depend on the longest sequence of a batch; None where they never do."""
     for name in ("rope_parameters", "rope_scaling"):
         entry = getattr(config, name, None)

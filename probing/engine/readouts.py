@@ -14,7 +14,7 @@ from probing.types import Pooling
 
 
 class Spots:
-    """Where the states that count lie among the packed tokens of one batch; indices go to each device in one copy."""
+    """Indices, in the packed tokens of one batch, of the states that count; they go to each device in one copy."""
 
     def __init__(self, batch: Batch) -> None:
         early, late = (np.array(spans, dtype=np.int64).reshape(-1, 2) for spans in (batch.early, batch.late))

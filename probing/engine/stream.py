@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from probing.engine.budget import TokenBudget, trial_shape
+from probing.engine.budget import TokenBudget, choose_trial_shape
 from probing.engine.compiled import use_compiled_blocks
 from probing.engine.launched_batches import LaunchedBatch, Readings, Values
 from probing.engine.modes import Mode, use_mode
@@ -74,12 +74,12 @@ class Stream:
         return with_fallbacks("; ".join(ways))
 
     def _find_unforeseen(self, loops: set[str]) -> set[str]:
-        """Those that the mode does not name already, since the trial's rows were too short to show them."""
+        """Reasons that the mode does not name already, since the trial's rows were too short to show them."""
         return {reason for reason in loops if reason not in self.mode.reason}
 
     def run_trial(self, tokens: int) -> int:
         """Run one batch of about so many tokens, with everything that is kept of it, and return how many they were."""
-        rows, length = trial_shape(tokens, self.stack.language_model.max_positions)
+        rows, length = choose_trial_shape(tokens, self.stack.language_model.max_positions)
         ids = trial_ids(self.stack.language_model, 1, length)[0].tolist()
         segments = [Segment(ids, 0, length - 1) for _ in range(rows)]
         lengths = [self.mode.length(segment) for segment in segments]
@@ -92,8 +92,8 @@ class Stream:
     def read(self, segments: Sequence[Segment], progress: Callable[[int], None] | None = None) -> Readings:
         """Run every row once, longest first, and keep what was asked for.
 
-        States are reduced on the device; no batch's states outlive it. When memory runs out the budget is halved, for
-        the rest of its life, and the same rows run again.
+        States are reduced on the device, and the states of a batch are freed after it. When memory runs out the budget
+        is halved, for the rest of its life, and the same rows run again.
 
         Args:
             segments: at least one row, each with at least one position that counts.
@@ -209,7 +209,7 @@ class Stream:
         loops: set[str] = set()
         attention = use_mode(self.stack, self.mode, batch, loops)
         with torch.inference_mode(), attention as options, tap_modules(taps, receive):
-            # A caller's autocast would round every layer in half precision without a word.
+            # Under a caller's autocast every layer would be rounded to half precision silently.
             with contextlib.suppress(Enough), torch.autocast(device.type, enabled=False):
                 run_backbone(self.stack.backbone, **options)
             if waiting:
@@ -221,7 +221,7 @@ class Stream:
             return spots, Values(values, self._staying())
 
     def _say(self, loops: set[str]) -> None:
-        """Name what ran slower than the mode promises, once; the reasons are known when the pass has run."""
+        """Warn once of what ran slower than the mode promises; the reasons are known after the pass."""
         for reason in self._find_unforeseen(loops - self.loops):
             log.warning("%s: %s", self.stack.family, SLOWER.format(reason))
         self.loops |= loops
@@ -245,7 +245,7 @@ class Stream:
         return ("tokens",) if self.keep_on_device else ()
 
     def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
-        """What to run instead of a batch that did not fit."""
+        """Smaller batches to run instead of one that did not fit."""
         device, tokens = self.stack.language_model.device, sum(tree.tokens for tree in trees)
         if len(trees) == 1 and len(trees[0].rows) == 1:
             raise OutOfMemory(
@@ -269,7 +269,7 @@ def _collect_next_ids(batch: Batch, segments: Sequence[Segment], device: torch.d
     following = torch.tensor(
         [id for row in batch.rows for id in segments[row].ids[segments[row].start + 1 : segments[row].stop + 1]]
     )
-    # From other memory the host would wait for all that the card still has to do.
+    # Copying from unpinned memory, the host would wait for all queued work of the card.
     return following.pin_memory() if device.type == "cuda" else following
 
 

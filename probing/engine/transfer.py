@@ -13,7 +13,7 @@ def upload(arrays: Sequence[NDArray[np.integer[Any]]], device: torch.device) -> 
     """Whole numbers below 2^31 as int32 tensors on a device, in one copy for all of them."""
     joined = torch.from_numpy(np.concatenate(arrays).astype(np.int32, copy=False))
     if device.type == "cuda":
-        # From pinned memory the copy is queued; from other memory the host would wait for the card.
+        # A copy from pinned memory is queued; from other memory the host would wait for the card.
         joined = joined.pin_memory()
     return list(joined.to(device, non_blocking=True).split([len(array) for array in arrays]))
 

@@ -87,10 +87,10 @@ class Batch:
 
 
 def plant(segments: Sequence[Segment], lengths: Sequence[int], sharing: bool) -> list[Tree]:
-    """Rows as trees, largest first: those with the same prompt together, if ``sharing``, and else each alone.
+    """Rows as trees, largest first: rows with the same prompt together if ``sharing``, otherwise each row alone.
 
-    What is shared is the prompt, whole, and a row that shares it with no other is computed in the same two steps: so
-    not even the bits of a row depend on which others there are.
+    The whole prompt is shared, and a row that shares it with no other is computed in the same two steps, so that not
+    even the last bits of a row depend on the other rows.
 
     Args:
         segments: the rows.
@@ -118,7 +118,7 @@ def split_tree(tree: Tree, lengths: Sequence[int]) -> list[Tree]:
 
 
 def take(trees: Sequence[Tree], budget: int, alike: bool) -> int:
-    """How many trees from the front fit the budget together; at least one.
+    """The number of trees from the front that fit the budget together; at least one.
 
     Args:
         trees: trees in the order in which they are run.

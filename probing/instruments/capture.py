@@ -95,7 +95,7 @@ class Capturer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the values."""
+        """Dtype of the values."""
         if self.request.dtype != "auto":
             return DTYPES[self.request.dtype]
         pooled = self.request.pooling in ("mean", "sum")
@@ -204,7 +204,7 @@ def as_prompts(texts: Any) -> list[LabelledPrompt]:
     """Rows from whatever a caller holds them in; see ``capture``.
 
     Raises:
-        DataInvalid: no rows, a duplicate id, or a row that is no text.
+        DataInvalid: no rows, a duplicate id, or a row that is not a text.
     """
     if isinstance(texts, str | LabelledPrompt | Mapping):
         raise UsageError(f"give a list of texts (or one split of a dataset), not a single {type(texts).__name__}")

@@ -20,7 +20,7 @@ LIKELIHOOD_COLUMNS = (
 )
 RATE_COLUMNS = ("displacement_rate", "displacement_rate_exact")
 COLUMNS = ("id", "status", *TOKEN_COLUMNS, *SCORE_COLUMNS)
-"""What is scored unless columns are named."""
+"""Columns that are scored unless others are named."""
 ALL_COLUMNS = (*COLUMNS, *LIKELIHOOD_COLUMNS, *RATE_COLUMNS)
 ALL = "all"
 """Stands for every column that one pass gives: all but the rates."""
@@ -40,5 +40,5 @@ def known_columns(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def split_columns(columns: str | None) -> tuple[str, ...]:
-    """The same from names separated by commas; the usual ones for None."""
+    """Known columns from names separated by commas; the usual ones for None."""
     return COLUMNS if columns is None else known_columns([name.strip() for name in columns.split(",") if name.strip()])

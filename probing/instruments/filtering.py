@@ -73,7 +73,7 @@ def filter_pairs(
 
 
 def warn_of_direction(by: str, rule: str) -> None:
-    """A word where the rule keeps just the pairs that the score warns of."""
+    """Warn where the rule keeps just the pairs that the score warns of."""
     keeps_lowest = rule in ("keep_lowest", "drop_highest", "below")
     if (by in RATE_COLUMNS and keeps_lowest) or (by in SCORE_COLUMNS and not keeps_lowest):
         kept = "lose" if by in RATE_COLUMNS else "are most alike, and so lose"

@@ -87,7 +87,7 @@ def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
         )
     head = list(model.get_output_embeddings().parameters())
     if which == "all":
-        # An adapter's own are left out: what is left is what the merged model has.
+        # An adapter's own parameters are left out, so that those of the merged model remain.
         peft = stack.language_model.peft
         own = () if peft is None else (peft.base_model.prefix, "original_module")
         chosen = [p for name, p in model.named_parameters() if not any(part in name for part in own)]
@@ -108,7 +108,7 @@ def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def _require_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters and no others, for a while."""
+    """Have gradients computed for these parameters and no others, inside the block."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters}
     try:

@@ -119,7 +119,7 @@ class PairComparer:
 
     @property
     def streams(self) -> list[Stream]:
-        """Of both models."""
+        """Streams of both models."""
         return [self.before.stream, self.after.stream]
 
     def tokenize(

@@ -75,7 +75,7 @@ def free_rates(
     lengths = [count for pair in pairs for count in (pair.chosen_tokens, pair.rejected_tokens)]
     parts, ids = states.split(lengths), following.split(lengths)
     totals = logsumexp.split([pair.chosen_tokens + pair.rejected_tokens for pair in pairs])
-    # Put together before they go to the host, which else would wait for the card at every pair.
+    # Joined before they go to the host, which would otherwise wait for the card at every pair.
     return torch.stack(
         [
             free_feature_rate(parts[at], parts[at + 1], ids[at], ids[at + 1], head, total)

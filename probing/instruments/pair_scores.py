@@ -54,10 +54,10 @@ from probing.types import Pooling, PreferencePair, Problem
 BLOCK_PAIRS = 512
 """Pairs that are tokenised, sorted and scored together; bounds the memory whatever the number of rows."""
 STATE_BYTES = 1 << 27
-"""Of states that are kept for the rates, which need both responses of a pair at once."""
+"""Bytes of the states that are kept for the rates, which need both responses of a pair at once."""
 STATE_SHARE = 64
-"""On a card they are at most the 64th part of its memory, if that is more. Not of what is free: a run that is continued
-should come to the same groups."""
+"""On a card these states take at most the 64th part of its memory, if that is more. It is not a part of the free
+memory, so that a continued run forms the same groups."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class PairScorer:
         self._explainer = NonFiniteExplainer(self.stream)
 
     def _open_stream(self, stack: Stack) -> Stream:
-        """What is kept of the last states: their sum and the last one, and of every token what likelihoods need."""
+        """A stream that keeps the sum of the last states, the last one, and for every token what likelihoods need."""
         poolings: list[Pooling] = ["sum", "last"]
         kept: dict[str, Any] = {"compiled": self.compile, "keep_on_device": self._keeping}
         if self._likely:
@@ -155,7 +155,7 @@ class PairScorer:
         return self.score_tokenized(self.tokenize(pairs, where), report)
 
     def score_tokenized(self, tokenized: list[TokenizedPair], report: Advance | None = None) -> ScoredBlock:
-        """``score`` of what ``tokenize`` made."""
+        """Score pairs that ``tokenize`` returned."""
         runnable, problems = split_runnable(tokenized, report)
         scores = self._score(runnable, problems, report) if runnable else {}
         frame = as_frame(tokenized, problems, {name: _dtype(name) for name in self.columns}, scores)
@@ -257,7 +257,7 @@ class PairScorer:
 
 
 def _similarities(total: torch.Tensor, last: torch.Tensor, pairs: Sequence[TokenizedPair]) -> dict[str, list[Any]]:
-    """How alike the responses are, from the sums of their states and the last of them, [pair 2 width]."""
+    """Scores of the similarity of two responses, from their sums of states and last states, [pair 2 width]."""
     counts = (torch.tensor([getattr(pair, name) for pair in pairs]) for name in TOKEN_COLUMNS[1:])
     return {
         "ches": ches(total[:, 0], total[:, 1]).tolist(),
@@ -341,7 +341,7 @@ def score_pairs(
         meaning and unit of each column.
 
     Raises:
-        DataInvalid: a pair is not what it must be; names the row.
+        DataInvalid: an invalid pair; names the row.
         UsageError: unknown columns, or options out of range.
     """
     if isinstance(columns, str):
@@ -367,7 +367,7 @@ def as_pairs(pairs: Any) -> list[PreferencePair]:
     """Pairs from whatever a caller holds them in; see ``score_pairs``.
 
     Raises:
-        DataInvalid: no pairs, a duplicate id, or a row that is no pair.
+        DataInvalid: no pairs, a duplicate id, or an invalid pair.
     """
     rows = list_rows(pairs)
     if not rows:

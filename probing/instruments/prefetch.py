@@ -11,8 +11,8 @@ Made = TypeVar("Made")
 def prefetch(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
     """``make`` of every item, in order; while one is being used, a thread makes the next.
 
-    One thread makes all of them, so ``make`` never runs beside itself. What it raises is raised when its turn comes.
-    Close the generator where it is not used up: no thread is left behind then.
+    One thread makes all of them, so that ``make`` never runs twice at the same time. An error of ``make`` is raised
+    when its item is due. Close the generator if it is not exhausted, so that no thread is left behind.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="one-ahead") as pool:
         waiting = None

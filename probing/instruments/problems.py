@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def warn_of(problems: Sequence[Problem], rows: int) -> None:
-    """Say on stderr that rows were left out."""
+    """Warn that rows were left out."""
     if problems:
         first = problems[0]
         log.warning(

@@ -21,7 +21,7 @@ from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import Pooling, Problem
 
 Advance = Callable[[float, int], None]
-"""Told how many rows (fractions, as tokens finish) and how many tokens were done."""
+"""Called with the number of rows (in fractions, as tokens finish) and the number of tokens that were done."""
 Row = TypeVar("Row")
 Tokenized = TypeVar("Tokenized")
 Block = TypeVar("Block")
@@ -30,7 +30,7 @@ NOT_FINITE = "states are NaN or infinite"
 
 @contextlib.contextmanager
 def set_up(language_model: LanguageModel) -> Iterator[None]:
-    """A model for this thread alone, its adapter on, a caller's autocast off."""
+    """Reserve a model for this thread, with its adapter on and a caller's autocast off."""
     device = language_model.device.type
     with ONE_AT_A_TIME, language_model.active(), torch.autocast(device, enabled=False):
         yield
@@ -49,7 +49,7 @@ def open_stream(
         kept: further fields of ``Stream``.
 
     Raises:
-        UsageError: less than a token a batch.
+        UsageError: a budget of less than one token a batch.
     """
     stream = Stream(stack, choose_mode(stack), sites, poolings, TokenBudget(1, "not found yet"), **kept)
     stream.budget = find_budget(stack, batch_tokens, stream.run_trial)
@@ -58,7 +58,7 @@ def open_stream(
 
 @dataclass
 class NonFiniteExplainer:
-    """Says where the states of a row stop being finite; looked up once, for the first such row, since it costs a pass.
+    """Names the first place whose states are not finite; looked up for the first such row alone, since it costs a pass.
 
     Args:
         stream: stream that reads the model.
@@ -113,7 +113,7 @@ def split_runnable(tokenized: Sequence[Runnable], report: Advance | None) -> tup
 
 
 def report_tokens(report: Advance | None, rows: int, tokens: int) -> Callable[[int], None] | None:
-    """What a stream tells of its tokens, with the share of the rows that they are: the time left follows the tokens."""
+    """Report a stream's tokens as shares of the rows, so that the estimated time left follows the tokens."""
     return None if report is None else lambda done: report(done * rows / tokens, done)
 
 

@@ -20,9 +20,9 @@ from probing.kernels.output_head import (
 from probing.kernels.top_columns import top_columns
 
 MOVED_BYTES = 1 << 31
-"""On a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
+"""Bytes, on a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
 TERMS = 3
-"""bf16 numbers of 8 bits each, whose sum is a float32 number of 24 bits."""
+"""Number of bf16 numbers of 8 bits each whose sum is a float32 number of 24 bits."""
 
 
 def free_feature_rate(
@@ -33,10 +33,10 @@ def free_feature_rate(
     head: Unembedding,
     logsumexp: Float[Tensor, " state"] | None = None,
 ) -> Float[Tensor, ""]:
-    """How fast ``ln p(y+)`` changes at first under preference training on this pair alone; negative is displacement.
+    """Initial rate of change of ``ln p(y+)`` in preference training on this pair alone; negative is displacement.
 
     Exact for a model whose states and unembedding are all free parameters: ``<grad ln p(y+), grad (ln p(y+) - ln
-    p(y-))>`` over them. CHES is what is left when every coefficient of a pair of states is taken for 1. With residuals
+    p(y-))>`` over them. CHES results when every coefficient of a pair of states is replaced by 1. With residuals
     ``r_k = e_{y_k} - softmax(W h_k)`` it is
 
         sum_kk' <r+_k, r+_k'> <h+_k, h+_k'> - sum_kk' <r+_k, r-_k'> <h+_k, h-_k'>
@@ -82,7 +82,7 @@ def free_feature_rate(
 
 
 def count_shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
-    """How many of the states that predict two responses are the same: up to the first token that differs."""
+    """The number of states that predict two responses and are the same: up to the first token that differs."""
     shortest = min(len(chosen_ids), len(rejected_ids))
     differ = (chosen_ids[:shortest] != rejected_ids[:shortest]).nonzero()
     return int(differ[0]) + 1 if len(differ) else shortest
@@ -94,7 +94,7 @@ def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, co
     write_logits(logits, states, head, columns)
     slope = head.scale if head.soft_cap is None else head.scale * (1 - (logits / head.soft_cap).square())
     residuals = -(logits - total[:, None]).exp()
-    # A list of those inside would be counted on the host, which then waits for the card.
+    # Indexing by a mask would make the host wait for the card, to learn the size of the result.
     at = (ids - columns.start)[:, None]
     inside, at = (at >= 0) & (at < residuals.shape[1]), at.clamp(0, residuals.shape[1] - 1)
     residuals.scatter_(1, at, residuals.gather(1, at) + inside.to(residuals))

@@ -10,13 +10,13 @@ from torch import Tensor
 BLOCK_NUMBERS = 1 << 20
 """Numbers of a side that are widened to float64 at a time where a side need not be held in float64 whole."""
 CONSTANT_KERNEL = 1e-12
-"""A share of a kernel's square below which what is left of it without bias is rounding."""
+"""Share of a kernel's square below which its unbiased part is rounding."""
 Squares = dict[tuple[int, int], float]
 
 
 @dataclass(frozen=True, slots=True)
 class CentroidShift:
-    """How far the mean of the rows moved.
+    """Shift of the mean of the rows.
 
     Attributes:
         vector: mean of after - before, in the states' unit, shape [width], float64.
@@ -34,7 +34,7 @@ class CentroidShift:
 
 @dataclass(frozen=True, slots=True)
 class BuresWasserstein:
-    """How far two covariance matrices A and B lie apart.
+    """Distance of two covariance matrices A and B.
 
     Attributes:
         distance: the Bures-Wasserstein distance, in the states' unit, at least 0.
@@ -77,7 +77,7 @@ def centroid_shift(before: Float[Tensor, "row width"], after: Float[Tensor, "row
 def linear_cka(
     left: Float[Tensor, "row left_width"], right: Float[Tensor, "row right_width"], debiased: bool = False
 ) -> float:
-    """Linear centred kernel alignment: how alike two models tell the rows apart, whatever basis each has.
+    """Linear centred kernel alignment: similarity of the geometry of the rows in two models, whatever their bases.
 
     Unchanged where a side is rotated, shifted, or scaled as a whole. With rows of fewer than the width the usual form
     comes near 1 whatever the states are; compare such states by the debiased one.
@@ -93,9 +93,9 @@ def linear_cka(
         The similarity: from 0 to 1, or debiased from -1 to 1 and about 0 for states that are independent.
 
     Raises:
-        ValueError: as many rows are not on both sides, fewer than two (debiased: four), states that are not finite,
-            rows that are all the same; or debiased, rows that have nothing in common with one another, as where all
-            but one are the same.
+        ValueError: different numbers of rows on the two sides, fewer than two (debiased: four), states that are not
+            finite, rows that are all the same; or debiased, rows that have nothing in common with one another, as where
+            all but one are the same.
 
     Source: Kornblith et al. 2019, arXiv 1905.00414, equation 4; debiased: Song et al. 2012, equation 5, as in Nguyen et
         al. 2021, arXiv 2010.15327, equation 3. For centred rows with squared lengths d and e that equation is
@@ -145,7 +145,7 @@ def principal_angles(
     one, other = (_span(states, name, components) for states, name in ((left, "left"), (right, "right")))
     shared = one.T @ other
     cosines, sines = torch.linalg.svdvals(shared), torch.linalg.svdvals(other - one @ shared).flip(0)
-    # From both, since a cosine has no digits of a small angle and a sine none of one near 90 degrees; scipy's
+    # Computed from both, since a cosine has no digits of a small angle and a sine none of one near 90 degrees; scipy's
     # subspace_angles (1.17) takes the wrong one of them where angles below and above 45 degrees come together.
     return torch.rad2deg(torch.atan2(sines, cosines))
 
@@ -223,7 +223,7 @@ def _inner_by_rows(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor]]:
 
 
 def _inner_by_columns(left: Tensor, right: Tensor) -> tuple[Squares, list[Tensor]]:
-    """The same from width x width matrices: <K, L> = |X'Y|^2."""
+    """Inner products from width x width matrices: <K, L> = |X'Y|^2."""
     width = max(left.shape[1], right.shape[1])
     blocks = [_blocks(states, width) for states in (left, right)]
     means = [torch.stack([block.double().sum(dim=0) for block in side]).sum(dim=0) / len(left) for side in blocks]

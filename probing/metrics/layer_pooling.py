@@ -11,21 +11,22 @@ from torch import Tensor
 CHUNK_NUMBERS = 1 << 22
 """Numbers of differences that are held at a time."""
 STARTS = 8
-"""Weightings that are improved side by side: the uniform one, and the best of all single layers and halves of two."""
+"""Number of weightings that are improved at the same time: the uniform one, and the best of all single layers and
+halves of two."""
 INWARD = 0.1
-"""How far starts lie towards the uniform weights, away from corners and edges where a search can be stuck."""
+"""Share of the uniform weights that is mixed into starts, away from corners and edges where a search can get stuck."""
 DECREASE = 1e-4
-"""Of the decrease that the slope foretells, what a step must bring to be taken (Armijo)."""
+"""Share of the decrease predicted by the slope that a step must reach to be taken (Armijo)."""
 RATES = (1e-8, 1e8)
 MOVED = 1e-7
 """The search ends where no weight moves by more."""
 NOT_ZERO = 1e-24
-"""A squared distance below which its root is taken for constant: the slope of a root is infinite at zero."""
+"""Squared distance below which its root counts as constant, since the slope of a root is infinite at zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Weights over layers that part the labels.
+    """Weights over layers that separate the labels.
 
     Attributes:
         weights: shape [layer], at least 0, sum 1, float64; most are exactly 0.
@@ -110,12 +111,11 @@ def sample_pairs(
 def difference_grams(
     layers: Sequence[Float[Tensor, "row width"]], pairs: Int[Tensor, "pair 2"]
 ) -> tuple[Float[Tensor, "pair layer layer"], Float[Tensor, " layer"]]:
-    """Inner products of the differences of pairs of rows between all layers: all that the weights need of the states.
+    """Inner products of the differences of pairs of rows between all layers, from which the weights are learned.
 
     ``grams[p, l, m] = <h_l[a] - h_l[b], h_m[a] - h_m[b]> / (s_l s_m)`` for the pair p = (a, b), where ``s_l^2`` is the
     mean squared distance of the pairs at layer l. Without the scales a layer would count by the norm of its states,
-    which grows with depth. What is held at a time is a chunk of pairs x layer x width; each layer is asked for once a
-    chunk.
+    which grows with depth. A chunk of pairs x layer x width is held at a time; each layer is read once for every chunk.
 
     Args:
         layers: states of the same rows at every layer, of any float dtype; differences are taken in float64.
@@ -169,7 +169,7 @@ def separation_loss(
     Source: Hadsell, Chopra and LeCun 2006, equations 1 to 4, without their factor 1/2 and as a mean; as the objective
         for layer weights arXiv 2506.13901.
     """
-    # As <G, ww'>, one product of matrices: Gw would be as large as all grams for every weighting.
+    # Computed as <G, ww'> in one product of matrices, since Gw would be as large as all grams for every weighting.
     products = (weights[..., :, None] * weights[..., None, :]).flatten(start_dim=-2)
     squares = products @ grams.flatten(start_dim=1).T
     missing = (margin - squares.clamp_min(NOT_ZERO).sqrt()).clamp_min(0)
@@ -183,10 +183,10 @@ def fit_layer_weights(
 
     The weights are ``sparsemax(scores)``, the scores being the last weights less a step along the gradient, so that a
     layer of weight 0 can come back, which it cannot where the gradient is taken through sparsemax. The loss is not
-    convex: starts near the best single layers and the best halves of two, and the uniform weights, are improved side by
-    side, and the best that any comes to is kept. It is a local optimum, never worse than the uniform weights or any
-    single layer. Of random problems with few layers that were made hard (few pairs, layers that cancel one another),
-    one in two hundred had a better one, by about 1 %.
+    convex: starts near the best single layers and the best halves of two, and the uniform weights, are improved at the
+    same time, and the best result is kept. It is a local optimum, never worse than the uniform weights or any single
+    layer. Of random problems that were made hard (few layers, few pairs, layers that cancel one another), one in two
+    hundred had a better optimum, by about 1 %.
 
     Args:
         grams: Gram matrices from ``difference_grams``.
@@ -221,8 +221,8 @@ def pool_layers(
 ) -> Float[Tensor, "row width"]:
     """One state a row: the sum over layers of weight x (state - mean of its layer) / scale.
 
-    Layers of weight 0 are passed over without a look. Centring changes no distance, but keeps the digits of the spread
-    where a layer is far from the origin.
+    Layers of weight 0 are not read. Centring changes no distance, but keeps the digits of the spread where a layer is
+    far from the origin.
 
     Args:
         layers: states of the same rows, one layer after the other, of any float dtype.
@@ -233,8 +233,9 @@ def pool_layers(
         The pooled states, float64, without unit, mean 0.
 
     Raises:
-        ValueError: not as many weights, scales and layers; weights below 0 or all 0; scales of weighted layers that
-            are not positive; or a layer (by its number, from 0) whose shape differs or whose states are not finite.
+        ValueError: different numbers of weights, scales and layers; weights below 0 or all 0; scales of weighted layers
+            that are not positive; or a layer (by its number, from 0) whose shape differs or whose states are not
+            finite.
     """
     _require_weights(weights, scales)
     pooled: Tensor | None = None
@@ -257,7 +258,7 @@ def pool_layers(
 
 
 def _improve(weights: Tensor, grams: Tensor, same: Tensor, margin: float, steps: int) -> Tensor:
-    """Every start, by projected gradient steps that lower its loss until it stays where it is."""
+    """Improve every start by projected gradient steps until its loss no longer falls."""
 
     def look(point: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -29,8 +29,8 @@ def rank_surprisal_ratio(
 ) -> Float[Tensor, "*segment"]:
     """Rank-surprisal ratio of a response: the sum of min(rank, clip) over the sum of surprisals. Lower is better.
 
-    A response that teaches much is surprising (a large surprisal) and still near what the model would say (small
-    ranks).
+    A response that is useful for training is surprising (a large surprisal) and still near what the model would say
+    (small ranks).
 
     Args:
         ranks: 1 + the number of more likely tokens, of the response's tokens only.
@@ -60,7 +60,8 @@ def dataset_rank_surprisal_ratio(
 ) -> float:
     """Rank-surprisal ratio of a dataset: the mean of the responses' mean ranks over that of their mean surprisals.
 
-    A ratio of means, not a mean of ratios: single responses that the model is certain of cannot blow it up.
+    This is a ratio of means, not a mean of ratios, so that single responses of which the model is certain do not
+    dominate it.
 
     Args:
         mean_ranks: mean clipped rank of each response, over its tokens.

@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 UNANIMOUS = 0.001
-"""What is left for the other response where every rater preferred one, or its odds would be infinite."""
+"""Share of the other response where every rater preferred one; with 0 the odds would be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankingAccuracy:
-    """How often the chosen response is ranked first.
+    """Share of pairs whose chosen response is ranked first.
 
     Attributes:
         value: share of pairs where it is at least as likely, ties included, as the paper counts.
@@ -53,7 +53,7 @@ def idealized_ranking_accuracy(
 ) -> RankingAccuracy:
     """Ranking accuracy of the model that minimises the DPO loss exactly, given how many raters preferred each response.
 
-    Even that model ranks a pair wrongly when the reference model is strongly of the other opinion and raters were
+    Even that model ranks a pair wrongly when the reference model strongly prefers the other response and raters were
     divided.
 
     Args:

@@ -91,7 +91,7 @@ def edit_similarity(chosen: Sequence[Hashable], rejected: Sequence[Hashable]) ->
         rejected: token ids of the rejected response.
 
     Raises:
-        ValueError: both are empty.
+        ValueError: both sequences are empty.
 
     Source: Razin et al. 2024, arXiv 2410.08847, the edit-distance baseline (sign turned, so that higher is more alike).
     """

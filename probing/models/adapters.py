@@ -28,7 +28,7 @@ def base_of(path: str | Path) -> str:
     """The model that an adapter was trained on, as its config names it.
 
     Raises:
-        ModelInvalid: it names none.
+        ModelInvalid: the config names no base model.
     """
     name = adapter_config(path).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
@@ -40,7 +40,7 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
     """The config of an adapter.
 
     Raises:
-        ModelInvalid: there is none, or it is damaged.
+        ModelInvalid: the config is missing or damaged.
     """
     file = Path(path).expanduser() / ADAPTER_CONFIG
     if not file.is_file():
@@ -55,7 +55,7 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
 
 
 def adapter_sha256(path: str | Path) -> str:
-    """Over the weights and the config of an adapter."""
+    """Hash of the weights and the config of an adapter."""
     config = {key: value for key, value in adapter_config(path).items() if key not in NOT_CONTENT}
     weights = file_sha256(Path(path).expanduser() / ADAPTER_WEIGHTS)
     return hashlib.sha256(json.dumps([config, weights], sort_keys=True).encode()).hexdigest()
@@ -132,7 +132,7 @@ def detach(wrapped: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def switch_adapter(wrapped: Any, name: str | None) -> Iterator[None]:
-    """One adapter on, or all off, for a while; ``wrapped`` is None for a model that has none."""
+    """Switch one adapter on, or all off, inside the block; ``wrapped`` is None for a model that has none."""
     if wrapped is None:
         yield
         return

@@ -13,7 +13,7 @@ BALANCED = "balanced"
 
 
 class Placed(Protocol):
-    """What is asked of a ``LanguageModel`` here."""
+    """The part of a ``LanguageModel`` that is used here."""
 
     @property
     def model(self) -> Any:
@@ -21,12 +21,12 @@ class Placed(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs have to be."""
+        """Device on which inputs have to be."""
 
 
 def device_of(module: nn.Module, weight: torch.Tensor) -> torch.device:
-    """Where a module's inputs have to be: with its weight, or where accelerate brings that when it is needed."""
-    # Until then it lies on "meta".
+    """Device on which a module's inputs have to be: that of its weight, or to which accelerate brings the weight."""
+    # Until accelerate brings the weight, it is on the device "meta".
     device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return weight.device if device is None else torch.device(device)
 
@@ -42,7 +42,7 @@ def devices_of(language_model: Placed) -> list[torch.device]:
 
 
 def device_names(devices: Sequence[torch.device]) -> str:
-    """What tells the arithmetic of devices apart: the kind, and of cards the model; each once."""
+    """Names of the kinds of devices, and of the models of cards, by which arithmetic differs; each once."""
     names = [torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in devices]
     return " + ".join(dict.fromkeys(names))
 
@@ -50,7 +50,7 @@ def device_names(devices: Sequence[torch.device]) -> str:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a process can still get on a device; None where the system does not say."""
     if device.type == "cuda":
-        # Torch keeps what was freed for itself, where the card does not count it.
+        # Torch keeps freed memory for itself, and the card does not count it as free.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     try:
@@ -67,7 +67,7 @@ def choose_device(device: str = "auto") -> torch.device:
     "balanced" says where the layers of a model go; what is computed besides runs where it would for "auto".
 
     Raises:
-        ModelInvalid: the device is not there.
+        ModelInvalid: there is no such device.
     """
     if device in ("auto", BALANCED):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

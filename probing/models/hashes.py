@@ -17,12 +17,12 @@ from transformers.utils import cached_file
 from probing.tokens.templates import template_sha256
 from probing.types import Source
 
-# Where a checkpoint came from, what wrote it and what dtype it is loaded in do not make it another model.
+# Entries that do not make a checkpoint another model: its origin, the program that wrote it, and the dtype to load.
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation")
 
 
 PIECE = 1 << 20
-"""Bytes between two looks at whether to go on; pieces that stay in a core's cache are hashed fastest."""
+"""Bytes that are hashed between two checks whether to go on; pieces that fit into a core's cache are hashed fastest."""
 SHOWN_AFTER_SECONDS = 2
 QUIET_INTERVAL_SECONDS = 10.0
 POLLED_SECONDS = 0.1
@@ -56,7 +56,7 @@ class FilesHash:
         self._pool.shutdown()
 
     def digest(self) -> str:
-        """Over the content of all files, by name; waits for it, and shows a bar after two seconds."""
+        """Hash of the content of all files, by name; waits for it, and shows a bar after two seconds."""
         with tqdm(
             desc="hashing the weights",
             total=sum(path.stat().st_size for path in self._paths),
@@ -91,7 +91,7 @@ class FilesHash:
 
 
 def hash_weights(name: str) -> AbstractContextManager[FilesHash | None]:
-    """The hash of the weights in a folder, begun; None where they have yet to be fetched from a hub."""
+    """Begin to hash the weights in a folder; None where they have yet to be fetched from a hub."""
     folder = Path(name)
     return FilesHash(folder.glob("*.safetensors")) if folder.is_dir() else nullcontext()
 
@@ -121,19 +121,19 @@ def checkpoint_source(
 
 
 def _cache_folder(name: str, revision: str) -> Path:
-    """Where the hub's library has just put a checkpoint."""
+    """Folder in which the hub's library has just put a checkpoint."""
     return Path(cached_file(name, "config.json", revision=revision, local_files_only=True)).parent
 
 
 def _config_sha256(config: Any, folder: Path) -> str:
-    """Over everything that shapes the computation, the checkpoint's own code included."""
+    """Hash of every setting that shapes the computation, the checkpoint's own code included."""
     values = {key: value for key, value in config.to_dict().items() if key not in NOT_CONTENT}
     code = _files_sha256(folder.glob("*.py")) if getattr(config, "auto_map", None) else None
     return _text_sha256(json.dumps([values, code], sort_keys=True, default=str))
 
 
 def _tokenizer_sha256(tokenizer: Any) -> str:
-    """Over the fast tokenizer's serialisation (the vocabulary, where there is none) and the special tokens."""
+    """Hash of the fast tokenizer's serialisation (the vocabulary, where there is none) and the special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     core = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

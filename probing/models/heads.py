@@ -13,10 +13,11 @@ from probing.models.layers import TRIAL_STARTS, Stack, last_hidden_state, logits
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""What configs call the things that happen to logits behind the head."""
+"""Names in configs of soft caps that are applied to logits behind the head."""
 FAITHFUL = {torch.float32: 1e-4, torch.float64: 1e-8}
 FAITHFUL_HALF = 1e-2
-"""How far our logits may be from the model's, as a root mean square relative to theirs."""
+"""Largest root mean square difference of our logits from the model's, relative to the root mean square of the
+model's."""
 IDENTITY_ROWS = 256
 
 
@@ -27,11 +28,11 @@ def find_head(stack: Stack) -> Unembedding:
     multiplies with is found by giving it the identity.
 
     Raises:
-        LayerNotFound: the model's own logits are something else.
+        LayerNotFound: the model's own logits differ.
     """
     model = stack.language_model.model
     with torch.inference_mode(), use_eval_mode(model):
-        weight, bias = _matrix(model.get_output_embeddings(), stack.width)
+        weight, bias = _read_matrix(model.get_output_embeddings(), stack.width)
         config = model.config.get_text_config()
         scale = 1.0
         for name in MULTIPLIERS:
@@ -44,7 +45,7 @@ def find_head(stack: Stack) -> Unembedding:
     return head
 
 
-def _matrix(head: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
+def _read_matrix(head: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
     """Weight [vocabulary width] and bias of a linear head."""
     weight: Any = getattr(head, "weight", None)
     if type(head) is nn.Linear and type(weight.data) is Tensor and weight.device.type != "meta":
@@ -65,7 +66,8 @@ def _prove(stack: Stack, head: Unembedding) -> None:
     model = stack.language_model.model
     for start in TRIAL_STARTS:
         ids = trial_ids(stack.language_model, start)
-        # A head that is tied to the embedding lies on the first of several cards, the last states on the last.
+        # On several cards a head that is tied to the embedding is on the first one, and the last states are on the last
+        # one.
         states = last_hidden_state(stack.backbone, ids)[0].to(head.weight.device)
         theirs = logits_of(model, ids)[0]
         if not bool(torch.isfinite(states).all()):

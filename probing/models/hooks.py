@@ -17,15 +17,15 @@ class Tap:
 
 
 class Enough(Exception):
-    """Raised inside a pass by whoever has seen all that was asked for."""
+    """Raised inside a pass once all requested states were read."""
 
 
 @contextlib.contextmanager
 def tap_modules(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], None]) -> Iterator[None]:
     """Have ``receive(index, tensor)`` called with what passes each tap; the hooks are gone after, whatever happened.
 
-    Our own hooks, and not the library's: those of ``output_hidden_states`` keep every layer's states of every token.
-    The tensor is None where a module takes or returns no tensor.
+    These are hooks of this package; ``output_hidden_states`` of the library would keep the states of every layer and
+    token. The tensor is None where a module takes or returns no tensor.
     """
     handles = []
     try:
@@ -50,7 +50,7 @@ def tap_modules(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], Non
 
 @contextlib.contextmanager
 def record_taps(taps: Sequence[Tap]) -> Iterator[list[tuple[int, Tensor | None]]]:
-    """A list that what passes each tap is added to, as (index, tensor), in the order in which it passes."""
+    """Collect what passes each tap in a list of (index, tensor), in the order in which it passes."""
     seen: list[tuple[int, Tensor | None]] = []
     with tap_modules(taps, lambda index, tensor: seen.append((index, tensor))):
         yield seen

@@ -19,14 +19,15 @@ from probing.types import Place
 
 TRIAL_TOKENS = 12
 TRIAL_STARTS = (1, 2, 3)
-"""A model is tried on twelve tokens; on others, if some of the first have broken embeddings."""
+"""First ids of the twelve tokens that a model is tried on; the next ones serve if some of the first have broken
+embeddings."""
 SHOWN = 8
 CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
-"""How far states may move, channel by channel, when later tokens are others; in half precision, not at all."""
+"""Largest change of states, channel by channel, when later tokens are others; in half precision there may be none."""
 NOISE = 3.0
-"""Two ways to the same states may differ by so many times what rounding alone is measured to change."""
+"""Two ways to the same states may differ by so many times the difference that rounding alone is measured to cause."""
 MOST_NOISE = 0.4
-"""And by no more than this: states of other tokens differ by about 1."""
+"""Upper limit of that difference: states of other tokens differ by about 1."""
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 RETURNS = {
     "return_dict": True,
@@ -35,14 +36,14 @@ RETURNS = {
     "_output_attentions": False,
     "output_router_logits": False,
 }
-"""What a config has to say for a pass to return its last states and nothing else."""
+"""Settings of a config under which a pass returns its last states and nothing else."""
 SELECTS_TOKENS = ("index_topk", "keep_window_size")
-"""Settings of attention that looks at the highest-ranked tokens only, among them padding and later ones."""
+"""Settings of attention to the highest-ranked tokens only, among which padding and later tokens may be."""
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where the states of one place pass: the sum, over ``taps``, of what passes there times its factor."""
+    """Modules that the states of one place pass: the sum, over ``taps``, of what passes there times its factor."""
 
     place: Place
     taps: tuple[Tap, ...]
@@ -77,13 +78,13 @@ class Stack:
 
     @functools.cached_property
     def writes(self) -> tuple[BlockWrites, ...]:
-        """What each block adds to the residual stream; found, and proved to add up, when first asked for."""
+        """The writes of each block into the residual stream; found, and proved to add up, when first asked for."""
         ids = trial_ids(self.language_model, TRIAL_STARTS[0])
         with torch.inference_mode(), use_eval_mode(self.language_model.model):
             return find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
 
     def sites(self, places: Sequence[Place]) -> list[Site]:
-        """Where to look for each place.
+        """The site of each place.
 
         Raises:
             LayerNotFound: no such layer, or this family has no such place; lists those it has.
@@ -141,7 +142,7 @@ def find_stack(language_model: LanguageModel) -> Stack:
     [row token width] states. The module that runs them is the innermost model around that list.
 
     Raises:
-        LayerNotFound: nothing in the model is like that; lists what was found.
+        LayerNotFound: the model has no such list of modules; lists what was found.
     """
     model = language_model.model
     if getattr(model.config, "is_encoder_decoder", False):
@@ -211,10 +212,10 @@ def find_backbone(language_model: LanguageModel) -> Stack:
 
 @contextlib.contextmanager
 def use_eval_mode(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode, and each part back in its own mode after: in training, dropout would be in the states.
+    """Put a model into eval mode, and each part back afterwards: in training, dropout would be in the states.
 
-    Its configs are told as long to return the last states alone. Arguments of a call cannot do that: a language model
-    does not pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
+    Meanwhile its configs ask for the last states alone. Arguments of a call cannot do that: a language model does not
+    pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -228,9 +229,9 @@ def use_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _return_last_states(model: nn.Module) -> Iterator[None]:
-    """Tuples, the states of every layer and attention maps, where configs ask for them, put aside for a while."""
+    """Have configs that ask for tuples, states of every layer or attention maps not ask for them inside the block."""
     configs = [vars(module).get("config") for module in model.modules()]
-    # By their dictionaries: the setter of output_attentions refuses what was there before.
+    # Set in their dictionaries, since the setter of ``output_attentions`` refuses the values that were there before.
     known = {id(config): vars(config) for config in configs if isinstance(config, PretrainedConfig)}
     before = [(values, {name: values[name] for name in RETURNS if name in values}) for values in known.values()]
     try:
@@ -245,7 +246,7 @@ def _return_last_states(model: nn.Module) -> Iterator[None]:
 def run_backbone(backbone: nn.Module, ids: Tensor, **options: Any) -> Any:
     """One pass. No attention mask is passed unless it is among the options.
 
-    Padding on the right lies in every real token's future, and without a mask attention takes its fast causal form and
+    Padding on the right comes after every real token, and without a mask attention takes its fast causal form and
     builds no [token token] tensor. There is no cache: it costs memory, and it lets packed sequences see each other.
     """
     wanted = {"use_cache": False, "return_dict": True}
@@ -298,7 +299,7 @@ def difference(states: Tensor, others: Tensor) -> float:
 
 
 def channelwise_difference(states: Tensor, others: Tensor) -> float:
-    """How far [token channel] states are from others, as one number.
+    """Difference of [token channel] states from others, as one number.
 
     The root mean square, over channels, of the largest difference relative to the channel's largest value.
     Relative to the largest value of all, one massive channel would hide any difference in the others.
@@ -311,7 +312,7 @@ def channelwise_difference(states: Tensor, others: Tensor) -> float:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same states may be apart, relative to the largest."""
+    """Largest difference allowed between two ways of computing the same states, relative to the largest."""
     return 3e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-4
 
 
@@ -345,7 +346,7 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     others = [module for module in backbone.modules() if module is not backbone and module not in inside]
     for start in TRIAL_STARTS:
         with record_taps(taps) as seen, record_taps([Tap(module) for module in others]) as returned:
-            # Two rows: of one alone it could not be seen in which order rows and tokens lie.
+            # Two rows, since one row alone would not show whether rows or tokens are the first dimension.
             ids = torch.cat([trial_ids(language_model, start + other) for other in (0, 5)])
             states = last_hidden_state(backbone, ids)
         if [index for index, _ in seen] != list(range(len(taps))):
@@ -377,7 +378,7 @@ def _is_causal(
 ) -> bool:
     """Whether states stay the same when later tokens are others, or none: the backbone's, or the first block's.
 
-    Where broken weights leave neither finite, the family has to be believed.
+    Where broken weights leave neither finite, the model counts as its family does.
     """
     changed = _read_both(backbone, block, torch.cat([ids[:, :-3], ids[:, -3:].roll(1, dims=1)], dim=1))
     shorter = _read_both(backbone, block, ids[:, :-3])
@@ -415,20 +416,20 @@ def _same_without(whole: Tensor, part: Tensor) -> bool:
     """Whether the states are the same without the last tokens.
 
     Attention over another length adds up in another order, too, and in half precision a deep model then differs by as
-    much as a model that reads its length. So there it has to be believed that the family does not.
+    much as a model that reads its length. There the model is assumed not to read its length, as its family does not.
     """
     limit = CAUSAL.get(whole.dtype)
     return limit is None or _measure_before_the_end(whole, part) <= limit
 
 
 def _measure_before_the_end(whole: Tensor, part: Tensor) -> float:
-    """How far the states are apart before the last three tokens of ``whole``."""
+    """Difference of the states before the last three tokens of ``whole``."""
     before = whole.shape[1] - 3
     return channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))
 
 
 def allowed_difference(limit: float, noise: float) -> float:
-    """How far two ways to the same states may be apart where rounding alone makes them differ by ``noise``."""
+    """Difference allowed between two ways to the same states where rounding alone makes them differ by ``noise``."""
     return max(limit, min(NOISE * noise, MOST_NOISE))
 
 

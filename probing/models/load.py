@@ -31,9 +31,9 @@ from probing.types import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED_PARTS = ("pooler.",)
-"""Above the states that are read: an encoder saved with another head lacks them."""
+"""Parts above the states that are read; an encoder that was saved with another head lacks them."""
 REARRANGING = "automatic conversion of the weights"
-"""In the library's message when it cannot make the tensors of a model from those of a checkpoint."""
+"""Part of the library's message when it cannot make the tensors of a model from those of a checkpoint."""
 IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -89,7 +89,7 @@ class LanguageModel:
             path: folder of the adapter (PEFT's ``save_pretrained``), with safetensors weights.
 
         Raises:
-            ModelInvalid: it does not fit, or PEFT is not installed.
+            ModelInvalid: the adapter does not fit, or PEFT is not installed.
         """
         peft, name = attach(self.model if self.peft is None else self.peft, path)
         # The wrapper is kept so that this object stays the model without the adapter.
@@ -105,7 +105,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs have to be."""
+        """Device on which inputs have to be."""
         embedding = self.model.get_input_embeddings()
         return device_of(embedding, embedding.weight)
 
@@ -122,7 +122,7 @@ class LanguageModel:
 
     @property
     def layers(self) -> int:
-        """How many blocks the config says that the model has."""
+        """Number of blocks of the model, by its config."""
         return int(getattr(self.model.config.get_text_config(), "num_hidden_layers", 0))
 
     @property
@@ -169,7 +169,7 @@ def load(
         tokenizer: tokenizer to take in place of the one in the checkpoint, which then needs none.
 
     Raises:
-        ModelInvalid: nothing there; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
+        ModelInvalid: no such checkpoint; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
             remote code that was not allowed; neither a causal language model nor an encoder.
     """
     if dtype != "auto" and dtype not in DTYPES:
@@ -215,7 +215,8 @@ def _from_pretrained(name: str, place: torch.device, balanced: bool, options: di
     except RuntimeError as error:
         if REARRANGING not in str(error):
             raise
-        # What the library says then is not whether the memory sufficed: it joins the weights of experts on the device.
+        # The library joins the weights of experts on the device, so its error need not mean that the model does not
+        # fit.
         fall_back(f"{name} loaded on the CPU and moved", f"rearranging its weights on {place} failed")
     model, info = read()
     return model.to(place), info
@@ -229,8 +230,8 @@ def _check_no_revision(folder: str, revision: str | None) -> None:
 def auto_class(config: Any) -> Any:
     """The class of the library that loads a checkpoint for reading its states.
 
-    What the checkpoint says of itself decides between the language model of a family and its bare encoder: BERT has
-    both, and loaded as a language model it would get a head that was never trained.
+    The checkpoint's own config decides between the language model of a family and its bare encoder: BERT has both, and
+    loaded as a language model it would get a head that was never trained.
     """
     kind, names = config.model_type, getattr(config, "architectures", None) or []
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
@@ -256,7 +257,8 @@ def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]
             f"{name}: the weights lack {len(absent)} tensors of the model ({', '.join(absent[:3])}, ...), "
             f"which would be filled with random numbers; the checkpoint is incomplete or of another architecture"
         )
-    # Other parts (a value head, a vision tower) may be left out; further layers of the same stack may not.
+    # Weights of other parts (a value head, a vision tower) may be unused; those of further layers of this stack may
+    # not.
     stacks = {_name_stack(part) for part in parts} - {None}
     surplus = sorted(part for part in unexpected if _name_stack(part) in stacks)
     if surplus:

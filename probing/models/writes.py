@@ -19,7 +19,7 @@ from probing.models.hooks import Tap, tap_modules
 
 MOST_PARTS = 3
 ROUNDINGS, ROUNDINGS_HALF = 16, 2
-"""How many roundings of the largest term the sum of the parts may be off, element by element."""
+"""Largest error of the sum of the parts, element by element, in roundings of the largest term."""
 HALF = (torch.bfloat16, torch.float16)
 LARGEST_FACTOR = 100.0
 NEAREST = 12
@@ -37,13 +37,13 @@ class Part:
     factor: float = 1.0
 
     def describe(self) -> str:
-        """In words."""
+        """The part in words."""
         return self.name if self.factor == 1.0 else f"{self.factor:.4g} * {self.name}"
 
 
 @dataclass(frozen=True, eq=False)
 class BlockWrites:
-    """What one block writes.
+    """Modules by which one block writes into the residual stream.
 
     Attributes:
         attention: parts that mix tokens (attention, or the mixer of a state-space block).
@@ -58,7 +58,7 @@ class BlockWrites:
     candidates: tuple[str, ...] = field(default=(), repr=False)
 
     def explain(self, layer: int) -> str:
-        """What was found in this block, in words."""
+        """A description of what was found in this block."""
         if self.form == "unknown":
             return (
                 f"no modules of layer {layer} add up to what it adds to the residual stream (looked at: "
@@ -94,7 +94,7 @@ class _Record:
 
 
 def find_writes(blocks: Sequence[nn.Module], run: Callable[[], object]) -> tuple[BlockWrites, ...]:
-    """What each block writes; ``run`` makes one pass of a few tokens through all of them.
+    """Find the modules by which each block writes; ``run`` makes one pass of a few tokens through all of them.
 
     The modules are searched for in the first block of each kind; in the others the same ones are tried, and searched
     for anew where they do not add up.
@@ -179,7 +179,7 @@ def _record_in_float32(
     run: Callable[[], object],
     wanted: Callable[[int], set[str]] | None,
 ) -> dict[int, _Record] | None:
-    """The same for a float32 copy of each block, fed what the block itself was fed; None where no copy can be run.
+    """Records of a float32 copy of each block on the same input; None where no copy can be run.
 
     In half precision rounding is so coarse that a wrong set of modules could add up.
     """
@@ -243,7 +243,7 @@ def _record(
 
 
 def _pick_only(tensors: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
-    """What passed, if that was once and has the shape of the residual stream."""
+    """The tensor that passed, if there was one and it has the shape of the residual stream."""
     return _widen(tensors[0]) if len(tensors) == 1 and tensors[0].shape == shape else None
 
 
@@ -334,7 +334,7 @@ def _find_again(alike: BlockWrites, record: _Record) -> BlockWrites | None:
     parts = _parts(alike)
     if any(part.name not in calls or calls[part.name].returned is None for part in parts):
         return None
-    # What passes a block whose states are not finite is refused row by row, so it need not be proved.
+    # Rows whose states are not finite are refused one by one, so nothing has to be proved for such a block.
     if record.finite and not _adds_up(
         record, [_output(calls[part.name]) for part in parts], [part.factor for part in parts]
     ):

@@ -12,9 +12,9 @@ from probing.kernels.ccs_step import CCSStep, ccs_step, inverses_of
 from probing.probes.ccs_options import CCSOptions
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-"""``map``, or what does the same in several threads."""
+"""``map``, or a function that does the same in several threads."""
 LEAST_LOGITS = 1 << 18
-"""Of a block: in smaller ones a thread of a CPU is kept from its products by all else that an operation takes."""
+"""Least number of logits of a block: in smaller blocks the overhead of each operation dominates the products."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Training:
 
     @property
     def variants(self) -> int:
-        """How many pairings there are."""
+        """Number of pairings."""
         return 1 if self.pairings is None else len(self.pairings)
 
 
@@ -90,12 +90,12 @@ def blocks_of(
             for some in _split_entries(training, logits) if logits else ():
                 part = replace(training, states=training.states[some], centers=training.centers[some])
                 blocks.append(_block(part, rows, shares[rows][:, kept], numbers[some][:, kept], kept, targets))
-    # The largest first, so that threads that share them out end together.
+    # The largest blocks come first, so that the threads that share them end at about the same time.
     return sorted(blocks, key=lambda block: -block.row_weights.numel())
 
 
 def _split_entries(training: Training, logits: int) -> list[slice]:
-    """Entries that go together: all of them on a card; on a CPU as many as make a block worth a thread's while."""
+    """Entries that are computed together: all of them on a card; on a CPU as many as make a block large enough."""
     entries = len(training.states)
     size = entries if training.states.is_cuda else max(LEAST_LOGITS // logits, 1)
     return [slice(at, min(at + size, entries)) for at in range(0, entries, size)]

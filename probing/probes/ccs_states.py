@@ -47,7 +47,7 @@ def logits_of(
     weight: Float[Tensor, "entry width split"],
     bias: Float[Tensor, "entry split"],
 ) -> Float[Tensor, "entry 2 row split"]:
-    """Of every form by the probe of every split, with the centre that the split was trained with."""
+    """Logits of every form by the probe of every split, with the centre that the split was trained with."""
     shift = torch.einsum("efsw,ews->efs", centers, weight)
     return states @ weight[:, None] + (bias[:, None] - shift)[:, :, None]
 

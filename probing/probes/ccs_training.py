@@ -18,7 +18,7 @@ from probing.probes.threads import open_single_threads
 
 LBFGS_TOLERANCE = 1e-7
 WARM_EPOCHS = 3
-"""Epochs on a card before one is captured into a graph: by then every library has set itself up."""
+"""Epochs on a card before one is captured into a CUDA graph: by then every library is initialised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def train_together(
 
 
 def _unflatten(training: Training, parts: tuple[Tensor, ...], options: CCSOptions) -> TrainedProbes:
-    """From weights, biases and losses in the order entry, split, pairing, restart."""
+    """Probes from weights, biases and losses in the order entry, split, pairing, restart."""
     shape = (len(training.states), training.centers.shape[2], training.variants, options.restarts)
     bias, loss = (each.view(shape).transpose(1, 2).flatten(0, 1) for each in parts[1:])
     weight = parts[0].view(*shape, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
@@ -122,7 +122,7 @@ def _unflatten(training: Training, parts: tuple[Tensor, ...], options: CCSOption
 
 @contextmanager
 def _map_in_threads(like: Tensor, threads: int, blocks: int) -> Iterator[Each]:
-    """A ``map`` that shares blocks out to threads; on a card, and where a thread would have none, a plain one."""
+    """A ``map`` that distributes blocks over threads; on a card, and for fewer blocks than threads, a plain one."""
     if like.is_cuda or threads == 1 or blocks < threads:
         yield map
         return
@@ -173,7 +173,7 @@ def _adamw(
 
 
 def _replay_as_graph(epoch: Callable[[], None], epochs: int, report: Callable[[int], None]) -> None:
-    """Some epochs as they are, one captured into a graph, and that one replayed: a launch in place of twenty."""
+    """Run some epochs, capture one into a CUDA graph and replay it: one launch in place of twenty."""
     warm = min(WARM_EPOCHS, epochs)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -11,16 +11,16 @@ from torch import Tensor
 from probing.kernels.dispatch import fall_back
 
 TOLERANCE = 1e-9
-"""Largest residual of an eigenvector, as a part of the size of the matrix."""
+"""Largest residual of an eigenvector, relative to the norm of the matrix."""
 STEPS = 256
 """Lanczos steps after which the whole matrix is decomposed; a space of fewer dimensions is exhausted before."""
 EVERY = 8
-"""Steps between two looks at the residuals."""
+"""Steps between two checks of the residuals."""
 EXHAUSTED = 1e-12
-"""A remainder that is so small a part of the matrix is rounding: the vectors so far span all there is."""
+"""A remainder below this share of the norm is rounding: the vectors so far span the whole space."""
 
 Product = Callable[[Tensor], Tensor]
-"""A symmetric matrix of every split times a vector of every split, [split width]."""
+"""Multiplies the symmetric matrix of every split with a vector of every split, [split width]."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def vinc_direction(
     label: Float[Tensor, " width"],
     weights: VincWeights | None = None,
 ) -> Float[Tensor, " width"]:
-    """VINC: the direction that tells claims from their denials and says the same of both ways to put a claim.
+    """VINC: the direction that separates claims from their denials and agrees on both ways to put a claim.
 
     The leading eigenvector of ``v C_between - (1 - w) C_within - w X`` among the directions that are orthogonal to the
     one that tells yes forms from no forms. A claim is put in two ways, "A: yes" and "not A: no", and denied in two.
@@ -128,7 +128,8 @@ def vinc_directions(
         by_way = (given.contrast - 1) * ways
         image = torch.cat([by_claim, by_way], dim=1).flatten(1) @ parts - by_way.sum(dim=(1, 2))[:, None] * gap
         image = image / (8 * count[:, 0])
-        # Projected out, the direction from no to yes has eigenvalue 0, and others may all be negative: it gets less.
+        # The direction from no to yes would have eigenvalue 0 where all others may be negative, so it gets a smaller
+        # one.
         return image - (image * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
 
     return _leading(product, sizes, _start(parts, len(kept))).T.to(states)
@@ -174,7 +175,7 @@ def _lanczos(
         for _ in range(2):
             part = rest[:, None] @ known.transpose(1, 2)
             rest, parts = rest - (part @ known)[:, 0], parts + part
-        # Where the space is exhausted vectors are zero from then on, with an eigenvalue below all others.
+        # Once the space is exhausted, all further vectors are zero, with an eigenvalue below all others.
         dead = (vector == 0).all(dim=1)
         inner[:, at, at] = torch.where(dead, -4 * sizes, parts[:, 0, at])
         length = rest.norm(dim=1)
@@ -190,7 +191,7 @@ def _lanczos(
 
 
 def _decompose_whole(product: Product, split: int, start: Float[Tensor, "split width"]) -> Float[Tensor, " width"]:
-    """From all columns of the matrix."""
+    """The eigenvector from all columns of the matrix."""
     axes = torch.eye(start.shape[1]).to(start)
     columns = [product(axis.expand_as(start))[split] for axis in axes]
     return torch.linalg.eigh(torch.stack(columns)).eigenvectors[:, -1]

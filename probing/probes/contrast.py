@@ -22,9 +22,9 @@ from probing.statistics.groups import connected_groups
 from probing.statistics.permutation import draw_label_flips
 
 Directions = Mapping[str, tuple[Tensor, Tensor]]
-"""By the name of a probe: weights [width split] and biases [split]."""
+"""Weights [width split] and biases [split], by the name of the probe."""
 SAME_ANSWERS = 0.95
-"""Two restarts that answer so many statements alike are taken for the same optimum."""
+"""Share of statements that two restarts have to answer alike to count as the same optimum."""
 
 
 def fit_layer(
@@ -37,7 +37,7 @@ def fit_layer(
     report: Callable[[float], None] = lambda share: None,
     threads: int | None = None,
 ) -> StatementReadings:
-    """Train every probe of a layer, and say what it makes of the pairs.
+    """Train every probe of a layer, and read what it says of the pairs.
 
     Args:
         forms: states of A1, A0, N1, N0.
@@ -85,7 +85,8 @@ def fit_layer(
 def _prepare_distracted(forms: Tensor, rows: Rows, options: ContrastOptions) -> Prepared:
     """States with a word appended, centred by their mean.
 
-    The median of a feature that is there or not is one of the two, and would hold it back.
+    The median of a feature that is either present or absent is one of the two values, and would hide the feature from a
+    probe.
     """
     return Prepared.of(forms, rows.splits.without_pairs, replace(options, centering="mean"))
 
@@ -98,9 +99,10 @@ def _train(
     report: Callable[[float], None],
     threads: int | None,
 ) -> tuple[TrainedProbes, list[tuple[Tensor, Tensor]], TrainedProbes | None]:
-    """All probes at once: those of the pairs, the best ones of each permuted pairing, and those with the distractor.
+    """Train all probes at once: those of the pairs, the best of each permuted pairing, and those with the distractor.
 
-    A pairing is of statements with the no form of another one of the same fold. The states stay as they are for it.
+    A pairing combines statements with the no form of another statement of the same fold; it needs no copy of the
+    states.
     """
     device = made.states.device
     targets = torch.from_numpy(np.concatenate([rows.labels, ~rows.labels])).to(device)
@@ -126,7 +128,7 @@ def _train(
 
 
 def _drop_last_split(made: Prepared) -> Prepared:
-    """Without the last split, which sees every row."""
+    """Leave out the last split, which sees every row."""
     return replace(made, centers=made.centers[:, :, :-1], train=made.train[:, :-1])
 
 
@@ -154,19 +156,19 @@ def _measure_spread(logits: Tensor, train: Tensor) -> Tensor:
 
 
 def _scale(made: Prepared, direction: Tensor, wanted: Tensor) -> Tensor:
-    """Directions [width split] made as long as their logits spread ``wanted`` on the training rows."""
+    """Scale directions [width split] so that their logits have the spread ``wanted`` on the training rows."""
     zero = torch.zeros(direction.shape[1]).to(direction)
     own = _measure_spread(logits_of(made.states, made.centers, direction[None], zero[None])[0], made.train)
     return direction * _stretch(wanted, own)
 
 
 def _stretch(wanted: Tensor, own: Tensor) -> Tensor:
-    """By how much logits that spread ``own`` have to grow."""
+    """Factor by which logits that spread ``own`` have to grow."""
     return wanted / own.clamp_min(torch.finfo(own.dtype).tiny)
 
 
 def _find_closed_forms(made: Prepared, wanted: Tensor) -> Directions:
-    """Directions without a scale of their own: they get the spread of the contrast-consistent probe."""
+    """Find the closed-form directions and give them the spread of the contrast-consistent probe."""
     states, kept = made.states[0].double(), made.train.T.double()
     means = [
         (kept @ form) / kept.sum(dim=1, keepdim=True) + origin for form, origin in zip(states, made.origin, strict=True)
@@ -180,9 +182,9 @@ def _find_closed_forms(made: Prepared, wanted: Tensor) -> Directions:
 
 
 def _fit_supervised(made: Prepared, rows: Rows, options: ContrastOptions) -> tuple[Directions, dict[str, NullDraws]]:
-    """Fitted to the labels, and to permutations of them.
+    """Fit supervised probes to the labels, and to permutations of them.
 
-    A row is a form: right where it affirms what is true or denies what is false.
+    A row is a form; its target is 1 where it affirms a true claim or denies a false one.
     """
     signs = np.concatenate(
         [np.ones((1, len(rows.units))), draw_label_flips(rows.units, options.refits, options.ccs.seed)]
@@ -210,7 +212,7 @@ def _fit_supervised(made: Prepared, rows: Rows, options: ContrastOptions) -> tup
 
 
 def _stack_draws(draws: Sequence[tuple[Array, Array]], rows: Rows) -> NullDraws:
-    """Of held-out probabilities [4 pair] and inner scores [fold] of every draw."""
+    """Stack held-out probabilities [4 pair] and inner scores [fold] of every draw."""
     if not draws:
         return NullDraws(np.zeros((0, 4, len(rows.units))), np.zeros((0, rows.splits.count)))
     forms, inner = zip(*draws, strict=True)
@@ -294,7 +296,7 @@ def _predict_marked(
     forms: Tensor,
     which: NDArray[np.int64],
 ) -> Array:
-    """The same probes, with the same centres, on the states with a word replaced: [probe 4 pair], NaN elsewhere."""
+    """Probabilities of the same probes and centres for states with a word replaced: [probe 4 pair], NaN elsewhere."""
     states, _ = center_about(forms, options.normalization, made.origin)
     marked = np.full((len(PROBES), 4, len(rows.units)), np.nan)
     for index, name in enumerate(PROBES):

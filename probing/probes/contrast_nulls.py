@@ -11,7 +11,7 @@ from probing.probes.evaluate import BY_LABEL, METRICS, Array, measure
 from probing.statistics.folds import Splits
 
 Metrics = Mapping[str, Array]
-"""Of each metric, its value in every draw, [draw]."""
+"""Value of each metric in every draw, [draw]."""
 
 
 def orient_forms(forms: Array, signs: Array, folds: NDArray[np.int64]) -> Array:

@@ -27,7 +27,7 @@ class NullDraws:
 
 @dataclass(frozen=True, eq=False)
 class DistractorReadings:
-    """What contrast-consistent probes say that were trained where half of the pairs have a word appended.
+    """Readings of contrast-consistent probes that were trained with a word appended to half of the pairs.
 
     Attributes:
         forms: held-out probabilities, not oriented, [4 pair].
@@ -44,7 +44,7 @@ class DistractorReadings:
 
 @dataclass(frozen=True, eq=False)
 class StatementReadings:
-    """What every probe of a layer says of the pairs.
+    """Readings of the pairs by every probe of a layer.
 
     Attributes:
         forms: held-out probabilities, not oriented, [probe 4 pair].
@@ -86,7 +86,7 @@ class StatementReadings:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> "StatementReadings":
-        """From the arrays of a part file."""
+        """Readings from the arrays of a part file."""
         distractor = None
         if "distractor.forms" in arrays:
             distractor = DistractorReadings(

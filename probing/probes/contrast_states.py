@@ -16,7 +16,7 @@ from probing.statistics.folds import Splits
 
 @dataclass(frozen=True)
 class ContrastOptions:
-    """What is trained at a layer besides the contrast-consistent probes.
+    """Options of all probes that are trained at a layer.
 
     Attributes:
         ccs: options of the contrast-consistent probes.
@@ -39,7 +39,7 @@ class ContrastOptions:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What is known of the pairs.
+    """Labels, units and splits of the pairs.
 
     Attributes:
         labels: whether each statement is true, [pair].
@@ -102,5 +102,5 @@ def center_about(
 
 
 def have_same_states(forms: Float[Tensor, "4 pair width"]) -> Bool[Tensor, " pair"]:
-    """Pairs of which a yes form has the very states of its no form, so that no probe can tell them apart."""
+    """Whether a yes form of each pair has exactly the states of its no form, so that no probe can tell them apart."""
     return (forms[0] == forms[1]).all(dim=1) | (forms[2] == forms[3]).all(dim=1)

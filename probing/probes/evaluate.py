@@ -1,8 +1,8 @@
 """How good held-out probabilities are, for many weightings and labelings of the pairs at once.
 
 Everything is computed from four probabilities a pair, of the forms A1, A0, N1, N0 (the statement's yes and no form, the
-opposite's), each by the probe of the fold that the pair was held out of. Numbers of statements of one fold are only
-compared with each other: another fold's probe has another scale.
+opposite's), each by the probe of the fold that the pair was held out of. Scores are compared only within a fold, since
+the probe of another fold has another scale.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ def scores(forms: Array) -> Array:
 
 
 def credit(forms: Array) -> Array:
-    """How right a probe is on each pair if the statement is true, less a half: [... pair] in [-1/2, 1/2].
+    """Score of a probe on each pair if the statement is true, less a half: [... pair] in [-1/2, 1/2].
 
-    Statement and opposite count alike; a score of exactly a half is half right. For a pair whose statement is false it
-    is the negative.
+    Statement and opposite count alike; a score of exactly a half is half right. For a pair whose statement is false the
+    score is the negative.
     """
     own = scores(forms)
     credited: Array = (np.sign(own[..., 0, :] - 0.5) - np.sign(own[..., 1, :] - 0.5)) / 4
@@ -102,7 +102,7 @@ def _median(values: Array, weights: Array) -> Array:
     half = reached[:, -1:] / 2
     low = np.minimum((reached < half).sum(axis=1), len(values) - 1)
     high = np.minimum((reached <= half).sum(axis=1), len(values) - 1)
-    # A row of weight nothing between them does not count.
+    # A row of weight 0 between them does not count.
     ordered = values[order]
     empty = half[:, 0] == 0
     return np.where(empty, np.nan, (ordered[low] + ordered[_find_next(weights[:, order], high)]) / 2)
@@ -133,7 +133,7 @@ def rank_within_folds(
         inside = inside[np.argsort(values[inside], kind="stable")]
         ordered, weight = values[inside], weights[:, inside]
         right, wrong = weight * true[:, inside], weight * ~true[:, inside]
-        wins, fights = _wins(ordered, right, wrong)
+        wins, fights = _count_wins(ordered, right, wrong)
         won, fought = won + wins, fought + fights
         if silhouette:
             # All entries share one labeling and differ in their weights.
@@ -145,7 +145,7 @@ def rank_within_folds(
         return {"auroc": won / fought, "silhouette": shape / held}
 
 
-def _wins(ordered: Array, right: Array, wrong: Array) -> tuple[Array, Array]:
+def _count_wins(ordered: Array, right: Array, wrong: Array) -> tuple[Array, Array]:
     """Weight of the couples in which the true statement scores higher (equal: half), and of all couples."""
     start = np.searchsorted(ordered, ordered, side="left")
     stop = np.searchsorted(ordered, ordered, side="right")

@@ -8,15 +8,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Of parameters [dim column], the loss [column] and its gradient [dim column]."""
+"""Computes, from parameters [dim column], the loss [column] and its gradient [dim column]."""
 
 DECREASE = 1e-4
 CURVATURE = 0.9
-"""Constants of the weak Wolfe conditions: how much of the promised decrease, how much of the slope may be left."""
+"""Constants of the weak Wolfe conditions: the share of the predicted decrease that is required, and the share of the
+slope that may be left."""
 
 
 class Minimum(NamedTuple):
-    """Where every column ended.
+    """Minimum that every column ended at.
 
     Attributes:
         parameters: [dim column].

@@ -25,7 +25,7 @@ def polar_consistency(
         n0: probability of the opposite's no form.
 
     Raises:
-        ValueError: other shapes, or values outside [0, 1].
+        ValueError: different shapes, or values outside [0, 1].
     """
     _check(a1, a0, n1, n0)
     distance = ((a1 - n0).square() + (a0 - n1).square()) / 2
@@ -46,7 +46,7 @@ def contradiction_index(
         a1, a0, n1, n0: see ``polar_consistency``.
 
     Raises:
-        ValueError: other shapes, or values outside [0, 1].
+        ValueError: different shapes, or values outside [0, 1].
     """
     _check(a1, a0, n1, n0)
     return a1 * n1 + a0 * n0

@@ -17,12 +17,12 @@ from probing.statistics.permutation import permute_labels
 PROBES = ("logistic", "mass_mean", "lda")
 METRICS = ("auroc", "accuracy")
 Fit = Callable[[Tensor, Tensor], LinearProbe]
-"""From states [row width] and targets [row column] of 0 and 1."""
+"""Fits probes to states [row width] and targets [row column] of 0 and 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledRows:
-    """What is known of the prompts.
+    """Labels, units and splits of the prompts.
 
     Attributes:
         labels: [row].
@@ -42,7 +42,7 @@ class LabelledRows:
 
 @dataclass(frozen=True, eq=False)
 class ProbeReadings:
-    """What one kind of probe says of the rows.
+    """Readings of the rows by one kind of probe.
 
     Attributes:
         logits: held out, [labeling row]: for the labels, then for each permutation of them.
@@ -61,12 +61,12 @@ class ProbeReadings:
 
 @dataclass(frozen=True, eq=False)
 class LabelledReadings:
-    """What the probes of one layer say of the rows, by the name of the probe."""
+    """Readings of the rows by the probes of one layer, by the name of the probe."""
 
     probes: Mapping[str, ProbeReadings]
 
     def shift_origin(self, origin: Float[Tensor, " width"]) -> "LabelledReadings":
-        """The same probes for states as they are, from probes for states with ``origin`` taken off."""
+        """Turn probes for states with ``origin`` taken off into the same probes for the states themselves."""
         moved = origin.double().cpu().numpy()
         probes = {
             name: replace(each, bias=float(each.bias - each.weight @ moved)) for name, each in self.probes.items()
@@ -85,7 +85,7 @@ class LabelledReadings:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> "LabelledReadings":
-        """From the arrays of a part file."""
+        """Readings from the arrays of a part file."""
         return cls(
             {
                 name: ProbeReadings(
@@ -108,7 +108,7 @@ def fit_prompts(
     inverse_penalty: float = 1.0,
     fresh: Float[Tensor, "other width"] | None = None,
 ) -> LabelledReadings:
-    """Fit every probe on every split, and say what it makes of the rows.
+    """Fit every probe on every split, and read what it says of the rows.
 
     Args:
         states: states of one layer.
@@ -130,7 +130,7 @@ def fit_prompts(
 def _fit_splits(
     fit: Fit, states: Tensor, splits: Splits, labelings: NDArray[np.bool_], fresh: Tensor | None
 ) -> ProbeReadings:
-    """One kind of probe, for every split and labeling; the last split sees every row."""
+    """Fit one kind of probe for every split and labeling; the last split sees every row."""
     targets = torch.from_numpy(labelings.T.astype(np.float32)).to(states.device)
     logits = np.empty((len(labelings), len(states), len(splits.left_out)))
     for split in range(logits.shape[2]):
@@ -148,7 +148,7 @@ def _fit_splits(
 
 
 def _zero_probe(states: Float[Tensor, "row width"], columns: int) -> LinearProbe:
-    """What can be learnt from rows that are all the same."""
+    """A probe whose weights are all zero, for rows that are all the same."""
     dtype = torch.promote_types(states.dtype, torch.float32)
     return LinearProbe(states.new_zeros(states.shape[1], columns, dtype=dtype), states.new_zeros(columns, dtype=dtype))
 

@@ -12,13 +12,13 @@ from probing.probes.optimize import minimize
 
 ITERATIONS = 1000
 TOLERANCE = 1e-8
-"""Largest gradient at which logistic regression has converged, of the mean loss in coordinates of unit curvature."""
+"""Largest gradient of the mean loss, in coordinates of unit curvature, at which logistic regression has converged."""
 SAME_MEAN = 1e-12
 """Means whose distance is less than this part of the largest state differ by rounding alone."""
 LEAST_SPREAD = 1e-6
 """Least variance along a direction, as a part of the squared distance of the means: keeps logits finite."""
 LEAST_SHRINKAGE = 1e-6
-"""What an estimated shrinkage is at least: on two rows the estimate is zero, and the scatter has no inverse."""
+"""Lower limit of an estimated shrinkage: on two rows the estimate is zero, and the scatter has no inverse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class LinearProbe:
     bias: Float[Tensor, " column"]
 
     def logits(self, states: Float[Tensor, "*axes row width"]) -> Float[Tensor, "*axes row column"]:
-        """Of every row by every probe, in the dtype of the weight."""
+        """Logits of every row by every probe, in the dtype of the weight."""
         return states.to(self.weight.dtype) @ self.weight + self.bias
 
 
@@ -100,7 +100,7 @@ def fit_mass_mean(states: Float[Tensor, "row width"], targets: Float[Tensor, "ro
         Weight and bias for the states as given, float32 or better; computed in float64.
 
     Raises:
-        ValueError: as ``fit_logistic`` has it.
+        ValueError: the errors of ``fit_logistic``.
 
     Source: Marks & Tegmark 2023, arXiv 2310.06824. Their form with the inverse covariance is ``fit_lda``.
     """
@@ -128,7 +128,7 @@ def fit_lda(
         Weight and bias for the states as given, float32 or better; computed in float64.
 
     Raises:
-        ValueError: as ``fit_logistic`` has it, or a shrinkage outside 0 to 1, or one of 0 where the scatter has no
+        ValueError: the errors of ``fit_logistic``, or a shrinkage outside 0 to 1, or one of 0 where the scatter has no
             inverse.
     """
     if shrinkage is not None and not 0 <= shrinkage <= 1:
@@ -151,7 +151,7 @@ def fit_lda(
 def _ledoit_wolf(
     coordinates: Float[Tensor, "row coordinate"], scatter: Float[Tensor, "coordinate coordinate"], width: int
 ) -> float:
-    """How far to shrink the scatter towards a multiple of the identity in all ``width`` dimensions."""
+    """Shrinkage of the scatter towards a multiple of the identity in all ``width`` dimensions."""
     square, trace = scatter.square().sum(), scatter.trace()
     spread = square - trace.square() / width
     noise = (coordinates.square().sum(dim=1).square().mean() - square) / len(coordinates)
@@ -159,7 +159,7 @@ def _ledoit_wolf(
 
 
 class _Rows:
-    """States and labelings that can be fitted: centred, in float64, without the dimensions that no row reaches.
+    """States and labelings to fit: centred, in float64, without dimensions in which no row differs.
 
     Where there are more features than rows, the rows are written in an orthonormal basis of what they span. Weights
     outside of it would change no logit and cost a penalty, so nothing is lost.

@@ -12,8 +12,8 @@ def open_single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of so many threads, each of which torch computes in without others.
 
     Threads that share every operation wait for each other hundreds of times a second, and on a machine with other work
-    one of them is always late. What a thread computes alone does not depend on how many there are. What is not begun
-    when the pool is left is not done.
+    one of them is always late. What a thread computes alone does not depend on how many there are. Tasks that have not
+    begun when the pool is closed are dropped.
     """
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))

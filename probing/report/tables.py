@@ -63,11 +63,11 @@ def shorten(text: str, width: int, end: bool = False) -> str:
 
 def render(tables: Mapping[str, pd.DataFrame]) -> str:
     """All tables as text, with their titles."""
-    return "\n\n".join(f"{title}\n{_body(table) if len(table) else '(none)'}" for title, table in tables.items())
+    return "\n\n".join(f"{title}\n{_render_body(table) if len(table) else '(none)'}" for title, table in tables.items())
 
 
-def _body(table: pd.DataFrame) -> str:
-    """Numbers stand right, text stands left, under a heading that does the same."""
+def _render_body(table: pd.DataFrame) -> str:
+    """A table as text: numbers are aligned to the right, text and headings of text to the left."""
     words = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
     texts = {name: table[name].astype(object).fillna("NaN").astype(str) for name in words}
     widths = {name: max(len(str(name)), int(column.str.len().max())) for name, column in texts.items()}

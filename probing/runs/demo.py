@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEEP_LOWEST = 0.5
 QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples": 300, "permutations": 300}
-"""Of contrast-consistent probes: seconds instead of minutes."""
+"""Options of contrast-consistent probes that take seconds instead of minutes."""
 PLACES = "resid_post:all,final_norm"
 
 
@@ -89,7 +89,7 @@ def run(config: DemoConfig) -> Report:
 
 
 def _run_anew(job: str, config: DatasetOptions) -> Report:
-    """Run a job; what an earlier demo left, made with another version of anything, is made anew."""
+    """Run a job; results of an earlier demo that were made with other versions are made again."""
     run_job = importlib.import_module(f"probing.runs.{job}").run
     try:
         report: Report = run_job(config)
@@ -109,7 +109,7 @@ def _add_titles(reports: "dict[str, Report]") -> "dict[str, pd.DataFrame]":
 
 
 def _count_by_kind(out: Path) -> "pd.DataFrame":
-    """The mean score of each kind, and how many of it were kept."""
+    """The mean score of each kind of pair, and the number of them that were kept."""
     import pandas as pd
 
     table, pairs = read_pairs(BUNDLED, None, None)

@@ -32,13 +32,13 @@ def run(config: DoctorConfig) -> Report:
     """Look at the machine, and into a model if one is named; nothing is changed.
 
     Raises:
-        LayerNotFound: the model is built in a way that is not understood; lists what was found.
+        LayerNotFound: the structure of the model is not recognised; lists what was found.
     """
     import pandas as pd
 
     from probing.runs.common.versions import versions
 
-    machine, plan = _machine(), _plan()
+    machine, plan = _describe_machine(), _describe_plan()
     tables = {
         "Machine": pd.DataFrame(machine, columns=["what", "found"]),
         "What will run": pd.DataFrame(plan, columns=["what", "choice", "why"]),
@@ -59,7 +59,7 @@ def run(config: DoctorConfig) -> Report:
 
 
 def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
-    """Where the parts of a model are, what each block writes, and how it will be run."""
+    """Find the parts of a model, the writes of each block, and the way in which it will be run."""
     from probing.engine.modes import choose_mode
     from probing.models.layers import find_stack
     from probing.models.load import load
@@ -97,7 +97,7 @@ def _look_into(config: DoctorConfig) -> dict[str, list[dict[str, str]]]:
 
 
 def _describe_logits(stack: Any) -> str:
-    """How states become logits, in words; or why likelihoods of this model are refused."""
+    """Describe how states become logits, or why likelihoods of this model are refused."""
     from probing.errors import ProbingError
     from probing.models.heads import find_head
 
@@ -122,7 +122,7 @@ def format_ranges(numbers: list[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
-def _machine() -> list[tuple[str, str]]:
+def _describe_machine() -> list[tuple[str, str]]:
     import torch
 
     facts = [("this package", _describe_package())]
@@ -152,7 +152,7 @@ def _describe_package() -> str:
     )
 
 
-def _plan() -> list[tuple[str, str, str]]:
+def _describe_plan() -> list[tuple[str, str, str]]:
     import torch
 
     from probing.engine.budget import CPU_BATCH_TOKENS, MOST_BATCH_TOKENS

@@ -73,7 +73,7 @@ class FilterConfig(DatasetOptions):
 
     @property
     def rule(self) -> dict[str, float | None]:
-        """The rule, and those that were not given."""
+        """All rules by name; None for those that were not given."""
         return {name: getattr(self, name) for name in RULES}
 
 
@@ -131,7 +131,7 @@ def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
 
 
 def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any], config: FilterConfig) -> None:
-    """Ids agree by chance easily (0, 1, 2, ...); the texts do not."""
+    """Raise unless the texts agree: ids easily agree by chance (0, 1, 2, ...)."""
     scored = facts.get("data", {}).get("pairs_sha256")
     if scored is not None and scored != content_sha256(pairs):
         raise SourceMismatch(
@@ -141,7 +141,7 @@ def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any],
 
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
-    """Nothing is written over unless asked for, and never what is being read or what is no dataset at all."""
+    """Raise rather than overwrite: never the input or what is no dataset, and other files only on request."""
     sources = {Path(name).expanduser().resolve() for name in (config.data, config.scores)}
     for target in targets:
         if not target.name or target.name == "..":

@@ -13,7 +13,7 @@ from probing.types import Estimate
 
 RESAMPLES = 1000
 BATCH_NUMBERS = 1 << 22
-"""Numbers that are resampled at a time: bounds the memory whatever the number of rows."""
+"""Numbers of bootstrap replicates that are held at a time: bounds the memory whatever the number of rows."""
 LEAST_RESAMPLES = 200
 RANKED_NUMBERS = 20_000_000
 STREAM = 2
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 def bootstrap_mean(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """The mean, with a 95 % percentile bootstrap interval over rows.
 
-    Without an interval (NaN) for fewer than two rows.
+    The interval is NaN for fewer than two rows.
 
     Raises:
         ValueError: no rows, or values that are not finite.
@@ -34,11 +34,11 @@ def bootstrap_mean(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0)
 def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Spearman's rank correlation, ties by mean ranks, with a 95 % percentile bootstrap interval over rows.
 
-    Beyond 20,000 rows there are fewer replicates, down to 200: every one has to be ranked anew. NaN where it is not
-    defined: fewer than three rows, or the same value throughout on one side.
+    Beyond 20,000 rows there are fewer replicates, down to 200, since every one has to be ranked again. NaN where it is
+    not defined: fewer than three rows, or the same value throughout on one side.
 
     Raises:
-        ValueError: no rows, or not as many on both sides, or values that are not finite.
+        ValueError: no rows, different numbers of rows on both sides, or values that are not finite.
     """
     sides = (np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64))
     if len(sides[0]) != len(sides[1]):
@@ -50,9 +50,9 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
 
 
 def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) -> Array:
-    """How often every row counts in each bootstrap replicate, [replicate row].
+    """Number of times that every row counts in each bootstrap replicate, [replicate row].
 
-    Groups are drawn with replacement, as many as there are, so that rows of one group count alike.
+    Groups are drawn with replacement (cluster bootstrap), as many as there are, so that rows of one group count alike.
 
     Args:
         groups: group of each row, [row].

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 STREAM = 1
 LEAST_FOLDS = 3
-"""With fewer, nothing is left to train on once a layer is to be chosen inside a fold."""
+"""Least number of folds: with fewer, nothing is left to train on when a layer is chosen inside a fold (nested
+cross-validation)."""
 
 
 def make_folds(groups: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64]:
@@ -43,8 +44,8 @@ def make_folds(groups: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64
 class Splits:
     """The trainings of nested cross-validation: without each fold, without each two folds, and on everything.
 
-    Without two folds ``i`` and ``j``, a probe says how good its layer is for fold ``i`` by what it does on ``j``, and
-    the other way round: fold ``i``'s layer is chosen without its own rows.
+    The probe trained without two folds ``i`` and ``j`` gives, on ``j``, an inner score of its layer for the outer fold
+    ``i``, and the other way round: so the layer of a fold is chosen without the rows of that fold.
 
     Attributes:
         folds: fold of every row, [row].
@@ -62,12 +63,12 @@ class Splits:
 
     @property
     def without_pairs(self) -> "Splits":
-        """Those that leave out one fold or none: enough where no layer is chosen."""
+        """The splits that leave out one fold or none: enough where no layer is chosen."""
         return replace(self, left_out=tuple(out for out in self.left_out if len(out) < 2))
 
     @property
     def without_all(self) -> "Splits":
-        """Those that leave something out: enough where nothing is kept of probes that saw every row."""
+        """The splits that leave something out: enough where nothing is kept of probes that saw every row."""
         return replace(self, left_out=tuple(out for out in self.left_out if out))
 
     @property
@@ -77,7 +78,7 @@ class Splits:
 
     @property
     def train(self) -> NDArray[np.bool_]:
-        """Which rows each split trains on, [row split]."""
+        """Training rows of each split, [row split]."""
         return np.stack([~np.isin(self.folds, out) for out in self.left_out], axis=1)
 
     def inner(self, fold: int) -> list[tuple[int, int]]:
@@ -100,7 +101,7 @@ class Splits:
         return np.where((credits * self.train).sum(axis=-2) < 0, -1.0, 1.0)
 
     def inner_scores(self, credits: Array) -> Array:
-        """How right, for every fold, the probes are that saw neither it nor the fold they are judged on: [... fold].
+        """Inner scores of every fold: of probes that saw neither it nor the fold they are judged on, [... fold].
 
         Args:
             credits: oriented, [... row split].

@@ -25,19 +25,19 @@ def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np
         The number of each row's group, from 0, in the order of the least unit of each group.
 
     Raises:
-        ValueError: not as many units as values.
+        ValueError: different numbers of units and values.
     """
     # Imported here since many jobs start without scipy.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     names, left = np.unique(np.asarray(units), return_inverse=True)
-    # Values are numbered without an array of them, in which every text would be as wide as the longest.
+    # Values are numbered without an array of texts, in which every one would take as much memory as the longest.
     right = np.array(number_values(values), dtype=np.int64)
     if len(left) != len(right):
         raise ValueError(f"{len(left)} units and {len(right)} values; there must be as many")
     size = len(names) + int(right.max(initial=-1)) + 1
     edges = coo_array((np.ones(len(left)), (left, len(names) + right)), shape=(size, size))
-    # Components are numbered by their first node, and units come before values.
+    # Components are numbered by their first node, and units are numbered before values.
     components: NDArray[np.int32] = connected_components(edges, directed=False)[1]
     return components[left].astype(np.int64)

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
 NULL_SHARES = (0.025, 0.5, 0.975)
-"""Written out: (1 - 0.95) / 2 is another float64 than 0.025, and tables are compared to the last bit."""
+"""Quantiles of an interval and its median. They are written out since (1 - 0.95) / 2 is another float64 than 0.025, and
+tables are compared to the last bit."""
 
 
 def percentile_interval(replicates: Array) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 FLIPS_STREAM, LABELS_STREAM = 3, 7
 DRAWS = 10_000
-"""Permutations of labels that are tried before it is said that none will do."""
+"""Permutations of labels that are tried before an error says that none is usable."""
 
 
 def permute_labels(
@@ -20,8 +20,8 @@ def permute_labels(
 ) -> NDArray[Any]:
     """Permutations of the labels, [permutation row].
 
-    Labels of groups that have one label are exchanged between these, so that rows of one group keep theirs alike;
-    those of other groups between the rows of a group, which is where they differ.
+    Groups whose rows all have one label exchange these labels among each other, so that the rows of a group keep equal
+    labels; in other groups labels are permuted among the rows of the group.
 
     Args:
         labels: [row]; two of them where ``train`` is given, as booleans.
@@ -57,7 +57,7 @@ def permute_labels(
 def draw_label_flips(groups: ArrayLike, count: int, seed: int = 0) -> Array:
     """1 or -1 for every row in each permutation of the labels, [permutation row]: which of two statements is true.
 
-    Rows of one group share texts, so their labels turn together.
+    Rows of one group share texts, so their labels are flipped together.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     signs = np.random.default_rng([seed, FLIPS_STREAM]).choice([-1.0, 1.0], size=(count, len(names)))

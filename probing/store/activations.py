@@ -36,7 +36,8 @@ def write_states(path: Path, states: Mapping[str, Tensor], metadata: Mapping[str
     with new_file(path) as temporary:
         try:
             contiguous = {name: tensor.contiguous() for name, tensor in states.items()}
-            # One entry, or the same content would have other bytes each time: the library writes several in any order.
+            # The library writes several entries in any order, so that equal content could have different bytes; one has
+            # no order.
             save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
         except SafetensorError as error:
             match = re.search(r"os error (\d+)", str(error))
@@ -63,7 +64,7 @@ def find_fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
 
 
 def tensor_sha256(tensor: Tensor) -> str:
-    """Over the dtype, the shape and the bytes of a tensor."""
+    """Hash of the dtype, the shape and the bytes of a tensor."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().contiguous().flatten()
     # A tensor of one number counts as contiguous whatever its stride.
@@ -88,12 +89,12 @@ class ActivationStore:
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """What was captured, with layers counted from 0."""
+        """Places that were captured, with layers counted from 0."""
         return tuple(Place.parse(name) for name in self.facts["places"])
 
     @property
     def pooling(self) -> str:
-        """What was kept of each row."""
+        """Pooling of each row's states."""
         return str(self.facts["request"]["pooling"])
 
     @property
@@ -106,7 +107,7 @@ class ActivationStore:
         """Every row of the data, also those without states: id, status, tokens, label, category, shard, detail.
 
         Raises:
-            StoreCorrupt: the table is gone or damaged.
+            StoreCorrupt: the table is missing or damaged.
         """
         path = self.path / ROWS_FILE
         try:
@@ -204,7 +205,7 @@ def open_store(path: str | Path) -> ActivationStore:
 
     Raises:
         SourceMismatch: the folder holds no such store.
-        StoreCorrupt: its manifest is damaged, or it was never finished.
+        StoreCorrupt: the store's manifest is damaged, or its run was never finished.
     """
     folder = Path(path).expanduser()
     facts = read_run(folder, MANIFEST)

@@ -15,8 +15,8 @@ CHUNK = 1 << 24
 def new_file(target: Path) -> Iterator[Path]:
     """A temporary file beside ``target`` that takes its place when the block ends well.
 
-    The content is on the disk before the name is: after a crash there is the old file, or the new one, whole. When the
-    block or the disk fails, the temporary file is removed and ``target`` is as it was.
+    The content is on the disk before the name is, so that after a crash there is either the old file or the complete
+    new one. When the block or the disk fails, the temporary file is removed and ``target`` is as it was.
 
     Raises:
         OSError: no space, no permission.
@@ -37,7 +37,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """The same for a folder. An existing ``target`` is moved aside, and removed once the new one is in its place."""
+    """``new_file`` for a folder. An existing ``target`` is moved aside, and removed once the new one is in place."""
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _name_beside(target)
@@ -62,7 +62,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """Over the bytes of a file."""
+    """Hash of the bytes of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 SHARDS = "shards"
 SAFETENSORS_LEFTOVER = ".tmp??????"
-"""What the safetensors library writes first, beside the file it was asked for."""
+"""Pattern of the file that the safetensors library writes first, beside the requested one."""
 MANIFEST = "manifest.json"
 OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors"
 
@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def shards(self) -> Path:
-        """Where finished parts lie until the whole is done."""
+        """Folder of the finished parts until the whole is done."""
         return self.path / SHARDS
 
     @property
@@ -90,7 +90,7 @@ class RunFolder:
         content = {"schema_version": SCHEMA_VERSION, "command": self.command, **facts}
         with new_file(self.path / self.record) as temporary:
             text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-            # Half a surrogate, from a path that is no UTF-8, becomes the escape that JSON has for it.
+            # A path that is not UTF-8 holds lone surrogates, which are written as JSON escapes.
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -98,8 +98,8 @@ def read_run(folder: Path, record: str = RUN_FILE) -> dict[str, Any]:
     """The record of a folder.
 
     Raises:
-        SourceMismatch: there is none, so the folder holds no run.
-        StoreCorrupt: it is damaged.
+        SourceMismatch: there is no record, so the folder holds no run.
+        StoreCorrupt: the record is damaged.
     """
     path = folder / record
     if not path.is_file():
@@ -115,11 +115,11 @@ def read_run(folder: Path, record: str = RUN_FILE) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolder]:
-    """Hold an output folder against every other process; one made here is removed if it fails before anything is done.
+    """Lock an output folder against other processes; a new one is removed if the run fails before anything is done.
 
     Raises:
         SourceMismatch: the folder holds files of something else, or the run of another command.
-        FolderBusy: another process holds it.
+        FolderBusy: another process holds the folder.
     """
     if path.exists() and not path.is_dir():
         raise SourceMismatch(f"{path}: is a file; give a folder as --out")

@@ -19,7 +19,7 @@ from probing.types import Activations, Place, Source
 
 FORMAT = "probing-probes-1"
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256", "adapter_sha256")
-"""What of a source has to be the same. The chat template does not change what a model is."""
+"""Hashes of a source that have to be the same. The chat template does not change what a model is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class SavedProbes:
         """Raise unless these probes were trained on such states.
 
         Raises:
-            SourceMismatch: names each difference.
+            SourceMismatch: the states are of another kind; names each difference.
         """
         wrong = [
             f"{field} is {str(theirs)[:12]}, of the probes {str(own)[:12]}"
@@ -129,8 +129,8 @@ def open_probes(path: str | Path) -> SavedProbes:
     """Probes that ``probing ccs`` or ``probing probe`` wrote.
 
     Raises:
-        SourceMismatch: the file is none of these.
-        StoreCorrupt: it is damaged.
+        SourceMismatch: the file does not hold such probes.
+        StoreCorrupt: the file is damaged.
     """
     file = Path(path).expanduser()
     if not file.is_file():

@@ -23,7 +23,7 @@ def shard_path(folder: Path, index: int, prefix: str = "") -> Path:
 def write_shard(path: Path, rows: pa.Table, facts: Mapping[str, Any]) -> None:
     """Write one part with what is to be remembered of its making."""
     described = rows.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
-    # An open file, since pyarrow takes a path with a colon in it for an address.
+    # Given as an open file, since pyarrow takes a path with a colon for an address.
     with new_file(path) as temporary, temporary.open("wb") as file:
         pq.write_table(described, file, write_page_checksum=True)
 
@@ -48,10 +48,10 @@ def join_shards(parts: Sequence[pa.Table], target: Path) -> None:
 
 
 def stream_shards(paths: Sequence[Path], schema: pa.Schema, target: Path) -> None:
-    """The same from files, one after the other, for tables that may not fit into memory.
+    """Join shards from files, one after the other, for tables that may not fit into memory.
 
     Raises:
-        StoreCorrupt: a part is not whole.
+        StoreCorrupt: a part is damaged.
     """
     with new_file(target) as temporary, temporary.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
         for path in paths:

@@ -42,7 +42,7 @@ def check_bos(tokenizer: Any, ids: Sequence[Sequence[int]], where: Callable[[int
 
 
 def warn_without_bos(tokenizer: Any, rendered: Sequence[str]) -> None:
-    """A word, once, if a chat template leaves out the BOS that the tokenizer adds to plain text."""
+    """Warn once if a chat template leaves out the BOS that the tokenizer adds to plain text."""
     bos = tokenizer.bos_token_id
     if bos is None or tokenizer("a")["input_ids"][:1] != [bos]:
         return

@@ -1,7 +1,8 @@
 """How long a sequence becomes when it is padded."""
 
 PAD_TO = 16
-"""Also the least length at which attention on the CPU hands NaN on: torch 2.13 turns fewer NaN queries into numbers."""
+"""Multiple that lengths are padded to. Also the least length at which attention on the CPU passes NaN on: torch 2.13
+turns fewer NaN queries into numbers."""
 
 
 def padded_length(length: int, limit: int | None = None) -> int:

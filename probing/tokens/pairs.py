@@ -63,7 +63,7 @@ def tokenize_pairs(
     """Tokenise pairs the way a DPO trainer sees them.
 
     The prompt ends where its own ids stop agreeing with those of *both* full sequences: tokenising the prompt alone
-    gives its length wrongly wherever a token spans the border. The response includes its end of turn; where text or
+    gives a wrong length wherever a token spans the border. The response includes its end of turn; where text or
     template brought none, the tokenizer's EOS is appended, once.
 
     Args:

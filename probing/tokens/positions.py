@@ -55,7 +55,7 @@ def find_positions(tokenizer: Any, row: EncodedRow, over: Over, max_length: int 
 
 
 def _find_problem(tokenizer: Any, row: EncodedRow, max_length: int | None) -> Problem | None:
-    """What is wrong with a row whatever part of it counts."""
+    """Problem of a row, whatever part of it counts."""
     response = row.prompt.response
     if not has_text(row.prompt.text) and (response is None or not has_text(response)):
         return row.problem("empty_text", "the text is empty")

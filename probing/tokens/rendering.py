@@ -63,7 +63,7 @@ def render_prompt(tokenizer: Any, prompt: LabelledPrompt, request: Capture, wher
 
 
 def _render_conversation(tokenizer: Any, prompt: LabelledPrompt, request: Capture) -> RenderedPrompt:
-    opening = _turns(prompt.text, "user")
+    opening = _to_messages(prompt.text, "user")
     if not opening:
         return RenderedPrompt("", "", True, ())
     renderer = ConversationRenderer(tokenizer, prompt.tools, prompt.chat_template_kwargs)
@@ -74,7 +74,7 @@ def _render_conversation(tokenizer: Any, prompt: LabelledPrompt, request: Captur
     elif answered:
         raise DataInvalid("the prompt ends with a message of the assistant; move it into the response")
     else:
-        answer = _turns(prompt.response, "assistant")
+        answer = _to_messages(prompt.response, "assistant")
         texts = renderer.render_answers(opening, [answer])
         if texts is None:
             raise DataInvalid(
@@ -86,7 +86,7 @@ def _render_conversation(tokenizer: Any, prompt: LabelledPrompt, request: Captur
     return RenderedPrompt(start, full, True, said)
 
 
-def _turns(text: str | Sequence[Message], role: str) -> list[Message]:
+def _to_messages(text: str | Sequence[Message], role: str) -> list[Message]:
     """A conversation as a list of messages; a plain text as one message of ``role``."""
     return [{"role": role, "content": text}] if isinstance(text, str) else plain_contents(text)
 
@@ -106,7 +106,7 @@ def _find_messages(
 
 
 def _find_message(text: str, full: str, render: Callable[[str], str]) -> Said:
-    """Where a message's text begins in the rendered conversation: where another text in its place does.
+    """Position at which a message's text begins in the rendered conversation, found by rendering another text instead.
 
     Looking for the text itself would find it in the template as well ("user").
     """

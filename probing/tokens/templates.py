@@ -36,7 +36,7 @@ class ConversationRenderer:
         """A conversation as the text that the chat template makes of it.
 
         Raises:
-            DataInvalid: the template refuses it.
+            DataInvalid: the template refuses the conversation.
         """
         try:
             text: str = self.tokenizer.apply_chat_template(
@@ -55,7 +55,7 @@ class ConversationRenderer:
             None if the template writes the prompt differently once an answer follows.
 
         Raises:
-            DataInvalid: the template refuses one of them.
+            DataInvalid: the template refuses a conversation.
         """
         prompt = self.render(opening, add_generation_prompt=True)
         answered = [self.render([*opening, *answer]) for answer in answers]

@@ -11,10 +11,10 @@ class TokenizedRow:
 
     @property
     def status(self) -> Status:
-        """That of the problem; "ok" where there is none."""
+        """Status of the problem; "ok" where there is none."""
         return "ok" if self.problem is None else self.problem.status
 
     @property
     def detail(self) -> str:
-        """That of the problem; nothing where there is none."""
+        """Detail of the problem; nothing where there is none."""
         return "" if self.problem is None else self.problem.detail

@@ -27,7 +27,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a number was computed from, by content: two sources are equal only if their hashes are.
+    """The model that a number was computed from, by content: two sources are equal only if their hashes are.
 
     Attributes:
         model: folder or hub id, as given.
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a job answers: tables by title, and the facts of the run (the content of ``run.json``)."""
+    """Result of a job: tables by title, and the facts of the run (the content of ``run.json``)."""
 
     tables: Mapping[str, "pandas.DataFrame"]
     facts: Mapping[str, Any] = field(default_factory=dict)

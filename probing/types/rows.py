@@ -82,7 +82,7 @@ def message_text(message: Message) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPrompt:
-    """A text to read states of, with what is known of it.
+    """A text to read states of, with its label and other facts.
 
     Attributes:
         id: unique within its dataset.
@@ -97,7 +97,7 @@ class LabelledPrompt:
         chat_template_kwargs: further arguments of the chat template, if any.
 
     Raises:
-        ValueError: empty id, a span that is none. TypeError: a text that is none.
+        ValueError: an empty id, or an invalid span. TypeError: a text of the wrong type.
     """
 
     id: str
@@ -151,7 +151,7 @@ class ContrastPair:
 
     Raises:
         ValueError: an empty id or text, or an opposite that is the statement itself.
-        TypeError: a text that is none, or a label that is neither true nor false.
+        TypeError: a text of the wrong type, or a label that is neither true nor false.
     """
 
     id: str

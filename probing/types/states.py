@@ -48,7 +48,7 @@ class Place:
         """The place that is written ``resid_post:3``, ``mlp_out:-1`` or ``final_norm``.
 
         Raises:
-            ValueError: it is written otherwise.
+            ValueError: the text is written otherwise.
         """
         kind, colon, layer = text.strip().partition(":")
         try:
@@ -68,7 +68,7 @@ DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Which states to read; knows no model.
+    """States to read, independently of a model.
 
     Attributes:
         places: places in the model; at least one, none twice.

@@ -18,7 +18,7 @@ PairStatus = Literal[
     "truncated",
     "not_finite",
 ]
-"""Of a preference pair: ``probing score`` and ``probing displacement``."""
+"""Status of a preference pair, in ``probing score`` and ``probing displacement``."""
 TextStatus = Literal[
     "ok",
     "empty_text",
@@ -34,11 +34,11 @@ TextStatus = Literal[
     "nothing_left",
     "not_finite",
 ]
-"""Of a text whose states are read: ``probing capture``, and every job that stands on its states."""
+"""Status of a text whose states are read, in ``probing capture`` and every job that uses its states."""
 LabelStatus = Literal["no_label", "not_fresh", "other_label"]
-"""Of a labelled text besides: ``probing probe`` and ``probing clusters``."""
+"""Further statuses of a labelled text, in ``probing probe`` and ``probing clusters``."""
 StatementStatus = Literal["same_state"]
-"""Of a statement with its opposite besides: ``probing ccs``."""
+"""Further statuses of a statement with its opposite, in ``probing ccs``."""
 Status = Literal[PairStatus, TextStatus, LabelStatus, StatementStatus]
 
 STATUS_MEANINGS: Mapping[Status, str] = {

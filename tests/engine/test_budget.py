@@ -10,9 +10,9 @@ from probing.engine.budget import (
     MOST_BATCH_TOKENS,
     TokenBudget,
     choose_batch_tokens,
+    choose_trial_shape,
     find_budget,
     fit_batch_tokens,
-    trial_shape,
 )
 from probing.engine.modes import choose_mode
 from probing.engine.stream import Stream
@@ -32,9 +32,9 @@ def test_the_budget_follows_the_memory():
 
 
 def test_the_trial_batch_fits_the_positions_of_the_model():
-    assert trial_shape(2048, None) == trial_shape(2048, 4096) == (2, 1024)
-    assert trial_shape(4096, 512) == (8, 512)
-    assert trial_shape(1024, 300) == (4, 300)
+    assert choose_trial_shape(2048, None) == choose_trial_shape(2048, 4096) == (2, 1024)
+    assert choose_trial_shape(4096, 512) == (8, 512)
+    assert choose_trial_shape(1024, 300) == (4, 300)
 
 
 def test_on_a_cpu_the_budget_is_fixed():

@@ -8,7 +8,7 @@ import torch
 
 from probing.kernels import token_stats as file
 from probing.kernels.output_head import Unembedding, chunks_of
-from probing.kernels.side_by_side import BUFFERS, run_in_turn, side_by_side
+from probing.kernels.side_by_side import BUFFERS, run_in_turn, run_side_by_side
 
 
 class Event:
@@ -106,7 +106,7 @@ class Log:
 CHUNKS = chunks_of(70, 10)
 
 
-def run(seed, schedule=side_by_side):
+def run(seed, schedule=run_side_by_side):
     machine = Machine(seed)
     log = Log(machine)
     schedule(CHUNKS, log.make, log.use, machine.maker, machine.user, machine.on)
@@ -147,7 +147,7 @@ def test_the_machine_finds_what_is_not_waited_for(monkeypatch, which):
 
     def deaf(chunks, make, use, maker, user, on):
         (maker if which == "maker" else user).__class__ = Deaf
-        side_by_side(chunks, make, use, maker, user, on)
+        run_side_by_side(chunks, make, use, maker, user, on)
 
     assert not all(sound(log) and ended for log, ended in (run(seed, deaf) for seed in range(300)))
 
@@ -162,7 +162,7 @@ def test_after_an_error_too_the_last_use_ends_first():
         log.make(rows, buffer)
 
     with pytest.raises(ValueError, match="planted"):
-        side_by_side(CHUNKS, make, log.use, machine.maker, machine.user, machine.on)
+        run_side_by_side(CHUNKS, make, log.use, machine.maker, machine.user, machine.on)
     freed = []
     machine.queue(lambda: freed.append(len(log.used)))
     assert machine.advance()
@@ -177,7 +177,7 @@ def test_the_statistics_are_the_same_in_two_buffers(generator, monkeypatch, opti
         machine = Machine(0)
         self.set_up(chunks, BUFFERS)
         buffers.append([values.data_ptr() for values in self.buffers])
-        side_by_side(chunks, self.make, self.use, machine.maker, machine.user, machine.on)
+        run_side_by_side(chunks, self.make, self.use, machine.maker, machine.user, machine.on)
 
     hidden, weight = torch.randn(100, 8, generator=generator), torch.randn(300, 8, generator=generator)
     targets, head = torch.arange(100), Unembedding(weight, **options)

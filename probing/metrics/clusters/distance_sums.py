@@ -13,7 +13,8 @@ from probing.metrics.clusters.indices import silhouette_coefficients
 from probing.metrics.clusters.tiles import Tile
 
 CACHED = {"cpu": 2**18, "cuda": 2**26}
-"""Bytes of the sums that silhouettes are made of at once, in many steps: on a CPU they are best kept near it."""
+"""Bytes of the sums that silhouettes are computed from at once, in many steps: on a CPU they should fit into its
+cache."""
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class RelabelledSums:
                 self.values[cluster, columns].addmm_(distances.T, members(self.codes[rows], cluster, distances.dtype))
 
     def silhouettes(self, totals: Float[Tensor, " n"]) -> Float[Tensor, " draw"]:
-        """Mean of every draw; ``totals`` are the sums of distances to all points."""
+        """Mean silhouette of every permutation; ``totals`` are the sums of distances to all points."""
         sizes = [(self.codes == cluster).sum(dim=0).float() for cluster in range(self.clusters)]
         coefficient_sums = torch.zeros(self.codes.shape[1], dtype=torch.float64, device=self.codes.device)
         one = torch.ones((), device=self.codes.device)
@@ -114,7 +115,7 @@ class ResampledSums:
                 self.values[cluster, slice(*rows)].addmm_(some, self.weights[first:last].float())
 
     def silhouettes(self) -> Float[Tensor, " draw"]:
-        """Mean of every draw, points counted by their weights."""
+        """Mean silhouette of every bootstrap replicate, points counted by their weights."""
         sizes = [self.weights[slice(*bounds)].sum(dim=0).float() for bounds in self.grouped.ranges]
         coefficient_sums = torch.zeros(self.weights.shape[1], dtype=torch.float64, device=self.weights.device)
         codes = self.grouped.codes

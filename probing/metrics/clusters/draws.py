@@ -61,7 +61,7 @@ class IndexDraws:
 
 
 class Draws(NamedTuple):
-    """What indices are computed for beside the labels as they are.
+    """Permutations and bootstrap replicates that indices are computed for besides the labels themselves.
 
     Attributes:
         codes: cluster of every position in each permutation of the labels.
@@ -78,7 +78,7 @@ class Draws(NamedTuple):
 
 
 class OfDistances(NamedTuple):
-    """What one pass over the distances gives: of the labels as they are, the permutations, and the replicates.
+    """Results of one pass over the distances, for the labels, the permutations and the bootstrap replicates.
 
     Attributes:
         silhouettes: silhouette of every position.
@@ -101,8 +101,8 @@ def measure_clusters(
 ) -> IndexDraws:
     """Indices, and the same for other labels and other weights of the points.
 
-    Draws are products of tiles of distances with labels and weights. The kernel keeps no distance that could be
-    multiplied, so it is used without draws only, on a card; with draws it would repeat what the tiles say anyway.
+    Permutations and replicates are evaluated by multiplying tiles of distances with labels and weights. The kernel
+    keeps no distances, so it is used only on a card and without draws.
 
     Args:
         grouped: the points with their labels.
@@ -137,7 +137,7 @@ def measure_clusters(
 
 
 def _moments(grouped: Grouped, drawn: Draws) -> tuple[Moments, Moments, Moments]:
-    """Of the labels as they are, the permutations, and the replicates."""
+    """Moments of the clusters of the labels, of their permutations, and of the bootstrap replicates."""
     codes, weights = (some.split(DRAWS_AT_ONCE, dim=1) for some in drawn)
     return (
         moments_of_labels(grouped),
@@ -149,7 +149,7 @@ def _moments(grouped: Grouped, drawn: Draws) -> tuple[Moments, Moments, Moments]
 def _measure_distances(
     grouped: Grouped, indices: Sequence[str], drawn: Draws, report: Callable[[float], None], impl: str
 ) -> OfDistances:
-    """By the kernel where it runs and there are no draws, otherwise tile by tile."""
+    """Measure by the kernel where it runs and there are no draws, otherwise tile by tile."""
     extreme = any(name in OF_EXTREMES for name in indices)
     codes, weights = drawn
     lists = PairLists.of(grouped, codes.shape[1] > 0, weights.shape[1] > 0) if extreme else None
@@ -170,13 +170,13 @@ def _measure_distances(
 
 
 def _have_more_than_a_point(grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
-    """Draws in which some cluster has two points."""
+    """Whether some cluster of each draw has two points."""
     several = [(weights[slice(*bounds)] > 0).sum(dim=0) > 1 for bounds in grouped.ranges]
     return torch.stack(several).any(dim=0)
 
 
 def _have_same_clusters(grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Shaped[Tensor, " draw"]:
-    """Relabelings that rename clusters at most: as good as the labels themselves, whatever float32 makes of them."""
+    """Whether each relabeling only renames clusters, so that its indices are exactly those of the labels."""
     whole = [(codes[start:stop] == codes[start]).all(dim=0) for start, stop in grouped.ranges]
     return torch.stack(whole).all(dim=0)
 
@@ -186,7 +186,7 @@ def _join_moments(parts: Sequence[Moments]) -> Moments:
 
 
 def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
-    """Both forms."""
+    """Both forms of Dunn's index."""
     return {
         "dunn": dunn_index(grouped.distances(ends.least), grouped.distances(ends.greatest)),
         "dunn_centroid": dunn_centroid_index(part.gaps, ends.greatest),

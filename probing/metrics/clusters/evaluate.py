@@ -23,7 +23,8 @@ def davies_bouldin(
 ) -> Float[Tensor, "*axes"]:
     """Mean over clusters of ``max_j (s_i + s_j) / |c_i - c_j|``, s the mean distance to the centroid; lower is better.
 
-    Davies and Bouldin 1979. Infinite where two centroids are the same (scikit-learn answers 0, the best there is).
+    Davies and Bouldin 1979. Infinite where two centroids are the same (scikit-learn returns 0, the best possible
+    value).
 
     Args, Returns, Raises: see ``cluster_indices``.
     """
@@ -109,7 +110,7 @@ def aqi(
         scaling: see there.
 
     Raises:
-        ValueError: see there; or there is no such form, or the weight is not in [0, 1].
+        ValueError: see ``cluster_indices``; or an unknown form, or the weight is not in [0, 1].
     """
     parts = cluster_indices(points, labels, parts_of_aqi(form), metric, scaling)
     n = points.shape[-2]

@@ -1,4 +1,4 @@
-"""The closest and the farthest pairs of points: what decides Dunn's index, of any labels, in any resample."""
+"""The closest and the farthest pairs of points, which decide Dunn's index of any labels and any bootstrap replicate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,17 +13,18 @@ from probing.metrics.clusters.tiles import Tile
 
 LEAST_PAIRS = 64
 MOST_PAIRS = 2**18
-"""Pairs that are kept; what they do not decide is computed on its own."""
+"""Least and greatest number of pairs that are kept; draws that they do not decide are computed separately."""
 PAIRS_OF_A_POINT = 16
 """Pairs that are kept beyond that, in numbers of points: one outlier is in as many pairs as there are points, and a
-resample without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
+replicate without it asks for those of the next; rows of one text, whose labels are permuted together, likewise."""
 FIRST_PAIRS = 32
-"""They decide most draws; then four times as many are looked at, and so on up to the next number."""
+"""The first so many pairs decide most draws; then four times as many are looked at, and so on up to the next number."""
 PAIRS_AT_ONCE = 2048
 SAMPLED = 61
-"""One distance in so many of a tile says which are worth a look; it divides no size of a tile."""
+"""One distance in so many of a tile is sampled to estimate which distances matter; the number divides no size of a
+tile."""
 PRESENT = 0.4
-"""Of pairs whose two points are both in a bootstrap resample."""
+"""Share of pairs whose two points are both in a bootstrap replicate."""
 DRAWS_AT_ONCE = 128
 
 
@@ -60,8 +61,8 @@ class Extremes:
         squared, allowed = tile.squared, self._find_allowed(tile, codes)
         some = None if tile.clusters is not None or self.which == "all" else allowed
         self.seen += _pairs_of(tile) if some is None else int(some.sum())
-        for limit in self._limits(squared):
-            places = self._beyond(squared, allowed, limit)
+        for limit in self._choose_limits(squared):
+            places = self._find_beyond(squared, allowed, limit)
             if len(places) >= self.size:
                 break
         if not len(places):
@@ -75,7 +76,7 @@ class Extremes:
             self.values, self.pairs = self.values[best], self.pairs[best]
 
     def _find_allowed(self, tile: Tile, codes: Shaped[Tensor, " n"]) -> Tensor | None:
-        """Which pairs of a tile are to be taken: each once, none of a point with itself; None for all."""
+        """The pairs of a tile to be taken: each once, none of a point with itself; None for all."""
         allowed = None
         if tile.diagonal:
             allowed = torch.ones_like(tile.squared, dtype=torch.bool).triu_(1)
@@ -85,7 +86,7 @@ class Extremes:
             allowed = own if allowed is None else allowed & own
         return allowed
 
-    def _limits(self, squared: Tensor) -> tuple[float, ...]:
+    def _choose_limits(self, squared: Tensor) -> tuple[float, ...]:
         """Values that useful pairs are beyond: the end of a full list; or what a sample says, and then none."""
         if len(self.values) == self.size:
             return (float(self.values.min() if self.farthest else self.values.max()),)
@@ -96,7 +97,7 @@ class Extremes:
             return (everything,)
         return float(sample.topk(rank, largest=self.farthest).values[-1]), everything
 
-    def _beyond(self, squared: Tensor, allowed: Tensor | None, limit: float) -> Tensor:
+    def _find_beyond(self, squared: Tensor, allowed: Tensor | None, limit: float) -> Tensor:
         """Places of the pairs beyond a limit, of the best of them where there are more than the list holds."""
         most = float(squared.amax() if self.farthest else squared.amin())
         if not (most > limit if self.farthest else most < limit):
@@ -129,7 +130,7 @@ class Extremes:
 
 
 def _pairs_of(tile: Tile) -> int:
-    """How many pairs of two points a tile has."""
+    """The number of pairs of two points in a tile."""
     rows, columns = tile.squared.shape
     return rows * (rows - 1) // 2 if tile.diagonal else rows * columns
 
@@ -187,11 +188,11 @@ class PairLists:
         return Ends(self.between.values[:1], self.within.values[:1])
 
     def of_labels(self, grouped: Grouped, codes: Shaped[Tensor, "n draw"]) -> Ends:
-        """Of other labels."""
+        """Distances that decide Dunn's index of other labels."""
         return Ends(*(_decide_draws(grouped, each, codes) for each in (self.closest, self.farthest)))
 
     def of_resamples(self, grouped: Grouped, weights: Shaped[Tensor, "n draw"]) -> Ends:
-        """Of the labels as they are, without the points of weight 0."""
+        """Distances that decide Dunn's index of the labels, without the points of weight 0."""
         present = weights.clamp_max(1).to(torch.int16)
         # This is far faster than ``torch.where``.
         codes = present.mul_(grouped.codes[:, None].to(torch.int16) + 1).sub_(1)
@@ -239,7 +240,7 @@ def _parts(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _decide_alone(grouped: Grouped, codes: Shaped[Tensor, " n"], farthest: bool) -> float:
-    """The same of one draw, from distances computed for it; NaN where no pair decides."""
+    """The deciding distance of one draw, from distances computed for it; NaN where no pair decides."""
     counts = torch.bincount(codes[codes >= 0].long())
     clusters = counts.nonzero()[:, 0].tolist()
     if not farthest and clusters:

@@ -14,8 +14,8 @@ TILE_ROWS = 1024
 TILE_COLUMNS = 2048
 """Products of this size run at full speed, and a tile of distances takes 16 MB in float64."""
 ROUNDINGS = 2.0
-"""So many roundings, times the square root of the width, are allowed for in a sum of products: rounded to nearest,
-such a sum is off by about that root of a rounding (Higham and Mary 2019)."""
+"""Number of roundings, times the square root of the width, that are allowed for in a sum of products: rounded to
+nearest, such a sum has an error of about that root of a rounding (Higham and Mary 2019)."""
 Metric = Literal["euclidean", "cosine"]
 
 
@@ -111,7 +111,7 @@ class Grouped:
         return torch.cat(parts)
 
     def bound_error(self, pairs: Int[Tensor, "pair 2"]) -> Float[Tensor, " pair"]:
-        """How far off the squared distances of tiles may be, of pairs of positions: 0 where tiles are in float64."""
+        """Bound on the error of the tiles' squared distances, for pairs of positions: 0 where tiles are in float64."""
         if self.centered.dtype == torch.float64:
             return torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
         left, right = pairs.T

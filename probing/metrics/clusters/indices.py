@@ -21,7 +21,7 @@ ALL_INDICES = (*INDICES, "dunn_centroid")
 LOWER_IS_BETTER = frozenset(("davies_bouldin", "xie_beni"))
 AqiForm = Literal["paper", "dbs_dunn", "size_free"]
 FARTHER = 1e30
-"""Than anything: added to a mean distance that is not to count."""
+"""Larger than any distance; it is added to a mean distance that must not count."""
 
 
 def davies_bouldin_index(
@@ -125,7 +125,7 @@ def silhouette_coefficients(sums: Sequence[Tensor], sizes: Sequence[Tensor], own
         sums: for each cluster, the sum of distances to its points, [n] or [n draw].
         sizes: size of each cluster, one number or [draw].
         own: the cluster of every point; fits to the sums, like the next.
-        copies: how often each point itself is in its cluster (1, or its weight in a resample): a point is no neighbour
+        copies: how often each point itself is in its cluster (1, or its weight in a replicate): a point is no neighbour
             of its own copies.
 
     Source: Rousseeuw 1987, section 2.

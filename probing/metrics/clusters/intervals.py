@@ -12,11 +12,11 @@ POWERS = {"davies_bouldin": -2.0, "xie_beni": -1.0, "calinski_harabasz": 1.0, "a
 
 
 def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The value that many points would have, and its 95 % interval, from resamples.
+    """The value that many points would have, and its 95 % interval, from bootstrap replicates.
 
     The centroids of n points lie apart by chance alone: the squared distance of two is too large by ``tr(S) (1/n1 +
-    1/n2)`` on average, which in a space of many dimensions can be most of it, and a resample adds as much once more.
-    So what resamples add is taken off, in a power of the index that is proportional to the squared distance (the basic
+    1/n2)`` on average, which in a space of many dimensions can be most of it, and a replicate adds as much once more.
+    So what replicates add is taken off, in a power of the index that is proportional to the squared distance (the basic
     bootstrap interval: Davison and Hinkley 1997, 5.2). The silhouette needs next to none of it.
 
     Args:
@@ -39,10 +39,10 @@ def debias(index: str, value: float, draws: NDArray[np.float64]) -> tuple[float,
 def debias_difference(
     index: str, value: float, draws: NDArray[np.float64], other: float, other_draws: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """The 95 % interval of how much larger an index is than of other states, as ``debias`` for many points.
+    """The 95 % interval of the difference of an index between two sets of states, debiased like ``debias``.
 
-    What few points add to the distance of centroids is not the same in both: of what is divided by that distance, a
-    difference of the values as measured can be far from the interval.
+    Few points bias the distance of centroids differently in both: for an index that is divided by that distance, the
+    difference of the uncorrected values can lie far outside the interval.
 
     Args:
         index: see ``debias``.

@@ -26,14 +26,14 @@ less than 2^-23 once more. For k = 16 and e = 2 (as Hopper's cores are described
 one sign where products have one, and does not average out: it grows with the width, not with its root.
 """
 FAR = 16.0
-"""A mean squared norm this many times the spread says that half-precision points are better centred, in float32."""
+"""Ratio of the mean squared norm to the spread above which half-precision points are centred first, in float32."""
 
 
 def can_use_kernel(grouped: Grouped, impl: str) -> bool:
-    """Whether the kernel is to be used.
+    """Whether the kernel can and should be used.
 
     Raises:
-        KernelUnavailable: it was asked for and cannot run.
+        KernelUnavailable: the kernel was requested and cannot run.
     """
     if grouped.metric != "euclidean" and impl != "triton":
         return False
@@ -66,9 +66,9 @@ def measure_by_kernel(grouped: Grouped, impl: str) -> tuple[Float[Tensor, " n"],
 
 
 def error_of_squares(width: int) -> float:
-    """How far a squared distance of the kernel may be off, at most, relative to the sum of the two squared norms.
+    """Bound on the error of a squared distance of the kernel, relative to the sum of the two squared norms.
 
-    Three more roundings are those of the norms and of what is made of them.
+    Three more roundings are those of the norms and of the sums with them.
     """
     return ERROR_A_PRODUCT * (width + 3)
 
@@ -88,7 +88,7 @@ class ProductsError(NamedTuple):
 
 
 def products_error(points: Float[Tensor, "n width"], impl: str = "auto") -> ProductsError:
-    """How far the squared distances of ``pair_distances`` are off on the device at hand, from float64.
+    """Errors of the squared distances of ``pair_distances`` on the device at hand, against float64.
 
     Args:
         points: points in the dtype in which they are multiplied, float32 or half precision, a few hundred at most: each

@@ -11,7 +11,7 @@ from probing.metrics.clusters.grouped import Grouped, exact_squares, members
 
 
 class Moments(NamedTuple):
-    """What Davies-Bouldin, Calinski-Harabasz and Xie-Beni are made of; float64.
+    """Ingredients of the Davies-Bouldin, Calinski-Harabasz and Xie-Beni indices; float64.
 
     Attributes:
         counts: points of each cluster.
@@ -37,7 +37,7 @@ class Moments(NamedTuple):
 
 
 def moments_of_labels(grouped: Grouped) -> Moments:
-    """Of the clusters as they are: one draw."""
+    """Moments of the clusters of the labels themselves: one draw."""
     counts = torch.tensor(grouped.counts, dtype=torch.float64, device=grouped.points.device)
     parts = [grouped.norms[start:stop] for start, stop in grouped.ranges]
     squares = torch.stack([part.sum() for part in parts])
@@ -46,10 +46,10 @@ def moments_of_labels(grouped: Grouped) -> Moments:
 
 
 def moments_of_relabelings(grouped: Grouped, codes: Int[Tensor, "n draw"]) -> Moments:
-    """Of the clusters that other labels make.
+    """Moments of the clusters that permuted labels make.
 
     The points are relative to the mean of all, which no labelling changes, so the last centroid follows from the
-    others. What they have of the mean of their own cluster is added in float64.
+    others. The contribution of the mean of their own cluster is added in float64.
 
     Args:
         grouped: the points.
@@ -93,7 +93,8 @@ def _spreads(
 ) -> Float[Tensor, "cluster draw"]:
     """Sums of distances of the points of each drawn cluster from its mean; the means add up to 0 by their counts.
 
-    For each point and mean, ``lengths - 2 <point, mean>`` is made, of the last cluster from those of the others.
+    For each point and mean, ``lengths - 2 <point, mean>`` is computed; that of the last cluster follows from the
+    others.
     """
     sums, last = torch.zeros_like(counts), len(means) - 1
     lengths, ways = means.square().sum(dim=2), means[:-1].float()
@@ -116,7 +117,7 @@ def _spreads(
 
 
 def moments_of_resamples(grouped: Grouped, weights: Float[Tensor, "n draw"]) -> Moments:
-    """Of the same clusters when every position counts as often as a resample says."""
+    """Moments of the same clusters where every position counts as often as a bootstrap replicate says."""
     counts, spreads, squares, means = [], [], [], []
     for cluster, centroid in enumerate(grouped.centroids):
         first, last = grouped.ranges[cluster]

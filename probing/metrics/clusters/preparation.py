@@ -20,7 +20,7 @@ def encode_labels(labels: Labels, n: int) -> tuple[Int[Tensor, " n"], list[Any]]
     """Clusters as numbers from 0, and what each is called.
 
     Raises:
-        ValueError: not n labels, one cluster, or as many as points.
+        ValueError: another number of labels than n, one cluster, or as many clusters as points.
     """
     values = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
     if values.shape != (n,):
@@ -61,7 +61,7 @@ def prepare(
             raise ValueError(f"row {int((lengths == 0).nonzero()[0])}{where} is zero and has no direction")
         scaled = scaled.double() / lengths[:, None]
     grouped = replace(grouped, points=scaled, metric=metric)
-    # This is the rounding of a row and of its length.
+    # Relative rounding of a row and of its length.
     rounding = 2 * torch.finfo(points.dtype).eps + 16 * torch.finfo(torch.float64).eps
     if same or (metric == "cosine" and _has_same_points_within(grouped, rounding)):
         raise ValueError(
@@ -86,7 +86,7 @@ def scale_points(points: Float[Tensor, "n width"], scaling: str) -> Float[Tensor
     """Points as they are, or centred and scaled by what all of them have in common.
 
     Raises:
-        ValueError: there is no such scaling.
+        ValueError: an unknown scaling.
     """
     if scaling == "none":
         return points

@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 class IndexReadings:
     """Every index of some points; NaN where the points of every label are the same.
 
-    Of several folds, every array has an axis of folds before the others.
+    For several folds, every array has a leading axis of folds.
 
     Attributes:
         values: value of each of ``ALL_INDICES``, [index].
@@ -33,7 +33,7 @@ class IndexReadings:
 
     @classmethod
     def of(cls, readings: IndexDraws) -> "IndexReadings":
-        """From what is computed of clusters."""
+        """Readings from the indices of one space."""
         values, null, draws = (
             torch.stack([some[index] for index in ALL_INDICES]).double().numpy()
             for some in (readings.values, readings.null, readings.draws)
@@ -42,18 +42,18 @@ class IndexReadings:
 
     @classmethod
     def of_nothing(cls, permutations: int, replicates: int) -> "IndexReadings":
-        """Of points that have no index."""
+        """Readings of points that have no index."""
         size = len(ALL_INDICES)
         shapes = ((size,), (size, permutations), (size, replicates), (replicates,))
         return cls(*(np.full(shape, np.nan) for shape in shapes))
 
     @classmethod
     def stack(cls, folds: Sequence["IndexReadings"]) -> "IndexReadings":
-        """Of several folds together."""
+        """Readings of several folds together."""
         return cls(*(np.stack([getattr(each, field.name) for each in folds]) for field in fields(cls)))
 
     def at(self, fold: int) -> "IndexReadings":
-        """Of one fold."""
+        """Readings of one fold."""
         return IndexReadings(self.values[fold], self.null[fold], self.draws[fold], self.sizes[fold])
 
     def to_arrays(self, name: str) -> dict[str, Array]:
@@ -128,7 +128,7 @@ class HeldOutReadings:
 
 @dataclass(frozen=True, eq=False)
 class DriftReadings:
-    """What a place of another model has come to be, against the first model's; NaN where these cannot be compared.
+    """Drift of a place of another model from the same place of the first; NaN where these cannot be compared.
 
     Attributes:
         cka: alignment of kernels as published, and debiased, [2].

@@ -10,11 +10,12 @@ from torch import Tensor
 from probing.metrics.clusters.grouped import TILE_COLUMNS, TILE_ROWS, Grouped
 
 MANY_CLUSTERS = 16
-"""With more, tiles of one cluster by another would be of a few points."""
+"""Number of clusters up to which tiles are of one cluster by another; with more they would hold few points."""
 LOST = 2.0**-10
-"""A squared distance below this share of the terms that it is the difference of has lost too many digits of float32."""
+"""Share of its terms below which a squared distance, their difference, has lost too many digits of float32."""
 LOST_PAIRS = 2**-9
-"""Share of a tile up to which such pairs are computed one by one, and beyond which the whole tile is."""
+"""Share of such pairs in a tile up to which they are computed one by one; beyond it the whole tile is computed
+again."""
 
 
 class Tile(NamedTuple):
@@ -42,8 +43,9 @@ class Tile(NamedTuple):
 def tiles(grouped: Grouped, report: Callable[[float], None] = lambda share: None) -> Iterator[Tile]:
     """Every pair of positions once, but for tiles on the diagonal, which hold both orders.
 
-    Points are relative to their clusters' centroids, so that far clusters cost no digits of small distances. Of many
-    clusters, which would make tiles of a few points, tiles go across them, and points are relative to the mean of all.
+    Points are relative to their clusters' centroids, so that far clusters cost no digits of small distances. With many
+    clusters, which would make tiles of a few points, tiles extend across clusters, and points are relative to the mean
+    of all.
     """
     total, done = len(grouped.points) ** 2 / 2, 0.0
     apart = grouped.clusters <= MANY_CLUSTERS

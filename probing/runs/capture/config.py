@@ -25,7 +25,7 @@ class CaptureConfig(TextOptions, ResponseOptions, StatesOptions):
     """
 
     model: str = option(identity=False)
-    # The record holds them as what they are in this model.
+    # The record holds the places as they are resolved in this model.
     places: str | list[str] = option(identity=False)
     pooling: Pooling = "last"
     substring: str | None = option(None, identity=False)

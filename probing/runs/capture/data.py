@@ -8,7 +8,7 @@ from probing.types import LabelledPrompt
 
 
 def read_prompts(config: CaptureConfig) -> tuple[Table, list[LabelledPrompt]]:
-    """The dataset as it lies there, and its rows."""
+    """The dataset as a table, and its rows."""
     table = read_table(str(bundled_data("prompts")) if config.data == BUNDLED else config.data, config.split)
     columns = Columns(
         config.id_column,

@@ -16,7 +16,7 @@ def run(config: CaptureConfig) -> Report:
     """
     table, prompts = read_prompts(config)
     with claim(Path(config.out).expanduser(), "capture", MANIFEST) as folder:
-        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.capture.stages import capture_into
 
         return capture_into(folder, config, table, prompts)

@@ -44,7 +44,7 @@ def choose_schema(folder: RunFolder, prompts: Sequence[LabelledPrompt]) -> pa.Sc
     """Columns of the rows; the label has the type of the labels, which later rows have to have as well.
 
     Raises:
-        UsageError: the labels are of another type than those already there, or do not fit into any.
+        UsageError: the labels are of another type than those in the store, or of no type that a column can have.
     """
     kinds = {type(prompt.label) for prompt in prompts} - {type(None)}
     kind = "bool" if kinds == {bool} else "int64" if kinds == {int} else "double" if kinds <= {int, float} else "string"
@@ -81,7 +81,7 @@ def label_of(schema: pa.Schema, prompt: LabelledPrompt) -> Any:
 def find_batch(
     folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt], schema: pa.Schema
 ) -> Batch:
-    """The rows of this run as the manifest knows them, or as it will.
+    """Rows of this run as the manifest records them, or will record them.
 
     The manifest's ``data`` are finished; what is being made is its ``pending``, so that rows being added never keep
     the others from being read.
@@ -121,7 +121,7 @@ def _leave_out_known(
     """Rows that no shard before this number has.
 
     Raises:
-        SourceMismatch: a row has the id of another one there.
+        SourceMismatch: a row has the id of another row in the store.
     """
     known: dict[str, str] = {}
     for number in range(before):
@@ -134,10 +134,10 @@ def _leave_out_known(
 
 
 def read_whole_shard(folder: RunFolder, number: int, schema: pa.Schema) -> Shard:
-    """A shard that has to be there.
+    """Read a shard that has to be there.
 
     Raises:
-        StoreCorrupt: it is gone or damaged.
+        StoreCorrupt: the shard is missing or damaged.
     """
     path = shard_path(folder.shards, number)
     shard = find_shard(path, schema, {})

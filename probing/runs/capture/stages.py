@@ -49,7 +49,7 @@ def capture_into(
 
     Raises:
         SourceMismatch: the folder's run was made from something else.
-        StoreCorrupt: a shard of a finished run is gone or damaged.
+        StoreCorrupt: a shard of a finished run is missing or damaged.
         DataInvalid, NotFinite: not one row could be read.
     """
     began = time.monotonic()
@@ -79,10 +79,10 @@ def capture_into(
 def capture_shards(
     folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema
 ) -> int:
-    """Write every shard of this run that is not there yet; how many these were.
+    """Write every missing shard of this run; returns the number of these.
 
     Raises:
-        StoreCorrupt: a shard of finished rows is gone or damaged, and nothing was said of repairing it.
+        StoreCorrupt: a shard of finished rows is missing or damaged, and ``repair`` is not set.
     """
     first, size = batch.facts["first_shard"], config.shard_rows
     blocks = [batch.prompts[start : start + size] for start in range(0, len(batch.prompts), size)]
@@ -112,32 +112,32 @@ def capture_shards(
 
 
 def _where(batch: Batch, block: Sequence[LabelledPrompt]) -> Callable[[int], str]:
-    """Names a row of a block in messages."""
+    """The name of a row of a block in messages."""
     return lambda row: f"{batch.table.path}, id '{block[row].id}'"
 
 
 def _find_shard(
     folder: RunFolder, number: int, block: Sequence[LabelledPrompt], schema: pa.Schema, deep: bool
 ) -> Shard | str:
-    """A shard that is there, or what is wrong with it."""
+    """An existing shard, or the reason why it cannot be used."""
     rows = {"content": [content_of_row(prompt) for prompt in block], "id": [prompt.id for prompt in block]}
     shard = find_shard(shard_path(folder.shards, number), schema, rows)
-    return "missing" if shard is None else _fault(folder, number, shard, deep) or shard
+    return "missing" if shard is None else _find_fault(folder, number, shard, deep) or shard
 
 
-def _fault(folder: RunFolder, number: int, shard: Shard, deep: bool) -> str | None:
-    """What is wrong with the states of a shard; None where nothing is."""
+def _find_fault(folder: RunFolder, number: int, shard: Shard, deep: bool) -> str | None:
+    """Reason why the states of a shard cannot be used; None where there is none."""
     return find_fault(states_path(folder.shards, number), shard.facts["states"], deep)
 
 
 def _check_others(folder: RunFolder, batch: Batch, schema: pa.Schema, deep: bool) -> None:
-    """Raise if a shard that other data were made into is gone or damaged."""
+    """Raise if a shard of other data is missing or damaged."""
     for source in folder.facts()["data"]:
         if source["rows_sha256"] == batch.facts["rows_sha256"]:
             continue
         for number in range(source["first_shard"], source["first_shard"] + source["shards"]):
             shard = find_shard(shard_path(folder.shards, number), schema, {})
-            wrong = "missing" if shard is None else _fault(folder, number, shard, deep)
+            wrong = "missing" if shard is None else _find_fault(folder, number, shard, deep)
             if wrong:
                 path = states_path(folder.shards, number)
                 raise StoreCorrupt(
@@ -187,7 +187,7 @@ def _new_shard(
 def _finish(
     folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema, began: float
 ) -> None:
-    """Join the rows of all shards and write what the whole is."""
+    """Join the rows of all shards and write the manifest."""
     known = folder.facts()
     sources = known.get("data", []) + ([] if batch.finished else [batch.facts])
     shards = [read_whole_shard(folder, number, schema) for number in range(sum(source["shards"] for source in sources))]
@@ -215,7 +215,7 @@ def _finish(
 
 
 def read_report(folder: RunFolder) -> Report:
-    """What a finished store holds, in tables."""
+    """Tables of the contents of a finished store."""
     facts = folder.facts()
     statuses = facts["rows_by_status"]
     refuse_if_none(facts, "no row could be read", folder.path / ROWS_FILE)

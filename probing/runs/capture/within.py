@@ -38,7 +38,7 @@ def capture_states(
         return source
     how: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(RunOptions)}
     how |= {"places": config.places, "revision": config.revision, "eos": False, "data": table.path, **request}
-    # What an interrupted run left is read again, and made anew where it is damaged.
+    # Shards that an interrupted run left are checked, and made anew where they are damaged.
     capture_config = CaptureConfig(model=model, out=folder, repair=True, **how)
     with claim(folder, "capture", MANIFEST) as inner:
         capture_into(inner, capture_config, table, prompts, source)

@@ -9,7 +9,7 @@ from probing.types import ContrastPair
 
 
 def read_statements(config: CCSConfig) -> tuple[Table, list[ContrastPair]]:
-    """The dataset as it lies there, and its pairs."""
+    """The dataset as a table, and its pairs."""
     table = read_table(str(bundled_data("statements")) if config.data == BUNDLED else config.data, config.split)
     columns = StatementColumns(
         id=config.id_column,

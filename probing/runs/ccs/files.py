@@ -57,7 +57,7 @@ def gather_facts(
     problems: Mapping[str, Problem],
     judged: Judged,
 ) -> dict[str, Any]:
-    """What the record and the summary say of the run, apart from its tables."""
+    """Facts of the run for the record and the summary, apart from its tables."""
     statuses = Counter(problems[pair.id].status if pair.id in problems else "ok" for pair in pairs)
     return {
         "data": table.facts(),
@@ -88,7 +88,7 @@ def write_files(
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
 ) -> list[str]:
-    """Every file but the record; their names."""
+    """Write every file but the record; returns their names."""
     written = [RESULTS_FILE, CONTROLS_FILE, PAIRS_FILE, PROBES_FILE, SUMMARY_FILE]
     join_shards([pa.Table.from_pandas(judged.results, preserve_index=False)], folder.path / RESULTS_FILE)
     join_shards([pa.Table.from_pandas(judged.controls, preserve_index=False)], folder.path / CONTROLS_FILE)

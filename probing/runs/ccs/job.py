@@ -18,7 +18,7 @@ def run(config: CCSConfig) -> Report:
     table, pairs = read_statements(config)
     split_values = values_to_split(config, table, pairs, PAIRS)
     with claim(Path(config.out).expanduser(), "ccs") as folder:
-        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.ccs.stages import probe_into
 
         return probe_into(folder, config, table, pairs, split_values)

@@ -53,12 +53,12 @@ class Material:
 
     @property
     def ids(self) -> list[str]:
-        """Of the pairs."""
+        """Ids of the pairs."""
         return [pair.id for pair in self.pairs]
 
 
 def training_options(config: CCSConfig) -> ContrastOptions:
-    """What is trained at every place, and how."""
+    """Options of what is trained at every place."""
     ccs = CCSOptions(
         loss=config.loss,
         restarts=config.restarts,
@@ -88,7 +88,7 @@ def gather_material(
     forms: FormStates,
     variants: Variants,
 ) -> tuple[Material, dict[str, Problem]]:
-    """The pairs and places that can be probed, and what is wrong with the other pairs.
+    """Find the pairs and places that can be probed, and the problems of the other pairs.
 
     Raises:
         DataInvalid: too few pairs, or no place.
@@ -122,7 +122,7 @@ def gather_material(
 
 
 def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Variants) -> dict[str, Problem]:
-    """Pairs of which a form has no states."""
+    """Find the pairs of which a form has no states."""
     problems = {}
     for at, pair in enumerate(pairs):
         names = ["", *([DISTRACTOR] if variants.distracted[at] else []), *([MARKER] if at in variants.marker else [])]
@@ -140,7 +140,7 @@ def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Var
 def _find_alike(
     forms: FormStates, pairs: Sequence[ContrastPair], places: Sequence[str]
 ) -> tuple[NDArray[np.bool_], dict[str, str]]:
-    """Pairs whose forms have the same states at every place; places where nothing can be told apart."""
+    """Find pairs whose forms have the same states at every place, and places where this holds for all pairs."""
     same = np.ones(len(pairs), dtype=bool)
     skipped = {}
     for place in places:
@@ -155,7 +155,7 @@ def _find_alike(
 
 
 def count_places_at_once(material: Material, options: ContrastOptions, device: torch.device) -> int | None:
-    """How many places are probed at once on a CPU; None on a card, where one fills it.
+    """The number of places that are probed at once on a CPU; None on a card, which one place fills.
 
     One for every thread, where there are as many places and they fit into half of the memory: threads that have a place
     of their own never wait for each other. Otherwise one, whose trainings the threads share. Either way no byte
@@ -203,9 +203,10 @@ def train_place(
 def _estimate_bytes(pairs: int, width: int, options: ContrastOptions, splits: int) -> int:
     """Bytes that training a layer takes, roughly, with the distractor.
 
-    States of the pairs and with the distractor, each as given, normalised, about an origin and by folds; in float64 for
-    the closed forms, which come after training. Every probe with its gradient, AdamW's two moments and a copy; L-BFGS
-    keeps ten steps and changes of the gradient. Logits of one fold with what their gradient needs.
+    Counted are the states of the pairs and of those with the distractor, each as given, normalised, about an origin and
+    by folds, and in float64 for the closed forms, which come after training; every probe with its gradient, AdamW's two
+    moments and a copy (L-BFGS keeps ten steps and changes of the gradient); and the logits of one fold with what their
+    gradient needs.
     """
     columns = splits * options.ccs.restarts * (2 + options.pairings)
     states = 8 * (4 * pairs * width) + 4 * (4 * pairs * width)
@@ -216,7 +217,7 @@ def _estimate_bytes(pairs: int, width: int, options: ContrastOptions, splits: in
 
 
 def _mark(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.int64]] | None:
-    """States of the pairs with the word of the marker control replaced, and which pairs they are."""
+    """States of the pairs with the word of the marker control replaced, and the indices of these pairs."""
     which = [at for at, number in enumerate(material.index) if number in material.variants.marker]
     ids = [material.pairs[at].id for at in which]
     if not ids or not material.forms.has(ids, MARKER):
@@ -225,7 +226,7 @@ def _mark(material: Material, stored: Tensor, device: torch.device) -> tuple[Ten
 
 
 def _distract(material: Material, stored: Tensor, device: torch.device) -> tuple[Tensor, NDArray[np.bool_]] | None:
-    """States of all pairs where half have the distractor appended, and which have."""
+    """States of all pairs, half of them with the distractor appended, and whether each pair has it."""
     has = material.variants.distracted[material.index]
     ids = [pair.id for pair, yes in zip(material.pairs, has, strict=True) if yes]
     if not ids or len(ids) == len(has) or not material.forms.has(ids, DISTRACTOR):

@@ -40,7 +40,7 @@ from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
 NO_P_VALUE = ("polar_consistency",)
-"""Neither a low nor a high mean is better: its sign belongs to another kind of inconsistency."""
+"""Metrics of which neither a low nor a high mean is better: its sign tells the kind of inconsistency."""
 NULL_NAMES = ("random", "pairings", "labels")
 UNTESTED = ("pairings",)
 """Null distributions that are shown and not tested against: they have too few draws."""
@@ -50,7 +50,7 @@ MEAN_OVER_PLACES = "mean over places"
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Everything that is said of a run.
+    """All results of a run.
 
     Attributes:
         results: one row a subset, place, probe and metric.
@@ -75,7 +75,7 @@ class Judged:
 
 
 class Judge:
-    """Goes through the layers once, and keeps of each what the results of all of them need."""
+    """Collects from each layer, in turn, what the results need."""
 
     def __init__(self, config: CCSConfig, pairs: Sequence[ContrastPair], rows: Rows, places: Sequence[str]) -> None:
         self.config, self.pairs, self.rows, self.places = config, pairs, rows, places
@@ -86,7 +86,7 @@ class Judge:
         self.refits = draw_label_flips(rows.units, config.refits, config.seed)
         self.everything = np.ones(len(pairs), dtype=bool)
         self.formulations = _find_formulations(pairs)
-        # Probes that saw labels would have to be trained anew on every permutation of them.
+        # For these probes alone: those that saw labels would have to be trained again on every permutation.
         self.unsupervised = [probe for probe in UNSUPERVISED if probe != "ccs" or not config.supervision]
         self.forms: dict[str, list[Array]] = {probe: [] for probe in PROBES}
         self.inner: dict[str, list[Array]] = {probe: [] for probe in PROBES}
@@ -102,7 +102,7 @@ class Judge:
     # One place
 
     def add_place(self, place: str, readings: StatementReadings) -> None:
-        """Take in what the probes of one place say."""
+        """Add the readings of the probes of one place."""
         signs = {probe: self.splits.orientation(readings.credits[at]) for at, probe in enumerate(PROBES)}
         nulls: dict[tuple[str, str], Metrics] = {}
         for at, probe in enumerate(PROBES):
@@ -127,7 +127,7 @@ class Judge:
         self._add_controls(place, readings, signs)
 
     def _measure_null(self, name: str, draws: NullDraws) -> Metrics:
-        """Every metric of every draw; probes that were fitted to permuted labels are judged by those."""
+        """Every metric of every null draw; probes that were fitted to permuted labels are judged by those labels."""
         truth = self.truth * self.refits if name.endswith("_labels") else self.truth
         return measure_draws(draws.forms, truth, self.folds, self.everything)
 
@@ -194,7 +194,7 @@ class Judge:
     # All places
 
     def finish(self) -> Judged:
-        """Everything that needs all places."""
+        """Compute the results that need all places."""
         chosen = {probe: np.argmax(np.stack(inner), axis=0) for probe, inner in self.inner.items()}
         best = {probe: self.places[int(np.stack(inner).mean(axis=1).argmax())] for probe, inner in self.inner.items()}
         picked = {
@@ -229,7 +229,7 @@ class Judge:
         self.results.append(row | compared.to_columns("pairs"))
 
     def _add_all_pairs(self, number: int, probe: str) -> None:
-        """One place, beside the null distributions there, corrected for the choice among all places."""
+        """Add one place beside its null distributions, with p-values corrected for the choice among all places."""
         for metric, (value, replicates) in self._measure(self.forms[probe][number], self.everything).items():
             nulls = {name: self._null_of(name, number, probe, metric) for name in NULL_NAMES}
             better = _find_better(metric)
@@ -245,7 +245,7 @@ class Judge:
     def _add_formulations(
         self, number: int, probe: str, by_formulation: dict[tuple[str, str, str], list[Array]]
     ) -> None:
-        """The pairs of each formulation at one place, beside random probes."""
+        """Add the pairs of each formulation at one place, beside random probes."""
         for name, mask in self.formulations.items():
             for metric, (value, replicates) in self._measure(self.forms[probe][number][:, mask], mask).items():
                 by_formulation.setdefault((name, probe, metric), []).append(np.array([value, *replicates]))
@@ -256,7 +256,7 @@ class Judge:
                 self._add_result(name, self.places[number], probe, metric, compared)
 
     def _add_chosen(self, probe: str, forms: Array, nested: Mapping[str, Metrics]) -> None:
-        """The place chosen inside each fold; the nulls choose theirs, so that nothing is left to correct."""
+        """Add the place chosen inside each fold; null draws choose their own, so that nothing is left to correct."""
         labels: Metrics = nested.get(f"{probe}_labels", {})
         if probe in self.unsupervised:
             held = np.stack([each.held for each in self.permuted[probe]], axis=-1)
@@ -272,7 +272,7 @@ class Judge:
             self._add_result(ALL, CHOSEN, probe, metric, compared)
 
     def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[Array]]) -> None:
-        """Mean over places of the absolute difference between formulations, and of random probes."""
+        """Add the mean over places of the absolute difference between formulations, also for random probes."""
         for first, second in combinations(self.formulations, 2):
             control = " / ".join(name.removeprefix("formulation=") for name in (first, second))
             for metric in CONTROL_METRICS:
@@ -298,7 +298,7 @@ def _find_formulations(pairs: Sequence[ContrastPair]) -> dict[str, NDArray[np.bo
 
 
 def _find_better(metric: str) -> bool | None:
-    """Whether high values are good; None where neither end is."""
+    """Whether high values of each metric are good; None where neither end is."""
     return None if metric in NO_P_VALUE else metric in HIGHER_IS_BETTER
 
 
@@ -309,7 +309,7 @@ def judge(
     places: Sequence[str],
     read: Callable[[int], Arrays],
 ) -> Judged:
-    """Go through the arrays of every place and say what they mean.
+    """Compute the results of a run from the arrays of every place.
 
     Args:
         config: the options.

@@ -81,7 +81,7 @@ def _identify_content(
     split_values: Sequence[str] | None,
     source: LanguageModel | ActivationStore,
 ) -> dict[str, Any]:
-    """What tells the statements and the states from others."""
+    """Hashes that identify the statements and the states."""
     statements = [[asdict(pair), None if split_values is None else split_values[at]] for at, pair in enumerate(pairs)]
     hashed = hashlib.sha256(canonical(statements)).hexdigest()
     return {"statements": hashed, **content_of_states(source)}

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Variants:
-    """What is read of the pairs besides the pairs themselves.
+    """Variants of the pairs that are read besides the pairs themselves.
 
     Attributes:
         marker: pairs with a word replaced, by the index of the pair: its statement and opposite then.
@@ -53,7 +53,7 @@ class Variants:
 
     @classmethod
     def of(cls, config: CCSConfig, pairs: Sequence[ContrastPair], groups: Sequence[int]) -> "Variants":
-        """Which pairs; half of the groups that share texts get the distractor, so that no text has it here only."""
+        """Choose the pairs; half of the groups that share texts get the distractor, so that texts agree."""
         replacement, replaced = config.replacement(), {}
         if replacement is not None:
             rewritten = {index: replace_word(pair, *replacement) for index, pair in enumerate(pairs)}
@@ -99,7 +99,7 @@ class FormStates:
         return all(f"{id}#{variant}{form}" in self.known for id in ids for form in FORMS)
 
     def problem(self, id: str, variant: str = "") -> Problem | None:
-        """What is wrong with a pair: that of its first form without states; None if all have some."""
+        """Problem of a pair: that of its first form without states; None if all forms have states."""
         for form in FORMS:
             problem = self.problems.get(f"{id}#{variant}{form}")
             if problem is not None:
@@ -135,7 +135,7 @@ def read_forms(
         )
     assert config.model is not None
     causal = find_stack(source).causal
-    pooling, over = _token(config, causal)
+    pooling, over = _choose_token(config, causal)
     token = _describe_tokens(config, source, prompts[: 4 * len(pairs)], pooling, over, causal)
     store = capture_states(
         folder / STATES,
@@ -152,8 +152,8 @@ def read_forms(
     return _join_forms(store, prompts, token)
 
 
-def _token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
-    """Which token's state is read."""
+def _choose_token(config: CCSConfig, causal: bool) -> tuple[Pooling, Over]:
+    """Choose the token whose state is read."""
     chosen = ("last" if causal else "first") if config.token == "auto" else config.token
     pooling: Pooling = "last" if chosen == "last" else "first" if chosen == "first" else "mean"
     if pooling == "first":
@@ -170,10 +170,11 @@ def _describe_tokens(
     over: Over,
     causal: bool,
 ) -> str:
-    """What is read, with the tokens themselves.
+    """Describe which tokens are read, with the tokens themselves.
 
     Raises:
-        DataInvalid: what the model has seen when it is read is the same in the yes and in the no form of all pairs.
+        DataInvalid: the text that the model has seen at the token that is read is the same in the yes and in the no
+            form of all pairs.
     """
     tokenizer = model.tokenizer
     request = Capture(["final_norm"], pooling, over)  # type: ignore[list-item]
@@ -188,7 +189,7 @@ def _describe_tokens(
         shown = ", ".join(f"{tokenizer.decode([token])!r}" for token, _ in counts.most_common(SHOWN_TOKENS))
         sides.append(f"{shown or 'none'} in {side} forms")
     told = f"the {pooling} token ({over}): {'; '.join(sides)}"
-    # A decoder knows at a token what stands before it, an encoder the whole text.
+    # At a token a decoder has seen the text before it, and an encoder the whole text.
     seen = {
         row.id: row.ids[: row.start + 1 if pooling == "first" else row.stop] if causal else row.ids for row in counted
     }
@@ -204,7 +205,7 @@ def _write_forms(path: Path, prompts: Sequence[LabelledPrompt]) -> None:
 
 
 def _join_forms(store: ActivationStore, prompts: Sequence[LabelledPrompt], token: str) -> FormStates:
-    """The store's rows, checked to be the texts that the data and the options give."""
+    """Join the store's rows to the forms, checked to be the texts that the data and the options give."""
     rows = store.rows
     content = dict(zip(rows["id"], rows["content"], strict=True))
     for prompt in prompts:
@@ -228,7 +229,7 @@ def _join_forms(store: ActivationStore, prompts: Sequence[LabelledPrompt], token
 
 
 def check_contrast(forms: FormStates, pairs: Sequence[ContrastPair], same: NDArray[np.bool_]) -> None:
-    """Say which pairs have the same states in both forms; refuse if all have.
+    """Warn which pairs have the same states in both forms; raise if all have.
 
     Raises:
         DataInvalid: no pair's yes form differs from its no form.

@@ -33,7 +33,7 @@ HEADS = {
     "median_abs_polar_consistency": "median |polar consistency|",
     "contradiction_index": "contradiction",
 }
-"""What metrics are called at the head of a column, where that is not their name in the files."""
+"""Names of metrics at the head of a column, where these differ from the names in the files."""
 
 
 def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -163,7 +163,7 @@ def _compare_distracted(controls: pd.DataFrame, places: list[str]) -> pd.DataFra
 
 
 def name_followed(truth: pd.Series, word: pd.Series) -> str:
-    """What a probe follows: the one of the two it answers better, if that is better than guessing."""
+    """The one of truth and word that a probe answers better, if that is better than guessing."""
     better, name = (word, "the word") if word["value"] > truth["value"] else (truth, "truth")
     return name if better["low"] > 0.5 else "neither"
 
@@ -185,7 +185,7 @@ def _list_cosines(controls: pd.DataFrame, places: list[str]) -> pd.DataFrame:
 
 
 def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know before believing a number."""
+    """Notes that a reader has to know before believing a number."""
     said = [f"What is read is {facts['token']}."]
     share = facts["statements_true"] / facts["pairs"]
     if not 1 - LOPSIDED <= share <= LOPSIDED:
@@ -225,7 +225,7 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
 
 
 def _give_verdict(esa: pd.Series, config: CCSConfig) -> str:
-    """Where CCS stands against its nulls."""
+    """The verdict on CCS against its null distributions."""
     value, against = f"accuracy {esa['value']:.3f}", f"random probes {show_ends(esa, 'random_')}"
     if config.supervision:
         return f"CCS was trained with the labels here: its {value} is that of a supervised probe; {against}."
@@ -244,7 +244,7 @@ def _give_verdict(esa: pd.Series, config: CCSConfig) -> str:
 
 
 def _note_collapse(controls: pd.DataFrame, places: list[str]) -> list[str]:
-    """Places where CCS found no contrast: .4 of every form has a loss of .2, the least without looking at a state."""
+    """Note where CCS found no contrast: .4 for every form has a loss of .2, the least without reading any state."""
     rows = pick_rows(controls, control="restarts", metric="least_loss")
     gave_up = [place for place in places if float(pick_row(rows, place=place)["value"]) > COLLAPSED]
     if not gave_up:

@@ -13,7 +13,7 @@ SHIFTS_FILE = "shifts.safetensors"
 SUMMARY_FILE = "summary.json"
 PLOTS_FILE = "plots.html"
 LEAST_ROWS = 2
-"""Of each label, for anything to lie within it."""
+"""Least number of rows of each label, so that there are distances within it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def check_labels(
     """Raise unless there are two labels to compare, each of two rows, and the control has one of them.
 
     Raises:
-        UsageError: says which labels there are.
+        UsageError: too few labels or rows; names the labels of the data.
     """
     counts = Counter(label_name(prompt) for prompt in prompts if prompt.label is not None)
     names, known = choose_labels(config, prompts), ", ".join(sorted(counts)[:10])

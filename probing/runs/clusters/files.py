@@ -31,11 +31,11 @@ from probing.store.shards import join_shards
 from probing.types import LabelledPrompt, Problem
 
 PICTURED = 1000
-"""Points in a picture."""
+"""Largest number of points in a picture."""
 PLOTTED = ("silhouette", "aqi_size_free", "davies_bouldin", "dunn", "calinski_harabasz", "xie_beni")
 TEXT_WIDTH = 80
 TSNE_ROWS = 10
-"""Fewer have no neighbourhoods to draw."""
+"""Least number of rows of a t-SNE picture: fewer have no neighbourhoods to show."""
 
 
 def write_everything(
@@ -45,7 +45,7 @@ def write_everything(
     control: tuple[Table, list[LabelledPrompt]] | None,
     arrays_of: ArraysOf,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Every file but the record; what the record says, and the files' names."""
+    """Write every file but the record; returns the record's facts and the files' names."""
     judged = judge(material, arrays_of)
     facts = _gather_facts(material, table, control, judged)
     tables = make_tables(material, judged, facts)
@@ -74,7 +74,7 @@ def _gather_facts(
     control: tuple[Table, list[LabelledPrompt]] | None,
     judged: Judged,
 ) -> dict[str, Any]:
-    """What the record and the summary say of the run, apart from its tables."""
+    """Facts of the run for the record and the summary, apart from its tables."""
     rows = material.rows
     of_data = rows.labels[: rows.of_data]
     facts: dict[str, Any] = {

@@ -19,7 +19,7 @@ def run(config: ClustersConfig) -> Report:
     control = None if config.control is None else read_labelled(config, config.control)
     check_labels(config, table, prompts, control)
     with claim(Path(config.out).expanduser(), "clusters") as folder:
-        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.clusters.stages import clusters_into
 
         return clusters_into(folder, config, table, prompts, control)

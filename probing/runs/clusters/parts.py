@@ -26,7 +26,7 @@ PAIRS = 1024
 """Pairs of rows that the weights of layers are learned from, in every fold."""
 LEARNED, EQUAL = "learned weights", "equal weights"
 SPACES = (CHOSEN, LEARNED, EQUAL)
-"""In which rows are held out: one layer, or layers pooled with weights."""
+"""Spaces in which rows are held out: one layer, or layers pooled with weights."""
 OF_TRAINING = ("xie_beni", "calinski_harabasz")
 ArraysOf = Callable[[Part], Arrays]
 """The arrays of a part that was made before, from its file."""
@@ -39,7 +39,7 @@ def make_part(material: Material, part: Part, arrays_of: ArraysOf, report: Calla
     """The arrays of one part.
 
     Raises:
-        OutOfMemory: it does not fit.
+        OutOfMemory: the part does not fit.
     """
     model, kind, place = part
     try:
@@ -173,7 +173,7 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
 
 
 def explain_nothing_varies(name: str) -> DataInvalid:
-    """The error of a model whose states say nothing anywhere."""
+    """The error for a model in which the rows of no label differ at any place."""
     return DataInvalid(
         f"{name}: the states of every label are the same at all places; read another token with --pooling or --over"
     )
@@ -182,7 +182,7 @@ def explain_nothing_varies(name: str) -> DataInvalid:
 def _learn_layer_weights(
     material: Material, model: int, places: Sequence[str], fold: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights over places and their scales, learned from pairs of rows that are not in the fold."""
+    """Learn weights over places and their scales from pairs of rows that are not in the fold."""
     folds, view = material.rows.folds, material.rows.views[0]
     assert folds is not None
     train = np.flatnonzero(folds != fold)
@@ -203,7 +203,7 @@ def _learn_layer_weights(
 
 
 def _measure_drift(material: Material, model: int, place: str) -> DriftReadings:
-    """A place of a model against the same place of the first model."""
+    """Measure the drift of a place from the same place of the first model."""
     before, after = (material.states(number, place, control=False) for number in (0, model))
     alike = [_measure_or_none(linear_cka, before, after, debiased) for debiased in (False, True)]
     subsets = drift_subsets(material.rows)
@@ -237,7 +237,7 @@ def _measure_drift(material: Material, model: int, place: str) -> DriftReadings:
 
 
 def _measure_or_none(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """What a measure answers; None where these states have none."""
+    """Value of a measure; None where it is not defined for these states."""
     try:
         return measure(*arguments)
     except ValueError as error:

@@ -23,7 +23,7 @@ METRICS = (*ALL_INDICES, *AQI_FORMS)
 RANGE_ONLY = ("dunn", "dunn_centroid", "aqi_dbs_dunn")
 """Indices of extremes, which bootstrap replicates can only move one way: their ends are the range of the replicates."""
 ROUNDING = 1e-5
-"""Relative: how far draws, which are computed in float32, may be from the value of the same labels."""
+"""Largest relative difference of draws, which are computed in float32, from the value of the same labels."""
 Where = tuple[str, str, str]
 """Kind and name of a set of rows, and a place."""
 
@@ -49,7 +49,7 @@ SeriesByPlace = Mapping[Where, Mapping[str, Series]]
 
 @dataclass(frozen=True)
 class Judged:
-    """What a run found.
+    """All results of a run.
 
     Attributes:
         results: one row a model, set of rows, place and metric.
@@ -71,10 +71,10 @@ class Judged:
 
 
 def judge(material: Material, arrays_of: ArraysOf) -> Judged:
-    """Everything that is said, from the arrays of every part.
+    """Compute the results of a run from the arrays of every part.
 
     Raises:
-        DataInvalid: a model has no place with anything to say.
+        DataInvalid: a model has no place at which any index is defined.
     """
     results: list[dict[str, Any]] = []
     best, chosen, weights, silhouettes, skipped = {}, {}, {}, {}, {}
@@ -144,12 +144,12 @@ def average_folds(material: Material, held: HeldOutReadings) -> SeriesByPlace:
 
 
 def _make_series(indices: IndexReadings, n: float, clusters: int, weight: float) -> dict[str, Series]:
-    """Every index and the forms of the alignment quality index that are made of them."""
+    """All indices, and the forms of the alignment quality index that are computed from them."""
     values, null, draws = (
         dict(zip(ALL_INDICES, torch.from_numpy(some), strict=True))
         for some in (indices.values, indices.null, indices.draws)
     )
-    # A replicate of all rows has more or fewer of some of them; the index grows with their number.
+    # Replicates of groups differ in their number of rows, with which the index grows.
     sizes = torch.from_numpy(indices.sizes)
     draws["calinski_harabasz"] = draws["calinski_harabasz"] * (n - clusters) / (sizes - clusters)
     for some in (values, null, draws):
@@ -181,7 +181,7 @@ def _make_rows(material: Material, model: str, series: SeriesByPlace, first: Ser
 
 
 def _null_of(series: SeriesByPlace, kind: str, name: str, metric: str, own: Series) -> NullDistribution:
-    """Permuted labels at this place, and at all among which it was chosen; what is held out chose its own."""
+    """Null distribution of permuted labels at a place, and at all places that it was chosen from."""
     if kind == HELD_OUT:
         return NullDistribution(own.null)
     places = [each[metric].null for (a, b, _), each in series.items() if (a, b) == (kind, name)]
@@ -189,7 +189,7 @@ def _null_of(series: SeriesByPlace, kind: str, name: str, metric: str, own: Seri
 
 
 def _remove_bias(metric: str, own: Series) -> tuple[float, float, float]:
-    """What the value is with the bias of few rows taken off, and the interval of that."""
+    """The value with the bias of few rows taken off, and its interval."""
     if metric in RANGE_ONLY:
         return NOT_KNOWN, *percentile_interval(own.draws)
     return debias(metric, own.value, own.draws)

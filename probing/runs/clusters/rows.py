@@ -27,13 +27,13 @@ CATEGORY, WITHOUT, CONTROL = "category", "without category", "control"
 HELD_OUT, DRIFT = "held out", "drift"
 """Kinds of parts that are of no set of rows."""
 MOST_CATEGORIES = 50
-"""That are compared on their own; a column of ids is no column of categories."""
+"""Largest number of categories that are compared one by one; a column of ids is no column of categories."""
 LEAST_HELD_OUT = 3
-"""Rows of each label in a fold that is judged on its own."""
+"""Least number of rows of each label in a fold that is evaluated by itself."""
 KEPT_BYTES = 2**28
-"""Permutations that are kept from one place to the next."""
+"""Bytes of the permutations that are kept from one place to the next."""
 Part = tuple[int, str, str]
-"""What is computed on its own: number of the model, kind ("" for the sets of rows, ``HELD_OUT``, ``DRIFT``), place."""
+"""A unit of work: number of the model, kind ("" for the sets of rows, ``HELD_OUT``, ``DRIFT``), place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +87,12 @@ class Rows:
         return np.ascontiguousarray(permute_labels(view.codes, self.units[view.index], count, seed).T)
 
     def can_resample(self, view: View) -> bool:
-        """Whether the rows of every label are of two units: those of one vary in no resample."""
+        """Whether the rows of every label are of two units: labels of one unit do not vary between replicates."""
         units = self.units[view.index]
         return all(len(np.unique(units[view.codes == code])) > 1 for code in range(len(view.clusters)))
 
     def weights(self, count: int, seed: int) -> NDArray[np.int16]:
-        """How often every row counts in each bootstrap replicate, [row draw]; the same for every model and view."""
+        """Count of every row in each bootstrap replicate, [row draw]; the same for every model and view."""
         return np.ascontiguousarray(draw_bootstrap_weights(self.units, count, seed).T.astype(np.int16))
 
 
@@ -103,7 +103,7 @@ def choose_rows(
     seen: Sequence[Prompts],
     controls: Sequence[Prompts],
 ) -> Rows:
-    """The rows that every model has states of.
+    """Choose the rows that every model has states of.
 
     Args:
         config: the options.
@@ -152,7 +152,7 @@ def choose_rows(
 def _keep_common(
     names: Sequence[str], prompts: Sequence[LabelledPrompt], seen: Sequence[Prompts]
 ) -> tuple[list[LabelledPrompt], dict[str, Problem]]:
-    """Rows of the labels that are compared which have states in every model, and what is wrong with the others."""
+    """Rows with a compared label and states in every model, and the problems of the others."""
     problems: dict[str, Problem] = {}
     for each in seen:
         problems |= {id: problem for id, problem in each.problems.items() if id not in problems}
@@ -181,7 +181,7 @@ def categories_of(prompts: Sequence[LabelledPrompt]) -> NDArray[np.str_]:
 def _make_views(
     prompts: Sequence[LabelledPrompt], labels: NDArray[np.str_], of_data: int
 ) -> tuple[list[View], dict[str, str]]:
-    """Everything that is compared.
+    """Make every set of rows that is compared.
 
     Rows of a category are compared with each other if they have every label; for a label that a category lacks, all
     rows of it take part. The control's rows take the place of all others of their labels.
@@ -222,7 +222,7 @@ def _make_views(
 def _share_out(
     config: ClustersConfig, units: list[int], values: list[str] | None, labels: NDArray[np.str_]
 ) -> tuple[NDArray[np.int64] | None, str]:
-    """Folds of the data's rows, or why there are none."""
+    """Folds of the data's rows, or the reason why there are none."""
     try:
         folds = folds_of(config, units, values, "rows", "text")[0]
     except DataInvalid as error:
@@ -238,7 +238,7 @@ def _share_out(
 
 
 class Material:
-    """What the parts of a run are made of.
+    """Rows and states from which the parts of a run are computed.
 
     Attributes:
         config: the options.
@@ -276,7 +276,7 @@ class Material:
 
     @cached_property
     def weights(self) -> NDArray[np.int16]:
-        """How often every row counts in each bootstrap replicate, [row replicate]."""
+        """Number of times that every row counts in each bootstrap replicate, [row replicate]."""
         return self.rows.weights(self.config.resamples, self.config.seed)
 
     def relabelings(self, number: int) -> NDArray[np.integer[Any]]:
@@ -292,7 +292,7 @@ class Material:
 
     @property
     def parts(self) -> list[Part]:
-        """Everything that is computed on its own."""
+        """All parts, which are computed one by one."""
         parts: list[Part] = []
         for model, places in enumerate(self.places):
             parts += [(model, "", place) for place in places]

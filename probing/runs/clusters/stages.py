@@ -80,7 +80,7 @@ def clusters_into(
 
 
 def model_names(config: ClustersConfig) -> list[str]:
-    """Short and different names: the last parts of the paths, as many as it takes."""
+    """Short and distinct names: as many of the last parts of the paths as needed."""
     given = [name.rstrip("/") for name in config.models or config.stores]
     for parts in range(1, max(name.count("/") for name in given) + 2):
         names = ["/".join(name.split("/")[-parts:]) for name in given]
@@ -94,8 +94,9 @@ def _identify_content(
     data: tuple[Table, list[LabelledPrompt]],
     control: tuple[Table, list[LabelledPrompt]] | None,
 ) -> tuple[dict[str, Any], LanguageModel | None]:
-    """What tells the texts and the models from others; and the model, if there is only one: of several, one at a time
-    is in memory.
+    """Hashes that identify the texts and the models; and the model, if there is only one.
+
+    Of several models only one is in memory at a time.
     """
     read = [data] if control is None else [data, control]
     rows = [[[asdict(prompt) for prompt in each[1]], values_to_split(config, *each)] for each in read]
@@ -115,7 +116,7 @@ def _identify_content(
 
 
 def _check_places(config: ClustersConfig, name: str, model: LanguageModel) -> None:
-    """Raise before anything is captured, of any model, unless this one has the layers that are asked for."""
+    """Raise, before any model is captured, unless this model has the requested layers."""
     for place in expand_places(config.places, model.layers):
         if place.layer is not None and not 0 <= place.layer < model.layers:
             raise LayerNotFound(

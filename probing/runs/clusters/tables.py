@@ -49,13 +49,13 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
 
 
 def _describe_silhouette(results: pd.DataFrame, p: str = "p_labels") -> dict[str, Any]:
-    """With its interval, which is of nearly the value itself, and its p-value; from the rows of one place."""
+    """The silhouette with its interval, of nearly the value itself, and its p-value; from the rows of one place."""
     row = pick_row(results, metric=SILHOUETTE)
     return {SILHOUETTE: row["value"], f"{SILHOUETTE} 95 %": _show_ends(row), f"{SILHOUETTE} p": row[p]}
 
 
 def _describe_aqi(results: pd.DataFrame) -> dict[str, Any]:
-    """With the corrected value, the interval of that one, and its p-value; from the rows of one place."""
+    """The AQI with its corrected value, the interval of that one, and its p-value; from the rows of one place."""
     row = pick_row(results, metric=AQI)
     corrected = {"corrected": row["corrected"], "corrected 95 %": _show_ends(row)}
     return {AQI: row["value"], **corrected, f"{AQI} p": row["p_labels"]}
@@ -150,7 +150,7 @@ def _describe_drift(drift: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(material: Material, judged: Judged) -> list[str]:
-    """What a reader has to know before believing a number."""
+    """Notes that a reader has to know before believing a number."""
     said = []
     clusters = material.rows.views[0].clusters
     n = Counter(material.rows.labels[: material.rows.of_data].tolist())
@@ -189,7 +189,7 @@ def notes(material: Material, judged: Judged) -> list[str]:
 
 
 def _note_incomparable(material: Material, judged: Judged) -> list[str]:
-    """What could not be compared between models, or held out."""
+    """Notes on what could not be compared between models, or held out."""
     said = []
     for number, model in enumerate(material.names):
         common = [place for place in material.places[number] if place in material.places[0]]
@@ -225,7 +225,7 @@ def _note_significance(judged: Judged, model: str, enough: float) -> str:
 
 
 def _note_weights(judged: Judged) -> list[str]:
-    """Whether learned weights of layers are worth having."""
+    """Note whether learned weights of layers are worth having."""
     said = []
     for model in judged.layer_weights:
         learned, chosen = (
@@ -240,7 +240,7 @@ def _note_weights(judged: Judged) -> list[str]:
 
 
 def _note_subsets(judged: Judged) -> list[str]:
-    """Where the distance of labels goes when a category is left out, or topics are matched."""
+    """Note how the distance of labels changes when a category is left out, or topics are matched."""
     said = []
     for model, place in judged.best.items():
         own = pick_rows(judged.results, model=model, place=place, metric=SILHOUETTE)

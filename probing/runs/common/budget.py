@@ -12,8 +12,9 @@ from probing.store.manifest import RunFolder
 class KeptBudget:
     """The budget of a folder's run, in the streams that it is run with.
 
-    What is found on a card depends on the memory of the moment, so a run that goes on takes what it began with; and
-    what it had come to when memory ran out, which stands in every part. So it ends in the same bytes.
+    The budget for a card depends on its free memory at that moment. A continued run therefore takes the budget it began
+    with, or the smaller one that it had reached when memory ran out, which every part records; so it ends in the same
+    bytes.
 
     Args:
         folder: folder of the run; its record gets the budget when the run begins.
@@ -28,7 +29,7 @@ class KeptBudget:
             folder.write({**facts, "batch_tokens": self.facts()})
 
     def facts(self) -> dict[str, Any]:
-        """The budget as it is now, as it is written down."""
+        """The current budget for the record."""
         return asdict(min((stream.budget for stream in self._streams), key=lambda budget: budget.tokens))
 
     def adopt(self, facts: Mapping[str, Any]) -> None:

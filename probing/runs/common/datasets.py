@@ -11,13 +11,13 @@ from probing.types import LabelledPrompt, PreferencePair
 
 
 def read_pairs(data: str, split: str | None, id_column: str | None) -> tuple[Table, list[PreferencePair]]:
-    """The dataset as it lies there, and its rows as pairs."""
+    """The dataset as a table, and its rows as pairs."""
     table = read_table(str(bundled_data()) if data == BUNDLED else data, split)
     return table, pairs_from_table(table, id_column)
 
 
 def read_labelled(config: LabelledOptions, source: str) -> tuple[Table, list[LabelledPrompt]]:
-    """A dataset as it lies there, and its rows.
+    """A dataset as a table, and its rows.
 
     Args:
         config: a job's options of splits and columns.

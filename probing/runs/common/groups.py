@@ -19,7 +19,7 @@ from probing.types import ContrastPair, LabelledPrompt
 
 @dataclass(frozen=True)
 class RowKind:
-    """What the rows of a job are called, and what they can be split by.
+    """The name of the rows of a job, and the values that they can be split by.
 
     Attributes:
         noun: word for a row in messages.
@@ -46,7 +46,7 @@ PAIRS = RowKind(
 def values_to_split(
     config: FoldOptions, table: Table, rows: Sequence[LabelledPrompt | ContrastPair], kind: RowKind = PROMPTS
 ) -> list[str] | None:
-    """For each row the value that must not be in two folds; None where rows are split by themselves.
+    """Value of each row that must not be in two folds; None where rows are split by themselves.
 
     Raises:
         UsageError: there is no such column, or a row of the table is no row of the job.
@@ -72,12 +72,12 @@ def _column_values(split_by: str, table: Table, rows: int, kind: RowKind) -> lis
 
 
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
-    """Rows of equal text have one number."""
+    """A number for every row, equal for rows of equal text."""
     return number_values(text_key(prompt) for prompt in prompts)
 
 
 def text_key(prompt: LabelledPrompt) -> str:
-    """The text of a row; white space counts once."""
+    """The text of a row with every run of white space as one space."""
     text = collapse_spaces(prompt.text) if isinstance(prompt.text, str) else prompt.text
     return canonical(text).decode()
 

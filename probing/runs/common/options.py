@@ -67,7 +67,7 @@ class Options:
         return {entry.name: values[entry.name] for entry in fields(self) if entry.metadata.get("identity", True)}
 
     def recorded_identity(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The same of the run that a record tells of.
+        """Identity of the run that a record tells of.
 
         Args:
             config: options of that run, as ``plain`` gave them. An option that its version did not have is taken at the

@@ -41,9 +41,9 @@ def complete_parts(
     bar: Progress,
     adopt: Callable[[Part], None] = lambda part: None,
 ) -> list[Part]:
-    """Every part of a job, made now or by an earlier run.
+    """Complete all parts of a job: read those of an earlier run, and make the others.
 
-    Whatever ends this, an error or an interrupt too, ends the threads of the maker; the parts before are written.
+    When this ends, even by an error or an interrupt, the threads of the maker end; the parts before are written.
 
     Args:
         known: the parts that are there and whole; None for one that has to be made.
@@ -64,7 +64,7 @@ def complete_parts(
 
 
 def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
-    """One part at a time, in this thread."""
+    """Make one part at a time, in this thread."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
         for number in missing:
@@ -76,7 +76,7 @@ def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
 def make_with_next_prepared(
     prepare: Callable[[int], Ready], make: Callable[[int, Ready, Advance], Made]
 ) -> Maker[Made]:
-    """One part at a time; while it is made, another thread prepares the next one."""
+    """Make one part at a time, while another thread prepares the next one."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
         with closing(prefetch(prepare, missing)) as prepared:
@@ -91,7 +91,7 @@ class Stopped(Exception):
 
 
 def make_several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[Made]:
-    """So many parts at once, by a thread each, in which torch has no others."""
+    """Make ``count`` parts at once, by a thread each, in which torch uses no further threads."""
 
     def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
         stop, one_at_a_time = threading.Event(), threading.Lock()
@@ -123,7 +123,7 @@ def make_several_at_once(make: Callable[[int, Advance], Made], count: int) -> Ma
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows, and what is to be remembered of their making."""
+    """Some rows, and the facts of how they were made."""
 
     rows: pa.Table
     facts: dict[str, Any]
@@ -139,7 +139,7 @@ def find_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[obj
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pairs as they lie in a table, cut into blocks."""
+    """Pairs of a table, cut into blocks."""
 
     table: Table
     pairs: Sequence[PreferencePair]
@@ -155,11 +155,11 @@ class Dataset:
         return [self.pairs[index] for index in block]
 
     def where(self, block: range) -> Callable[[int], str]:
-        """Names a pair of a block in messages."""
+        """The name of a pair of a block in messages."""
         return lambda row: f"{self.table.where(block[row])} (id '{self.pairs[block[row]].id}')"
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of the data."""
+        """Facts of the data for the record."""
         return self.table.facts() | {"rows": len(self.pairs), "pairs_sha256": content_sha256(self.pairs)}
 
 
@@ -175,7 +175,7 @@ def complete_shards(
     prefix: str = "",
     doing: str = "scoring",
 ) -> list[Shard]:
-    """Every shard of preference pairs, made now or by an earlier run.
+    """Complete all shards of preference pairs: read those of an earlier run, and make the others.
 
     Args:
         folder: folder of the shards.
@@ -214,7 +214,7 @@ def to_rows(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
 
 
 def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What all shards together say of their rows: how many by status, and the first problems.
+    """Facts of the rows of all shards: the number of each status, and the first problems.
 
     Args:
         shards: all shards, each of which has ``problems`` among its facts.
@@ -232,7 +232,7 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
 
 
 def pair_facts(shards: Sequence[Shard], data: Dataset) -> dict[str, Any]:
-    """What all shards of pairs together say: rows by status, the first problems with their lines, speed."""
+    """Facts of all shards of pairs: rows by status, the first problems with their lines, speed."""
     lines = {pair.id: data.table.lines[index] for index, pair in enumerate(data.pairs)}
     tokens, seconds = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
     return {
@@ -287,7 +287,7 @@ def read_layer_arrays(folder: Path, number: int) -> dict[str, NDArray[np.float64
 
 
 def _find_arrays(folder: Path, number: int, place: str) -> dict[str, Any] | None:
-    """What is remembered of the arrays of a place; None unless an earlier run wrote them and they are whole."""
+    """Facts of the arrays of a place; None unless an earlier run wrote them and they are intact."""
     shard = find_shard(shard_path(folder, number), SCHEMA, {"place": [place]})
     if shard is None or find_fault(states_path(folder, number), shard.facts, deep=True) is not None:
         return None

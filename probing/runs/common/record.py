@@ -48,7 +48,8 @@ def begin_run(
     depends_on |= {} if dtype is None else {"dtype": dtype_name(dtype)}
     depends_on |= {"versions": versions()}
     known = folder.facts()
-    # By the options of the record, not by those that its version took for the identity: so its folders still resume.
+    # The identity is made from the recorded options by today's rules, not by those of the version that wrote them, so
+    # that older folders still resume.
     recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
     folder.begin(depends_on, {"config": config.plain()}, recorded)
 
@@ -59,30 +60,30 @@ def content_of(source: Source) -> dict[str, Any]:
 
 
 def content_of_states(source: LanguageModel | ActivationStore) -> dict[str, Any]:
-    """What tells states from others: those of a model that is still to be read, or those of a store."""
+    """Hashes that identify states: of a model that is still to be read, or of a store."""
     if isinstance(source, ActivationStore):
         return {"model": content_of(source.source), "states": content_of_store(source)}
     return {"model": content_of(source.source), "states": {"dtype": dtype_name(source.dtype)}}
 
 
 def content_of_store(store: ActivationStore) -> dict[str, Any]:
-    """What tells one store from another: its rows, and the numbers of all its places."""
+    """Hashes that identify a store: of its rows, and of the numbers at all its places."""
     shards = hashlib.sha256(canonical(store.facts["shards"])).hexdigest()
     return {"rows_sha256": store.facts["rows_sha256"], "shards_sha256": shards, "dtype": store.facts["dtype"]}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As it is written down: "float32"."""
+    """Name of a dtype, as it is written down: "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def model_facts(model: LanguageModel) -> dict[str, Any]:
-    """What a record says of a model: what it was loaded from, where it ran, in which dtype."""
+    """Facts of a model for the record: its source, its devices and its dtype."""
     return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
 
 
 def describe_how(store: ActivationStore) -> str:
-    """How the states were captured, in words, and what has run in a slower way since."""
+    """A description of how the states were captured, and of what has run in a slower way since."""
     return with_fallbacks(str(store.facts["how"]))
 
 
@@ -133,7 +134,7 @@ def check_files(folder: RunFolder, hashes: Mapping[str, str]) -> None:
         hashes: hashes of the run's files, by name.
 
     Raises:
-        StoreCorrupt: one of them is gone or changed.
+        StoreCorrupt: a file is missing or changed.
     """
     for name, sha256 in hashes.items():
         path = folder.path / name
@@ -150,7 +151,7 @@ def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]
         pairs: pairs of the dataset.
 
     Raises:
-        SourceMismatch: it is of rows with other ids.
+        SourceMismatch: the table is of rows with other ids.
     """
     other = next((at for at, pair in enumerate(pairs) if at >= len(ids) or ids[at] != pair.id), None)
     if other is not None:
@@ -163,7 +164,7 @@ def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]
 def report_of(
     folder: RunFolder, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], names: Sequence[str]
 ) -> Report:
-    """What a finished run answers.
+    """The report of a finished run.
 
     Args:
         folder: folder of the run.
@@ -178,7 +179,7 @@ def read_finished_report(folder: RunFolder, summary: str) -> Report:
     """The tables of a finished run, from its summary.
 
     Raises:
-        StoreCorrupt: a file of it is gone or changed.
+        StoreCorrupt: a file of the run is missing or changed.
     """
     facts = folder.facts()
     check_files(folder, facts["sha256"])

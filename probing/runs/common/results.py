@@ -39,7 +39,7 @@ class NullDistribution:
 
 @dataclass(frozen=True)
 class NullComparison:
-    """Where a value lies in a null distribution; every number is NaN where there is none.
+    """Place of a value in a null distribution; every number is NaN where there is none.
 
     Attributes:
         low: 2.5 % quantile of the null distribution.
@@ -73,7 +73,7 @@ class ComparedEstimate:
     corrected: float | None = None
 
     def to_columns(self, unit: str) -> dict[str, float]:
-        """As columns of a results table; ``unit`` is the column with the number of rows."""
+        """Columns of a results table; ``unit`` is the column with the number of rows."""
         columns = {"value": self.estimate.value}
         if self.corrected is not None:
             columns["corrected"] = self.corrected

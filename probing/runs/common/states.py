@@ -21,7 +21,7 @@ from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
 
 STATES = "states"
-"""Where a run keeps the states that it captured."""
+"""Folder in which a run keeps the states that it captured."""
 
 
 def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
@@ -37,7 +37,7 @@ def open_states(path: Path | str) -> ActivationStore:
     """The store in a folder, or that of the run which the folder holds.
 
     Raises:
-        SourceMismatch: it has no states, or those of every token.
+        SourceMismatch: the folder has no states, or states of every token.
     """
     folder = Path(path).expanduser()
     within = folder / STATES
@@ -48,10 +48,10 @@ def open_states(path: Path | str) -> ActivationStore:
 
 
 def choose_places(store: ActivationStore, given: str | Sequence[str]) -> list[str]:
-    """The places of a store that are asked for: all of them, where the option was left alone.
+    """The requested places of a store: all of them, where the option was not given.
 
     Raises:
-        UsageError: one of them was not captured.
+        UsageError: a requested place was not captured.
     """
     there = list(map(str, store.places))
     if given == DEFAULT_PLACES:
@@ -67,7 +67,7 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
     """Raise unless so many bytes are free.
 
     Raises:
-        OutOfMemory: says how many are needed and what to do.
+        OutOfMemory: fewer bytes are free; says how many are needed and what to do.
     """
     free = free_memory(device)
     if free is not None and needed > free:
@@ -139,7 +139,7 @@ def check_same_request(left: ActivationStore, right: ActivationStore) -> None:
     """Raise unless both stores hold the same states of the same model.
 
     Raises:
-        SourceMismatch: names what differs.
+        SourceMismatch: the stores differ; names what differs.
     """
     for name in ("places", "request", "dtype", "width"):
         if left.facts[name] != right.facts[name]:

@@ -8,9 +8,9 @@ import pandas as pd
 SIGNIFICANT = 0.05
 """A p-value of at most this is called significant in the notes."""
 BY_PLACE = "By place"
-"""How the title of every table with one row a place begins."""
+"""Beginning of the title of every table with one row a place."""
 LISTED_PLACES = 5
-"""Places that a note names."""
+"""Largest number of places that a note names."""
 
 
 def table_by_place(places: Sequence[str], describe: Callable[[str], Mapping[str, Any]]) -> pd.DataFrame:

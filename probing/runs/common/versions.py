@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def version_of(distribution: str) -> str:
-    """The version of what is installed under a name; ours is not where it runs from a source tree."""
+    """The version of an installed distribution; ours has none where it runs from a source tree."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -14,10 +14,10 @@ from probing.types import PreferencePair
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is made of, besides its models.
+    """The inputs of a run besides its models.
 
     Attributes:
-        table: the dataset as it lies there.
+        table: the dataset as a table.
         pairs: pairs of the dataset.
         groups: value of each pair by which the summary is grouped; None where it is not grouped.
         shares: share of raters, for each pair, who preferred the chosen response; None where they are not known.
@@ -48,18 +48,18 @@ def rater_shares(table: Table, name: str) -> list[float]:
     """The share of raters who preferred the chosen response, of each pair.
 
     Raises:
-        DataInvalid: one is no number between 0 and 1; names the row.
+        DataInvalid: a share is not a number between 0 and 1; names the row.
     """
     shares: list[float] = []
     for index, value in enumerate(column_values(table, name)):
-        share = _number(value)
+        share = _to_number(value)
         if share is None or not 0 <= share <= 1:
             raise DataInvalid(f"{table.where(index)}: '{name}' must be a share of raters, 0 to 1, not {value!r}")
         shares.append(share)
     return shares
 
 
-def _number(value: object) -> float | None:
+def _to_number(value: object) -> float | None:
     """A number, also where a CSV file gives it as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -73,7 +73,7 @@ def find_steps(folder: Path) -> list[tuple[int, Path]]:
     """Checkpoints in a folder whose names end in a number, by that number; step 0 is the reference and left out.
 
     Raises:
-        UsageError: there is no such folder, there are none in it, or two have the same number.
+        UsageError: there is no such folder, it holds no checkpoints, or two of them have the same number.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of checkpoints")

@@ -16,7 +16,7 @@ def run(config: DisplacementConfig) -> Report:
     """
     inputs = read_inputs(config)
     with claim(Path(config.out).expanduser(), "displacement") as folder:
-        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.displacement.stages import compare_into
 
         return compare_into(folder, config, inputs)

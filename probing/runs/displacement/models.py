@@ -46,7 +46,7 @@ def load_reference(config: DisplacementConfig) -> LanguageModel:
 def find_policy(
     config: DisplacementConfig, steps: Sequence[tuple[int, Path]] | None, reference: LanguageModel
 ) -> tuple[LanguageModel, int | None, list[dict[str, Any]]]:
-    """The model to compare with; for a folder of checkpoints the last that can be read, its step, and the broken."""
+    """The model to compare with; for a folder of checkpoints the last readable one, its step, and the broken ones."""
     broken: list[dict[str, Any]] = []
     if steps is None:
         return load_policy(config, reference, config.policy or config.adapter or ""), None, []
@@ -62,7 +62,7 @@ def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str)
     """A model to compare with the reference, in its dtype, or as an adapter on its weights.
 
     Raises:
-        SourceMismatch: another vocabulary. ModelInvalid, UsageError: it cannot be loaded.
+        SourceMismatch: the vocabularies differ. ModelInvalid, UsageError: the model cannot be loaded.
     """
     if config.adapter is not None or is_adapter(name):
         if config.policy_revision is not None:
@@ -77,7 +77,7 @@ def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str)
 
 
 def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
-    """Say so where an adapter names another base than the one it is put onto."""
+    """Warn where an adapter names another base than the one it is put onto."""
     try:
         said = base_of(name)
         used = base_of(config.reference) if is_adapter(config.reference) else config.reference
@@ -94,6 +94,6 @@ def note_broken_step(step: int, path: Path, error: Exception) -> dict[str, Any]:
 
 
 def hash_checkpoint(folder: Path) -> str:
-    """Over what a checkpoint is loaded from; not over what a trainer leaves beside it."""
+    """Hash of the files that a checkpoint is loaded from, without those that a trainer leaves beside them."""
     files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
     return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in files).encode()).hexdigest()

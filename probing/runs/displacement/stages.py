@@ -62,7 +62,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
 
     Raises:
         SourceMismatch: the models do not belong together, or the folder's run was made from something else.
-        StoreCorrupt: the folder's finished tables are gone or changed.
+        StoreCorrupt: the folder's finished tables are missing or changed.
         DataInvalid, NotFinite: not one pair could be compared.
     """
     began = time.monotonic()
@@ -101,7 +101,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
 
 
 def _identify_content(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
-    """What tells the models and the data from others."""
+    """Hashes that identify the models and the data."""
     return {
         "reference": content_of(reference.source),
         "policy": content_of(policy.source),
@@ -112,7 +112,7 @@ def _identify_content(inputs: Inputs, reference: LanguageModel, policy: Language
 
 
 def make_comparer(config: DisplacementConfig, reference: LanguageModel, policy: LanguageModel) -> PairComparer:
-    """What compares two models as the options say."""
+    """A comparer of two models by the options."""
     return PairComparer(
         reference,
         policy,
@@ -127,7 +127,7 @@ def make_comparer(config: DisplacementConfig, reference: LanguageModel, policy: 
 
 
 def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
-    """Changes of every pair; those of the tokens lie beside them."""
+    """Compute the changes of every pair; those of tokens are written beside them."""
     kinds = {"boolean": pa.bool_(), "float64": pa.float64()}
     schema = pa.schema(
         [("id", pa.string()), ("status", pa.string())]
@@ -171,7 +171,7 @@ def write_course(
     frame: pd.DataFrame,
     taken: int,
 ) -> list[dict[str, Any]]:
-    """Likelihoods under every checkpoint that can be read; answers with those that cannot."""
+    """Compute likelihoods under every readable checkpoint; returns the others."""
     likelihoods_of, broken = {}, []
     for step, path in steps:
         if step >= taken:
@@ -188,10 +188,11 @@ def write_course(
 def measure_step(
     folder: RunFolder, config: DisplacementConfig, data: Dataset, before: PairScorer, step: int, path: Path
 ) -> pd.DataFrame:
-    """Likelihoods of every pair under one checkpoint.
+    """Compute the likelihoods of every pair under one checkpoint.
 
     Raises:
-        SourceMismatch: it does not belong to the reference. NotFinite: it gives no pair a finite likelihood.
+        SourceMismatch: the checkpoint does not belong to the reference. NotFinite: the checkpoint gives no pair a
+            finite likelihood.
     """
     policy = load_policy(config, before.language_model, str(path))
     scorer = PairScorer(
@@ -230,8 +231,8 @@ def read_report(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -
     """The tables of a finished run.
 
     Raises:
-        StoreCorrupt: a file of it is gone or changed.
-        SourceMismatch: it is of rows with other ids.
+        StoreCorrupt: a file of the run is missing or changed.
+        SourceMismatch: the run is of rows with other ids.
     """
     facts = folder.facts()
     check_files(folder, facts["sha256"])

@@ -104,7 +104,7 @@ def _average_pairs(scored: pd.DataFrame) -> list[tuple[str, Estimate]]:
 
 
 def _idealize(scored: pd.DataFrame, shares: Any, beta: float) -> list[tuple[str, Estimate]] | str:
-    """The best ranking accuracy that training with this loss could reach; or why there is no such number."""
+    """The best ranking accuracy that training with this loss could reach, or the reason why there is none."""
     before = [torch.from_numpy(scored[f"{side}_logprob_before"].to_numpy(copy=True)) for side in ("chosen", "rejected")]
     try:
         ideal = idealized_ranking_accuracy(before[0], before[1], torch.from_numpy(shares), beta)

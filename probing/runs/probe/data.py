@@ -36,7 +36,7 @@ def check_labels(path: str, fresh: Sequence[LabelledPrompt], prompts: Sequence[L
     """Raise unless fresh rows have the labels of the data: another would be taken for a no.
 
     Raises:
-        DataInvalid: names the first that does not.
+        DataInvalid: a fresh row has another label; names the first one.
     """
     known = {prompt.label for prompt in prompts if prompt.label is not None}
     other = next((prompt for prompt in fresh if prompt.label is not None and prompt.label not in known), None)

@@ -26,7 +26,7 @@ from probing.store.shards import join_shards
 
 
 def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, Any]:
-    """What the record and the summary say of the run, apart from its tables."""
+    """Facts of the run for the record and the summary, apart from its tables."""
     seen, rows, others = material.seen, material.rows, material.fresh
     statuses = Counter(problem.status for problem in seen.problems.values())
     facts: dict[str, Any] = {
@@ -59,7 +59,7 @@ def write_files(
     tables: Mapping[str, pd.DataFrame],
     facts: Mapping[str, Any],
 ) -> list[str]:
-    """Every file but the record; their names."""
+    """Write every file but the record; returns their names."""
     written = [RESULTS_FILE, PREDICTIONS_FILE, PROBES_FILE, SUMMARY_FILE]
     join_shards([pa.Table.from_pandas(judged.results, preserve_index=False)], folder.path / RESULTS_FILE)
     frame = _list_predictions(material, judged)

@@ -17,7 +17,7 @@ def run(config: ProbeConfig) -> Report:
     table, prompts = read_labelled(config, config.data)
     fresh = None if config.fresh is None else read_labelled(config, config.fresh)
     with claim(Path(config.out).expanduser(), "probe") as folder:
-        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.probe.stages import probe_into
 
         return probe_into(folder, config, table, prompts, fresh)

@@ -43,7 +43,7 @@ def fit_place(material: Material, place: str, device: torch.device, report: Call
 
 
 def _surface_states(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Features of the texts, each of mean zero and variance one over the data; those that never vary left out."""
+    """Features of the texts, each with mean 0 and variance 1 over the data, without those that never vary."""
     features = surface_features(seen.rows)
     mean, spread = features.mean(axis=0), features.std(axis=0)
     varied = (features != features[:1]).any(axis=0)

@@ -23,7 +23,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Everything that is said of a run.
+    """All results of a run.
 
     Attributes:
         results: one row a set (``HELD_OUT``, ``FRESH``), place, probe and metric.
@@ -60,7 +60,7 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class RowSet:
-    """The rows of one set, and what probes are judged by on them.
+    """The rows of one set, with what is needed to evaluate probes on them.
 
     Attributes:
         name: name of the set.
@@ -118,7 +118,7 @@ def judge(
     places: Sequence[str],
     read: Callable[[int], Arrays],
 ) -> Judged:
-    """Go through the arrays of every place and say what they mean.
+    """Compute the results of a run from the arrays of every place.
 
     Args:
         config: seeds and numbers of replicates.
@@ -161,7 +161,7 @@ def judge(
 
 @dataclass(frozen=True, eq=False)
 class JudgedProbe:
-    """One kind of probe on the rows that were held out.
+    """Results of one kind of probe on held-out rows.
 
     Attributes:
         rows: rows of the results table: of every place and of the places that were chosen.
@@ -179,7 +179,7 @@ class JudgedProbe:
 def _judge_probe(
     held: RowSet, probe: str, places: Sequence[str], readings: Sequence[ProbeReadings], baseline: Measured
 ) -> JudgedProbe:
-    """Every place, beside probes of permuted labels there; and the places that were chosen inside the folds."""
+    """Evaluate every place beside probes of permuted labels, and the places that were chosen inside the folds."""
     rows: list[Row] = []
     draws = [held.measure_null(each.logits) for each in readings]
     for place, each, own in zip(places, readings, draws, strict=True):

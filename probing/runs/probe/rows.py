@@ -21,14 +21,14 @@ from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Problem
 
 Labelled = tuple[Table, list[LabelledPrompt]]
-"""A dataset as it lies there, and its rows."""
+"""A dataset and its rows."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What is probed.
+    """The rows and places that are probed.
 
     Attributes:
         config: the job's options.
@@ -171,7 +171,7 @@ def _find_places(config: ProbeConfig, seen: Prompts) -> tuple[list[str], dict[st
     """Places that can be probed, and why others cannot.
 
     Raises:
-        DataInvalid: none can.
+        DataInvalid: no place can be probed.
     """
     skipped = {}
     asked = choose_places(seen.store, config.places)

@@ -84,7 +84,7 @@ def _identify_content(
     fresh: Labelled | None,
     source: LanguageModel | ActivationStore,
 ) -> dict[str, Any]:
-    """What tells the texts and the states from others."""
+    """Hashes that identify the texts and the states."""
     others = None if fresh is None else [asdict(prompt) for prompt in fresh[1]]
     hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in prompts], values, others])).hexdigest()
     return {"prompts": hashed, **content_of_states(source)}

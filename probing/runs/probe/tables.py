@@ -75,7 +75,7 @@ def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
 
 
 def notes(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know before believing a number."""
+    """Notes that a reader has to know before believing a number."""
     said = [f"A probe says yes to the label '{facts['positive']}' ({facts['rows_positive']} of {facts['rows']} rows)."]
     held, fresh = _pick_sets(judged)
     own = pick_row(held, place=CHOSEN, probe="logistic")

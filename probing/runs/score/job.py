@@ -16,7 +16,7 @@ def run(config: ScoreConfig) -> Report:
     """
     table, pairs = read_pairs(config.data, config.split, config.id_column)
     with claim(Path(config.out).expanduser(), "score") as folder:
-        # Only now: the data or the folder can be found wrong without waiting for torch to load.
+        # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.score.stages import score_into
 
         return score_into(folder, config, table, pairs)

@@ -39,7 +39,7 @@ from probing.types import PreferencePair, Report
 _KINDS = {"id": pa.string(), "status": pa.string(), "ranking_correct": pa.bool_()}
 _KINDS |= dict.fromkeys(TOKEN_COLUMNS, pa.int64())
 HASH = "scores_sha256"
-"""Under which the record has the hash of the scores."""
+"""Key of the record that holds the hash of the scores."""
 
 
 def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequence[PreferencePair]) -> Report:
@@ -47,7 +47,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
 
     Raises:
         SourceMismatch: the folder's run was made from something else.
-        StoreCorrupt: the folder's finished scores are gone or changed.
+        StoreCorrupt: the folder's finished scores are missing or changed.
         DataInvalid, NotFinite: not one pair could be scored.
     """
     began = time.monotonic()
@@ -67,7 +67,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
 
 
 def make_scorer(config: ScoreConfig, model: LanguageModel) -> PairScorer:
-    """What scores with a model as the options say."""
+    """A scorer with a model by the options."""
     return PairScorer(
         model,
         eos=config.eos,
@@ -113,8 +113,8 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     """The tables of a finished run.
 
     Raises:
-        StoreCorrupt: its scores are gone or changed.
-        SourceMismatch: they are of rows with other ids.
+        StoreCorrupt: the scores of the run are missing or changed.
+        SourceMismatch: the scores are of rows with other ids.
     """
     facts, path = folder.facts(), folder.path / SCORES_FILE
     check_files(folder, {SCORES_FILE: facts[HASH]})

@@ -140,7 +140,7 @@ def test_a_sample_that_says_too_much_of_a_tile(generator, monkeypatch):
     grouped = grouped_of(points, 2)
     listed = Extremes(1, False, "within")
     for tile in tiles(grouped):
-        assert listed._limits(tile.squared)[0] < 1e-2
+        assert listed._choose_limits(tile.squared)[0] < 1e-2
         listed.add(tile, grouped.codes)
     listed.settle(grouped)
     squared = torch.stack([exact_squares(part.double(), part.double()) for part in (points[::2], points[1::2])])
