@@ -220,8 +220,8 @@ def _pair_rows(cells: Cells, left: int, right: int, affirmative: Sequence[bool])
     label, other = cells.label(left), cells.label(right)
     if label == other:
         raise DataInvalid(
-            f"{cells.name_both(left, right)}: both rows of a pair are labelled {str(label).lower()}, where exactly one of "
-            f"a statement and its opposite is true; if these two are no pair, look at --layout and --pair-column"
+            f"{cells.name_both(left, right)}: both rows of a pair are labelled {str(label).lower()}, where exactly "
+            f"one of a statement and its opposite is true; if these two are no pair, look at --layout and --pair-column"
         )
     shared = []
     for role in ("category", "formulation"):
