@@ -1,4 +1,4 @@
-"""Where things are in a model, found by structure and tried before they are trusted."""
+"""The places of a model, found by its structure and tested before they are used."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Which rows are compared: all of them, a category, all but one, beside a control; their states and their draws."""
+"""The rows that are compared: all of them, a category, all but one, beside a control; with states and replicates."""
 
 from collections import Counter
 from collections.abc import Sequence
