@@ -1,4 +1,4 @@
-"""Triton kernels that stand beside their plain form and cost nothing until one is launched."""
+"""Triton kernels that are stored beside their plain form and compiled only when one is launched."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

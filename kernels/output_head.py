@@ -1,4 +1,4 @@
-"""The output head of a language model: how states become logits, for some rows at a time, in float32."""
+"""The output head of a language model: from states to logits in float32, for some rows at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

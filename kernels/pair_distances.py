@@ -61,7 +61,7 @@ def pair_distances_reference(
 
     Half-precision points are widened, one layer at a time, where the device cannot sum their products in float32.
     """
-    edges, _ = cut(bounds, block)
+    edges, _ = cut_into_blocks(bounds, block)
     reductions = _allocate(points, edges, len(bounds) - 1)
     exact = reductions.sums.dtype
     norms = squared_norms(points, exact)
@@ -210,7 +210,7 @@ def launch_pair_distances(
     """
     if points.stride(2) != 1:
         points = points.contiguous()
-    edges, firsts = cut(bounds, block)
+    edges, firsts = cut_into_blocks(bounds, block)
     reductions = _allocate(points, edges, len(bounds) - 1)
     norms = squared_norms(points, torch.float32)
     table = torch.tensor([edges, [*_clusters(firsts), -1]], dtype=torch.int32).to(points.device)
@@ -341,7 +341,7 @@ def best_block_width(points: Float[Tensor, "layer n width"]) -> int:
     return BLOCK_WIDTH if points.element_size() == 2 and all(number % 16 == 0 for number in numbers) else NARROW_WIDTH
 
 
-def cut(bounds: Sequence[int], block: int) -> tuple[list[int], list[int]]:
+def cut_into_blocks(bounds: Sequence[int], block: int) -> tuple[list[int], list[int]]:
     """Cut clusters into blocks of at most ``block`` points.
 
     Returns:

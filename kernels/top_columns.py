@@ -1,4 +1,4 @@
-"""The largest values of long rows, found by looking only where they can be."""
+"""The largest values of long rows, searched only in the tiles that can hold them."""
 
 import torch
 from jaxtyping import Float, Int

@@ -1,4 +1,4 @@
-"""Cells of a table, and when there is nothing in one.
+"""Cells of a table, and whether they are empty.
 
 A cell is empty where it holds None, NaN, or text of white space only: JSON writes null, Parquet null or NaN, and CSV
 has nothing but text. This holds for labels, categories, ids, pairs, polarities, and columns to group or split by.

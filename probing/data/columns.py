@@ -1,4 +1,4 @@
-"""Which column of a table holds what: the one that is named, or the first of its usual names that is there."""
+"""Columns of a table by their role: the one that is named, or the first of its usual names that exists."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

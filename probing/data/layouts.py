@@ -81,7 +81,7 @@ class Cells:
         """Name of the data."""
         return self.resolver.name
 
-    def both(self, left: int, right: int) -> str:
+    def name_both(self, left: int, right: int) -> str:
         """The names of the two rows of a pair, which may be one row."""
         return self.where(left) if left == right else f"{self.where(left)} and {self.where(right)}"
 
@@ -213,21 +213,23 @@ def _pair_rows(cells: Cells, left: int, right: int, affirmative: Sequence[bool])
     """Two rows as one pair."""
     if affirmative[left] == affirmative[right]:
         kind = "affirmative" if affirmative[left] else "negative"
-        raise DataInvalid(f"{cells.both(left, right)}: one polarity only: both rows of a pair are {kind}")
+        raise DataInvalid(f"{cells.name_both(left, right)}: one polarity only: both rows of a pair are {kind}")
     if not affirmative[left]:
         left, right = right, left
     statement, opposite = cells.text(left, "statement"), cells.text(right, "statement")
     label, other = cells.label(left), cells.label(right)
     if label == other:
         raise DataInvalid(
-            f"{cells.both(left, right)}: both rows of a pair are labelled {str(label).lower()}, where exactly one of a "
-            f"statement and its opposite is true; if these two are no pair, look at --layout and --pair-column"
+            f"{cells.name_both(left, right)}: both rows of a pair are labelled {str(label).lower()}, where exactly "
+            f"one of a statement and its opposite is true; if these two are no pair, look at --layout and --pair-column"
         )
     shared = []
     for role in ("category", "formulation"):
         mine, theirs = cells.words(left, role), cells.words(right, role)
         if mine != theirs:
-            raise DataInvalid(f"{cells.both(left, right)}: the {role} of a pair differs: {mine!r:.40}, {theirs!r:.40}")
+            raise DataInvalid(
+                f"{cells.name_both(left, right)}: the {role} of a pair differs: {mine!r:.40}, {theirs!r:.40}"
+            )
         shared.append(mine)
     return Candidate((left, right), statement, opposite, label, shared[0], shared[1])
 

@@ -1,4 +1,4 @@
-"""What every reader of rows needs of one: its text or messages, its id, arguments of its chat template."""
+"""Parts of a row that every reader needs: text or messages, id, arguments of the chat template."""
 
 import hashlib
 from collections import defaultdict

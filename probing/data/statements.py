@@ -120,7 +120,7 @@ def _check_truth(candidates: Sequence[Candidate], cells: Cells) -> None:
     for one in candidates:
         if len(one.texts) == 1:
             raise DataInvalid(
-                f"{cells.both(*one.rows)}: a statement and its opposite are the same: {one.statement!r:.60}"
+                f"{cells.name_both(*one.rows)}: a statement and its opposite are the same: {one.statement!r:.60}"
             )
         for text, truth, row in zip((one.statement, one.opposite), (one.label, not one.label), one.rows, strict=True):
             before, first = known.setdefault(collapse_spaces(text), (truth, row))
@@ -140,8 +140,8 @@ def _drop_repeats(candidates: Sequence[Candidate], cells: Cells) -> list[Candida
             "%s: pairs whose two texts occurred before are left out: %d, the first at %s (as at %s)",
             cells.name,
             len(repeats),
-            cells.both(*repeats[0].rows),
-            cells.both(*first[repeats[0].texts].rows),
+            cells.name_both(*repeats[0].rows),
+            cells.name_both(*first[repeats[0].texts].rows),
         )
     return list(first.values())
 

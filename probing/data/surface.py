@@ -1,4 +1,4 @@
-"""What a text looks like without being read: lengths and punctuation, as a baseline for probes."""
+"""Surface features of a text, lengths and punctuation, as a baseline for probes."""
 
 import string
 from collections.abc import Sequence

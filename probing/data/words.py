@@ -51,12 +51,12 @@ def _is_mark(character: str) -> bool:
 
 def starts_word(text: str, at: int) -> bool:
     """Whether something is left from ``at`` on, and no word or sign is cut in two there."""
-    if not text[at:].strip() or _clings(text[at]) or text[at - 1] in JOINERS:
+    if not text[at:].strip() or _belongs_to_previous(text[at]) or text[at - 1] in JOINERS:
         return False
     return not (_is_in_word(text, at - 1) and _is_in_word(text, at))
 
 
-def _clings(character: str) -> bool:
+def _belongs_to_previous(character: str) -> bool:
     """Whether a character belongs to the one before it: marks, and modifiers such as skin tones."""
     return _is_mark(character) or unicodedata.category(character) == "Sk"
 
@@ -66,7 +66,7 @@ def _is_in_word(text: str, index: int) -> bool:
     character = text[index]
     if character in CONNECTORS:
         return 0 < index < len(text) - 1 and text[index - 1].isalnum() and text[index + 1].isalnum()
-    if _clings(character):
+    if _belongs_to_previous(character):
         return True
     # An ideograph is a word of its own.
     return character.isalnum() and unicodedata.east_asian_width(character) not in "WF"

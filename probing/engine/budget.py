@@ -1,4 +1,4 @@
-"""How many tokens go into one batch: as many as the device has room for."""
+"""The number of tokens of a batch: as many as the device has memory for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

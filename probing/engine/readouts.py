@@ -1,4 +1,4 @@
-"""What is kept of the states at a place: reduced on the device, inside the hook, to something small."""
+"""Readouts of the states at a place: reduced on the device, inside the hook, to something small."""
 
 from collections.abc import Sequence
 

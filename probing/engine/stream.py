@@ -17,7 +17,7 @@ from probing.engine.compiled import use_compiled_blocks
 from probing.engine.launched_batches import LaunchedBatch, Readings, Values
 from probing.engine.modes import Mode, use_mode
 from probing.engine.readouts import Spots, combine
-from probing.engine.trees import Batch, Segment, Tree, pack_trees, plant, split_tree, stack_rows, take
+from probing.engine.trees import Batch, Segment, Tree, count_fitting, pack_trees, plant, split_tree, stack_rows
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.kernels.dispatch import with_fallbacks
 from probing.kernels.output_head import is_out_of_memory
@@ -154,11 +154,11 @@ class Stream:
             if left[0].tokens > self.budget.tokens and len(left[0].rows) > 1:
                 left.extendleft(reversed(split_tree(left.popleft(), lengths)))
                 continue
-            some = [left.popleft() for _ in range(take(left, self.budget.tokens, alike=stacking))]
+            some = [left.popleft() for _ in range(count_fitting(left, self.budget.tokens, alike=stacking))]
             launched = self._try(some, stacking, segments, lengths)
             if launched is None:
                 store_all_but(0)
-                left.extendleft(reversed(self._give_way(some, lengths)))
+                left.extendleft(reversed(self._split_batch(some, lengths)))
                 continue
             waiting.append(LaunchedBatch(*launched, sum(segments[row].stop for tree in some for row in tree.rows)))
             store_all_but(1 if overlap else 0)
@@ -215,12 +215,12 @@ class Stream:
             if waiting:
                 name = self.stack.name_of(taps[min(waiting)].module)
                 raise LayerNotFound(f"'{name}' of {self.stack.family} did not run in this pass")
-            self._say(loops)
+            self._warn_of_slower_ways(loops)
             following = _collect_next_ids(batch, segments, device) if self.per_token is not None else None
             values = {pooling: self._combine(pooling, parts, following) for pooling in self.poolings}
             return spots, Values(values, self._staying())
 
-    def _say(self, loops: set[str]) -> None:
+    def _warn_of_slower_ways(self, loops: set[str]) -> None:
         """Warn once of what ran slower than the mode promises; the reasons are known after the pass."""
         for reason in self._find_unforeseen(loops - self.loops):
             log.warning("%s: %s", self.stack.family, SLOWER.format(reason))
@@ -244,7 +244,7 @@ class Stream:
         """Poolings of which what is kept stays where it is."""
         return ("tokens",) if self.keep_on_device else ()
 
-    def _give_way(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
+    def _split_batch(self, trees: list[Tree], lengths: Sequence[int]) -> list[Tree]:
         """Smaller batches to run instead of one that did not fit."""
         device, tokens = self.stack.language_model.device, sum(tree.tokens for tree in trees)
         if len(trees) == 1 and len(trees[0].rows) == 1:

@@ -117,7 +117,7 @@ def split_tree(tree: Tree, lengths: Sequence[int]) -> list[Tree]:
     return [_tree(rows, tree.shared, lengths) for rows in (tree.rows[:middle], tree.rows[middle:])]
 
 
-def take(trees: Sequence[Tree], budget: int, alike: bool) -> int:
+def count_fitting(trees: Sequence[Tree], budget: int, alike: bool) -> int:
     """The number of trees from the front that fit the budget together; at least one.
 
     Args:

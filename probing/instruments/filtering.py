@@ -1,4 +1,4 @@
-"""Which pairs are kept by their scores, and which pairs the scores belong to."""
+"""Pairs kept by their scores, after a check that the scores belong to these pairs."""
 
 import logging
 from collections import Counter

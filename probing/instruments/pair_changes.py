@@ -1,4 +1,4 @@
-"""What changed between two models for each pair: likelihoods, and where the probability of each token went."""
+"""Changes between two models for each pair: likelihoods, and where the probability of each token went."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Work that another thread does for the next part while this one is being done."""
+"""The next part prepared by another thread while the current one is used."""
 
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor

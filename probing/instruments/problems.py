@@ -1,4 +1,4 @@
-"""Rows without a number: what to say of them."""
+"""Warnings and errors about rows without a number."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a model's likelihood of whole responses adds up to."""
+"""Likelihoods of whole responses: sums over tokens, and the rank-surprisal ratio."""
 
 import torch
 from jaxtyping import Float, Int, Real

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, by content."""
+"""Hashes of the content of a checkpoint."""
 
 import hashlib
 import json

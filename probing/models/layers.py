@@ -1,4 +1,4 @@
-"""Where things are in a model, found by structure and tried before they are trusted."""
+"""The places of a model, found by its structure and tested before they are used."""
 
 import contextlib
 import functools
@@ -386,7 +386,7 @@ def _is_causal(
         if other is None or part is None:
             continue
         if all(torch.isfinite(seen).all() for seen in (whole, other, part)):
-            return _same_in_shape(backbone, ids, whole, other) and _same_without(whole, part)
+            return _keeps_states_before_changes(backbone, ids, whole, other) and _keeps_states_when_cut(whole, part)
     return auto_class(language_model.model.config) is not AutoModel
 
 
@@ -397,7 +397,7 @@ def _read_both(backbone: nn.Module, block: nn.Module, ids: Tensor) -> tuple[Tens
     return states, seen[0][1]
 
 
-def _same_in_shape(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tensor) -> bool:
+def _keeps_states_before_changes(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tensor) -> bool:
     """Whether other tokens at the end leave the states before them alone.
 
     The shape of every product stays the same, and so does each bit of a causal model, in half precision too. Only
@@ -412,7 +412,7 @@ def _same_in_shape(backbone: nn.Module, ids: Tensor, whole: Tensor, other: Tenso
     return change <= allowed_difference(limit, channelwise_difference(*rows))
 
 
-def _same_without(whole: Tensor, part: Tensor) -> bool:
+def _keeps_states_when_cut(whole: Tensor, part: Tensor) -> bool:
     """Whether the states are the same without the last tokens.
 
     Attention over another length adds up in another order, too, and in half precision a deep model then differs by as

@@ -266,13 +266,13 @@ def _different_outputs(record: _Record) -> list[_Call]:
     order = {call.name: index for index, call in enumerate(record.calls)}
     for call in sorted(record.calls, key=lambda call: (call.name.count("."), order[call.name])):
         output = call.returned
-        if output is None or not output.any() or any(torch.equal(output, other) for other in _seen(record, kept)):
+        if output is None or not output.any() or any(torch.equal(output, other) for other in _list_seen(record, kept)):
             continue
         kept.append(call)
     return sorted(kept, key=lambda call: order[call.name])
 
 
-def _seen(record: _Record, kept: Sequence[_Call]) -> list[Tensor]:
+def _list_seen(record: _Record, kept: Sequence[_Call]) -> list[Tensor]:
     return [record.given, record.returned, *(call.returned for call in kept if call.returned is not None)]
 
 

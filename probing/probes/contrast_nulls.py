@@ -1,4 +1,4 @@
-"""Null distributions of what probes say of pairs: draws that choose their own layer, and permutations of the labels."""
+"""Null distributions of probes on pairs: draws that choose their own layer, and permutations of the labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the probes of one layer say of the pairs, as it lies in the part file of a run."""
+"""Readings of the pairs by the probes of one layer, as the part file of a run stores them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""States of the forms of statements as probes see them, and what is known of the pairs."""
+"""States of the forms of statements as probes see them, with labels, units and splits of the pairs."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""What a probe says of a statement and of its opposite, taken together (PA-CCS, arXiv 2511.21737)."""
+"""Consistency of a probe on a statement and its opposite, taken together (PA-CCS, arXiv 2511.21737)."""
 
 import torch
 from jaxtyping import Float

@@ -161,7 +161,7 @@ def _score_inner(logits: Array, labelings: NDArray[np.bool_], splits: Splits) ->
         for at, other in splits.inner(fold):
             judged = splits.folds == other
             scores.append(
-                [measure_area(row[judged, at], labels[judged]) for row, labels in zip(logits, labelings, strict=True)]
+                [measure_auroc(row[judged, at], labels[judged]) for row, labels in zip(logits, labelings, strict=True)]
             )
         with np.errstate(invalid="ignore"):
             columns.append(_mean_known(np.array(scores)))
@@ -175,7 +175,7 @@ def _mean_known(scores: Array) -> Array:
     return np.where(known.any(axis=0), mean, 0.5)
 
 
-def measure_area(logits: Array, labels: NDArray[np.bool_]) -> float:
+def measure_auroc(logits: Array, labels: NDArray[np.bool_]) -> float:
     """AUROC of some rows; NaN where there is one class only."""
     ones = np.ones((1, len(logits)))
     return float(rank_within_folds(logits, labels[None], ones, np.zeros(len(logits), dtype=np.int64))["auroc"][0])

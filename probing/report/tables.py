@@ -26,10 +26,10 @@ def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows
     return pd.DataFrame(
         {
             by: scored[by],
-            "id": [shorten(plain(identity), ID_WIDTH) for identity in scored["id"]],
-            "prompt": [shorten(plain(texts[identity].prompt), TEXT_WIDTH, end=True) for identity in scored["id"]],
-            "chosen": [shorten(plain(texts[identity].chosen), TEXT_WIDTH) for identity in scored["id"]],
-            "rejected": [shorten(plain(texts[identity].rejected), TEXT_WIDTH) for identity in scored["id"]],
+            "id": [shorten(to_line(identity), ID_WIDTH) for identity in scored["id"]],
+            "prompt": [shorten(to_line(texts[identity].prompt), TEXT_WIDTH, end=True) for identity in scored["id"]],
+            "chosen": [shorten(to_line(texts[identity].chosen), TEXT_WIDTH) for identity in scored["id"]],
+            "rejected": [shorten(to_line(texts[identity].rejected), TEXT_WIDTH) for identity in scored["id"]],
         }
     )
 
@@ -48,7 +48,7 @@ def counts(values: Mapping[str, int], name: str, unit: str = "pairs") -> pd.Data
     return pd.DataFrame(ordered, columns=[name, unit])
 
 
-def plain(text: Text) -> str:
+def to_line(text: Text) -> str:
     """Text or messages on one line."""
     joined = text if isinstance(text, str) else " / ".join(message_text(message) for message in text)
     return "".join(character if character.isprintable() else "�" for character in " ".join(joined.split()))

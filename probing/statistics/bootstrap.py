@@ -1,4 +1,4 @@
-"""The bootstrap: estimates with percentile intervals over rows, and weights of rows whose groups are drawn."""
+"""The bootstrap: estimates with percentile intervals over rows, and weights of rows in a cluster bootstrap."""
 
 import warnings
 from collections.abc import Callable

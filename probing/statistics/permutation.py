@@ -1,4 +1,4 @@
-"""Permutation tests: labels drawn again within what may be exchanged, and p-values against a null distribution."""
+"""Permutation tests: labels permuted among exchangeable rows, and p-values against a null distribution."""
 
 from typing import Any
 

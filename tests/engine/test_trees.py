@@ -3,7 +3,16 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.engine.trees import LEAST_PACKED, LEAST_SHARED, Segment, pack_trees, plant, split_tree, stack_rows, take
+from probing.engine.trees import (
+    LEAST_PACKED,
+    LEAST_SHARED,
+    Segment,
+    count_fitting,
+    pack_trees,
+    plant,
+    split_tree,
+    stack_rows,
+)
 
 # Few different tokens, so that rows begin alike by accident as well.
 ROWS = st.lists(
@@ -27,7 +36,7 @@ def lengths_of(segments):
 def batches(trees, budget, alike):
     made = []
     while trees:
-        count = take(trees, budget, alike)
+        count = count_fitting(trees, budget, alike)
         made.append(trees[:count])
         trees = trees[count:]
     return made

@@ -11,7 +11,7 @@ from probing.kernels import pair_distances as module
 from probing.kernels.pair_distances import (
     BLOCK,
     best_block_width,
-    cut,
+    cut_into_blocks,
     pair_distances,
     pair_distances_reference,
     squared_norms,
@@ -64,7 +64,7 @@ def test_blocks_and_tiles(generator):
     found = pair_distances_reference(torch.randn(1, 9, 2, generator=generator), [0, 1, 6, 9], 3)
     assert found.blocks.tolist() == [[0, 1], [1, 4], [4, 6], [6, 9]]
     assert found.tiles.tolist() == [[i, j] for i in range(4) for j in range(i, 4)]
-    assert cut([0, 1, 6, 9], 3) == ([0, 1, 4, 6, 9], [0, 1, 3, 4])
+    assert cut_into_blocks([0, 1, 6, 9], 3) == ([0, 1, 4, 6, 9], [0, 1, 3, 4])
 
 
 def test_blocks_of_the_size_that_is_used(generator):

@@ -10,7 +10,7 @@ from probing.probes.prompts import (
     LabelledReadings,
     LabelledRows,
     fit_prompts,
-    measure_area,
+    measure_auroc,
     measure_rows,
 )
 from probing.probes.supervised import fit_lda, fit_logistic, fit_mass_mean
@@ -66,7 +66,7 @@ def test_noise_of_many_features_separates_the_rows_it_was_fitted_to_and_no_other
     held, seen = [], []
     for states, found in fitted:
         held.append(auroc(found, probe, rows))
-        seen.append(measure_area(states.double().numpy() @ found.probes[probe].weight, rows.labels))
+        seen.append(measure_auroc(states.double().numpy() @ found.probes[probe].weight, rows.labels))
     assert min(seen) > 0.98
     assert 0.42 < np.mean(held) < 0.58
 

@@ -1,5 +1,5 @@
-"""Sums of the distances of every point to the points of every cluster, of the labels as they are, permuted and
-resampled: what silhouettes are made of."""
+"""Sums of the distances of every point to the points of every cluster, from which silhouettes are computed: for the
+labels, for permutations of them, and for bootstrap replicates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of cluster indices, with what few points add to the distance of centroids taken off."""
+"""Bootstrap intervals of cluster indices, corrected for the bias that few points add to distances of centroids."""
 
 import math
 

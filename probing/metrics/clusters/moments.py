@@ -1,4 +1,4 @@
-"""Sizes, spreads and centroids of clusters: of the labels as they are, permuted and resampled."""
+"""Sizes, spreads and centroids of clusters: of the labels, of permutations, and of bootstrap replicates."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

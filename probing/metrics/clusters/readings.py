@@ -1,4 +1,4 @@
-"""What cluster indices say of a place, as it lies in the part file of a run."""
+"""Cluster indices of a place, as the part file of a run stores them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

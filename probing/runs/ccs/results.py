@@ -1,4 +1,4 @@
-"""What the held-out probabilities of every layer say: metrics with intervals, nulls beside each, and the controls."""
+"""Results from the held-out probabilities of every layer: metrics with intervals, null distributions, and controls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

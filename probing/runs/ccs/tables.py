@@ -1,4 +1,4 @@
-"""What a run of contrast-consistent probes says, in a few tables and notes."""
+"""Tables and notes of a run of contrast-consistent probes."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which labels are compared."""
+"""The labels that are compared."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ from probing.instruments.problems import LISTED_PROBLEMS
 from probing.metrics.clusters.preparation import scale_points
 from probing.metrics.clusters.readings import DriftReadings
 from probing.report.plots import draw_clusters
-from probing.report.tables import plain, shorten
+from probing.report.tables import shorten, to_line
 from probing.runs.clusters.config import DRIFT_FILE, PLOTS_FILE, RESULTS_FILE, ROWS_FILE, SHIFTS_FILE, SUMMARY_FILE
 from probing.runs.clusters.parts import ArraysOf, drift_subsets
 from probing.runs.clusters.results import Judged, judge
@@ -148,7 +148,7 @@ def _draw_pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame
         {
             "truth": rows.labels[chosen],
             "id": [rows.prompts[at].id for at in chosen],
-            "text": [shorten(plain(rows.prompts[at].text), TEXT_WIDTH) for at in chosen],
+            "text": [shorten(to_line(rows.prompts[at].text), TEXT_WIDTH) for at in chosen],
         }
     )
     pictures = {}

@@ -1,4 +1,4 @@
-"""Which rows are compared: all of them, a category, all but one, beside a control; their states and their draws."""
+"""The rows that are compared: all of them, a category, all but one, beside a control; with states and replicates."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -132,7 +132,7 @@ def choose_rows(
                 f"{LEAST_ROWS}. Name the labels to compare with --labels"
             )
     views, skipped = _make_views(prompts, labels, len(kept))
-    folds, why = _share_out(
+    folds, why = _make_folds(
         config, text_units(kept), None if values is None else values[: len(kept)], labels[: len(kept)]
     )
     return Rows(
@@ -219,7 +219,7 @@ def _make_views(
     return views, skipped
 
 
-def _share_out(
+def _make_folds(
     config: ClustersConfig, units: list[int], values: list[str] | None, labels: NDArray[np.str_]
 ) -> tuple[NDArray[np.int64] | None, str]:
     """Folds of the data's rows, or the reason why there are none."""

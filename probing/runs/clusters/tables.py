@@ -1,4 +1,4 @@
-"""What cluster indices say, in a few tables and notes."""
+"""Tables and notes of a run of cluster indices."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Rows that belong together, and the folds that keep them so."""
+"""Groups of rows that belong together, and folds that keep them whole."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run depends on, and the record of what it did."""
+"""The identity of a run, and the record of what it did."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the results of several jobs have in common: a value with its interval, beside null distributions."""
+"""Results that several jobs share: a value with its interval, beside null distributions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What the tables and notes of several jobs have in common."""
+"""Tables and notes that several jobs share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Versions of what the numbers pass through."""
+"""Versions of the software that numbers depend on."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, packages_distributions, version

@@ -1,4 +1,4 @@
-"""What is compared: the pairs with their groups and shares of raters, and checkpoints in a folder."""
+"""The inputs of a comparison: pairs with their groups and shares of raters, and checkpoints in a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a comparison of two models says, in a few tables; every number is recomputed from the files."""
+"""Tables of a comparison of two models; every number is recomputed from the files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which label is yes."""
+"""The label that a probe says yes to."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What supervised probes of every layer say of held-out and of fresh rows, beside their nulls and a baseline."""
+"""Results of supervised probes of every layer on held-out and fresh rows, beside null distributions and a baseline."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

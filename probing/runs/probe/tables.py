@@ -1,4 +1,4 @@
-"""What supervised probes say, in a few tables and notes."""
+"""Tables and notes of a run of supervised probes."""
 
 from collections import Counter
 from collections.abc import Mapping

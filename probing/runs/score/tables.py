@@ -1,4 +1,4 @@
-"""What the scores of a dataset say, in a few tables."""
+"""Tables of the scores of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

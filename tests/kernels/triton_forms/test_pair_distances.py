@@ -13,7 +13,7 @@ from probing.kernels.pair_distances import (
     PARTIAL_BYTES,
     TILE_ROWS,
     compile_variants,
-    cut,
+    cut_into_blocks,
     launch_pair_distances,
     launch_tiles,
     pair_distances,
@@ -256,7 +256,7 @@ def test_asked_again_and_layer_by_layer(normal):
 def test_the_sums_of_tiles(normal, device, first):
     """Those along rows and along columns, each element of them, one launch by itself; zero below the diagonal."""
     points, bounds = normal(2, 3 * SIDE + 3, 5), [0, 2, SIDE + 3, 3 * SIDE + 3]
-    edges, firsts = cut(bounds, SIDE)
+    edges, firsts = cut_into_blocks(bounds, SIDE)
     stop = min(first + ROWS, len(edges) - 1)
     guards, count = Guards(), len(edges) * (len(edges) - 1) // 2
     rows, columns = (guards(s, dtype=torch.float32, device=device) for s in partial_shapes(2, edges, first, stop))
@@ -325,7 +325,7 @@ def test_no_layers_no_launch(recorder, device):
     """A card may refuse an empty grid; the interpreter does not."""
     found = pair_distances(torch.empty((0, 5, 3), device=device), [0, 2, 5], impl="triton")
     assert [len(values) for values in found] == [0, 0, 2, 3]
-    edges, _ = cut([0, 2, 5], BLOCK)
+    edges, _ = cut_into_blocks([0, 2, 5], BLOCK)
     none = torch.empty((0, 5), device=device)
     partials = (torch.empty(shape, device=device) for shape in partial_shapes(0, edges, 0, 2))
     launch_tiles(none[:, :, None], none, torch.empty((2, 3), device=device).int(), none, *partials, 0)
