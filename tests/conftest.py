@@ -30,6 +30,11 @@ def pytest_xdist_auto_num_workers():
     return min(cores, 8)
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests come first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def nothing_ran_slower_yet(monkeypatch):
     """What one test makes run slower is in no other test's record, and is said aloud again."""

@@ -15,7 +15,7 @@ from card.sizes import SMALL
 from card.stages import stages
 from harness import make_once
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 SCRIPT = bare.ROOT / "scripts" / "on_card.py"
 NAMES = [stage.name for stage in stages()]
 

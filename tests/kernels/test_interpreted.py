@@ -19,6 +19,7 @@ FORMS = Path(__file__).parent / "triton_forms"
 TESTS = sorted(FORMS.glob("test_*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed (there are wheels for Linux only)")
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_in_the_interpreter(path):
