@@ -17,7 +17,7 @@ from card.bare import ROOT, child_environment
 from card.reporting import PATH_VARIABLE
 from card.run import Run
 
-WORKERS = 8
+MOST_WORKERS = 8
 TAIL = 30
 MARGIN = 5.0
 """Seconds that are left for telling what came out."""
@@ -57,7 +57,7 @@ def names_the_mark(source: str) -> bool:
 
 def command(files: Iterable[Path]) -> list[str]:
     """As pytest is called. A warning of another version of a library is no reason to fail here."""
-    parallel = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
+    parallel = ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     return [
         *(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "card.reporting", "-p", "no:cacheprovider"),
         *("-W", "default", "--continue-on-collection-errors", *parallel),

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import random
@@ -491,19 +492,21 @@ def test_a_killed_run_ends_in_the_same_bytes(config, tmp_path):
 
 @pytest.mark.real_data
 def test_real_pairs_are_the_same_whatever_the_batches(real_data, model_folder, tmp_path):
-    """And every hundredth equals the plain model, one at a time."""
-    data = real_data / "hh-rlhf-harmless-test.jsonl.gz"
+    """And every twenty-fifth equals the plain model, one at a time."""
+    lines = gzip.decompress((real_data / "hh-rlhf-harmless-test.jsonl.gz").read_bytes()).splitlines(keepends=True)
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(b"".join(lines[::4]))
     places = {"places": "resid_post:1", "pooling": "mean", "over": "response"}
     options = {"model": str(model_folder), "data": str(data), **places}
-    job.run(CaptureConfig(out=tmp_path / "one", batch_tokens=512, shard_rows=300, **options))
+    job.run(CaptureConfig(out=tmp_path / "one", batch_tokens=512, shard_rows=75, **options))
     job.run(CaptureConfig(out=tmp_path / "two", batch_tokens=16384, shard_rows=5000, **options))
     one, two = open_store(tmp_path / "one"), open_store(tmp_path / "two")
     assert one.ids == two.ids
-    assert len(one.ids) > 2000
+    assert len(one.ids) > 500
     values = one.read("resid_post:1")
     assert torch.equal(values, two.read("resid_post:1"))
     model = load(str(model_folder))
-    for prompt in read_prompts(CaptureConfig(out=tmp_path, **options))[1][::100]:
+    for prompt in read_prompts(CaptureConfig(out=tmp_path, **options))[1][::25]:
         if prompt.id in one.ids:
             states = plain_response_states(model, prompt)
             torch.testing.assert_close(values[one.ids.index(prompt.id)], states, rtol=1e-5, atol=1e-5)
