@@ -76,7 +76,7 @@ class Plan:
     refusal_rates: tuple[float, ...] = (2e-4, 3e-5, 1e-5)
 
 
-QUICK = Plan(1, FEW_STEPS, 8, (2e-4,), (("sgd", 2e-5),), (2e-4,))
+QUICK = Plan(1, FEW_STEPS, 5, (2e-4,), (("sgd", 2e-5),), (2e-4,))
 
 
 class Snapshots(TrainerCallback):
