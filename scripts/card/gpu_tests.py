@@ -57,7 +57,9 @@ def names_the_mark(source: str) -> bool:
 
 def command(files: Iterable[Path]) -> list[str]:
     """As pytest is called. A warning of another version of a library is no reason to fail here."""
-    parallel = ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    # Each of several processes imports torch first, which pays with many cores only.
+    parallel = ["-n", str(workers)] if workers == MOST_WORKERS and importlib.util.find_spec("xdist") else []
     return [
         *(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "card.reporting", "-p", "no:cacheprovider"),
         *("-W", "default", "--continue-on-collection-errors", *parallel),
