@@ -74,9 +74,10 @@ class Plan:
     together_rates: tuple[float, ...] = (2e-4, 1e-5)
     alone: tuple[tuple[str, float], ...] = (("sgd", 2e-5), ("sgd", 2e-4), ("adamw_torch", 1e-5), ("adamw_torch", 2e-4))
     refusal_rates: tuple[float, ...] = (2e-4, 3e-5, 1e-5)
+    every: int = 1
 
 
-QUICK = Plan(1, FEW_STEPS, 5, (2e-4,), (("sgd", 2e-5),), (2e-4,))
+QUICK = Plan(1, FEW_STEPS, 5, (2e-4,), (("sgd", 2e-5),), (2e-4,), every=4)
 
 
 class Snapshots(TrainerCallback):
@@ -95,9 +96,10 @@ class Snapshots(TrainerCallback):
 class Bench:
     """The untrained model, the pairs with their scores, and what can be done with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int = 1) -> None:
+        """Of the bundled pairs, one in ``every`` is used."""
         self.base = load("bundled", device="cpu")
-        self.pairs = read("pairs")
+        self.pairs = read("pairs")[::every]
         seen = {pair["prompt"][0]["content"] for pair in self.pairs}
         tests = [row for row in read("prompts") if row["label"] == "harmful" and row["split"] == "test"]
         self.harmful = [row for row in tests if row["text"] not in seen]
@@ -408,7 +410,7 @@ def main() -> None:
     plan = Plan(**{**asdict(plan), **given})
     torch.set_num_threads(1)
     quiet()
-    bench = Bench()
+    bench = Bench(plan.every)
     results = {
         "plan": asdict(plan),
         "versions": {**versions(), "trl": version("trl")},
