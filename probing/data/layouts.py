@@ -151,6 +151,7 @@ def _normalize_spelling(value: Any) -> str:
 
 
 def read_wide(cells: Cells) -> list[Candidate]:
+    """Pairs of a table with a statement and its opposite in every row."""
     candidates = []
     for index in range(len(cells.rows)):
         statement, opposite = cells.text(index, "statement"), cells.text(index, "opposite")
@@ -160,6 +161,12 @@ def read_wide(cells: Cells) -> list[Candidate]:
 
 
 def read_long(cells: Cells) -> list[Candidate]:
+    """Pairs of a table with one statement a row, joined by the id of the pair.
+
+    Raises:
+        UsageError: there is no column of pair ids or of polarities.
+        DataInvalid: a pair does not have two rows, one of each polarity.
+    """
     cells.require("pair")
     column = cells.require("polarity")
     affirmative = _read_polarities(cells, column)
@@ -181,6 +188,11 @@ def read_long(cells: Cells) -> list[Candidate]:
 
 
 def read_halves(cells: Cells) -> list[Candidate]:
+    """Pairs of a table with one statement a row, of which row i and row i + N/2 belong together.
+
+    Raises:
+        DataInvalid: the number of rows is odd, or both rows of a pair have one polarity.
+    """
     half, odd = divmod(len(cells.rows), 2)
     if odd:
         raise DataInvalid(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -45,6 +46,11 @@ def join_shards(parts: Sequence[pa.Table], target: Path) -> None:
     """Write all parts, in order, as one Parquet file; its bytes depend on the rows alone."""
     with new_file(target) as temporary, temporary.open("wb") as file:
         pq.write_table(pa.concat_tables(parts).combine_chunks(), file)
+
+
+def write_frame(frame: pd.DataFrame, target: Path) -> None:
+    """Write a frame, without its index, as one Parquet file; see ``join_shards``."""
+    join_shards([pa.Table.from_pandas(frame, preserve_index=False)], target)
 
 
 def stream_shards(paths: Sequence[Path], schema: pa.Schema, target: Path) -> None:

@@ -31,7 +31,7 @@ from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import CHOSEN
 from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
-from probing.store.shards import join_shards
+from probing.store.shards import join_shards, write_frame
 from probing.types import ContrastPair, Problem
 
 SHOWN_PICTURES = 3
@@ -90,8 +90,8 @@ def write_files(
 ) -> list[str]:
     """Write every file but the record; returns their names."""
     written = [RESULTS_FILE, CONTROLS_FILE, PAIRS_FILE, PROBES_FILE, SUMMARY_FILE]
-    join_shards([pa.Table.from_pandas(judged.results, preserve_index=False)], folder.path / RESULTS_FILE)
-    join_shards([pa.Table.from_pandas(judged.controls, preserve_index=False)], folder.path / CONTROLS_FILE)
+    write_frame(judged.results, folder.path / RESULTS_FILE)
+    write_frame(judged.controls, folder.path / CONTROLS_FILE)
     join_shards([_tabulate_pairs(material, judged, pairs, problems)], folder.path / PAIRS_FILE)
     save_probes(
         path=folder.path / PROBES_FILE,

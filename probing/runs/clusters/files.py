@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,7 +26,7 @@ from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import ALL
 from probing.store.activations import write_states
 from probing.store.manifest import RunFolder
-from probing.store.shards import join_shards
+from probing.store.shards import write_frame
 from probing.types import LabelledPrompt, Problem
 
 PICTURED = 1000
@@ -65,7 +64,7 @@ def write_everything(
 
 
 def _write_frame(frame: pd.DataFrame, folder: RunFolder, name: str) -> None:
-    join_shards([pa.Table.from_pandas(frame, preserve_index=False)], folder.path / name)
+    write_frame(frame, folder.path / name)
 
 
 def _gather_facts(

@@ -89,6 +89,7 @@ def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
 
 
 def note_broken_step(step: int, path: Path, error: Exception) -> dict[str, Any]:
+    """Warn that a checkpoint is left out; returns what the record says of it."""
     log.warning("step %d (%s) is left out: %s", step, path.name, error)
     return {"step": step, "folder": path.name, "why": str(error)}
 

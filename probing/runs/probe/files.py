@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from probing.data.tables import Table
@@ -22,7 +21,7 @@ from probing.runs.probe.results import FRESH, HELD_OUT, Judged
 from probing.runs.probe.rows import Material
 from probing.store.manifest import RunFolder
 from probing.store.probes import save_probes
-from probing.store.shards import join_shards
+from probing.store.shards import write_frame
 
 
 def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, Any]:
@@ -61,9 +60,9 @@ def write_files(
 ) -> list[str]:
     """Write every file but the record; returns their names."""
     written = [RESULTS_FILE, PREDICTIONS_FILE, PROBES_FILE, SUMMARY_FILE]
-    join_shards([pa.Table.from_pandas(judged.results, preserve_index=False)], folder.path / RESULTS_FILE)
+    write_frame(judged.results, folder.path / RESULTS_FILE)
     frame = _list_predictions(material, judged)
-    join_shards([pa.Table.from_pandas(frame, preserve_index=False)], folder.path / PREDICTIONS_FILE)
+    write_frame(frame, folder.path / PREDICTIONS_FILE)
     width = judged.weights.shape[-1]
     save_probes(
         path=folder.path / PROBES_FILE,

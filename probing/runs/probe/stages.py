@@ -14,6 +14,7 @@ from probing.models.load import LanguageModel
 from probing.runs.common.groups import values_to_split
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
+from probing.runs.common.results import SURFACE
 from probing.runs.common.states import (
     open_source,
 )
@@ -21,7 +22,7 @@ from probing.runs.probe.config import SUMMARY_FILE, ProbeConfig
 from probing.runs.probe.data import check_labels, positive_label
 from probing.runs.probe.files import gather_facts, write_files
 from probing.runs.probe.parts import fit_place
-from probing.runs.probe.results import SURFACE, judge
+from probing.runs.probe.results import judge
 from probing.runs.probe.rows import Labelled, check_groups, gather_material
 from probing.runs.probe.tables import make_tables
 from probing.store.activations import ActivationStore
