@@ -21,8 +21,9 @@ CUDA := $(if $(filter-out 0,$(CARD)),$(comma)cuda)
 demo: $(VENV)/.demo
 	$(VENV)/bin/probing demo --out $(OUT)
 
+# Bytecode is written whatever the environment says: over a hundred processes would each compile the code anew.
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

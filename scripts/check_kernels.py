@@ -82,7 +82,7 @@ def read_resources(cubin: bytes, shared: int) -> Resources:
         file.write(cubin)
         file.flush()
         usage = output(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        code = output(tools / "nvdisasm", "-c", file.name)
+        code = output(tools / "nvdisasm", "-c", "-ndf", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise ValueError(f"cuobjdump says nothing about registers: {usage!r}")

@@ -18,7 +18,7 @@ ON_A_SLOW_DISK = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of several that run tests ignores it
 plain = os.fsync
-os.fsync = lambda file: (time.sleep(0.1), plain(file))[1]
+os.fsync = lambda file: (time.sleep(0.05), plain(file))[1]
 from probing.cli import main
 main()
 """

@@ -371,26 +371,35 @@ def test_opposites():
 
 @pytest.fixture(scope="module")
 def reruns(tmp_path_factory) -> dict[str, Path]:
-    """Three runs of the script in processes of their own, at the same time."""
+    """Two runs of the script in processes of their own, at the same time."""
     folder = tmp_path_factory.mktemp("reruns")
-    options = {"data": ["--data-only"], "first": ["--steps", "5"], "second": ["--steps", "5"]}
     runs = {}
-    for name, option in options.items():
-        command = [sys.executable, str(SCRIPT), "--out", str(folder / name), *option]
+    for name in ("first", "second"):
+        command = [sys.executable, str(SCRIPT), "--out", str(folder / name), "--steps", "5"]
         runs[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for name, run in runs.items():
         output, _ = run.communicate()
         assert run.returncode == 0, f"{name}: {output}"
-    return {name: folder / name for name in options}
+    return {name: folder / name for name in runs}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_data_only_reproduces_the_bundled_data(reruns):
-    assert contents(reruns["data"] / "data") == contents(BUNDLED / "data")
-    assert not (reruns["data"] / "model").exists()
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("train_tiny", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_data_only_reproduces_the_bundled_data(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_tiny.py", "--out", str(tmp_path), "--data-only"])
+    script.main()
+    assert contents(tmp_path / "data") == contents(BUNDLED / "data")
+    assert not (tmp_path / "model").exists()
 
 
 def test_short_runs_give_identical_bytes(reruns):
@@ -405,10 +414,7 @@ def test_short_run_gives_the_bundled_tokenizer(reruns):
         assert (reruns["first"] / "model" / name).read_bytes() == (BUNDLED / "model" / name).read_bytes(), name
 
 
-def test_training_text_never_requests_a_held_out_object():
-    spec = importlib.util.spec_from_file_location("train_tiny", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_training_text_never_requests_a_held_out_object(script):
     documents = script.draw_documents(script.make_generator(0, "corpus"), 16_000)
     chats = [document for document in documents if not isinstance(document, str)]
     long_answers = [chat for chat in chats if chat[-1]["content"] not in ("Yes.", "No.", "Always.", "Never.")]

@@ -10,6 +10,7 @@ import pytest
 from probing.runs import ccs
 from probing.runs.ccs.config import CCSConfig
 
+PLACES = "resid_post:4,resid_post:5"
 QUICK = {"epochs": 150, "restarts": 2, "random": 20, "refits": 2, "permutations": 200, "resamples": 200}
 
 
@@ -57,11 +58,17 @@ def test_a_real_encoder(tmp_path):
     (folder,) = package.submodule_search_locations
     report = ccs.run(
         CCSConfig(
-            data="bundled", model=f"{folder}/model", out=tmp_path / "out", pairings=1, places="resid_post:3..5", **QUICK
+            data="bundled",
+            model=f"{folder}/model",
+            out=tmp_path / "out",
+            pairings=0,
+            replace_word="",
+            places=PLACES,
+            **QUICK,
         )
     )
     assert report.facts["token"] == "the first token (text): '[CLS]' in yes forms; '[CLS]' in no forms"
-    assert report.facts["places"] == ["resid_post:3", "resid_post:4", "resid_post:5"]
+    assert report.facts["places"] == PLACES.split(",")
     assert report.facts["rows_by_status"] == {"ok": 416}
     assert report.facts["source"]["weights_sha256"]
     results = rows(report)
@@ -71,4 +78,4 @@ def test_a_real_encoder(tmp_path):
     word = controls[(controls["control"] == "distractor") & (controls["metric"] == "distractor")]
     assert (word["value"] > 0.9).all()
     assert any("CCS found next to no contrast" in note for note in report.tables["Notes"]["note"])
-    assert any("found the word and not truth at 3 of 3 places" in note for note in report.tables["Notes"]["note"])
+    assert any("found the word and not truth at 2 of 2 places" in note for note in report.tables["Notes"]["note"])

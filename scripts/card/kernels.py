@@ -17,8 +17,6 @@ from probing.metrics.clusters.kernel import products_error
 LIGER = "liger_kernel.transformers"
 WRONG = "elements are off"
 """Stands in why a way was given no time when its results are not close enough to float64."""
-SAMPLE = 512
-"""Points whose distances show how far products on tensor cores are off."""
 
 
 def kernels(run: Run) -> None:
@@ -160,7 +158,7 @@ def product_errors(run: Run) -> list[dict[str, Any]]:
     The recheck in float64 behind Dunn's index has to cover it.
     """
     generator = torch.Generator(run.device).manual_seed(0)
-    drawn = torch.randn(SAMPLE, run.sizes.width, generator=generator, device=run.device)
+    drawn = torch.randn(run.sizes.few_points, run.sizes.width, generator=generator, device=run.device)
     cases = {
         "mean 0": drawn,
         "mean 3": drawn + 3,

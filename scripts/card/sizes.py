@@ -20,6 +20,7 @@ class Sizes:
         head_rows: states whose token statistics are taken.
         segment: tokens of a row that is summed up.
         points: of one layer, for distances and cluster indices.
+        few_points: whose distances show how far products on tensor cores are off.
         point_layers: layers of which cluster indices are wanted.
         probe_layers, probes, probe_pairs: contrast-consistent probes that are trained together.
         epochs: between two trainings whose difference is timed.
@@ -44,6 +45,7 @@ class Sizes:
     head_rows: int = 16384
     segment: int = 600
     points: int = 20000
+    few_points: int = 512
     point_layers: int = 33
     probe_layers: int = 33
     probes: int = 32
@@ -72,10 +74,11 @@ SMALL = Sizes(
     head_rows=96,
     segment=30,
     points=120,
+    few_points=48,
     point_layers=3,
     probe_layers=2,
     probes=3,
     probe_pairs=40,
-    epochs=5,
+    epochs=200,
     rounds=4,
 )

@@ -1,5 +1,6 @@
 """Versions of the software that numbers depend on."""
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
@@ -27,6 +28,7 @@ def versions() -> dict[str, str]:
     return own | {name: version_of(name) for name in LIBRARIES}
 
 
+@functools.cache
 def version_of(distribution: str) -> str:
     """The version of an installed distribution; ours has none where it runs from a source tree."""
     try:

@@ -676,7 +676,7 @@ def test_a_killed_run_ends_in_the_same_bytes(done, tmp_path):
     folder, config, _ = done
     out = tmp_path / "out"
     given = {name: getattr(config, name) for name in ("model", "data", "control")} | {"out": out} | QUICK
-    kill("clusters", given, tmp_path / "said", (out / "shards" / "000004.parquet").exists)
+    kill("clusters", given, tmp_path / "said", (out / "shards" / "000001.parquet").exists)
     assert not (out / "results.parquet").exists()
     job.run(ClustersConfig(**vars(config) | {"out": out}))
     assert content(out) == content(folder)
