@@ -74,10 +74,11 @@ class Plan:
     together_rates: tuple[float, ...] = (2e-4, 1e-5)
     alone: tuple[tuple[str, float], ...] = (("sgd", 2e-5), ("sgd", 2e-4), ("adamw_torch", 1e-5), ("adamw_torch", 2e-4))
     refusal_rates: tuple[float, ...] = (2e-4, 3e-5, 1e-5)
+    refusal_sets: int | None = None
     every: int = 1
 
 
-QUICK = Plan(1, FEW_STEPS, 5, (2e-4,), (("sgd", 2e-5),), (2e-4,), every=4)
+QUICK = Plan(1, FEW_STEPS, 4, (2e-4,), (("sgd", 2e-5),), (2e-4,), refusal_sets=3, every=4)
 
 
 class Snapshots(TrainerCallback):
@@ -290,7 +291,8 @@ def refusal(bench: Bench, plan: Plan, save: Path | None) -> list[Row]:
     untrained = bench.answers(bench.base.model.state_dict())
     rows: list[Row] = [{"trained_on": "nothing", "learning_rate": None, **outcome(bench.harmful, untrained)}]
     sets = {seed: training_sets(bench, seed) for seed in range(plan.seeds)}
-    runs = [(rate, name, seed) for rate in plan.refusal_rates for name in sets[0] for seed in sets]
+    names = list(sets[0])[: plan.refusal_sets]
+    runs = [(rate, name, seed) for rate in plan.refusal_rates for name in names for seed in sets]
     for rate, name, seed in tqdm(runs, desc="refusal"):
         pairs = sets[seed][name]
         state = bench.train(pairs, rate, [plan.steps], seed)[plan.steps]

@@ -32,7 +32,14 @@ def test_the_truth_of_the_bundled_statements_is_found_by_labels(tmp_path):
     """The ceiling is there; and the table says where the search without labels stands against chance."""
     report = ccs.run(
         CCSConfig(
-            data="bundled", model="bundled", out=tmp_path / "out", pairings=0, replace_word="", distractor="", **QUICK
+            data="bundled",
+            model="bundled",
+            out=tmp_path / "out",
+            pairings=0,
+            replace_word="",
+            distractor="",
+            places="resid_post:2,resid_post:3",
+            **QUICK,
         )
     )
     assert report.facts["rows_by_status"] == {"ok": 416}
