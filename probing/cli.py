@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import typing
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from probing.errors import ProbingError
 
 if TYPE_CHECKING:
     import docstring_parser
-    import jsonargparse
     import pandas
+
+    from probing.usage import Parser
 
 COMMANDS = {
     "score": "score a preference dataset by CHES and its relatives",
@@ -31,6 +33,19 @@ COMMANDS = {
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",
 }
+EXAMPLES = {
+    "score": "probing score --model bundled --data pairs.jsonl --out scores",
+    "filter": "probing filter --data pairs.jsonl --scores scores --by ches_normalized --drop-highest 0.2 "
+    "--out kept.jsonl",
+    "displacement": "probing displacement --reference base-model --policy tuned-model --data pairs.jsonl --out moved",
+    "ccs": "probing ccs --model bundled --data bundled --out ccs",
+    "probe": "probing probe --model bundled --data bundled --out probe",
+    "clusters": "probing clusters --model base-model --model tuned-model --data prompts.jsonl --out clusters",
+    "capture": "probing capture --model bundled --data prompts.jsonl --places resid_post:all --out states",
+    "demo": "probing demo --out demo-out",
+}
+SHOWN = ("json", "full", "quiet")
+"""Flags of every command that say how its result is shown."""
 INTERRUPTED = 130
 WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -44,7 +59,7 @@ def _run_command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_make_overview(), file=sys.stderr if not arguments else sys.stdout)
         return 0 if arguments else 2
-    if arguments[0] == "--version":
+    if arguments[0] in ("-V", "--version"):
         from probing.runs.common.versions import DISTRIBUTION, version_of
 
         print(f"probing {version_of(DISTRIBUTION)}")
@@ -56,8 +71,17 @@ def _run_command(arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal with a narrow encoding must not make a finished run fail while it prints its tables.
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    _show_warnings()
     return _run_guarded(command, arguments[command.count(" ") + 1 :])
+
+
+def _show_warnings() -> None:
+    """Our own warnings on stderr; other libraries have handlers of their own."""
+    ours = logging.getLogger("probing")
+    if not logging.getLogger().handlers and not ours.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("probing: %(message)s"))
+        ours.addHandler(handler)
 
 
 def _find_command(arguments: list[str]) -> str | None:
@@ -66,7 +90,10 @@ def _find_command(arguments: list[str]) -> str | None:
     if command is None:
         family = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
         named = " ".join(arguments[:2]) if family else arguments[0]
-        print(f"probing: no command '{named}'; there are {', '.join(family or COMMANDS)}", file=sys.stderr)
+        from probing.usage import suggest
+
+        close = suggest(named, family or COMMANDS)
+        print(f"probing: no command '{named}'{close}; there are {', '.join(family or COMMANDS)}", file=sys.stderr)
     return command
 
 
@@ -91,6 +118,9 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
         _run(command, arguments)
     except ProbingError as error:
         print(f"probing {command}: {error}", file=sys.stderr)
+        if "--json" in arguments:
+            told = {"type": type(error).__name__, "message": str(error), "exit_status": error.exit_status}
+            print(json.dumps({"error": told}, indent=2, ensure_ascii=False), flush=True)
         return error.exit_status
     except KeyboardInterrupt:
         print(f"\nprobing {command}: interrupted; the same command goes on from here", file=sys.stderr)
@@ -113,16 +143,22 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
 def _run(command: str, arguments: list[str]) -> None:
     job = importlib.import_module(f"probing.runs.{command.replace(' ', '.')}")
     config_type = typing.get_type_hints(job.run)["config"]
-    config, as_json = _parse(command, config_type, arguments)
+    config, shown = _parse(command, config_type, arguments)
+    if shown["quiet"]:
+        from probing.report.progress import hide_progress
+
+        logging.getLogger("probing").setLevel(logging.ERROR)
+        hide_progress()
     report = job.run(config)
-    if as_json:
+    if shown["json"]:
         tables = {title: _to_records(table) for title, table in report.tables.items()}
         print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str), flush=True)
         return
     from probing.report.tables import render
 
-    print(render(report.tables), flush=True)
-    if "wrote" in report.facts:
+    fits = sys.stdout.isatty() and not shown["full"]
+    print(render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
+    if "wrote" in report.facts and not shown["quiet"]:
         print(f"\nwrote {', '.join(report.facts['wrote'])}", file=sys.stderr)
 
 
@@ -132,8 +168,8 @@ def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
     return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
 
 
-def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, bool]:
-    """The job's options from ``--config FILE.yaml`` and from flags, which win."""
+def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[Any, dict[str, bool]]:
+    """The job's options from ``--config FILE.yaml`` and from flags, which win; and how the result is shown."""
     parser = _make_parser(command, config_type)
     spelled = _respell(arguments)
     repeatable = [entry.name for entry in dataclasses.fields(config_type) if entry.metadata.get("repeatable")]
@@ -142,27 +178,39 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
         values = parser.parse_args(spelled).as_dict() | repeated
     except UnicodeDecodeError as error:
         parser.error(f"the file given as --config is no text: {error}")
-    as_json = values.pop("json")
+    shown = {name: values.pop(name) for name in SHOWN}
     del values["config"]
     try:
         config = config_type(**values)
     except ValueError as error:
         parser.error(str(error))
-    return config, as_json
+    return config, shown
 
 
-def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParser":
+def _make_parser(command: str, config_type: type) -> "Parser":
     """A parser with a job's own options, then those that it shares, under the headings of their classes."""
-    from jsonargparse import ActionYesNo, ArgumentParser
+    from jsonargparse import ActionYesNo
+
+    from probing.usage import Parser, describe_default, metavar_of
 
     own, *shared = _describe_classes(config_type)
-    parser = ArgumentParser(
-        prog=f"probing {command}", description=_join_lines(own.short_description, own.long_description)
+    required = [entry.name for entry in dataclasses.fields(config_type) if entry.default is dataclasses.MISSING]
+    needed = " ".join(f"--{name.replace('_', '-')} {name.upper()}" for name in required)
+    parser = Parser(
+        prog=f"probing {command}",
+        usage=" ".join(part for part in (f"probing {command}", needed, "[options]") if part),
+        description=_join_lines(own.short_description, own.long_description),
+        epilog=f"example: {EXAMPLES[command]}" if command in EXAMPLES else None,
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file with any of these options; flags override its entries"
+        "--config",
+        action="config",
+        metavar="FILE",
+        help="YAML file with any of these options; flags override its entries",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--full", action="store_true", help="print tables whole, however wide the terminal")
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no warnings")
     helps = {parameter.arg_name: parameter.description for each in (*shared, own) for parameter in each.params}
     hints, fields = typing.get_type_hints(config_type), {entry.name: entry for entry in dataclasses.fields(config_type)}
     groups = []
@@ -177,10 +225,13 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
         group = parser.add_argument_group(heading) if number else parser
         for entry in entries:
             how = {"required": True} if entry.default is dataclasses.MISSING else {"default": entry.default}
-            how |= (
-                {"action": ActionYesNo(no_prefix="no-")} if hints[entry.name] is bool else {"type": hints[entry.name]}
-            )
-            group.add_argument(f"--{entry.name.replace('_', '-')}", help=helps[entry.name], **how)
+            if hints[entry.name] is bool:
+                how |= {"action": ActionYesNo(no_prefix="no-")}
+            else:
+                how |= {"type": hints[entry.name], "metavar": metavar_of(hints[entry.name])}
+            ending = " (required)" if "required" in how else describe_default(entry.default)
+            group.add_argument(f"--{entry.name.replace('_', '-')}", help=f"{helps[entry.name]}{ending}", **how)
+    parser.describe_options(hints)
     return parser
 
 
@@ -217,7 +268,7 @@ def _respell(arguments: Sequence[str]) -> list[str]:
         elif argument.startswith("--"):
             name, equals, value = argument.partition("=")
             name = name.replace("_", "-")
-            spelled.append(("--print_config" if name == "--print-config" else name) + equals + value)
+            spelled.append(name + equals + value)
         else:
             spelled.append(argument)
     return spelled

@@ -26,7 +26,9 @@ FLOORS = [
     ("instruments",),
     ("runs.common",),
     ("runs",),
+    ("usage",),
     ("cli",),
+    ("__main__",),
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Formulas never see a model, a tokenizer, a table, a file or the network.

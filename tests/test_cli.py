@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -59,6 +60,50 @@ def test_json_is_for_machines(score):
     facts = json.loads(out)
     assert facts["rows_by_status"] == {"ok": 6}
     assert facts["tables"]["Pairs by status"] == [{"status": "ok", "pairs": 6}]
+
+
+def test_an_error_is_an_object_where_json_was_asked_for(probing, tmp_path):
+    absent = tmp_path / "absent.jsonl"
+    status, out, errors = probing("score", "--model", "m", "--data", absent, "--out", tmp_path / "out", "--json")
+    told = json.loads(out)["error"]
+    assert (status, told) == (2, {"type": "DataInvalid", "message": f"{absent}: no such file", "exit_status": 2})
+    assert errors == f"probing score: {absent}: no such file\n"
+    status, out, _ = probing("score", "--json", "--modle", "m")
+    assert (status, json.loads(out)["error"]["type"]) == (2, "UsageError")
+
+
+def test_quiet_says_nothing_beside_the_result(score, monkeypatch):
+    monkeypatch.setattr("probing.report.progress._hidden", False)
+    ours = logging.getLogger("probing")
+    monkeypatch.setattr(ours, "level", ours.level)
+    monkeypatch.setattr("probing.report.progress.DELAY_SECONDS", 0)
+    status, out, errors = score("--quiet")
+    assert (status, "Pairs by status" in out) == (0, True)
+    assert [line for line in errors.splitlines() if line and "Loading weights" not in line] == []
+
+
+def test_the_version_has_a_short_option_and_the_package_is_a_command(probing):
+    status, out, _ = probing("-V")
+    assert (status, out) == (0, probing("--version")[1])
+    module = subprocess.run([sys.executable, "-m", "probing", "-V"], capture_output=True, text=True)
+    assert (module.returncode, module.stdout) == (0, out)
+
+
+@pytest.mark.parametrize(("short", "name"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_short_names_of_dtypes(score, tmp_path, short, name):
+    assert score("--dtype", short)[0] == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["config"]["dtype"], record["model"]["dtype"]) == (name, f"torch.{name}")
+
+
+def test_tables_fit_the_terminal(score, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    _, out, _ = score()
+    assert max(map(len, out.splitlines())) <= 60
+    assert "--full also shows" in out
+    _, out, _ = score("--full")
+    assert max(map(len, out.splitlines())) > 80
 
 
 def test_hyphens_and_underscores_are_alike(score, tmp_path):
@@ -194,9 +239,9 @@ def test_a_command_may_have_two_words(probing, monkeypatch):
     status, out, _ = probing("toy", "say", "--word", "hello")
     assert (status, "hello" in out) == (0, True)
     status, _, errors = probing("toy", "shout", "--word", "hello")
-    assert (status, errors) == (2, "probing: no command 'toy shout'; there are toy say\n")
+    assert (status, errors) == (2, "probing: no command 'toy shout' (did you mean toy say?); there are toy say\n")
     status, _, errors = probing("toy")
-    assert (status, errors) == (2, "probing: no command 'toy'; there are toy say\n")
+    assert (status, errors) == (2, "probing: no command 'toy' (did you mean toy say?); there are toy say\n")
     assert "\n  toy say       say a word" in probing("--help")[1]
 
 
@@ -242,16 +287,19 @@ def test_help_answers_at_once():
     ("arguments", "message"),
     [
         ([], "usage: probing COMMAND"),
-        (["scoer"], "no command 'scoer'; there are score, filter"),
-        (["score"], "arguments are required: model"),
-        (["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "many"], "batch_tokens"),
+        (["scoer"], "no command 'scoer' (did you mean score?); there are score, filter"),
+        (["score"], "probing score: --model, --data and --out are required; see probing score --help"),
+        (
+            ["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "many"],
+            "--batch-tokens must be a whole number",
+        ),
         (
             ["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "0"],
-            "batch_tokens must be at least 1",
+            "probing score: --batch-tokens must be at least 1, not 0",
         ),
         (["score", "--model", "m", "--data", "d", "--out", "o", "--dtype", "int4"], "dtype"),
         (["score", "--model", "m", "--data", "d", "--out", "o", "--nosuch", "1"], "--nosuch"),
-        (["filter", "--data", "d", "--scores", "s", "--by", "b", "--out", "o"], "exactly one of keep_lowest"),
+        (["filter", "--data", "d", "--scores", "s", "--by", "b", "--out", "o"], "exactly one of --keep-lowest"),
         (
             ["filter", "--data", "d", "--scores", "s", "--by", "b", "--out", "o", "--keep-lowest", "5"],
             "at most 1, not 5",

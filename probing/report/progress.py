@@ -12,6 +12,26 @@ QUIET_INTERVAL_SECONDS = 10.0
 _FORMAT = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{n:.0f}}/{{total_fmt}} {unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
 
 
+_hidden = False
+
+
+def hide_progress() -> None:
+    """Show no progress in this process from now on."""
+    global _hidden
+    _hidden = True
+
+
+class _Lines:
+    """What a bar draws, as lines: where there is no terminal, a carriage return would glue them together."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 class Progress:
     """Shown on stderr once a job takes longer than two seconds; a line every ten seconds where there is no terminal.
 
@@ -31,8 +51,12 @@ class Progress:
             bar_format=_FORMAT.format(unit=unit),
             mininterval=0.2 if live else QUIET_INTERVAL_SECONDS,
             dynamic_ncols=live,
+            disable=_hidden,
+            file=sys.stderr if live else _Lines(),
             desc=f"{doing} ",
         )
+        if 0 < done < total and not _hidden:
+            self._bar.write(f"probing: {done} of {total} {unit} are done already", file=sys.stderr)
         self._total, self._tokens = total, 0
         self._start = time.monotonic()
 

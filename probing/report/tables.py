@@ -1,9 +1,11 @@
 """Small tables for people."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from probing.report.layout import fit_table
 from probing.types import Estimate, PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -61,9 +63,18 @@ def shorten(text: str, width: int, end: bool = False) -> str:
     return f"…{text[-width + 1 :]}" if end else f"{text[: width - 1]}…"
 
 
-def render(tables: Mapping[str, pd.DataFrame]) -> str:
-    """All tables as text, with their titles."""
-    return "\n\n".join(f"{title}\n{_render_body(table) if len(table) else '(none)'}" for title, table in tables.items())
+def render(tables: Mapping[str, pd.DataFrame], width: int | None = None) -> str:
+    """All tables as text, with their titles; lines are as long as it takes, or at most ``width`` characters."""
+
+    def body(table: pd.DataFrame) -> str:
+        if not len(table):
+            return "(none)"
+        return _render_body(table) if width is None else fit_table(table, width, _render_body)
+
+    def heading(title: str) -> str:
+        return title if width is None else textwrap.fill(title, width)
+
+    return "\n\n".join(f"{heading(title)}\n{body(table)}" for title, table in tables.items())
 
 
 def _render_body(table: pd.DataFrame) -> str:

@@ -1,5 +1,6 @@
 """What a job answers: numbers with their intervals, where they come from, tables."""
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -54,3 +55,14 @@ class Report:
 
     tables: Mapping[str, "pandas.DataFrame"]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shapes = [f"{title!r}: {len(table)} x {table.shape[1]}" for title, table in self.tables.items()]
+        return f"Report({'; '.join(shapes)})"
+
+    def _repr_html_(self) -> str:
+        """All tables, for notebooks."""
+        return "\n".join(
+            f"<h4>{html.escape(title)}</h4>\n{table.to_html(index=False, float_format='{:.4g}'.format)}"
+            for title, table in self.tables.items()
+        )

@@ -127,6 +127,10 @@ class Activations:
                 f"values of shape {tuple(self.values.shape)} for {len(self.ids)} ids and {len(self.places)} places"
             )
 
+    def __repr__(self) -> str:
+        rows, places, width = self.values.shape
+        return f"Activations({rows} rows, {_describe(self.values, places, width, self.source, self.problems)})"
+
     def at(self, place: Place | str) -> "Tensor":
         """[row width] of one place."""
         return self.values[:, _index(self.places, place)]
@@ -159,6 +163,11 @@ class TokenActivations:
                 f"{len(self.values)} tokens"
             )
 
+    def __repr__(self) -> str:
+        tokens, places, width = self.values.shape
+        shape = f"{len(self.ids)} rows, {tokens} tokens"
+        return f"TokenActivations({shape}, {_describe(self.values, places, width, self.source, self.problems)})"
+
     def at(self, place: Place | str) -> "Tensor":
         """[token width] of one place."""
         return self.values[:, _index(self.places, place)]
@@ -169,6 +178,12 @@ class TokenActivations:
             raise ValueError(f"there is no row '{id}'")
         index = self.ids.index(id)
         return self.values[int(self.offsets[index]) : int(self.offsets[index + 1])]
+
+
+def _describe(values: "Tensor", places: int, width: int, source: Source, problems: Sequence[Problem]) -> str:
+    left_out = f"; {len(problems)} rows left out" if problems else ""
+    dtype = str(values.dtype).removeprefix("torch.")
+    return f"{places} places, width {width}, {dtype} on {values.device}, of {source.model}{left_out}"
 
 
 def _index(places: Sequence[Place], place: Place | str) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from probing.data.places import expand_places
-from probing.runs.common.options import Dtype, ResponseOptions, StatesOptions, TextOptions, option
+from probing.runs.common.options import DTYPE_NAMES, Dtype, ResponseOptions, StatesOptions, TextOptions, option
 from probing.types import Capture, Pooling
 
 
@@ -37,8 +37,9 @@ class CaptureConfig(TextOptions, ResponseOptions, StatesOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "values_dtype", DTYPE_NAMES.get(self.values_dtype, self.values_dtype))
         if (self.over == "span") != (self.substring is not None or self.span_column is not None):
-            raise ValueError("over 'span' and one of substring and span_column go together")
+            raise ValueError("--over span and one of --substring and --span-column go together")
 
     def request(self, layers: int) -> Capture:
         """What to read from a model of so many layers."""

@@ -14,7 +14,9 @@ from probing.data.places import expand_places
 from probing.statistics.folds import LEAST_FOLDS
 from probing.types import Over
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What the short names of a dtype stand for."""
 TEXT = "text"
 """``split_by`` where only rows of equal text must stay together."""
 PAIR = "pair"
@@ -124,7 +126,7 @@ class DeviceOptions(Options):
 
     Args:
         dtype: precision of the model's weights; "auto" keeps the checkpoint's on an accelerator and takes float32 on
-            the CPU.
+            the CPU. fp32, bf16 and fp16 are short names.
         device: "auto", "cpu", "cuda", "cuda:1", ...: where the model runs and its states are worked on. "balanced"
             spreads the layers over all cards and the host, and works on the states on the first card.
         trust_remote_code: run Python code that the checkpoint brings with it.
@@ -133,6 +135,10 @@ class DeviceOptions(Options):
     dtype: Dtype = option("auto", identity=False, of_capture=True)
     device: str = option("auto", identity=False)
     trust_remote_code: bool = option(False, identity=False, of_capture=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "dtype", DTYPE_NAMES.get(self.dtype, self.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

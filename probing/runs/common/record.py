@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from probing.store.activations import ActivationStore
 from probing.store.files import file_sha256, new_file
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.types import PreferencePair, Report, Source
+
+log = logging.getLogger(__name__)
 
 
 def begin_run(
@@ -52,6 +55,8 @@ def begin_run(
     # that older folders still resume.
     recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
     folder.begin(depends_on, {"config": config.plain()}, recorded)
+    if known.get("status") == "done":
+        log.warning("%s holds this run, finished: its results are shown again", folder.path)
 
 
 def content_of(source: Source) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_what_print_config_writes_can_be_read_again(command, capsys, tmp_path):
         return capsys.readouterr().out
 
     given = printed()
-    assert {line.split(":")[0] for line in given.splitlines()} - {"json"} == {
+    assert {line.split(":")[0] for line in given.splitlines()} - {"json", "full", "quiet"} == {
         entry.name for entry in dataclasses.fields(CONFIGS[command])
     }
     (tmp_path / "job.yaml").write_text(given)

@@ -496,7 +496,7 @@ BAD_DATA = {
     "fresh store": (make_rows(36), ["--fresh-store", "x"], "--fresh-store belongs to --store and --fresh together"),
     "folds": (make_rows(36), ["--folds", "2"], "folds must be at least 3"),
     "refits": (make_rows(36), ["--refits", "0"], "refits must be at least 1"),
-    "penalty": (make_rows(36), ["--inverse-penalty", "0"], "inverse_penalty must be above 0"),
+    "penalty": (make_rows(36), ["--inverse-penalty", "0"], "--inverse-penalty must be above 0"),
     "place": (make_rows(36), ["--places", "resid_mid:1"], "'resid_mid' is no place in a model"),
     "layer": (make_rows(36), ["--places", "resid_post:7"], "has 3 layers, 0 to 2"),
     "missing file": (make_rows(36), ["--data", "missing.jsonl"], "no such file"),

@@ -1,0 +1,61 @@
+"""Tables as text that fits the width of a terminal."""
+
+import textwrap
+from collections.abc import Callable
+
+import pandas as pd
+
+LEAST_TEXT_WIDTH = 16
+"""No text is cut shorter than this before a column is left out."""
+
+
+def fit_table(table: pd.DataFrame, width: int, render: Callable[[pd.DataFrame], str]) -> str:
+    """A table as text whose lines are at most ``width`` characters long.
+
+    A table of one column is wrapped. Of others the longest texts are cut first, then columns are left out from the
+    right and named below the table; the first column always stays.
+
+    Args:
+        table: at least one row.
+        width: characters in a line.
+        render: writes a table as text, whatever its width.
+    """
+    text = render(table)
+    if _width(text) <= width:
+        return text
+    if table.shape[1] == 1:
+        return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in text.splitlines())
+    for most in range(_longest_text(table), LEAST_TEXT_WIDTH - 1, -1):
+        text = render(_cut_texts(table, most))
+        if _width(text) <= width:
+            return text
+    shown, left_out = _cut_texts(table, LEAST_TEXT_WIDTH), list[str]()
+    while shown.shape[1] > 1 and _width(text) > width:
+        left_out.insert(0, str(shown.columns[-1]))
+        shown = shown.iloc[:, :-1]
+        text = render(shown)
+    note = textwrap.fill(f"(--full also shows {', '.join(left_out)})", width, subsequent_indent=" ")
+    return f"{text}\n{note}"
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def _texts(table: pd.DataFrame) -> list[str]:
+    return [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+
+
+def _longest_text(table: pd.DataFrame) -> int:
+    return max((int(table[name].astype(str).str.len().max()) for name in _texts(table)), default=0)
+
+
+def _cut_texts(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    return table.assign(**{str(name): table[name].map(lambda value: _cut(value, most)) for name in _texts(table)})
+
+
+def _cut(value: object, most: int) -> object:
+    if not isinstance(value, str) or len(value) <= most:
+        return value
+    # A text that was cut at its beginning already keeps its end.
+    return f"…{value[-most + 1 :]}" if value.startswith("…") else f"{value[: most - 1]}…"
