@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from probing.data.places import expand_places
 from probing.statistics.folds import LEAST_FOLDS
+from probing.store.files import check_output_name
 from probing.types import Over
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -56,6 +57,8 @@ class Options:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _check_bounds(entry, getattr(self, entry.name))
+            if entry.name == "out":
+                check_output_name(Path(getattr(self, entry.name)))
 
     def plain(self) -> dict[str, Any]:
         """Every option as JSON holds it."""
