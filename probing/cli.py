@@ -1,10 +1,9 @@
 """The command line: ``probing COMMAND --options``; what each command does is in ``probing.runs``."""
 
+import contextlib
 import dataclasses
 import errno
 import importlib
-import io
-import json
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import ProbingError
+from probing.report.screen import OneLine, guard_screen, to_json, to_message
 
 if TYPE_CHECKING:
     import docstring_parser
@@ -37,7 +37,9 @@ WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EN
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its status: 0 done, 2 the caller's mistake, 1 anything else, 130 interrupted."""
-    sys.exit(_run_command(list(sys.argv[1:] if arguments is None else arguments)))
+    with guard_screen():
+        status = _run_command(list(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(status)
 
 
 def _run_command(arguments: list[str]) -> int:
@@ -53,10 +55,12 @@ def _run_command(arguments: list[str]) -> int:
     if command is None:
         return 2
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal with a narrow encoding must not make a finished run fail while it prints its tables.
-            stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="probing: %(message)s", level=logging.WARNING, stream=sys.stderr)
+        # A terminal with a narrow encoding must not make a finished run fail while it prints its tables.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     return _run_guarded(command, arguments[command.count(" ") + 1 :])
 
 
@@ -66,7 +70,8 @@ def _find_command(arguments: list[str]) -> str | None:
     if command is None:
         family = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
         named = " ".join(arguments[:2]) if family else arguments[0]
-        print(f"probing: no command '{named}'; there are {', '.join(family or COMMANDS)}", file=sys.stderr)
+        line = f"probing: no command '{named}'; there are {', '.join(family or COMMANDS)}"
+        print(to_message(line), file=sys.stderr)
     return command
 
 
@@ -90,7 +95,7 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
     try:
         _run(command, arguments)
     except ProbingError as error:
-        print(f"probing {command}: {error}", file=sys.stderr)
+        print(to_message(f"probing {command}: {error}"), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print(f"\nprobing {command}: interrupted; the same command goes on from here", file=sys.stderr)
@@ -101,11 +106,11 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
         return 1
     except OSError as error:
         reason = error.strerror or error
-        print(
+        line = (
             f"probing {command}: {error.filename or 'the output'}: {reason}; nothing partial was left. "
-            f"Make room or choose another place, then run the same command again",
-            file=sys.stderr,
+            f"Make room or choose another place, then run the same command again"
         )
+        print(to_message(line), file=sys.stderr)
         return 2 if error.errno in WRONG_PLACE else 1
     return 0
 
@@ -117,13 +122,13 @@ def _run(command: str, arguments: list[str]) -> None:
     report = job.run(config)
     if as_json:
         tables = {title: _to_records(table) for title, table in report.tables.items()}
-        print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str), flush=True)
+        print(to_json({"tables": tables, **report.facts}), flush=True)
         return
     from probing.report.tables import render
 
     print(render(report.tables), flush=True)
     if "wrote" in report.facts:
-        print(f"\nwrote {', '.join(report.facts['wrote'])}", file=sys.stderr)
+        print("\n" + to_message(f"wrote {', '.join(report.facts['wrote'])}"), file=sys.stderr)
 
 
 def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
