@@ -1,5 +1,6 @@
 """The command line: ``probing COMMAND --options``; what each command does is in ``probing.runs``."""
 
+import argparse
 import contextlib
 import dataclasses
 import errno
@@ -12,7 +13,7 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from probing.errors import ProbingError
+from probing.errors import ProbingError, UsageError
 from probing.report.screen import OneLine, guard_screen, to_json, to_message
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
         # Otherwise Python would report the broken pipe once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except MemoryError as error:
+        line = f"probing {command}: not enough memory ({error}); take fewer rows or draws"
+        print(to_message(line), file=sys.stderr)
+        return 1
     except OSError as error:
         reason = error.strerror or error
         line = (
@@ -143,17 +148,40 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     spelled = _respell(arguments)
     repeatable = [entry.name for entry in dataclasses.fields(config_type) if entry.metadata.get("repeatable")]
     repeated = _collect_repeated(spelled, repeatable)
+    _check_arguments(spelled)
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
-    except UnicodeDecodeError as error:
-        parser.error(f"the file given as --config is no text: {error}")
+    except (argparse.ArgumentError, UnicodeError, RecursionError) as error:
+        raise UsageError(f"{_explain(error)}; 'probing {command} --help' describes the options") from error
     as_json = values.pop("json")
     del values["config"]
     try:
         config = config_type(**values)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{error}; 'probing {command} --help' describes the options") from error
     return config, as_json
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Look at what would be read as YAML, before it is."""
+    from probing.runs.common.config_files import check_argument, check_config_file
+
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        check_argument(argument)
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            check_config_file(value if equals else following)
+
+
+def _explain(error: Exception) -> str:
+    """What the parser says of a value, in one line and in the words of the command line."""
+    line = " ".join(str(error).split())
+    line = re.sub(r'Parser key "(\w+)":', lambda found: f"--{found[1].replace('_', '-')}:", line)
+    line = re.sub(r"Does not validate against any of the Union subtypes.*? Errors:", "", line)
+    line = re.sub(r"- Expected a <class 'NoneType'>(\. Got value: \S*)?|Given value type: <class '\w+'>", "", line)
+    line = re.sub(r"- Expected a (<class '(\w+)'>)(\. Got value: \S*)?", r"expected \2,", line)
+    line = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", line).replace("typing.Literal", "one of ")
+    return " ".join(line.replace(", Given value:", ", not").replace("Given value:", "not").split())
 
 
 def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParser":
@@ -162,7 +190,9 @@ def _make_parser(command: str, config_type: type) -> "jsonargparse.ArgumentParse
 
     own, *shared = _describe_classes(config_type)
     parser = ArgumentParser(
-        prog=f"probing {command}", description=_join_lines(own.short_description, own.long_description)
+        prog=f"probing {command}",
+        description=_join_lines(own.short_description, own.long_description),
+        exit_on_error=False,
     )
     parser.add_argument(
         "--config", action="config", help="YAML file with any of these options; flags override its entries"
