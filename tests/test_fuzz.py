@@ -105,8 +105,9 @@ def spell(record):
 @given(data=st.data())
 def test_records(made, data):
     score_record, manifest = read_run(made / "score"), read_run(made / "capture", MANIFEST)
-    (made / "score" / RUN_FILE).write_bytes(spell(data.draw(changes(score_record))))
-    (made / "capture" / MANIFEST).write_bytes(spell(data.draw(changes(manifest))))
+    changed = spell(data.draw(changes(score_record))), spell(data.draw(changes(manifest)))
+    (made / "score" / RUN_FILE).write_bytes(changed[0])
+    (made / "capture" / MANIFEST).write_bytes(changed[1])
     try:
         pairs = pairs_from_table(read_table(str(made / "pairs.jsonl")))
         folder = RunFolder(made / "score", "score")

@@ -3,7 +3,9 @@ import pytest
 from probing.errors import UsageError
 from probing.runs.common.config_files import check_argument, check_config_file
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{new}: &{new} [*{old}, *{old}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True))
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
 WRONG = {
     "anchors": (BOMB, "line 1: anchors and references are not taken"),
     "a key twice": ("model: a\ndata: b\nmodel: c\n", "line 3: 'model' stands there twice"),
