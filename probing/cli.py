@@ -1,10 +1,10 @@
 """The command line: ``probing COMMAND --options``; what each command does is in ``probing.runs``."""
 
+import argparse
+import contextlib
 import dataclasses
 import errno
 import importlib
-import io
-import json
 import logging
 import os
 import re
@@ -12,9 +12,11 @@ import shutil
 import sys
 import typing
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import ProbingError
+from probing.report.screen import OneLine, guard_screen, to_json, to_message
 
 if TYPE_CHECKING:
     import docstring_parser
@@ -52,7 +54,9 @@ WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EN
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its status: 0 done, 2 the caller's mistake, 1 anything else, 130 interrupted."""
-    sys.exit(_run_command(list(sys.argv[1:] if arguments is None else arguments)))
+    with guard_screen():
+        status = _run_command(list(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(status)
 
 
 def _run_command(arguments: list[str]) -> int:
@@ -68,9 +72,9 @@ def _run_command(arguments: list[str]) -> int:
     if command is None:
         return 2
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal with a narrow encoding must not make a finished run fail while it prints its tables.
-            stream.reconfigure(errors="backslashreplace")
+        # A terminal with a narrow encoding must not make a finished run fail while it prints its tables.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _show_warnings()
     return _run_guarded(command, arguments[command.count(" ") + 1 :])
 
@@ -80,7 +84,7 @@ def _show_warnings() -> None:
     ours = logging.getLogger("probing")
     if not logging.getLogger().handlers and not ours.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("probing: %(message)s"))
+        handler.setFormatter(OneLine())
         ours.addHandler(handler)
 
 
@@ -93,7 +97,8 @@ def _find_command(arguments: list[str]) -> str | None:
         from probing.usage import suggest
 
         close = suggest(named, family or COMMANDS)
-        print(f"probing: no command '{named}'{close}; there are {', '.join(family or COMMANDS)}", file=sys.stderr)
+        line = f"probing: no command '{named}'{close}; there are {', '.join(family or COMMANDS)}"
+        print(to_message(line), file=sys.stderr)
     return command
 
 
@@ -117,10 +122,10 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
     try:
         _run(command, arguments)
     except ProbingError as error:
-        print(f"probing {command}: {error}", file=sys.stderr)
+        print(to_message(f"probing {command}: {error}"), file=sys.stderr)
         if "--json" in arguments:
             told = {"type": type(error).__name__, "message": str(error), "exit_status": error.exit_status}
-            print(json.dumps({"error": told}, indent=2, ensure_ascii=False), flush=True)
+            print(to_json({"error": told}), flush=True)
         return error.exit_status
     except KeyboardInterrupt:
         print(f"\nprobing {command}: interrupted; the same command goes on from here", file=sys.stderr)
@@ -129,13 +134,17 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
         # Otherwise Python would report the broken pipe once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except MemoryError as error:
+        line = f"probing {command}: not enough memory ({error}); take fewer rows or draws"
+        print(to_message(line), file=sys.stderr)
+        return 1
     except OSError as error:
         reason = error.strerror or error
-        print(
+        line = (
             f"probing {command}: {error.filename or 'the output'}: {reason}; nothing partial was left. "
-            f"Make room or choose another place, then run the same command again",
-            file=sys.stderr,
+            f"Make room or choose another place, then run the same command again"
         )
+        print(to_message(line), file=sys.stderr)
         return 2 if error.errno in WRONG_PLACE else 1
     return 0
 
@@ -152,14 +161,14 @@ def _run(command: str, arguments: list[str]) -> None:
     report = job.run(config)
     if shown["json"]:
         tables = {title: _to_records(table) for title, table in report.tables.items()}
-        print(json.dumps({"tables": tables, **report.facts}, indent=2, ensure_ascii=False, default=str), flush=True)
+        print(to_json({"tables": tables, **report.facts}), flush=True)
         return
     from probing.report.tables import render
 
     fits = sys.stdout.isatty() and not shown["full"]
     print(render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
     if "wrote" in report.facts and not shown["quiet"]:
-        print(f"\nwrote {', '.join(report.facts['wrote'])}", file=sys.stderr)
+        print("\n" + to_message(f"wrote {', '.join(report.facts['wrote'])}"), file=sys.stderr)
 
 
 def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
@@ -174,17 +183,29 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     spelled = _respell(arguments)
     repeatable = [entry.name for entry in dataclasses.fields(config_type) if entry.metadata.get("repeatable")]
     repeated = _collect_repeated(spelled, repeatable)
+    _check_arguments(spelled)
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
-    except UnicodeDecodeError as error:
-        parser.error(f"the file given as --config is no text: {error}")
+    except (argparse.ArgumentError, UnicodeError, RecursionError) as error:
+        parser.error(str(error))
     shown = {name: values.pop(name) for name in SHOWN}
     del values["config"]
     try:
         config = config_type(**values)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         parser.error(str(error))
     return config, shown
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Look at what would be read as YAML, before it is."""
+    from probing.runs.common.config_files import check_argument, check_config_file
+
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        check_argument(argument)
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            check_config_file(value if equals else following)
 
 
 def _make_parser(command: str, config_type: type) -> "Parser":

@@ -1,11 +1,10 @@
 """Rows written back as they were read, in the same format or another."""
 
-import contextlib
 import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,30 @@ import pyarrow.parquet as pq
 
 from probing.data.tables import Row, Table
 from probing.errors import UsageError
-from probing.store.files import new_file, new_folder
 from probing.types import Format
 
 
-@contextlib.contextmanager
-def stage_rows(
-    table: Table, indices: Sequence[int], target: Path, form: Format, extra: Sequence[Row] = ()
-) -> Iterator[None]:
-    """Write the rows at ``indices``, in that order, aside; they appear under their name when the block ends well.
+def write_rows(
+    table: Table, indices: Sequence[int], path: Path, form: Format, extra: Sequence[Row] = (), zipped: bool = False
+) -> None:
+    """Write the rows at ``indices``, in that order, to a path that ``store.files`` gave.
 
     Rows that stay in their format stay as they were: JSONL byte for byte, Parquet and datasets with their schema.
 
     Args:
         table: table that the rows come from.
         indices: numbers of the rows to write, in order.
-        target: the file (or folder, for ``datasets``); gzipped if its name ends in ``.gz``.
+        path: the file (or folder, for ``datasets``).
         form: the format to write.
         extra: further columns, one mapping an index; these rows are written anew.
+        zipped: whether the file is gzipped.
 
     Raises:
-        OSError: the disk is full or not writable; nothing partial is left.
+        OSError: the disk is full or not writable.
         UsageError: the format cannot hold these rows.
     """
     if form == "datasets":
-        with new_folder(target) as folder:
-            _as_dataset(table, indices, extra).save_to_disk(str(folder))
-            yield
+        _as_dataset(table, indices, extra).save_to_disk(str(path))
         return
     if form == table.format == "jsonl" and not extra:
         content = b"".join(table.original[index] + b"\n" for index in indices)
@@ -51,10 +47,7 @@ def stage_rows(
         content = _parquet_bytes(kept)
     else:
         content = _encode(_merge_columns(table, indices, extra), table.columns, form)
-    with new_file(target) as temporary:
-        zipped = target.suffix.lower() == ".gz"
-        temporary.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
-        yield
+    path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
 
 
 def _merge_columns(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from probing.report.screen import to_page
 from probing.store.files import new_file
 
 Figure = dict[str, Any]
@@ -162,7 +163,7 @@ def _points_figure(points: pd.DataFrame, title: str) -> Figure:
     for number, (truth, some) in enumerate(points.groupby("truth")):
         marker = {"color": _LINES[number % len(_LINES)], "symbol": ("circle", "x")[number % 2], "opacity": 0.7}
         trace = _scatter(some[across], some[up], "markers", str(truth))
-        traces.append({**trace, "marker": marker, "text": some["id"] + ": " + some["text"]})
+        traces.append({**trace, "marker": marker, "text": list(some["id"] + ": " + some["text"])})
     return _figure(traces, title, across, up)
 
 
@@ -197,7 +198,7 @@ def _write_page(figures: list[Figure], path: Path) -> None:
     template = io.templates["plotly_white"].to_plotly_json()
     parts = [
         io.to_html(
-            {**figure, "layout": {**figure["layout"], "template": template}},
+            {"data": to_page(figure["data"]), "layout": {**to_page(figure["layout"]), "template": template}},
             include_plotlyjs=number == 0,
             full_html=False,
             div_id=f"figure{number}",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from probing.report.layout import fit_table
+from probing.report.screen import LONGEST_CELL, LONGEST_MESSAGE, to_message
 from probing.types import Estimate, PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -72,7 +73,7 @@ def render(tables: Mapping[str, pd.DataFrame], width: int | None = None) -> str:
         return _render_body(table) if width is None else fit_table(table, width, _render_body)
 
     def heading(title: str) -> str:
-        return title if width is None else textwrap.fill(title, width)
+        return to_message(title) if width is None else textwrap.fill(to_message(title), width)
 
     return "\n\n".join(f"{heading(title)}\n{body(table)}" for title, table in tables.items())
 
@@ -80,9 +81,14 @@ def render(tables: Mapping[str, pd.DataFrame], width: int | None = None) -> str:
 def _render_body(table: pd.DataFrame) -> str:
     """A table as text: numbers are aligned to the right, text and headings of text to the left."""
     words = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    texts = {name: table[name].astype(object).fillna("NaN").astype(str) for name in words}
-    widths = {name: max(len(str(name)), int(column.str.len().max())) for name, column in texts.items()}
+    # Sentences of a column of its own are not cut.
+    longest = LONGEST_MESSAGE if len(table.columns) == 1 else LONGEST_CELL
+    headings = {name: to_message(name, longest) for name in table.columns}
+    texts = {
+        name: table[name].astype(object).fillna("NaN").map(lambda cell: to_message(cell, longest)) for name in words
+    }
+    widths = {name: max(len(headings[name]), int(column.str.len().max())) for name, column in texts.items()}
     aligned = table.assign(**{str(name): column.str.ljust(widths[name]) for name, column in texts.items()})
-    aligned.columns = pd.Index([str(name).ljust(widths.get(name, 0)) for name in table.columns])
+    aligned.columns = pd.Index([headings[name].ljust(widths.get(name, 0)) for name in table.columns])
     text = aligned.to_string(index=False, float_format=lambda value: f"{value:.4g}")
     return "\n".join(line.rstrip() for line in text.splitlines())

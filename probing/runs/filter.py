@@ -1,11 +1,10 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
-import contextlib
+import hashlib
 import io
 import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from probing.data.filters import RULES, check_rule
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table, file_format
-from probing.data.writing import stage_rows
+from probing.data.writing import write_rows
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.options import DatasetOptions
 from probing.runs.score.config import SCORES_FILE
-from probing.store.files import remove_leftovers
+from probing.store.files import check_output_name, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
+from probing.store.records import refuse_link
 from probing.types import Format, PreferencePair, Report
 
 if TYPE_CHECKING:
@@ -84,27 +84,33 @@ def run(config: FilterConfig) -> Report:
         ProbingError: see ``probing.errors``; nothing is written over unless asked for.
     """
     warn_of_direction(config.by, check_rule(**config.rule)[0])
+    check_output_name(Path(config.out))
+    out = Path(config.out).expanduser()
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
     table, pairs = read_pairs(config.data, config.split or used.get("split"), config.id_column or used.get("id_column"))
     _check_same_pairs(pairs, facts, config)
     kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
-    out, form = Path(config.out).expanduser(), _format(config, table)
+    form = _format(config, table)
     side = _side_path(out)
-    _check_targets(config, form, out, side)
+    for target in (out, side):
+        remove_leftovers(target.parent, re.escape(target.name))
+
+    def check() -> None:
+        _check_targets(config, form, out, side)
+
+    check()
     fates = {keep: [index for index, kept_here in enumerate(kept) if kept_here == keep] for keep in (True, False)}
     records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
     scored = {row["id"]: row for row in records}
     extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
-    # Both files are complete under temporary names before either appears.
-    with contextlib.ExitStack() as both:
-        both.enter_context(stage_rows(table, fates[True], out, form))
-        if fates[False]:
-            both.enter_context(stage_rows(table, fates[False], side, form, extra))
-    if not fates[False] and side.exists():
-        # This file belongs to the run that is being replaced.
-        shutil.rmtree(side) if side.is_dir() else side.unlink()
     wrote = [out, side] if fates[False] else [out]
+    # Both files are complete under temporary names before either appears. A side file that is not written anew belongs
+    # to the run that is being replaced.
+    with new_together(wrote, form == "datasets", [] if fates[False] else [side], check) as temporaries:
+        for keep, path in zip((True, False), temporaries, strict=False):
+            zipped = out.suffix.lower() == ".gz"
+            write_rows(table, fates[keep], path, form, () if keep else extra, zipped)
     return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
 
 
@@ -113,13 +119,17 @@ def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     import pyarrow as pa
 
     file = path / SCORES_FILE if path.is_dir() else path
+    refuse_link(file)
     if not file.is_file():
         run_file = file.parent / RUN_FILE
         if run_file.is_file() and read_run(file.parent).get("status") != "done":
             raise UsageError(f"{path}: the scoring run in it is not finished; run the same 'probing score' again")
         raise UsageError(f"{file}: no such file; give the output folder of 'probing score' as --scores")
+    facts = read_run(file.parent) if os.path.lexists(file.parent / RUN_FILE) else {}
     try:
-        frame = pd.read_parquet(io.BytesIO(file.read_bytes()))
+        content = file.read_bytes()
+        _check_hash(file, content, facts)
+        frame = pd.read_parquet(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:
         raise StoreCorrupt(f"{file}: not a whole Parquet file ({error}); score again") from error
     missing = {"id", "status"} - set(frame.columns)
@@ -127,7 +137,19 @@ def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
         raise UsageError(
             f"{file}: has no column {' and '.join(sorted(missing))}, so it was not made by 'probing score'"
         )
-    return frame, read_run(file.parent) if (file.parent / RUN_FILE).is_file() else {}
+    return frame, facts
+
+
+def _check_hash(file: Path, content: bytes, facts: Mapping[str, Any]) -> None:
+    """Raise unless the scores are those that the record of their run names; say so where there is none."""
+    if facts.get("status") == "running":
+        raise UsageError(f"{file.parent}: the run in it is not finished; run the same command again")
+    hashes = {SCORES_FILE: facts.get("scores_sha256"), **facts.get("sha256", {})}
+    recorded = hashes.get(file.name)
+    if recorded is None:
+        log.warning("%s: no %s beside it tells its hash, so it cannot be checked for damage", file, RUN_FILE)
+    elif hashlib.sha256(content).hexdigest() != recorded:
+        raise StoreCorrupt(f"{file}: changed since the run ended; delete the folder and score again")
 
 
 def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any], config: FilterConfig) -> None:
@@ -144,17 +166,18 @@ def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
     """Raise rather than overwrite: never the input or what is no dataset, and other files only on request."""
     sources = {Path(name).expanduser().resolve() for name in (config.data, config.scores)}
     for target in targets:
-        if not target.name or target.name == "..":
-            raise UsageError(f"{target}: is no name for a new file; choose another --out")
-        remove_leftovers(target.parent, re.escape(target.name))
         if sources & {target.resolve(), *target.resolve().parents}:
             raise UsageError(f"{target}: is what is being filtered; choose another --out")
         if os.path.lexists(target) and not config.overwrite:
             raise UsageError(f"{target}: exists already; choose another --out, or replace it with --overwrite")
+        if is_special(target):
+            raise UsageError(f"{target}: is a device or a pipe, which is not replaced; choose another --out")
         if target.is_dir() and not (form == "datasets" and (target / "dataset_info.json").is_file()):
             raise UsageError(f"{target}: is a folder, and no saved dataset; choose another --out")
         if form == "datasets" and target.is_file():
             raise UsageError(f"{target}: is a file, where a dataset would be saved as a folder; choose another --out")
+    if targets[1].is_symlink():
+        raise UsageError(f"{targets[1]}: is a link, and no file that was named is replaced through it; remove it")
 
 
 def _format(config: FilterConfig, table: Table) -> Format:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from probing.errors import StoreCorrupt, UsageError
 from probing.store.files import file_sha256, new_file
-from probing.store.manifest import MANIFEST, SCHEMA_VERSION, SHARDS, read_run
+from probing.store.manifest import MANIFEST, SHARDS, read_run
+from probing.store.records import refuse_link
 from probing.types import Activations, Place, Problem, Source, TokenActivations
 
 ROWS_FILE = "rows.parquet"
-NEEDED = ("shards", "places", "layers", "width", "request", "source", "problems", "rows_sha256")
+ROW_COLUMNS = ("id", "status", "counted", "content", "detail")
 REPAIR = "run the same 'probing capture' with --repair to compute it again"
 
 
@@ -55,7 +57,9 @@ def _umask() -> int:
 
 
 def find_fault(path: Path, facts: Mapping[str, Any], deep: bool) -> str | None:
-    """What is wrong with a part: "missing", or "changed" (by its size; by all its bytes, if ``deep``)."""
+    """What is wrong with a part: "missing" or "damaged" (by its size; by all its bytes, if ``deep``), or "a link"."""
+    if path.is_symlink():
+        return "a link"
     if not path.is_file():
         return "missing"
     if path.stat().st_size != facts["bytes"] or (deep and file_sha256(path) != facts["sha256"]):
@@ -110,15 +114,22 @@ class ActivationStore:
             StoreCorrupt: the table is missing or damaged.
         """
         path = self.path / ROWS_FILE
+        refuse_link(path)
         try:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != self.facts["rows_sha256"]:
                 raise StoreCorrupt(
                     f"{path}: changed since the store was opened; if rows were added, open it again, otherwise {REPAIR}"
                 )
-            return pd.read_parquet(io.BytesIO(content))
+            rows = pd.read_parquet(io.BytesIO(content))
         except OSError as error:
             raise StoreCorrupt(f"{path}: gone or unreadable ({error.strerror}); {REPAIR}") from error
+        except pa.ArrowException as error:
+            raise StoreCorrupt(f"{path}: damaged ({error}); {REPAIR}") from error
+        lacking = [name for name in ROW_COLUMNS if name not in rows]
+        if lacking:
+            raise StoreCorrupt(f"{path}: has no column {', '.join(lacking)}; {REPAIR}")
+        return rows
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -173,6 +184,8 @@ class ActivationStore:
 
     def _part(self, facts: Mapping[str, Any], name: str) -> Tensor:
         path = self.path / SHARDS / facts["file"]
+        refuse_link(path.parent)
+        refuse_link(path)
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
@@ -209,12 +222,8 @@ def open_store(path: str | Path) -> ActivationStore:
     """
     folder = Path(path).expanduser()
     facts = read_run(folder, MANIFEST)
-    if facts.get("status") == "running":
+    if facts["command"] != "capture":
+        raise StoreCorrupt(f"{folder / MANIFEST}: is of 'probing {facts['command']}', not of 'probing capture'")
+    if facts["status"] == "running":
         raise StoreCorrupt(f"{folder}: the run that writes it has not finished; run the same 'probing capture' again")
-    missing = [name for name in NEEDED if name not in facts]
-    if missing or facts.get("schema_version") != SCHEMA_VERSION:
-        raise StoreCorrupt(
-            f"{folder / MANIFEST}: damaged, or written by another version (schema {facts.get('schema_version')}, "
-            f"{', '.join(missing) or 'all'} missing)"
-        )
     return ActivationStore(folder, facts)

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probing.errors import FolderBusy, SourceMismatch, StoreCorrupt
-from probing.store.files import is_leftover, new_file, remove_leftovers
+from probing.errors import FolderBusy, SourceMismatch
+from probing.store.files import check_output_name, is_leftover, new_file, remove_leftovers
+from probing.store.records import MANIFEST as MANIFEST
+from probing.store.records import RUN_FILE as RUN_FILE
+from probing.store.records import SCHEMA_VERSION, SEAL, refuse_link, seal
+from probing.store.records import read_run as read_run
 
-SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
 SHARDS = "shards"
 SAFETENSORS_LEFTOVER = ".tmp??????"
 """Pattern of the file that the safetensors library writes first, beside the requested one."""
-MANIFEST = "manifest.json"
+LONGEST_SHOWN = 200
 OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors"
 
 
@@ -59,7 +61,7 @@ class RunFolder:
         Raises:
             StoreCorrupt: the file is damaged.
         """
-        return read_run(self.path, self.record) if (self.path / self.record).exists() else {}
+        return read_run(self.path, self.record) if os.path.lexists(self.path / self.record) else {}
 
     def begin(
         self, identity: Mapping[str, Any], facts: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
@@ -88,29 +90,11 @@ class RunFolder:
     def write(self, facts: Mapping[str, Any]) -> None:
         """Write the record."""
         content = {"schema_version": SCHEMA_VERSION, "command": self.command, **facts}
+        content |= {SEAL: seal(content)}
         with new_file(self.path / self.record) as temporary:
             text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
             # A path that is not UTF-8 holds lone surrogates, which are written as JSON escapes.
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def read_run(folder: Path, record: str = RUN_FILE) -> dict[str, Any]:
-    """The record of a folder.
-
-    Raises:
-        SourceMismatch: there is no record, so the folder holds no run.
-        StoreCorrupt: the record is damaged.
-    """
-    path = folder / record
-    if not path.is_file():
-        raise SourceMismatch(f"{folder}: holds no {record}, so it is not the output folder of a run")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise StoreCorrupt(f"{path}: damaged ({error}); delete the folder and run again") from error
-    if not isinstance(facts, dict):
-        raise StoreCorrupt(f"{path}: damaged (not an object); delete the folder and run again")
-    return facts
 
 
 @contextlib.contextmanager
@@ -118,9 +102,12 @@ def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolde
     """Lock an output folder against other processes; a new one is removed if the run fails before anything is done.
 
     Raises:
+        UsageError: the path cannot be that of a new folder.
         SourceMismatch: the folder holds files of something else, or the run of another command.
         FolderBusy: another process holds the folder.
+        StoreCorrupt: the record, or the folder of the parts, is a link or damaged.
     """
+    check_output_name(path)
     if path.exists() and not path.is_dir():
         raise SourceMismatch(f"{path}: is a file; give a folder as --out")
     made = _make(path)
@@ -129,6 +116,7 @@ def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolde
         _lock(handle, path)
         folder = RunFolder(path, command, record)
         try:
+            refuse_link(folder.shards)
             _check_content(folder)
             remove_leftovers(path, OWN_FILES)
             remove_leftovers(path / SHARDS, OWN_FILES)
@@ -172,7 +160,7 @@ def _lock(handle: int, path: Path) -> None:
 
 def _check_content(folder: RunFolder) -> None:
     path, command = folder.path, folder.command
-    if not (path / folder.record).exists():
+    if not os.path.lexists(path / folder.record):
         foreign = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry, OWN_FILES))
         if foreign:
             raise SourceMismatch(
@@ -205,4 +193,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _shorten(value: Any) -> str:
     text = str(value)
-    return f"{text[:12]}..." if len(text) == 64 else text
+    if len(text) == 64:
+        return f"{text[:12]}..."
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,13 +13,37 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
-from probing.probes.ccs_states import predict_probabilities
+from probing.probes.ccs_states import Normalization, predict_probabilities
 from probing.store.activations import tensor_sha256, write_states
+from probing.store.records import (
+    SEAL,
+    check_object,
+    check_seal,
+    is_hash,
+    is_list,
+    is_one_of,
+    is_place,
+    is_source,
+    is_text,
+    parse_json,
+    refuse_link,
+    seal,
+)
 from probing.types import Activations, Place, Source
 
 FORMAT = "probing-probes-1"
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256", "adapter_sha256")
 """Hashes of a source that have to be the same. The chat template does not change what a model is."""
+TENSORS = ("weight", "bias", "centers")
+_DESCRIBED = check_object(
+    {
+        "sha256": check_object(dict.fromkeys(TENSORS, is_hash), closed=True),
+        "source": is_source,
+        "places": is_list(is_place),
+        "names": is_list(is_text),
+        "normalization": is_one_of(*get_args(Normalization)),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +146,7 @@ def save_probes(
     known = {"format": FORMAT, "source": asdict(source), "places": list(places), "names": list(names), **facts}
     arrays = {name: torch.from_numpy(np.ascontiguousarray(array, np.float64)) for name, array in tensors.items()}
     known["sha256"] = {name: tensor_sha256(tensor) for name, tensor in arrays.items()}
+    known[SEAL] = seal(known)
     write_states(path, arrays, {"probing": json.dumps(known, default=str)})
 
 
@@ -133,18 +158,27 @@ def open_probes(path: str | Path) -> SavedProbes:
         StoreCorrupt: the file is damaged.
     """
     file = Path(path).expanduser()
+    refuse_link(file)
     if not file.is_file():
         raise SourceMismatch(f"{file}: no such file")
     try:
         with safe_open(file, framework="pt") as opened:
-            known = json.loads((opened.metadata() or {}).get("probing", "{}"))
+            known = parse_json((opened.metadata() or {}).get("probing", "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
-    if not isinstance(known, dict) or known.get("format") != FORMAT or set(tensors) != {"weight", "bias", "centers"}:
+    if not isinstance(known, dict) or known.get("format") != FORMAT or set(tensors) != set(TENSORS):
         raise SourceMismatch(f"{file}: holds no probes of 'probing ccs' or 'probing probe'")
+    try:
+        _DESCRIBED(known, "")
+        check_seal(known)
+    except ValueError as error:
+        raise StoreCorrupt(f"{file}: damaged, or written by another version ({error})") from error
     changed = [name for name, tensor in tensors.items() if tensor_sha256(tensor) != known["sha256"][name]]
     if changed:
         raise StoreCorrupt(f"{file}: {', '.join(changed)} in it changed since it was written")
+    shape = (len(known["places"]), len(known["names"]))
+    if tensors["weight"].shape[:2] != shape or tensors["bias"].shape != shape or len(tensors["centers"]) != shape[0]:
+        raise StoreCorrupt(f"{file}: the names and places in it are not those of its numbers")
     source, places = Source(**known["source"]), tuple(map(Place.parse, known["places"]))
     return SavedProbes(names=tuple(known["names"]), places=places, source=source, facts=known, **tensors)

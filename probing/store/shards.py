@@ -1,5 +1,6 @@
 """Finished parts of a table, each whole and checked, joined at the end."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,10 @@ import pyarrow.parquet as pq
 
 from probing.errors import StoreCorrupt
 from probing.store.files import new_file
+from probing.store.records import parse_json
 
 _FACTS = b"probing"
+_HASH = b"probing_sha256"
 
 
 def shard_path(folder: Path, index: int, prefix: str = "") -> Path:
@@ -22,24 +25,34 @@ def shard_path(folder: Path, index: int, prefix: str = "") -> Path:
 
 
 def write_shard(path: Path, rows: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Write one part with what is to be remembered of its making."""
-    described = rows.replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
+    """Write one part with what is to be remembered of its making, and the hash of both."""
+    noted = json.dumps(facts).encode()
+    described = rows.replace_schema_metadata({_FACTS: noted, _HASH: _hash_part(rows, noted)})
     # Given as an open file, since pyarrow takes a path with a colon for an address.
     with new_file(path) as temporary, temporary.open("wb") as file:
         pq.write_table(described, file, write_page_checksum=True)
 
 
 def read_shard(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]] | None:
-    """Rows and facts of one part, or None if it is not there or not whole, and has to be made again."""
-    if not path.is_file():
+    """Rows and facts of one part, or None if it is not there, is a link or not whole, and has to be made again."""
+    if path.is_symlink() or not path.is_file():
         return None
     try:
         rows = pq.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True)
-        facts = json.loads(rows.schema.metadata[_FACTS])
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        noted, hashed = rows.schema.metadata[_FACTS], rows.schema.metadata.get(_HASH)
+        facts = parse_json(noted.decode())
+        rows = rows.replace_schema_metadata(None)
+        # The checksums of the pages do not cover the footer. Parts of earlier versions have no hash.
+        changed = hashed is not None and hashed != _hash_part(rows, noted)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    rows = rows.replace_schema_metadata(None)
-    return (rows, facts) if rows.schema.equals(schema) else None
+    return (rows, facts) if rows.schema.equals(schema) and isinstance(facts, dict) and not changed else None
+
+
+def _hash_part(rows: pa.Table, noted: bytes) -> bytes:
+    """Hash of the values of a part and of the facts with it."""
+    values = json.dumps(rows.to_pydict(), default=str).encode()
+    return hashlib.sha256(noted + b"\n" + values).hexdigest().encode()
 
 
 def join_shards(parts: Sequence[pa.Table], target: Path) -> None:

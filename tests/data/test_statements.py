@@ -11,7 +11,7 @@ from probing.data.bundled import bundled_data
 from probing.data.layouts import StatementColumns
 from probing.data.statements import contrast_pairs_from_rows, contrast_pairs_from_table, text_groups
 from probing.data.tables import read_table
-from probing.data.writing import stage_rows
+from probing.data.writing import write_rows
 from probing.errors import DataInvalid, UsageError
 from probing.types import ContrastPair
 
@@ -87,8 +87,8 @@ def test_every_layout_in_every_format_gives_the_same_pairs(tmp_path, suffix, lay
     source = tmp_path / "source.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     target = tmp_path / f"target.{suffix}"
-    with stage_rows(read_table(str(source)), range(len(rows)), target, suffix.split(".")[0]):
-        pass
+    table = read_table(str(source))
+    write_rows(table, range(len(rows)), target, suffix.split(".")[0], zipped=suffix.endswith(".gz"))
     table = read_table(str(target))
     assert contrast_pairs_from_table(table, C(), layout) == PAIRS
     if layout != "halves":

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from probing.data.tables import NotJson, file_format, read_table
-from probing.data.writing import stage_rows
+from probing.data.writing import write_rows as write_rows_to
 from probing.errors import DataInvalid, UsageError
+from probing.store.files import new_together
 
 ROWS = [
     {"id": "a", "prompt": "Is it?", "chosen": " No\u2028or", "rejected": ' Né, "so"\nsaid', "score": 3},
@@ -18,9 +19,9 @@ ROWS = [
 ]
 
 
-def write_rows(*arguments):
-    with stage_rows(*arguments):
-        pass
+def write_rows(table, indices, target, form, extra=()):
+    with new_together([target], form == "datasets") as (path,):
+        write_rows_to(table, indices, path, form, extra, zipped=target.suffix == ".gz")
 
 
 def jsonl(rows=ROWS):

@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 
 import datasets
 import pandas as pd
@@ -348,3 +349,60 @@ def test_a_word_where_the_rule_keeps_the_pairs_to_be_warned_of(by, rule, warned,
     scores = pd.DataFrame({"id": ["x", "y"], "status": "ok", by: [1.0, 2.0]})
     filter_pairs(rows, scores, by, **rule)
     assert ("keeps the pairs whose chosen responses" in caplog.text) == warned
+
+
+def test_scores_that_changed_since_the_run_ended_are_refused(config, scored, tmp_path):
+    shutil.copytree(scored / "scores", tmp_path / "scores")
+    file = tmp_path / "scores" / "scores.parquet"
+    whole, generator = file.read_bytes(), random.Random(0)
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        file.write_bytes(changed)
+        for given in (tmp_path / "scores", file):
+            with pytest.raises(StoreCorrupt, match=r"scores\.parquet: changed since the run ended"):
+                filtering.run(config(scores=given))
+    file.write_bytes(whole)
+    filtering.run(config(scores=file))
+
+
+def test_scores_without_a_record_cannot_be_checked(config, scored, tmp_path, caplog):
+    shutil.copy(scored / "scores" / "scores.parquet", tmp_path / "mine.parquet")
+    filtering.run(config(scores=tmp_path / "mine.parquet"))
+    assert "mine.parquet: no run.json beside it tells its hash, so it cannot be checked" in caplog.text
+
+
+def test_what_is_replaced_keeps_its_mode(config, tmp_path):
+    (tmp_path / "kept.jsonl").write_text("old")
+    (tmp_path / "kept.jsonl").chmod(0o600)
+    filtering.run(config(overwrite=True))
+    assert (tmp_path / "kept.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pipe_is_not_replaced(config, tmp_path):
+    os.mkfifo(tmp_path / "kept.jsonl")
+    with pytest.raises(UsageError, match="is a device or a pipe"):
+        filtering.run(config(overwrite=True))
+    with pytest.raises(UsageError, match="is a device or a pipe"):
+        filtering.run(config(out="/dev/null", overwrite=True))
+
+
+def test_the_side_file_is_not_written_through_a_link(config, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "kept.dropped.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="is a link"):
+        filtering.run(config(overwrite=True))
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_killed_filter_into_datasets_does_not_block_the_next(config, tmp_path):
+    (tmp_path / ".kept.99.partial").mkdir()
+    (tmp_path / ".kept.99.partial" / "data.arrow").write_text("half")
+    filtering.run(config(out=tmp_path / "kept", format="datasets"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "kept.dropped"]
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", "..", "a\0b", "a\ud800b", "~nobody-of-this-name/a"])
+def test_outputs_that_cannot_be(config, out):
+    with pytest.raises(UsageError, match="--out"):
+        config(out=out)

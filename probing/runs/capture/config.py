@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 
 from probing.data.places import expand_places
-from probing.runs.common.options import DTYPE_NAMES, Dtype, ResponseOptions, StatesOptions, TextOptions, option
+from probing.runs.common.options import (
+    DTYPE_NAMES,
+    MOST_ROWS,
+    Dtype,
+    ResponseOptions,
+    StatesOptions,
+    TextOptions,
+    option,
+)
 from probing.types import Capture, Pooling
 
 
@@ -31,7 +39,7 @@ class CaptureConfig(TextOptions, ResponseOptions, StatesOptions):
     substring: str | None = option(None, identity=False)
     span_column: str | None = option(None, identity=False)
     values_dtype: Dtype = "auto"
-    shard_rows: int = option(1024, least=1)
+    shard_rows: int = option(1024, least=1, most=MOST_ROWS)
     append: bool = option(False, identity=False)
     repair: bool = option(False, identity=False)
 

@@ -229,6 +229,7 @@ def read_report(folder: RunFolder) -> Report:
             "megabytes": round(size / 1e6, 3),
         }
     )
-    how = pd.DataFrame({"model": [facts["model"]["family"]], "run": [facts["how"]]})
+    family = facts.get("model", {}).get("family", "not recorded")
+    how = pd.DataFrame({"model": [family], "run": [facts.get("how", "not recorded")]})
     tables = {"Rows by status": counts(statuses, "status", "rows"), "States": written, "How": how}
     return report_of(folder, tables, facts, [MANIFEST, ROWS_FILE, SHARDS])

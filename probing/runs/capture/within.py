@@ -11,6 +11,7 @@ from probing.runs.capture.stages import capture_into
 from probing.runs.common.options import RunOptions, StatesOptions
 from probing.store.activations import ActivationStore, open_store
 from probing.store.manifest import MANIFEST, claim
+from probing.store.records import refuse_link
 from probing.types import LabelledPrompt
 
 
@@ -40,6 +41,7 @@ def capture_states(
     how |= {"places": config.places, "revision": config.revision, "eos": False, "data": table.path, **request}
     # Shards that an interrupted run left are checked, and made anew where they are damaged.
     capture_config = CaptureConfig(model=model, out=folder, repair=True, **how)
+    refuse_link(folder)
     with claim(folder, "capture", MANIFEST) as inner:
         capture_into(inner, capture_config, table, prompts, source)
     return open_store(folder)

@@ -6,6 +6,7 @@ from typing import Literal
 from probing.data.forms import Template, parse_replacement
 from probing.data.layouts import Layout
 from probing.runs.common.options import (
+    MOST_DRAWS,
     PAIR,
     CategoryOptions,
     FoldOptions,
@@ -85,15 +86,15 @@ class CCSConfig(CategoryOptions, OneModelOptions, FoldOptions, SupervisedOptions
     centering: Literal["median", "mean"] = "median"
     loss: Literal["original", "symmetric"] = "original"
     optimizer: Literal["adamw", "lbfgs"] = "adamw"
-    restarts: int = option(10, least=1)
-    epochs: int = option(1500, least=1)
-    learning_rate: float = option(0.015, least=0)
-    weight_decay: float = option(0.01, least=0)
-    supervision: float = option(0.0, least=0)
+    restarts: int = option(10, least=1, most=MOST_DRAWS)
+    epochs: int = option(1500, least=1, most=10**7)
+    learning_rate: float = option(0.015, least=0, most=1e6)
+    weight_decay: float = option(0.01, least=0, most=1e6)
+    supervision: float = option(0.0, least=0, most=1e6)
     split_by: str = PAIR
-    random: int = option(100, least=1)
-    pairings: int = option(3, least=0)
-    refits: int = option(20, least=0)
+    random: int = option(100, least=1, most=MOST_DRAWS)
+    pairings: int = option(3, least=0, most=MOST_DRAWS)
+    refits: int = option(20, least=0, most=MOST_DRAWS)
     replace_word: str = "not=ttt"
     distractor: str = "banana"
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from probing.runs.common.options import LabelledOptions, PermutationOptions, option
+from probing.runs.common.options import MOST_TOKENS, LabelledOptions, PermutationOptions, option
 
 RESULTS_FILE = "results.parquet"
 ROWS_FILE = "rows.parquet"
@@ -47,7 +47,7 @@ class ClustersConfig(LabelledOptions, PermutationOptions):
     metric: Literal["euclidean", "cosine"] = "euclidean"
     scaling: Literal["none", "standardize", "whiten"] = "none"
     weight: float = option(0.5, least=0, most=1)
-    components: int = option(8, least=1)
+    components: int = option(8, least=1, most=MOST_TOKENS)
     tsne: bool = True
 
     def __post_init__(self) -> None:

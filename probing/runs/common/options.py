@@ -5,6 +5,7 @@ identity, whether it says how states are captured. A job declares an option anew
 there, or where its default differs; ``--help`` shows the description that is nearest in the class tree.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,11 +13,19 @@ from typing import Any, Literal
 
 from probing.data.places import expand_places
 from probing.statistics.folds import LEAST_FOLDS
+from probing.store.files import check_output_name
 from probing.types import Over
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """What the short names of a dtype stand for."""
+MOST_TOKENS = 10**8
+"""Of a sequence or a batch: far beyond any memory, and small enough for every product of two counts."""
+MOST_ROWS = 10**7
+MOST_DRAWS = 10**5
+"""Of permutations, replicates and the like: the smallest p-value is then 1e-5, and all draws of a row fit in memory."""
+MOST_SEED = 2**32 - 1
+"""The greatest seed that every library takes."""
 TEXT = "text"
 """``split_by`` where only rows of equal text must stay together."""
 PAIR = "pair"
@@ -30,6 +39,7 @@ def option(
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
+    form: str | None = None,
     identity: bool = True,
     of_capture: bool = False,
     repeatable: bool = False,
@@ -40,13 +50,15 @@ def option(
         default: value of the option where it is not given; without one it is required.
         least: the smallest value that is allowed. None stands for "not given" and is always allowed.
         above: a value that it must exceed.
-        most: the greatest value that is allowed, beside ``least``.
+        most: the greatest value that is allowed.
+        form: a regular expression that a text must match.
         identity: whether a run with another value is another run. False where no byte of the results depends on the
             value, or where what it names is told apart by its content.
         of_capture: whether it says how states are captured, so that it has no meaning beside states of a store.
         repeatable: whether the command line collects the values of an option that is given several times.
     """
-    bounds = {name: bound for name, bound in (("least", least), ("above", above), ("most", most)) if bound is not None}
+    given = (("least", least), ("above", above), ("most", most), ("form", form))
+    bounds = {name: bound for name, bound in given if bound is not None}
     metadata = {"bounds": bounds, "identity": identity, "of_capture": of_capture, "repeatable": repeatable}
     return field(default=default, metadata=metadata)
 
@@ -58,6 +70,8 @@ class Options:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _check_bounds(entry, getattr(self, entry.name))
+            if entry.name == "out":
+                check_output_name(Path(getattr(self, entry.name)))
 
     def plain(self) -> dict[str, Any]:
         """Every option as JSON holds it."""
@@ -83,12 +97,19 @@ def _check_bounds(entry: "Field[Any]", value: Any) -> None:
     bounds = entry.metadata.get("bounds")
     if not bounds or value is None:
         return
-    least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
-    inside = (least is None or value >= least) and (above is None or value > above) and (most is None or value <= most)
-    if not inside or value == float("inf"):
-        low = f"at least {least}" if above is None else f"above {above}"
-        wanted = f"in [{least}, {most}]" if most is not None else f"{low} and finite" if inside else low
+    least, above, most, form = (bounds.get(name) for name in ("least", "above", "most", "form"))
+    if form is not None:
+        if re.fullmatch(form, value) is None:
+            raise ValueError(f"{entry.name} must be of the form {form}, not '{value[:60]}'")
+        return
+    low = f"at least {least}" if above is None else f"above {above}"
+    if not ((least is None or value >= least) and (above is None or value > above)):
+        raise ValueError(f"{entry.name} must be {low}, not {value}")
+    if most is not None and value > most:
+        wanted = f"in [{least}, {most}]" if above is None else f"{low} and at most {most}"
         raise ValueError(f"{entry.name} must be {wanted}, not {value}")
+    if value == float("inf"):
+        raise ValueError(f"{entry.name} must be {low} and finite, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +174,8 @@ class RunOptions(DeviceOptions):
             last digits.
     """
 
-    batch_tokens: int | None = option(None, least=1, of_capture=True)
-    max_length: int | None = option(None, least=1, of_capture=True)
+    batch_tokens: int | None = option(None, least=1, most=MOST_TOKENS, of_capture=True)
+    max_length: int | None = option(None, least=1, most=MOST_TOKENS, of_capture=True)
     compile: bool = option(False, of_capture=True)
 
 
@@ -178,9 +199,9 @@ class PairOptions(DatasetOptions, ResponseOptions, RunOptions):
         shard_pairs: number of pairs that are run together and saved; an interrupted run loses at most so many.
     """
 
-    max_length: int | None = option(None, least=2)
-    rate_parameters: str = "all"
-    shard_pairs: int = option(512, least=1)
+    max_length: int | None = option(None, least=2, most=MOST_TOKENS)
+    rate_parameters: str = option("all", form=r"all|head|last:[1-9]\d{0,3}")
+    shard_pairs: int = option(512, least=1, most=MOST_ROWS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,10 +291,10 @@ class FoldOptions(Options):
         seed: seed of folds, permutations, bootstrap replicates and starting points.
     """
 
-    folds: int = option(5, least=LEAST_FOLDS)
+    folds: int = option(5, least=LEAST_FOLDS, most=1000)
     split_by: str = TEXT
-    resamples: int = option(1000, least=1)
-    seed: int = option(0, least=0)
+    resamples: int = option(1000, least=1, most=MOST_DRAWS)
+    seed: int = option(0, least=0, most=MOST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +322,7 @@ class PermutationOptions(Options):
             them.
     """
 
-    permutations: int = option(1000, least=1)
+    permutations: int = option(1000, least=1, most=MOST_DRAWS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,5 +335,5 @@ class SupervisedOptions(Options):
         inverse_penalty: C of the logistic regression, the inverse strength of its penalty.
     """
 
-    refits: int = option(20, least=1)
-    inverse_penalty: float = option(1.0, above=0)
+    refits: int = option(20, least=1, most=MOST_DRAWS)
+    inverse_penalty: float = option(1.0, above=0, most=1e12)

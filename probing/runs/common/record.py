@@ -23,6 +23,7 @@ from probing.runs.common.versions import versions
 from probing.store.activations import ActivationStore
 from probing.store.files import file_sha256, new_file
 from probing.store.manifest import RUN_FILE, RunFolder
+from probing.store.records import read_summary
 from probing.types import PreferencePair, Report, Source
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def model_facts(model: LanguageModel) -> dict[str, Any]:
 
 def describe_how(store: ActivationStore) -> str:
     """A description of how the states were captured, and of what has run in a slower way since."""
-    return with_fallbacks(str(store.facts["how"]))
+    # Stores of the first version do not say how they were captured.
+    return with_fallbacks(str(store.facts.get("how", "not recorded")))
 
 
 def clear(folder: Path) -> None:
@@ -127,8 +129,8 @@ def hash_files(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
 
 
 def is_unchanged(path: Path, sha256: str | None) -> bool:
-    """Whether a file is there and has this hash."""
-    return path.is_file() and file_sha256(path) == sha256
+    """Whether a file is there itself, not by a link, and has this hash."""
+    return path.is_file() and not path.is_symlink() and file_sha256(path) == sha256
 
 
 def check_files(folder: RunFolder, hashes: Mapping[str, str]) -> None:
@@ -188,6 +190,5 @@ def read_finished_report(folder: RunFolder, summary: str) -> Report:
     """
     facts = folder.facts()
     check_files(folder, facts["sha256"])
-    stored = json.loads((folder.path / summary).read_text(encoding="utf-8"))["tables"]
-    tables = {title: pd.DataFrame(rows) for title, rows in stored.items()}
+    tables = {title: pd.DataFrame(rows) for title, rows in read_summary(folder.path / summary).items()}
     return report_of(folder, tables, facts, [*facts["sha256"], RUN_FILE])

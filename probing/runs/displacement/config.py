@@ -5,7 +5,7 @@ from pathlib import Path
 
 from probing.errors import UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
-from probing.runs.common.options import PairOptions, option
+from probing.runs.common.options import MOST_ROWS, PairOptions, option
 
 PAIRS_FILE = "displacement.parquet"
 TOKENS_FILE = "tokens.parquet"
@@ -48,12 +48,12 @@ class DisplacementConfig(PairOptions):
     steps: Path | None = option(None, identity=False)
     group_column: str | None = option(None, identity=False)
     rater_share_column: str | None = option(None, identity=False)
-    beta: float = option(0.1, above=0, identity=False)
+    beta: float = option(0.1, above=0, most=1e6, identity=False)
     predictors: str = ",".join(SCORE_COLUMNS)
-    top: int = option(3, least=0)
+    top: int = option(3, least=0, most=1000)
     reference_revision: str | None = option(None, identity=False)
     policy_revision: str | None = option(None, identity=False)
-    shard_pairs: int = option(256, least=1)
+    shard_pairs: int = option(256, least=1, most=MOST_ROWS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,6 +60,7 @@ def content(folder):
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     manifest = json.loads(files.pop(MANIFEST))
     manifest.pop("wall_seconds")
+    manifest.pop("record_sha256")  # of the two others too
     for source in manifest["data"]:
         source.pop("path")
     manifest["config"] = {key: manifest["config"][key] for key in ("model", "places", "shard_rows")}

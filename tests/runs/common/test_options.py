@@ -99,9 +99,10 @@ def test_the_identity_of_a_run_that_lacks_an_option_has_its_default():
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded(Options):
-    count: int | None = option(None, least=2)
+    count: int | None = option(None, least=2, most=1000)
     rate: float = option(0.5, above=0)
     share: float = option(0.5, least=0, most=1)
+    form: str = option("last:1", form="last:[1-9]")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,10 @@ class Bounded(Options):
         ({"rate": float("inf")}, "rate must be above 0 and finite, not inf"),
         ({"rate": float("nan")}, "rate must be above 0, not nan"),
         ({"share": 1.5}, r"share must be in \[0, 1\], not 1.5"),
-        ({"share": -0.5}, r"share must be in \[0, 1\], not -0.5"),
+        ({"share": -0.5}, "share must be at least 0, not -0.5"),
+        ({"count": 10**13}, r"count must be in \[2, 1000\], not 10000000000000"),
+        ({"rate": float("inf")}, "rate must be above 0 and finite"),
+        ({"form": "last:0"}, r"form must be of the form last:\[1-9\], not 'last:0'"),
     ],
 )
 def test_bounds_are_checked(values, message):
@@ -140,11 +144,11 @@ def test_the_same_bounds_hold_wherever_an_option_stands():
     bounds = {
         entry.name: entry.metadata["bounds"] for entry in dataclasses.fields(RunOptions) if "bounds" in entry.metadata
     }
-    assert bounds["batch_tokens"] == {"least": 1}
+    assert bounds["batch_tokens"] == {"least": 1, "most": 10**8}
     for config in CONFIGS.values():
         for entry in dataclasses.fields(config):
             if entry.name == "batch_tokens":
-                assert entry.metadata["bounds"] == {"least": 1}
+                assert entry.metadata["bounds"] == bounds["batch_tokens"]
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
@@ -175,3 +179,29 @@ def test_what_print_config_writes_can_be_read_again(command, capsys, tmp_path):
     }
     (tmp_path / "job.yaml").write_text(given)
     assert printed("--config", str(tmp_path / "job.yaml")) == given
+
+
+ABSURD = {
+    "score": ["--rate-parameters=last:0", "--rate-parameters=last:-1", "--rate-parameters=", "--batch-tokens=10**12"],
+    "clusters": ["--permutations=1000000000000", "--folds=100000", "--resamples=1000000000", "--seed=99999999999"],
+    "ccs": ["--random=1000000000", "--epochs=1000000000000", "--restarts=100000000", "--learning-rate=1e300"],
+    "displacement": ["--top=100000000", "--beta=1e300", "--shard-pairs=1000000000000"],
+    "capture": ["--shard-rows=1000000000000"],
+}
+
+
+@pytest.mark.parametrize(("command", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
+def test_absurd_values_are_refused_before_anything_is_read(probing, tmp_path, command, value):
+    models = ["--reference=bundled", "--policy=bundled"] if command == "displacement" else ["--model=bundled"]
+    places = ["--places=final_norm"] if command == "capture" else []
+    status, _, errors = probing(command, *models, *places, f"--data={tmp_path}/no.jsonl", f"--out={tmp_path}/o", value)
+    name = value.partition("=")[0].removeprefix("--")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert name in errors.replace("_", "-")
+
+
+def test_every_number_has_a_greatest_value():
+    for config in CONFIGS.values():
+        for entry in dataclasses.fields(config):
+            if {"least", "above"} & set(entry.metadata.get("bounds", {})):
+                assert "most" in entry.metadata["bounds"], f"{config.__name__}.{entry.name}"

@@ -385,7 +385,7 @@ def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data,
     from probing.data.bundled import bundled_model
     from probing.data.pairs import pairs_from_table
     from probing.data.tables import read_table
-    from probing.data.writing import stage_rows
+    from probing.data.writing import write_rows
 
     table = read_table(str(real_data / REAL))
     pairs = pairs_from_table(table)
@@ -395,8 +395,7 @@ def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data,
     some = [at for at, pair in enumerate(tokenized) if pair.status != "ok" or at % 4 == 0]
     shuffled = random.Random(0).sample(some, len(some))
     for order, name in ((some, "some.jsonl"), (shuffled, "shuffled.jsonl")):
-        with stage_rows(table, order, tmp_path / name, "jsonl"):
-            pass
+        write_rows(table, order, tmp_path / name, "jsonl")
     right = shutil.copytree(bundled_model(), tmp_path / "right")
     side = (right / "tokenizer_config.json").read_text()
     assert '"padding_side": "left"' in side
