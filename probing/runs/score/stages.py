@@ -22,10 +22,12 @@ from probing.runs.common.record import (
     begin_run,
     check_files,
     check_ids,
+    check_rendered,
     clear,
     content_of,
     finish,
     model_facts,
+    rendered_pairs,
     report_of,
 )
 from probing.runs.score.config import SCORES_FILE, ScoreConfig
@@ -53,8 +55,10 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
     began = time.monotonic()
     model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
     made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
-    begin_run(folder, config, made_of, devices_of(model), model.dtype)
+    rendered = rendered_pairs(pairs, model=model)
+    begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
     if not folder.finished:
+        check_rendered(folder, rendered)
         data = Dataset(table, pairs, config.shard_pairs)
         scorer = make_scorer(config, model)
         shards = score_shards(folder, data, scorer)
