@@ -1,7 +1,7 @@
 """``probing capture`` after its data: shard by shard, into a claimed folder."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import pandas as pd
@@ -29,6 +29,7 @@ from probing.runs.common.record import (
     dtype_name,
     finish,
     is_unchanged,
+    note_rendered,
     rendered_prompts,
     report_of,
 )
@@ -79,7 +80,7 @@ def capture_into(
     begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
     schema = choose_schema(folder, prompts)
     batch = find_batch(folder, config, table, prompts, schema)
-    made = capture_shards(folder, config, capturer, batch, schema, rendered)
+    made = capture_shards(folder, config, capturer, batch, schema)
     if made or not batch.finished or not is_unchanged(folder.path / ROWS_FILE, folder.facts().get("rows_sha256")):
         _finish(folder, config, capturer, batch, schema, began)
     _check_others(folder, batch, schema, config.repair)
@@ -87,12 +88,7 @@ def capture_into(
 
 
 def capture_shards(
-    folder: RunFolder,
-    config: CaptureConfig,
-    capturer: Capturer,
-    batch: Batch,
-    schema: pa.Schema,
-    rendered: Mapping[str, Mapping[str, str]],
+    folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema
 ) -> int:
     """Write every missing shard of this run; returns the number of these.
 
@@ -108,8 +104,11 @@ def capture_shards(
         at, wrong = faults[0]
         path = states_path(folder.shards, first + at)
         raise StoreCorrupt(f"{path}: {wrong} ({len(faults)} of {len(checked)} shards); {REPAIR}")
-    if faults:
-        check_rendered(folder, rendered)
+
+    def render_fixed() -> dict[str, dict[str, str]]:
+        return rendered_prompts(batch.prompts, config.chat, model=capturer.language_model) if faults else {}
+
+    check_rendered(folder, render_fixed())
     budget = KeptBudget(folder, [capturer.stream])
 
     def prepare(at: int) -> list[TokenizedPrompt]:
@@ -126,6 +125,7 @@ def capture_shards(
         len(batch.prompts), sum(len(shard.rows) for shard in known if shard is not None), "rows", "capturing"
     )
     complete_parts(known, make_with_next_prepared(prepare, make), write, bar, lambda shard: budget.adopt(shard.facts))
+    note_rendered(folder, render_fixed())
     return len(faults)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from probing.store.manifest import RUN_FILE, RunFolder
 from probing.tokens.rendering import is_rendered
 from probing.tokens.templates import rendered_sha256
 from probing.types import LabelledPrompt, PreferencePair, Report, Source
+
+log = logging.getLogger(__name__)
 
 RENDERED = "rendered"
 """Key of the identity that holds what chat templates wrote when the run began."""
@@ -90,16 +93,36 @@ def check_rendered(folder: RunFolder, rendered: Mapping[str, Mapping[str, str]])
     Raises:
         SourceMismatch: a chat template writes other text around the same conversation than when the run began.
     """
-    began = folder.facts().get("identity", {}).get(RENDERED, {})
-    for name, hashes in rendered.items():
-        before = began.get(name, {})
-        if any(before.get(arguments, sha256) != sha256 for arguments, sha256 in hashes.items()):
-            raise SourceMismatch(
-                f"{folder.path}: around the same conversation the chat template of the {name} writes other text now "
-                f"than when this run began; most likely it writes today's date. The rows that are left would get "
-                f"another prompt than the others. Choose another --out; a template that takes the date as an argument "
-                f"can be given a fixed one in the column chat_template_kwargs"
-            )
+    changed = find_changed_templates(folder.facts(), rendered)
+    if changed:
+        raise SourceMismatch(
+            f"{folder.path}: around the same conversation the chat template of the {changed[0]} writes other text now "
+            f"than when this run began; most likely it writes today's date. The rows that are left would get another "
+            f"prompt than the others. Choose another --out; a template that takes the date as an argument can be "
+            f"given a fixed one in the column chat_template_kwargs"
+        )
+
+
+def note_rendered(folder: RunFolder, rendered: Mapping[str, Mapping[str, str]]) -> None:
+    """Warn, and write into the record, that a chat template began to write other text while the run was on."""
+    changed = find_changed_templates(folder.facts(), rendered)
+    if changed:
+        log.warning(
+            "while this run was on, the chat template of the %s began to write other text around the same "
+            "conversation, most likely today's date: not all rows have the same prompt",
+            changed[0],
+        )
+        folder.write({**folder.facts(), "rendered_changed": True})
+
+
+def find_changed_templates(facts: Mapping[str, Any], rendered: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The models whose chat templates write other text than when the run of a record began; none in older records."""
+    began = facts.get("identity", {}).get(RENDERED, {})
+    return [
+        name
+        for name, hashes in rendered.items()
+        if any(began.get(name, {}).get(arguments, sha256) != sha256 for arguments, sha256 in hashes.items())
+    ]
 
 
 def content_of(source: Source) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from probing.runs.common.record import (
     finish,
     hash_files,
     model_facts,
+    note_rendered,
     rendered_pairs,
     report_of,
 )
@@ -78,6 +79,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
         check_rendered(folder, rendered)
         comparer = make_comparer(config, reference, policy)
         shards = compare_shards(folder, data, comparer)
+        note_rendered(folder, rendered_pairs(inputs.pairs, reference=reference, policy=policy))
         joined = [shard.rows for shard in shards]
         facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
         facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}

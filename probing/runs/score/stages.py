@@ -27,6 +27,7 @@ from probing.runs.common.record import (
     content_of,
     finish,
     model_facts,
+    note_rendered,
     rendered_pairs,
     report_of,
 )
@@ -62,6 +63,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         data = Dataset(table, pairs, config.shard_pairs)
         scorer = make_scorer(config, model)
         shards = score_shards(folder, data, scorer)
+        note_rendered(folder, rendered_pairs(pairs, model=model))
         join_shards([shard.rows for shard in shards], folder.path / SCORES_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
