@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -35,17 +35,16 @@ def begins_with_two_bos(tokenizer: Any, ids: Sequence[int]) -> bool:
     return bos is not None and list(ids[:2]) == [bos, bos]
 
 
-def holds_bos(tokenizer: Any, texts: Iterable[str]) -> bool:
-    """Whether the tokenizer makes a BOS of something that stands in one of the texts.
+def holds_bos(tokenizer: Any, value: Any) -> bool:
+    """Whether the tokenizer makes a BOS of something that stands in a text, or in texts within lists and mappings.
 
     The texts are encoded, not searched: only the tokenizer knows what it makes of a BOS that is a part of a word, or
     that a normaliser brings about.
     """
-    given = list(dict.fromkeys(texts))
-    if not given:
-        return False
-    ids = tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
-    return any(tokenizer.bos_token_id in sequence for sequence in ids)
+    # All in one text, which is much faster; no token reaches over a line break.
+    text = "\n".join(dict.fromkeys(texts_within(value)))
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer.bos_token_id in ids
 
 
 def texts_within(value: Any) -> Iterator[str]:

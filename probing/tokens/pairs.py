@@ -15,7 +15,6 @@ from probing.tokens.encoding import (
     encode,
     holds_bos,
     set_end_of_turn,
-    texts_within,
     warn_without_bos,
 )
 from probing.tokens.limits import render_in_time
@@ -205,7 +204,7 @@ def _find_own_bos(tokenizer: Any, pair: PreferencePair) -> str | None:
     """Which part of a conversation holds a BOS in its own text, in words; None if none does."""
     parts: dict[str, Any] = {name: plain_contents(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")}
     parts |= {"tools": pair.tools or [], "chat_template_kwargs": pair.chat_template_kwargs or {}}
-    for name, part in parts.items():
-        if holds_bos(tokenizer, texts_within(part)):
-            return f"the BOS token {tokenizer.bos_token!r} stands in the text of '{name}' itself; remove it there"
-    return None
+    if not holds_bos(tokenizer, list(parts.values())):
+        return None
+    named = next((name for name, part in parts.items() if holds_bos(tokenizer, part)), "row")
+    return f"the BOS token {tokenizer.bos_token!r} stands in the text of '{named}' itself; remove it there"
