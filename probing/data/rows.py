@@ -96,9 +96,12 @@ def template_arguments(row: Row) -> tuple[Any, Any]:
         TypeError: the tools are no list of objects (nor one as JSON text), or the arguments no object of plain values.
         ValueError: an argument has a reserved name.
     """
-    arguments = drop_none(row.get("chat_template_kwargs")) or None
-    check_template_arguments(arguments)
-    return _tools(row.get("tools")), arguments
+    try:
+        arguments = drop_none(row.get("chat_template_kwargs")) or None
+        check_template_arguments(arguments)
+        return _tools(row.get("tools")), arguments
+    except RecursionError as error:
+        raise ValueError("'tools' or 'chat_template_kwargs' is nested too deeply") from error
 
 
 def _tools(value: Any) -> list[Any] | None:
