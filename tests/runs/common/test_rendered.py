@@ -13,9 +13,11 @@ from probing import score_pairs
 from probing.errors import DataInvalid, SourceMismatch
 from probing.runs import capture, displacement, score
 from probing.runs.capture.config import CaptureConfig
+from probing.runs.common.states import check_same_request
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.score import stages
 from probing.runs.score.config import ScoreConfig
+from probing.store.activations import open_store
 
 DATED = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + tiny.TEMPLATE
 REFUSING = "{% if 'boat' in messages[0].content %}{{ raise_exception('no boats') }}{% endif %}" + tiny.TEMPLATE
@@ -196,3 +198,18 @@ def test_rows_of_another_day_are_not_added_to_a_store(folders, on_day, tmp_path)
     on_day(26)
     report = capture.run(CaptureConfig(data=str(new), append=True, **options))
     assert report.facts["rows_by_status"] == {"ok": 2}
+
+
+def test_stores_of_two_days_are_not_compared(folders, on_day, tmp_path):
+    data = write(tmp_path / "rows.jsonl", [{"id": "a", "text": "near"}])
+    options = {"model": folders["dated"], "places": "final_norm", "chat": True, "data": str(data)}
+    stores = {}
+    for name, day in (("first", 26), ("same", 26), ("next", 27)):
+        on_day(day)
+        capture.run(CaptureConfig(out=tmp_path / name, **options))
+        stores[name] = open_store(tmp_path / name)
+    check_same_request(stores["first"], stores["same"])
+    with pytest.raises(SourceMismatch, match="the date of another day"):
+        check_same_request(stores["first"], stores["next"])
+    del stores["next"].facts["identity"]["rendered"]
+    check_same_request(stores["first"], stores["next"])
