@@ -1,6 +1,8 @@
 """Parts of a row that every reader needs: text or messages, id, arguments of the chat template."""
 
 import hashlib
+import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +14,14 @@ from probing.types import Message, Text, check_message, message_text
 
 Where = Callable[[int], str]
 """Names a row for messages, given its index."""
+RESERVED_ARGUMENTS = frozenset(
+    # What rendering is asked for, what tokenising would be, what a template finds under its own names, special tokens.
+    "self where conversation conversations messages tools tokenizer add_generation_prompt continue_final_message "
+    "tokenize sanitize_control_tokens padding truncation max_length return_tensors return_dict "
+    "return_assistant_tokens_mask tokenizer_kwargs raise_exception strftime_now namespace dict range "
+    "bos_token eos_token unk_token sep_token pad_token cls_token mask_token additional_special_tokens".split()
+)
+"""Names that a row's ``chat_template_kwargs`` cannot have."""
 
 
 def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
@@ -80,8 +90,66 @@ def check_characters(text: str, name: str, where: str) -> None:
 
 
 def template_arguments(row: Row) -> tuple[Any, Any]:
-    """Tool schemas, and further arguments of the chat template; None where a row has none."""
-    return drop_none(row.get("tools")) or None, drop_none(row.get("chat_template_kwargs")) or None
+    """Tool schemas, and further arguments of the chat template; None where a row has none.
+
+    Raises:
+        TypeError: the tools are no list of objects (nor one as JSON text), or the arguments no object of plain values.
+        ValueError: an argument has a reserved name.
+    """
+    try:
+        arguments = drop_none(row.get("chat_template_kwargs")) or None
+        check_template_arguments(arguments)
+        return _tools(row.get("tools")), arguments
+    except RecursionError as error:
+        raise ValueError("'tools' or 'chat_template_kwargs' is nested too deeply") from error
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """Tool schemas as a list; datasets that have other columns of lists often hold them as JSON text."""
+    tools = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise TypeError(f"'tools' is text that is no JSON ({error}); give a list of objects") from error
+    if not tools or (isinstance(tools, str) and not tools.strip()):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise TypeError(f"'tools' must be a list of objects, or one as JSON text, not {tools!r:.60}")
+    return [drop_none(tool) for tool in tools]
+
+
+def check_template_arguments(arguments: Any) -> None:
+    """Raise unless these are arguments that a row may give the chat template.
+
+    Raises:
+        TypeError: no mapping with text as keys, or a value that JSON does not have.
+        ValueError: a reserved name.
+    """
+    if arguments is None:
+        return
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise TypeError(f"'chat_template_kwargs' must be an object like {{'name': value}}, not {arguments!r:.60}")
+    if "chat_template" in arguments:
+        raise ValueError(
+            "'chat_template_kwargs' brings a chat template of its own, which would replace the model's; no template "
+            "is taken from data: set it on the tokenizer"
+        )
+    reserved = [name for name in arguments if name in RESERVED_ARGUMENTS]
+    if reserved:
+        raise ValueError(f"'chat_template_kwargs' holds '{reserved[0]}', which is set for every row alike; remove it")
+    for name, value in arguments.items():
+        if not _is_plain(value):
+            raise TypeError(f"'chat_template_kwargs': '{name}' must be a plain JSON value, not {value!r:.60}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON could hold a value."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, id_column: str | None) -> list[str]:

@@ -125,14 +125,14 @@ class PairComparer:
     def tokenize(
         self, pairs: Sequence[PreferencePair], where: Callable[[int], str] | None = None
     ) -> list[TokenizedPair]:
-        """Pairs as both models see them.
+        """Pairs as both models see them; one that either chat template refuses is refused.
 
         Raises:
             SourceMismatch: the tokenizers or the chat templates of the models do not agree on a pair.
         """
-        tokenized = self.before.tokenize(pairs, where)
-        check_same_tokens(tokenized, self.after.tokenize(pairs, where), self.policy, where)
-        return tokenized
+        reference, policy = self.before.tokenize(pairs, where), self.after.tokenize(pairs, where)
+        check_same_tokens(reference, policy, self.policy, where)
+        return [second if is_refused(second) else first for first, second in zip(reference, policy, strict=True)]
 
     def compare(self, tokenized: list[TokenizedPair], report: Advance | None = None) -> ComparedBlock:
         """Compare the models on some pairs.
@@ -222,14 +222,21 @@ def as_lists(values: Any, count: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(range(0, len(values) + 1, count), pa.int32()), pa.array(values))
 
 
+def is_refused(pair: TokenizedPair) -> bool:
+    """Whether a chat template does not take a pair, which then has no tokens."""
+    return pair.status == "refused"
+
+
 def check_same_tokens(
     reference: Sequence[TokenizedPair],
     policy: Sequence[TokenizedPair],
     model: LanguageModel,
     where: Callable[[int], str] | None,
 ) -> None:
-    """Raise ``SourceMismatch`` unless both models see the same tokens."""
+    """Raise ``SourceMismatch`` unless both models see the same tokens, where no chat template refuses a pair."""
     for index, (first, second) in enumerate(zip(reference, policy, strict=True)):
+        if is_refused(first) or is_refused(second):
+            continue
         if (first.prompt_tokens, first.chosen, first.rejected) != (
             second.prompt_tokens,
             second.chosen,

@@ -2,12 +2,12 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from probing.errors import DataInvalid
-
 log = logging.getLogger(__name__)
+
+TWO_BOS = "the sequence begins with two BOS tokens; remove one from text or template"
 
 
 def encode(tokenizer: Any, texts: Sequence[str], rendered: Sequence[bool]) -> list[list[int]]:
@@ -29,16 +29,35 @@ def brings_special_tokens(tokenizer: Any, text: str, rendered: bool) -> bool:
     return rendered or (bos is not None and text.startswith(bos))
 
 
-def check_bos(tokenizer: Any, ids: Sequence[Sequence[int]], where: Callable[[int], str]) -> None:
-    """Refuse two BOS at the start; a BOS further inside is a row's own fault."""
+def begins_with_two_bos(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether text and template, or text and tokenizer, have both written a BOS at the start."""
     bos = tokenizer.bos_token_id
-    if bos is None:
-        return
-    for index, sequence in enumerate(ids):
-        if list(sequence[:2]) == [bos, bos]:
-            raise DataInvalid(
-                f"{where(index)}: the sequence begins with two BOS tokens; remove one from text or template"
-            )
+    return bos is not None and list(ids[:2]) == [bos, bos]
+
+
+def holds_bos(tokenizer: Any, value: Any) -> bool:
+    """Whether the tokenizer makes a BOS of something that stands in a text, or in texts within lists and mappings.
+
+    The texts are encoded, not searched: only the tokenizer knows what it makes of a BOS that is a part of a word, or
+    that a normaliser brings about.
+    """
+    # All in one text, which is much faster; no token reaches over a line break.
+    text = "\n".join(dict.fromkeys(texts_within(value)))
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer.bos_token_id in ids
+
+
+def texts_within(value: Any) -> Iterator[str]:
+    """Every text within nested lists and mappings, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from texts_within(key)
+            yield from texts_within(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from texts_within(inner)
 
 
 def warn_without_bos(tokenizer: Any, rendered: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from probing.data.rows import has_text
-from probing.tokens.encoding import brings_special_tokens
+from probing.errors import DataInvalid
+from probing.tokens.encoding import TWO_BOS, begins_with_two_bos, brings_special_tokens
 from probing.tokens.rendering import RenderedPrompt, Said
 from probing.tokens.templates import template_ending
 from probing.types import LabelledPrompt, Over, Problem
@@ -61,9 +62,8 @@ def _find_problem(tokenizer: Any, row: EncodedRow, max_length: int | None) -> Pr
         return row.problem("empty_text", "the text is empty")
     if not row.ids:
         return row.problem("empty_text", "no token is left of the text")
-    bos = tokenizer.bos_token_id
-    if bos is not None and row.ids[:2] == [bos, bos]:
-        return row.problem("two_bos", "the sequence begins with two BOS tokens; remove one from text or template")
+    if begins_with_two_bos(tokenizer, row.ids):
+        return row.problem("two_bos", TWO_BOS)
     if max_length is not None and len(row.ids) > max_length:
         return row.problem("too_long", f"{len(row.ids)} tokens, the limit is {max_length}")
     return None
@@ -99,7 +99,10 @@ def _find_response(tokenizer: Any, row: EncodedRow) -> Positions | Problem:
 def _find_template(tokenizer: Any, row: EncodedRow) -> Positions | Problem:
     if not row.text.conversational:
         return row.problem("no_template", "a plain text has no chat template around it; ask for chat")
-    ending = template_ending(tokenizer)
+    try:
+        ending = template_ending(tokenizer)
+    except DataInvalid as error:
+        return row.problem("no_template", f"what stands after an instruction is not known: {error}")
     if not ending:
         return row.problem("no_template", "the chat template writes nothing after an instruction")
     start = row.border - len(ending)

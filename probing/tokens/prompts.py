@@ -8,7 +8,7 @@ from probing.data.pairs import shared_prefix
 from probing.errors import ModelInvalid
 from probing.tokens.encoding import closing_ids, encode, set_end_of_turn, warn_without_bos
 from probing.tokens.positions import EncodedRow, find_positions
-from probing.tokens.rendering import RenderedPrompt, render_prompt
+from probing.tokens.rendering import RenderedPrompt, render_prompts
 from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import Capture, LabelledPrompt, Problem
 
@@ -61,12 +61,13 @@ def tokenize_prompts(
 
     Raises:
         DataInvalid: the chat template is missing.
-        ModelInvalid: a span is asked for and the tokenizer does not tell where its tokens lie.
+        ModelInvalid: a span is asked for and the tokenizer does not tell where its tokens lie; or the chat template
+            does not end.
     """
     name = where if where is not None else (lambda index: f"row '{prompts[index].id}'")
     if request.over == "span" and not getattr(tokenizer, "is_fast", False):
         raise ModelInvalid("the tokenizer does not tell which characters its tokens cover, so no span can be found")
-    texts = [render_prompt(tokenizer, prompt, request, name(index)) for index, prompt in enumerate(prompts)]
+    texts = render_prompts(tokenizer, prompts, request, name)
     good = [text for text in texts if isinstance(text, RenderedPrompt)]
     flat = [text for row in good for text in (row.prompt, row.full)]
     coded = iter(encode(tokenizer, flat, [row.conversational for row in good for _ in range(2)]))

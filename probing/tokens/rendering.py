@@ -7,6 +7,7 @@ from typing import Any
 
 from probing.data.rows import has_text
 from probing.errors import DataInvalid
+from probing.tokens.limits import render_in_time
 from probing.tokens.templates import ConversationRenderer, check_template, plain_contents
 from probing.types import Capture, LabelledPrompt, Message, Problem, message_text
 
@@ -39,23 +40,38 @@ class RenderedPrompt:
     said: tuple[Said, ...]
 
 
-def render_prompt(tokenizer: Any, prompt: LabelledPrompt, request: Capture, where: str) -> RenderedPrompt | Problem:
-    """The strings of one row, or why the chat template does not take it.
+def is_rendered(prompt: LabelledPrompt, chat: bool) -> bool:
+    """Whether a row is written by the chat template; ``chat`` says whether a plain text becomes a user's turn."""
+    return chat or not isinstance(prompt.text, str) or not isinstance(prompt.response, str | None)
+
+
+def render_prompts(
+    tokenizer: Any, prompts: Sequence[LabelledPrompt], request: Capture, where: Callable[[int], str]
+) -> list[RenderedPrompt | Problem]:
+    """The strings of each row, or why the chat template does not take it.
 
     Args:
         tokenizer: a transformers tokenizer.
-        prompt: the row.
+        prompts: the rows.
         request: whether a plain text becomes a user's turn, and whether spans will be looked for.
-        where: names the row in messages.
+        where: names a row in messages, given its index.
 
     Raises:
-        DataInvalid: the row is a conversation, and there is no chat template.
+        DataInvalid: a row is a conversation, and there is no chat template.
+        ModelInvalid: the chat template does not end.
     """
+    chats = [index for index, prompt in enumerate(prompts) if is_rendered(prompt, request.chat)]
+    if chats:
+        check_template(tokenizer, f"{where(chats[0])}: the row is a conversation")
+    tasks = [functools.partial(_render_prompt, tokenizer, prompt, request) for prompt in prompts]
+    return render_in_time(tasks, where) if chats else [task() for task in tasks]
+
+
+def _render_prompt(tokenizer: Any, prompt: LabelledPrompt, request: Capture) -> RenderedPrompt | Problem:
     text, response = prompt.text, prompt.response
-    if isinstance(text, str) and (response is None or isinstance(response, str)) and not request.chat:
+    if isinstance(text, str) and isinstance(response, str | None) and not request.chat:
         full = text + (response or "")
         return RenderedPrompt(text, full, False, (Said(full, 0),))
-    check_template(tokenizer, f"{where}: the row is a conversation")
     try:
         return _render_conversation(tokenizer, prompt, request)
     except DataInvalid as error:

@@ -14,6 +14,7 @@ PairStatus = Literal[
     "empty_response",
     "empty_prompt",
     "extra_bos",
+    "refused",
     "prompt_too_long",
     "truncated",
     "not_finite",
@@ -47,7 +48,8 @@ STATUS_MEANINGS: Mapping[Status, str] = {
     "empty_response": "a response holds nothing but white space",
     "empty_prompt": "there is no prompt: none is given (is its column called `prompt`?), or the responses begin "
     "differently",
-    "extra_bos": "the BOS token stands inside the text too, put there by the text or by the chat template",
+    "extra_bos": "the row's own text holds the BOS token where none belongs (one that the chat template writes is "
+    "right), or the sequence begins with two",
     "prompt_too_long": "the prompt alone fills `--max-length` (by default the model's number of positions)",
     "truncated": "a sequence of the pair is longer than `--max-length` or than the model has positions for; it is not "
     "cut, and not scored",
@@ -61,7 +63,8 @@ STATUS_MEANINGS: Mapping[Status, str] = {
     "after an instruction",
     "span_not_found": "the substring or the characters of the span are not in the text, or no token covers them",
     "span_not_unique": "the substring of the span occurs more than once in the text",
-    "refused": "the chat template does not take the conversation",
+    "refused": "the chat template does not take the conversation, or its prompt cannot be told from its response; the "
+    "detail says why",
     "two_bos": "the sequence begins with two BOS tokens, where the text or the chat template brings one of its own",
     "nothing_left": "no token counts, for instance in a text of special tokens only",
     "no_label": "the row has no label",

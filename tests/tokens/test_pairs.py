@@ -4,6 +4,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from probing import PreferencePair
 from probing.errors import DataInvalid, ModelInvalid
@@ -12,6 +13,7 @@ from probing.tokens.pairs import tokenize_pairs
 from probing.tokens.templates import template_sha256
 
 TOKENIZER = tiny.make_tokenizer()
+BOS_AT_EVERY_TURN = tiny.TEMPLATE.replace("{{ bos_token }}", "").replace("{{ '<|'", "{{ bos_token + '<|'")
 EOS, BOS = TOKENIZER.eos_token_id, TOKENIZER.bos_token_id
 
 
@@ -176,8 +178,9 @@ def test_template_arguments_of_a_row_reach_the_template():
 def test_a_prompt_that_ends_with_the_assistant_is_refused():
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "I"}]
     answers = [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]
-    with pytest.raises(DataInvalid, match="move that message into both responses"):
-        tokenize_pairs(TOKENIZER, [PreferencePair("x", messages, *answers)])
+    pair = tokenize_pairs(TOKENIZER, [PreferencePair("x", messages, *answers)])[0]
+    assert pair.status == "refused"
+    assert "move that message into both responses" in pair.detail
 
 
 @pytest.mark.parametrize("side", ["prompt", "rejected"])
@@ -188,15 +191,70 @@ def test_a_bos_inside_the_text_is_marked(side):
     assert "occurs 2 times" in pair.detail
 
 
-def test_a_template_that_writes_bos_with_every_message_is_marked():
-    template = tiny.TEMPLATE.replace("{{ bos_token }}", "").replace("{{ '<|'", "{{ bos_token + '<|'")
-    assert chat(tokenizer=tiny.make_tokenizer(template=template)).status == "extra_bos"
+def test_a_template_may_write_bos_with_every_message():
+    pair = chat(tokenizer=tiny.make_tokenizer(template=BOS_AT_EVERY_TURN))
+    assert pair.status == "ok"
+    assert pair.chosen.count(BOS) == 2
+
+
+HELD = "so<|bos|> what"
+TURNS = {
+    "prompt": [{"role": "user", "content": "Is it ok?"}],
+    "chosen": [{"role": "assistant", "content": "No"}],
+    "rejected": [{"role": "assistant", "content": "Never"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("prompt", [{"role": "system", "content": HELD}, {"role": "user", "content": "q"}]),
+        ("prompt", [{"role": "user", "content": [{"type": "text", "text": "<|b"}, {"type": "text", "text": "os|>"}]}]),
+        ("chosen", [{"role": "assistant", "content": HELD}]),
+        ("rejected", [{"role": "assistant", "content": HELD}]),
+        ("rejected", [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": HELD}}]}]),
+        ("tools", [{"name": "clock", "parameters": {"zone": HELD}}]),
+        ("tools", [{"name": "clock", "parameters": {HELD: 1}}]),
+        ("chat_template_kwargs", {"style": HELD}),
+    ],
+)
+@pytest.mark.parametrize("written", ["{{ bos_token + '<|'", "{{ '<|'"])
+def test_a_bos_in_the_texts_of_a_conversation_is_marked(part, value, written):
+    """Whether the template writes one at every turn, or none at all."""
+    template = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ tools }}{{ style }}").replace("{{ '<|'", written)
+    template = template.replace("m['content']", "m['content'] + (m.tool_calls | string)")
+    tokenizer = tiny.make_tokenizer(template=template)
+    pair = tokenize_pairs(tokenizer, [PreferencePair("x", **(TURNS | {part: value}))])[0]
+    assert pair.status == "extra_bos"
+    assert f"the BOS token '<|bos|>' stands in the text of '{part}' itself" in pair.detail
+
+
+@pytest.mark.parametrize(("text", "status"), [("nearer or nearest", "ok"), ("it is near now", "extra_bos")])
+def test_a_bos_within_ordinary_words_is_none(text, status):
+    tokenizer = tiny.make_tokenizer(bos=False, template=BOS_AT_EVERY_TURN)
+    tokenizer.add_special_tokens({"bos_token": AddedToken("near", single_word=True, special=True)})
+    assert chat(prompt=text, tokenizer=tokenizer).status == status
+
+
+def test_a_bos_that_a_normaliser_brings_about_is_marked():
+    tokenizer = tiny.make_tokenizer(bos=False, template=BOS_AT_EVERY_TURN)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_special_tokens({"bos_token": AddedToken("<begin>", normalized=True, special=True)})
+    assert chat(prompt="now <end>", tokenizer=tokenizer).status == "ok"
+    assert chat(prompt="now <BEGIN>", tokenizer=tokenizer).status == "extra_bos"
+
+
+def test_a_tokenizer_without_bos_finds_none():
+    tokenizer = tiny.make_tokenizer(bos=False, template=tiny.TEMPLATE.replace("{{ bos_token }}", ""))
+    tokenizer.bos_token = None
+    assert chat(prompt="so<|bos|> what", tokenizer=tokenizer).status == "ok"
 
 
 def test_a_tokenizer_whose_bos_is_its_eos_may_hold_it_twice():
     tokenizer = tiny.make_tokenizer(bos=False)
     tokenizer.bos_token = tokenizer.eos_token
     assert tokenized("<|eos|>Is it?", tokenizer=tokenizer).status == "ok"
+    assert chat("so<|eos|> what", tokenizer=tokenizer).status == "ok"
 
 
 def test_no_chat_template():
@@ -206,21 +264,30 @@ def test_no_chat_template():
         chat(tokenizer=tiny.make_tokenizer(template=None))
 
 
-def test_a_template_that_refuses():
-    template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataInvalid, match=r"line 7: the chat template refuses this conversation: roles must alternate"):
-        chat(tokenizer=tiny.make_tokenizer(template=template), where=lambda index: "line 7")
+def test_a_conversation_that_the_template_refuses_is_one_of_many():
+    template = "{% if messages[0].content == 'no' %}{{ raise_exception('not that') }}{% endif %}" + tiny.TEMPLATE
+    tokenizer = tiny.make_tokenizer(template=template)
+    asked = {word: [{"role": "user", "content": word}] for word in ("yes", "no", "so")}
+    pairs = [PreferencePair(word, **(TURNS | {"prompt": prompt})) for word, prompt in asked.items()]
+    tokenized = tokenize_pairs(tokenizer, pairs)
+    assert [(pair.id, pair.status) for pair in tokenized] == [("yes", "ok"), ("no", "refused"), ("so", "ok")]
+    assert tokenized[1].detail == "the chat template refuses this conversation: not that"
+    assert (tokenized[1].chosen_tokens, tokenized[1].rejected_tokens) == (0, 0)
+    assert text_of(tokenized[2].chosen).startswith("<|bos|><|user|>so<|eos|>")
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused():
-    template = "{{ messages | length }}" + tiny.TEMPLATE
-    with pytest.raises(DataInvalid, match="writes the prompt differently once an answer follows"):
-        chat(tokenizer=tiny.make_tokenizer(template=template))
+    pair = chat(tokenizer=tiny.make_tokenizer(template="{{ messages | length }}" + tiny.TEMPLATE))
+    assert pair.status == "refused"
+    assert "writes the prompt differently once an answer follows" in pair.detail
 
 
-def test_two_bos_are_refused():
-    with pytest.raises(DataInvalid, match="begins with two BOS tokens"):
-        chat(tokenizer=tiny.make_tokenizer(template="{{ bos_token }}" + tiny.TEMPLATE))
+def test_two_bos_at_the_start_are_marked():
+    doubled = chat(tokenizer=tiny.make_tokenizer(template="{{ bos_token }}" + tiny.TEMPLATE))
+    plain = tokenized("<|bos|><|bos|>Is it?")
+    assert (doubled.status, plain.status) == ("extra_bos", "extra_bos")
+    assert "begins with two BOS tokens" in doubled.detail
+    assert "begins with two BOS tokens" in plain.detail
 
 
 def test_a_template_without_bos_is_said_once(caplog):

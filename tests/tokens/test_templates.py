@@ -2,7 +2,6 @@ import pytest
 import tiny
 
 from probing import PreferencePair
-from probing.errors import DataInvalid
 from probing.tokens.pairs import tokenize_pairs
 from probing.tokens.templates import ConversationRenderer, plain_contents
 
@@ -29,12 +28,12 @@ def test_arguments_of_a_row_reach_the_template():
     assert ConversationRenderer(tokenizer, [{}], {"style": "short"}).render(ASKED) == "short 1"
 
 
-@pytest.mark.parametrize("option", ["tokenize", "add_generation_prompt"])
-def test_an_argument_that_is_given_already_is_refused(option):
-    """A column of a dataset must not end in a traceback."""
-    pair = PreferencePair("x", ASKED, *ANSWERS, chat_template_kwargs={option: True})
-    with pytest.raises(DataInvalid, match=f"pair 'x': the chat template refuses this conversation: .*'{option}'"):
-        tokenize_pairs(TOKENIZER, [pair])
+@pytest.mark.parametrize("given", [{"tokenize": True}, {"chat_template": "x"}, ["x"], {"f": print}])
+def test_arguments_that_no_row_may_give_are_refused(given):
+    """Also of a pair that no reader of data has checked."""
+    pair = tokenize_pairs(TOKENIZER, [PreferencePair("x", ASKED, *ANSWERS, chat_template_kwargs=given)])[0]
+    assert pair.status == "refused"
+    assert "chat_template_kwargs" in pair.detail
 
 
 def test_contents_become_one_text():

@@ -22,7 +22,17 @@ from probing.runs.capture.config import CaptureConfig
 from probing.runs.capture.rows import Batch, choose_schema, find_batch, label_of, read_whole_shard
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.parts import Shard, complete_parts, find_shard, make_with_next_prepared, status_facts
-from probing.runs.common.record import begin_run, content_of, dtype_name, finish, is_unchanged, report_of
+from probing.runs.common.record import (
+    begin_run,
+    check_rendered,
+    content_of,
+    dtype_name,
+    finish,
+    is_unchanged,
+    note_rendered,
+    rendered_prompts,
+    report_of,
+)
 from probing.store.activations import REPAIR, ROWS_FILE, find_fault, states_path, write_states
 from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, SHARDS, RunFolder
@@ -66,7 +76,8 @@ def capture_into(
     )
     request = Capture(capturer.places, request.pooling, request.over, request.dtype, request.chat)
     made_of = {"model": content_of(model.source), "places": ", ".join(map(str, request.places))}
-    begin_run(folder, config, made_of, devices_of(model), model.dtype)
+    rendered = rendered_prompts(prompts, config.chat, model=model)
+    begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
     schema = choose_schema(folder, prompts)
     batch = find_batch(folder, config, table, prompts, schema)
     made = capture_shards(folder, config, capturer, batch, schema)
@@ -82,6 +93,7 @@ def capture_shards(
     """Write every missing shard of this run; returns the number of these.
 
     Raises:
+        SourceMismatch: shards are missing, and the chat template writes other prompts than when the store was begun.
         StoreCorrupt: a shard of finished rows is missing or damaged, and ``repair`` is not set.
     """
     first, size = batch.facts["first_shard"], config.shard_rows
@@ -92,6 +104,11 @@ def capture_shards(
         at, wrong = faults[0]
         path = states_path(folder.shards, first + at)
         raise StoreCorrupt(f"{path}: {wrong} ({len(faults)} of {len(checked)} shards); {REPAIR}")
+
+    def render_fixed() -> dict[str, dict[str, str]]:
+        return rendered_prompts(batch.prompts, config.chat, model=capturer.language_model) if faults else {}
+
+    check_rendered(folder, render_fixed())
     budget = KeptBudget(folder, [capturer.stream])
 
     def prepare(at: int) -> list[TokenizedPrompt]:
@@ -108,6 +125,7 @@ def capture_shards(
         len(batch.prompts), sum(len(shard.rows) for shard in known if shard is not None), "rows", "capturing"
     )
     complete_parts(known, make_with_next_prepared(prepare, make), write, bar, lambda shard: budget.adopt(shard.facts))
+    note_rendered(folder, render_fixed())
     return len(faults)
 
 

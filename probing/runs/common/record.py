@@ -24,9 +24,14 @@ from probing.store.activations import ActivationStore
 from probing.store.files import file_sha256, new_file
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.records import read_summary
-from probing.types import PreferencePair, Report, Source
+from probing.tokens.rendering import is_rendered
+from probing.tokens.templates import rendered_sha256
+from probing.types import LabelledPrompt, PreferencePair, Report, Source
 
 log = logging.getLogger(__name__)
+
+RENDERED = "rendered"
+"""Key of the identity that holds what chat templates wrote when the run began."""
 
 
 def begin_run(
@@ -35,6 +40,7 @@ def begin_run(
     made_of: Mapping[str, Any],
     devices: Sequence[torch.device],
     dtype: torch.dtype | None = None,
+    rendered: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Start a run in a folder, or go on with the one it holds if everything its bytes depend on is the same.
 
@@ -44,6 +50,8 @@ def begin_run(
         made_of: hashes and names that tell the run's models, states and data from others.
         devices: devices that the run computes on.
         dtype: dtype of the run's model, unless ``made_of`` says it.
+        rendered: hashes of what chat templates write today. They are recorded, and compared by ``check_rendered``: what
+            is finished can still be read on another day.
 
     Raises:
         SourceMismatch: the folder's run was made from something else; names each difference.
@@ -52,12 +60,72 @@ def begin_run(
     depends_on |= {} if dtype is None else {"dtype": dtype_name(dtype)}
     depends_on |= {"versions": versions()}
     known = folder.facts()
+    written = known.get("identity", {}).get(RENDERED) if known else rendered
+    depends_on |= {RENDERED: written} if written else {}
     # The identity is made from the recorded options by today's rules, not by those of the version that wrote them, so
     # that older folders still resume.
     recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
     folder.begin(depends_on, {"config": config.plain()}, recorded)
     if known.get("status") == "done":
         log.warning("%s holds this run, finished: its results are shown again", folder.path)
+
+
+def rendered_pairs(pairs: Sequence[PreferencePair], **models: LanguageModel) -> dict[str, dict[str, str]]:
+    """Hashes of what the chat template of each model writes around pairs; none for pairs of plain text."""
+    arguments = [pair.chat_template_kwargs for pair in pairs if pair.conversational]
+    return _rendered(arguments, models)
+
+
+def rendered_prompts(
+    prompts: Sequence[LabelledPrompt], chat: bool, **models: LanguageModel
+) -> dict[str, dict[str, str]]:
+    """The same of prompts; ``chat`` says whether plain text becomes a user's turn."""
+    arguments = [prompt.chat_template_kwargs for prompt in prompts if is_rendered(prompt, chat)]
+    return _rendered(arguments, models)
+
+
+def _rendered(arguments: Sequence[Any], models: Mapping[str, LanguageModel]) -> dict[str, dict[str, str]]:
+    if not arguments:
+        return {}
+    return {name: rendered_sha256(model.tokenizer, arguments) for name, model in models.items()}
+
+
+def check_rendered(folder: RunFolder, rendered: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise before further rows get another prompt than those that the run already has.
+
+    Raises:
+        SourceMismatch: a chat template writes other text around the same conversation than when the run began.
+    """
+    changed = find_changed_templates(folder.facts(), rendered)
+    if changed:
+        raise SourceMismatch(
+            f"{folder.path}: around the same conversation the chat template of the {changed[0]} writes other text now "
+            f"than when this run began; most likely it writes today's date. The rows that are left would get another "
+            f"prompt than the others. Choose another --out; a template that takes the date as an argument can be "
+            f"given a fixed one in the column chat_template_kwargs"
+        )
+
+
+def note_rendered(folder: RunFolder, rendered: Mapping[str, Mapping[str, str]]) -> None:
+    """Warn, and write into the record, that a chat template began to write other text while the run was on."""
+    changed = find_changed_templates(folder.facts(), rendered)
+    if changed:
+        log.warning(
+            "while this run was on, the chat template of the %s began to write other text around the same "
+            "conversation, most likely today's date: not all rows have the same prompt",
+            changed[0],
+        )
+        folder.write({**folder.facts(), "rendered_changed": True})
+
+
+def find_changed_templates(facts: Mapping[str, Any], rendered: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The models whose chat templates write other text than when the run of a record began; none in older records."""
+    began = facts.get("identity", {}).get(RENDERED, {})
+    return [
+        name
+        for name, hashes in rendered.items()
+        if any(began.get(name, {}).get(arguments, sha256) != sha256 for arguments, sha256 in hashes.items())
+    ]
 
 
 def content_of(source: Source) -> dict[str, Any]:

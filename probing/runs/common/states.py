@@ -16,6 +16,7 @@ from probing.models.devices import free_memory
 from probing.models.load import LanguageModel, load
 from probing.runs.common.groups import text_units
 from probing.runs.common.options import DEFAULT_PLACES, OneModelOptions
+from probing.runs.common.record import RENDERED, find_changed_templates
 from probing.store.activations import ActivationStore, open_store, row_problems
 from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
@@ -144,5 +145,10 @@ def check_same_request(left: ActivationStore, right: ActivationStore) -> None:
     for name in ("places", "request", "dtype", "width"):
         if left.facts[name] != right.facts[name]:
             raise SourceMismatch(f"{right.path}: {name} {right.facts[name]}, of {left.path}: {left.facts[name]}")
+    if find_changed_templates(left.facts, right.facts.get("identity", {}).get(RENDERED, {})):
+        raise SourceMismatch(
+            f"{right.path}: the chat template wrote other text around the same conversation than for {left.path}, most "
+            f"likely the date of another day; capture both on one day"
+        )
     if left.source.weights_sha256 != right.source.weights_sha256:
         raise SourceMismatch(f"{right.path} was captured from another model than {left.path}")

@@ -30,12 +30,15 @@ from probing.runs.common.record import (
     begin_run,
     check_files,
     check_ids,
+    check_rendered,
     clear,
     content_of,
     dtype_name,
     finish,
     hash_files,
     model_facts,
+    note_rendered,
+    rendered_pairs,
     report_of,
 )
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, TOKENS_FILE, DisplacementConfig
@@ -69,10 +72,14 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
     data = Dataset(inputs.table, inputs.pairs, config.shard_pairs)
     reference = load_reference(config)
     policy, taken, broken = find_policy(config, inputs.steps, reference)
-    begin_run(folder, config, _identify_content(inputs, reference, policy), devices_of(reference), reference.dtype)
+    made_of = _identify_content(inputs, reference, policy)
+    rendered = rendered_pairs(inputs.pairs, reference=reference, policy=policy)
+    begin_run(folder, config, made_of, devices_of(reference), reference.dtype, rendered)
     if not folder.finished:
+        check_rendered(folder, rendered)
         comparer = make_comparer(config, reference, policy)
         shards = compare_shards(folder, data, comparer)
+        note_rendered(folder, rendered_pairs(inputs.pairs, reference=reference, policy=policy))
         joined = [shard.rows for shard in shards]
         facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
         facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}

@@ -116,6 +116,7 @@ def _read_fresh(
         source = open_states(config.fresh_store)
         check_same_request(seen.store, source)
     others = _read_prompts(folder, config, fresh, positive, source, FRESH_STATES)
+    check_same_request(seen.store, others.store)
     known = {text_key(prompt) for prompt in seen.rows}
     kept = [at for at, prompt in enumerate(others.rows) if text_key(prompt) not in known]
     for prompt in others.rows:

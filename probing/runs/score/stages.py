@@ -22,10 +22,13 @@ from probing.runs.common.record import (
     begin_run,
     check_files,
     check_ids,
+    check_rendered,
     clear,
     content_of,
     finish,
     model_facts,
+    note_rendered,
+    rendered_pairs,
     report_of,
 )
 from probing.runs.score.config import SCORES_FILE, ScoreConfig
@@ -53,11 +56,14 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
     began = time.monotonic()
     model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
     made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
-    begin_run(folder, config, made_of, devices_of(model), model.dtype)
+    rendered = rendered_pairs(pairs, model=model)
+    begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
     if not folder.finished:
+        check_rendered(folder, rendered)
         data = Dataset(table, pairs, config.shard_pairs)
         scorer = make_scorer(config, model)
         shards = score_shards(folder, data, scorer)
+        note_rendered(folder, rendered_pairs(pairs, model=model))
         join_shards([shard.rows for shard in shards], folder.path / SCORES_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
