@@ -1,17 +1,31 @@
 """Parts of a row that every reader needs: text or messages, id, arguments of the chat template."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from probing.data.cells import drop_none, is_empty
-from probing.data.tables import NotJson, Row, canonical
+from probing.data.cells import drop_none, is_empty, plain_value
+from probing.data.formats import NotJson, Row, is_message, parse_cell, parse_json
+from probing.data.tables import canonical
 from probing.errors import DataInvalid
 from probing.types import Message, Text, check_message, message_text
 
 Where = Callable[[int], str]
 """Names a row for messages, given its index."""
+SENDERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""The role of each sender of a message that is written as ``{"from": ..., "value": ...}``."""
 
 
 def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
@@ -25,8 +39,13 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
             raise DataInvalid(f"{where}: there is no column '{name}'; the columns are {', '.join(map(str, row))}")
         raise DataInvalid(f"{where}: this row has no '{name}', though others have; it holds {', '.join(map(str, row))}")
     value = row[name].tolist() if hasattr(row[name], "tolist") else row[name]
+    if isinstance(value, str):
+        # CSV has no other way to hold messages, and files of other formats hold them as text, too.
+        value = parse_cell(value)
     if isinstance(value, NotJson):
         raise DataInvalid(f"{where}: '{name}' holds messages in Python's notation; write them as JSON (double quotes)")
+    if is_message(value):
+        value = [value]
     if isinstance(value, str):
         check_characters(value, name, where)
         return value
@@ -43,12 +62,23 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
 
 def _message(message: Any, name: str, where: str) -> Message:
     if isinstance(message, Mapping):
-        message = {**drop_none(message), "content": message.get("content")}
+        kept = drop_none(message)
+        foreign = "role" not in kept and is_message(kept)
+        message = _respell(kept, name, where) if foreign else {**kept, "content": message.get("content")}
     try:
         check_message(message, name)
     except (TypeError, ValueError) as error:
         raise DataInvalid(f"{where}: {error}") from error
     return message
+
+
+def _respell(message: Mapping[str, Any], name: str, where: str) -> Message:
+    """A message as ShareGPT writes it, in the words of chat templates."""
+    sender = message["from"]
+    role = SENDERS.get(sender) if isinstance(sender, str) else None
+    if role is None:
+        raise DataInvalid(f"{where}: '{name}' has a message from {sender!r:.40}; senders are {', '.join(SENDERS)}")
+    return {"role": role, "content": message["value"]}
 
 
 def messages(text: Text) -> list[Message]:
@@ -79,6 +109,24 @@ def check_characters(text: str, name: str, where: str) -> None:
         ) from error
 
 
+def parse_tools(row: Row, where: str) -> Row:
+    """The row with its tools as a list where they are JSON text, as many files hold them.
+
+    Raises:
+        DataInvalid: the text is no JSON list; names the row.
+    """
+    tools = row.get("tools")
+    if not isinstance(tools, str):
+        return row
+    try:
+        parsed = parse_json(tools) if tools.strip() else None
+    except ValueError as error:
+        raise DataInvalid(f"{where}: 'tools' is text that is no JSON ({error})") from error
+    if parsed is not None and not isinstance(parsed, list):
+        raise DataInvalid(f"{where}: 'tools' must be a list of tool schemas, found {type(parsed).__name__}")
+    return {**row, "tools": parsed}
+
+
 def template_arguments(row: Row) -> tuple[Any, Any]:
     """Tool schemas, and further arguments of the chat template; None where a row has none."""
     return drop_none(row.get("tools")) or None, drop_none(row.get("chat_template_kwargs")) or None
@@ -88,7 +136,7 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
     """An id a row: from its column, or made from the texts (``sides``) where there is none.
 
     Raises:
-        DataInvalid: an id is missing, empty or used twice; names the row.
+        DataInvalid: an id is missing, empty, used twice, or neither text nor a finite number; names the row.
     """
     column = id_column if id_column is not None else "id"
     values = [row.get(column) for row in rows]
@@ -101,6 +149,8 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
         raise DataInvalid(
             f"{where(bare)}: there is no id in column '{column}'; the columns are {', '.join(rows[bare])}"
         )
+    for index, value in enumerate(values):
+        _check_id(value, f"{where(index)}: the id in column '{column}'")
     seen: dict[str, int] = {}
     for index, identity in enumerate(map(str, values)):
         check_characters(identity, column, where(index))
@@ -111,6 +161,15 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
             )
         seen[identity] = index
     return list(seen)
+
+
+def _check_id(value: Any, name: str) -> None:
+    """Raise unless a value can tell rows apart: 1 and true, or two infinities, would be the same or no id at all."""
+    value = plain_value(value)
+    if isinstance(value, bool | Mapping | list | tuple | set | bytes):
+        raise DataInvalid(f"{name} must be text or a number, not {type(value).__name__} ({value!r:.40})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataInvalid(f"{name} must be finite, not {value} (a number such as 1e400 is too large)")
 
 
 def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.data.filters import RULES, check_rule
+from probing.data.formats import file_format
 from probing.data.pairs import content_sha256
-from probing.data.tables import Table, file_format
+from probing.data.tables import Table
 from probing.data.writing import stage_rows
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs
-from probing.runs.common.options import DatasetOptions
+from probing.runs.common.options import PairColumnOptions, PairDataOptions
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
@@ -33,11 +35,12 @@ SIDE_PREFIX = "probing_"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(DatasetOptions):
+class FilterConfig(PairDataOptions):
     """Keep the pairs of a preference dataset whose scores are low (or high).
 
     Args:
-        data: the dataset that was scored; its rows may have been reordered or given further columns since.
+        data: the dataset that was scored; its rows may have been reordered or given further columns since. The options
+            of how and which part it is read are by default those of the scoring.
         scores: output folder of "probing score", or a scores.parquet.
         by: score column to filter by. "ches_normalized" is the one to start with: higher means more alike, so keep the
             lowest. Of a displacement rate keep the highest.
@@ -86,7 +89,7 @@ def run(config: FilterConfig) -> Report:
     warn_of_direction(config.by, check_rule(**config.rule)[0])
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
-    table, pairs = read_pairs(config.data, config.split or used.get("split"), config.id_column or used.get("id_column"))
+    table, pairs = read_pairs(_as_scored(config, used))
     _check_same_pairs(pairs, facts, config)
     kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
     out, form = Path(config.out).expanduser(), _format(config, table)
@@ -106,6 +109,21 @@ def run(config: FilterConfig) -> Report:
         shutil.rmtree(side) if side.is_dir() else side.unlink()
     wrote = [out, side] if fates[False] else [out]
     return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
+
+
+def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
+    """The options with those of the scoring in place of those that were not given, for how the data are read."""
+    names = [
+        "split",
+        "subset",
+        "data_revision",
+        "id_column",
+        *(entry.name for entry in dataclasses.fields(PairColumnOptions)),
+    ]
+    if config.limit is None and config.sample is None:
+        names += ["limit", "sample"]
+    known = {name: used[name] for name in names if used.get(name) and not getattr(config, name)}
+    return dataclasses.replace(config, **known)
 
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
@@ -135,14 +153,14 @@ def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any],
     scored = facts.get("data", {}).get("pairs_sha256")
     if scored is not None and scored != content_sha256(pairs):
         raise SourceMismatch(
-            f"{config.data}: these are not the pairs that were scored into {config.scores} (scored: "
+            f"{', '.join(config.sources)}: these are not the pairs that were scored into {config.scores} (scored: "
             f"{facts['data']['rows']} rows of {facts['data']['path']}); ids or texts differ. Score this file first"
         )
 
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
     """Raise rather than overwrite: never the input or what is no dataset, and other files only on request."""
-    sources = {Path(name).expanduser().resolve() for name in (config.data, config.scores)}
+    sources = {Path(name).expanduser().resolve() for name in (*config.sources, config.scores)}
     for target in targets:
         if not target.name or target.name == "..":
             raise UsageError(f"{target}: is no name for a new file; choose another --out")
