@@ -182,10 +182,11 @@ def find_columns(rows: Sequence[Row], columns: PairColumns, where: Where) -> Fou
     for role, name in columns.named.items():
         resolver.check(name, f" of the {role} {'prompts' if role == 'system' else 'texts'}")
     layout, verdict = _find_layout(resolver, columns)
-    prompts = [name for name in (PROMPT, *PROMPT_COLUMNS) if any(not is_missing(row.get(name)) for row in rows)]
-    prompts = [name for name in prompts if name not in (layout.chosen, layout.rejected)]
-    if columns.prompt is not None or PROMPT in prompts:
+    if columns.prompt is not None or any(not is_missing(row.get(PROMPT)) for row in rows):
         prompts = [columns.prompt or PROMPT]
+    else:
+        free = [name for name in PROMPT_COLUMNS if name not in (layout.chosen, layout.rejected)]
+        prompts = [name for name in free if any(not is_empty(row.get(name)) for row in rows)]
     prompt = prompts[0] if len(prompts) == 1 else None
     system = columns.system
     if system is None and columns.prompt is None and prompt not in (None, PROMPT):

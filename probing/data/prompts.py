@@ -9,7 +9,7 @@ from probing.data.cells import plain_value
 from probing.data.columns import ColumnResolver
 from probing.data.formats import Row
 from probing.data.pair_columns import PairColumns
-from probing.data.pairs import pairs_from_rows
+from probing.data.pairs import USUAL, pairs_from_rows
 from probing.data.rows import Where, parse_tools, row_ids, template_arguments, text_of
 from probing.data.tables import Table
 from probing.errors import DataInvalid, UsageError
@@ -34,7 +34,7 @@ class Columns:
     label: str | None = None
     category: str | None = None
     span: str | None = None
-    pairs: PairColumns = PairColumns()
+    pairs: PairColumns = USUAL
 
 
 def prompts_from_table(table: Table, columns: Columns, substring: str | None = None) -> list[LabelledPrompt]:
@@ -74,7 +74,7 @@ def prompts_from_rows(
             raise UsageError(f"{name}: preference pairs are read by their own columns; leave out the names of others")
         pairs = pairs_from_rows(rows, where, columns.id, columns.pairs)
         return [side for pair in pairs for side in _sides(pair, substring)]
-    if columns.pairs != PairColumns():
+    if columns.pairs != USUAL:
         raise UsageError(f"{name}: the texts are in a column of their own; leave out what is said of pairs")
     text = resolver.find(columns.text, TEXT_COLUMNS)
     if text is None:

@@ -43,7 +43,10 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
         # CSV has no other way to hold messages, and files of other formats hold them as text, too.
         value = parse_cell(value)
     if isinstance(value, NotJson):
-        raise DataInvalid(f"{where}: '{name}' holds messages in Python's notation; write them as JSON (double quotes)")
+        raise DataInvalid(
+            f"{where}: '{name}' holds messages that are no JSON; in Python's notation, for instance, write them with "
+            f"double quotes"
+        )
     if is_message(value):
         value = [value]
     if isinstance(value, str):

@@ -272,7 +272,8 @@ def _from_dataset(source: str, loaded: Any, part: Part) -> Table:
     if not rows:
         raise DataInvalid(f"{source}: there are no rows in it")
     lines = [f"row {number + 1}" for number in numbers]
-    return Table(source, "datasets", rows, lines, _rows_sha256(rows), chosen, None if whole else list(numbers))
+    table = Table(source, "datasets", rows, lines, _rows_sha256(rows), chosen)
+    return table if whole else replace(table, numbers=list(numbers))
 
 
 def _find_unreadable_column(loaded: Any) -> str:

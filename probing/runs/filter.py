@@ -160,7 +160,7 @@ def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any],
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
     """Raise rather than overwrite: never the input or what is no dataset, and other files only on request."""
-    sources = {Path(name).expanduser().resolve() for name in (*config.sources, config.scores)}
+    sources = {Path(name).expanduser().resolve() for name in [*config.sources, str(config.scores)]}
     for target in targets:
         if not target.name or target.name == "..":
             raise UsageError(f"{target}: is no name for a new file; choose another --out")

@@ -215,6 +215,11 @@ BAD = {
     "some ids": (rows_with(id=["x", None]), r"row 1: there is no id in column 'id'"),
     "empty id": (rows_with(id=[""]), r"the id in column 'id' is empty"),
     "blank id": (rows_with(id=["x", " "]), r"row 1: the id in column 'id' is empty"),
+    "a list as an id": (rows_with(id=["x", [1]]), r"row 1: the id in column 'id' must be text or a number, not list"),
+    "an object as an id": (rows_with(id=[{"a": 1}]), r"row 0: the id in column 'id' must be .* not dict"),
+    "true as an id": (rows_with(id=[1, True]), r"row 1: the id in column 'id' must be .* not bool \(True\)"),
+    "an array as an id": (rows_with(id=[np.array([1, 2])]), r"not list"),
+    "an infinite id": (rows_with(id=[float("1e400")]), r"row 0: the id in column 'id' must be finite, not inf"),
     "id of NaN": (rows_with(id=["x", float("nan")]), r"row 1: there is no id in column 'id'"),
 }
 

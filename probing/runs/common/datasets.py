@@ -11,7 +11,7 @@ from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.columns import ColumnResolver
 from probing.data.pairs import leave_out_ties, pairs_from_table
 from probing.data.portions import Part
-from probing.data.prompts import Columns, prompts_from_table
+from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.tables import Table, join_tables, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.options import TEXT, DatasetOptions, LabelledOptions, PairDataOptions, TextOptions
@@ -61,7 +61,18 @@ def read_labelled_sources(config: TextOptions, sources: Sequence[str], part: Par
         if config.label_column is not None:
             raise UsageError("labels are given twice: as LABEL=FILE and by --label-column")
         tables = [_label_rows(table, str(label)) for table, label in zip(tables, labels, strict=True)]
-    return join_tables(tables, part)
+    return join_tables(tables if config.text_column is not None else _align_texts(tables), part)
+
+
+def _align_texts(tables: list[Table]) -> list[Table]:
+    """The tables with their texts in one column where some have them in one and some in another."""
+    columns = [ColumnResolver.of(table.rows, table.path).find(None, TEXT_COLUMNS) for table in tables]
+    if None in columns or len(set(columns)) == 1:
+        return tables
+    return [
+        table if column == TEXT else replace(table, rows=[{**row, TEXT: row.get(column)} for row in table.rows])
+        for table, column in zip(tables, columns, strict=True)
+    ]
 
 
 def _split_label(source: str) -> tuple[str | None, str]:

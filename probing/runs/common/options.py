@@ -255,7 +255,8 @@ class TextOptions(PairColumnOptions, DatasetOptions, CategoryOptions):
 
     Args:
         text_column: column of the texts or conversations; by default text, prompt, instruction, question, statement or
-            messages. A row with chosen and rejected becomes two rows. Files that are given as LABEL=FILE label their rows.
+            messages. A row with chosen and rejected becomes two rows. Files that are given as --data LABEL=FILE label
+            their rows.
         response_column: column of the responses; by default response or completion, if there is one.
         label_column: column of the labels; by default label, if there is one.
         over: which tokens count: "text" (all), "content" (without special tokens at both ends), "prompt", "response",
