@@ -157,7 +157,7 @@ def test_a_flag_overrides_a_file(score, tmp_path):
 
 def test_several_files_are_read_one_after_the_other(score, data, tmp_path):
     lines = data.read_text().splitlines(keepends=True)
-    (tmp_path / "more.jsonl").write_text(lines[-1].replace('"r', '"s'))
+    (tmp_path / "more.jsonl").write_text(lines[-1].replace('"r5"', '"s5"'))
     status, out, _ = score("--data", tmp_path / "more.jsonl", "--limit", len(lines) + 5, "--json")
     assert status == 0
     assert json.loads(out)["data"]["rows"] == len(lines) + 1

@@ -66,11 +66,13 @@ def read_labelled_sources(config: TextOptions, sources: Sequence[str], part: Par
 
 def _align_texts(tables: list[Table]) -> list[Table]:
     """The tables with their texts in one column where some have them in one and some in another."""
-    columns = [ColumnResolver.of(table.rows, table.path).find(None, TEXT_COLUMNS) for table in tables]
-    if None in columns or len(set(columns)) == 1:
+    found = [ColumnResolver.of(table.rows, table.path).find(None, TEXT_COLUMNS) for table in tables]
+    columns = [column for column in found if column is not None]
+    if len(columns) < len(tables) or len(set(columns)) == 1:
         return tables
+    first = TEXT_COLUMNS[0]
     return [
-        table if column == TEXT else replace(table, rows=[{**row, TEXT: row.get(column)} for row in table.rows])
+        table if column == first else replace(table, rows=[{**row, first: row.get(column)} for row in table.rows])
         for table, column in zip(tables, columns, strict=True)
     ]
 
