@@ -184,7 +184,7 @@ def test_rows_without_a_prompt_are_refused_or_mapped(probing, score, data, tmp_p
     assert json.loads((tmp_path / "kept.jsonl").read_text()) == rows[0]
     status, _, errors = score("--implicit-prompt")
     assert status == 2
-    assert "implicit_prompt" in errors
+    assert "prompt_column" in errors
     assert score("--implicit-prompt", out=tmp_path / "implicit")[0] == 0
 
 

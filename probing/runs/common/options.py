@@ -153,7 +153,8 @@ class PairColumnOptions(Options):
     chosen_column: str | None = None
     rejected_column: str | None = None
     system_column: str | None = None
-    implicit_prompt: bool = False
+    # Without it such rows are refused: where a run is allowed with it and without, its pairs are the same.
+    implicit_prompt: bool = option(False, identity=False)
 
     @property
     def pair_columns(self) -> PairColumns:
