@@ -184,6 +184,9 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     repeatable = [entry.name for entry in dataclasses.fields(config_type) if entry.metadata.get("repeatable")]
     repeated = _collect_repeated(spelled, repeatable)
     _check_arguments(spelled)
+    twice = _find_repeated(spelled, repeatable)
+    if twice is not None:
+        parser.error(f"{twice} is given twice; it takes one value")
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
     except (argparse.ArgumentError, UnicodeError, RecursionError) as error:
@@ -251,7 +254,7 @@ def _make_parser(command: str, config_type: type) -> "Parser":
             else:
                 how |= {"type": hints[entry.name], "metavar": metavar_of(hints[entry.name])}
             ending = " (required)" if "required" in how else describe_default(entry.default)
-            group.add_argument(f"--{entry.name.replace('_', '-')}", help=f"{helps[entry.name]}{ending}", **how)
+            group.add_argument(f"--{entry.name.replace('_', '-')}", help=f"{helps[entry.name]}{ending}".replace("%", "%%"), **how)
     parser.describe_options(hints)
     return parser
 
@@ -277,6 +280,26 @@ def _collect_repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[st
         if option.startswith("--") and name in names and (equals or at + 1 < len(arguments)):
             values.setdefault(name, []).append(value if equals else arguments[at + 1])
     return {name: given for name, given in values.items() if len(given) > 1}
+
+
+def _find_repeated(arguments: Sequence[str], allowed: Sequence[str]) -> str | None:
+    """The first option that was given twice, in whatever spelling, though only its last value would count.
+
+    Args:
+        arguments: arguments, spelled as the parser wants them.
+        allowed: options that may be repeated.
+    """
+    seen: set[str] = set()
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if not re.fullmatch(r"--[\w-]+", option):
+            continue
+        name = option.removeprefix("--").replace("-", "_")
+        name = name.removeprefix("no_")
+        if name in seen and name not in allowed:
+            return option
+        seen.add(name)
+    return None
 
 
 def _respell(arguments: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ from probing import LanguageModel, PreferencePair
 from probing.data.bundled import BUNDLED, bundled_model
 from probing.instruments.pair_scores import BLOCK_PAIRS, PairScorer
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.options import PairDataOptions
 from probing.runs.common.versions import versions
 from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 
@@ -123,7 +124,7 @@ def memory_of(way: str, data: str, rows: int, device: str, small: bool) -> dict[
 def memory_job(way: str, data: str, rows: int, device: str, small: bool) -> dict[str, Any]:
     """The inside of that process."""
     language_model = make_model(device, small)
-    pairs = spread(read_pairs(data, None, None)[1], rows)
+    pairs = spread(read_pairs(PairDataOptions(data=data, out=Path()))[1], rows)
     scorer = PairScorer(language_model)
     tokenized = tokenize_pairs(language_model.tokenizer, pairs[:2])
     straightforward(language_model, tokenized) if way == "plain" else scorer.score(pairs[:2])
@@ -173,7 +174,7 @@ def bench_score(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Speed against the plain way, memory of both, and growth with the number of rows."""
     language_model = make_model(options.device, options.small)
     parameters = sum(parameter.numel() for parameter in language_model.model.parameters())
-    rows = spread(read_pairs(options.data, None, None)[1], options.rows)
+    rows = spread(read_pairs(PairDataOptions(data=options.data, out=Path()))[1], options.rows)
     results = [{**interleaved(language_model, rows), "parameters": parameters}]
     del language_model
     common = (options.data, options.device, options.small)
@@ -206,7 +207,7 @@ def main() -> None:
         "capture": lambda: bench_capture(make_model(options.device, options.small), options),
         "likelihood": lambda: bench_likelihood(
             make_model(options.device, options.small),
-            spread(read_pairs(options.data, None, None)[1], options.rows),
+            spread(read_pairs(PairDataOptions(data=options.data, out=Path()))[1], options.rows),
             options,
         ),
         "ccs": lambda: bench_ccs(options),

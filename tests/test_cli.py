@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -34,7 +35,7 @@ def data(tmp_path):
 def score(probing, model_folder, data, tmp_path):
     def run(*arguments, **changes):
         options = {"--model": model_folder, "--data": data, "--out": tmp_path / "out"} | {
-            f"--{k}": v for k, v in changes.items()
+            f"--{k.replace('_', '-')}": v for k, v in changes.items()
         }
         return probing("score", *(part for option in options.items() for part in option), *arguments)
 
@@ -161,7 +162,7 @@ def test_places_that_cannot_be_written_leave_with_2(score, tmp_path, out):
 
 def test_home_is_understood(score, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert score("--out=~/mine")[0] == 0
+    assert score(out="~/mine")[0] == 0
     assert (tmp_path / "mine" / "scores.parquet").exists()
 
 
@@ -169,6 +170,81 @@ def test_a_revision_of_a_folder_is_refused(score):
     status, _, errors = score("--revision", "v1")
     assert status == 2
     assert "is a folder, which has no revision 'v1'" in errors
+
+
+REPEATED = {
+    "the same spelling": ["--max-length", "9", "--max-length", "8"],
+    "with an equals sign": ["--max-length=9", "--max-length", "8"],
+    "with an underscore": ["--max_length", "9", "--max-length=9"],
+    "a switch": ["--eos", "--no-eos"],
+    "beside a file": ["--config", "job.yaml", "--max-length=9", "--max_length=8"],
+    "two files": ["--config", "job.yaml", "--config", "job.yaml"],
+    "an implicit value": ["--id-column", "a", "--id_column", "b"],
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_an_option_that_is_given_twice_is_refused(score, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text("max_length: 300\n")
+    status, out, errors = score(*REPEATED[case])
+    assert (status, out) == (2, "")
+    name = {"a switch": "--no-eos", "two files": "--config", "an implicit value": "--id-column"}.get(
+        case, "--max-length"
+    )
+    assert f"{name} is given twice; it takes one value" in errors
+
+
+def test_a_flag_overrides_a_file(score, tmp_path):
+    (tmp_path / "job.yaml").write_text("max_length: 3\n")
+    assert score("--config", tmp_path / "job.yaml", "--max-length", 300)[0] == 0
+
+
+def test_several_files_are_read_one_after_the_other(score, data, tmp_path):
+    lines = data.read_text().splitlines(keepends=True)
+    (tmp_path / "more.jsonl").write_text(lines[-1].replace('"r5"', '"s5"'))
+    status, out, _ = score("--data", tmp_path / "more.jsonl", "--limit", len(lines) + 5, "--json")
+    assert status == 0
+    assert json.loads(out)["data"]["rows"] == len(lines) + 1
+    assert json.loads(out)["config"]["data"] == [str(data), str(tmp_path / "more.jsonl")]
+
+
+def test_rows_come_from_standard_input(score, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data.read_bytes())))
+    assert score(data="-")[0] == 0
+    assert score(out=tmp_path / "again")[0] == 0
+    files = [pd.read_parquet(tmp_path / name / "scores.parquet") for name in ("out", "again")]
+    pd.testing.assert_frame_equal(*files)
+
+
+def test_rows_without_a_prompt_are_refused_or_mapped(probing, score, data, tmp_path):
+    rows = [{"task": "Is it ok?", "chosen": " I say no", "rejected": " I say yes"}] * 2
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, errors = score()
+    assert (status, out) == (2, "")
+    assert "there is no 'prompt'; the text in 'task' is not read. Name the column of the prompts with" in errors
+    assert score("--prompt-column", "task")[0] == 0
+    arguments = ["--data", data, "--scores", tmp_path / "out", "--by", "ches_normalized", "--keep-lowest", "0.5"]
+    assert probing("filter", *arguments, "--out", tmp_path / "kept.jsonl")[0] == 0
+    assert json.loads((tmp_path / "kept.jsonl").read_text()) == rows[0]
+    status, _, errors = score("--implicit-prompt")
+    assert status == 2
+    assert "prompt_column" in errors
+    assert score("--implicit-prompt", out=tmp_path / "implicit")[0] == 0
+
+
+def test_the_part_that_was_scored_is_filtered(probing, score, data, tmp_path):
+    assert score("--sample", 4)[0] == 0
+    known = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert known["data"]["rows"] == 4
+    arguments = ["--data", data, "--scores", tmp_path / "out", "--by", "ches_normalized", "--keep-lowest", "1.0"]
+    assert probing("filter", *arguments, "--out", tmp_path / "kept.jsonl")[0] == 0
+    kept = (tmp_path / "kept.jsonl").read_text().splitlines()
+    assert len(kept) == 4
+    assert set(kept) < set(data.read_text().splitlines())
+    status, _, errors = score("--limit", 4)
+    assert status == 2
+    assert "data" in errors
 
 
 def test_json_keeps_every_digit(score, tmp_path):
@@ -404,11 +480,14 @@ BAD_DATA = {
         "no column 'rejected'; the columns are prompt, chosen",
     ),
     "wrong type": (
-        lambda path: path.write_text('{"chosen": "a", "rejected": "b"}\n{"id": "k", "chosen": 7, "rejected": "b"}\n'),
+        lambda path: path.write_text(
+            '{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
+            '{"id": "k", "prompt": "q", "chosen": 7, "rejected": "b"}\n'
+        ),
         "line 2 (id 'k'): 'chosen' must be text or a list of messages, found int (7)",
     ),
     "duplicate ids": (
-        lambda path: path.write_text('{"id": "k", "chosen": "a b", "rejected": "a c"}\n' * 2),
+        lambda path: path.write_text('{"id": "k", "prompt": "a", "chosen": " b", "rejected": " c"}\n' * 2),
         "line 2: id 'k' in column 'id' was already used at",
     ),
 }

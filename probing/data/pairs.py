@@ -1,39 +1,62 @@
 """Rows of a preference dataset, in any of the shapes found in practice, as ``PreferencePair``."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from probing.data.cells import is_empty
+from probing.data.formats import Row
+from probing.data.pair_columns import (
+    PROMPT,
+    FoundColumns,
+    PairColumns,
+    find_columns,
+    find_ties,
+    is_missing,
+    tell_columns,
+)
 from probing.data.rows import Where, messages, row_ids, template_arguments, text_of
-from probing.data.tables import Row, Table, canonical
+from probing.data.tables import Table, canonical
 from probing.data.words import starts_word
 from probing.errors import DataInvalid
 from probing.types import Message, PreferencePair, Text, message_text
 
+log = logging.getLogger(__name__)
+
+USUAL = PairColumns()
 DIALOGUE_MARK = "\n\nAssistant:"
 
 
-def pairs_from_table(table: Table, id_column: str | None = None) -> list[PreferencePair]:
+def pairs_from_table(table: Table, id_column: str | None = None, columns: PairColumns = USUAL) -> list[PreferencePair]:
     """All rows of a table as pairs, in order. See ``pairs_from_rows``."""
-    return pairs_from_rows(table.rows, table.where, id_column)
+    return pairs_from_rows(table.rows, table.where, id_column, columns)
 
 
 def pairs_from_rows(
-    rows: Sequence[Row], where: Where = "row {}".format, id_column: str | None = None
+    rows: Sequence[Row],
+    where: Where = "row {}".format,
+    id_column: str | None = None,
+    columns: PairColumns = USUAL,
 ) -> list[PreferencePair]:
     """Rows as pairs, in order.
 
     The accepted forms are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without
-    ``prompt``, which is then what the two responses begin with; and whole dialogues in one string
-    (``\\n\\nHuman: ... \\n\\nAssistant: ...``).
+    ``prompt`` where the responses are whole conversations, as lists of messages or in one string
+    (``\\n\\nHuman: ... \\n\\nAssistant: ...``), of which the prompt is what both share; and the layouts of
+    ``docs/scores.md``, whose columns have other names. Which columns were read there is said in the log.
 
     Args:
-        rows: mappings with at least ``chosen`` and ``rejected``.
+        rows: mappings with at least two responses.
         where: names a row for messages, given its index.
         id_column: column of the ids; by default ``id`` if there is one, otherwise ids are made from the content.
+        columns: other names of columns, and whether plain responses may lack a prompt.
 
     Raises:
-        DataInvalid: a missing column, a wrong type, a duplicate id; names the row.
+        DataInvalid: a missing column, a wrong type, a duplicate id, responses in plain text without a prompt, neither
+            response preferred; names the row.
+        UsageError: a column that is named does not exist.
     """
     column = id_column if id_column is not None else "id"
 
@@ -41,15 +64,36 @@ def pairs_from_rows(
         identity = rows[index].get(column)
         return where(index) if identity is None else f"{where(index)} (id '{identity}')"
 
-    sides = [_sides(row, describe_row(index), rows) for index, row in enumerate(rows)]
+    found = find_columns(rows, columns, describe_row)
+    reader = _Reader(found, rows)
+    sides = [reader.sides(row, describe_row(index)) for index, row in enumerate(rows)]
+    tell_columns(found, rows, reader.mapped)
     ids = row_ids(rows, sides, where, id_column)
     pairs = []
     for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):
         try:
-            pairs.append(PreferencePair(ids[index], prompt, chosen, rejected, *template_arguments(row)))
+            arguments = template_arguments(row)
+            pairs.append(PreferencePair(ids[index], prompt, chosen, rejected, *arguments))
         except (TypeError, ValueError) as error:
             raise DataInvalid(f"{where(index)} (id '{ids[index]}'): {error}") from error
     return pairs
+
+
+def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
+    """The table without the rows in which neither response was preferred, whose number is said in the log."""
+    ties = set(find_ties(table.rows, columns, table.where))
+    if not ties:
+        return table
+    log.warning(
+        "%s: %d of %d rows are ties, in which neither response was preferred; they are left out, the first at %s",
+        table.path,
+        len(ties),
+        len(table.rows),
+        table.lines[min(ties)],
+    )
+    if len(ties) == len(table.rows):
+        raise DataInvalid(f"{table.path}: every row is a tie, in which neither response was preferred")
+    return table.take([index for index in range(len(table.rows)) if index not in ties])
 
 
 def content_sha256(pairs: Sequence[PreferencePair]) -> str:
@@ -71,31 +115,98 @@ def _content(pair: PreferencePair) -> bytes:
     return canonical([pair.id, pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs])
 
 
-def _sides(row: Row, where: str, rows: Sequence[Row]) -> tuple[Text, Text, Text]:
-    chosen, rejected = (text_of(row, name, where, rows) for name in ("chosen", "rejected"))
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise DataInvalid(f"{where}: one of 'chosen' and 'rejected' is text, the other a list of messages")
-    prompt = row.get("prompt")
-    if prompt is not None:
-        prompt = text_of(row, "prompt", where, rows)
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return _text_sides(prompt, chosen, rejected)
-    return _message_sides(prompt, messages(chosen), messages(rejected), where)
+@dataclass
+class _Reader:
+    """Reads the prompt and the two responses of a row.
+
+    Attributes:
+        found: columns that hold them.
+        rows: all rows, which say whether a column is missing in one row or in all.
+        mapped: number of rows so far whose prompt came from a column.
+    """
+
+    found: FoundColumns
+    rows: Sequence[Row]
+    mapped: int = 0
+
+    def sides(self, row: Row, where: str) -> tuple[Text, Text, Text]:
+        """Prompt, chosen and rejected response of a row."""
+        names = self.found.order(row, where)
+        chosen, rejected = (text_of(row, name, where, self.rows) for name in names)
+        if isinstance(chosen, str) != isinstance(rejected, str):
+            raise DataInvalid(f"{where}: one of '{names[0]}' and '{names[1]}' is text, the other a list of messages")
+        prompt = self._prompt(row, where, is_whole(chosen) and is_whole(rejected))
+        self.mapped += prompt is not None
+        if isinstance(chosen, str) and isinstance(rejected, str):
+            sides = self._text_sides(prompt, chosen, rejected, row, where)
+        else:
+            sides = _message_sides(prompt, messages(chosen), messages(rejected), where)
+        if self.found.system is None or (prompt is None and self.found.given.system is None):
+            return sides
+        return _add_system(self._system(row, where), sides, prompt is not None, where)
+
+    def _prompt(self, row: Row, where: str, whole: bool) -> Text | None:
+        """The prompt of a row; None where it has none, or has whole conversations that hold their own."""
+        name = self.found.prompt
+        if name is None or is_missing(row.get(name)) or (whole and self.found.recognised and name != PROMPT):
+            return None
+        return text_of(row, name, where, self.rows)
+
+    def _text_sides(
+        self, prompt: Text | None, chosen: str, rejected: str, row: Row, where: str
+    ) -> tuple[Text, Text, Text]:
+        """Text as it will be tokenised: a prompt, and responses that continue it."""
+        if isinstance(prompt, str):
+            # Some datasets give whole dialogues beside their prompt.
+            if DIALOGUE_MARK in prompt:
+                chosen, rejected = chosen.removeprefix(prompt), rejected.removeprefix(prompt)
+            return prompt, chosen, rejected
+        if prompt is not None:
+            return prompt, _answer(chosen), _answer(rejected)
+        cut = _find_dialogue_cut(chosen, rejected)
+        if cut is None and not self.found.given.implicit_prompt:
+            raise self.found.explain_no_prompt(row, where)
+        if cut is None:
+            cut = _find_word_cut(chosen, rejected)
+        return chosen[:cut], chosen[cut:], rejected[cut:]
+
+    def _system(self, row: Row, where: str) -> str:
+        """The system prompt of a row; "" where there is none."""
+        name = str(self.found.system)
+        if is_empty(row.get(name)):
+            return ""
+        text = text_of(row, name, where, self.rows)
+        if not isinstance(text, str):
+            raise DataInvalid(f"{where}: '{name}' must hold system prompts as text, found a list of messages")
+        return text
 
 
-def _text_sides(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, Text, Text]:
-    """Text as it will be tokenised: a prompt, and responses that continue it."""
+def is_whole(side: Text) -> bool:
+    """Whether a response is a whole conversation, which begins with what was asked."""
+    return DIALOGUE_MARK in side if isinstance(side, str) else side[0]["role"] in ("user", "system")
+
+
+def _add_system(system: str, sides: tuple[Text, Text, Text], has_question: bool, where: str) -> tuple[Text, Text, Text]:
+    """A conversation with its system prompt; text becomes one."""
+    prompt, chosen, rejected = sides
     if isinstance(prompt, str):
-        # Some datasets give whole dialogues beside their prompt.
-        if DIALOGUE_MARK in prompt:
-            chosen, rejected = chosen.removeprefix(prompt), rejected.removeprefix(prompt)
-        return prompt, chosen, rejected
-    if prompt is not None:
-        return prompt, _answer(chosen), _answer(rejected)
-    cut = _find_dialogue_cut(chosen, rejected)
-    if cut is None:
-        cut = _find_word_cut(chosen, rejected)
-    return chosen[:cut], chosen[cut:], rejected[cut:]
+        if has_question and not prompt.strip():
+            return sides
+        if not has_question or DIALOGUE_MARK in prompt:
+            raise DataInvalid(
+                f"{where}: a system prompt stands before a question, and this row has none in a column of its own; "
+                f"name that with --prompt-column, or leave out --system-column"
+            )
+        prompt = [{"role": "user", "content": prompt}]
+        chosen, rejected = (_answer(side) if isinstance(side, str) else side for side in (chosen, rejected))
+    opening = messages(prompt)
+    if not system:
+        return opening, chosen, rejected
+    if opening[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *opening], chosen, rejected
+    if message_text(opening[0]).strip() != system.strip():
+        raise DataInvalid(f"{where}: the system prompt in its own column is not the one that the conversation has")
+    return opening, chosen, rejected
 
 
 def _answer(text: str) -> list[Message]:
@@ -128,6 +239,10 @@ def _message_sides(
 ) -> tuple[Text, Text, Text]:
     if prompt is None:
         return _split_messages(chosen, rejected, where)
+    if isinstance(prompt, str):
+        shared = _find_turns_around(prompt, chosen, rejected)
+        if shared > 1:
+            return chosen[:shared], chosen[shared:], rejected[shared:]
     opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages(prompt)
     sides = []
     for name, side in (("chosen", chosen), ("rejected", rejected)):
@@ -145,11 +260,27 @@ def _same_texts(left: Sequence[Message], right: Sequence[Message]) -> bool:
     return [(m["role"], message_text(m).strip()) for m in left] == [(m["role"], message_text(m).strip()) for m in right]
 
 
+def _find_turns_around(prompt: str, chosen: list[Message], rejected: list[Message]) -> int:
+    """Number of messages that two whole conversations share, the text of the prompt among them; otherwise 0.
+
+    In some datasets the prompt is only the first (or the last) of the user's turns that precede the answers.
+    """
+    shared = _count_shared_messages(chosen, rejected)
+    asked = [message_text(message).strip() for message in chosen[:shared] if message["role"] == "user"]
+    return shared if prompt.strip() in asked else 0
+
+
 def _split_messages(chosen: list[Message], rejected: list[Message], where: str) -> tuple[Text, Text, Text]:
     """The messages that both share are the prompt; the last message of each always belongs to the response."""
-    shared = shared_prefix(chosen[:-1], rejected[:-1])
-    while shared > 0 and chosen[shared]["role"] != "assistant":
-        shared -= 1
+    shared = _count_shared_messages(chosen, rejected)
     if shared == 0:
         raise DataInvalid(f"{where}: 'chosen' and 'rejected' share no message that could be the prompt")
     return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _count_shared_messages(chosen: list[Message], rejected: list[Message]) -> int:
+    """Number of messages before the first answer in which two conversations differ, or before their last ones."""
+    shared = shared_prefix(chosen[:-1], rejected[:-1])
+    while shared > 0 and chosen[shared]["role"] != "assistant":
+        shared -= 1
+    return shared

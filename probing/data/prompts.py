@@ -7,9 +7,11 @@ from typing import Any
 
 from probing.data.cells import plain_value
 from probing.data.columns import ColumnResolver
-from probing.data.pairs import pairs_from_rows
+from probing.data.formats import Row
+from probing.data.pair_columns import PairColumns
+from probing.data.pairs import USUAL, pairs_from_rows
 from probing.data.rows import Where, row_ids, template_arguments, text_of
-from probing.data.tables import Row, Table
+from probing.data.tables import Table
 from probing.errors import DataInvalid, UsageError
 from probing.types import LabelledPrompt, PreferencePair, Text
 
@@ -21,7 +23,10 @@ SIDE_MARK = "#"
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what; by default what they are usually called."""
+    """Which columns of a table hold what; by default what they are usually called.
+
+    ``pairs`` says how rows with two responses are read.
+    """
 
     id: str | None = None
     text: str | None = None
@@ -29,6 +34,7 @@ class Columns:
     label: str | None = None
     category: str | None = None
     span: str | None = None
+    pairs: PairColumns = USUAL
 
 
 def prompts_from_table(table: Table, columns: Columns, substring: str | None = None) -> list[LabelledPrompt]:
@@ -63,10 +69,13 @@ def prompts_from_rows(
         resolver.find(column)
     if substring is not None and columns.span is not None:
         raise UsageError("the span is given twice: as a substring and as a column")
-    if columns.text is None and {"chosen", "rejected"} <= set(resolver.present):
+    if columns.text is None and ({"chosen", "rejected"} <= set(resolver.present) or columns.pairs.named):
         if any(column is not None for column in named):
             raise UsageError(f"{name}: preference pairs are read by their own columns; leave out the names of others")
-        return [side for pair in pairs_from_rows(rows, where, columns.id) for side in _sides(pair, substring)]
+        pairs = pairs_from_rows(rows, where, columns.id, columns.pairs)
+        return [side for pair in pairs for side in _sides(pair, substring)]
+    if columns.pairs != USUAL:
+        raise UsageError(f"{name}: the texts are in a column of their own; leave out what is said of pairs")
     text = resolver.find(columns.text, TEXT_COLUMNS)
     if text is None:
         raise resolver.explain_missing(

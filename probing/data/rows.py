@@ -1,14 +1,14 @@
 """Parts of a row that every reader needs: text or messages, id, arguments of the chat template."""
 
 import hashlib
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from probing.data.cells import drop_none, is_empty
-from probing.data.tables import NotJson, Row, canonical
+from probing.data.cells import drop_none, is_empty, plain_value
+from probing.data.formats import NotJson, Row, is_message, parse_cell, parse_json
+from probing.data.tables import canonical
 from probing.errors import DataInvalid
 from probing.types import Message, Text, check_message, message_text
 
@@ -22,6 +22,18 @@ RESERVED_ARGUMENTS = frozenset(
     "bos_token eos_token unk_token sep_token pad_token cls_token mask_token additional_special_tokens".split()
 )
 """Names that a row's ``chat_template_kwargs`` cannot have."""
+SENDERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""The role of each sender of a message that is written as ``{"from": ..., "value": ...}``."""
 
 
 def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
@@ -35,8 +47,16 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
             raise DataInvalid(f"{where}: there is no column '{name}'; the columns are {', '.join(map(str, row))}")
         raise DataInvalid(f"{where}: this row has no '{name}', though others have; it holds {', '.join(map(str, row))}")
     value = row[name].tolist() if hasattr(row[name], "tolist") else row[name]
+    if isinstance(value, str):
+        # CSV has no other way to hold messages, and files of other formats hold them as text, too.
+        value = parse_cell(value)
     if isinstance(value, NotJson):
-        raise DataInvalid(f"{where}: '{name}' holds messages in Python's notation; write them as JSON (double quotes)")
+        raise DataInvalid(
+            f"{where}: '{name}' holds messages that are no JSON; in Python's notation, for instance, write them with "
+            f"double quotes"
+        )
+    if is_message(value):
+        value = [value]
     if isinstance(value, str):
         check_characters(value, name, where)
         return value
@@ -53,12 +73,23 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
 
 def _message(message: Any, name: str, where: str) -> Message:
     if isinstance(message, Mapping):
-        message = {**drop_none(message), "content": message.get("content")}
+        kept = drop_none(message)
+        foreign = "role" not in kept and is_message(kept)
+        message = _respell(kept, name, where) if foreign else {**kept, "content": message.get("content")}
     try:
         check_message(message, name)
     except (TypeError, ValueError) as error:
         raise DataInvalid(f"{where}: {error}") from error
     return message
+
+
+def _respell(message: Mapping[str, Any], name: str, where: str) -> Message:
+    """A message as ShareGPT writes it, in the words of chat templates."""
+    sender = message["from"]
+    role = SENDERS.get(sender) if isinstance(sender, str) else None
+    if role is None:
+        raise DataInvalid(f"{where}: '{name}' has a message from {sender!r:.40}; senders are {', '.join(SENDERS)}")
+    return {"role": role, "content": message["value"]}
 
 
 def messages(text: Text) -> list[Message]:
@@ -109,8 +140,8 @@ def _tools(value: Any) -> list[Any] | None:
     tools = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(tools, str) and tools.strip():
         try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
+            tools = parse_json(tools)
+        except ValueError as error:
             raise TypeError(f"'tools' is text that is no JSON ({error}); give a list of objects") from error
     if not tools or (isinstance(tools, str) and not tools.strip()):
         return None
@@ -156,7 +187,7 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
     """An id a row: from its column, or made from the texts (``sides``) where there is none.
 
     Raises:
-        DataInvalid: an id is missing, empty or used twice; names the row.
+        DataInvalid: an id is missing, empty, used twice, or neither text nor a finite number; names the row.
     """
     column = id_column if id_column is not None else "id"
     values = [row.get(column) for row in rows]
@@ -169,6 +200,8 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
         raise DataInvalid(
             f"{where(bare)}: there is no id in column '{column}'; the columns are {', '.join(rows[bare])}"
         )
+    for index, value in enumerate(values):
+        _check_id(value, f"{where(index)}: the id in column '{column}'")
     seen: dict[str, int] = {}
     for index, identity in enumerate(map(str, values)):
         check_characters(identity, column, where(index))
@@ -179,6 +212,15 @@ def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, i
             )
         seen[identity] = index
     return list(seen)
+
+
+def _check_id(value: Any, name: str) -> None:
+    """Raise unless a value can tell rows apart: 1 and true, or two infinities, would be the same or no id at all."""
+    value = plain_value(value)
+    if isinstance(value, bool | Mapping | list | tuple | set | bytes):
+        raise DataInvalid(f"{name} must be text or a number, not {type(value).__name__} ({value!r:.40})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataInvalid(f"{name} must be finite, not {value} (a number such as 1e400 is too large)")
 
 
 def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[str]:

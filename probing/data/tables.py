@@ -1,32 +1,24 @@
-"""Datasets as rows: read from any common format, with the place of every row."""
+"""Datasets as rows: read from any common format, whole or in part, with the place of every row."""
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import re
 import sys
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from probing.data.formats import SUFFIXES, NotJson, Row, file_format, parse_file
+from probing.data.portions import Part
 from probing.errors import DataInvalid, UsageError
 from probing.types import Format
 
-Row = Mapping[str, Any]
-SUFFIXES: Mapping[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
+__all__ = ["Format", "NotJson", "Part", "Row", "Table", "canonical", "file_format", "join_tables", "read_table"]
+
+STDIN = "-"
 
 
 @dataclass(frozen=True)
@@ -38,8 +30,11 @@ class Table:
         format: format that the table was stored in.
         rows: one mapping a row.
         lines: the place of each row, as a reader of the file would name it ("line 7").
-        sha256: over the bytes of the file (of the rows, where there is no single file).
-        original: what a faithful copy of single rows is made from: raw lines, an Arrow table or a ``datasets.Dataset``.
+        sha256: over the bytes of the file (of the rows, where there is no single file or not all of it is used).
+        original: what a faithful copy of single rows is made from: raw lines, an Arrow table or a ``datasets.Dataset``;
+            None where there is no such thing.
+        numbers: the number of each row in its file, from 0; None where the table is one whole file.
+        files: the file of each row, where the table was joined from several.
     """
 
     path: str
@@ -48,10 +43,24 @@ class Table:
     lines: Sequence[str]
     sha256: str
     original: Any = None
+    numbers: Sequence[int] | None = None
+    files: Sequence[str] | None = None
 
     def where(self, index: int) -> str:
         """File and line of one row."""
-        return f"{self.path}, {self.lines[index]}"
+        return f"{self.file_of(index)}, {self.lines[index]}"
+
+    def row_of(self, index: int) -> int:
+        """Number of a row in its file, from 0, whatever part of the file was taken."""
+        return index if self.numbers is None else self.numbers[index]
+
+    def file_of(self, index: int) -> str:
+        """File that a row came from."""
+        return self.path if self.files is None else self.files[index]
+
+    def place(self, index: int) -> str:
+        """Line of a row, with its file where there are several."""
+        return self.lines[index] if self.files is None else self.where(index)
 
     def facts(self) -> dict[str, Any]:
         """Facts of the dataset for the record of a run."""
@@ -62,37 +71,109 @@ class Table:
         """Names of all columns, in order of appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
+    def take(self, indices: Sequence[int]) -> "Table":
+        """A table of some of the rows, in the order given; the same table where these are all in their order."""
+        if list(indices) == list(range(len(self.rows))):
+            return self
+        rows = [self.rows[index] for index in indices]
+        return replace(
+            self,
+            rows=rows,
+            lines=[self.lines[index] for index in indices],
+            sha256=_rows_sha256(rows),
+            original=_take_original(self.original, indices),
+            numbers=[self.row_of(index) for index in indices],
+            files=None if self.files is None else [self.files[index] for index in indices],
+        )
 
-def read_table(source: str, split: str | None = None) -> Table:
+
+def _take_original(original: Any, indices: Sequence[int]) -> Any:
+    if original is None:
+        return None
+    if isinstance(original, pa.Table):
+        return original.take(pa.array(indices, pa.int64()))
+    return [original[index] for index in indices] if isinstance(original, list) else original.select(indices)
+
+
+WHOLE = Part()
+
+
+def read_table(source: str, split: str | None = None, part: Part = WHOLE) -> Table:
     """Read JSONL, JSON, CSV or Parquet (each also gzipped), a saved ``datasets`` folder, or a dataset of the hub.
 
     Args:
-        source: a path or a hub id. What exists on disk wins.
-        split: which split, for folders and hub ids that hold several.
+        source: a path, a hub id, or "-" for JSONL on standard input. What exists on disk wins.
+        split: which split or slice; in place of ``part.split``.
+        part: which part of it is read.
 
     Raises:
         DataInvalid: the file is missing, empty, damaged or in no known format; names the line where there is one.
+        UsageError: a split, a subset or a revision of something that has none, or a slice that is none.
     """
+    part = part if split is None else replace(part, split=split)
     if not source:
         raise UsageError("no dataset was named")
     path = Path(source).expanduser()
+    if source == STDIN or path.is_file():
+        table = _read_stdin() if source == STDIN else _read_file(path)
+        _check_no_hub(source, part)
+        if part.split is not None and not part.is_sliced:
+            raise UsageError(f"{source} is a single file and has no splits; leave out --split, or slice it like [:200]")
+        return table.take(part.choose_rows(len(table.rows), table.path))
     if path.is_dir():
-        return _read_folder(str(path), split)
-    if path.is_file():
-        if split is not None:
-            raise UsageError(f"{source} is a single file and has no splits; leave out --split")
-        return _read_file(path)
+        return _read_folder(str(path), part)
     if file_format(path) is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        return _read_hub(source, split)
+        return _read_hub(source, part)
     raise DataInvalid(f"{source}: no such file")
 
 
-def file_format(path: Path) -> Format | None:
-    """The format that a file's name stands for, looking past ``.gz``; None if it names none."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+def join_tables(tables: Sequence[Table], part: Part = WHOLE) -> Table:
+    """Several tables as one, in their order.
+
+    Args:
+        tables: one or more; a single one is answered as it is.
+        part: its ``limit`` or ``sample`` is taken of the rows of several tables together.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    pairs = [(table, index) for table in tables for index in range(len(table.rows))]
+    formats = {table.format for table in tables}
+    original = _join_originals(tables) if len(formats) == 1 else None
+    digest = hashlib.sha256("\n".join(table.sha256 for table in tables).encode()).hexdigest()
+    joined = Table(
+        path=", ".join(dict.fromkeys(table.path for table in tables)),
+        format=tables[0].format if len(formats) == 1 else "jsonl",
+        rows=[row for table in tables for row in table.rows],
+        lines=[line for table in tables for line in table.lines],
+        sha256=digest,
+        original=original,
+        numbers=[table.row_of(index) for table, index in pairs],
+        files=[table.file_of(index) for table, index in pairs],
+    )
+    return joined.take(part.choose_among(range(len(pairs))))
+
+
+def _join_originals(tables: Sequence[Table]) -> Any:
+    """Originals of tables of one format as one; None where they cannot be joined without a change."""
+    originals = [table.original for table in tables]
+    first = originals[0]
+    if any(original is None for original in originals):
+        return None
+    if isinstance(first, list):
+        return [line for lines in originals for line in lines]
+    if isinstance(first, pa.Table):
+        same = all(original.schema.equals(first.schema) for original in originals)
+        return pa.concat_tables(originals) if same else None
+    import datasets
+
+    same = all(original.features == first.features for original in originals)
+    return datasets.concatenate_datasets(originals) if same else None
+
+
+def _check_no_hub(source: str, part: Part) -> None:
+    for option, value in (("--subset", part.subset), ("--data-revision", part.revision)):
+        if value is not None:
+            raise UsageError(f"{source} is not a dataset of the hub; leave out {option}")
 
 
 def _read_file(path: Path) -> Table:
@@ -103,173 +184,112 @@ def _read_file(path: Path) -> Table:
         stored = path.read_bytes()
     except OSError as error:
         raise DataInvalid(f"{path}: cannot be read ({error.strerror})") from error
-    content = _unzip(stored, path) if path.suffix.lower() == ".gz" else stored
-    if not content.strip():
-        raise DataInvalid(f"{path}: the file is empty")
-    readers: dict[str, Callable[[bytes, Path], tuple[Sequence[Row], Sequence[str], Any]]] = {
-        "jsonl": _read_jsonl,
-        "json": _read_json,
-        "csv": _read_csv,
-        "parquet": _read_parquet,
-    }
-    if kind == "json" and not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        # Many tools write one object a line into files that are called .json.
-        kind = "jsonl"
-    rows, lines, original = readers[kind](content, path)
-    if not rows:
-        raise DataInvalid(f"{path}: there are no rows in it")
+    kind, (rows, lines, original) = parse_file(stored, path, kind)
     return Table(str(path), kind, rows, lines, hashlib.sha256(stored).hexdigest(), original)
 
 
-def _unzip(stored: bytes, path: Path) -> bytes:
-    try:
-        return gzip.decompress(stored)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataInvalid(f"{path}: not a whole gzip file ({error}); fetch or compress it again") from error
+def _read_stdin() -> Table:
+    stored = sys.stdin.buffer.read()
+    name = "standard input"
+    kind, (rows, lines, original) = parse_file(stored, Path(name), "jsonl")
+    return Table(name, kind, rows, lines, hashlib.sha256(stored).hexdigest(), original)
 
 
-def _decode(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataInvalid(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the file, "
-            f"for instance with: iconv -f latin1 -t utf-8"
-        ) from error
+def _is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``, also where files are missing in it now."""
+    names = ("state.json", "dataset_info.json", "dataset_dict.json")
+    return any((path / name).exists() for name in names) or next(path.glob("**/*.arrow"), None) is not None
 
 
-def _read_jsonl(content: bytes, path: Path) -> tuple[list[Row], list[str], list[bytes]]:
-    _decode(content, path)
-    rows: list[Row] = []
-    lines: list[str] = []
-    raw: list[bytes] = []
-    # Only "\n" ends a row: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        rows.append(_parse_object(line, f"{path}, line {number}"))
-        lines.append(f"line {number}")
-        raw.append(line)
-    return rows, lines, raw
-
-
-def _parse_object(text: bytes, where: str) -> Row:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataInvalid(f"{where}: broken JSON at column {error.colno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataInvalid(f"{where}: JSON that cannot be read ({error})") from error
-    if not isinstance(row, dict):
-        raise DataInvalid(f'{where}: expected an object like {{"prompt": ...}}, found {type(row).__name__}')
-    return row
-
-
-def _read_json(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
-    try:
-        rows = json.loads(_decode(content, path))
-    except json.JSONDecodeError as error:
-        raise DataInvalid(f"{path}, line {error.lineno}: broken JSON at column {error.colno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataInvalid(f"{path}: JSON that cannot be read ({error})") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise DataInvalid(f"{path}, entry {number}: expected an object, found {type(row).__name__}")
-    return rows, [f"entry {number}" for number in range(1, len(rows) + 1)], None
-
-
-def _read_csv(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
-    # A long dialogue exceeds the default of 128 KiB.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(io.StringIO(_decode(content, path), newline=""), strict=True)
-    rows: list[Row] = []
-    lines: list[str] = []
-    line = 1
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise DataInvalid(f"{path}, line 1: a column name occurs twice: {', '.join(header)}")
-        for fields in reader:
-            first, line = line + 1, reader.line_num
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise DataInvalid(f"{path}, line {first}: {len(fields)} fields where the header names {len(header)}")
-            rows.append(dict(zip(header, map(_csv_value, fields), strict=True)))
-            lines.append(f"line {first}")
-    except csv.Error as error:
-        raise DataInvalid(f"{path}, line {reader.line_num}: broken CSV: {error}") from error
-    return rows, lines, None
-
-
-def _csv_value(text: str) -> Any:
-    """A cell of CSV: text, unless it plainly holds a list of messages, which CSV can only store as JSON."""
-    if re.match(r"\s*\[\s*\{", text) is None:
-        return text
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return NotJson(text) if re.search(r"'role'\s*:", text) else text
-    return value if all(isinstance(entry, dict) and "role" in entry for entry in value) else text
-
-
-class NotJson(str):
-    """A cell that holds messages in Python's notation: to be refused, never scored as if it were text."""
-
-
-def _read_parquet(content: bytes, path: Path) -> tuple[list[Row], list[str], pa.Table]:
-    try:
-        table = pq.read_table(io.BytesIO(content))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataInvalid(f"{path}: not a whole Parquet file ({error})") from error
-    return table.to_pylist(), [f"row {number}" for number in range(1, len(table) + 1)], table
-
-
-def _read_folder(source: str, split: str | None) -> Table:
+def _read_folder(source: str, part: Part) -> Table:
     import datasets
 
+    if not _is_saved_dataset(Path(source)):
+        # This is a folder of data files, which the same loader reads.
+        return _read_hub(source, part)
+    _check_no_hub(source, part)
     try:
         loaded = datasets.load_from_disk(source)
-    except FileNotFoundError:
-        # This is a folder of data files, which the same loader reads.
-        return _read_hub(source, split)
-    except (OSError, ValueError, IndexError, pa.ArrowInvalid) as error:
-        raise DataInvalid(f"{source}: not a whole saved dataset ({error})") from error
-    return _from_dataset(source, loaded, split)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataInvalid(
+            f"{source}: not a whole saved dataset, of which a part would be taken for all ({reason}); save it again"
+        ) from error
+    return _from_dataset(source, _choose_split(source, loaded, part.split_name), part)
 
 
-def _read_hub(source: str, split: str | None) -> Table:
+def _choose_split(source: str, loaded: Any, name: str | None) -> Any:
+    if isinstance(loaded, Mapping):
+        if name is None and len(loaded) > 1:
+            raise DataInvalid(f"{source}: holds the splits {', '.join(loaded)}; choose one with --split")
+        name = name if name is not None else next(iter(loaded))
+        if name not in loaded:
+            raise DataInvalid(f"{source}: no split '{name}'; there are {', '.join(loaded)}")
+        return loaded[name]
+    if name is not None:
+        raise UsageError(f"{source} holds a single unnamed split; leave out --split, or take a slice like [:200]")
+    return loaded
+
+
+def _read_hub(source: str, part: Part) -> Table:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        split = part.split_name or _only_split(source, part)
+        loaded = datasets.load_dataset(source, part.subset, split=split, revision=part.revision)
+    except (OSError, ValueError, RuntimeError, AssertionError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataInvalid(
             f"{source}: neither a file or dataset folder here nor a dataset of the hub: {reason}"
         ) from error
-    return _from_dataset(source, loaded, split)
+    return _from_dataset(source, loaded, part)
 
 
-def _from_dataset(source: str, loaded: Any, split: str | None) -> Table:
-    if isinstance(loaded, Mapping):
-        if split is None and len(loaded) > 1:
-            raise DataInvalid(f"{source}: holds the splits {', '.join(loaded)}; choose one with --split")
-        name = split if split is not None else next(iter(loaded))
-        if name not in loaded:
-            raise DataInvalid(f"{source}: no split '{name}'; there are {', '.join(loaded)}")
-        loaded = loaded[name]
-    elif split is not None:
-        raise UsageError(f"{source} holds a single unnamed split; leave out --split")
-    rows = loaded.to_list()
+def _only_split(source: str, part: Part) -> str:
+    """The split of a dataset that has one; which there are is known before any is fetched.
+
+    Raises:
+        DataInvalid: there are several.
+    """
+    import datasets
+
+    names = datasets.get_dataset_split_names(source, part.subset, revision=part.revision)
+    if len(names) != 1:
+        raise DataInvalid(f"{source}: holds the splits {', '.join(names)}; choose one with --split")
+    return str(names[0])
+
+
+def _from_dataset(source: str, loaded: Any, part: Part) -> Table:
+    """The part of a dataset's rows that is asked for; the others are not turned into Python objects."""
+    count = len(loaded)
+    numbers = part.choose_rows(count, source)
+    whole = len(numbers) == count
+    chosen = loaded if whole else loaded.select(numbers)
+    try:
+        rows = chosen.to_list()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise DataInvalid(f"{source}: {_find_unreadable_column(chosen)} ({error})") from error
     if not rows:
         raise DataInvalid(f"{source}: there are no rows in it")
+    lines = [f"row {number + 1}" for number in numbers]
+    table = Table(source, "datasets", rows, lines, _rows_sha256(rows), chosen)
+    return table if whole else replace(table, numbers=list(numbers))
+
+
+def _find_unreadable_column(loaded: Any) -> str:
+    for name in loaded.column_names:
+        try:
+            loaded.select_columns([name]).to_list()
+        except (ValueError, OverflowError, pa.ArrowException):
+            return f"column '{name}' holds a value that cannot be read"
+    return "holds a value that cannot be read"
+
+
+def _rows_sha256(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(canonical(row))
-    lines = [f"row {number}" for number in range(1, len(rows) + 1)]
-    return Table(source, "datasets", rows, lines, digest.hexdigest(), loaded)
+    return digest.hexdigest()
 
 
 def canonical(value: Any) -> bytes:

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probing.data.tables import Row, Table
+from probing.data.formats import Row
+from probing.data.tables import Table
 from probing.errors import UsageError
 from probing.types import Format
 
@@ -38,9 +39,9 @@ def write_rows(
     if form == "datasets":
         _as_dataset(table, indices, extra).save_to_disk(str(path))
         return
-    if form == table.format == "jsonl" and not extra:
+    if form == table.format == "jsonl" and table.original is not None and not extra:
         content = b"".join(table.original[index] + b"\n" for index in indices)
-    elif form == table.format == "parquet":
+    elif form == table.format == "parquet" and table.original is not None:
         kept = table.original.take(pa.array(indices, pa.int64()))
         for name in extra[0] if extra else ():
             kept = kept.append_column(name, pa.array([more[name] for more in extra]))
@@ -59,7 +60,7 @@ def _merge_columns(table: Table, indices: Sequence[int], extra: Sequence[Row]) -
 def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> Any:
     import datasets
 
-    if table.format != "datasets":
+    if table.format != "datasets" or table.original is None:
         return datasets.Dataset(_arrow(_merge_columns(table, indices, extra), table.columns, "datasets"))
     kept = table.original.select(indices)
     for name in extra[0] if extra else ():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from probing.data.filters import RULES, check_rule, make_keep_mask
+from probing.data.pair_columns import PairColumns
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch, UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
@@ -32,6 +33,11 @@ def filter_pairs(
     drop_lowest: float | None = None,
     above: float | None = None,
     bad: Bad = "fail",
+    prompt_column: str | None = None,
+    chosen_column: str | None = None,
+    rejected_column: str | None = None,
+    system_column: str | None = None,
+    implicit_prompt: bool = False,
 ) -> Any:
     """The pairs whose scores are low (or high), in their own order and type.
 
@@ -46,6 +52,11 @@ def filter_pairs(
         drop_lowest: share of the scored pairs to drop.
         above: keep scores strictly above this.
         bad: whether pairs without a score are kept, dropped, or refused.
+        prompt_column: column of the prompts; this and the next ones as they were given to ``score_pairs``.
+        chosen_column: column of the chosen responses.
+        rejected_column: column of the rejected responses.
+        system_column: column of the system prompts.
+        implicit_prompt: whether the prompt of plain responses without one is what both begin with.
 
     Returns:
         The same kind of thing as ``pairs``.
@@ -65,7 +76,8 @@ def filter_pairs(
         raise TypeError(
             f"pairs must be a list, a Dataset or a DataFrame, not {type(pairs).__name__}, which is read once"
         )
-    kept = choose_kept([pair.id for pair in as_pairs(pairs)], scores, by, bad, rule)
+    columns = PairColumns(prompt_column, chosen_column, rejected_column, system_column, implicit_prompt)
+    kept = choose_kept([pair.id for pair in as_pairs(pairs, columns)], scores, by, bad, rule)
     indices = [index for index, keep in enumerate(kept) if keep]
     if hasattr(pairs, "iloc"):
         return pairs.iloc[indices]

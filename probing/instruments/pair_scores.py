@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from probing.data.pairs import pairs_from_rows
+from probing.data.pair_columns import PairColumns
+from probing.data.pairs import USUAL, pairs_from_rows
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid
@@ -320,6 +321,11 @@ def score_pairs(
     max_length: int | None = None,
     rate_parameters: str = "all",
     compile: bool = False,
+    prompt_column: str | None = None,
+    chosen_column: str | None = None,
+    rejected_column: str | None = None,
+    system_column: str | None = None,
+    implicit_prompt: bool = False,
 ) -> pd.DataFrame:
     """Score preference pairs by CHES and its relatives, by likelihood, and by how training on them would move it.
 
@@ -335,6 +341,11 @@ def score_pairs(
         max_length: longest sequence in tokens; longer pairs get the status ``truncated`` and no score.
         rate_parameters: over which ``displacement_rate_exact`` takes gradients: "all", "head" or "last:K".
         compile: compile the model's blocks with ``torch.compile``; worth it for many pairs on a card.
+        prompt_column: column of the prompts, where the rows have another one than a known layout.
+        chosen_column: column of the chosen responses.
+        rejected_column: column of the rejected responses.
+        system_column: column of the system prompts, with which every row is a conversation.
+        implicit_prompt: whether the prompt of plain responses without one is what both begin with.
 
     Returns:
         One row a pair, in input order. Scores are NaN wherever ``status`` is not "ok". See ``docs/scores.md`` for the
@@ -348,7 +359,8 @@ def score_pairs(
         raise TypeError(f"columns are a list of names, not the text {columns!r}")
     computed = known_columns(COLUMNS if columns is None else columns)
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
-    listed = as_pairs(pairs)
+    reading = PairColumns(prompt_column, chosen_column, rejected_column, system_column, implicit_prompt)
+    listed = as_pairs(pairs, reading)
     scorer = PairScorer(
         model,
         eos=eos,
@@ -363,8 +375,8 @@ def score_pairs(
     return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
 
 
-def as_pairs(pairs: Any) -> list[PreferencePair]:
-    """Pairs from whatever a caller holds them in; see ``score_pairs``.
+def as_pairs(pairs: Any, columns: PairColumns = USUAL) -> list[PreferencePair]:
+    """Pairs from whatever a caller holds them in, read by their ``columns``; see ``score_pairs``.
 
     Raises:
         DataInvalid: no pairs, a duplicate id, or an invalid pair.
@@ -379,6 +391,6 @@ def as_pairs(pairs: Any) -> list[PreferencePair]:
                 f"pairs must be mappings with 'chosen' and 'rejected', or PreferencePair objects throughout; "
                 f"found {type(strange[0]).__name__} ({strange[0]!r:.40})"
             )
-        return pairs_from_rows(rows)
+        return pairs_from_rows(rows, columns=columns)
     check_unique([pair.id for pair in rows], "pair")
     return rows

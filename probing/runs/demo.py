@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
+from probing.data.tables import read_table
 from probing.errors import SourceMismatch
 from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
-from probing.runs.common.options import DatasetOptions, Options, option
+from probing.runs.common.options import DatasetOptions, Options, PairDataOptions, option
 from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -112,10 +113,10 @@ def _count_by_kind(out: Path) -> "pd.DataFrame":
     """The mean score of each kind of pair, and the number of them that were kept."""
     import pandas as pd
 
-    table, pairs = read_pairs(BUNDLED, None, None)
+    table, pairs = read_pairs(PairDataOptions(data=BUNDLED, out=out))
     kinds = pd.DataFrame({"id": [pair.id for pair in pairs], "kind": [row["kind"] for row in table.rows]})
     joined = kinds.merge(pd.read_parquet(out / "scores" / SCORES_FILE), on="id", validate="one_to_one")
-    kept = {row["id"] for row in read_pairs(str(out / "kept.jsonl"), None, None)[0].rows}
+    kept = {row["id"] for row in read_table(str(out / "kept.jsonl")).rows}
     joined["kept"] = joined["id"].isin(kept)
     means = {name: (name, "mean") for name in ("ches_normalized", "edit_similarity")}
     return joined.groupby("kind", as_index=False).agg(pairs=("id", "size"), kept=("kept", "sum"), **means)

@@ -1,5 +1,6 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.data.filters import RULES, check_rule
+from probing.data.formats import file_format
 from probing.data.pairs import content_sha256
-from probing.data.tables import Table, file_format
+from probing.data.tables import Table
 from probing.data.writing import write_rows
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs
-from probing.runs.common.options import DatasetOptions
+from probing.runs.common.options import PairColumnOptions, PairDataOptions
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import check_output_name, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
@@ -33,11 +35,12 @@ SIDE_PREFIX = "probing_"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(DatasetOptions):
+class FilterConfig(PairDataOptions):
     """Keep the pairs of a preference dataset whose scores are low (or high).
 
     Args:
-        data: the dataset that was scored; its rows may have been reordered or given further columns since.
+        data: the dataset that was scored; its rows may have been reordered or given further columns since. The options
+            of how and which part it is read are by default those of the scoring.
         scores: output folder of "probing score", or a scores.parquet.
         by: score column to filter by. "ches_normalized" is the one to start with: higher means more alike, so keep the
             lowest. Of a displacement rate keep the highest.
@@ -88,7 +91,7 @@ def run(config: FilterConfig) -> Report:
     out = Path(config.out).expanduser()
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
-    table, pairs = read_pairs(config.data, config.split or used.get("split"), config.id_column or used.get("id_column"))
+    table, pairs = read_pairs(_as_scored(config, used))
     _check_same_pairs(pairs, facts, config)
     kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
     form = _format(config, table)
@@ -112,6 +115,21 @@ def run(config: FilterConfig) -> Report:
             zipped = out.suffix.lower() == ".gz"
             write_rows(table, fates[keep], path, form, () if keep else extra, zipped)
     return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
+
+
+def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
+    """The options with those of the scoring in place of those that were not given, for how the data are read."""
+    names = [
+        "split",
+        "subset",
+        "data_revision",
+        "id_column",
+        *(entry.name for entry in dataclasses.fields(PairColumnOptions)),
+    ]
+    if config.limit is None and config.sample is None:
+        names += ["limit", "sample"]
+    known = {name: used[name] for name in names if used.get(name) and not getattr(config, name)}
+    return dataclasses.replace(config, **known)
 
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
@@ -157,14 +175,14 @@ def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any],
     scored = facts.get("data", {}).get("pairs_sha256")
     if scored is not None and scored != content_sha256(pairs):
         raise SourceMismatch(
-            f"{config.data}: these are not the pairs that were scored into {config.scores} (scored: "
+            f"{', '.join(config.sources)}: these are not the pairs that were scored into {config.scores} (scored: "
             f"{facts['data']['rows']} rows of {facts['data']['path']}); ids or texts differ. Score this file first"
         )
 
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
     """Raise rather than overwrite: never the input or what is no dataset, and other files only on request."""
-    sources = {Path(name).expanduser().resolve() for name in (config.data, config.scores)}
+    sources = {Path(name).expanduser().resolve() for name in [*config.sources, str(config.scores)]}
     for target in targets:
         if sources & {target.resolve(), *target.resolve().parents}:
             raise UsageError(f"{target}: is what is being filtered; choose another --out")

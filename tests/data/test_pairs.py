@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from probing.data.pair_columns import PairColumns
 from probing.data.pairs import content_sha256, pairs_from_rows
 from probing.errors import DataInvalid
 
@@ -11,8 +12,8 @@ USER, SURE, NO = (
 )
 
 
-def sides(**row):
-    pair = pairs_from_rows([row])[0]
+def sides(implicit_prompt=False, **row):
+    pair = pairs_from_rows([row], columns=PairColumns(implicit_prompt=implicit_prompt))[0]
     return pair.prompt, pair.chosen, pair.rejected
 
 
@@ -42,12 +43,12 @@ def test_explicit_text_stays_as_it_is():
     ],
 )
 def test_an_implicit_text_prompt_ends_before_a_word(chosen, rejected, expected):
-    assert sides(chosen=chosen, rejected=rejected) == expected
+    assert sides(True, chosen=chosen, rejected=rejected) == expected
 
 
 @given(st.text("ab ?\n", max_size=12), st.text("ab ?\n", max_size=12))
 def test_an_implicit_split_loses_no_character_and_no_answer(chosen, rejected):
-    prompt, left, right = sides(chosen=chosen, rejected=rejected)
+    prompt, left, right = sides(True, chosen=chosen, rejected=rejected)
     assert (prompt + left, prompt + right) == (chosen, rejected)
     if chosen.strip() and rejected.strip():
         assert left.strip()
@@ -144,10 +145,11 @@ def test_ids_from_content_are_unique_and_do_not_feel_the_order():
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "n": n} for n in (2, 0, 1, 0)] + [
         {"chosen": "x y", "rejected": "x z"}
     ]
-    made = ids(rows)
+    implicit = {"columns": PairColumns(implicit_prompt=True)}
+    made = ids(rows, **implicit)
     assert len(set(made)) == 5
     order = [4, 2, 0, 3, 1]
-    moved = dict(zip(order, ids([rows[index] for index in order]), strict=True))
+    moved = dict(zip(order, ids([rows[index] for index in order], **implicit), strict=True))
     assert [moved[index] for index in (0, 2, 4)] == [made[0], made[2], made[4]]
     assert {moved[1], moved[3]} == {made[1], made[3]}  # two rows that are the same throughout
 
@@ -213,6 +215,11 @@ BAD = {
     "some ids": (rows_with(id=["x", None]), r"row 1: there is no id in column 'id'"),
     "empty id": (rows_with(id=[""]), r"the id in column 'id' is empty"),
     "blank id": (rows_with(id=["x", " "]), r"row 1: the id in column 'id' is empty"),
+    "a list as an id": (rows_with(id=["x", [1]]), r"row 1: the id in column 'id' must be text or a number, not list"),
+    "an object as an id": (rows_with(id=[{"a": 1}]), r"row 0: the id in column 'id' must be .* not dict"),
+    "true as an id": (rows_with(id=[1, True]), r"row 1: the id in column 'id' must be .* not bool \(True\)"),
+    "an array as an id": (rows_with(id=[np.array([1, 2])]), r"not list"),
+    "an infinite id": (rows_with(id=[float("1e400")]), r"row 0: the id in column 'id' must be finite, not inf"),
     "id of NaN": (rows_with(id=["x", float("nan")]), r"row 1: there is no id in column 'id'"),
 }
 

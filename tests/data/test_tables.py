@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from probing.data.pairs import pairs_from_table
 from probing.data.tables import NotJson, file_format, read_table
 from probing.data.writing import write_rows as write_rows_to
 from probing.errors import DataInvalid, UsageError
@@ -208,6 +209,16 @@ BAD = {
     "huge number": ("p.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"line 1: JSON that cannot be read"),
     "csv bom": ("p.csv", b"\xef\xbb\xbf", r"there are no rows"),
     "json of numbers": ("p.json", b"[1]", r"entry 1: expected an object, found int"),
+    "deep line": ("p.jsonl", b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", r"line 1: JSON that cannot be read .*nested"),
+    "very deep line": ("p.jsonl", b'{"a": ' + b"[" * 100000, r"line 1: JSON that cannot be read .*nested"),
+    "deep objects": ("p.json", b'[{"a": ' + b'{"a": ' * 200 + b"1" + b"}" * 202 + b"]", r"broken JSON|nested"),
+    "a key twice": (
+        "p.jsonl",
+        b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}',
+        r"line 2: .*the key 'a' stands twice in one object",
+    ),
+    "an inner key twice": ("p.json", b'[{"a": {"b": 1, "b": 1}}]', r"the key 'b' stands twice"),
+    "strings and numbers": ("p.json", b'["a", 1]', r"entry 1: expected an object, found str"),
     "latin1": ("p.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', r"line 2: byte 0xe9 is not UTF-8; convert"),
     "csv latin1": ("p.csv", b"a,b\n1,\xe9\n", r"line 2: byte 0xe9 is not UTF-8"),
     "csv ragged": ("p.csv", b"a,b\n1,2\n1,2,3\n", r"p\.csv, line 3: 3 fields where the header names 2"),
@@ -218,6 +229,63 @@ BAD = {
     "not gzip": ("p.jsonl.gz", b'{"a": 1}', r"not a whole gzip file"),
     "suffix": ("p.tsv", b"a\tb\n", r"the name ends in none of \.jsonl"),
 }
+
+
+UNREADABLE = {
+    "timestamp": pa.array([2**62], pa.int64()).cast(pa.timestamp("us")),
+    "duration": pa.array([2**62], pa.int64()).cast(pa.duration("s")),
+    "text": pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_values_without_a_counterpart_are_named_by_their_column(tmp_path, case):
+    pq.write_table(pa.table({"fine": ["a"], "odd": UNREADABLE[case]}), tmp_path / "p.parquet")
+    with pytest.raises(DataInvalid, match=r"p\.parquet: column 'odd' holds a value that cannot be read \("):
+        read_table(str(tmp_path / "p.parquet"))
+
+
+@pytest.mark.parametrize("content", [{"data": ROWS}, {"rows": ROWS}])
+def test_the_list_of_rows_under_the_only_key_of_an_object(tmp_path, content):
+    for name, indent in (("p.json", 1), ("q.json", None), ("p.json.gz", 1)):
+        text = json.dumps(content, indent=indent).encode()
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+        table = read_table(str(tmp_path / name))
+        assert (list(table.rows), table.format) == (ROWS, "json")
+        assert table.where(1).endswith(f"{name}, entry 2 of '{next(iter(content))}'")
+
+
+def test_one_row_under_the_name_json_is_a_row(tmp_path):
+    for row in ({"messages": [{"role": "user", "content": "hi"}]}, {"id": 1, "tools": [{"name": "f"}]}, {"text": "t"}):
+        (tmp_path / "p.json").write_text(json.dumps(row))
+        assert read_table(str(tmp_path / "p.json")).rows == [row]
+
+
+def test_a_list_of_strings_is_texts(tmp_path):
+    (tmp_path / "p.json").write_text('["a", "b"]')
+    table = read_table(str(tmp_path / "p.json"))
+    assert (table.rows, table.where(1)) == ([{"text": "a"}, {"text": "b"}], f"{tmp_path}/p.json, entry 2")
+
+
+def test_deep_nesting_in_a_cell_is_no_traceback(tmp_path):
+    for depth in (150, 100000):
+        deep = '[{""role"": ' + "[" * depth + "]" * depth + "}]"
+        (tmp_path / "p.csv").write_text(f'prompt,chosen,rejected\np,"{deep}",b\n')
+        with pytest.raises(DataInvalid, match="line 2: 'chosen' holds messages that are no JSON"):
+            pairs_from_table(read_table(str(tmp_path / "p.csv")))
+
+
+def test_messages_as_text_in_parquet_are_read_and_written_as_they_were(tmp_path):
+    sides = {
+        name: json.dumps([{"role": "user", "content": "q"}, {"role": "assistant", "content": name}]) for name in "ab"
+    }
+    row = {"chosen": sides["a"], "rejected": sides["b"]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "p.parquet")
+    table = read_table(str(tmp_path / "p.parquet"))
+    (pair,) = pairs_from_table(table)
+    assert (pair.prompt, pair.chosen) == ([{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}])
+    write_rows(table, [0], tmp_path / "q.parquet", "parquet")
+    assert pq.read_table(tmp_path / "q.parquet").to_pylist() == [row]
 
 
 @pytest.mark.parametrize("case", BAD)

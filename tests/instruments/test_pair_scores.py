@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from probing import PreferencePair, score_pairs
+from probing import PreferencePair, filter_pairs, score_pairs
 from probing.engine.stream import TokenBudget
 from probing.errors import DataInvalid, UsageError
 from probing.instruments.columns import COLUMNS, SCORE_COLUMNS
@@ -72,7 +72,21 @@ def test_columns_and_order():
 )
 def test_pairs_from_every_holder(pairs):
     language_model = tiny.make_model()
-    pd.testing.assert_frame_equal(score_pairs(language_model, pairs)[: len(ROWS)], score_pairs(language_model, ROWS))
+    found = score_pairs(language_model, pairs, implicit_prompt=True)[: len(ROWS)]
+    pd.testing.assert_frame_equal(found, score_pairs(language_model, ROWS))
+
+
+def test_columns_with_other_names_are_named():
+    language_model = tiny.make_model()
+    names = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    rows = [{names.get(key, key): value for key, value in row.items()} for row in ROWS]
+    reading = {f"{role}_column": name for role, name in names.items()}
+    scores = score_pairs(language_model, rows, **reading)
+    pd.testing.assert_frame_equal(scores, score_pairs(language_model, ROWS))
+    kept = filter_pairs(rows, scores, keep_lowest=1.0, bad="keep", **reading)
+    assert kept == rows
+    with pytest.raises(DataInvalid, match="name the chosen responses with --chosen-column"):
+        filter_pairs(rows, scores, keep_lowest=1.0)
 
 
 def test_responses_of_one_token_have_a_ches_of_exactly_zero():

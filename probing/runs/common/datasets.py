@@ -1,38 +1,134 @@
 """The dataset that an option names, as typed rows."""
 
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.columns import ColumnResolver
-from probing.data.pairs import pairs_from_table
-from probing.data.prompts import Columns, prompts_from_table
-from probing.data.tables import Table, read_table
-from probing.errors import DataInvalid
-from probing.runs.common.options import TEXT, LabelledOptions
+from probing.data.pairs import leave_out_ties, pairs_from_table
+from probing.data.portions import Part
+from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
+from probing.data.tables import Table, join_tables, read_table
+from probing.errors import DataInvalid, UsageError
+from probing.runs.common.options import TEXT, DatasetOptions, LabelledOptions, PairDataOptions, TextOptions
 from probing.types import LabelledPrompt, PreferencePair
 
-
-def read_pairs(data: str, split: str | None, id_column: str | None) -> tuple[Table, list[PreferencePair]]:
-    """The dataset as a table, and its rows as pairs."""
-    table = read_table(str(bundled_data()) if data == BUNDLED else data, split)
-    return table, pairs_from_table(table, id_column)
+LABEL = "label"
 
 
-def read_labelled(config: LabelledOptions, source: str) -> tuple[Table, list[LabelledPrompt]]:
+def read_sources(config: DatasetOptions, bundled: Literal["pairs", "prompts", "statements"]) -> Table:
+    """The part of the dataset that is asked for, of several files together.
+
+    Args:
+        config: a job's options of the dataset.
+        bundled: the bundled file that "bundled" stands for.
+    """
+    return join_tables(read_each(config.sources, config.part, bundled), config.part)
+
+
+def read_each(sources: Sequence[str], part: Part, bundled: Literal["pairs", "prompts", "statements"]) -> list[Table]:
+    """A table for each source; limit and sample are applied only where there is a single one."""
+    part = part if len(sources) == 1 else replace(part, limit=None, sample=None)
+    if sources.count("-") > 1:
+        raise UsageError("standard input can be read only once")
+    return [read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part) for source in sources]
+
+
+def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:
+    """The dataset as a table, and its rows as pairs; ties are left out of both."""
+    table = leave_out_ties(read_sources(config, "pairs"), config.pair_columns)
+    return table, pairs_from_table(table, config.id_column, config.pair_columns)
+
+
+def read_labelled_sources(config: TextOptions, sources: Sequence[str], part: Part) -> Table:
+    """Texts of one or several sources, each of which may be written LABEL=SOURCE to label its rows.
+
+    Raises:
+        UsageError: only some sources have a label, or the rows have labels of their own.
+    """
+    named = [_split_label(source) for source in sources]
+    tables = read_each([source for _, source in named], part, "prompts")
+    labels = [label for label, _ in named]
+    if any(label is not None for label in labels):
+        if None in labels:
+            raise UsageError(
+                f"{sources[labels.index(None)]}: has no label, though others have; write LABEL=FILE for all"
+            )
+        if config.label_column is not None:
+            raise UsageError("labels are given twice: as LABEL=FILE and by --label-column")
+        tables = [_label_rows(table, str(label)) for table, label in zip(tables, labels, strict=True)]
+    return join_tables(tables if config.text_column is not None else _align_texts(tables), part)
+
+
+def _align_texts(tables: list[Table]) -> list[Table]:
+    """The tables with their texts in one column where some have them in one and some in another."""
+    found = [ColumnResolver.of(table.rows, table.path).find(None, TEXT_COLUMNS) for table in tables]
+    columns = [column for column in found if column is not None]
+    if len(columns) < len(tables) or len(set(columns)) == 1:
+        return tables
+    first = TEXT_COLUMNS[0]
+    return [
+        table if column == first else replace(table, rows=[{**row, first: row.get(column)} for row in table.rows])
+        for table, column in zip(tables, columns, strict=True)
+    ]
+
+
+def _split_label(source: str) -> tuple[str | None, str]:
+    """Label and source of ``LABEL=SOURCE``; no label where that is the name of a file as it stands."""
+    label, equals, rest = source.partition("=")
+    if not equals or Path(source).expanduser().exists() or re.fullmatch(r"[\w .+-]+", label) is None:
+        return None, source
+    return label, rest
+
+
+def _label_rows(table: Table, label: str) -> Table:
+    other = next((i for i, row in enumerate(table.rows) if row.get(LABEL) not in (None, label)), None)
+    if other is not None:
+        raise UsageError(
+            f"{table.where(other)}: has the label {table.rows[other][LABEL]!r:.40} in its own column, and the file is "
+            f"given as {label}={table.path}; give it without the label"
+        )
+    rows = [{**row, LABEL: label} for row in table.rows]
+    # The same file under another label is other data.
+    digest = hashlib.sha256(f"{label}\n{table.sha256}".encode()).hexdigest()
+    return replace(table, rows=rows, sha256=digest, original=None)
+
+
+def text_columns(config: TextOptions) -> Columns:
+    """The columns that options of texts name."""
+    return Columns(
+        config.id_column,
+        config.text_column,
+        config.response_column,
+        config.label_column,
+        config.category_column,
+        pairs=config.pair_columns,
+    )
+
+
+def read_labelled(config: LabelledOptions, source: str | Sequence[str]) -> tuple[Table, list[LabelledPrompt]]:
     """A dataset as a table, and its rows.
 
     Args:
         config: a job's options of splits and columns.
-        source: the dataset.
+        source: the dataset, or several; of others than the job's own, all rows of the split are read.
 
     Raises:
         DataInvalid: no row has a label.
     """
-    table = read_table(str(bundled_data("prompts")) if source == BUNDLED else source, config.split)
-    columns = Columns(
-        config.id_column, config.text_column, config.response_column, config.label_column, config.category_column
-    )
-    prompts = prompts_from_table(table, columns)
+    sources = [source] if isinstance(source, str) else list(source)
+    part = config.part if sources == config.sources else replace(config.part, limit=None, sample=None)
+    table = read_labelled_sources(config, sources, part)
+    prompts = prompts_from_table(table, text_columns(config))
     if all(prompt.label is None for prompt in prompts):
-        raise DataInvalid(f"{table.path}: no row has a label; name their column with --label-column")
+        raise DataInvalid(
+            f"{table.path}: no row has a label; name their column with --label-column, or give a file for each label "
+            f"as --data LABEL=FILE"
+        )
     if config.split_by not in (TEXT, "category"):
         ColumnResolver.of(table.rows, table.path).check(config.split_by, " to split by", "give 'text' or one of")
     return table, prompts

@@ -11,7 +11,9 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from probing.data.pair_columns import PairColumns
 from probing.data.places import expand_places
+from probing.data.portions import Part
 from probing.statistics.folds import LEAST_FOLDS
 from probing.store.files import check_output_name
 from probing.types import Over
@@ -118,16 +120,76 @@ class DatasetOptions(Options):
 
     Args:
         data: dataset to read: a JSONL, JSON, CSV or Parquet file (also gzipped), a folder that the datasets library
-            saved, a hub id, or "bundled" for the one in this package.
+            saved, a hub id, "-" for JSONL on standard input, or "bundled" for the one in this package. May be repeated;
+            the rows follow one another.
         out: folder for the results; an interrupted run in it is continued.
-        split: which split of the dataset to read, where it has several.
+        split: which split of the dataset to read, where it has several; also a slice of it, or of a file, such as
+            train[:200], train[:5%] or [100:200].
+        subset: which configuration of a dataset of the hub to read, where it has several.
+        data_revision: branch, tag or commit of a dataset of the hub.
+        limit: number of rows to read from the start, of several files together.
+        sample: number of rows to read at random, always the same ones, in the order of the data.
         id_column: column of unique ids; by default "id" if there is one, otherwise ids are made from the content.
     """
 
-    data: str = option(identity=False)
+    data: str | list[str] = option(identity=False, repeatable=True)
     out: Path = option(identity=False)
     split: str | None = option(None, identity=False)
+    subset: str | None = option(None, identity=False)
+    data_revision: str | None = option(None, identity=False)
+    limit: int | None = option(None, least=1, most=MOST_ROWS, identity=False)
+    sample: int | None = option(None, least=1, most=MOST_ROWS, identity=False)
     id_column: str | None = option(None, identity=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise ValueError("data must name at least one dataset")
+        _ = self.part
+
+    @property
+    def sources(self) -> list[str]:
+        """The datasets that are named, in order."""
+        return [self.data] if isinstance(self.data, str) else list(self.data)
+
+    @property
+    def part(self) -> Part:
+        """Which part of the dataset is read."""
+        return Part(self.split, self.subset, self.data_revision, self.limit, self.sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairColumnOptions(Options):
+    """The columns of preference pairs.
+
+    Args:
+        prompt_column: column of the prompts; by default prompt, or as a known layout has it.
+        chosen_column: column of the chosen responses; by default chosen, or as a known layout has it.
+        rejected_column: column of the rejected responses; by default rejected, or as a known layout has it.
+        system_column: column of the system prompts, with which every row is a conversation; read by default in known
+            layouts that have one.
+        implicit_prompt: take what both responses begin with as the prompt, where they are plain text and there is no
+            other. Whole conversations need no such option.
+    """
+
+    prompt_column: str | None = None
+    chosen_column: str | None = None
+    rejected_column: str | None = None
+    system_column: str | None = None
+    # Without it such rows are refused: where a run is allowed with it and without, its pairs are the same.
+    implicit_prompt: bool = option(False, identity=False)
+
+    @property
+    def pair_columns(self) -> PairColumns:
+        """How pairs are read."""
+        return PairColumns(
+            self.prompt_column, self.chosen_column, self.rejected_column, self.system_column, self.implicit_prompt
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDataOptions(PairColumnOptions, DatasetOptions):
+    """A dataset of preference pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +253,7 @@ class ResponseOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOptions(DatasetOptions, ResponseOptions, RunOptions):
+class PairOptions(PairDataOptions, ResponseOptions, RunOptions):
     """How preference pairs are run.
 
     Args:
@@ -216,12 +278,13 @@ class CategoryOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions(DatasetOptions, CategoryOptions):
+class TextOptions(PairColumnOptions, DatasetOptions, CategoryOptions):
     """The texts, and which of their tokens count.
 
     Args:
         text_column: column of the texts or conversations; by default text, prompt, instruction, question, statement or
-            messages. A row with chosen and rejected becomes two rows.
+            messages. A row with chosen and rejected becomes two rows. Files that are given as --data LABEL=FILE label
+            their rows.
         response_column: column of the responses; by default response or completion, if there is one.
         label_column: column of the labels; by default label, if there is one.
         over: which tokens count: "text" (all), "content" (without special tokens at both ends), "prompt", "response",

@@ -233,7 +233,7 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
 
 def pair_facts(shards: Sequence[Shard], data: Dataset) -> dict[str, Any]:
     """Facts of all shards of pairs: rows by status, the first problems with their lines, speed."""
-    lines = {pair.id: data.table.lines[index] for index, pair in enumerate(data.pairs)}
+    lines = {pair.id: data.table.place(index) for index, pair in enumerate(data.pairs)}
     tokens, seconds = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
     return {
         **status_facts(shards, lines),

@@ -37,7 +37,7 @@ def read_inputs(config: DisplacementConfig) -> Inputs:
     Raises:
         DataInvalid, UsageError: a file, a column or a folder that is named is not what it should be.
     """
-    table, pairs = read_pairs(config.data, config.split, config.id_column)
+    table, pairs = read_pairs(config)
     groups = column_values(table, config.group_column) if config.group_column else None
     shares = rater_shares(table, config.rater_share_column) if config.rater_share_column else None
     steps = find_steps(Path(config.steps).expanduser()) if config.steps is not None else None

@@ -14,7 +14,7 @@ def run(config: ScoreConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
-    table, pairs = read_pairs(config.data, config.split, config.id_column)
+    table, pairs = read_pairs(config)
     with claim(Path(config.out).expanduser(), "score") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.score.stages import score_into
