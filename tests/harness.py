@@ -70,6 +70,18 @@ def as_options(values):
     return given
 
 
+def override(given, arguments):
+    """Options without those that the arguments give anew, and then the arguments: no option may be given twice."""
+    anew = {str(part).partition("=")[0] for part in arguments if str(part).startswith("--")}
+    kept, dropping = [], False
+    for part in map(str, given):
+        if part.startswith("--"):
+            dropping = part.partition("=")[0] in anew
+        if not dropping:
+            kept.append(part)
+    return [*kept, *arguments]
+
+
 def damage_end(path):
     """Other values in the last tensor of a file."""
     path.write_bytes(path.read_bytes()[:-8] + b"12345678")

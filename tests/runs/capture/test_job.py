@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from harness import count_shards, kill, note_calls, phrase, read_lines, write
+from harness import count_shards, kill, note_calls, override, phrase, read_lines, write
 from safetensors import SafetensorError, safe_open
 
 from probing import Capture, Place, capture, load, open_store
@@ -439,8 +439,8 @@ def test_the_command_from_a_config_file(probing, model_folder, data, tmp_path):
     ],
 )
 def test_bad_input_leaves_with_2_and_a_reason(probing, model_folder, data, tmp_path, arguments, message):
-    given = ["--model", model_folder, "--data", data, "--places", "final_norm", "--out", tmp_path / "out", *arguments]
-    status, _, errors = probing("capture", *given)
+    given = ["--model", model_folder, "--data", data, "--places", "final_norm", "--out", tmp_path / "out"]
+    status, _, errors = probing("capture", *override(given, arguments))
     assert status == 2
     assert message in " ".join(errors.split())
 

@@ -6,7 +6,7 @@ import families
 import numpy as np
 import pandas as pd
 import pytest
-from harness import as_options, damage_end, interrupt_when, note_calls, notes, read_lines, write
+from harness import as_options, damage_end, interrupt_when, note_calls, notes, override, read_lines, write
 
 from probing import Capture, capture, load, open_store
 from probing.data.bundled import bundled_data
@@ -543,7 +543,7 @@ def refused(probing):
     """What is said of a run that leaves with 2."""
 
     def run(data, out, *more):
-        status, _, errors = probing("ccs", *as_options({"data": data, "out": out, **QUICK}), *more)
+        status, _, errors = probing("ccs", *override(as_options({"data": data, "out": out, **QUICK}), more))
         assert status == 2
         assert "Traceback" not in errors
         return errors
@@ -586,7 +586,7 @@ def test_bad_data_leave_with_2_and_a_reason(tmp_path, refused, kind):
     ],
 )
 def test_bad_options_leave_with_2_and_a_reason(data, tmp_path, refused, arguments, message):
-    assert message in " ".join(refused(data, tmp_path / "out", "--model", "bundled", *arguments).split())
+    assert message in " ".join(refused(data, tmp_path / "out", *override(["--model", "bundled"], arguments)).split())
 
 
 def test_neither_a_model_nor_a_store(data, tmp_path, refused):

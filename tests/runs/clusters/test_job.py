@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from harness import WORDS, damage_end, kill, note_calls, notes, read_lines, write
+from harness import WORDS, damage_end, kill, note_calls, notes, override, read_lines, write
 from safetensors.torch import load_file
 from sklearn.metrics import silhouette_score
 
@@ -755,7 +755,7 @@ CONTROLS = {
 
 
 def check_refused(probing, out, message, *arguments):
-    status, _, errors = probing("clusters", "--out", out, *QUICK_OPTIONS, *arguments)
+    status, _, errors = probing("clusters", "--out", out, *override(QUICK_OPTIONS, arguments))
     assert status == 2
     assert message in " ".join(errors.split())
     assert "Traceback" not in errors

@@ -8,7 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from harness import WORDS, as_options, count_shards, interrupt_when, note_calls, notes, phrase, read_lines, write
+from harness import (
+    WORDS,
+    as_options,
+    count_shards,
+    interrupt_when,
+    note_calls,
+    notes,
+    override,
+    phrase,
+    read_lines,
+    write,
+)
 from sklearn.metrics import roc_auc_score
 
 from probing import Capture, capture, load
@@ -509,7 +520,7 @@ def test_bad_input_leaves_with_2_and_a_reason(probing, model_folder, data, tmp_p
     rows, arguments, message = BAD_DATA[case]
     values = {"model": model_folder, "data": write(data, rows), "out": tmp_path / "out", "places": "resid_post:0"}
     options = as_options(values | QUICK)
-    status, _, errors = probing("probe", *options, *arguments)
+    status, _, errors = probing("probe", *override(options, arguments))
     assert status == 2
     assert message in " ".join(errors.split())
     assert "Traceback" not in errors
