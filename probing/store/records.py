@@ -137,6 +137,11 @@ def is_anything(value: Any, where: str) -> None:
     """Whatever stands there."""
 
 
+def is_text_or_texts(value: Any, where: str) -> None:
+    """A text, or a list of texts."""
+    (is_list(is_text) if isinstance(value, list) else is_text)(value, where)
+
+
 def is_text(value: Any, where: str) -> None:
     """Text."""
     _expect(isinstance(value, str), where, "text", value)
@@ -264,7 +269,9 @@ PENDING = {
 """What a manifest has before its run is done."""
 _STEP = check_object({"step": is_count, "folder": is_text, "why": is_text})
 _FILES = is_mapping(is_hash, is_file_name)
-_CONFIG = check_object({}, dict.fromkeys(("data", "split", "id_column"), is_none_or(is_text)))
+_CONFIG = check_object(
+    {}, {"data": is_none_or(is_text_or_texts), **dict.fromkeys(("split", "id_column"), is_none_or(is_text))}
+)
 
 
 def is_begun_record(value: Any, where: str) -> None:
