@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib
+import itertools
 import logging
 import os
 import re
@@ -166,7 +167,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
     """Look at what would be read as YAML, before it is."""
     from probing.runs.common.config_files import check_argument, check_config_file
 
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         check_argument(argument)
         name, equals, value = argument.partition("=")
         if name == "--config":
