@@ -244,7 +244,10 @@ def test_help_answers_at_once():
         ([], "usage: probing COMMAND"),
         (["scoer"], "no command 'scoer'; there are score, filter"),
         (["score"], "arguments are required: model"),
-        (["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "many"], "--batch-tokens: expected int, not many"),
+        (
+            ["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "many"],
+            "--batch-tokens: expected int, not many",
+        ),
         (
             ["score", "--model", "m", "--data", "d", "--out", "o", "--batch-tokens", "0"],
             "batch_tokens must be at least 1",
