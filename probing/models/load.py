@@ -188,7 +188,10 @@ def load(
     with hash_weights(name) as weights:
         with _explain_errors(path_or_id):
             config = AutoConfig.from_pretrained(name, **options)
+            _check_sizes(config)
             tokenizer = AutoTokenizer.from_pretrained(name, **options) if tokenizer is None else tokenizer
+            if not isinstance(tokenizer.model_max_length, int | float):
+                raise ValueError("model_max_length of its tokenizer is no number")
             wanted = {"config": config, "dtype": _dtype(dtype, place, config), **options}
             model, info = _from_pretrained(name, place, device == BALANCED, wanted)
         missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
@@ -220,6 +223,15 @@ def _from_pretrained(name: str, place: torch.device, balanced: bool, options: di
         fall_back(f"{name} loaded on the CPU and moved", f"rearranging its weights on {place} failed")
     model, info = read()
     return model.to(place), info
+
+
+def _check_sizes(config: Any) -> None:
+    """Raise ``ValueError`` for a config that no model has: the library would build such a one for hours."""
+    text = config.get_text_config()
+    for name, most in (("num_hidden_layers", 10_000), ("hidden_size", 10**6), ("vocab_size", 10**8)):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise ValueError(f"{name} is {value} in its config, which no model has")
 
 
 def _check_no_revision(folder: str, revision: str | None) -> None:
@@ -305,18 +317,46 @@ def _join_some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:8]) or "nothing"
 
 
+# What the libraries raise where a file holds values of other types than they expect, besides their own errors.
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+
+
+class _PlainErrors:
+    """Tokenizers raise the most general error there is, and of that kind nothing else is caught."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is Exception:
+            raise ValueError(f"its tokenizer is damaged: {error}") from error
+
+
 @contextlib.contextmanager
 def _explain_errors(name: str) -> Iterator[None]:
     """Turn the library's errors about one checkpoint into ours."""
     try:
-        yield
+        with _PlainErrors():
+            yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"{name}: the weights do not fit into the memory of the device; use a smaller --dtype"
         ) from error
     except SafetensorError as error:
         raise ModelInvalid(f"{name}: a weight file is damaged or cut short ({error}); fetch it again") from error
-    except (AttributeError, OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
+    except UNREADABLE as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         if "trust_remote_code" in str(error):

@@ -147,6 +147,13 @@ def is_text(value: Any, where: str) -> None:
     _expect(isinstance(value, str), where, "text", value)
 
 
+def is_cell(value: Any, where: str) -> None:
+    """A value that a table can hold: no list and no object, and of texts those that can be encoded."""
+    plain = isinstance(value, str) and value.encode(errors="replace").decode() == value
+    small = type(value) is not int or abs(value) < 2**63
+    _expect(plain or (small and isinstance(value, int | float | None)), where, "a cell of a table", value)
+
+
 def is_count(value: Any, where: str) -> None:
     """A whole number that is not negative."""
     _expect(type(value) is int and 0 <= value < 2**63, where, "a count", value)
@@ -366,7 +373,7 @@ DONE: Mapping[str, Check] = {
     "capture": _is_manifest,
 }
 """What the record of a finished run has, by command."""
-_ROW = is_mapping(is_anything)
+_ROW = is_mapping(is_cell, is_cell)
 is_summary: Check = check_object({"tables": is_mapping(is_list(_ROW))})
 """The tables of a finished run, by title."""
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from probing.data.pair_columns import PairColumns
 from probing.data.places import expand_places
@@ -71,9 +71,12 @@ class Options:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _check_bounds(entry, getattr(self, entry.name))
+            value = getattr(self, entry.name)
+            if value is None and entry.default is not None and type(None) not in get_args(entry.type):
+                raise ValueError(f"{entry.name} must have a value, and null is none")
+            _check_bounds(entry, value)
             if entry.name == "out":
-                check_output_name(Path(getattr(self, entry.name)))
+                check_output_name(Path(value))
 
     def plain(self) -> dict[str, Any]:
         """Every option as JSON holds it."""
