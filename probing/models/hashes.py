@@ -115,7 +115,7 @@ def checkpoint_source(
         revision=revision,
         weights_sha256=_files_sha256(folder.glob("*.safetensors")) if weights is None else weights.digest(),
         config_sha256=_config_sha256(model.config, folder),
-        tokenizer_sha256=_tokenizer_sha256(tokenizer),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
         template_sha256=template_sha256(tokenizer),
     )
 
@@ -132,7 +132,7 @@ def _config_sha256(config: Any, folder: Path) -> str:
     return _text_sha256(json.dumps([values, code], sort_keys=True, default=str))
 
 
-def _tokenizer_sha256(tokenizer: Any) -> str:
+def tokenizer_sha256(tokenizer: Any) -> str:
     """Hash of the fast tokenizer's serialisation (the vocabulary, where there is none) and the special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     core = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())

@@ -10,10 +10,11 @@ from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, ProbingError, UsageError
 from probing.instruments.pair_changes import check_same_vocabulary
 from probing.models.adapters import base_of, is_adapter
-from probing.models.load import LanguageModel, brings_tokenizer, load
+from probing.models.load import LanguageModel, load
 from probing.runs.common.record import dtype_name
 from probing.runs.displacement.config import DisplacementConfig
 from probing.store.files import file_sha256
+from probing.tokens.tokenizers import brings_tokenizer
 
 log = logging.getLogger(__name__)
 
