@@ -45,6 +45,7 @@ from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.heads import find_head
+from probing.models.in_memory import as_language_model
 from probing.models.layers import Stack, find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
@@ -311,7 +312,7 @@ def as_frame(
 
 
 def score_pairs(
-    model: LanguageModel,
+    model: Any,
     pairs: Any,
     columns: Sequence[str] | None = None,
     batch_tokens: int | None = None,
@@ -324,7 +325,7 @@ def score_pairs(
     """Score preference pairs by CHES and its relatives, by likelihood, and by how training on them would move it.
 
     Args:
-        model: language model from ``load``, or ``LanguageModel(model, tokenizer)``.
+        model: language model from ``load``, or a model in memory with its tokenizer: see ``as_language_model``.
         pairs: ``PreferencePair`` objects, mappings with ``prompt``/``chosen``/``rejected`` in any of TRL's formats, a
             ``datasets.Dataset`` or a ``pandas.DataFrame``.
         columns: columns to return, besides ``id`` and ``status``. By default tokens, CHES and its relatives;
@@ -343,6 +344,7 @@ def score_pairs(
     Raises:
         DataInvalid: an invalid pair; names the row.
         UsageError: unknown columns, or options out of range.
+        TypeError: a model without its tokenizer.
     """
     if isinstance(columns, str):
         raise TypeError(f"columns are a list of names, not the text {columns!r}")
@@ -350,7 +352,7 @@ def score_pairs(
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
     listed = as_pairs(pairs)
     scorer = PairScorer(
-        model,
+        as_language_model(model),
         eos=eos,
         max_length=max_length,
         batch_tokens=batch_tokens,

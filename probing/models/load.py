@@ -24,6 +24,7 @@ from probing.kernels.dispatch import fall_back
 from probing.models.adapters import adapter_config, base_of, is_adapter
 from probing.models.devices import BALANCED, choose_device
 from probing.models.hashes import checkpoint_source, hash_weights
+from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
 from probing.tokens.tokenizers import TOKENIZER_FILES
 
@@ -36,7 +37,7 @@ IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
 
 
 def load(
-    path_or_id: str,
+    path_or_id: Any,
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -51,7 +52,8 @@ def load(
     that need a likelihood are refused.
 
     Args:
-        path_or_id: a folder, a hub id, or "bundled" for the small model in this package, or "bundled-displaced".
+        path_or_id: a folder, a hub id, or "bundled" for the small model in this package, or "bundled-displaced". A
+            model in memory is taken too, as it is: see ``as_language_model``.
         revision: branch, tag or commit of the hub.
         dtype: "float32", "bfloat16", "float16"; "auto" keeps the checkpoint's on an accelerator and takes float32 on
             the CPU.
@@ -63,7 +65,13 @@ def load(
     Raises:
         ModelInvalid: no such checkpoint; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
             remote code that was not allowed; neither a causal language model nor an encoder.
+        TypeError: an object that is no model, or one without a tokenizer.
     """
+    if not isinstance(path_or_id, str | Path):
+        if revision is not None or (dtype, device) != ("auto", "auto"):
+            raise ModelInvalid("a model in memory stays as it is; leave out revision, dtype and device")
+        return as_language_model(path_or_id, tokenizer)
+    path_or_id = str(path_or_id)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device(device)
