@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from probing.data.prompts import Columns, prompts_from_rows
+from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
@@ -182,9 +183,10 @@ def capture(
         TypeError: a model without its tokenizer.
     """
     language_model, prompts = as_language_model(model), as_prompts(texts)
-    capturer = Capturer(language_model, request, eos, max_length, batch_tokens, compile)
-    bar = Progress(len(prompts), unit="rows", doing="capturing")
-    blocks = read_blocks(prompts, BLOCK_ROWS, capturer.tokenize, capturer.read, bar)
+    with LeaveAsFound(language_model.model), LeaveAsFound(language_model.model):
+        capturer = Capturer(language_model, request, eos, max_length, batch_tokens, compile)
+        bar = Progress(len(prompts), unit="rows", doing="capturing")
+        blocks = read_blocks(prompts, BLOCK_ROWS, capturer.tokenize, capturer.read, bar)
     problems = {identity: problem for block in blocks for identity, problem in block.problems.items()}
     if len(problems) == len(prompts):
         first = next(iter(problems.values()))

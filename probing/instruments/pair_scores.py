@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from probing.data.pairs import pairs_from_rows
+from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid
@@ -350,17 +351,18 @@ def score_pairs(
         raise TypeError(f"columns are a list of names, not the text {columns!r}")
     computed = known_columns(COLUMNS if columns is None else columns)
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
-    listed = as_pairs(pairs)
-    scorer = PairScorer(
-        as_language_model(model),
-        eos=eos,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        columns=computed,
-        rate_parameters=rate_parameters,
-        compile=compile,
-    )
-    blocks = read_blocks(listed, BLOCK_PAIRS, scorer.tokenize, scorer.score_tokenized, Progress(len(listed)))
+    language_model, listed = as_language_model(model), as_pairs(pairs)
+    with LeaveAsFound(language_model.model), LeaveAsFound(language_model.model):
+        scorer = PairScorer(
+            language_model,
+            eos=eos,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            columns=computed,
+            rate_parameters=rate_parameters,
+            compile=compile,
+        )
+        blocks = read_blocks(listed, BLOCK_PAIRS, scorer.tokenize, scorer.score_tokenized, Progress(len(listed)))
     frames = [block.frame for block in blocks]
     return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
 
