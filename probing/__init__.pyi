@@ -41,6 +41,10 @@ from probing.probes.ccs import CCSProbe as CCSProbe
 from probing.probes.ccs import fit_ccs as fit_ccs
 from probing.probes.polarity import contradiction_index as contradiction_index
 from probing.probes.polarity import polar_consistency as polar_consistency
+from probing.runs.ccs import ccs as ccs
+from probing.runs.clusters import clusters as clusters
+from probing.runs.displacement import displacement as displacement
+from probing.runs.probe import probe as probe
 from probing.store.activations import open_store as open_store
 from probing.store.probes import SavedProbes as SavedProbes
 from probing.store.probes import open_probes as open_probes

@@ -254,7 +254,9 @@ def _make_parser(command: str, config_type: type) -> "Parser":
             else:
                 how |= {"type": hints[entry.name], "metavar": metavar_of(hints[entry.name])}
             ending = " (required)" if "required" in how else describe_default(entry.default)
-            group.add_argument(f"--{entry.name.replace('_', '-')}", help=f"{helps[entry.name]}{ending}".replace("%", "%%"), **how)
+            # The parser fills in what stands behind a single percent sign.
+            text = f"{helps[entry.name]}{ending}".replace("%", "%%")
+            group.add_argument(f"--{entry.name.replace('_', '-')}", help=text, **how)
     parser.describe_options(hints)
     return parser
 

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def pytest_collection_modifyitems(items):
 def nothing_ran_slower_yet(monkeypatch):
     """What one test makes run slower is in no other test's record, and is said aloud again."""
     monkeypatch.setattr(dispatch, "_slower", {})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_proved_yet():
+    """What one test proved of a model that several use is no other test's, which may change how attention works."""
+    if "probing.models.proofs" in sys.modules:
+        sys.modules["probing.models.proofs"].PROOFS.clear()
 
 
 @pytest.fixture(scope="session")

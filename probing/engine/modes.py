@@ -23,6 +23,7 @@ from probing.models.layers import (
     use_eval_mode,
 )
 from probing.models.load import LanguageModel
+from probing.models.proofs import recall, remember
 from probing.tokens.padding import padded_length
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ TRIALS = ((9, 7), (9, 7), (0, 11), (0, 11))
 COUNTS_BY_ITSELF = "attn_temperature_tuning"
 """Setting by which Llama 4 scales queries by their position in the tensor, from the 8192nd on: no short trial would
 show it."""
+NOT_FINITE = "the states of the trial are not finite"
 STRETCHED = ("longrope", "dynamic")
 
 
@@ -86,16 +88,27 @@ class Mode:
 
 
 def choose_mode(stack: Stack) -> Mode:
-    """The fastest way that equals the plain one on a few tokens of this model; logs once why not a faster one."""
+    """The fastest way that equals the plain one on a few tokens of this model; warns why not a faster one.
+
+    The trials are made once for a model, unless its weights are broken.
+    """
+    model = stack.language_model.model
+    where = f"mode, {'on a card' if is_on_card(stack.language_model) else 'on the CPU'}"
+    mode = recall(model, where) or _find_mode(stack)
+    return _announce(stack, mode if NOT_FINITE in mode.reason else remember(model, where, mode))
+
+
+def _find_mode(stack: Stack) -> Mode:
+    """The fastest way that proves right, by trials."""
     config = stack.language_model.model.config.get_text_config()
     plain = Mode(
         "none", False, stack.causal, stack.language_model.max_positions, _find_stretch_length(config), "packing is off"
     )
     if not accepts_packing(stack):
         reason = f"{type(stack.backbone).__name__} takes no position_ids or attention_mask"
-        return _announce(stack, replace(plain, reason=reason))
+        return replace(plain, reason=reason)
     if getattr(config, COUNTS_BY_ITSELF, None):
-        return _announce(stack, replace(plain, reason=f"{COUNTS_BY_ITSELF} counts positions in the packed sequence"))
+        return replace(plain, reason=f"{COUNTS_BY_ITSELF} counts positions in the packed sequence")
     reasons: list[str] = []
     tried: list[Mode] = [replace(plain, packing="paths", sharing=stack.causal, reason="")]
     if is_on_card(stack.language_model):
@@ -108,9 +121,9 @@ def choose_mode(stack: Stack) -> Mode:
             problem, loops = _judge_mode(stack, candidate)
             if problem is None:
                 reasons += [f"{candidate.packing}: {loop}" for loop in sorted(loops)]
-                return _announce(stack, replace(candidate, reason="; ".join(reasons)))
+                return replace(candidate, reason="; ".join(reasons))
             reasons.append(f"{candidate.packing}{' with shared prompts' if candidate.sharing else ''}: {problem}")
-    return _announce(stack, replace(plain, reason=reasons[-1].split(": ", 1)[1]))
+    return replace(plain, reason=reasons[-1].split(": ", 1)[1])
 
 
 def is_on_card(language_model: LanguageModel) -> bool:
@@ -148,7 +161,7 @@ def _judge_mode(stack: Stack, mode: Mode) -> tuple[str | None, set[str]]:
         except Exception as error:  # noqa: BLE001 (whatever a model of any family raises: it cannot run this way)
             return f"fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", loops
         if not all(torch.isfinite(row).all() for row in plain):
-            return "the states of the trial are not finite, so nothing can be compared", loops
+            return f"{NOT_FINITE}, so nothing can be compared", loops
         problem = _find_difference(stack, stacking, segments, plain, fast)
     return problem or _find_leak(stack, fast, others), loops
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from probing.data.prompts import Columns, prompts_from_rows
+from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
@@ -24,6 +25,7 @@ from probing.instruments.reading import (
     set_up,
     split_runnable,
 )
+from probing.models.in_memory import as_language_model
 from probing.models.layers import find_stack
 from probing.models.load import DTYPES, LanguageModel
 from probing.report.progress import Progress
@@ -148,7 +150,7 @@ class Capturer:
 
 
 def capture(
-    model: LanguageModel,
+    model: Any,
     texts: Any,
     request: Capture,
     batch_tokens: int | None = None,
@@ -160,7 +162,7 @@ def capture(
     """Read states of texts at chosen places.
 
     Args:
-        model: language model from ``load``, or ``LanguageModel(model, tokenizer)``.
+        model: language model from ``load``, or a model in memory with its tokenizer: see ``as_language_model``.
         texts: strings (their ids are "0", "1", ...), ``LabelledPrompt`` objects, mappings with the columns that
             ``probing capture`` reads, a ``datasets.Dataset`` or a ``pandas.DataFrame``.
         request: places, pooling, and which tokens count.
@@ -178,11 +180,13 @@ def capture(
         LayerNotFound: a place that the model does not have; lists those it has.
         DataInvalid, NotFinite: not one row could be read.
         UsageError: options out of range.
+        TypeError: a model without its tokenizer.
     """
-    prompts = as_prompts(texts)
-    capturer = Capturer(model, request, eos, max_length, batch_tokens, compile)
-    bar = Progress(len(prompts), unit="rows", doing="capturing")
-    blocks = read_blocks(prompts, BLOCK_ROWS, capturer.tokenize, capturer.read, bar)
+    language_model, prompts = as_language_model(model), as_prompts(texts)
+    with LeaveAsFound(language_model.model), LeaveAsFound(language_model.model):
+        capturer = Capturer(language_model, request, eos, max_length, batch_tokens, compile)
+        bar = Progress(len(prompts), unit="rows", doing="capturing")
+        blocks = read_blocks(prompts, BLOCK_ROWS, capturer.tokenize, capturer.read, bar)
     problems = {identity: problem for block in blocks for identity, problem in block.problems.items()}
     if len(problems) == len(prompts):
         first = next(iter(problems.values()))
@@ -195,9 +199,9 @@ def capture(
     listed = tuple(problems[prompt.id] for prompt in prompts if prompt.id in problems)
     warn_of(listed, len(prompts))
     if request.pooling != "tokens":
-        return Activations(values, ids, capturer.places, model.source, listed)
+        return Activations(values, ids, capturer.places, language_model.source, listed)
     offsets = torch.nn.functional.pad(torch.cat([block.counts for block in blocks]).cumsum(0), (1, 0))
-    return TokenActivations(values, offsets, ids, capturer.places, model.source, listed)
+    return TokenActivations(values, offsets, ids, capturer.places, language_model.source, listed)
 
 
 def as_prompts(texts: Any) -> list[LabelledPrompt]:

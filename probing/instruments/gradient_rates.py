@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
-from probing.models.layers import Stack, accepts, logits_of, use_eval_mode
+from probing.models.adapters import active_adapters, adds_to_weights, merged_copy
+from probing.models.language_model import LanguageModel
+from probing.models.layers import Stack, accepts, find_backbone, logits_of, use_eval_mode
 from probing.tokens.pairs import TokenizedPair
 
 PIECE = 1 << 22
@@ -21,11 +23,12 @@ class GradientRates:
 
     Args:
         stack: the model, from ``find_backbone``.
-        parameters: over which the gradients are taken: "all" (but an adapter's own), "head" (with tied embeddings:
-            those), or "last:K": the last K blocks, the final norm and the head.
+        parameters: over which the gradients are taken: "all", "head" (with tied embeddings: those), or "last:K": the
+            last K blocks, the final norm and the head. Under an adapter they are the parameters of the model with the
+            adapter merged into it.
 
     Raises:
-        UsageError: no such parameters, or weights that are offloaded.
+        UsageError: no such parameters, weights that are offloaded, or an adapter that cannot be merged.
     """
 
     stack: Stack
@@ -33,6 +36,7 @@ class GradientRates:
     chosen: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.stack = _merge_adapters(self.stack)
         self.chosen = choose_parameters(self.stack, self.parameters)
 
     def rate(self, pair: TokenizedPair) -> float:
@@ -63,6 +67,24 @@ class GradientRates:
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(self.chosen, gradients, strict=True)
         ]
+
+
+def _merge_adapters(stack: Stack) -> Stack:
+    """The same model with its adapters merged into it, where gradients of its weights would not be those of the merged.
+
+    What LoRA adds to a weight leaves the gradient of that weight as it is; a factor or a rotation does not.
+    """
+    model = stack.language_model
+    if model.peft is None or adds_to_weights(model.peft):
+        return stack
+    try:
+        merged = merged_copy(model.peft)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        kinds = ", ".join(
+            sorted({model.peft.peft_config[name].peft_type.value for name in active_adapters(model.peft)})
+        )
+        raise UsageError(f"exact rates need an adapter that can be merged, and {kinds} cannot ({error})") from error
+    return find_backbone(LanguageModel(merged, model.tokenizer, model.source))
 
 
 def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from probing.data.pair_columns import PairColumns
 from probing.data.pairs import USUAL, pairs_from_rows
+from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid
@@ -46,6 +47,7 @@ from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.heads import find_head
+from probing.models.in_memory import as_language_model
 from probing.models.layers import Stack, find_backbone, output_site
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
@@ -312,7 +314,7 @@ def as_frame(
 
 
 def score_pairs(
-    model: LanguageModel,
+    model: Any,
     pairs: Any,
     columns: Sequence[str] | None = None,
     batch_tokens: int | None = None,
@@ -330,7 +332,7 @@ def score_pairs(
     """Score preference pairs by CHES and its relatives, by likelihood, and by how training on them would move it.
 
     Args:
-        model: language model from ``load``, or ``LanguageModel(model, tokenizer)``.
+        model: language model from ``load``, or a model in memory with its tokenizer: see ``as_language_model``.
         pairs: ``PreferencePair`` objects, mappings with ``prompt``/``chosen``/``rejected`` in any of TRL's formats, a
             ``datasets.Dataset`` or a ``pandas.DataFrame``.
         columns: columns to return, besides ``id`` and ``status``. By default tokens, CHES and its relatives;
@@ -354,23 +356,25 @@ def score_pairs(
     Raises:
         DataInvalid: an invalid pair; names the row.
         UsageError: unknown columns, or options out of range.
+        TypeError: a model without its tokenizer.
     """
     if isinstance(columns, str):
         raise TypeError(f"columns are a list of names, not the text {columns!r}")
     computed = known_columns(COLUMNS if columns is None else columns)
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
     reading = PairColumns(prompt_column, chosen_column, rejected_column, system_column, implicit_prompt)
-    listed = as_pairs(pairs, reading)
-    scorer = PairScorer(
-        model,
-        eos=eos,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        columns=computed,
-        rate_parameters=rate_parameters,
-        compile=compile,
-    )
-    blocks = read_blocks(listed, BLOCK_PAIRS, scorer.tokenize, scorer.score_tokenized, Progress(len(listed)))
+    language_model, listed = as_language_model(model), as_pairs(pairs, reading)
+    with LeaveAsFound(language_model.model), LeaveAsFound(language_model.model):
+        scorer = PairScorer(
+            language_model,
+            eos=eos,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            columns=computed,
+            rate_parameters=rate_parameters,
+            compile=compile,
+        )
+        blocks = read_blocks(listed, BLOCK_PAIRS, scorer.tokenize, scorer.score_tokenized, Progress(len(listed)))
     frames = [block.frame for block in blocks]
     return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
 

@@ -30,9 +30,9 @@ NOT_FINITE = "states are NaN or infinite"
 
 @contextlib.contextmanager
 def set_up(language_model: LanguageModel) -> Iterator[None]:
-    """Reserve a model for this thread, with its adapter on and a caller's autocast off."""
+    """Reserve a model for this thread, with a caller's autocast off."""
     device = language_model.device.type
-    with ONE_AT_A_TIME, language_model.active(), torch.autocast(device, enabled=False):
+    with ONE_AT_A_TIME, torch.autocast(device, enabled=False):
         yield
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from tqdm import tqdm
 from transformers.utils import cached_file
 
+from probing.errors import ModelInvalid
 from probing.tokens.templates import template_sha256
 from probing.types import Source
 
@@ -36,10 +37,12 @@ class FilesHash:
 
     Args:
         paths: files; their order does not matter.
+        folder: where they lie; those in folders inside of it are named by their path from there.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Iterable[Path], folder: Path | None = None) -> None:
         self._paths = sorted(paths)
+        self._folder = folder
         # Each thread counts in an entry of its own.
         self._read = [0] * len(self._paths)
         self._stopped = threading.Event()
@@ -72,14 +75,16 @@ class FilesHash:
         digests = [digest.result() for digest in self._digests]
         if len(digests) == 1:
             return digests[0]
-        lines = [f"{digest}  {path.name}\n" for path, digest in zip(self._paths, digests, strict=True)]
+        lines = [f"{digest}  {self._name(path)}\n" for path, digest in zip(self._paths, digests, strict=True)]
         return _text_sha256("".join(lines))
 
+    def _name(self, path: Path) -> str:
+        inside = self._folder is not None and path.is_relative_to(self._folder)
+        return path.relative_to(self._folder).as_posix() if inside and self._folder is not None else path.name
+
     def _one(self, index: int) -> str:
+        # The hub's cache names large files by this hash, but what is loaded is what stands in them now.
         real = self._paths[index].resolve()
-        if real.parent.name == "blobs" and len(real.name) == 64:
-            # The hub's cache names large files by this hash.
-            return real.name
         digest = hashlib.sha256()
         with real.open("rb", buffering=0) as file:
             while not self._stopped.is_set() and (piece := file.read(PIECE)):
@@ -93,7 +98,32 @@ class FilesHash:
 def hash_weights(name: str) -> AbstractContextManager[FilesHash | None]:
     """Begin to hash the weights in a folder; None where they have yet to be fetched from a hub."""
     folder = Path(name)
-    return FilesHash(folder.glob("*.safetensors")) if folder.is_dir() else nullcontext()
+    return FilesHash(find_weight_files(folder), folder) if folder.is_dir() else nullcontext()
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """The files that the weights in a folder are loaded from, and any other safetensors files beside them.
+
+    Those that an index or the config names may lie in folders inside of it.
+    """
+    names = {path.name for path in folder.glob("*.safetensors")}
+    indices = {path.name for path in folder.glob("*.safetensors.index.json")}
+    explicit = _read_object(folder / "config.json").get("transformers_weights")
+    if isinstance(explicit, str):
+        (indices if explicit.endswith(".json") else names).add(explicit)
+    for index in indices:
+        shards = _read_object(folder / index).get("weight_map")
+        names |= {name for name in shards.values() if isinstance(name, str)} if isinstance(shards, dict) else set()
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, which the library reports in its own words."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def checkpoint_source(
@@ -108,14 +138,20 @@ def checkpoint_source(
         model: the loaded model.
         tokenizer: tokenizer of the model.
         weights: hash of the weights, from ``hash_weights``.
+
+    Raises:
+        ModelInvalid: there are no files of weights, so that other weights could not be told from these.
     """
     folder = Path(name) if Path(name).is_dir() else _cache_folder(name, revision or "main")
+    files = find_weight_files(folder)
+    if not files:
+        raise ModelInvalid(f"{given}: the files that its weights were loaded from were not found in {folder}")
     return Source(
         model=given,
         revision=revision,
-        weights_sha256=_files_sha256(folder.glob("*.safetensors")) if weights is None else weights.digest(),
+        weights_sha256=_files_sha256(files, folder) if weights is None else weights.digest(),
         config_sha256=_config_sha256(model.config, folder),
-        tokenizer_sha256=_tokenizer_sha256(tokenizer),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
         template_sha256=template_sha256(tokenizer),
     )
 
@@ -132,7 +168,7 @@ def _config_sha256(config: Any, folder: Path) -> str:
     return _text_sha256(json.dumps([values, code], sort_keys=True, default=str))
 
 
-def _tokenizer_sha256(tokenizer: Any) -> str:
+def tokenizer_sha256(tokenizer: Any) -> str:
     """Hash of the fast tokenizer's serialisation (the vocabulary, where there is none) and the special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     core = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
@@ -140,8 +176,8 @@ def _tokenizer_sha256(tokenizer: Any) -> str:
     return _text_sha256(json.dumps([core, special], sort_keys=True))
 
 
-def _files_sha256(paths: Iterable[Path]) -> str:
-    with FilesHash(paths) as files:
+def _files_sha256(paths: Iterable[Path], folder: Path | None = None) -> str:
+    with FilesHash(paths, folder) as files:
         return files.digest()
 
 

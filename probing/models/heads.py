@@ -9,6 +9,7 @@ from probing.errors import LayerNotFound
 from probing.kernels.output_head import Unembedding, write_logits
 from probing.models.devices import device_of
 from probing.models.layers import TRIAL_STARTS, Stack, last_hidden_state, logits_of, trial_ids, use_eval_mode
+from probing.models.proofs import recall, remember
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -41,7 +42,8 @@ def find_head(stack: Stack) -> Unembedding:
             scale /= float(getattr(config, name, None) or 1.0)
         caps = [float(getattr(config, name)) for name in SOFT_CAPS if getattr(config, name, None)]
         head = Unembedding(weight, bias, scale, caps[0] if caps else None)
-        _prove(stack, head)
+        if recall(model, "output head") is None:
+            _prove(stack, head)
     return head
 
 
@@ -87,4 +89,5 @@ def _prove(stack: Stack, head: Unembedding) -> None:
                 f"the logits of {stack.family} are not those of its output head (they differ by {float(gap):.1e}), so "
                 f"something happens to them that was not understood; likelihoods of this family are not supported yet"
             )
+        remember(model, "output head", True)
         return

@@ -14,6 +14,7 @@ from transformers import AutoModel, PretrainedConfig
 from probing.errors import LayerNotFound, ModelInvalid
 from probing.models.hooks import Tap, record_taps
 from probing.models.load import LanguageModel, auto_class
+from probing.models.proofs import OF_A_PASS, recall, remember
 from probing.models.writes import BlockWrites, Part, find_writes
 from probing.types import Place
 
@@ -29,14 +30,6 @@ NOISE = 3.0
 MOST_NOISE = 0.4
 """Upper limit of that difference: states of other tokens differ by about 1."""
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-RETURNS = {
-    "return_dict": True,
-    "output_hidden_states": False,
-    "output_attentions": False,
-    "_output_attentions": False,
-    "output_router_logits": False,
-}
-"""Settings of a config under which a pass returns its last states and nothing else."""
 SELECTS_TOKENS = ("index_topk", "keep_window_size")
 """Settings of attention to the highest-ranked tokens only, among which padding and later tokens may be."""
 
@@ -79,9 +72,16 @@ class Stack:
     @functools.cached_property
     def writes(self) -> tuple[BlockWrites, ...]:
         """The writes of each block into the residual stream; found, and proved to add up, when first asked for."""
+        model = self.language_model.model
+        known = recall(model, "writes")
+        if known is not None:
+            return tuple(writes.attach_to(block) for writes, block in zip(known, self.blocks, strict=True))
         ids = trial_ids(self.language_model, TRIAL_STARTS[0])
-        with torch.inference_mode(), use_eval_mode(self.language_model.model):
-            return find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
+        with torch.inference_mode(), use_eval_mode(model):
+            found = find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
+        if all(writes.form != "unknown" for writes in found):
+            remember(model, "writes", [writes.detach() for writes in found])
+        return found
 
     def sites(self, places: Sequence[Place]) -> list[Site]:
         """The site of each place.
@@ -129,6 +129,38 @@ class Stack:
         return Site(place, tuple(Tap(part.module) for part in parts), tuple(part.factor for part in parts))
 
 
+@dataclass(frozen=True)
+class _FoundStack:
+    """A stack by the names of its modules, which holds no part of the model."""
+
+    backbone: str
+    blocks: tuple[str, ...]
+    width: int
+    causal: bool
+    normed: bool
+    final_norm: str | None
+
+    @classmethod
+    def detach(cls, stack: Stack) -> "_FoundStack":
+        """The stack by names."""
+        norm = None if stack.final_norm is None else stack.name_of(stack.final_norm)
+        blocks = tuple(stack.name_of(block) for block in stack.blocks)
+        return cls(stack.name_of(stack.backbone), blocks, stack.width, stack.causal, stack.normed, norm)
+
+    def attach_to(self, language_model: LanguageModel) -> Stack:
+        """The stack of the model from which it came."""
+        part = language_model.model.get_submodule
+        return Stack(
+            language_model,
+            part(self.backbone),
+            tuple(map(part, self.blocks)),
+            width=self.width,
+            causal=self.causal,
+            normed=self.normed,
+            final_norm=None if self.final_norm is None else part(self.final_norm),
+        )
+
+
 def output_site(stack: Stack) -> Site:
     """What the backbone returns: the state after the final norm, or the last block's where there is none."""
     place = Place("final_norm") if stack.normed else Place("resid_post", len(stack.blocks) - 1)
@@ -139,7 +171,8 @@ def find_stack(language_model: LanguageModel) -> Stack:
     """Find the blocks of a model and the module that runs them, and try them.
 
     The blocks are a list of as many modules as the config has layers, which run once each, in order, on
-    [row token width] states. The module that runs them is the innermost model around that list.
+    [row token width] states. The module that runs them is the innermost model around that list. What was found is kept
+    with the model.
 
     Raises:
         LayerNotFound: the model has no such list of modules; lists what was found.
@@ -154,6 +187,9 @@ def find_stack(language_model: LanguageModel) -> Stack:
             f"{type(model).__name__} attends to selected tokens only ({selecting[0]}), in a way that depends on how it "
             f"is run; this is not supported yet"
         )
+    known = recall(model, "stack")
+    if known is not None:
+        return known.attach_to(language_model)
     lists = _block_lists(model)
     problems = []
     with torch.inference_mode(), use_eval_mode(model):
@@ -195,19 +231,27 @@ def find_backbone(language_model: LanguageModel) -> Stack:
             f"{type(model).__name__} has no output head, so it has no response likelihood; its parts are {kinds}"
         )
     stack = find_stack(language_model)
+    if recall(model, "input of the head") is None:
+        _prove_input_of_head(language_model, stack)
+    if not stack.causal:
+        raise ModelInvalid(
+            f"{type(model).__name__} is not causal: states depend on later tokens, so it has no response likelihood"
+        )
+    return stack
+
+
+def _prove_input_of_head(language_model: LanguageModel, stack: Stack) -> None:
+    """Raise unless the backbone returns what the output head multiplies."""
+    model = language_model.model
     with torch.inference_mode(), use_eval_mode(model):
         for start in TRIAL_STARTS:
             ids = trial_ids(language_model, start)
             states = last_hidden_state(stack.backbone, ids)
             # Where no trial gives finite states the weights are broken, which is reported pair by pair.
             if torch.isfinite(states).all():
-                _judge_head(language_model, stack, states, _input_of(head, model, ids))
+                _judge_head(language_model, stack, states, _input_of(model.get_output_embeddings(), model, ids))
+                remember(model, "input of the head", True)
                 break
-    if not stack.causal:
-        raise ModelInvalid(
-            f"{type(model).__name__} is not causal: states depend on later tokens, so it has no response likelihood"
-        )
-    return stack
 
 
 @contextlib.contextmanager
@@ -218,13 +262,27 @@ def use_eval_mode(model: nn.Module) -> Iterator[None]:
     pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
     """
     training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with _return_last_states(model):
+        model.eval()
+        with _return_last_states(model), _leave_out_accelerate(model):
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def _leave_out_accelerate(model: nn.Module) -> Iterator[None]:
+    """Run a model as it is itself where accelerate, for training in mixed precision, put another ``forward`` on it."""
+    own = vars(model)
+    before = own.get("forward")
+    try:
+        if "_original_forward" in own:
+            own["forward"] = own["_original_forward"]
+        yield
+    finally:
+        if before is not None:
+            own["forward"] = before
 
 
 @contextlib.contextmanager
@@ -233,10 +291,10 @@ def _return_last_states(model: nn.Module) -> Iterator[None]:
     configs = [vars(module).get("config") for module in model.modules()]
     # Set in their dictionaries, since the setter of ``output_attentions`` refuses the values that were there before.
     known = {id(config): vars(config) for config in configs if isinstance(config, PretrainedConfig)}
-    before = [(values, {name: values[name] for name in RETURNS if name in values}) for values in known.values()]
+    before = [(values, {name: values[name] for name in OF_A_PASS if name in values}) for values in known.values()]
     try:
         for values, own in before:
-            values.update({name: RETURNS[name] for name in own})
+            values.update({name: OF_A_PASS[name] for name in own})
         yield
     finally:
         for values, own in before:
@@ -362,7 +420,7 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     normed = not _equal(last, states)
     same = [others[index] for index, tensor in returned if tensor is not None and _equal(tensor, states)]
     norm = same[-1] if normed and same else None
-    return Stack(
+    stack = Stack(
         language_model,
         backbone,
         tuple(blocks),
@@ -371,6 +429,10 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
         normed=normed,
         final_norm=norm,
     )
+    # Broken weights prove nothing.
+    if torch.isfinite(states).all():
+        remember(language_model.model, "stack", _FoundStack.detach(stack))
+    return stack
 
 
 def _is_causal(

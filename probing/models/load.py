@@ -5,15 +5,12 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -24,10 +21,12 @@ from transformers.models.auto.modeling_auto import (
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.kernels.dispatch import fall_back
-from probing.models.adapters import adapter_config, adapter_sha256, attach, base_of, detach, is_adapter, switch_adapter
-from probing.models.devices import BALANCED, choose_device, device_of, devices_of
+from probing.models.adapters import adapter_config, base_of, is_adapter
+from probing.models.devices import BALANCED, choose_device
 from probing.models.hashes import checkpoint_source, hash_weights
-from probing.types import Source
+from probing.models.in_memory import as_language_model
+from probing.models.language_model import LanguageModel
+from probing.tokens.tokenizers import TOKENIZER_FILES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED_PARTS = ("pooler.",)
@@ -35,116 +34,10 @@ UNUSED_PARTS = ("pooler.",)
 REARRANGING = "automatic conversion of the weights"
 """Part of the library's message when it cannot make the tensors of a model from those of a checkpoint."""
 IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-
-@dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """A language model with the tokenizer it was trained with.
-
-    Made by ``load``; or by hand from a model in memory: ``LanguageModel(model, tokenizer)``.
-
-    Attributes:
-        model: a transformers model: causal (with an output head), an encoder, or one for images and text, of which the
-            text part is used. It runs in eval mode and leaves as it came.
-        tokenizer: tokenizer of the model.
-        source: checkpoint that the model was loaded from.
-        peft: PEFT's wrapper around the model, where adapters were put onto it. One that is given as ``model`` is
-            unwrapped: the model is meant with what was active in it.
-        adapter: the adapter of these that makes it this model; None where it is the model without any.
-
-    Raises:
-        ModelInvalid: the tokenizer can produce ids that the embedding does not hold.
-    """
-
-    model: Any
-    tokenizer: Any
-    source: Source = field(default_factory=lambda: Source(model="in memory"))
-    peft: Any = None
-    adapter: str | None = None
-
-    def __post_init__(self) -> None:
-        if hasattr(self.model, "get_base_model") and hasattr(self.model, "peft_config"):
-            if self.model.active_peft_config.is_prompt_learning:
-                raise ModelInvalid("adapters that put tokens before the input are not supported")
-            object.__setattr__(self, "peft", self.model)
-            object.__setattr__(self, "adapter", self.model.active_adapter)
-            object.__setattr__(self, "model", self.model.get_base_model())
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        highest = max(self.tokenizer.get_vocab().values(), default=-1)
-        if highest >= rows:
-            raise ModelInvalid(
-                f"the tokenizer of {self.source.model} has {highest + 1} ids, the model's embedding only {rows} rows: "
-                f"they do not belong together, or the model must be resized and trained for the added tokens"
-            )
-
-    def active(self) -> AbstractContextManager[None]:
-        """The model as it is meant, for a while: with its adapter on, or with all of them off."""
-        return switch_adapter(self.peft, self.adapter)
-
-    def adapted(self, path: str) -> "LanguageModel":
-        """The same weights with an adapter on top; they are in memory once, so this one and others share them.
-
-        Args:
-            path: folder of the adapter (PEFT's ``save_pretrained``), with safetensors weights.
-
-        Raises:
-            ModelInvalid: the adapter does not fit, or PEFT is not installed.
-        """
-        peft, name = attach(self.model if self.peft is None else self.peft, path)
-        # The wrapper is kept so that this object stays the model without the adapter.
-        object.__setattr__(self, "peft", peft)
-        base = self.source.model.split(" + ")[0]
-        source = replace(self.source, model=f"{base} + {path}", adapter_sha256=adapter_sha256(path))
-        return LanguageModel(self.model, self.tokenizer, source, peft, name)
-
-    def release(self, other: "LanguageModel") -> None:
-        """Take the adapter of ``other``, which ``adapted`` made of these weights, off again; it is of no use after."""
-        if other.adapter is not None and other.peft is self.peft and detach(other.peft, other.adapter):
-            object.__setattr__(self, "peft", None)
-
-    @property
-    def device(self) -> torch.device:
-        """Device on which inputs have to be."""
-        embedding = self.model.get_input_embeddings()
-        return device_of(embedding, embedding.weight)
-
-    @property
-    def placement(self) -> str:
-        """The devices that it computes on, separated by commas."""
-        return ", ".join(map(str, devices_of(self)))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
-
-    @property
-    def layers(self) -> int:
-        """Number of blocks of the model, by its config."""
-        return int(getattr(self.model.config.get_text_config(), "num_hidden_layers", 0))
-
-    @property
-    def max_positions(self) -> int | None:
-        """Longest sequence that the model has positions for; None if it has no limit.
-
-        RoBERTa and its like count positions from behind the padding index, so that the first ones are never used.
-        """
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if not isinstance(limit, int) or limit <= 0:
-            return None
-        tables = [
-            module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Embedding) and "position" in name
-        ]
-        unused = [table.num_embeddings - table.padding_idx - 1 for table in tables if table.padding_idx is not None]
-        return min([limit, *unused])
 
 
 def load(
-    path_or_id: str,
+    path_or_id: Any,
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -159,7 +52,8 @@ def load(
     that need a likelihood are refused.
 
     Args:
-        path_or_id: a folder, a hub id, or "bundled" for the small model in this package, or "bundled-displaced".
+        path_or_id: a folder, a hub id, or "bundled" for the small model in this package, or "bundled-displaced". A
+            model in memory is taken too, as it is: see ``as_language_model``.
         revision: branch, tag or commit of the hub.
         dtype: "float32", "bfloat16", "float16"; "auto" keeps the checkpoint's on an accelerator and takes float32 on
             the CPU.
@@ -171,7 +65,13 @@ def load(
     Raises:
         ModelInvalid: no such checkpoint; no tokenizer; no weights, or only pickled ones; damaged or incomplete weights;
             remote code that was not allowed; neither a causal language model nor an encoder.
+        TypeError: an object that is no model, or one without a tokenizer.
     """
+    if not isinstance(path_or_id, str | Path):
+        if revision is not None or (dtype, device) != ("auto", "auto"):
+            raise ModelInvalid("a model in memory stays as it is; leave out revision, dtype and device")
+        return as_language_model(path_or_id, tokenizer)
+    path_or_id = str(path_or_id)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device(device)
@@ -179,8 +79,10 @@ def load(
     name = str(bundled()) if bundled is not None else os.path.expanduser(path_or_id)
     if is_adapter(name):
         _check_no_revision(path_or_id, revision)
-        base_revision = adapter_config(name).get("revision")
-        return load(base_of(name), base_revision, dtype, device, trust_remote_code, tokenizer).adapted(path_or_id)
+        base, base_revision = base_of(name), adapter_config(name).get("revision")
+        return load(base, base_revision, dtype, device, trust_remote_code, tokenizer).adapted(
+            path_or_id, keep_tokenizer=tokenizer is not None
+        )
     if Path(name).exists():
         _check_folder(Path(name), tokenizer is not None)
         _check_no_revision(path_or_id, revision)
@@ -305,12 +207,6 @@ def _check_folder(folder: Path, tokenized: bool) -> None:
                 f"them to safetensors: load them where you trust them and call model.save_pretrained(folder)"
             )
         raise ModelInvalid(f"{folder}: no weights (*.safetensors); it holds {_join_some(names)}")
-
-
-def brings_tokenizer(path_or_id: str) -> bool:
-    """Whether a checkpoint has a tokenizer of its own; a hub id is believed to."""
-    folder = Path(path_or_id).expanduser()
-    return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def _join_some(names: set[str]) -> str:

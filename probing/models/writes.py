@@ -9,7 +9,7 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,20 @@ class BlockWrites:
     mlp: tuple[Part, ...] = ()
     form: str = "unknown"
     candidates: tuple[str, ...] = field(default=(), repr=False)
+
+    def detach(self) -> "BlockWrites":
+        """The same by the names of the modules, without the modules."""
+        return self._with_modules(lambda _: None)
+
+    def attach_to(self, block: nn.Module) -> "BlockWrites":
+        """The same with the modules of a block."""
+        return self._with_modules(block.get_submodule)
+
+    def _with_modules(self, find: Callable[[str], Any]) -> "BlockWrites":
+        attention, mlp = (
+            tuple(replace(part, module=find(part.name)) for part in parts) for parts in (self.attention, self.mlp)
+        )
+        return replace(self, attention=attention, mlp=mlp)
 
     def explain(self, layer: int) -> str:
         """A description of what was found in this block."""

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import peft
 import pytest
@@ -8,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from probing import Capture, LanguageModel, capture, load, score_pairs
 from probing.errors import ModelInvalid
-from probing.models.adapters import switch_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 ROWS = [{"prompt": "Is it ok?", "chosen": " No", "rejected": " Never"}]
@@ -65,42 +65,13 @@ def test_the_base_stays_the_base_while_adapters_come_and_go(adapter, model_folde
     assert scored(second) not in (plain, found)
     assert scored(base) == plain
     assert scored(first) == found
-    assert first.model is base.model
+    assert first.model.get_input_embeddings().weight.data_ptr() == base.model.get_input_embeddings().weight.data_ptr()
     assert first.source.adapter_sha256 != second.source.adapter_sha256
-
-
-def test_released_adapters_leave_no_trace_and_another_may_come(adapter, model_folder, tmp_path):
-    wrapped(seed=1).save_pretrained(tmp_path / "other")
-    base = load(str(model_folder))
-    plain, parts = scored(base), [name for name, _ in base.model.named_modules()]
-    first = base.adapted(str(adapter))
-    found = scored(first)
-    base.release(first)
-    assert base.peft is None
-    assert [name for name, _ in base.model.named_modules()] == parts
-    second, third = base.adapted(str(tmp_path / "other")), base.adapted(str(adapter))
-    assert scored(third) == found
-    base.release(second)
-    assert scored(third) == found
-    assert scored(base) == plain
 
 
 def test_a_wrapper_of_peft_is_unwrapped_with_what_is_active_in_it():
     by_hand = LanguageModel(wrapped(), tiny.make_tokenizer())
     assert scored(by_hand) == pytest.approx(scored(merged()), rel=1e-4)
-
-
-def test_switching_puts_back_what_was_on(adapter, model_folder):
-    base = load(str(model_folder))
-    adapted = base.adapted(str(adapter))
-    before = adapted.peft.active_adapter
-    with switch_adapter(adapted.peft, None):
-        pass
-    with pytest.raises(KeyError), switch_adapter(adapted.peft, adapted.adapter):
-        raise KeyError
-    assert adapted.peft.active_adapter == before
-    with switch_adapter(None, None):
-        pass
 
 
 def test_bad_adapters_are_named(adapter, tmp_path):
@@ -160,17 +131,6 @@ def test_adapters_that_fit_only_in_part_are_refused(adapter):
         assert scored(base) == plain
 
 
-def test_biases_that_cannot_be_switched_off_are_refused(tmp_path):
-    language_model = tiny.make_model("gpt2")
-    peft.get_peft_model(
-        tiny.make_model("gpt2").model, peft.LoraConfig(r=2, bias="all", target_modules=["c_attn"], fan_in_fan_out=True)
-    ).save_pretrained(tmp_path / "adapter")
-    plain = scored(language_model)
-    with pytest.raises(ModelInvalid, match="it brings biases"):
-        language_model.adapted(str(tmp_path / "adapter"))
-    assert scored(language_model) == plain
-
-
 def test_a_wrapper_keeps_its_meaning_when_another_adapter_comes(adapter):
     by_hand = LanguageModel(wrapped(seed=3), tiny.make_tokenizer())
     before = scored(by_hand)
@@ -212,3 +172,43 @@ def test_states_of_the_base_are_its_own_under_an_adapter(adapter, model_folder):
     other = capture(base.adapted(str(adapter)), ["Is it ok?"], PLACES).values
     assert not torch.allclose(other, before, rtol=1e-3)
     assert torch.equal(capture(base, ["Is it ok?"], PLACES).values, before)
+
+
+def test_an_adapter_on_an_adapter_is_refused(adapter, tmp_path, model_folder):
+    second = tmp_path / "second"
+    shutil.copytree(adapter, second)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (second / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(adapter)}))
+    with pytest.raises(ModelInvalid, match=r"names another adapter, .*merge that one"):
+        load(str(second))
+    with pytest.raises(ModelInvalid, match="names another adapter"):
+        load(str(model_folder)).adapted(str(second))
+    (second / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(second)}))
+    with pytest.raises(ModelInvalid, match="names itself"):
+        load(str(second))
+
+
+def test_the_tokenizer_and_the_template_of_the_folder_are_the_adapters(adapter, model_folder):
+    rows = [{"prompt": [{"role": "user", "content": "Is it ok?"}], "chosen": " No", "rejected": " Never"}]
+    rows[0] |= {side: [{"role": "assistant", "content": rows[0][side]}] for side in ("chosen", "rejected")}
+    own = (
+        "{% for m in messages %}{{ m['role'] + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    plain = score_pairs(load(str(adapter)), rows)
+    base = load(str(model_folder))
+    (adapter / "chat_template.jinja").write_text(own)
+    templated = load(str(adapter))
+    found = score_pairs(templated, rows)
+    tokenizer = tiny.make_tokenizer(template=own)
+    wanted = score_pairs(LanguageModel(merged().model, tokenizer), rows)
+    assert found.iloc[0, 2:].tolist() == pytest.approx(wanted.iloc[0, 2:].tolist(), rel=1e-4)
+    assert found.ches[0] != pytest.approx(plain.ches[0], rel=1e-3)
+    assert base.source.template_sha256 != templated.source.template_sha256
+    (adapter / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(adapter)
+    assert score_pairs(load(str(adapter)), rows).equals(found)
+    assert score_pairs(load(str(adapter), tokenizer=base.tokenizer), rows).equals(plain)
+    (adapter / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelInvalid, match="the tokenizer in it cannot be read"):
+        load(str(adapter))

@@ -10,16 +10,17 @@ from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, ProbingError, UsageError
 from probing.instruments.pair_changes import check_same_vocabulary
 from probing.models.adapters import base_of, is_adapter
-from probing.models.load import LanguageModel, brings_tokenizer, load
+from probing.models.hashes import find_weight_files
+from probing.models.load import LanguageModel, load
 from probing.runs.common.record import dtype_name
 from probing.runs.displacement.config import DisplacementConfig
 from probing.store.files import file_sha256
+from probing.tokens.tokenizers import brings_tokenizer
 
 log = logging.getLogger(__name__)
 
 
 CHECKPOINT_FILES = (
-    "*.safetensors",
     "config.json",
     "adapter_config.json",
     "generation_config.json",
@@ -96,5 +97,6 @@ def note_broken_step(step: int, path: Path, error: Exception) -> dict[str, Any]:
 
 def hash_checkpoint(folder: Path) -> str:
     """Hash of the files that a checkpoint is loaded from, without those that a trainer leaves beside them."""
-    files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
-    return hashlib.sha256("".join(f"{file_sha256(path)} {path.name}\n" for path in files).encode()).hexdigest()
+    files = {path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern)} | {*find_weight_files(folder)}
+    lines = [f"{file_sha256(path)} {path.relative_to(folder).as_posix()}\n" for path in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -227,7 +227,6 @@ def measure_step(
 
     prefix, doing = f"step_{step:09d}_", f"step {step}"
     shards = complete_shards(folder.shards, data, COURSE_SCHEMA, prepare, make, prefix=prefix, doing=doing)
-    before.language_model.release(policy)
     frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
     if not frame["chosen_logprob"].notna().any():
         raise NotFinite("it gives no pair a finite likelihood")

@@ -1,0 +1,242 @@
+import copy
+import gc
+import json
+import re
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import accelerate
+import peft
+import pytest
+import tiny
+import torch
+import transformers
+from accelerate.state import AcceleratorState
+from torch import nn
+from transformers import PreTrainedModel
+
+import probing
+from probing import Capture, LanguageModel, capture, load, score_pairs
+from probing.engine import modes
+from probing.errors import ModelInvalid
+from probing.models import layers, proofs
+
+# Of torch.compile and PEFT among themselves.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`"),
+]
+ROWS = [{"prompt": "Is it ok?", "chosen": " No", "rejected": " Never"}]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model():
+    return tiny.make_model().model
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+def scored(given):
+    return score_pairs(given, ROWS, columns=["all"])
+
+
+class Parallel(nn.Module):
+    """The form of ``DistributedDataParallel``, which needs a process group."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_every_holder_of_a_model_gives_the_same_numbers(model, tokenizer, tmp_path):
+    want = scored(LanguageModel(model, tokenizer))
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    for given in (
+        (model, tokenizer),
+        [model, tokenizer],
+        (Parallel(model), tokenizer),
+        (nn.DataParallel(model), tokenizer),
+        (torch.compile(model), tokenizer),
+        (Parallel(torch.compile(model)), tokenizer),
+        (model, SimpleNamespace(tokenizer=tokenizer)),
+        transformers.Trainer(model, arguments, processing_class=tokenizer),
+        transformers.pipeline("text-generation", model=model, tokenizer=tokenizer),
+        load((model, tokenizer)),
+        load(model, tokenizer=tokenizer),
+    ):
+        assert scored(given).equals(want)
+        assert load(given, tokenizer=tokenizer).model is model
+    texts, request = ["Is it ok?"], Capture(places=["resid_post:1"])
+    states = capture((model, tokenizer), texts, request).values
+    assert torch.equal(states, capture(LanguageModel(model, tokenizer), texts, request).values)
+
+
+def test_a_model_under_adapters_counts_as_it_is(model, tokenizer):
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
+    wrapped.train()
+    on = scored((wrapped, tokenizer))
+    with wrapped.disable_adapter():
+        off = scored((Parallel(wrapped), tokenizer))
+    assert not on.equals(off)
+    assert off.equals(scored(tiny.make_model()))
+    assert scored((wrapped, tokenizer)).equals(on)
+
+
+def test_a_model_that_accelerate_prepared_for_mixed_precision_is_read_in_its_own(model, tokenizer):
+    want = scored((copy.deepcopy(model), tokenizer))
+    # It is one for the whole process, and remembers the precision of the first.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    forward = vars(prepared)["forward"]
+    assert scored((prepared, tokenizer)).equals(want)
+    assert vars(prepared)["forward"] is forward
+
+
+def test_what_is_missing_is_named(model, tokenizer):
+    with pytest.raises(TypeError, match=r"LlamaForCausalLM comes without its tokenizer; give a tuple \(model, tok"):
+        score_pairs(model, ROWS)
+    with pytest.raises(TypeError, match="with a str for a tokenizer"):
+        capture((model, "gpt2"), ["a"], Capture(places=["resid_post:1"]))
+    with pytest.raises(TypeError, match="a str is not a language model"):
+        score_pairs("bundled", ROWS)
+    with pytest.raises(TypeError, match="a Linear is not a language model"):
+        load((nn.Linear(2, 2), tokenizer))
+    with pytest.raises(ModelInvalid, match="stays as it is"):
+        load((model, tokenizer), dtype="float32")
+
+
+def test_the_model_stays_as_it_is(model, tokenizer):
+    model.train()
+    model.model.layers[1].eval()
+    model.lm_head.weight.requires_grad_(False)
+    tokenizer.padding_side = "left"
+    seen = []
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    before = [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
+    score_pairs((model, tokenizer), ROWS, columns=["all", "displacement_rate_exact"])
+    assert ([module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]) == before
+    assert tokenizer.padding_side == "left"
+    assert len(model.model.layers[0]._forward_hooks) == 1
+    assert seen
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """Every proof that is made."""
+    made = []
+    for module, name in (
+        (layers, "_try_blocks"),
+        (layers, "find_writes"),
+        (layers, "_judge_head"),
+        (modes, "_judge_mode"),
+    ):
+        whole = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, _whole=whole, _name=name, **k: (made.append(_name), _whole(*a, **k))[1]
+        )
+    return made
+
+
+def test_proofs_are_made_once_and_again_when_the_structure_changes(model, tokenizer, trials):
+    request = Capture(places=["attn_out:1", "resid_post:1"])
+
+    def run():
+        trials.clear()
+        numbers = scored((model, tokenizer)), capture((model, tokenizer), ["Is it ok?"], request).values
+        return numbers, set(trials)
+
+    (scores, states), made = run()
+    assert made == {"_try_blocks", "find_writes", "_judge_head", "_judge_mode"}
+    (again, same), made = run()
+    assert not made
+    assert again.equals(scores)
+    assert torch.equal(same, states)
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.01)
+        model.model.layers[0].mlp.up_proj.weight.add_(0.01)
+    (trained, _), made = run()
+    assert not made
+    assert trained.equals(scored(LanguageModel(copy.deepcopy(model), tokenizer)))
+    changes = [
+        lambda: model.double(),
+        lambda: model.model.layers[0].register_forward_hook(lambda *_: None),
+        lambda: model.set_attn_implementation("eager"),
+        lambda: setattr(model.config, "rope_theta", 5e5),
+        lambda: setattr(model.model.layers[1], "forward", model.model.layers[1].forward),
+        lambda: peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["v_proj"])),
+    ]
+    for change in changes:
+        change()
+        assert "_judge_mode" in run()[1]
+        assert not run()[1]
+
+
+def test_proofs_of_broken_weights_are_not_kept(tokenizer, trials):
+    model = tiny.make_model().model
+    good = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
+    assert scored((model, tokenizer)).status[0] == "not_finite"
+    model.load_state_dict(good)
+    assert scored((model, tokenizer)).equals(scored(tiny.make_model()))
+
+
+def test_proofs_do_not_keep_a_model_alive(tokenizer):
+    model = tiny.make_model().model
+    scored((model, tokenizer))
+    assert model in proofs.PROOFS
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert isinstance(proofs.PROOFS, weakref.WeakKeyDictionary)
+
+
+def test_jobs_answer_with_frames_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": str(n), "text": f"It is {n}.", "label": n % 2} for n in range(8)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"id": "a", "prompt": "Is it ok?", "chosen": " No", "rejected": " Never"}]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pairs[0]) + "\n")
+    report = probing.displacement(reference="bundled", policy="bundled-displaced", data="pairs.jsonl")
+    assert isinstance(report, probing.Report)
+    assert all(hasattr(table, "columns") for table in report.tables.values())
+    report = probing.clusters(
+        model="bundled", data="data.jsonl", places="resid_post:0", permutations=5, out=tmp_path / "out"
+    )
+    assert report.tables
+    assert (tmp_path / "out" / "run.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "out", "pairs.jsonl"]
+    with pytest.raises(TypeError, match="colour"):
+        probing.ccs(data="bundled", colour=1)
+    with pytest.raises(TypeError, match="data"):
+        probing.probe(model="bundled")
+
+
+def test_the_names_of_jobs_load_no_torch():
+    code = "import probing, sys; probing.ccs, probing.probe, probing.clusters, probing.displacement; "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_example_of_the_readme_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = {"An example": "import probing", "A model in memory": "from transformers"}
+    space: dict[str, object] = {}
+    for section, first in names.items():
+        part = text.split(f"## {section}\n")[1].split("\n## ")[0]
+        start = part.index(f"    {first}")
+        block = re.match(r"(?:(?:    .*)?\n)+", part[start:])
+        assert block is not None
+        exec(re.sub(r"^    ", "", block.group(), flags=re.MULTILINE), space)
+    assert isinstance(space["model"], PreTrainedModel)
+    assert list(space["scores"]["status"]) == ["ok", "ok"]
+    assert space["states"].values.shape[:2] == (1, 1)
