@@ -69,6 +69,14 @@ def test_a_template_that_writes_nothing_after_an_instruction():
     assert (row.status, row.detail) == ("no_template", "the chat template writes nothing after an instruction")
 
 
+def test_a_template_that_refuses_an_instruction_alone():
+    template = "{% if messages[0].role == 'user' %}{{ raise_exception('no system') }}{% endif %}" + tiny.TEMPLATE
+    row = located(LabelledPrompt("t", TURNS), "template", tokenizer=tiny.make_tokenizer(template=template))
+    assert row.status == "no_template"
+    assert "what stands after an instruction is not known" in row.detail
+    assert row.detail.endswith("no system")
+
+
 def test_chat_needs_a_template():
     with pytest.raises(DataInvalid, match="row 'p': the row is a conversation, but the tokenizer has no chat template"):
         located(LabelledPrompt("p", "near"), chat=True, tokenizer=tiny.make_tokenizer(template=None))
