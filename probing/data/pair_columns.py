@@ -67,7 +67,7 @@ class Verdict:
         cell = plain_value(row.get(self.column))
         try:
             value = float(cell) if isinstance(cell, int | float | str) else math.nan
-        except ValueError:
+        except (ValueError, OverflowError):
             value = math.nan
         if self.kind == "sign" and math.isfinite(value):
             return None if value == 0 else value < 0

@@ -208,6 +208,10 @@ REFUSED = {
         {"prompt": "p", "response_1": "b", "response_2": "a", "preference_strength": None},
         r"row 0: None in column 'preference_strength' does not say which response was preferred",
     ),
+    "a verdict that is too large": (
+        {"prompt": "p", "response_1": "b", "response_2": "a", "preference_strength": 10**400},
+        r"in column 'preference_strength' does not say which response was preferred",
+    ),
     "another verdict": (
         {"history": "p", "human_ref_A": "b", "human_ref_B": "a", "labels": 2},
         r"row 0: 2 in column 'labels' does not say which",
