@@ -13,6 +13,8 @@ from torch import Tensor
 from probing.metrics.clusters.grouped import Grouped, Metric
 
 Scaling = Literal["none", "standardize", "whiten"]
+EXTREME = 100.0
+"""Times the median norm from which a row is named."""
 Labels = Tensor | NDArray[np.generic] | Sequence[object]
 
 
@@ -31,6 +33,11 @@ def encode_labels(labels: Labels, n: int) -> tuple[Int[Tensor, " n"], list[Any]]
     if len(names) == n:
         raise ValueError(f"{n} clusters of one point each: nothing lies within a cluster")
     return torch.from_numpy(codes), names.tolist()
+
+
+def find_extreme_norms(norms: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows whose norm is more than a hundred times the median: a lone BOS, an attention sink. They decide any index."""
+    return np.flatnonzero(norms > EXTREME * np.median(norms)) if np.median(norms) > 0 else np.zeros(0, dtype=np.int64)
 
 
 def prepare(

@@ -1,11 +1,11 @@
 """Groups of rows that belong together, and folds that keep them whole."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from probing.data.columns import require_split_values
 from probing.data.tables import Table, canonical
@@ -82,8 +82,32 @@ def text_key(prompt: LabelledPrompt) -> str:
     return canonical(text).decode()
 
 
+STRATIFIED = "stratified by label"
+"""How folds of labelled rows are made, as the identity of a run says it; earlier versions paid no heed to labels."""
+
+
+def name_folds(facts: Mapping[str, Any]) -> str | None:
+    """How the folds of a run are made, for its identity: a run that is finished keeps what its record says.
+
+    An unfinished run of a version whose folds paid no heed to labels is thereby refused: its parts belong to other
+    folds.
+
+    Args:
+        facts: the record of the run's folder; empty for a new one.
+    """
+    if facts.get("status") == "done":
+        known: str | None = facts.get("identity", {}).get("folds")
+        return known
+    return STRATIFIED
+
+
 def folds_of(
-    config: FoldOptions, units: Sequence[int], values: Sequence[str] | None, rows: str, share: str
+    config: FoldOptions,
+    units: Sequence[int],
+    values: Sequence[str] | None,
+    rows: str,
+    share: str,
+    labels: ArrayLike | None = None,
 ) -> tuple[NDArray[np.int64], list[int]]:
     """The fold of each row, and the groups that folds keep whole.
 
@@ -93,13 +117,14 @@ def folds_of(
         values: values that must not be in two folds either.
         rows: word for rows in messages.
         share: word for what the rows of a unit share.
+        labels: label of each row, where every fold shall hold the labels alike.
 
     Raises:
         DataInvalid: fewer groups than folds.
     """
     together = join_groups(units, values)
     try:
-        return make_folds(together, config.folds, config.seed), together
+        return make_folds(together, config.folds, config.seed, labels), together
     except ValueError as error:
         by = f"share no {share}" if values is None else f"share neither a {share} nor a {config.split_by}"
         raise DataInvalid(

@@ -356,7 +356,7 @@ def test_what_is_chosen_for_a_fold_does_not_depend_on_its_rows(config, tmp_path,
 @pytest.mark.parametrize(
     ("count", "folds", "why"),
     [
-        (48, 20, "a fold has 0 rows with the label 'a' and needs 3; take fewer --folds"),
+        (48, 20, "a fold has 1 rows with the label 'a' and needs 3; take fewer --folds"),
         (4, 5, "4 rows make 4 groups that share no text; 5 folds need as many"),
     ],
 )
