@@ -14,7 +14,7 @@ from probing.errors import DataInvalid, UsageError
 from probing.runs.common.options import PAIR, TEXT, FoldOptions
 from probing.statistics.folds import LEAST_FOLDS, make_folds
 from probing.statistics.groups import connected_groups, number_values
-from probing.types import ContrastPair, LabelledPrompt
+from probing.types import ContrastPair, LabelledPrompt, PreferencePair, Text
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,26 @@ def _column_values(split_by: str, table: Table, rows: int, kind: RowKind) -> lis
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
     """A number for every row, equal for rows of equal text."""
     return number_values(text_key(prompt) for prompt in prompts)
+
+
+def pair_units(pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:
+    """The group of every preference pair: pairs with the same prompt or a text in common, directly or through others.
+
+    A text is a prompt with a response. An empty prompt is nothing that pairs have in common.
+    """
+    rows, texts = [], []
+    for number, pair in enumerate(pairs):
+        prompt, *sides = (_side_key(side) for side in (pair.prompt, pair.chosen, pair.rejected))
+        shared = [("text", prompt + side) for side in sides] + ([("prompt", prompt)] if prompt else [])
+        rows += [number] * len(shared)
+        texts += shared
+    groups = connected_groups(rows, texts)
+    return groups[np.searchsorted(rows, np.arange(len(pairs)))]
+
+
+def _side_key(side: Text) -> str:
+    """Text with every run of white space as one space, or the messages as JSON."""
+    return collapse_spaces(side) if isinstance(side, str) else canonical(side).decode()
 
 
 def text_key(prompt: LabelledPrompt) -> str:

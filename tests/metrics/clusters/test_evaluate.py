@@ -50,6 +50,7 @@ def brute_force(points, labels):
         "dunn": apart[~same].min() / apart[same].max(),
         "dunn_centroid": pdist(centers.numpy()).min() / apart[same].max(),
         "xie_beni": within / (len(points) * pdist(centers.numpy()).min() ** 2),
+        "welch": oracles.welch(points.double().tolist(), labels.tolist()),
     }
 
 
