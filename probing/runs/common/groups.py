@@ -83,17 +83,19 @@ def pair_units(pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:
     """
     rows, texts = [], []
     for number, pair in enumerate(pairs):
-        prompt, *sides = (_side_key(side) for side in (pair.prompt, pair.chosen, pair.rejected))
-        shared = [("text", prompt + side) for side in sides] + ([("prompt", prompt)] if prompt else [])
+        shared = [("text", _join_key(pair.prompt, side)) for side in (pair.chosen, pair.rejected)]
+        shared += [("prompt", _join_key(pair.prompt))] if pair.prompt else []
         rows += [number] * len(shared)
         texts += shared
     groups = connected_groups(rows, texts)
     return groups[np.searchsorted(rows, np.arange(len(pairs)))]
 
 
-def _side_key(side: Text) -> str:
-    """Text with every run of white space as one space, or the messages as JSON."""
-    return collapse_spaces(side) if isinstance(side, str) else canonical(side).decode()
+def _join_key(*parts: Text) -> str:
+    """Texts one behind the other with every run of white space as one space, or all messages as JSON."""
+    if all(isinstance(part, str) for part in parts):
+        return collapse_spaces("".join(map(str, parts)))
+    return canonical([message for part in parts for message in part]).decode()
 
 
 def text_key(prompt: LabelledPrompt) -> str:

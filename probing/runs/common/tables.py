@@ -64,6 +64,37 @@ def smallest_p(draws: int) -> float:
     return 1 / (1 + draws)
 
 
+LARGE_FLOOR = 0.01
+"""A null distribution whose smallest p-value is above this says so."""
+
+
+def note_floor(**draws: int) -> list[str]:
+    """A note of the smallest p-value that each null distribution can give, where it is above .01.
+
+    Args:
+        draws: numbers of draws, by the option that sets each.
+    """
+    high = [
+        f"{smallest_p(count):.3f} with {count} {name}"
+        for name, count in draws.items()
+        if count and _has_large_floor(count)
+    ]
+    if not high:
+        return []
+    return [f"No p-value can be below {' or '.join(high)}: one that stands there may be far smaller. Take more."]
+
+
+def show_p(p: float, draws: int) -> str | float:
+    """A p-value for a table: where it stands at a floor above .01, the text says so."""
+    if _has_large_floor(draws) and abs(p - smallest_p(draws)) < 1e-9:
+        return f"{p:.3f} (the least of {draws} draws)"
+    return p
+
+
+def _has_large_floor(draws: int) -> bool:
+    return smallest_p(draws) > LARGE_FLOOR
+
+
 def note_few_draws(**draws: int) -> list[str]:
     """A note where a null distribution has too few draws for any p-value to be significant; else nothing.
 

@@ -14,7 +14,6 @@ from probing.report.tables import counts, estimates, extremes, quantiles
 from probing.runs.common.groups import pair_units
 from probing.runs.common.results import estimate_without_interval
 from probing.statistics.bootstrap import estimate_share
-from probing.statistics.intervals import FEW
 from probing.types import Estimate, PreferencePair
 
 LISTED_PAIRS = 5
@@ -66,7 +65,7 @@ def name_intervals(groups: NDArray[np.int64]) -> str:
     """What the intervals of a table are, for its title."""
     count = len(np.unique(groups))
     over = "pairs" if count == len(groups) else f"{count} groups of pairs that share a text"
-    return f"95 % {'intervals' if count < FEW else 'bootstrap intervals'} over {over}"
+    return f"95 % bootstrap intervals over {over}"
 
 
 def _measure_ranking(frame: pd.DataFrame, groups: NDArray[np.int64]) -> list[tuple[str, Estimate]]:
