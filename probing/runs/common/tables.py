@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from probing.statistics.intervals import FEW
+
 SIGNIFICANT = 0.05
 """A p-value of at most this is called significant in the notes."""
 BY_PLACE = "By place"
@@ -82,6 +84,13 @@ def note_floor(**draws: int) -> list[str]:
     if not high:
         return []
     return [f"No p-value can be below {' or '.join(high)}: one that stands there may be far smaller. Take more."]
+
+
+def note_few_groups(groups: int) -> list[str]:
+    """A note where intervals are of few groups of rows, which percentiles of the bootstrap make too narrow."""
+    if groups >= FEW:
+        return []
+    return [f"The intervals are of {groups} groups of rows: with fewer than {FEW} they are too narrow."]
 
 
 def show_p(p: float, draws: int) -> str | float:
