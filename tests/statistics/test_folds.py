@@ -21,7 +21,7 @@ def test_no_unit_is_in_two_folds(units, folds, seed):
 
 @pytest.mark.parametrize("labels", [[0] * 30 + [1] * 30, [0, 1, 2] * 20, [0] * 55 + [1] * 5], ids=["2", "3", "rare"])
 def test_folds_hold_the_labels_alike_whatever_the_seed(labels):
-    """Without strata two labels of 30 rows had a fold of too few rows in one seed of ten, three labels nearly always."""
+    """Without strata two labels of 30 rows had a fold of too few in one seed of ten, three labels nearly always."""
     for seed in range(100):
         found = make_folds(range(60), 5, seed, labels)
         for label in set(labels):

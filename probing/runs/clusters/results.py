@@ -12,10 +12,10 @@ import torch
 from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER
 from probing.metrics.clusters.indices import alignment_quality_index
 from probing.metrics.clusters.intervals import debias, debias_difference
+from probing.metrics.clusters.preparation import find_extreme_norms
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
 from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, explain_nothing_varies
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material
-from probing.metrics.clusters.preparation import find_extreme_norms
 from probing.runs.common.results import ALL, NOT_KNOWN, Array, NullDistribution, compare
 from probing.runs.common.tables import list_places
 from probing.statistics.intervals import percentile_interval

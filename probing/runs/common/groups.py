@@ -13,7 +13,7 @@ from probing.data.words import collapse_spaces
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.options import PAIR, TEXT, FoldOptions
 from probing.statistics.folds import LEAST_FOLDS, make_folds
-from probing.statistics.groups import connected_groups, number_values
+from probing.statistics.groups import connected_groups, find_twins, number_values
 from probing.types import ContrastPair, LabelledPrompt, PreferencePair, Text
 
 
@@ -69,6 +69,19 @@ def _column_values(split_by: str, table: Table, rows: int, kind: RowKind) -> lis
     if len(table.rows) != rows:
         raise UsageError(f"{table.path}: {kind.several.format(split_by=split_by)}")
     return [row.get(split_by) for row in table.rows]
+
+
+def refuse_twin_labels(path: str, prompts: Sequence[LabelledPrompt]) -> None:
+    """Raise for two labels that differ in white space only: they would be two labels that look the same.
+
+    Raises:
+        DataInvalid: there are two; names both and a row of each.
+    """
+    rows = {prompt.label: prompt.id for prompt in reversed(prompts) if isinstance(prompt.label, str)}
+    twins = find_twins(rows)
+    if twins is not None:
+        one, other = (f"{label!r} (row '{rows[label]}')" for label in twins)
+        raise DataInvalid(f"{path}: the labels {one} and {other} differ in white space only; write both alike")
 
 
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:

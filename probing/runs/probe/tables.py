@@ -53,7 +53,11 @@ def _compare_sets(config: ProbeConfig, judged: Judged) -> pd.DataFrame:
         for probe in (*PROBES, SURFACE) if len(results) else ():
             place = SURFACE if probe == SURFACE else CHOSEN if name == HELD_OUT else judged.best[probe]
             result = pick_row(results, place=place, probe=BASELINE if probe == SURFACE else probe)
-            row = {"set": name, "probe": "lengths and punctuation" if probe == SURFACE else probe, "place": place}
+            row: dict[str, Any] = {
+                "set": name,
+                "probe": "lengths and punctuation" if probe == SURFACE else probe,
+                "place": place,
+            }
             row |= pick_columns(result, "value", "low", "high", "rows")
             row |= {"p(labels)": show_p(result["p_labels"], config.refits), "above baseline": result["above_surface"]}
             rows.append(row | {" low": result["above_surface_low"], " high": result["above_surface_high"]})

@@ -39,8 +39,8 @@ def score_tables(
         if present:
             tables[title] = quantiles(ranked, present)
     if "ranking_correct" in frame:
-        groups = good_units(frame, pairs)
-        tables[f"Ranking, with {name_intervals(groups)}"] = estimates(_measure_ranking(frame, groups))
+        units = good_units(frame, pairs)
+        tables[f"Ranking, with {name_intervals(units)}"] = estimates(_measure_ranking(frame, units))
     if BY in frame:
         tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
         tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from probing.errors import DataInvalid, UsageError
-from probing.runs.common.groups import PAIRS, PROMPTS, pair_units, values_to_split
+from probing.runs.common.groups import PAIRS, PROMPTS, pair_units, refuse_twin_labels, values_to_split
 from probing.types import ContrastPair, LabelledPrompt, PreferencePair
 
 ROWS = [{"topic": "seas", "text": "t"}, {"topic": "hills", "text": "u"}]
@@ -88,3 +88,11 @@ def test_conversations_are_compared_as_messages():
         for number, (prompt, chosen, rejected) in enumerate(sides)
     ]
     assert pair_units(pairs).tolist() == [0, 1, 0]
+
+
+def test_labels_that_differ_in_white_space_are_refused():
+    rows = [LabelledPrompt(str(at), "text", label) for at, label in enumerate([None, "safe", "unsafe", "safe\t", True])]
+    refuse_twin_labels("data.jsonl", rows[:3])
+    message = r"data.jsonl: the labels 'safe' \(row '1'\) and 'safe\\t' \(row '3'\) differ in white space only"
+    with pytest.raises(DataInvalid, match=message):
+        refuse_twin_labels("data.jsonl", rows)

@@ -9,8 +9,8 @@ from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.probe.config import ProbeConfig
 from probing.runs.probe.results import judge
 from probing.statistics.bootstrap import draw_bootstrap_weights
-from probing.statistics.intervals import needs_share_interval, share_interval
 from probing.statistics.folds import Splits, make_folds
+from probing.statistics.intervals import needs_share_interval, share_interval
 
 ROWS, FRESH, FOLDS, REFITS, SEED = 40, 24, 4, 5, 2
 PLACES = ["a", "b", "c"]
