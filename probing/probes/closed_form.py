@@ -147,7 +147,7 @@ def vinc_directions(
 def _leading_within(
     product: Product, split: int, seen: Float[Tensor, "row width"], found: Float[Tensor, "split width"]
 ) -> Float[Tensor, " width"]:
-    """The leading eigenvector of one matrix among the directions in which its rows differ; what was found where none do.
+    """The leading eigenvector of one matrix among the directions in which its rows differ; ``found`` where none do.
 
     Args:
         product: multiplies every matrix with a vector of its own.

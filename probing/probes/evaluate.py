@@ -64,8 +64,8 @@ def measure(
         One value each: "esa" (share of statements that are right; with the orientation of the training pairs, so that
         it may be below a half), "auroc" of the scores (within folds), mean "polar_consistency",
         "median_abs_polar_consistency", mean "contradiction_index" (also over both orientations of the probe),
-        "silhouette" of the scores by truth (in one dimension, within folds; weights count the silhouettes of statements among all statements, since a repeated one
-        would be its own nearest neighbour). NaN where one is not defined.
+        "silhouette" of the scores by truth (in one dimension, within folds; weights count the silhouettes of statements
+        among all statements, since a repeated one would be its own nearest neighbour). NaN where one is not defined.
     """
     rows = np.atleast_2d(np.ones(forms.shape[1]) if weights is None else weights)
     signs = np.atleast_2d(truth)

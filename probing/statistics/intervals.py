@@ -1,4 +1,4 @@
-"""Intervals: the middle 95 % of bootstrap replicates and of the draws of a null distribution; of shares and of few rows.
+"""Intervals: the middle 95 % of bootstrap replicates, of the draws of a null distribution; of shares and few rows.
 
 Percentiles of bootstrap replicates have no width where every row says the same, and too little of it with few rows.
 There the interval of a share is that of Clopper and Pearson, and that of a mean is Student's, both of groups of rows.

@@ -128,7 +128,8 @@ def cluster_indices(
     """Several indices from one pass over the distances; n x n is never stored.
 
     Args:
-        points: any floating dtype (integers are taken as float64), on any device; every leading index is a space of its own (a layer, say).
+        points: any floating dtype (integers are taken as float64), on any device; every leading index is a space of its
+            own (a layer, say).
         labels: cluster of every point: numbers, strings or booleans.
         indices: names among ``davies_bouldin, dunn, dunn_centroid, calinski_harabasz, xie_beni, silhouette``.
         metric: "euclidean"; or "cosine": points are scaled to length one, and the distance of two points is 1 - cos
@@ -145,8 +146,9 @@ def cluster_indices(
     Raises:
         TypeError: points are no array of real numbers, or some labels are text and others are not.
         ValueError: one cluster; as many clusters as points; another number of labels than of points; a label that is
-            missing, or that differs from another in white space only; rows that are NaN, infinite or too large (named); points that are the same within every cluster; a row without length under "cosine"; or there
-            is no such index, metric or scaling.
+            missing, or that differs from another in white space only; rows that are NaN, infinite or too large
+            (named); points that are the same within every cluster; a row without length under "cosine"; or there is no
+            such index, metric or scaling.
     """
     unknown = [name for name in indices if name not in ALL_INDICES]
     if unknown:

@@ -371,7 +371,7 @@ def test_points_that_are_none_say_so(points, error, message):
 
 @pytest.mark.parametrize("points", [torch.ones(6, 2).double() * 1e160, torch.ones(6, 2) * 1e30], ids=["64", "32"])
 def test_points_that_are_too_large_say_so(points):
-    with pytest.raises(ValueError, match="row 0 has a coordinate of 6e.*: squared distances overflow"):
+    with pytest.raises(ValueError, match=r"row 0 has a coordinate of 6e.*: squared distances overflow"):
         cluster_indices(points * torch.arange(1, 7)[:, None].flip(0), [0, 0, 0, 1, 1, 1])
 
 
