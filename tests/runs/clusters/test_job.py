@@ -160,7 +160,7 @@ def test_all_files_say_the_same(done):
     assert {model["how"] for model in summary["models"].values()} == {"packed (a sequence at a time), prompts shared"}
     assert set(results["metric"]) == {*ALL_INDICES, *AQI}
     keys = results[["model", "set", "category", "place", "metric"]]
-    assert len(keys.drop_duplicates()) == len(results) == 2 * 9 * (3 * len(summary["sets"]) + 3)
+    assert len(keys.drop_duplicates()) == len(results) == 2 * 10 * (3 * len(summary["sets"]) + 3)
     assert set(results["place"]) == {*PLACES, CHOSEN, "learned weights", "equal weights"}
     shown = report.tables[next(title for title in report.tables if title.startswith("By place, all rows"))]
     for row in shown.to_dict("records"):

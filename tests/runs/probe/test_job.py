@@ -405,7 +405,9 @@ def test_one_text_that_looks_different(config, data, tmp_path):
 
 def test_rare_labels(config, data):
     write(data, [{**row, "label": n % 9 == 0} for n, row in enumerate(make_rows(36))])
-    assert job.run(config(seed=1)).facts["rows_positive"] == 4
+    report = job.run(config(seed=1))
+    assert report.facts["rows_positive"] == 4
+    assert sum("positive = True" in title for title in report.tables) == 2
 
 
 def test_folds_of_one_label_each_cannot_be_compared(config, data):
