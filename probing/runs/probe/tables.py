@@ -35,7 +35,7 @@ def make_tables(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -
         f"AUROC, positive = {facts['positive']} ({over}); held out: at the place chosen inside each fold": (
             _compare_sets(config, judged)
         ),
-        f"{BY_PLACE}: AUROC, positive = {facts['positive']}, held out": _describe_places(judged, facts["places"]),
+        f"{BY_PLACE}: AUROC, held out, positive = {facts['positive']}": _describe_places(judged, facts["places"]),
         "Notes": pd.DataFrame({"note": notes(config, judged, facts)}),
     }
 

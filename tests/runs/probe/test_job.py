@@ -115,7 +115,7 @@ def test_all_files_say_the_same(bundled):
     assert report.facts["positive"] == "harmless"
     assert report.facts["how"] == "packed (a sequence at a time), prompts shared"
     assert sum(report.facts["folds"]) == 40
-    shown = pd.DataFrame(summary["tables"]["By place: AUROC, held out"]).set_index("place")
+    shown = pd.DataFrame(summary["tables"]["By place: AUROC, held out, positive = harmless"]).set_index("place")
     for place in places:
         assert shown.loc[place, "logistic"] == auroc(results, place)
         assert shown.loc[place, "lda fresh"] == auroc(results, place, "lda", "fresh")
