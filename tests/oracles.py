@@ -143,6 +143,19 @@ def davies_bouldin(points, labels):
     return sum(worst) / len(clusters)
 
 
+def welch(points, labels):
+    """Of every pair of clusters: the squared distance of centroids over the squares of their standard errors."""
+    clusters = list(clusters_of(points, labels).values())
+    centers = [mean_of(rows) for rows in clusters]
+    errors = [
+        sum(distance(p, c) ** 2 for p in rows) / max(len(rows) - 1, 1) / len(rows)
+        for rows, c in zip(clusters, centers, strict=True)
+    ]
+    numbers = range(len(clusters))
+    found = [distance(centers[i], centers[j]) ** 2 / (errors[i] + errors[j]) for i in numbers for j in range(i)]
+    return sum(found) / len(found)
+
+
 def squares_within(points, labels):
     clusters = clusters_of(points, labels).values()
     return sum(distance(p, mean_of(rows)) ** 2 for rows in clusters for p in rows)

@@ -132,7 +132,36 @@ def vinc_directions(
         # one.
         return image - (image * away).sum(dim=1, keepdim=True) * away - 2 * sizes[:, None] * along * away
 
-    return _leading(product, sizes, _start(parts, len(kept))).T.to(states)
+    found = _leading(product, sizes, _start(parts, len(kept)))
+    # With more dimensions than rows a direction in which no row differs has eigenvalue 0, which may be the largest.
+    values = (found * product(found)).sum(dim=1)
+    for split in (values <= TOLERANCE * sizes).nonzero().flatten().tolist():
+        claims = parts[: 2 * half].view(2, half, -1)[:, train[:half, split]]
+        ways = parts[2 * half :].view(2, half, -1)[:, train[:half, split]] - gap[split]
+        seen = torch.cat([(claims - claims.mean(dim=1, keepdim=True)).flatten(0, 1), ways.flatten(0, 1)])
+        seen = seen - (seen @ away[split])[:, None] * away[split]
+        found[split] = _leading_within(product, split, seen, found)
+    return found.T.to(states)
+
+
+def _leading_within(
+    product: Product, split: int, seen: Float[Tensor, "row width"], found: Float[Tensor, "split width"]
+) -> Float[Tensor, " width"]:
+    """The leading eigenvector of one matrix among the directions in which its rows differ; ``found`` where none do.
+
+    Args:
+        product: multiplies every matrix with a vector of its own.
+        split: number of the matrix.
+        seen: rows that the matrix is made of.
+        found: leading eigenvectors of all matrices among all directions.
+    """
+    _, lengths, axes = torch.linalg.svd(seen, full_matrices=False)
+    axes = axes[lengths > lengths[:1] * max(seen.shape) * torch.finfo(seen.dtype).eps]
+    if not len(axes):
+        return found[split]
+    images = torch.stack([product(axis.expand_as(found))[split] for axis in axes])
+    vector = torch.linalg.eigh(axes @ images.T).eigenvectors[:, -1] @ axes
+    return torch.nn.functional.normalize(vector, dim=0) * vector[vector.abs().argmax()].sign()
 
 
 def _start(like: Float[Tensor, "row width"], splits: int) -> Float[Tensor, "split width"]:

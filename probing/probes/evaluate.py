@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probing.probes.polarity import contradiction_index, polar_consistency
+from probing.probes.polarity import polar_consistency, symmetric_contradiction_index
 
 Array = NDArray[np.float64]
 METRICS = (
@@ -63,9 +63,9 @@ def measure(
     Returns:
         One value each: "esa" (share of statements that are right; with the orientation of the training pairs, so that
         it may be below a half), "auroc" of the scores (within folds), mean "polar_consistency",
-        "median_abs_polar_consistency", mean "contradiction_index", "silhouette" of the scores by truth (in one
-        dimension, within folds; weights count the silhouettes of statements among all statements, since a repeated one
-        would be its own nearest neighbour). NaN where one is not defined.
+        "median_abs_polar_consistency", mean "contradiction_index" (also over both orientations of the probe),
+        "silhouette" of the scores by truth (in one dimension, within folds; weights count the silhouettes of statements
+        among all statements, since a repeated one would be its own nearest neighbour). NaN where one is not defined.
     """
     rows = np.atleast_2d(np.ones(forms.shape[1]) if weights is None else weights)
     signs = np.atleast_2d(truth)
@@ -80,7 +80,7 @@ def measure(
         values["polar_consistency"] = _mean(consistency, rows)
         values["median_abs_polar_consistency"] = _median(np.abs(consistency), rows)
     if "contradiction_index" in metrics:
-        values["contradiction_index"] = _mean(contradiction_index(*sides).numpy(), rows)
+        values["contradiction_index"] = _mean(symmetric_contradiction_index(*sides).numpy(), rows)
     if "auroc" in metrics or "silhouette" in metrics:
         flat, true = scores(forms).reshape(-1), np.concatenate([signs > 0, signs < 0], axis=1)
         twice = np.concatenate([rows, rows], axis=1), np.concatenate([folds, folds])

@@ -52,6 +52,28 @@ def contradiction_index(
     return a1 * n1 + a0 * n0
 
 
+def symmetric_contradiction_index(
+    a1: Float[Tensor, "*axes pair"],
+    a0: Float[Tensor, "*axes pair"],
+    n1: Float[Tensor, "*axes pair"],
+    n0: Float[Tensor, "*axes pair"],
+) -> Float[Tensor, "*axes pair"]:
+    """Mean of the ``contradiction_index`` of a probe and of the same probe turned round.
+
+    Which way round a probe without labels comes out is an accident, and of a probe that says .4 of everything the index
+    is .32 one way round and .72 the other. The mean is the same both ways: 0 without contradiction, .52 for this probe,
+    .5 for one that says .5 of everything, which is the least that a probe has that says the same of every form.
+
+    Args:
+        a1, a0, n1, n0: see ``polar_consistency``.
+
+    Raises:
+        ValueError: different shapes, or values outside [0, 1].
+    """
+    turned = contradiction_index(1 - a1, 1 - a0, 1 - n1, 1 - n0)
+    return (contradiction_index(a1, a0, n1, n0) + turned) / 2
+
+
 def _check(*forms: Tensor) -> None:
     shapes = {tuple(form.shape) for form in forms}
     if len(shapes) > 1:

@@ -35,8 +35,12 @@ class LabelledRows:
     splits: Splits
 
     def labelings(self, refits: int, seed: int) -> NDArray[np.bool_]:
-        """The labels, then permutations of them with both classes in every split, [labeling row]."""
-        drawn = permute_labels(self.labels, self.units, refits, seed, self.splits.train)
+        """The labels, then permutations of them inside the folds, which are stratified by label, [labeling row].
+
+        Every split trains on as many rows of each class as with the labels themselves, unless groups that hold both
+        classes are spread unevenly.
+        """
+        drawn = permute_labels(self.labels, self.units, refits, seed, self.splits.train, self.splits.folds)
         return np.concatenate([self.labels[None], drawn])
 
 

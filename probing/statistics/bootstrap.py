@@ -2,13 +2,21 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import DegenerateDataWarning, bootstrap
 
 from probing.statistics.correlation import has_rank_correlation, rank_correlations
-from probing.statistics.intervals import CONFIDENCE, percentile_interval
+from probing.statistics.intervals import (
+    CONFIDENCE,
+    FEW,
+    needs_share_interval,
+    percentile_interval,
+    share_interval,
+    student_interval,
+)
 from probing.types import Estimate
 
 RESAMPLES = 1000
@@ -20,22 +28,66 @@ STREAM = 2
 Array = NDArray[np.float64]
 
 
-def bootstrap_mean(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The mean, with a 95 % percentile bootstrap interval over rows.
+def bootstrap_mean(
+    values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0, groups: ArrayLike | None = None
+) -> Estimate:
+    """The mean, with a 95 % percentile bootstrap interval over rows, or over groups of rows.
 
-    The interval is NaN for fewer than two rows.
+    With fewer than 15 groups the interval is Student's, since percentiles would be too narrow. It is NaN for fewer than
+    two groups.
+
+    Args:
+        values: [row].
+        resamples: number of bootstrap replicates.
+        seed: seed of the draw.
+        groups: group of each row, which are drawn together; None where every row is its own.
 
     Raises:
         ValueError: no rows, or values that are not finite.
     """
-    return _estimate((np.asarray(values, dtype=np.float64),), lambda data: data.mean(axis=-1), resamples, seed)
+    data = _check_rows(np.asarray(values, dtype=np.float64))
+    together = _find_groups(groups)
+    if len(data) < FEW if together is None else len(np.unique(together)) < FEW:
+        return Estimate(float(data.mean()), *student_interval(data, together), len(data))
+    if together is None:
+        return _estimate((data,), lambda rows: rows.mean(axis=-1), resamples, seed)
+    drawn = draw_bootstrap_weights(together, resamples, seed)
+    return Estimate(float(data.mean()), *percentile_interval(drawn @ data / drawn.sum(axis=1)), len(data))
 
 
-def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Spearman's rank correlation, ties by mean ranks, with a 95 % percentile bootstrap interval over rows.
+def estimate_share(
+    values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0, groups: ArrayLike | None = None
+) -> Estimate:
+    """A share, with a 95 % interval: percentiles of the bootstrap, or Clopper and Pearson's where these do not hold.
+
+    Args, Raises: see ``bootstrap_mean``.
+    """
+    data = _check_rows(np.asarray(values, dtype=np.float64))
+    together = _find_groups(groups)
+    if needs_share_interval(data, together):
+        return Estimate(float(data.mean()), *share_interval(data, together), len(data))
+    return bootstrap_mean(data, resamples, seed, together)
+
+
+def bootstrap_spearman(
+    left: ArrayLike,
+    right: ArrayLike,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
+) -> Estimate:
+    """Spearman's rank correlation, ties by mean ranks, with a 95 % percentile bootstrap interval over (groups of) rows.
 
     Beyond 20,000 rows there are fewer replicates, down to 200, since every one has to be ranked again. NaN where it is
-    not defined: fewer than three rows, or the same value throughout on one side.
+    not defined: fewer than three rows, or the same value throughout on one side. With fewer than 15 groups there is no
+    interval.
+
+    Args:
+        left: [row].
+        right: [row].
+        resamples: number of bootstrap replicates.
+        seed: seed of the draw.
+        groups: group of each row, which are drawn together; None where every row is its own.
 
     Raises:
         ValueError: no rows, different numbers of rows on both sides, or values that are not finite.
@@ -45,8 +97,17 @@ def bootstrap_spearman(left: ArrayLike, right: ArrayLike, resamples: int = RESAM
         raise ValueError(f"{len(sides[0])} and {len(sides[1])} values; there must be as many")
     if not has_rank_correlation(*sides):
         return Estimate(float("nan"), float("nan"), float("nan"), len(sides[0]))
-    fewer = max(LEAST_RESAMPLES, RANKED_NUMBERS // len(sides[0]))
-    return _estimate(sides, rank_correlations, min(resamples, fewer), seed)
+    fewer = min(resamples, max(LEAST_RESAMPLES, RANKED_NUMBERS // len(sides[0])))
+    together = _find_groups(groups)
+    if len(sides[0]) < FEW if together is None else len(np.unique(together)) < FEW:
+        value = float(rank_correlations(*map(_check_rows, sides)))
+        return Estimate(value, float("nan"), float("nan"), len(sides[0]))
+    if together is None:
+        return _estimate(sides, rank_correlations, fewer, seed)
+    value = float(rank_correlations(*map(_check_rows, sides)))
+    draws = draw_bootstrap_weights(together, fewer, seed).astype(np.int64)
+    replicates = [rank_correlations(*(np.repeat(side, counts) for side in sides)) for counts in draws]
+    return Estimate(value, *percentile_interval(np.array(replicates)), len(sides[0]))
 
 
 def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) -> Array:
@@ -66,13 +127,22 @@ def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) ->
     return weights
 
 
-def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resamples: int, seed: int) -> Estimate:
-    rows = len(data[0])
-    if not rows or not all(np.isfinite(side).all() for side in data):
+def _find_groups(groups: ArrayLike | None) -> NDArray[Any] | None:
+    """The groups, or None where every row is its own: then the draws are those without groups."""
+    if groups is None:
+        return None
+    names = np.asarray(groups)
+    return None if len(np.unique(names)) == len(names) else names
+
+
+def _check_rows(values: Array) -> Array:
+    if not len(values) or not np.isfinite(values).all():
         raise ValueError("there must be rows, and every value must be finite")
-    value = float(statistic(*data))
-    if rows < 2:
-        return Estimate(value, float("nan"), float("nan"), rows)
+    return values
+
+
+def _estimate(data: tuple[Array, ...], statistic: Callable[..., Array], resamples: int, seed: int) -> Estimate:
+    rows, value = len(data[0]), float(statistic(*map(_check_rows, data)))
     return Estimate(value, *percentile_interval(_replicates(data, statistic, resamples, seed)), rows)
 
 

@@ -14,13 +14,17 @@ LEAST_FOLDS = 3
 cross-validation)."""
 
 
-def make_folds(groups: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64]:
+def make_folds(groups: ArrayLike, folds: int, seed: int = 0, labels: ArrayLike | None = None) -> NDArray[np.int64]:
     """Fold of every row, such that no group is in two folds and the folds are about as large.
+
+    With labels the folds are stratified: rows of each label are spread over the folds as evenly as the groups allow, so
+    that no fold lacks a label by chance.
 
     Args:
         groups: rows of one group (pairs that share a text, a category) stay together.
         folds: number of folds; at least 3.
         seed: seed of the order in which groups are shared out.
+        labels: label of each row; None where folds need not hold the labels alike.
 
     Raises:
         ValueError: too few folds, or fewer groups than folds.
@@ -32,12 +36,24 @@ def make_folds(groups: ArrayLike, folds: int, seed: int = 0) -> NDArray[np.int64
         raise ValueError(f"{folds} folds need as many units that share nothing; there are {len(names)}")
     order = np.random.default_rng([seed, STREAM]).permutation(len(names))
     order = order[np.argsort(-sizes[order], kind="stable")]
-    filled = np.zeros(folds, dtype=np.int64)
+    index = np.searchsorted(names, np.asarray(groups))
+    counts = sizes[:, None] if labels is None else _count_labels(index, labels)
+    rarity, filled = 1 / counts.sum(axis=0), np.zeros((folds, counts.shape[1]), dtype=np.int64)
     placed = np.zeros(len(names), dtype=np.int64)
     for group in order:
-        placed[group] = int(np.argmin(filled))
-        filled[placed[group]] += sizes[group]
-    return placed[np.searchsorted(names, np.asarray(groups))]
+        # How much each fold already has of what this group brings; of folds that have as much, the smallest one.
+        crowded = filled @ (counts[group] * rarity)
+        placed[group] = int(np.lexsort((filled.sum(axis=1), crowded))[0])
+        filled[placed[group]] += counts[group]
+    return placed[index]
+
+
+def _count_labels(index: NDArray[np.int64], labels: ArrayLike) -> NDArray[np.int64]:
+    """Number of rows of each label in each group, [group label]."""
+    codes = np.unique(np.asarray(labels), return_inverse=True)[1]
+    counts = np.zeros((int(index.max()) + 1, int(codes.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (index, codes), 1)
+    return counts
 
 
 @dataclass(frozen=True, eq=False)

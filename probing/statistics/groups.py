@@ -12,6 +12,16 @@ def number_values(values: Iterable[Hashable]) -> list[int]:
     return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
+def find_twins(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that differ in white space at their ends only; None where there are no such two."""
+    known: dict[str, str] = {}
+    for name in sorted(names):
+        other = known.setdefault(name.strip(), name)
+        if other != name:
+            return other, name
+    return None
+
+
 def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np.int64]:
     """The group of every row: rows that share their unit or their value, directly or through others, are of one group.
 

@@ -17,6 +17,7 @@ def permute_labels(
     count: int,
     seed: int = 0,
     train: NDArray[np.bool_] | None = None,
+    folds: NDArray[np.int64] | None = None,
 ) -> NDArray[Any]:
     """Permutations of the labels, [permutation row].
 
@@ -30,6 +31,8 @@ def permute_labels(
         seed: seed of the permutations.
         train: rows that splits train on, [row split]: permutations after which one of them has one class only are
             drawn again.
+        folds: fold of each row, where folds were stratified by the labels: groups then exchange labels inside their
+            fold only, so that every permutation has as many rows of each label in each fold as the labels have.
 
     Raises:
         ValueError: nearly no permutation leaves both classes in every split.
@@ -37,6 +40,7 @@ def permute_labels(
     _, first, index = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
     alike = np.ones(len(first), dtype=bool)
     alike[index[labels != labels[first][index]]] = False
+    places = None if folds is None else folds[first][alike]
     generator = np.random.default_rng([seed, LABELS_STREAM])
     permutations = np.empty((count, len(labels)), dtype=labels.dtype)
     for number in range(count):
@@ -44,7 +48,7 @@ def permute_labels(
             drawn = _permute_within(labels, index, generator) if not alike.all() else labels.copy()
             if alike.any():
                 exchanged = labels[first]
-                exchanged[alike] = generator.permutation(exchanged[alike])
+                exchanged[alike] = _exchange(exchanged[alike], places, generator)
                 drawn = np.where(alike[index], exchanged[index], drawn)
             if train is None or not _has_one_class(drawn, train):
                 break
@@ -97,6 +101,14 @@ def _has_one_class(labels: NDArray[np.bool_], train: NDArray[np.bool_]) -> bool:
     """Whether any split trains on one class only."""
     ones = labels.astype(np.int64) @ train
     return bool(((ones == 0) | (ones == train.sum(axis=0))).any())
+
+
+def _exchange(labels: NDArray[Any], places: NDArray[np.int64] | None, generator: np.random.Generator) -> NDArray[Any]:
+    """Labels of groups in another order, inside each fold where folds are given."""
+    if places is None:
+        shuffled: NDArray[Any] = generator.permutation(labels)
+        return shuffled
+    return _permute_within(labels, places, generator)
 
 
 def _permute_within(labels: NDArray[Any], index: NDArray[np.int64], generator: np.random.Generator) -> NDArray[Any]:

@@ -93,6 +93,22 @@ def test_where_no_eigenvalue_is_positive_the_direction_of_yes_and_no_is_still_le
     assert cosine(found, vectors[:, -2]) > 1 - 1e-12
 
 
+def test_no_direction_in_which_no_row_differs_is_found():
+    """More dimensions than rows, and no eigenvalue above 0: the least negative one is taken, not one of those at 0."""
+    generator = torch.Generator().manual_seed(3)
+    shared = torch.randn(10, 200, generator=generator, dtype=torch.float64)
+    way = torch.randn(10, 200, generator=generator, dtype=torch.float64) / 5
+    a1, n0, n1, a0 = shared + way, shared - way, shared + way, shared - way  # claims and denials have the same means
+    a1, n1 = (side + 3 * torch.eye(200, dtype=torch.float64)[5] for side in (a1, n1))
+    yes, no, label = sides(torch.stack([a1, a0, n1, n0]))
+    values, vectors = torch.linalg.eigh(dumb_vinc(yes, no, label, 0.0, 0.5))
+    below = int((values < -1e-9).sum())
+    found = vinc_direction(yes, no, label)
+    assert float((yes @ found).std()) > 0.05
+    assert cosine(found, vectors[:, below - 1]) > 1 - 1e-9
+    assert abs(float(found @ label / label.norm())) < 1e-9
+
+
 @pytest.fixture
 def splits():
     """States about an origin, centres of three splits, and their rows; no split has all pairs."""

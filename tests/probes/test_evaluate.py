@@ -18,7 +18,8 @@ def dumb(forms, truth, folds, times):
         for said, true in (((a1[i] + 1 - a0[i]) / 2, truth[i] > 0), ((n1[i] + 1 - n0[i]) / 2, truth[i] < 0)):
             right.append(0.5 if said == 0.5 else float((said > 0.5) == true))
         pc.append(0.5 * ((a1[i] - n0[i]) ** 2 + (a0[i] - n1[i]) ** 2) * np.sign(a1[i] - n1[i]) * np.sign(n0[i] - a0[i]))
-        ci.append(a1[i] * n1[i] + a0[i] * n0[i])
+        turned = (1 - a1[i]) * (1 - n1[i]) + (1 - a0[i]) * (1 - n0[i])
+        ci.append((a1[i] * n1[i] + a0[i] * n0[i] + turned) / 2)
     for fold in sorted(set(folds)):
         here = [i for i in pairs if folds[i] == fold]
         if not here:
@@ -104,6 +105,15 @@ def test_a_perfect_probe():
     assert found["polar_consistency"] == pytest.approx(0)
     assert found["contradiction_index"] < 0.02
     assert found["silhouette"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("p", [0.4, 0.6])
+def test_the_contradiction_of_a_collapsed_probe_does_not_depend_on_its_orientation(p):
+    """Of p = .4 everywhere the index is .32 one way round and .72 the other; chance decides which of them it is."""
+    forms = np.full((4, 6), p)
+    weights = np.random.default_rng(0).integers(0, 3, (5, 6)).astype(float)
+    found = measure(forms, np.ones(6), np.zeros(6, dtype=int), np.concatenate([np.ones((1, 6)), weights]))
+    assert found["contradiction_index"] == pytest.approx(0.52)
 
 
 def test_a_probe_that_says_a_half_of_everything():

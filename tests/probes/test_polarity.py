@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import probing
-from probing.probes.polarity import contradiction_index, polar_consistency
+from probing.probes.polarity import contradiction_index, polar_consistency, symmetric_contradiction_index
 
 
 def one(*forms):
@@ -52,6 +52,10 @@ def test_against_the_formula_and_its_symmetries(a1, a0, n1, n0):
     index = contradiction_index(*one(a1, a0, n1, n0)).item()
     assert index == pytest.approx(a1 * n1 + a0 * n0)
     assert index == contradiction_index(*one(n1, n0, a1, a0)).item()
+    turned = contradiction_index(*one(1 - a1, 1 - a0, 1 - n1, 1 - n0)).item()
+    both = symmetric_contradiction_index(*one(a1, a0, n1, n0)).item()
+    assert both == pytest.approx((index + turned) / 2)
+    assert both == pytest.approx(symmetric_contradiction_index(*one(1 - a1, 1 - a0, 1 - n1, 1 - n0)).item(), abs=1e-12)
     assert 0 <= index <= 2
     assert -1 <= value <= 1
 

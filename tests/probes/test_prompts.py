@@ -106,7 +106,7 @@ def test_by_hand(probe):
     rows, states, fresh = rows_of(alternating(21), folds=3, seed=4), noise(21, 8), noise(5, 8, seed=1)
     found = fit_prompts(states, rows, refits=2, seed=5, fresh=fresh)
     folds = rows.splits.folds
-    labelings = [rows.labels, *permute_labels(rows.labels, rows.units, 2, 5, rows.splits.train)]
+    labelings = [rows.labels, *permute_labels(rows.labels, rows.units, 2, 5, rows.splits.train, folds)]
 
     def fitted(out, labels):
         kept = torch.from_numpy(~np.isin(folds, out))

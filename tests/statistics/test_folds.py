@@ -19,6 +19,31 @@ def test_no_unit_is_in_two_folds(units, folds, seed):
     assert sizes.max() - sizes.min() <= largest
 
 
+@pytest.mark.parametrize("labels", [[0] * 30 + [1] * 30, [0, 1, 2] * 20, [0] * 55 + [1] * 5], ids=["2", "3", "rare"])
+def test_folds_hold_the_labels_alike_whatever_the_seed(labels):
+    """Without strata two labels of 30 rows had a fold of too few in one seed of ten, three labels nearly always."""
+    for seed in range(100):
+        found = make_folds(range(60), 5, seed, labels)
+        for label in set(labels):
+            counts = np.bincount(found[np.array(labels) == label], minlength=5)
+            assert counts.max() - counts.min() <= 1
+        assert set(np.bincount(found, minlength=5)) == {12}
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("ab")), min_size=13, max_size=60), st.integers(0, 5))
+def test_groups_stay_whole_in_stratified_folds(rows, seed):
+    units, labels = [*(unit for unit, _ in rows), *range(6)], [*(label for _, label in rows), *"ababab"]
+    found = make_folds(units, 3, seed, labels)
+    for unit in set(units):
+        assert len(set(found[np.array(units) == unit])) == 1
+    assert (np.bincount(found, minlength=3) > 0).all()
+
+
+def test_folds_without_labels_are_those_of_earlier_versions():
+    assert make_folds([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8], 4).tolist() == [1, 1, 2, 2, 0, 0, 0, 1, 3, 3, 2, 3]
+
+
 def test_folds_depend_on_the_seed_alone():
     units = list(range(30))
     assert np.array_equal(make_folds(units, 5, 1), make_folds(units, 5, 1))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probing.statistics.groups import connected_groups, number_values
+from probing.statistics.groups import connected_groups, find_twins, number_values
 
 
 def groups_by_hand(units, values):
@@ -53,3 +53,8 @@ def test_numbers_are_in_order_of_appearance():
     assert number_values(["b", "a", "b", "c"]) == [0, 1, 0, 2]
     assert number_values([]) == []
     assert isinstance(connected_groups(np.array([], dtype=int), []), np.ndarray)
+
+
+def test_twins_differ_in_white_space_only():
+    assert find_twins(["safe", "unsafe", " safe"]) == (" safe", "safe")
+    assert find_twins(["safe", "Safe", "un safe"]) is None

@@ -87,3 +87,13 @@ def test_permutations_leave_both_classes_to_train_on():
     assert len({tuple(row) for row in allowed}) > 50
     with pytest.raises(ValueError, match="one class only"):
         permute_labels(np.eye(20, dtype=bool)[0], range(20), 1, 0, splits.train)
+
+
+def test_groups_exchange_labels_inside_their_folds():
+    units, folds = np.arange(12), np.arange(12) % 3
+    labels = np.array([1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 1, 0], dtype=bool)
+    drawn = permute_labels(labels, units, 400, 0, folds=folds)
+    for fold in range(3):
+        assert (drawn[:, folds == fold].sum(axis=1) == labels[folds == fold].sum()).all()
+        expected = labels[folds == fold].mean()
+        assert np.abs(drawn[:, folds == fold].mean(axis=0) - expected).max() < 0.1

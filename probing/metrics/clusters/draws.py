@@ -19,6 +19,7 @@ from probing.metrics.clusters.indices import (
     dunn_centroid_index,
     dunn_index,
     silhouette_coefficients,
+    welch_index,
     xie_beni_index,
 )
 from probing.metrics.clusters.kernel import can_use_kernel, measure_by_kernel
@@ -35,6 +36,7 @@ OF_MOMENTS: dict[str, Callable[[Moments], Tensor]] = {
     "davies_bouldin": lambda part: davies_bouldin_index(part.spreads, part.gaps),
     "calinski_harabasz": lambda part: calinski_harabasz_index(part.counts, part.squares, part.gaps),
     "xie_beni": lambda part: xie_beni_index(part.counts, part.squares, part.gaps),
+    "welch": lambda part: welch_index(part.counts, part.squares, part.gaps),
 }
 BUDGET = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Bytes for the sums of distances of draws; where more are needed, distances are computed again for a part of them."""

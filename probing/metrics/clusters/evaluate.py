@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from probing.metrics.clusters.draws import measure_clusters
 from probing.metrics.clusters.indices import ALL_INDICES, INDICES, alignment_quality_index, parts_of_aqi
-from probing.metrics.clusters.preparation import Labels, encode_labels, prepare
+from probing.metrics.clusters.preparation import Labels, check_points, encode_labels, prepare
 
-Points = Float[Tensor, "*axes n width"]
+Points = Shaped[Tensor, "*axes n width"]
 
 
 def davies_bouldin(
@@ -113,7 +113,7 @@ def aqi(
         ValueError: see ``cluster_indices``; or an unknown form, or the weight is not in [0, 1].
     """
     parts = cluster_indices(points, labels, parts_of_aqi(form), metric, scaling)
-    n = points.shape[-2]
+    n = check_points(points).shape[-2]
     return alignment_quality_index(parts, form, weight, float(n), len(encode_labels(labels, n)[1]))
 
 
@@ -128,7 +128,8 @@ def cluster_indices(
     """Several indices from one pass over the distances; n x n is never stored.
 
     Args:
-        points: any floating dtype, on any device; every leading index is a space of its own (a layer, say).
+        points: any floating dtype (integers are taken as float64), on any device; every leading index is a space of its
+            own (a layer, say).
         labels: cluster of every point: numbers, strings or booleans.
         indices: names among ``davies_bouldin, dunn, dunn_centroid, calinski_harabasz, xie_beni, silhouette``.
         metric: "euclidean"; or "cosine": points are scaled to length one, and the distance of two points is 1 - cos
@@ -143,13 +144,16 @@ def cluster_indices(
         The indices by name, float64 on the CPU, one value for each leading index.
 
     Raises:
-        ValueError: one cluster; as many clusters as points; another number of labels than of points; NaN or infinite
-            rows (named); points that are the same within every cluster; a row without length under "cosine"; or there
-            is no such index, metric or scaling.
+        TypeError: points are no array of real numbers, or some labels are text and others are not.
+        ValueError: one cluster; as many clusters as points; another number of labels than of points; a label that is
+            missing, or that differs from another in white space only; rows that are NaN, infinite or too large
+            (named); points that are the same within every cluster; a row without length under "cosine"; or there is no
+            such index, metric or scaling.
     """
     unknown = [name for name in indices if name not in ALL_INDICES]
     if unknown:
         raise ValueError(f"there is no index {unknown[0]!r}; there are {', '.join(ALL_INDICES)}")
+    points = check_points(points)
     n, width = points.shape[-2:]
     codes, names = encode_labels(labels, n)
     axes = points.shape[:-2]

@@ -17,7 +17,7 @@ from torch import Tensor
 from probing.metrics.clusters.grouped import members
 
 INDICES = ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "silhouette")
-ALL_INDICES = (*INDICES, "dunn_centroid")
+ALL_INDICES = (*INDICES, "dunn_centroid", "welch")
 LOWER_IS_BETTER = frozenset(("davies_bouldin", "xie_beni"))
 AqiForm = Literal["paper", "dbs_dunn", "size_free"]
 FARTHER = 1e30
@@ -113,6 +113,29 @@ def xie_beni_index(
     Source: Xie and Beni 1991, for hard labels.
     """
     return squares.sum(dim=-1) / (counts.sum(dim=-1) * least_gap(gaps))
+
+
+def welch_index(
+    counts: Float[Tensor, "*draw cluster"],
+    squares: Float[Tensor, "*draw cluster"],
+    gaps: Float[Tensor, "*draw cluster cluster"],
+) -> Float[Tensor, "*draw"]:
+    """Mean over pairs of clusters of ``|c_i - c_j|^2 / (V_i + V_j)``, ``V = W_i / (n_i (n_i - 1))``; higher is better.
+
+    V_i is how far the centroid of n_i points lies from that of many points by chance, squared: about 1 where centroids
+    are in one place, whatever the spread and the size of each cluster. Permuted labels then test the centroids alone;
+    under the other indices clusters of unequal spread look unlike permuted ones too.
+
+    Args:
+        counts: n_i.
+        squares: the contribution of each cluster to W.
+        gaps: squared distances between the centroids.
+
+    Source: Alekseyenko 2016 (Welch's statistic of distances), for pairs of clusters.
+    """
+    noise = squares / (counts * (counts - 1)).clamp_min(1)
+    first, second = torch.triu_indices(counts.shape[-1], counts.shape[-1], 1)
+    return (gaps[..., first, second] / (noise[..., first] + noise[..., second])).mean(dim=-1)
 
 
 def silhouette_coefficients(sums: Sequence[Tensor], sizes: Sequence[Tensor], own: Tensor, copies: Tensor) -> Tensor:

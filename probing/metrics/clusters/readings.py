@@ -74,15 +74,19 @@ class PlaceReadings:
         views: indices of each.
         silhouettes: silhouette of every row of the first view, [row].
         train: the index by which a place is chosen, without each fold, [fold]; None without folds.
+        norms: norm of every row of the first view, [row].
+        without: indices of the first view without its rows of extreme norm, [index]; NaN where there are none.
     """
 
     views: Sequence[IndexReadings]
     silhouettes: Array
     train: Array | None
+    norms: Array
+    without: Array
 
     def to_arrays(self) -> dict[str, Array]:
         """The arrays of a part file, by the names that they have there."""
-        arrays = {"silhouettes": self.silhouettes}
+        arrays = {"silhouettes": self.silhouettes, "norms": self.norms, "without": self.without}
         for number, view in enumerate(self.views):
             arrays |= view.to_arrays(str(number))
         return arrays if self.train is None else arrays | {"train": self.train}
@@ -92,7 +96,7 @@ class PlaceReadings:
         """From the arrays of a part file."""
         count = sum(name.endswith(".values") for name in arrays)
         views = [IndexReadings.from_arrays(arrays, str(number)) for number in range(count)]
-        return cls(views, arrays["silhouettes"], arrays.get("train"))
+        return cls(views, arrays["silhouettes"], arrays.get("train"), arrays["norms"], arrays["without"])
 
 
 @dataclass(frozen=True, eq=False)

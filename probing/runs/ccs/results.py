@@ -19,7 +19,7 @@ from probing.probes.contrast_nulls import (
 )
 from probing.probes.contrast_readings import PROBES, UNSUPERVISED, NullDraws, StatementReadings
 from probing.probes.contrast_states import Rows
-from probing.probes.evaluate import HIGHER_IS_BETTER, METRICS, measure
+from probing.probes.evaluate import HIGHER_IS_BETTER, METRICS, credit, measure
 from probing.report.progress import Progress
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.common.parts import Arrays
@@ -30,12 +30,14 @@ from probing.runs.common.results import (
     ComparedEstimate,
     NullDistribution,
     compare,
+    correct_auroc_interval,
+    correct_share_interval,
     estimate_with_interval,
     estimate_without_interval,
 )
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits
-from probing.statistics.intervals import null_interval
+from probing.statistics.intervals import FEW, null_interval
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
@@ -163,13 +165,14 @@ class Judge:
             known = np.isfinite(marked[at]).all(axis=0)
             after = self._measure(orient_forms(marked[at], signs[probe], self.folds)[:, known], known)
             before = self._measure(self.forms[probe][-1][:, known], known)
-            n = int(known.sum())
+            n, few = int(known.sum()), len(np.unique(self.rows.units[known])) < FEW
             for metric in CONTROL_METRICS:
                 (old, old_draws), (new, new_draws) = before[metric], after[metric]
                 parts = {"before": (old, old_draws), "after": (new, new_draws)}
                 parts["change"] = (new - old, new_draws - old_draws)
                 for name, (value, replicates) in parts.items():
-                    estimate = estimate_with_interval(value, replicates, n)
+                    # Of few pairs percentiles are no interval.
+                    estimate = estimate_with_interval(value, np.empty(0) if few else replicates, n)
                     self._add_control(f"marker:{name}", place, probe, metric, estimate)
 
     def _add_distractor(self, place: str, readings: StatementReadings) -> None:
@@ -180,6 +183,9 @@ class Judge:
             right = splits.held_out(credits * splits.orientation(credits))
             replicates = 0.5 + (self.weights @ right) / self.weights.sum(axis=1)
             estimate = estimate_with_interval(0.5 + float(right.mean()), replicates, len(self.pairs))
+            ends = correct_share_interval(0.5 + right, self.rows.units)
+            if ends is not None:
+                estimate = replace(estimate, low=ends[0], high=ends[1])
             self._add_control("distractor", place, "ccs", metric, estimate)
         for name, cosine in zip(("distractor", "truth"), test.cosines, strict=True):
             estimate = estimate_without_interval(cosine, len(self.pairs))
@@ -190,6 +196,15 @@ class Judge:
         value = measure(forms, self.truth[mask], self.folds[mask])
         replicates = measure(forms, self.truth[mask], self.folds[mask], self.weights[:, mask])
         return {name: (float(value[name][0]), replicates[name]) for name in METRICS}
+
+    def _correct_interval(
+        self, metric: str, value: float, forms: Array, mask: NDArray[np.bool_]
+    ) -> tuple[float, float] | None:
+        """The interval of a metric where percentiles of the bootstrap do not hold; None where they do."""
+        units = self.rows.units[mask]
+        if metric == "esa":
+            return correct_share_interval(0.5 + credit(forms) * self.truth[mask], units)
+        return correct_auroc_interval(value, len(np.unique(units)) // 2) if metric == "auroc" else None
 
     # All places
 
@@ -233,7 +248,8 @@ class Judge:
         for metric, (value, replicates) in self._measure(self.forms[probe][number], self.everything).items():
             nulls = {name: self._null_of(name, number, probe, metric) for name in NULL_NAMES}
             better = _find_better(metric)
-            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better)
+            ends = self._correct_interval(metric, value, self.forms[probe][number], self.everything)
+            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better, interval=ends)
             self._add_result(ALL, self.places[number], probe, metric, compared)
 
     def _null_of(self, name: str, number: int, probe: str, metric: str) -> NullDistribution:
@@ -247,12 +263,14 @@ class Judge:
     ) -> None:
         """Add the pairs of each formulation at one place, beside random probes."""
         for name, mask in self.formulations.items():
-            for metric, (value, replicates) in self._measure(self.forms[probe][number][:, mask], mask).items():
+            forms = self.forms[probe][number][:, mask]
+            for metric, (value, replicates) in self._measure(forms, mask).items():
                 by_formulation.setdefault((name, probe, metric), []).append(np.array([value, *replicates]))
                 nulls = {null: NullDistribution(None, tested=null not in UNTESTED) for null in NULL_NAMES}
                 nulls["random"] = NullDistribution(self.random_by_formulation[number][name][metric])
                 better = _find_better(metric)
-                compared = compare(value, replicates, int(mask.sum()), nulls, higher_is_better=better)
+                ends = self._correct_interval(metric, value, forms, mask)
+                compared = compare(value, replicates, int(mask.sum()), nulls, higher_is_better=better, interval=ends)
                 self._add_result(name, self.places[number], probe, metric, compared)
 
     def _add_chosen(self, probe: str, forms: Array, nested: Mapping[str, Metrics]) -> None:
@@ -268,7 +286,8 @@ class Judge:
             nulls["pairings"] = replace(nulls["pairings"], tested=False)
             nulls["labels"] = NullDistribution(labels.get(metric), chosen=True)
             better = _find_better(metric)
-            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better)
+            ends = self._correct_interval(metric, value, forms, self.everything)
+            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better, interval=ends)
             self._add_result(ALL, CHOSEN, probe, metric, compared)
 
     def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[Array]]) -> None:

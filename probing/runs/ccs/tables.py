@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from probing.probes.contrast_readings import PROBES
+from probing.probes.contrast_readings import PROBES, SUPERVISED
 from probing.probes.evaluate import METRICS
 from probing.report.tables import counts
 from probing.runs.ccs.config import CCSConfig
@@ -17,12 +17,16 @@ from probing.runs.common.tables import (
     SIGNIFICANT,
     list_places,
     note_few_draws,
+    note_few_groups,
+    note_floor,
     pick_columns,
     pick_row,
     pick_rows,
     show_ends,
+    show_p,
     table_by_place,
 )
+from probing.statistics.intervals import FEW
 
 COLLAPSED = 0.19
 LOPSIDED = 0.9
@@ -42,10 +46,10 @@ def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> 
     chosen = results[(results["subset"] == ALL) & (results["place"] == CHOSEN)]
     groups = facts["groups"]
     units = "pairs" if groups == facts["pairs"] else "groups of pairs"
-    over = f"95 % percentile bootstrap intervals over {groups} {units}"
+    over = f"95 % bootstrap intervals over {groups} {units}, of these trained probes: another start is not in them"
     tables = {
         "Pairs by status": counts(facts["rows_by_status"], "status"),
-        f"Probes, held out, at the place chosen inside each fold ({over})": _compare_probes(chosen),
+        f"Probes, held out, at the place chosen inside each fold ({over})": _compare_probes(config, chosen),
         "CCS there, beside what it must beat (middle 95 % of each null distribution)": _compare_with_nulls(chosen),
         BY_PLACE: _describe_places(judged, facts["places"]),
     }
@@ -67,13 +71,14 @@ def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> 
     return tables
 
 
-def _compare_probes(chosen: pd.DataFrame) -> pd.DataFrame:
+def _compare_probes(config: CCSConfig, chosen: pd.DataFrame) -> pd.DataFrame:
     rows = []
     others = [metric for metric in METRICS if metric != "esa"]
     for probe in PROBES:
         esa = pick_row(chosen, probe=probe, metric="esa")
         row: dict[str, Any] = {"probe": probe, "esa": esa["value"], **pick_columns(esa, "low", "high")}
-        row |= {"p(labels)": esa["p_labels"], "p(random)": esa["p_random"]}
+        draws = config.refits if probe in SUPERVISED else config.permutations
+        row |= {"p(labels)": show_p(esa["p_labels"], draws), "p(random)": show_p(esa["p_random"], config.random)}
         rows.append(row | {metric: pick_row(chosen, probe=probe, metric=metric)["value"] for metric in others})
     ccs = {metric: pick_row(chosen, probe="ccs", metric=metric) for metric in METRICS}
     random = {"probe": "random", "esa": ccs["esa"]["random_median"]}
@@ -202,10 +207,14 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
             f"{index['p_random']:.3f}; their middle 95 % is {show_ends(index, 'random_')}): it says nothing of the "
             f"model."
         )
-    said += note_few_draws(random=config.random, permutations=config.permutations)
+    draws = {"random": config.random, "permutations": config.permutations}
+    said += note_few_draws(**draws) or note_floor(**draws, refits=config.refits)
+    said += note_few_groups(facts["groups"])
+    said += _note_small_marker(judged.controls)
     said.append(
         "The accuracy (esa in the files) is the share of statements whose score is on the right side of .5. The "
-        "contradiction index is high where a statement and its opposite are both affirmed or both denied, and the "
+        "contradiction index, the mean of both orientations of a probe, is high where a statement and its opposite are "
+        "both affirmed or both denied, and the "
         "polar consistency is away from 0 where the two forms do not tell them apart alike. A probe that says .5 of "
         "everything has a polar consistency of 0 as well (and a contradiction index of .5): read it beside the "
         "accuracy and the random probes only."
@@ -222,6 +231,17 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
     if config.distractor and "distractor" not in controls:
         said.append("No distractor test: the store has no states with the distractor.")
     return said
+
+
+def _note_small_marker(controls: pd.DataFrame) -> list[str]:
+    """Note where so few pairs have the word of the marker control that it says nothing."""
+    rows = pick_rows(controls, control="marker:change")
+    if not len(rows) or rows["low"].notna().any():
+        return []
+    return [
+        f"The marker control is of {int(rows['pairs'].iloc[0])} pairs, in fewer than {FEW} groups: too few for an "
+        f"interval, or to say anything."
+    ]
 
 
 def _give_verdict(esa: pd.Series, config: CCSConfig) -> str:
@@ -252,7 +272,7 @@ def _note_collapse(controls: pd.DataFrame, places: list[str]) -> list[str]:
     return [
         f"At {len(gave_up)} of {len(places)} places ({list_places(gave_up)}) CCS found next to no contrast: its loss "
         f"stays at that of a probe which says .4 of every form (.2), and from that alone come a contradiction index of "
-        f".32 and a polar consistency of 0, low as they are."
+        f".52 and a polar consistency of 0, low as that is."
     ]
 
 

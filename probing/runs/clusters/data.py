@@ -7,6 +7,7 @@ from probing.data.prompts import label_name
 from probing.data.tables import Table
 from probing.errors import UsageError
 from probing.runs.clusters.config import LEAST_ROWS, ClustersConfig
+from probing.runs.common.groups import refuse_twin_labels
 from probing.types import LabelledPrompt
 
 
@@ -26,7 +27,10 @@ def check_labels(
 
     Raises:
         UsageError: too few labels or rows; names the labels of the data.
+        DataInvalid: two labels differ in white space only.
     """
+    for each, rows in ((table, prompts), *([] if control is None else [control])):
+        refuse_twin_labels(str(each.path), rows)
     counts = Counter(label_name(prompt) for prompt in prompts if prompt.label is not None)
     names, known = choose_labels(config, prompts), ", ".join(sorted(counts)[:10])
     never = next((name for name in names if not counts[name]), None)

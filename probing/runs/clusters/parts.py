@@ -13,10 +13,11 @@ from probing.errors import DataInvalid, OutOfMemory
 from probing.metrics.clusters import ALL_INDICES
 from probing.metrics.clusters.draws import measure_clusters
 from probing.metrics.clusters.indices import alignment_quality_index
-from probing.metrics.clusters.preparation import prepare
+from probing.metrics.clusters.preparation import find_extreme_norms, prepare
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
+from probing.runs.clusters.config import LEAST_ROWS
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material, Part, Rows, View, categories_of
 from probing.runs.common.parts import Arrays
 from probing.runs.common.results import ALL, CHOSEN, Array
@@ -75,8 +76,22 @@ def describe_place(material: Material, states: torch.Tensor, report: Callable[[f
         views.append(readings)
         silhouettes.append(widths)
     first = rows.views[0]
-    train = None if rows.folds is None else _score_without_folds(material, states[first.index], first)
-    return PlaceReadings(views, silhouettes[0], train)
+    points = states[first.index]
+    train = None if rows.folds is None else _score_without_folds(material, points, first)
+    norms = points.double().norm(dim=1).cpu().numpy()
+    return PlaceReadings(views, silhouettes[0], train, norms, _score_without_extremes(material, points, first, norms))
+
+
+def _score_without_extremes(material: Material, points: torch.Tensor, view: View, norms: Array) -> Array:
+    """Indices without the rows of extreme norm, [index]; NaN where there are none, or a label has no rows left."""
+    extreme = find_extreme_norms(norms)
+    kept = np.setdiff1d(np.arange(len(norms)), extreme)
+    least = np.bincount(view.codes[kept], minlength=len(view.clusters)).min()
+    if not len(extreme) or least < LEAST_ROWS:
+        return np.full(len(ALL_INDICES), np.nan)
+    part = View(view.kind, view.name, kept, view.codes[kept], view.clusters)
+    nothing = np.zeros((len(kept), 0), dtype=np.int16)
+    return _describe_view(material, points[kept], part, nothing, nothing)[0].values
 
 
 def _report_between(report: Callable[[float], None], start: float, stop: float, share: float) -> None:

@@ -12,16 +12,25 @@ import torch
 from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER
 from probing.metrics.clusters.indices import alignment_quality_index
 from probing.metrics.clusters.intervals import debias, debias_difference
+from probing.metrics.clusters.preparation import find_extreme_norms
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
 from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, explain_nothing_varies
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material
 from probing.runs.common.results import ALL, NOT_KNOWN, Array, NullDistribution, compare
+from probing.runs.common.tables import list_places
 from probing.statistics.intervals import percentile_interval
 
 AQI_FORMS = {"aqi": "paper", "aqi_size_free": "size_free", "aqi_dbs_dunn": "dbs_dunn"}
 METRICS = (*ALL_INDICES, *AQI_FORMS)
 RANGE_ONLY = ("dunn", "dunn_centroid", "aqi_dbs_dunn")
 """Indices of extremes, which bootstrap replicates can only move one way: their ends are the range of the replicates."""
+OF_ONE_PAIR = ("davies_bouldin", "xie_beni", "aqi", "aqi_size_free")
+"""Indices of the nearest or the worst pair of clusters. With more than two clusters which pair that is changes between
+replicates, and intervals cover too seldom (44 to 90 % where clusters are tied): there are none then."""
+EXTREMES_SHOWN = ("silhouette", "aqi_size_free")
+"""Indices that are shown with and without rows of extreme norm."""
+TEST_ONLY = ("welch",)
+"""Statistics of a test, which are no distance: they have a p-value and no interval."""
 ROUNDING = 1e-5
 """Largest relative difference of draws, which are computed in float32, from the value of the same labels."""
 Where = tuple[str, str, str]
@@ -59,6 +68,7 @@ class Judged:
         layer_weights: mean over folds of every place's weight, for each model.
         silhouettes: silhouette of every row of the data at the best place of each model.
         skipped: places of each model where all states of a label are the same.
+        extremes: one row a place where the norms of some rows are far above those of the others.
     """
 
     results: pd.DataFrame
@@ -68,6 +78,7 @@ class Judged:
     layer_weights: dict[str, dict[str, float]]
     silhouettes: dict[str, Array]
     skipped: dict[str, list[str]]
+    extremes: pd.DataFrame
 
 
 def judge(material: Material, arrays_of: ArraysOf) -> Judged:
@@ -78,6 +89,7 @@ def judge(material: Material, arrays_of: ArraysOf) -> Judged:
     """
     results: list[dict[str, Any]] = []
     best, chosen, weights, silhouettes, skipped = {}, {}, {}, {}, {}
+    extremes: list[dict[str, Any]] = []
     first: SeriesByPlace = {}
     for model, name in enumerate(material.names):
         places = material.places[model]
@@ -97,6 +109,7 @@ def judge(material: Material, arrays_of: ArraysOf) -> Judged:
         silhouettes[name] = readings[best[name]].silhouettes
         known = {place for _, _, place in series}
         skipped[name] = [place for place in places if place not in known]
+        extremes += _list_extremes(material, name, readings, series)
     return Judged(
         results=pd.DataFrame(results),
         drift=_list_drift(material, arrays_of),
@@ -105,7 +118,30 @@ def judge(material: Material, arrays_of: ArraysOf) -> Judged:
         layer_weights=weights,
         silhouettes=silhouettes,
         skipped=skipped,
+        extremes=pd.DataFrame(extremes),
     )
+
+
+def _list_extremes(
+    material: Material, model: str, readings: Mapping[str, PlaceReadings], series: SeriesByPlace
+) -> list[dict[str, Any]]:
+    """One row a place where some norms are far above the others: which rows, and the indices with and without them."""
+    listed: list[dict[str, Any]] = []
+    for place, own in readings.items():
+        extreme = find_extreme_norms(own.norms)
+        if not len(extreme):
+            continue
+        ids = [material.rows.prompts[at].id for at in extreme]
+        row: dict[str, Any] = {"model": model, "place": place, "rows": len(ids), "ids": list_places(ids)}
+        row |= {"largest norm": float(own.norms[extreme].max()), "median norm": float(np.median(own.norms))}
+        n, clusters = len(own.norms) - len(ids), len(material.rows.views[0].clusters)
+        alone = IndexReadings(own.without, own.without[:, None], own.without[:, None], np.array([float(n)]))
+        without = _make_series(alone, float(n), clusters, material.config.weight)
+        for metric in EXTREMES_SHOWN:
+            known = series.get((ALL, "", place), {}).get(metric)
+            row |= {metric: NOT_KNOWN if known is None else known.value, f"{metric} without": without[metric].value}
+        listed.append(row)
+    return listed
 
 
 def _gather_series(
@@ -162,6 +198,7 @@ def _make_rows(material: Material, model: str, series: SeriesByPlace, first: Ser
     """One row a metric: value, interval, null, and the difference from the first model on the same replicates."""
     counts = {(view.kind, view.name): len(view.index) for view in material.rows.views}
     counts[HELD_OUT, ""] = material.rows.of_data
+    clusters = len(material.rows.views[0].clusters)
     rows = []
     for (kind, name, place), metrics in series.items():
         for metric, own in metrics.items():
@@ -172,11 +209,12 @@ def _make_rows(material: Material, model: str, series: SeriesByPlace, first: Ser
                 {"labels": _null_of(series, kind, name, metric, own)},
                 higher_is_better=metric not in LOWER_IS_BETTER,
                 rounding=ROUNDING,
-                debiased=_remove_bias(metric, own),
+                debiased=_remove_bias(metric, own, clusters),
             )
             row: dict[str, Any] = {"model": model, "set": kind, "category": name, "place": place, "metric": metric}
             row |= compared.to_columns("rows")
-            rows.append(row | _compare_models(metric, own, first.get((kind, name, place), {}).get(metric)))
+            other = first.get((kind, name, place), {}).get(metric)
+            rows.append(row | _compare_models(metric, own, other, clusters))
     return rows
 
 
@@ -188,20 +226,30 @@ def _null_of(series: SeriesByPlace, kind: str, name: str, metric: str, own: Seri
     return NullDistribution(own.null, places)
 
 
-def _remove_bias(metric: str, own: Series) -> tuple[float, float, float]:
+def has_interval(metric: str, clusters: int) -> bool:
+    """Whether there is an interval that holds."""
+    return metric not in TEST_ONLY and not (clusters > 2 and metric in OF_ONE_PAIR)
+
+
+def _remove_bias(metric: str, own: Series, clusters: int) -> tuple[float, float, float]:
     """The value with the bias of few rows taken off, and its interval."""
+    if metric in TEST_ONLY:
+        return NOT_KNOWN, NOT_KNOWN, NOT_KNOWN
     if metric in RANGE_ONLY:
         return NOT_KNOWN, *percentile_interval(own.draws)
-    return debias(metric, own.value, own.draws)
+    corrected, low, high = debias(metric, own.value, own.draws)
+    return (corrected, low, high) if has_interval(metric, clusters) else (corrected, NOT_KNOWN, NOT_KNOWN)
 
 
-def _compare_models(metric: str, own: Series, other: Series | None) -> dict[str, float]:
+def _compare_models(metric: str, own: Series, other: Series | None, clusters: int) -> dict[str, float]:
     """The difference from the first model, of the values and of the corrected ones, with the interval of the latter."""
     names = ("minus_first", "minus_first_corrected", "minus_first_low", "minus_first_high")
     if other is None:
         return dict.fromkeys(names, NOT_KNOWN)
-    corrected = _remove_bias(metric, own)[0] - _remove_bias(metric, other)[0]
-    if metric in RANGE_ONLY:
+    corrected = _remove_bias(metric, own, clusters)[0] - _remove_bias(metric, other, clusters)[0]
+    if not has_interval(metric, clusters):
+        low, high = NOT_KNOWN, NOT_KNOWN
+    elif metric in RANGE_ONLY:
         low, high = percentile_interval(own.draws - other.draws)
     else:
         low, high = debias_difference(metric, own.value, own.draws, other.value, other.draws)

@@ -224,7 +224,7 @@ def _make_folds(
 ) -> tuple[NDArray[np.int64] | None, str]:
     """Folds of the data's rows, or the reason why there are none."""
     try:
-        folds = folds_of(config, units, values, "rows", "text")[0]
+        folds = folds_of(config, units, values, "rows", "text", labels)[0]
     except DataInvalid as error:
         return None, str(error)
     for name in np.unique(labels):

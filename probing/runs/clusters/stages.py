@@ -19,7 +19,7 @@ from probing.runs.clusters.config import SUMMARY_FILE, ClustersConfig
 from probing.runs.clusters.files import write_everything
 from probing.runs.clusters.parts import Material, make_part
 from probing.runs.clusters.rows import choose_rows
-from probing.runs.common.groups import values_to_split
+from probing.runs.common.groups import name_folds, values_to_split
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import (
     begin_run,
@@ -55,7 +55,7 @@ def clusters_into(
     began = time.monotonic()
     device = choose_device(config.device)
     made_of, kept = _identify_content(config, (table, prompts), control)
-    begin_run(folder, config, made_of, [device])
+    begin_run(folder, config, made_of | {"folds": name_folds(folder.facts())}, [device])
     if not folder.finished:
         seen, controls = _states(folder, config, (table, prompts), control, kept)
         rows = choose_rows(config, (table, prompts), control, seen, controls)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from probing.report.tables import counts
 from probing.runs.clusters.parts import LEARNED, SPACES
-from probing.runs.clusters.results import Judged
+from probing.runs.clusters.results import OF_ONE_PAIR, Judged
 from probing.runs.clusters.rows import CATEGORY, CONTROL, HELD_OUT, WITHOUT, Material
 from probing.runs.common.results import ALL, CHOSEN
 from probing.runs.common.tables import (
@@ -24,6 +24,8 @@ from probing.runs.common.tables import (
 
 SILHOUETTE, AQI = "silhouette", "aqi_size_free"
 """The two metrics that can be compared between models and numbers of rows."""
+WELCH = "welch"
+"""The statistic that tells whether centres lie apart, whatever the spread of each cluster."""
 OTHERS = ("davies_bouldin", "dunn", "calinski_harabasz", "xie_beni", "aqi", "aqi_size_free")
 
 
@@ -44,6 +46,8 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
             material, judged
         )
         tables[f"Drift from {material.names[0]}, by place"] = _describe_drift(judged.drift)
+    if len(judged.extremes):
+        tables["Places where some rows have a norm far above the others"] = judged.extremes
     tables["Notes"] = pd.DataFrame({"note": notes(material, judged)})
     return tables
 
@@ -55,14 +59,14 @@ def _describe_silhouette(results: pd.DataFrame, p: str = "p_labels") -> dict[str
 
 
 def _describe_aqi(results: pd.DataFrame) -> dict[str, Any]:
-    """The AQI with its corrected value, the interval of that one, and its p-value; from the rows of one place."""
+    """The AQI with its corrected value, the interval of that one, and p of the centres; from the rows of one place."""
     row = pick_row(results, metric=AQI)
     corrected = {"corrected": row["corrected"], "corrected 95 %": _show_ends(row)}
-    return {AQI: row["value"], **corrected, f"{AQI} p": row["p_labels"]}
+    return {AQI: row["value"], **corrected, "centres p": pick_row(results, metric=WELCH)["p_labels"]}
 
 
 def _show_ends(row: "pd.Series[Any]", prefix: str = "") -> str:
-    return show_ends(row, prefix, digits=".4g", missing="")
+    return show_ends(row, prefix, digits=".4g")
 
 
 def _compare_held_out(judged: Judged, several: bool) -> pd.DataFrame:
@@ -92,6 +96,7 @@ def _describe_places(material: Material, judged: Judged) -> pd.DataFrame:
             own = pick_rows(results, place=place)
             row = _describe_silhouette(own, "p_labels_corrected")
             row[f"{SILHOUETTE} p over places"] = row.pop(f"{SILHOUETTE} p")
+            row["centres p over places"] = pick_row(own, metric=WELCH)["p_labels_corrected"]
             row["permuted labels"] = show_ends(pick_row(own, metric=SILHOUETTE), "labels_")
             row |= {metric: float(pick_row(own, metric=metric)["value"]) for metric in OTHERS}
             return row if weights is None else row | {"chosen": times.get(place, 0), "weight": weights[place]}
@@ -168,6 +173,16 @@ def notes(material: Material, judged: Judged) -> list[str]:
         "Few rows push centroids apart by chance, the more so in many dimensions. The value has that in it, "
         "'corrected' does not, and intervals are for the value that many rows would have."
     )
+    if len(clusters) > 2:
+        said.append(
+            f"{', '.join(OF_ONE_PAIR)} have no interval here: they are of one pair of clusters, and with more than two "
+            f"clusters no interval was found that holds."
+        )
+    said.append(
+        "centres p is of the distances of centroids, each pair's divided by what chance gives with their sizes and "
+        "spreads (welch in the files). The silhouette and the other indices also see a difference of spread."
+    )
+    said += _note_extremes(judged)
     said.append(
         "A bootstrap replicate leaves points out and adds none, so that dunn can only rise in it: its interval is the "
         "range of the replicates, and no confidence interval."
@@ -209,19 +224,47 @@ def _note_incomparable(material: Material, judged: Judged) -> list[str]:
 
 def _note_significance(judged: Judged, model: str, enough: float) -> str:
     place = judged.best[model]
-    own = pick_row(judged.results, model=model, set=ALL, place=place, metric=SILHOUETTE)
-    held = pick_rows(judged.results, model=model, set=HELD_OUT, place=CHOSEN, metric=SILHOUETTE)
-    row = held.iloc[0] if len(held) else own
+    own = pick_rows(judged.results, model=model, set=ALL, place=place)
+    held = pick_rows(judged.results, model=model, set=HELD_OUT, place=CHOSEN)
+    rows = held if len(held) else own
     where = "at the place chosen inside each fold" if len(held) else f"at {place}"
-    if row["p_labels"] > enough:
+    whole, centres = pick_row(rows, metric=SILHOUETTE), pick_row(rows, metric=WELCH)["p_labels"]
+    found = f"silhouette {whole['value']:.3f}, p {whole['p_labels']:.3f}; centres p {centres:.3f}"
+    said = f"{model}: {_give_verdict(whole['p_labels'] <= enough, centres <= enough)} {where} ({found})"
+    if centres > enough:
+        return f"{said}."
+    said += "; that they do says nothing of the reason, which may be topic or style"
+    # The interval is wide near 0, where an index cannot fall below: it is no test of whether centres lie apart.
+    if pick_row(rows, metric="calinski_harabasz")["low"] <= 0:
+        said += ". How far cannot be said with so few rows: the interval of the corrected distance reaches 0"
+    return f"{said}."
+
+
+def _give_verdict(apart: bool, centres: bool) -> str:
+    """The verdict from the silhouette, which sees places and spreads, and from the centres alone."""
+    if apart and centres:
+        return "the labels lie further apart than permuted ones"
+    if centres:
         return (
-            f"{model}: the labels lie no further apart than permuted ones {where} (silhouette {row['value']:.3f}, p "
-            f"{row['p_labels']:.3f})."
+            "the centres of the labels lie further apart than those of permuted labels, though their rows overlap so "
+            "much that the silhouette does not show it,"
         )
-    return (
-        f"{model}: the labels lie further apart than permuted ones {where} (silhouette {row['value']:.3f}, p "
-        f"{row['p_labels']:.3f}); that they do says nothing of the reason, which may be topic or style."
-    )
+    if apart:
+        return (
+            "the silhouette differs from that of permuted labels, but the centres lie no further apart than theirs: "
+            "what differs is how far the rows of a label spread,"
+        )
+    return "the labels lie no further apart than permuted ones"
+
+
+def _note_extremes(judged: Judged) -> list[str]:
+    """Note the rows whose norm is hundreds of times that of the others."""
+    return [
+        f"{row['model']}, {row['place']}: {row['rows']} rows have a norm of up to {row['largest norm']:.4g}, of a "
+        f"median of {row['median norm']:.4g} ({row['ids']}), and decide every index: the silhouette is "
+        f"{row['silhouette']:.3f} with them and {row['silhouette without']:.3f} without."
+        for row in judged.extremes.to_dict("records")
+    ]
 
 
 def _note_weights(judged: Judged) -> list[str]:

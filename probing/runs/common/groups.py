@@ -1,11 +1,11 @@
 """Groups of rows that belong together, and folds that keep them whole."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from probing.data.columns import require_split_values
 from probing.data.tables import Table, canonical
@@ -13,8 +13,8 @@ from probing.data.words import collapse_spaces
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.options import PAIR, TEXT, FoldOptions
 from probing.statistics.folds import LEAST_FOLDS, make_folds
-from probing.statistics.groups import connected_groups, number_values
-from probing.types import ContrastPair, LabelledPrompt
+from probing.statistics.groups import connected_groups, find_twins, number_values
+from probing.types import ContrastPair, LabelledPrompt, PreferencePair, Text
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,44 @@ def _column_values(split_by: str, table: Table, rows: int, kind: RowKind) -> lis
     return [row.get(split_by) for row in table.rows]
 
 
+def refuse_twin_labels(path: str, prompts: Sequence[LabelledPrompt]) -> None:
+    """Raise for two labels that differ in white space only: they would be two labels that look the same.
+
+    Raises:
+        DataInvalid: there are two; names both and a row of each.
+    """
+    rows = {prompt.label: prompt.id for prompt in reversed(prompts) if isinstance(prompt.label, str)}
+    twins = find_twins(rows)
+    if twins is not None:
+        one, other = (f"{label!r} (row '{rows[label]}')" for label in twins)
+        raise DataInvalid(f"{path}: the labels {one} and {other} differ in white space only; write both alike")
+
+
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
     """A number for every row, equal for rows of equal text."""
     return number_values(text_key(prompt) for prompt in prompts)
+
+
+def pair_units(pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:
+    """The group of every preference pair: pairs with the same prompt or a text in common, directly or through others.
+
+    A text is a prompt with a response. An empty prompt is nothing that pairs have in common.
+    """
+    rows, texts = [], []
+    for number, pair in enumerate(pairs):
+        shared = [("text", _join_key(pair.prompt, side)) for side in (pair.chosen, pair.rejected)]
+        shared += [("prompt", _join_key(pair.prompt))] if pair.prompt else []
+        rows += [number] * len(shared)
+        texts += shared
+    groups = connected_groups(rows, texts)
+    return groups[np.searchsorted(rows, np.arange(len(pairs)))]
+
+
+def _join_key(*parts: Text) -> str:
+    """Texts one behind the other with every run of white space as one space, or all messages as JSON."""
+    if all(isinstance(part, str) for part in parts):
+        return collapse_spaces("".join(map(str, parts)))
+    return canonical([message for part in parts for message in part]).decode()
 
 
 def text_key(prompt: LabelledPrompt) -> str:
@@ -82,8 +117,32 @@ def text_key(prompt: LabelledPrompt) -> str:
     return canonical(text).decode()
 
 
+STRATIFIED = "stratified by label"
+"""How folds of labelled rows are made, as the identity of a run says it; earlier versions paid no heed to labels."""
+
+
+def name_folds(facts: Mapping[str, Any]) -> str | None:
+    """How the folds of a run are made, for its identity: a run that is finished keeps what its record says.
+
+    An unfinished run of a version whose folds paid no heed to labels is thereby refused: its parts belong to other
+    folds.
+
+    Args:
+        facts: the record of the run's folder; empty for a new one.
+    """
+    if facts.get("status") == "done":
+        known: str | None = facts.get("identity", {}).get("folds")
+        return known
+    return STRATIFIED
+
+
 def folds_of(
-    config: FoldOptions, units: Sequence[int], values: Sequence[str] | None, rows: str, share: str
+    config: FoldOptions,
+    units: Sequence[int],
+    values: Sequence[str] | None,
+    rows: str,
+    share: str,
+    labels: ArrayLike | None = None,
 ) -> tuple[NDArray[np.int64], list[int]]:
     """The fold of each row, and the groups that folds keep whole.
 
@@ -93,13 +152,14 @@ def folds_of(
         values: values that must not be in two folds either.
         rows: word for rows in messages.
         share: word for what the rows of a unit share.
+        labels: label of each row, where every fold shall hold the labels alike.
 
     Raises:
         DataInvalid: fewer groups than folds.
     """
     together = join_groups(units, values)
     try:
-        return make_folds(together, config.folds, config.seed), together
+        return make_folds(together, config.folds, config.seed, labels), together
     except ValueError as error:
         by = f"share no {share}" if values is None else f"share neither a {share} nor a {config.split_by}"
         raise DataInvalid(

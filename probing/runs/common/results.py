@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from probing.statistics.intervals import null_interval, percentile_interval
+from probing.statistics.intervals import needs_share_interval, null_interval, percentile_interval, share_interval
 from probing.statistics.permutation import corrected_p_values, p_value
 from probing.types import Estimate
 
@@ -95,6 +95,7 @@ def compare(
     higher_is_better: bool | None = True,
     rounding: float = 0.0,
     debiased: tuple[float, float, float] | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> ComparedEstimate:
     """A value with its percentile interval, beside its null distributions.
 
@@ -107,11 +108,14 @@ def compare(
         rounding: relative, how far a draw of the very same labels may be from the value.
         debiased: the value with the bias of few rows taken off, and the ends of the interval for that one, in place of
             the percentile interval.
+        interval: ends of another interval, in place of the percentile interval, where that does not hold.
     """
     lenient = value
     if rounding and higher_is_better is not None:
         lenient += abs(value) * rounding * (-1 if higher_is_better else 1)
     comparisons = {name: _compare_with_null(lenient, null, higher_is_better) for name, null in nulls.items()}
+    if interval is not None:
+        return ComparedEstimate(Estimate(value, *interval, n), comparisons)
     if debiased is None:
         return ComparedEstimate(estimate_with_interval(value, replicates, n), comparisons)
     corrected, low, high = debiased
@@ -137,6 +141,33 @@ def estimate_with_interval(value: float, replicates: Array, n: int) -> Estimate:
     """The value with the percentile interval of its bootstrap replicates; without one (NaN) for fewer than two rows."""
     low, high = percentile_interval(replicates) if n > 1 else (NOT_KNOWN, NOT_KNOWN)
     return Estimate(float(value), low, high, n)
+
+
+def correct_share_interval(values: Array, groups: NDArray[np.int64]) -> tuple[float, float] | None:
+    """The interval of a share where percentiles of the bootstrap do not hold; None where they do.
+
+    Args:
+        values: how right each row is, 0 to 1, [row].
+        groups: group of each row.
+    """
+    return share_interval(values, groups) if needs_share_interval(values, groups) else None
+
+
+def correct_auroc_interval(value: float, couples: int) -> tuple[float, float] | None:
+    """The interval of an AUROC of 0 or 1, where no bootstrap replicate differs; None for other values.
+
+    Couples of rows of both kinds that have no row in common are independent, and each is in order with a probability
+    that is the AUROC: so many in a row give Clopper and Pearson's interval.
+
+    Args:
+        value: the AUROC.
+        couples: number of couples that have no group of rows in common.
+    """
+    if value not in (0.0, 1.0) or couples < 1:
+        return None
+    if couples == 1:
+        return NOT_KNOWN, NOT_KNOWN
+    return share_interval(np.full(couples, value))
 
 
 def estimate_without_interval(value: float, n: int) -> Estimate:

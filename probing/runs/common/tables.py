@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from probing.statistics.intervals import FEW
+
 SIGNIFICANT = 0.05
 """A p-value of at most this is called significant in the notes."""
 BY_PLACE = "By place"
@@ -62,6 +64,44 @@ def show_ends(row: "pd.Series[Any]", prefix: str = "", digits: str = ".3f", miss
 def smallest_p(draws: int) -> float:
     """The smallest p-value that so many draws of a null distribution can give."""
     return 1 / (1 + draws)
+
+
+LARGE_FLOOR = 0.01
+"""A null distribution whose smallest p-value is above this says so."""
+
+
+def note_floor(**draws: int) -> list[str]:
+    """A note of the smallest p-value that each null distribution can give, where it is above .01.
+
+    Args:
+        draws: numbers of draws, by the option that sets each.
+    """
+    high = [
+        f"{smallest_p(count):.3f} with {count} {name}"
+        for name, count in draws.items()
+        if count and _has_large_floor(count)
+    ]
+    if not high:
+        return []
+    return [f"No p-value can be below {' or '.join(high)}: one that stands there may be far smaller. Take more."]
+
+
+def note_few_groups(groups: int) -> list[str]:
+    """A note where intervals are of few groups of rows, which percentiles of the bootstrap make too narrow."""
+    if groups >= FEW:
+        return []
+    return [f"The intervals are of {groups} groups of rows: with fewer than {FEW} they are too narrow."]
+
+
+def show_p(p: float, draws: int) -> str | float:
+    """A p-value for a table: where it stands at a floor above .01, the text says so."""
+    if _has_large_floor(draws) and abs(p - smallest_p(draws)) < 1e-9:
+        return f"{p:.3f} (the least of {draws} draws)"
+    return p
+
+
+def _has_large_floor(draws: int) -> bool:
+    return smallest_p(draws) > LARGE_FLOOR
 
 
 def note_few_draws(**draws: int) -> list[str]:

@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from probing.metrics.ranking import idealized_ranking_accuracy
 from probing.report.tables import counts, estimates, extremes, shorten
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.score.tables import STATE_SUMS, has_one_token
-from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman
+from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals
+from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
 from probing.statistics.correlation import spearman
+from probing.statistics.intervals import FEW
 from probing.types import Estimate
 
 LISTED_PAIRS = 5
@@ -33,6 +35,10 @@ MEANS = {
     "ranking accuracy before": "ranking_correct_before",
     "ranking accuracy after": "ranking_correct_after",
 }
+
+
+SHARES = ("displaced", "ranking_correct_before", "ranking_correct_after")
+"""Columns of ``MEANS`` that say yes or no of a pair."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,9 @@ def make_tables(
     good = (frame["status"] == "ok").to_numpy()
     scored = frame[good].reset_index(drop=True)
     said = [*notes, *_make_notes(scored, config, facts)]
-    rows = _average_pairs(scored)
+    units = good_units(frame, pairs)
+    said += _note_few(units, config)
+    rows = _average_pairs(scored, units)
     if shares is not None:
         ideal = _idealize(scored, np.asarray(shares)[good], config.beta)
         if isinstance(ideal, str):
@@ -71,9 +79,9 @@ def make_tables(
             rows += ideal
     tables = {
         "Pairs by status": counts(facts["rows_by_status"], "status"),
-        "From reference to policy, with 95 % bootstrap intervals over pairs (ln p in nats)": estimates(rows),
+        f"From reference to policy, with {name_intervals(units)} (ln p in nats)": estimates(rows),
         "Rank correlation of scores of the reference with the change of ln p(chosen)": _rank_predictors(
-            scored, config.predictor_names()
+            scored, config.predictor_names(), units
         ),
     }
     if groups is not None:
@@ -86,7 +94,9 @@ def make_tables(
         tables["Where their probability went, at the token that lost most"] = _find_gains(results.tokens, worst)
     if results.course is not None and len(results.course):
         tables["Course over training, mean over pairs"] = _average_course(results.course)
-        tables["Drop of the chosen response, mean over pairs"] = estimates(_measure_drops(results.course))
+        tables["Drop of the chosen response, mean over pairs"] = estimates(
+            _measure_drops(results.course, dict(zip(scored["id"], units, strict=True)))
+        )
     if results.course is not None and not len(results.course):
         said.append("There is no course: no pair has a finite likelihood at every step")
     if said:
@@ -94,10 +104,13 @@ def make_tables(
     return tables
 
 
-def _average_pairs(scored: pd.DataFrame) -> list[tuple[str, Estimate]]:
-    rows = [(name, bootstrap_mean(scored[column].astype(float))) for name, column in MEANS.items()]
+def _average_pairs(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[str, Estimate]]:
+    rows = []
+    for name, column in MEANS.items():
+        average = estimate_share if column in SHARES else bootstrap_mean
+        rows.append((name, average(scored[column].astype(float), groups=units)))
     for time in ("before", "after"):
-        ties = bootstrap_mean((scored[f"margin_{time}"] == 0).astype(float))
+        ties = estimate_share((scored[f"margin_{time}"] == 0).astype(float), groups=units)
         if ties.value:
             rows.append((f"of these, ties {time}", ties))
     return rows
@@ -116,13 +129,14 @@ def _idealize(scored: pd.DataFrame, shares: Any, beta: float) -> list[tuple[str,
     ]
 
 
-def _rank_predictors(scored: pd.DataFrame, predictors: Sequence[str]) -> pd.DataFrame:
+def _rank_predictors(scored: pd.DataFrame, predictors: Sequence[str], units: NDArray[np.int64]) -> pd.DataFrame:
     """Spearman of each predictor with the change; CHES without the pairs for which it is 0 by definition."""
     rows = []
     for name in predictors:
         pairs = _keep_ranked(scored, name)
         nothing = estimate_without_interval(float("nan"), 0)
-        estimate = bootstrap_spearman(pairs[name], pairs["chosen_change"]) if len(pairs) else nothing
+        groups = units[pairs.index]
+        estimate = bootstrap_spearman(pairs[name], pairs["chosen_change"], groups=groups) if len(pairs) else nothing
         rows.append((name, estimate.value, estimate.low, estimate.high, estimate.n))
     return pd.DataFrame(rows, columns=["score", "Spearman", "low", "high", "pairs"])
 
@@ -139,7 +153,8 @@ def _compare_groups(scored: pd.DataFrame, names: pd.Series, predictors: Sequence
         row |= {column: part[column].mean() for column in ("chosen_change", "rejected_change", "margin_change")}
         for score in predictors:
             pairs = _keep_ranked(part, score)
-            row[f"Spearman {score}"] = spearman(pairs[score], pairs["chosen_change"])
+            few = len(pairs) < FEW
+            row[f"Spearman {score}"] = float("nan") if few else spearman(pairs[score], pairs["chosen_change"])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -207,19 +222,39 @@ def _average_course(course: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _measure_drops(course: pd.DataFrame) -> list[tuple[str, Estimate]]:
-    """From first to last, and the largest from any earlier to any later step, of ln p and of p."""
-    wide = course.pivot(index="step", columns="id", values="chosen_logprob").sort_index().to_numpy()
+def _measure_drops(course: pd.DataFrame, units: Mapping[str, int]) -> list[tuple[str, Estimate]]:
+    """From first to last, and the largest from any earlier to any later step, of ln p and of p.
+
+    Args:
+        course: one row a step and pair.
+        units: group of each pair, by its id.
+    """
+    table = course.pivot(index="step", columns="id", values="chosen_logprob").sort_index()
+    wide, groups = table.to_numpy(), [units[identity] for identity in table.columns]
     rows = []
     for name, values in (("ln p(chosen)", wide), ("p(chosen)", np.exp(wide))):
-        rows.append((f"{name}, first to last step", bootstrap_mean(values[0] - values[-1])))
-        rows.append((f"{name}, largest between any two steps", bootstrap_mean(measure_largest_drop(values))))
+        rows.append((f"{name}, first to last step", bootstrap_mean(values[0] - values[-1], groups=groups)))
+        largest = bootstrap_mean(measure_largest_drop(values), groups=groups)
+        rows.append((f"{name}, largest between any two steps", largest))
     return rows
 
 
 def measure_largest_drop(course: Any) -> Any:
     """The largest fall from any earlier to any later step, [pair], for values [step pair]; never negative."""
     return (np.maximum.accumulate(course, axis=0) - course).max(axis=0)
+
+
+def _note_few(units: NDArray[np.int64], config: DisplacementConfig) -> list[str]:
+    """Note which intervals are left out or made otherwise, for want of pairs."""
+    said = []
+    if len(np.unique(units)) < FEW:
+        said.append(
+            f"There are fewer than {FEW} pairs or groups of pairs: intervals of means are Student's, and correlations "
+            f"have none"
+        )
+    if config.group_column:
+        said.append(f"No correlation is shown of a group of fewer than {FEW} pairs")
+    return said
 
 
 def _make_notes(scored: pd.DataFrame, config: DisplacementConfig, facts: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from probing.data.prompts import label_name
 from probing.errors import DataInvalid, UsageError
+from probing.runs.common.groups import refuse_twin_labels
 from probing.runs.probe.config import ProbeConfig
 from probing.types import LabelledPrompt
 
@@ -14,7 +15,9 @@ def positive_label(config: ProbeConfig, path: str, prompts: Sequence[LabelledPro
 
     Raises:
         UsageError: there are not two labels and none was named, or the one named does not occur.
+        DataInvalid: two labels differ in white space only.
     """
+    refuse_twin_labels(path, prompts)
     known = {prompt.label for prompt in prompts if prompt.label is not None}
     named = {label_name(prompt): prompt.label for prompt in prompts if prompt.label is not None}
     shown = ", ".join(sorted(named)[:10])

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from probing.probes.prompts import METRICS, PROBES, LabelledReadings, LabelledRows, ProbeReadings, measure_rows
 from probing.report.progress import Progress
 from probing.runs.common.parts import Arrays
-from probing.runs.common.results import ALL, CHOSEN, SURFACE, Array, NullDistribution, compare
+from probing.runs.common.results import (
+    ALL,
+    CHOSEN,
+    SURFACE,
+    Array,
+    NullDistribution,
+    compare,
+    correct_auroc_interval,
+    correct_share_interval,
+)
 from probing.runs.probe.config import ProbeConfig
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.intervals import percentile_interval
@@ -51,11 +60,13 @@ class Measured:
         values: value of each metric.
         replicates: value of each metric in every bootstrap replicate, [replicate].
         rows: number of rows.
+        intervals: ends of the interval of each metric where percentiles of the replicates do not hold, otherwise None.
     """
 
     values: Mapping[str, float]
     replicates: Mapping[str, Array]
     rows: int
+    intervals: Mapping[str, tuple[float, float] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +79,13 @@ class RowSet:
         folds: fold that each row was held out of; one fold, where one probe read them all.
         weights: number of times that each row counts in each bootstrap replicate, [replicate row].
         labelings: the labels, then the permutations that probes were fitted to, [labeling row].
+        units: rows of one unit are drawn together.
     """
 
     name: str
     labels: NDArray[np.bool_]
     folds: NDArray[np.int64]
+    units: NDArray[np.int64]
     weights: Array
     labelings: NDArray[np.bool_]
 
@@ -80,7 +93,21 @@ class RowSet:
         """Metrics of logits, [row]."""
         values = {name: float(value[0]) for name, value in measure_rows(logits, self.labels, self.folds).items()}
         replicates = measure_rows(logits, self.labels, self.folds, self.weights)
-        return Measured(values, replicates, len(self.labels))
+        right = np.where(logits == 0, 0.5, (logits > 0) == self.labels)
+        intervals = {
+            "accuracy": correct_share_interval(right, self.units),
+            "auroc": correct_auroc_interval(values["auroc"], self._count_couples()),
+        }
+        return Measured(values, replicates, len(self.labels), intervals)
+
+    def _count_couples(self) -> int:
+        """Couples of rows of both labels inside the folds that have no unit in common, at least."""
+        count = 0
+        for fold in np.unique(self.folds):
+            here = self.folds == fold
+            kinds = [len(np.unique(self.units[here & side])) for side in (self.labels, ~self.labels)]
+            count += min(*kinds, len(np.unique(self.units[here])) // 2)
+        return count
 
     def measure_null(self, logits: Array) -> dict[str, Array]:
         """Metrics of the probes that were fitted to permuted labels, on those labels; logits are [labeling row]."""
@@ -101,7 +128,13 @@ class RowSet:
         rows = []
         for metric in METRICS:
             row: Row = {"set": self.name, "subset": ALL, "place": place, "probe": probe, "metric": metric}
-            compared = compare(own.values[metric], own.replicates[metric], own.rows, {"labels": nulls[metric]})
+            compared = compare(
+                own.values[metric],
+                own.replicates[metric],
+                own.rows,
+                {"labels": nulls[metric]},
+                interval=own.intervals[metric],
+            )
             row |= compared.to_columns("rows")
             if baseline is not None:
                 low, high = percentile_interval(own.replicates[metric] - baseline.replicates[metric])
@@ -135,7 +168,7 @@ def judge(
     surface = readings.pop()[BASELINE]
     weights = draw_bootstrap_weights(rows.units, config.resamples, config.seed)
     labelings = rows.labelings(config.refits, config.seed)
-    held = RowSet(HELD_OUT, rows.labels, rows.splits.folds, weights, labelings)
+    held = RowSet(HELD_OUT, rows.labels, rows.splits.folds, rows.units, weights, labelings)
     baseline = held.measure(surface.logits[0])
     judged = {
         probe: _judge_probe(held, probe, places, [each[probe] for each in readings], baseline) for probe in PROBES
@@ -219,7 +252,7 @@ def _judge_fresh(
     """Fresh rows, by the probes that saw all others; they have no null distribution."""
     labels, units = fresh
     weights = draw_bootstrap_weights(units, config.resamples, config.seed)
-    others = RowSet(FRESH, labels, np.zeros(len(labels), dtype=np.int64), weights, labels[None])
+    others = RowSet(FRESH, labels, np.zeros(len(labels), dtype=np.int64), units, weights, labels[None])
     baseline = others.measure(_fresh_logits(surface))
     nulls = {metric: NullDistribution(None) for metric in METRICS}
     rows: list[Row] = []

@@ -146,7 +146,7 @@ def _assign_folds(
         raise DataInvalid(f"all {len(seen.rows)} rows that could be read have the same label")
     by_id = None if values is None else {prompt.id: value for prompt, value in zip(prompts, values, strict=True)}
     kept = None if by_id is None else [by_id[prompt.id] for prompt in seen.rows]
-    folds, groups = folds_of(config, seen.units, kept, "rows", "text")
+    folds, groups = folds_of(config, seen.units, kept, "rows", "text", seen.labels)
     splits = Splits.of(folds)
     for at, out in enumerate(splits.left_out):
         inside = seen.labels[splits.train[:, at]]

@@ -11,7 +11,7 @@ import numpy as np
 from probing.data.tables import Table, canonical
 from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
-from probing.runs.common.groups import values_to_split
+from probing.runs.common.groups import name_folds, values_to_split
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
 from probing.runs.common.results import SURFACE
@@ -51,7 +51,8 @@ def probe_into(
     if fresh is not None and config.positive is None:
         check_labels(fresh[0].path, fresh[1], prompts)
     values = values_to_split(config, table, prompts)
-    begin_run(folder, config, _identify_content(prompts, values, fresh, source), [device])
+    made_of = {**_identify_content(prompts, values, fresh, source), "folds": name_folds(folder.facts())}
+    begin_run(folder, config, made_of, [device])
     if not folder.finished:
         # Too few groups are reported before anything is captured.
         check_groups(config, prompts, values)

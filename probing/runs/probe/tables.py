@@ -13,10 +13,13 @@ from probing.runs.common.tables import (
     BY_PLACE,
     SIGNIFICANT,
     note_few_draws,
+    note_few_groups,
+    note_floor,
     pick_columns,
     pick_row,
     pick_rows,
     show_ends,
+    show_p,
     smallest_p,
     table_by_place,
 )
@@ -29,8 +32,10 @@ def make_tables(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -
     over = f"95 % percentile bootstrap intervals over {facts['groups']} groups of rows"
     return {
         "Rows by status": counts(facts["rows_by_status"], "status", "rows"),
-        f"AUROC ({over}); held out: at the place chosen inside each fold": _compare_sets(judged),
-        f"{BY_PLACE}: AUROC, held out": _describe_places(judged, facts["places"]),
+        f"AUROC, positive = {facts['positive']} ({over}); held out: at the place chosen inside each fold": (
+            _compare_sets(config, judged)
+        ),
+        f"{BY_PLACE}: AUROC, held out, positive = {facts['positive']}": _describe_places(judged, facts["places"]),
         "Notes": pd.DataFrame({"note": notes(config, judged, facts)}),
     }
 
@@ -41,16 +46,20 @@ def _pick_sets(judged: Judged) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pick_rows(auroc, set=HELD_OUT), pick_rows(auroc, set=FRESH)
 
 
-def _compare_sets(judged: Judged) -> pd.DataFrame:
+def _compare_sets(config: ProbeConfig, judged: Judged) -> pd.DataFrame:
     """Held out and fresh, beside the baseline."""
     rows = []
     for name, results in zip((HELD_OUT, FRESH), _pick_sets(judged), strict=True):
         for probe in (*PROBES, SURFACE) if len(results) else ():
             place = SURFACE if probe == SURFACE else CHOSEN if name == HELD_OUT else judged.best[probe]
             result = pick_row(results, place=place, probe=BASELINE if probe == SURFACE else probe)
-            row = {"set": name, "probe": "lengths and punctuation" if probe == SURFACE else probe, "place": place}
+            row: dict[str, Any] = {
+                "set": name,
+                "probe": "lengths and punctuation" if probe == SURFACE else probe,
+                "place": place,
+            }
             row |= pick_columns(result, "value", "low", "high", "rows")
-            row |= {"p(labels)": result["p_labels"], "above baseline": result["above_surface"]}
+            row |= {"p(labels)": show_p(result["p_labels"], config.refits), "above baseline": result["above_surface"]}
             rows.append(row | {" low": result["above_surface_low"], " high": result["above_surface_high"]})
     return pd.DataFrame(rows).rename(columns={"value": "auroc"})
 
@@ -79,7 +88,8 @@ def notes(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> list
     said = [f"A probe says yes to the label '{facts['positive']}' ({facts['rows_positive']} of {facts['rows']} rows)."]
     held, fresh = _pick_sets(judged)
     own = pick_row(held, place=CHOSEN, probe="logistic")
-    said += note_few_draws(refits=config.refits)
+    said += note_few_draws(refits=config.refits) or note_floor(refits=config.refits)
+    said += note_few_groups(facts["groups"])
     if own["p_labels"] > max(SIGNIFICANT, smallest_p(config.refits)):
         said.append(
             f"The logistic probe does no better than one fitted to permuted labels (AUROC {own['value']:.3f}, p "

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
 from probing.report.tables import counts, estimates, extremes, quantiles
+from probing.runs.common.groups import pair_units
 from probing.runs.common.results import estimate_without_interval
-from probing.statistics.bootstrap import bootstrap_mean
+from probing.statistics.bootstrap import estimate_share
 from probing.types import Estimate, PreferencePair
 
 LISTED_PAIRS = 5
@@ -36,7 +39,8 @@ def score_tables(
         if present:
             tables[title] = quantiles(ranked, present)
     if "ranking_correct" in frame:
-        tables["Ranking, with 95 % bootstrap intervals over pairs"] = estimates(_measure_ranking(frame))
+        units = good_units(frame, pairs)
+        tables[f"Ranking, with {name_intervals(units)}"] = estimates(_measure_ranking(frame, units))
     if BY in frame:
         tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
         tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
@@ -51,16 +55,33 @@ def has_one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
     return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)
 
 
-def _measure_ranking(frame: pd.DataFrame) -> list[tuple[str, Estimate]]:
+def good_units(frame: pd.DataFrame, pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:
+    """The group of every pair that is ok: see ``pair_units``."""
+    units: NDArray[np.int64] = pair_units(pairs)[(frame["status"] == "ok").to_numpy()]
+    return units
+
+
+def name_intervals(groups: NDArray[np.int64]) -> str:
+    """What the intervals of a table are, for its title."""
+    count = len(np.unique(groups))
+    over = "pairs" if count == len(groups) else f"{count} groups of pairs that share a text"
+    return f"95 % bootstrap intervals over {over}"
+
+
+def _measure_ranking(frame: pd.DataFrame, groups: NDArray[np.int64]) -> list[tuple[str, Estimate]]:
     """Accuracies over the pairs that have a score, and the rank-surprisal ratios of the dataset."""
     good = frame[frame["status"] == "ok"]
-    rows = [("ranking accuracy", bootstrap_mean(good["ranking_correct"].astype(float)))]
+
+    def share(values: pd.Series) -> Estimate:
+        return estimate_share(values.astype(float), groups=groups)
+
+    rows = [("ranking accuracy", share(good["ranking_correct"]))]
     if {"chosen_logprob", "rejected_logprob"} <= set(good):
-        ties = bootstrap_mean((good["chosen_logprob"] == good["rejected_logprob"]).astype(float))
+        ties = share(good["chosen_logprob"] == good["rejected_logprob"])
         rows += [("of these, ties", ties)] if ties.value else []
     names = [f"{side}_logprob_per_token" for side in ("chosen", "rejected")]
     if set(names) <= set(good):
-        rows.append(("ranking accuracy per token", bootstrap_mean((good[names[0]] >= good[names[1]]).astype(float))))
+        rows.append(("ranking accuracy per token", share(good[names[0]] >= good[names[1]])))
     for side in ("chosen", "rejected"):
         ratio = f"{side}_rank_surprisal"
         if {ratio, f"{side}_logprob_per_token"} <= set(good):

@@ -23,6 +23,7 @@ from probing.metrics.clusters import (
     silhouette,
     xie_beni,
 )
+from probing.metrics.clusters.preparation import check_points
 
 FAMILIAR = {
     "davies_bouldin": sklearn_metrics.davies_bouldin_score,
@@ -50,6 +51,7 @@ def brute_force(points, labels):
         "dunn": apart[~same].min() / apart[same].max(),
         "dunn_centroid": pdist(centers.numpy()).min() / apart[same].max(),
         "xie_beni": within / (len(points) * pdist(centers.numpy()).min() ** 2),
+        "welch": oracles.welch(points.double().tolist(), labels.tolist()),
     }
 
 
@@ -333,3 +335,56 @@ def test_public_names():
     for name in (*INDICES, "aqi", "cluster_indices"):
         assert getattr(probing, name).__name__ == name
     assert set(INDICES) > LOWER_IS_BETTER
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([float("nan"), 0.0, 0.0, 0.0, 1.0, 1.0], ValueError, r"point 0 has no label \(nan; 1 points have none\)"),
+        (["a", "a", None, "b", "b", None], ValueError, r"point 2 has no label \(None; 2 points have none\)"),
+        (
+            ["safe", " safe", "unsafe", "safe", "unsafe", "unsafe"],
+            ValueError,
+            "' safe' and 'safe' differ in white space",
+        ),
+        (["1", "1", "1", 0, 0, 0], TypeError, "some labels are text"),
+    ],
+)
+def test_labels_that_are_none_or_meant_to_be_one(labels, error, message):
+    with pytest.raises(error, match=message):
+        cluster_indices(blobs(2, 6, 3)[0], labels)
+
+
+@pytest.mark.parametrize(
+    ("points", "error", "message"),
+    [
+        (None, TypeError, "a tensor .* not NoneType"),
+        ([[1.0, 2.0]] * 6, TypeError, "not list"),
+        (torch.zeros(6, 2, dtype=torch.complex64), TypeError, "real numbers"),
+        (torch.zeros(6), ValueError, r"not of shape \(6,\)"),
+    ],
+)
+def test_points_that_are_none_say_so(points, error, message):
+    with pytest.raises(error, match=message):
+        check_points(points)
+
+
+@pytest.mark.parametrize("points", [torch.ones(6, 2).double() * 1e160, torch.ones(6, 2) * 1e30], ids=["64", "32"])
+def test_points_that_are_too_large_say_so(points):
+    with pytest.raises(ValueError, match=r"row 0 has a coordinate of 6e.*: squared distances overflow"):
+        cluster_indices(points * torch.arange(1, 7)[:, None].flip(0), [0, 0, 0, 1, 1, 1])
+
+
+def test_integers_are_points():
+    points = torch.arange(18).reshape(6, 3) % 7
+    found, expected = (cluster_indices(each, [0, 0, 0, 1, 1, 1]) for each in (points, points.double()))
+    assert found == expected
+
+
+def test_no_index_depends_on_the_unit():
+    """Up to the size that squared distances allow."""
+    points, labels = blobs(2, 30, 3)
+    found, expected = cluster_indices(points * 1e25, labels), cluster_indices(points, labels)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-9
+    )

@@ -16,6 +16,7 @@ from probing.metrics.clusters.indices import (
     least_gap,
     parts_of_aqi,
     silhouette_coefficients,
+    welch_index,
     xie_beni_index,
 )
 
@@ -41,6 +42,7 @@ class Ingredients:
             "dunn_centroid": dunn_centroid_index(self.gaps, self.greatest**2),
             "calinski_harabasz": calinski_harabasz_index(self.counts, self.squares, self.gaps),
             "xie_beni": xie_beni_index(self.counts, self.squares, self.gaps),
+            "welch": welch_index(self.counts, self.squares, self.gaps),
         }
 
 
@@ -51,7 +53,7 @@ def labelled(clusters, n=23, width=4):
 
 
 @pytest.mark.parametrize("clusters", [2, 3, 5])
-@pytest.mark.parametrize("name", ["davies_bouldin", "dunn", "dunn_centroid", "calinski_harabasz", "xie_beni"])
+@pytest.mark.parametrize("name", ["davies_bouldin", "dunn", "dunn_centroid", "calinski_harabasz", "xie_beni", "welch"])
 def test_every_formula_is_its_definition(name, clusters):
     points, labels = labelled(clusters)
     expected = getattr(oracles, name)(points.tolist(), labels.tolist())

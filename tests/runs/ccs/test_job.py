@@ -144,7 +144,9 @@ def test_the_results_are_those_of_the_pairs(done):
     truth = pairs["label"].to_numpy()
     right = [((a1 + 1 - a0) / 2 > 0.5) == truth, ((n1 + 1 - n0) / 2 > 0.5) == ~truth]
     assert here["esa"] == pytest.approx(np.mean(right))
-    assert here["contradiction_index"] == pytest.approx(np.mean(a1 * n1 + a0 * n0))
+    assert here["contradiction_index"] == pytest.approx(
+        np.mean(a1 * n1 + a0 * n0 + (1 - a1) * (1 - n1) + (1 - a0) * (1 - n0)) / 2
+    )
     consistency = ((a1 - n0) ** 2 + (a0 - n1) ** 2) / 2 * np.sign(a1 - n1) * np.sign(n0 - a0)
     assert here["polar_consistency"] == pytest.approx(consistency.mean())
     found = measure(np.stack([a1, a0, n1, n0]), np.where(truth, 1.0, -1.0), pairs["fold"].to_numpy())

@@ -160,7 +160,7 @@ def test_all_files_say_the_same(done):
     assert {model["how"] for model in summary["models"].values()} == {"packed (a sequence at a time), prompts shared"}
     assert set(results["metric"]) == {*ALL_INDICES, *AQI}
     keys = results[["model", "set", "category", "place", "metric"]]
-    assert len(keys.drop_duplicates()) == len(results) == 2 * 9 * (3 * len(summary["sets"]) + 3)
+    assert len(keys.drop_duplicates()) == len(results) == 2 * 10 * (3 * len(summary["sets"]) + 3)
     assert set(results["place"]) == {*PLACES, CHOSEN, "learned weights", "equal weights"}
     shown = report.tables[next(title for title in report.tables if title.startswith("By place, all rows"))]
     for row in shown.to_dict("records"):
@@ -356,7 +356,7 @@ def test_what_is_chosen_for_a_fold_does_not_depend_on_its_rows(config, tmp_path,
 @pytest.mark.parametrize(
     ("count", "folds", "why"),
     [
-        (48, 20, "a fold has 0 rows with the label 'a' and needs 3; take fewer --folds"),
+        (48, 20, "a fold has 1 rows with the label 'a' and needs 3; take fewer --folds"),
         (4, 5, "4 rows make 4 groups that share no text; 5 folds need as many"),
     ],
 )

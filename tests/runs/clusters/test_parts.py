@@ -114,7 +114,7 @@ def test_the_names_in_a_part_file_are_those_of_folders_that_are_there():
     """A run that was interrupted under an earlier version goes on: its part files are read by these names."""
     places, held = parts_of(given([torch.randn(60, 8, generator=torch.Generator().manual_seed(0))]))
     kinds = ("values", "null", "draws", "sizes")
-    assert set(places[0]) == {"silhouettes", "train", *(f"0.{kind}" for kind in kinds)}
+    assert set(places[0]) == {"silhouettes", "train", "norms", "without", *(f"0.{kind}" for kind in kinds)}
     assert set(held) == {"chosen", "layer_weights", "rows", *(f"{name}.{kind}" for name in SPACES for kind in kinds)}
     drift = {name: np.zeros(1) for name in ("shifts", "shift", "cka", "angles", "bures")}
     for arrays, kind in ((places[0], PlaceReadings), (held, HeldOutReadings), (drift, DriftReadings)):

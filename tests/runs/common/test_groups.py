@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from probing.errors import DataInvalid, UsageError
-from probing.runs.common.groups import PAIRS, PROMPTS, values_to_split
-from probing.types import ContrastPair, LabelledPrompt
+from probing.runs.common.groups import PAIRS, PROMPTS, pair_units, refuse_twin_labels, values_to_split
+from probing.types import ContrastPair, LabelledPrompt, PreferencePair
 
 ROWS = [{"topic": "seas", "text": "t"}, {"topic": "hills", "text": "u"}]
 
@@ -58,3 +58,41 @@ def test_columns_need_one_row_each():
         split("topic", prompts_of(), PROMPTS, ROWS[:1])
     with pytest.raises(UsageError, match="splitting by 'topic' needs one row a pair; name it as --category-column"):
         split("topic", pairs_of(), PAIRS, ROWS * 2)
+
+
+def pair_of(number, prompt, chosen, rejected):
+    return PreferencePair(f"p{number}", prompt, chosen, rejected)
+
+
+def test_pairs_that_share_a_prompt_or_a_whole_text_are_of_one_group():
+    texts = [
+        ("Ask one", "yes", "no"),
+        ("Ask  one", "maybe", "never"),  # the same prompt but for white space
+        ("Ask two", "yes", "no"),  # a response alone is nothing in common
+        ("", "a whole dialogue", "x"),
+        ("", "y", "a whole dialogue"),  # the same text on the other side
+        ("", "z", "w"),  # an empty prompt is nothing in common
+        ("a whole", " dialogue", "another"),  # the same text, cut elsewhere
+    ]
+    pairs = [pair_of(number, *text) for number, text in enumerate(texts)]
+    assert pair_units(pairs).tolist() == [0, 0, 1, 2, 2, 3, 2]
+
+
+def test_conversations_are_compared_as_messages():
+    def turn(role, text):
+        return [{"role": role, "content": text}]
+
+    sides = [("one", "yes", "no"), ("two", "yes", "no"), ("one", "so", "not so")]
+    pairs = [
+        pair_of(number, turn("user", prompt), turn("assistant", chosen), turn("assistant", rejected))
+        for number, (prompt, chosen, rejected) in enumerate(sides)
+    ]
+    assert pair_units(pairs).tolist() == [0, 1, 0]
+
+
+def test_labels_that_differ_in_white_space_are_refused():
+    rows = [LabelledPrompt(str(at), "text", label) for at, label in enumerate([None, "safe", "unsafe", "safe\t", True])]
+    refuse_twin_labels("data.jsonl", rows[:3])
+    message = r"data.jsonl: the labels 'safe' \(row '1'\) and 'safe\\t' \(row '3'\) differ in white space only"
+    with pytest.raises(DataInvalid, match=message):
+        refuse_twin_labels("data.jsonl", rows)

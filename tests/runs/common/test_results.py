@@ -7,6 +7,8 @@ from probing.runs.common.results import (
     ComparedEstimate,
     NullDistribution,
     compare,
+    correct_auroc_interval,
+    correct_share_interval,
     estimate_with_interval,
     estimate_without_interval,
 )
@@ -103,3 +105,18 @@ def test_an_interval_needs_two_rows(replicates):
     assert (alone.value, alone.n) == (0.5, 7)
     assert np.isnan([alone.low, alone.high]).all()
     assert list(ComparedEstimate(alone).to_columns("pairs")) == ["value", "low", "high", "pairs"]
+
+
+def test_an_auroc_of_one_has_an_interval_of_some_width():
+    """Of 12 independent couples in order: as of 12 rows out of 12."""
+    assert correct_auroc_interval(1.0, 12) == pytest.approx((0.025 ** (1 / 12), 1.0))
+    assert correct_auroc_interval(0.0, 12) == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
+    assert np.isnan(correct_auroc_interval(1.0, 1)).all()
+    assert correct_auroc_interval(0.99, 12) is None
+
+
+def test_the_interval_of_a_share_is_exact_where_replicates_do_not_differ():
+    assert correct_share_interval(np.ones(20), np.arange(20)) == pytest.approx((0.025 ** (1 / 20), 1.0))
+    assert correct_share_interval(np.arange(60) % 2.0, np.arange(60)) is None
+    found = compare(1.0, np.ones(9), 20, {}, interval=(0.8, 1.0)).estimate
+    assert (found.value, found.low, found.high, found.n) == (1.0, 0.8, 1.0, 20)

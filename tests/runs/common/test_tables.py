@@ -6,10 +6,13 @@ from probing.runs.common.tables import (
     SIGNIFICANT,
     list_places,
     note_few_draws,
+    note_few_groups,
+    note_floor,
     pick_columns,
     pick_row,
     pick_rows,
     show_ends,
+    show_p,
     smallest_p,
     table_by_place,
 )
@@ -53,3 +56,18 @@ def test_too_few_draws_are_noted():
 def test_the_first_places_are_named():
     assert list_places(["a", "b"]) == "a, b"
     assert list_places(list("abcdef")) == "a, b, c, d, e, ..."
+
+
+def test_a_p_value_at_a_floor_above_a_hundredth_says_so():
+    assert show_p(1 / 21, 20) == "0.048 (the least of 20 draws)"
+    assert show_p(2 / 21, 20) == 2 / 21
+    assert show_p(1 / 100, 99) == 1 / 100  # .01 itself is small enough
+    assert np.isnan(show_p(float("nan"), 20))
+    assert note_floor(random=100, permutations=1000) == []
+    (said,) = note_floor(random=50, permutations=1000, refits=20)
+    assert said.startswith("No p-value can be below 0.020 with 50 random or 0.048 with 20 refits")
+
+
+def test_few_groups_are_said():
+    assert note_few_groups(15) == []
+    assert note_few_groups(14) == ["The intervals are of 14 groups of rows: with fewer than 15 they are too narrow."]

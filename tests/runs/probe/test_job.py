@@ -1,4 +1,3 @@
-import contextlib
 import csv
 import json
 import random
@@ -127,7 +126,7 @@ def test_all_files_say_the_same(bundled):
     assert report.facts["positive"] == "harmless"
     assert report.facts["how"] == "packed (a sequence at a time), prompts shared"
     assert sum(report.facts["folds"]) == 40
-    shown = pd.DataFrame(summary["tables"]["By place: AUROC, held out"]).set_index("place")
+    shown = pd.DataFrame(summary["tables"]["By place: AUROC, held out, positive = harmless"]).set_index("place")
     for place in places:
         assert shown.loc[place, "logistic"] == auroc(results, place)
         assert shown.loc[place, "lda fresh"] == auroc(results, place, "lda", "fresh")
@@ -279,7 +278,7 @@ def test_a_label_that_goes_with_the_length(config, data, tmp_path):
     report = job.run(config(fresh=str(fresh), pooling="sum"))
     results = read(tmp_path / "out", "results")
     assert auroc(results, "surface") == 1
-    assert auroc(results, "chosen inside folds") > 0.95
+    assert auroc(results, "chosen inside folds") > 0.9
     assert auroc(results, "surface", name="fresh") == pytest.approx(0.5, abs=0.15)
     assert auroc(results, report.facts["best"]["logistic"], name="fresh") == pytest.approx(0.5, abs=0.2)
     assert "It is not clearly above what lengths and punctuation alone give (1.000)" in notes(report)
@@ -417,7 +416,9 @@ def test_one_text_that_looks_different(config, data, tmp_path):
 
 def test_rare_labels(config, data):
     write(data, [{**row, "label": n % 9 == 0} for n, row in enumerate(make_rows(36))])
-    assert job.run(config(seed=1)).facts["rows_positive"] == 4
+    report = job.run(config(seed=1))
+    assert report.facts["rows_positive"] == 4
+    assert sum("positive = True" in title for title in report.tables) == 2
 
 
 def test_folds_of_one_label_each_cannot_be_compared(config, data):
@@ -427,13 +428,31 @@ def test_folds_of_one_label_each_cannot_be_compared(config, data):
 
 
 def test_as_few_rows_as_there_can_be(config, data, tmp_path):
-    with pytest.raises(DataInvalid, match=r"without the folds 0, \d all rows have the same label"):
-        job.run(config(data=str(write(data, make_rows(6)))))
-    for seed in range(50):
-        with contextlib.suppress(DataInvalid):
-            assert job.run(config(seed=seed, out=tmp_path / str(seed))).facts["rows"] == 6
-            return
-    pytest.fail("no seed will do")
+    write(data, make_rows(6))
+    for seed in range(5):
+        report = job.run(config(seed=seed, out=tmp_path / str(seed)))
+        assert report.facts["folds"] == [2, 2, 2]
+
+
+def test_folds_hold_the_labels_alike(config, data, tmp_path):
+    write(data, [{**row, "label": n % 4 == 0} for n, row in enumerate(make_rows(36))])
+    for seed in range(3):
+        job.run(config(seed=seed, out=tmp_path / str(seed)))
+        found = read(tmp_path / str(seed), "predictions")
+        assert found.groupby("fold")["label"].sum().tolist() == [3, 3, 3]
+
+
+def test_an_unfinished_run_with_other_folds_is_refused_and_a_finished_one_is_read(config, tmp_path):
+    """Folds of earlier versions paid no heed to labels; their records do not say how folds were made."""
+    report = job.run(config())
+    record = tmp_path / "out" / "run.json"
+    facts = json.loads(record.read_text())
+    assert facts["identity"].pop("folds") == "stratified by label"
+    record.write_text(json.dumps(facts))
+    assert job.run(config()).tables.keys() == report.tables.keys()
+    record.write_text(json.dumps(facts | {"status": "running"}))
+    with pytest.raises(SourceMismatch, match="folds was None, is stratified by label"):
+        job.run(config())
 
 
 def test_strange_texts_and_ids(config, tmp_path):

@@ -10,6 +10,7 @@ from probing.runs.probe.config import ProbeConfig
 from probing.runs.probe.results import judge
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits, make_folds
+from probing.statistics.intervals import needs_share_interval, share_interval
 
 ROWS, FRESH, FOLDS, REFITS, SEED = 40, 24, 4, 5, 2
 PLACES = ["a", "b", "c"]
@@ -115,7 +116,10 @@ def test_places_beside_their_nulls_and_the_baseline(judged, places, rows, probe,
         own = places[at][f"{probe}.logits"][0]
         drawn = value_of(own, rows.labels, folds, metric, times)
         assert row["value"] == pytest.approx(value_of(own, rows.labels, folds, metric))
-        assert (row["low"], row["high"]) == ends(drawn)
+        right = np.where(own == 0, 0.5, (own > 0) == rows.labels)
+        exact = metric == "accuracy" and needs_share_interval(right, rows.units)
+        expected = pytest.approx(share_interval(right, rows.units)) if exact else ends(drawn)
+        assert (row["low"], row["high"]) == expected
         assert row["p_labels"] == share(row["value"], nulls[at])
         assert row["p_labels_corrected"] == share(row["value"], np.max(nulls, axis=0))
         away = drawn - value_of(surface, rows.labels, folds, metric, times)
