@@ -148,9 +148,10 @@ def _children(value: Any) -> Sequence[Any]:
 _PROBLEM = check_object({"id": is_text, "status": is_text, "detail": is_none_or(is_text)}, {"line": is_text})
 _STATUSES = {"rows_by_status": is_mapping(is_count), "problems": is_list(_PROBLEM)}
 _BUDGET = check_object({"tokens": is_positive, "reason": is_text}, closed=True)
-_PAIRS = check_object({}, {"path": is_text, "rows": is_count, "sha256": is_hash, "pairs_sha256": is_hash})
+# Paths are shown in messages alone.
+_PAIRS = check_object({}, {"path": is_anything, "rows": is_count, "sha256": is_hash, "pairs_sha256": is_hash})
 _BATCH = check_object(
-    {"path": is_text, "rows_sha256": is_hash, "first_shard": is_count, "shards": is_count}, {"sha256": is_hash}
+    {"path": is_anything, "rows_sha256": is_hash, "first_shard": is_count, "shards": is_count}, {"sha256": is_hash}
 )
 PENDING = {
     "data": is_list(_BATCH),
@@ -161,7 +162,7 @@ PENDING = {
 """What a manifest has before its run is done."""
 _STEP = check_object({"step": is_count, "folder": is_text, "why": is_text})
 _FILES = is_mapping(is_hash, is_file_name)
-_CONFIG = check_object({}, dict.fromkeys(("data", "split", "id_column"), is_none_or(is_text)))
+_CONFIG = check_object({}, dict.fromkeys(("split", "id_column"), is_none_or(is_text)))
 
 
 def is_begun_record(value: Any, where: str) -> None:
