@@ -1,20 +1,35 @@
 """Records that a run wrote, read back: nothing in them is believed before it is checked.
 
-``Check`` functions say what a value must be; ``read_run`` applies those of a command to the JSON in a folder. Keys
-that are not described are left as they are, so that later versions may add some; a key that came after the first
-version is optional, so that older folders still read.
+``read_run`` applies the checks of a command to the JSON in a folder. Keys that are not described are left as they are,
+so that later versions may add some; a key that came after the first version is optional, so that older folders still
+read.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 from probing.errors import SourceMismatch, StoreCorrupt
-from probing.types import Place, Pooling, Source
+from probing.store.checks import (
+    Check,
+    check_object,
+    is_anything,
+    is_cell,
+    is_count,
+    is_file_name,
+    is_hash,
+    is_list,
+    is_mapping,
+    is_none_or,
+    is_one_of,
+    is_place,
+    is_positive,
+    is_text,
+)
+from probing.types import Pooling, Source
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -27,9 +42,6 @@ DEEPEST = 32
 """Levels of nesting that a record may have; a record of ours has fewer than ten."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 DELETE = "delete the folder and run again"
-
-Check = Callable[[Any, str], None]
-"""Raises ``ValueError`` with the place of the value and what is wrong with it."""
 
 
 def read_run(folder: Path, name: str = RUN_FILE) -> dict[str, Any]:
@@ -133,139 +145,13 @@ def _children(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
 
 
-def is_anything(value: Any, where: str) -> None:
-    """Whatever stands there."""
-
-
-def is_text_or_texts(value: Any, where: str) -> None:
-    """A text, or a list of texts."""
-    (is_list(is_text) if isinstance(value, list) else is_text)(value, where)
-
-
-def is_text(value: Any, where: str) -> None:
-    """Text."""
-    _expect(isinstance(value, str), where, "text", value)
-
-
-def is_cell(value: Any, where: str) -> None:
-    """A value that a table can hold: no list and no object, and of texts those that can be encoded."""
-    plain = isinstance(value, str) and value.encode(errors="replace").decode() == value
-    small = type(value) is not int or abs(value) < 2**63
-    _expect(plain or (small and isinstance(value, int | float | None)), where, "a cell of a table", value)
-
-
-def is_count(value: Any, where: str) -> None:
-    """A whole number that is not negative."""
-    _expect(type(value) is int and 0 <= value < 2**63, where, "a count", value)
-
-
-def is_positive(value: Any, where: str) -> None:
-    """A whole number above 0."""
-    _expect(type(value) is int and 0 < value < 2**63, where, "a whole number above 0", value)
-
-
-def is_hash(value: Any, where: str) -> None:
-    """SHA-256 in hexadecimal digits."""
-    _expect(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None, where, "a SHA-256", value)
-
-
-def is_file_name(value: Any, where: str) -> None:
-    """Name of a file in the folder itself: never a path that leads elsewhere."""
-    good = isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value, re.ASCII) is not None
-    _expect(good, where, "the name of a file in the folder", value)
-
-
-def is_place(value: Any, where: str) -> None:
-    """A place in a model, with its layer counted from 0."""
-    try:
-        place = Place.parse(value)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: {error}") from error
-    _expect(str(place) == value and (place.layer is None or place.layer >= 0), where, "a place", value)
-
-
-def is_one_of(*values: str) -> Check:
-    """One of these words."""
-
-    def check(value: Any, where: str) -> None:
-        _expect(isinstance(value, str) and value in values, where, f"one of {', '.join(values)}", value)
-
-    return check
-
-
-def is_none_or(check: Check) -> Check:
-    """Nothing, or what passes the check."""
-
-    def check_unless_none(value: Any, where: str) -> None:
-        if value is not None:
-            check(value, where)
-
-    return check_unless_none
-
-
-def is_list(each: Check) -> Check:
-    """A list, every entry of which passes the check."""
-
-    def check(value: Any, where: str) -> None:
-        _expect(isinstance(value, list), where, "a list", value)
-        for number, entry in enumerate(value):
-            each(entry, f"{where}[{number}]")
-
-    return check
-
-
-def is_mapping(each: Check, key: Check = is_text) -> Check:
-    """An object, every value and every key of which passes its check."""
-
-    def check(value: Any, where: str) -> None:
-        _expect(isinstance(value, dict), where, "an object", value)
-        for name, entry in value.items():
-            key(name, where)
-            each(entry, _join(where, name))
-
-    return check
-
-
-def check_object(needed: Mapping[str, Check], further: Mapping[str, Check] = {}, closed: bool = False) -> Check:
-    """An object with these keys.
-
-    Args:
-        needed: checks of the keys that must be there.
-        further: checks of keys that may be there.
-        closed: whether there may be no others.
-    """
-
-    def check(value: Any, where: str) -> None:
-        _expect(isinstance(value, dict), where, "an object", value)
-        missing = [name for name in needed if name not in value]
-        if missing:
-            raise ValueError(f"{where + ': ' if where else ''}{', '.join(missing)} missing")
-        unknown = [name for name in value if name not in needed and name not in further]
-        if closed and unknown:
-            raise ValueError(f"{where + ': ' if where else ''}{', '.join(unknown)} unknown")
-        for name, each in {**needed, **further}.items():
-            if name in value:
-                each(value[name], _join(where, name))
-
-    return check
-
-
-def _expect(good: bool, where: str, wanted: str, value: Any) -> None:
-    if not good:
-        shown = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
-        raise ValueError(f"{where or 'the whole'}: expected {wanted}, found {shown[:60]}")
-
-
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
 _PROBLEM = check_object({"id": is_text, "status": is_text, "detail": is_none_or(is_text)}, {"line": is_text})
 _STATUSES = {"rows_by_status": is_mapping(is_count), "problems": is_list(_PROBLEM)}
 _BUDGET = check_object({"tokens": is_positive, "reason": is_text}, closed=True)
-_PAIRS = check_object({}, {"path": is_text, "rows": is_count, "sha256": is_hash, "pairs_sha256": is_hash})
+# Paths are shown in messages alone.
+_PAIRS = check_object({}, {"path": is_anything, "rows": is_count, "sha256": is_hash, "pairs_sha256": is_hash})
 _BATCH = check_object(
-    {"path": is_text, "rows_sha256": is_hash, "first_shard": is_count, "shards": is_count}, {"sha256": is_hash}
+    {"path": is_anything, "rows_sha256": is_hash, "first_shard": is_count, "shards": is_count}, {"sha256": is_hash}
 )
 PENDING = {
     "data": is_list(_BATCH),
@@ -276,9 +162,7 @@ PENDING = {
 """What a manifest has before its run is done."""
 _STEP = check_object({"step": is_count, "folder": is_text, "why": is_text})
 _FILES = is_mapping(is_hash, is_file_name)
-_CONFIG = check_object(
-    {}, {"data": is_none_or(is_text_or_texts), **dict.fromkeys(("split", "id_column"), is_none_or(is_text))}
-)
+_CONFIG = check_object({}, dict.fromkeys(("split", "id_column"), is_none_or(is_text)))
 
 
 def is_begun_record(value: Any, where: str) -> None:
