@@ -158,6 +158,16 @@ class Dataset:
         """The name of a pair of a block in messages."""
         return lambda row: f"{self.table.where(block[row])} (id '{self.pairs[block[row]].id}')"
 
+    def with_places(self, shards: Sequence["Shard"]) -> list[pa.Table]:
+        """The rows of all shards with where each comes from: ``row``, and ``file`` where several were read."""
+        tables = []
+        for block, shard in zip(self.blocks, shards, strict=True):
+            rows = shard.rows.append_column("row", pa.array(map(self.table.row_of, block), pa.int64()))
+            if self.table.files is not None:
+                rows = rows.append_column("file", pa.array(map(self.table.file_of, block), pa.string()))
+            tables.append(rows)
+        return tables
+
     def facts(self) -> dict[str, Any]:
         """Facts of the data for the record."""
         return self.table.facts() | {"rows": len(self.pairs), "pairs_sha256": content_sha256(self.pairs)}

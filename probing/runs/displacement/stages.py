@@ -84,7 +84,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
         facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
         facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
-        join_shards(joined, folder.path / PAIRS_FILE)
+        join_shards(data.with_places(shards), folder.path / PAIRS_FILE)
         wrote = [PAIRS_FILE]
         if config.top:
             numbers = range(len(data.blocks))

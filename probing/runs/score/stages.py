@@ -64,7 +64,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         scorer = make_scorer(config, model)
         shards = score_shards(folder, data, scorer)
         note_rendered(folder, rendered_pairs(pairs, model=model))
-        join_shards([shard.rows for shard in shards], folder.path / SCORES_FILE)
+        join_shards(data.with_places(shards), folder.path / SCORES_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
         finish(folder, config, facts, {HASH: file_sha256(folder.path / SCORES_FILE)}, began)

@@ -44,6 +44,7 @@ def test_a_run_accounts_for_every_row_in_order(config, tmp_path, model_folder, d
     frame = scores(tmp_path / "out")
     rows = read_lines(data)
     assert frame["id"].tolist() == [row["id"] for row in rows]
+    assert frame.pop("row").tolist() == list(range(len(rows)))
     pd.testing.assert_frame_equal(frame, score_pairs(load(str(model_folder)), rows), check_exact=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
     assert list(report.tables) == [
@@ -333,7 +334,7 @@ def test_a_shuffled_file_has_the_same_scores(config, tmp_path, data):
     rows = make_pairs(40)
     random.Random(1).shuffle(rows)
     score.run(config(data=str(write(tmp_path / "shuffled.jsonl", rows)), out=tmp_path / "out2"))
-    first, second = (scores(tmp_path / name).set_index("id") for name in ("out", "out2"))
+    first, second = (scores(tmp_path / name).set_index("id").drop(columns="row") for name in ("out", "out2"))
     pd.testing.assert_frame_equal(first, second.loc[first.index], check_exact=True)
 
 
