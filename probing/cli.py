@@ -32,6 +32,7 @@ COMMANDS = {
     "probe": "fit supervised probes to labelled prompts, and try to prove them wrong",
     "clusters": "measure how far labelled prompts lie apart at every layer, of one model or several",
     "capture": "write hidden states of texts, at any places of any model",
+    "show": "print pairs of a finished run, with their texts beside their numbers",
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",
 }
@@ -44,6 +45,7 @@ EXAMPLES = {
     "probe": "probing probe --model bundled --data bundled --out probe",
     "clusters": "probing clusters --model base-model --model tuned-model --data prompts.jsonl --out clusters",
     "capture": "probing capture --model bundled --data prompts.jsonl --places resid_post:all --out states",
+    "show": "probing show scores --lowest 20",
     "demo": "probing demo --out demo-out",
 }
 SHOWN = ("json", "full", "quiet")
@@ -166,7 +168,7 @@ def _run(command: str, arguments: list[str]) -> None:
     from probing.report.tables import render
 
     fits = sys.stdout.isatty() and not shown["full"]
-    print(render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
+    print(report.text or render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
     if "wrote" in report.facts and not shown["quiet"]:
         print("\n" + to_message(f"wrote {', '.join(report.facts['wrote'])}"), file=sys.stderr)
 
@@ -213,13 +215,11 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 def _make_parser(command: str, config_type: type) -> "Parser":
     """A parser with a job's own options, then those that it shares, under the headings of their classes."""
-    from jsonargparse import ActionYesNo
-
-    from probing.usage import Parser, describe_default, metavar_of
+    from probing.usage import Parser
 
     own, *shared = _describe_classes(config_type)
-    required = [entry.name for entry in dataclasses.fields(config_type) if entry.default is dataclasses.MISSING]
-    needed = " ".join(f"--{name.replace('_', '-')} {name.upper()}" for name in required)
+    required = [entry for entry in dataclasses.fields(config_type) if entry.default is dataclasses.MISSING]
+    needed = " ".join(" ".join([_spell_name(entry), entry.name.upper()][_is_positional(entry) :]) for entry in required)
     parser = Parser(
         prog=f"probing {command}",
         usage=" ".join(part for part in (f"probing {command}", needed, "[options]") if part),
@@ -248,17 +248,39 @@ def _make_parser(command: str, config_type: type) -> "Parser":
     for number, (heading, entries) in enumerate(groups):
         group = parser.add_argument_group(heading) if number else parser
         for entry in entries:
-            how = {"required": True} if entry.default is dataclasses.MISSING else {"default": entry.default}
-            if hints[entry.name] is bool:
-                how |= {"action": ActionYesNo(no_prefix="no-")}
-            else:
-                how |= {"type": hints[entry.name], "metavar": metavar_of(hints[entry.name])}
-            ending = " (required)" if "required" in how else describe_default(entry.default)
-            # The parser fills in what stands behind a single percent sign.
-            text = f"{helps[entry.name]}{ending}".replace("%", "%%")
-            group.add_argument(f"--{entry.name.replace('_', '-')}", help=text, **how)
+            _add_option(group, entry, hints[entry.name], helps[entry.name] or "")
     parser.describe_options(hints)
     return parser
+
+
+def _add_option(group: Any, entry: "dataclasses.Field[Any]", hint: Any, described: str) -> None:
+    """Add one option to a parser or a group of it."""
+    from jsonargparse import ActionYesNo
+
+    from probing.usage import describe_default, metavar_of
+
+    given = entry.default is not dataclasses.MISSING
+    how: dict[str, Any] = {"default": entry.default} if given else {}
+    if hint is bool:
+        how |= {"action": ActionYesNo(no_prefix="no-")}
+    else:
+        how |= {"type": hint, "metavar": metavar_of(hint)}
+    if _is_positional(entry):
+        how |= {"metavar": entry.name.upper()}
+    elif not given:
+        how |= {"required": True}
+    ending = describe_default(entry.default) if given else " (required)"
+    # The parser fills in what stands behind a single percent sign.
+    group.add_argument(_spell_name(entry), help=f"{described}{ending}".replace("%", "%%"), **how)
+
+
+def _is_positional(entry: "dataclasses.Field[Any]") -> bool:
+    return bool(entry.metadata.get("positional"))
+
+
+def _spell_name(entry: "dataclasses.Field[Any]") -> str:
+    """An option as it is typed; the bare name of one that is typed without its name."""
+    return entry.name if _is_positional(entry) else f"--{entry.name.replace('_', '-')}"
 
 
 def _describe_classes(config_type: type) -> "list[docstring_parser.Docstring]":

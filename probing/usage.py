@@ -27,9 +27,14 @@ class Parser(ArgumentParser):
         self.options: tuple[str, ...] = ()
 
     def describe_options(self, hints: dict[str, Any]) -> None:
-        """Remember the types of the options, by field name, for messages."""
+        """Remember the types of the options, by field name, for messages; and say plainly what printing them does."""
         self.hints = hints
-        names = [name.replace("_", "-") for name in hints]
+        for action in self._actions:
+            if "--print-config" in action.option_strings:
+                action.metavar = "[=skip_default]"
+                action.help = "print all options as YAML, with =skip_default those that were given, and leave"
+        positional = {action.dest for action in self._actions if not action.option_strings}
+        names = [name.replace("_", "-") for name in hints if name not in positional]
         self.options = tuple(
             f"--{name}" for name in (*names, "config", "json", "full", "quiet", "print-config", "help")
         )
@@ -57,7 +62,8 @@ def explain(message: str, hints: dict[str, Any], options: Iterable[str]) -> str:
         return _explain_unknown(typed.partition("=")[0], options)
     required = re.search(r"arguments are required: (.*)", message)
     if required is not None:
-        names = [_typed(name) for name in required[1].split(", ")]
+        typed = {option.removeprefix("--").replace("-", "_"): option for option in options}
+        names = [typed.get(name, name.upper()) for name in required[1].split(", ")]
         return f"{join_words(names)} {'is' if len(names) == 1 else 'are'} required"
     key = re.search(r'Parser key "([\w.-]+)"', message)
     if key is not None and key[1].replace("-", "_") in hints:

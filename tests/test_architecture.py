@@ -42,6 +42,8 @@ FOR_OTHERS = {"capture": "within"}
 EDGES = {
     ("displacement", "score"): {"config", "tables"},
     ("filter", "score"): {"config"},
+    ("show", "score"): {"config"},
+    ("show", "displacement"): {"config"},
 }
 DEMO = "demo"
 """The one job that runs all others."""

@@ -1,8 +1,6 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
 import dataclasses
-import hashlib
-import io
 import logging
 import os
 import re
@@ -13,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from probing.data.filters import RULES, check_rule
 from probing.data.formats import file_format
-from probing.data.pairs import content_sha256
 from probing.data.tables import Table
 from probing.data.writing import write_rows
-from probing.errors import SourceMismatch, StoreCorrupt, UsageError
+from probing.errors import UsageError
 from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
 from probing.runs.common.datasets import read_pairs
-from probing.runs.common.options import PairColumnOptions, PairDataOptions
+from probing.runs.common.options import PairDataOptions
+from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import check_output_name, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
 from probing.store.records import refuse_link
-from probing.types import Format, PreferencePair, Report
+from probing.types import Format, Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +90,7 @@ def run(config: FilterConfig) -> Report:
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
     table, pairs = read_pairs(_as_scored(config, used))
-    _check_same_pairs(pairs, facts, config)
+    check_same_pairs(pairs, facts, ", ".join(config.sources), config.scores)
     kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
     form = _format(config, table)
     side = _side_path(out)
@@ -119,23 +117,12 @@ def run(config: FilterConfig) -> Report:
 
 def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
     """The options with those of the scoring in place of those that were not given, for how the data are read."""
-    names = [
-        "split",
-        "subset",
-        "data_revision",
-        "id_column",
-        *(entry.name for entry in dataclasses.fields(PairColumnOptions)),
-    ]
-    if config.limit is None and config.sample is None:
-        names += ["limit", "sample"]
-    known = {name: used[name] for name in names if used.get(name) and not getattr(config, name)}
-    return dataclasses.replace(config, **known)
+    part = PARTS if config.limit is None and config.sample is None else ()
+    known = recorded_reading(used, (*READING, *part))
+    return dataclasses.replace(config, **{name: value for name, value in known.items() if not getattr(config, name)})
 
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
-    import pandas as pd
-    import pyarrow as pa
-
     file = path / SCORES_FILE if path.is_dir() else path
     refuse_link(file)
     if not file.is_file():
@@ -143,41 +130,7 @@ def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
         if run_file.is_file() and read_run(file.parent).get("status") != "done":
             raise UsageError(f"{path}: the scoring run in it is not finished; run the same 'probing score' again")
         raise UsageError(f"{file}: no such file; give the output folder of 'probing score' as --scores")
-    facts = read_run(file.parent) if os.path.lexists(file.parent / RUN_FILE) else {}
-    try:
-        content = file.read_bytes()
-        _check_hash(file, content, facts)
-        frame = pd.read_parquet(io.BytesIO(content))
-    except (pa.ArrowException, OSError) as error:
-        raise StoreCorrupt(f"{file}: not a whole Parquet file ({error}); score again") from error
-    missing = {"id", "status"} - set(frame.columns)
-    if missing:
-        raise UsageError(
-            f"{file}: has no column {' and '.join(sorted(missing))}, so it was not made by 'probing score'"
-        )
-    return frame, facts
-
-
-def _check_hash(file: Path, content: bytes, facts: Mapping[str, Any]) -> None:
-    """Raise unless the scores are those that the record of their run names; say so where there is none."""
-    if facts.get("status") == "running":
-        raise UsageError(f"{file.parent}: the run in it is not finished; run the same command again")
-    hashes = {SCORES_FILE: facts.get("scores_sha256"), **facts.get("sha256", {})}
-    recorded = hashes.get(file.name)
-    if recorded is None:
-        log.warning("%s: no %s beside it tells its hash, so it cannot be checked for damage", file, RUN_FILE)
-    elif hashlib.sha256(content).hexdigest() != recorded:
-        raise StoreCorrupt(f"{file}: changed since the run ended; delete the folder and score again")
-
-
-def _check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any], config: FilterConfig) -> None:
-    """Raise unless the texts agree: ids easily agree by chance (0, 1, 2, ...)."""
-    scored = facts.get("data", {}).get("pairs_sha256")
-    if scored is not None and scored != content_sha256(pairs):
-        raise SourceMismatch(
-            f"{', '.join(config.sources)}: these are not the pairs that were scored into {config.scores} (scored: "
-            f"{facts['data']['rows']} rows of {facts['data']['path']}); ids or texts differ. Score this file first"
-        )
+    return read_pair_table(file)
 
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:

@@ -51,10 +51,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Result of a job: tables by title, and the facts of the run (the content of ``run.json``)."""
+    """Result of a job.
+
+    Attributes:
+        tables: tables by title.
+        facts: facts of the run: the content of ``run.json``.
+        text: what the command line prints in place of the tables, if anything.
+    """
 
     tables: Mapping[str, "pandas.DataFrame"]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
 
     def __repr__(self) -> str:
         shapes = [f"{title!r}: {len(table)} x {table.shape[1]}" for title, table in self.tables.items()]

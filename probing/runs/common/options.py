@@ -45,6 +45,7 @@ def option(
     identity: bool = True,
     of_capture: bool = False,
     repeatable: bool = False,
+    positional: bool = False,
 ) -> Any:
     """A field of an options class.
 
@@ -58,10 +59,12 @@ def option(
             value, or where what it names is told apart by its content.
         of_capture: whether it says how states are captured, so that it has no meaning beside states of a store.
         repeatable: whether the command line collects the values of an option that is given several times.
+        positional: whether it is written without its name on the command line.
     """
     given = (("least", least), ("above", above), ("most", most), ("form", form))
     bounds = {name: bound for name, bound in given if bound is not None}
     metadata = {"bounds": bounds, "identity": identity, "of_capture": of_capture, "repeatable": repeatable}
+    metadata |= {"positional": positional}
     return field(default=default, metadata=metadata)
 
 
