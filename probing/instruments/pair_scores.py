@@ -10,7 +10,7 @@ import torch
 
 from probing.data.pairs import pairs_from_rows
 from probing.engine.guard import LeaveAsFound
-from probing.engine.stream import Stream
+from probing.engine.stream import ONE_AT_A_TIME, Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid
 from probing.instruments.columns import (
@@ -352,7 +352,8 @@ def score_pairs(
     computed = known_columns(COLUMNS if columns is None else columns)
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
     language_model, listed = as_language_model(model), as_pairs(pairs)
-    with LeaveAsFound(language_model.model), LeaveAsFound(language_model.model):
+    whole = language_model.model
+    with ONE_AT_A_TIME, LeaveAsFound(whole), LeaveAsFound(whole):
         scorer = PairScorer(
             language_model,
             eos=eos,
