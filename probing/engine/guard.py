@@ -31,6 +31,8 @@ class LeaveAsFound:
     one around the other: entering one changes nothing; leaving it compares, and undoes whatever differs while further
     interrupts wait; and what ends the inner one before it has begun is left to the outer one.
 
+    Both stand within the lock of the model, on one line with it, since another thread may be reading the model.
+
     Hooks and changes of the caller stay: only hooks of this package are taken off.
 
     Args:
@@ -71,7 +73,7 @@ class LeaveAsFound:
             "grad mode": torch.is_grad_enabled(),
             "autocast": [torch.is_autocast_enabled(kind) for kind in self._kinds],
             "autocast depth": _find_autocast_depth(),
-            "turn": _holds_turn(),
+            "turns": _count_turns(),
             "handler": signal.getsignal(signal.SIGINT),
         }
 
@@ -116,7 +118,7 @@ class LeaveAsFound:
             # Autocast forgets its copies of the weights at the outermost level only.
             if torch.autocast_decrement_nesting() == 0:
                 torch.clear_autocast_cache()
-        while not before["turn"] and _holds_turn():
+        for _ in range(_count_turns() - before["turns"]):
             ONE_AT_A_TIME.release()
 
 
@@ -126,10 +128,11 @@ def _restore_handler(handler: Any) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def _holds_turn() -> bool:
-    """Whether this thread holds the lock under which a model is read."""
-    # The standard library's own Condition asks a lock in this way.
-    return bool(getattr(ONE_AT_A_TIME, "_is_owned")())  # noqa: B009
+def _count_turns() -> int:
+    """How many times this thread holds the lock under which a model is read."""
+    # Only its representation and what the standard library's own tests use tell it; early releases of 3.11 tell less.
+    ask = getattr(ONE_AT_A_TIME, "_recursion_count", None) or getattr(ONE_AT_A_TIME, "_is_owned")  # noqa: B009
+    return int(ask())
 
 
 def _find_autocast_depth() -> int:

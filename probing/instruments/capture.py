@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probing.data.prompts import Columns, prompts_from_rows
 from probing.engine.guard import LeaveAsFound
-from probing.engine.stream import Stream
+from probing.engine.stream import ONE_AT_A_TIME, Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.instruments.problems import warn_of
@@ -183,7 +183,8 @@ def capture(
         TypeError: a model without its tokenizer.
     """
     language_model, prompts = as_language_model(model), as_prompts(texts)
-    with LeaveAsFound(language_model.model), LeaveAsFound(language_model.model):
+    whole = language_model.model
+    with ONE_AT_A_TIME, LeaveAsFound(whole), LeaveAsFound(whole):
         capturer = Capturer(language_model, request, eos, max_length, batch_tokens, compile)
         bar = Progress(len(prompts), unit="rows", doing="capturing")
         blocks = read_blocks(prompts, BLOCK_ROWS, capturer.tokenize, capturer.read, bar)

@@ -11,7 +11,7 @@ import torch
 from probing.data.pair_columns import PairColumns
 from probing.data.pairs import USUAL, pairs_from_rows
 from probing.engine.guard import LeaveAsFound
-from probing.engine.stream import Stream
+from probing.engine.stream import ONE_AT_A_TIME, Stream
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid
 from probing.instruments.columns import (
@@ -364,7 +364,8 @@ def score_pairs(
     named = None if columns is None or ALL in columns else ["id", "status", *columns]
     reading = PairColumns(prompt_column, chosen_column, rejected_column, system_column, implicit_prompt)
     language_model, listed = as_language_model(model), as_pairs(pairs, reading)
-    with LeaveAsFound(language_model.model), LeaveAsFound(language_model.model):
+    whole = language_model.model
+    with ONE_AT_A_TIME, LeaveAsFound(whole), LeaveAsFound(whole):
         scorer = PairScorer(
             language_model,
             eos=eos,
