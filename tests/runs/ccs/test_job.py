@@ -576,7 +576,7 @@ def test_bad_data_leave_with_2_and_a_reason(tmp_path, refused, kind):
         (["--places", "resid_post:99"], "has 4 layers, 0 to 3"),
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--learning-rate", "-1"], "learning_rate must be at least 0, not -1"),
-        (["--learning-rate", "nan"], "learning_rate"),
+        (["--learning-rate", "nan"], "learning-rate"),
         (["--inverse-penalty", "0"], "inverse_penalty must be above 0"),
         (["--question", "Is {statement} true?"], "a question is asked with --chat only"),
         (["--replace-word", "not"], "a replacement is written OLD=NEW"),
