@@ -51,8 +51,19 @@ def read_shard(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
 
 def _hash_part(rows: pa.Table, noted: bytes) -> bytes:
     """Hash of the values of a part and of the facts with it."""
-    values = json.dumps(rows.to_pydict(), default=str).encode()
-    return hashlib.sha256(noted + b"\n" + values).hexdigest().encode()
+    digest = hashlib.sha256(noted)
+    for name in rows.column_names:
+        digest.update(name.encode(errors="backslashreplace"))
+        digest.update(_column_bytes(rows[name]))
+    return digest.hexdigest().encode()
+
+
+def _column_bytes(column: pa.ChunkedArray) -> bytes:
+    """The values of a column and which are missing; the same bytes however it is chunked."""
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        missing = column.is_null().to_numpy().tobytes()
+        return bytes(missing + column.fill_null(0).to_numpy().tobytes())
+    return json.dumps(column.to_pylist(), default=str).encode()
 
 
 def join_shards(parts: Sequence[pa.Table], target: Path) -> None:

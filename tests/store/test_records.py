@@ -4,6 +4,8 @@ import contextlib
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from harness import make_pairs, write
 
@@ -12,6 +14,7 @@ from probing.errors import SourceMismatch, StoreCorrupt
 from probing.runs import capture, score
 from probing.store.manifest import claim
 from probing.store.records import MANIFEST, RUN_FILE, SEAL, parse_json, read_run
+from probing.store.shards import read_shard, write_shard
 
 HASH = "0" * 64
 
@@ -177,3 +180,21 @@ def test_every_change_of_a_byte_of_a_record_is_met_in_words(store):
         (store / MANIFEST).write_bytes(changed)
         with contextlib.suppress(StoreCorrupt, SourceMismatch):
             open_store(store)
+
+
+def test_the_hash_of_a_part_is_of_its_values(tmp_path):
+    """However they are chunked, with values that are missing or not finite, and without rows."""
+    schema = pa.schema(
+        [("id", pa.string()), ("value", pa.float64()), ("count", pa.int64()), ("top", pa.list_(pa.int64()))]
+    )
+    columns = [["a", None, "c"], [1.5, None, float("nan")], [1, None, 3], [[1], None, []]]
+    whole = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
+    for rows in (whole, pa.concat_tables([whole[:1], whole[1:]]), whole[:0], schema.empty_table()):
+        write_shard(tmp_path / "part.parquet", rows, {"seconds": 1.5})
+        read = read_shard(tmp_path / "part.parquet", schema)
+        assert read is not None
+        assert (str(read[0].to_pydict()), read[1]) == (str(rows.to_pydict()), {"seconds": 1.5})
+    write_shard(tmp_path / "chunked.parquet", pa.concat_tables([whole[:1], whole[1:]]), {})
+    write_shard(tmp_path / "whole.parquet", whole, {})
+    hashes = [pq.read_schema(tmp_path / name).metadata for name in ("chunked.parquet", "whole.parquet")]
+    assert hashes[0] == hashes[1]
