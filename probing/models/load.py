@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
@@ -17,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils import logging as hf_logging
 
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
@@ -27,6 +29,7 @@ from probing.models.hashes import checkpoint_source, hash_weights
 from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
 from probing.tokens.tokenizers import TOKENIZER_FILES
+from probing.types import SHORT_DTYPES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED_PARTS = ("pooler.",)
@@ -55,8 +58,8 @@ def load(
         path_or_id: a folder, a hub id, or "bundled" for the small model in this package, or "bundled-displaced". A
             model in memory is taken too, as it is: see ``as_language_model``.
         revision: branch, tag or commit of the hub.
-        dtype: "float32", "bfloat16", "float16"; "auto" keeps the checkpoint's on an accelerator and takes float32 on
-            the CPU.
+        dtype: "float32", "bfloat16", "float16", or fp32, bf16, fp16 for short; "auto" keeps the checkpoint's on an
+            accelerator and takes float32 on the CPU.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first CUDA card if there is one. "balanced" spreads the
             layers over all cards, and over the memory of the host where they do not suffice.
         trust_remote_code: run code that the checkpoint brings with it.
@@ -71,7 +74,7 @@ def load(
         if revision is not None or (dtype, device) != ("auto", "auto"):
             raise ModelInvalid("a model in memory stays as it is; leave out revision, dtype and device")
         return as_language_model(path_or_id, tokenizer)
-    path_or_id = str(path_or_id)
+    path_or_id, dtype = str(path_or_id), SHORT_DTYPES.get(dtype, dtype)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device(device)
@@ -83,9 +86,12 @@ def load(
         return load(base, base_revision, dtype, device, trust_remote_code, tokenizer).adapted(
             path_or_id, keep_tokenizer=tokenizer is not None
         )
-    if Path(name).exists():
+    here = Path(name).exists()
+    if here:
         _check_folder(Path(name), tokenizer is not None)
         _check_no_revision(path_or_id, revision)
+    elif name.startswith((".", os.sep, "~")) or name.count("/") > 1 or "\\" in name:
+        raise ModelInvalid(f"{path_or_id}: no such folder")
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with hash_weights(name) as weights:
         with _explain_errors(path_or_id):
@@ -95,11 +101,25 @@ def load(
             if not isinstance(tokenizer.model_max_length, int | float):
                 raise ValueError("model_max_length of its tokenizer is no number")
             wanted = {"config": config, "dtype": _dtype(dtype, place, config), **options}
-            model, info = _from_pretrained(name, place, device == BALANCED, wanted)
+            with _hide_bars() if here else contextlib.nullcontext():
+                model, info = _from_pretrained(name, place, device == BALANCED, wanted)
         missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
         _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
         source = checkpoint_source(path_or_id, name, revision, model, tokenizer, weights)
     return LanguageModel(model.eval(), tokenizer, source)
+
+
+@contextlib.contextmanager
+def _hide_bars() -> Iterator[None]:
+    """No bars of transformers while a checkpoint is read from this machine; what is fetched from the hub shows them."""
+    shown, fetching = hf_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+        (enable_progress_bars if fetching else disable_progress_bars)()
 
 
 def _from_pretrained(name: str, place: torch.device, balanced: bool, options: dict[str, Any]) -> tuple[Any, Any]:

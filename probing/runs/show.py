@@ -48,7 +48,7 @@ class ShowConfig(Options):
     lowest: int | None = option(None, least=1, most=MOST_ROWS)
     highest: int | None = option(None, least=1, most=MOST_ROWS)
     id: str | list[str] | None = option(None, repeatable=True)
-    data: str | list[str] | None = option(None, repeatable=True)
+    data: str | list[str] | None = option(None, repeatable=True, identity=False)
     export: Path | None = None
     overwrite: bool = False
 

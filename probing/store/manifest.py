@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from probing.store.records import MANIFEST as MANIFEST
 from probing.store.records import RUN_FILE as RUN_FILE
 from probing.store.records import SCHEMA_VERSION, SEAL, refuse_link, seal
 from probing.store.records import read_run as read_run
+
+log = logging.getLogger(__name__)
 
 SHARDS = "shards"
 SAFETENSORS_LEFTOVER = ".tmp??????"
@@ -55,6 +58,17 @@ class RunFolder:
         within = self.path.glob(f"*/{MANIFEST}")
         return self.finished or any(self.shards.glob("*.parquet")) or any(within)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the run in this folder has no result that could be lost: it made no part, or not one row is ok."""
+        rows = self.facts().get("rows_by_status")
+        return not self.worth_keeping or (self.finished and rows is not None and not rows.get("ok"))
+
+    def _remove_results(self) -> None:
+        shutil.rmtree(self.shards, ignore_errors=True)
+        for within in self.path.glob(f"*/{MANIFEST}"):
+            shutil.rmtree(within.parent, ignore_errors=True)
+
     def facts(self) -> dict[str, Any]:
         """The content of the record; empty before the run began.
 
@@ -79,12 +93,16 @@ class RunFolder:
         known = self.facts()
         if known:
             differences = _differences(known.get("identity", {}) if recorded is None else recorded, identity)
-            if differences:
+            if differences and self.failed:
+                log.warning("%s: the run in it ended without a result; it is replaced", self.path)
+                self._remove_results()
+            elif differences:
                 raise SourceMismatch(
                     f"{self.path} holds a run that was made from something else: {'; '.join(differences)}. "
                     f"Choose another --out, or delete the folder to start anew"
                 )
-            return
+            else:
+                return
         self.write({**facts, "status": "running", "identity": dict(identity)})
 
     def write(self, facts: Mapping[str, Any]) -> None:

@@ -64,6 +64,8 @@ POOLINGS: tuple[Pooling, ...] = ("last", "first", "mean", "sum", "tokens")
 Over = Literal["text", "content", "prompt", "response", "template", "span"]
 OVERS: tuple[Over, ...] = ("text", "content", "prompt", "response", "template", "span")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What the short names of dtypes stand for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,3 +158,23 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows():
     language_model.tokenizer.add_tokens([f"<new{number}>" for number in range(200)])
     with pytest.raises(ModelInvalid, match=r"has \d+ ids, the model's embedding only 420 rows"):
         LanguageModel(language_model.model, language_model.tokenizer)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere", "models/of/mine", "..\\\\model"])
+def test_what_looks_like_a_path_is_no_name_of_the_hub(name):
+    with pytest.raises(ModelInvalid, match="no such folder"):
+        load(name)
+
+
+@pytest.mark.parametrize(("short", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_short_names_of_dtypes(short, dtype, model_folder):
+    assert load(str(model_folder), dtype=short).dtype == dtype
+
+
+def test_no_bars_of_the_library_and_its_setting_stays(model_folder, capfd):
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    load(str(model_folder))
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled() == shown

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from probing.data.places import expand_places
 from probing.runs.common.options import (
-    DTYPE_NAMES,
     MOST_ROWS,
     Dtype,
     ResponseOptions,
@@ -12,7 +11,7 @@ from probing.runs.common.options import (
     TextOptions,
     option,
 )
-from probing.types import Capture, Pooling
+from probing.types import SHORT_DTYPES, Capture, Pooling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class CaptureConfig(TextOptions, ResponseOptions, StatesOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "values_dtype", DTYPE_NAMES.get(self.values_dtype, self.values_dtype))
+        object.__setattr__(self, "values_dtype", SHORT_DTYPES.get(self.values_dtype, self.values_dtype))
         if (self.over == "span") != (self.substring is not None or self.span_column is not None):
             raise ValueError("--over span and one of --substring and --span-column go together")
 

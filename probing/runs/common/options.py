@@ -16,11 +16,9 @@ from probing.data.places import expand_places
 from probing.data.portions import Part
 from probing.statistics.folds import LEAST_FOLDS
 from probing.store.files import check_output_name
-from probing.types import Over
+from probing.types import SHORT_DTYPES, Over
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
-DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""What the short names of a dtype stand for."""
 MOST_TOKENS = 10**8
 """Of a sequence or a batch: far beyond any memory, and small enough for every product of two counts."""
 MOST_ROWS = 10**7
@@ -227,7 +225,7 @@ class DeviceOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "dtype", DTYPE_NAMES.get(self.dtype, self.dtype))
+        object.__setattr__(self, "dtype", SHORT_DTYPES.get(self.dtype, self.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ MEANS_ANOTHER_THING = {
     "label_column": "truth of a statement",
     "chat": "a question is asked",
     "split_by": "pairs that share a text",
+    "by": "what is ordered, not filtered",
+    "overwrite": "a file that is exported",
 }
 # Options that count in one job and not in another, and why.
 IDENTITY_DIFFERS = {"places": "a capture records them as what they are in the model"}
@@ -54,7 +56,7 @@ def test_every_option_has_a_home():
     count = sum(len(declared(each)) for each in CLASSES)
     names = {name for each in CLASSES for name in declared(each)}
     assert len(names) >= 90
-    assert count <= 125, f"{count} declarations of {len(names)} options"
+    assert count <= 1.3 * len(names), f"{count} declarations of {len(names)} options"
 
 
 def test_every_description_is_of_an_option_and_every_option_has_one():
@@ -158,7 +160,8 @@ def test_help_lists_every_option_under_the_heading_of_its_class(command, capsys)
     out = capsys.readouterr().out
     assert done.value.code == 0
     for entry in dataclasses.fields(CONFIGS[command]):
-        assert f"--{entry.name.replace('_', '-')}" in out
+        typed = entry.name.upper() if entry.metadata.get("positional") else f"--{entry.name.replace('_', '-')}"
+        assert typed in out
     assert "None" not in out
     if command == "probe":
         for heading in ("The dataset, and where to write", "What is held out, and what stays together"):

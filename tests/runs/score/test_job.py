@@ -95,6 +95,25 @@ def test_a_folder_of_an_earlier_version_is_gone_on_with(config, tmp_path, data):
         score.run(config(compile=True))
 
 
+def test_a_run_without_a_result_makes_way_for_the_corrected_command(config, tmp_path, data, caplog):
+    """One in which no row is ok, and one that ended before it had anything but a record."""
+    with pytest.raises(DataInvalid, match="no pair could be scored"):
+        score.run(config(max_length=2))
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "done"
+    score.run(config())
+    assert "ended without a result; it is replaced" in caplog.text
+    assert scores(tmp_path / "out")["status"].tolist() == ["ok"] * 40
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"]["max_length"] is None
+    with pytest.raises(SourceMismatch, match="made from something else"):
+        score.run(config(max_length=100))
+    begun = {name: record[name] for name in ("schema_version", "command", "config", "identity")} | {"status": "running"}
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "run.json").write_text(json.dumps(begun))
+    score.run(config(out=tmp_path / "bare", max_length=100))
+    assert len(scores(tmp_path / "bare")) == 40
+
+
 def test_rows_with_other_ids_are_another_run(config, tmp_path, data):
     rows = [{**row, "key": f"k{n}"} for n, row in enumerate(make_pairs(4))]
     write(data, rows)
