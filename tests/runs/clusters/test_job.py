@@ -791,8 +791,8 @@ def test_neither_a_model_nor_a_store(data, tmp_path, probing):
 
 
 def test_texts_that_cannot_be_read(model_folder, data, tmp_path, probing):
-    rest = ["--model", model_folder, "--out", tmp_path / "out", *QUICK_OPTIONS, "--data"]
-    status, _, errors = probing("clusters", *rest, data, "--max-length", 2)
+    rest = ["--model", model_folder, *QUICK_OPTIONS, "--data"]
+    status, _, errors = probing("clusters", *rest, data, "--out", tmp_path / "out", "--max-length", 2)
     assert (status, "no row could be read (48 too_long)" in errors) == (2, True)
     half = write(tmp_path / "half.jsonl", changed(text=lambda n, row: row["text"] if n % 2 else ""))
     status, _, errors = probing("clusters", *rest, half, "--out", tmp_path / "half")
