@@ -5,19 +5,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from measuring import peak_of, spread_of, timed
 from torch import Tensor
 
-from probing import LanguageModel, PreferencePair
 from probing.instruments.columns import COLUMNS
-from probing.instruments.pair_scores import PairScorer
 from probing.kernels import token_stats as kernel_file
 from probing.kernels.token_stats import token_stats
 from probing.kernels.top_columns import top_columns
 from probing.metrics.displacement import product_by_terms
+
+if TYPE_CHECKING:
+    from probing import LanguageModel, PreferencePair
 
 TOKENS, VOCABULARY, WIDTH = 32768, 32000, 512
 CUDA_VOCABULARY, CUDA_WIDTH = 128256, 4096
@@ -142,9 +143,12 @@ def compare_on_a_card(shape: tuple[int, int, int], device: str) -> list[dict[str
     return rows
 
 
-def compare_columns(language_model: LanguageModel, pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+def compare_columns(language_model: "LanguageModel", pairs: "Sequence[PreferencePair]") -> list[dict[str, Any]]:
     """Scores with and without likelihoods, block by block in turn; how many times the time of CHES alone."""
     device = language_model.device.type
+    # Not before: a process that measures the memory of the head alone has no use for models.
+    from probing.instruments.pair_scores import PairScorer
+
     scorers = {name: PairScorer(language_model, columns=columns) for name, columns in COLUMN_SETS.items()}
     for scorer in scorers.values():
         scorer.score(pairs[:2])
@@ -168,7 +172,7 @@ def compare_columns(language_model: LanguageModel, pairs: Sequence[PreferencePai
 
 
 def bench_likelihood(
-    language_model: LanguageModel, pairs: Sequence[PreferencePair], options: argparse.Namespace
+    language_model: "LanguageModel", pairs: "Sequence[PreferencePair]", options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """All figures."""
     large = (TOKENS, CUDA_VOCABULARY, CUDA_WIDTH) if options.device == "cuda" else (TOKENS, VOCABULARY, WIDTH)

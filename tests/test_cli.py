@@ -142,14 +142,14 @@ def test_a_reader_that_goes_away_is_no_traceback(score, data, tmp_path):
     assert (tmp_path / "kept.jsonl").exists()
 
 
-def test_a_narrow_terminal_encoding_loses_no_result(model_folder, data, tmp_path):
+def test_a_narrow_terminal_encoding_loses_no_result(score, data, tmp_path):
     data.write_text(data.read_text().replace("Is it ok?", "Ist es schön?" * 9))
+    assert score(out=tmp_path / "run:1")[0] == 0
     environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    arguments = [PROBING, "score", "--model", model_folder, "--data", data, "--out", tmp_path / "run:1"]
-    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, env=environment)
+    arguments = [PROBING, "show", str(tmp_path / "run:1")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "\\u2026" in done.stdout
-    assert (tmp_path / "run:1" / "scores.parquet").exists()
+    assert "Ist es sch\\xf6n?" in done.stdout
 
 
 @pytest.mark.parametrize("out", ["file/deeper", "n" * 300])
@@ -269,7 +269,8 @@ def hurried(jobs):
 
 
 def test_the_demo_makes_its_own_files_anew_and_leaves_others(probing, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "JOBS", hurried(demo.JOBS))
+    assert [settings(tmp_path).out.parent for settings in demo.JOBS.values()] == [tmp_path] * 5
+    monkeypatch.setattr(demo, "JOBS", hurried({name: demo.JOBS[name] for name in ("displacement", "capture", "ccs")}))
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "kept.jsonl").write_text("mine")
     status, _, errors = probing("demo", "--out", tmp_path / "demo")

@@ -1,6 +1,6 @@
 """Every Triton kernel in Triton's interpreter, which has to be switched on before triton is first imported.
 
-Each file of tests runs in a process of its own, since a kernel that writes out of bounds can take the process with it.
+The tests run in a process of their own, since a kernel that writes out of bounds can take the process with it.
 """
 
 import importlib
@@ -21,10 +21,9 @@ TESTS = sorted(FORMS.glob("test_*.py"))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed (there are wheels for Linux only)")
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_in_the_interpreter(path):
+def test_in_the_interpreter():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, TESTS)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=KERNELS.parent,
         capture_output=True,

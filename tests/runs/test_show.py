@@ -116,6 +116,9 @@ def test_folders_and_data_that_do_not_fit_are_refused(probing, scored, tmp_path)
     assert (status, "holds no finished run of 'probing score'" in errors) == (2, True)
     status, _, errors = probing("show")
     assert (status, errors) == (2, "probing show: FOLDER is required; see probing show --help\n")
-    other = write(tmp_path / "other.jsonl", [{**row, "prompt": "Else?"} if row["id"] == "r3" else row for row in read_lines(scored[0])])
+    other = write(
+        tmp_path / "other.jsonl",
+        [{**row, "prompt": "Else?"} if row["id"] == "r3" else row for row in read_lines(scored[0])],
+    )
     status, _, errors = probing("show", scored[1], "--data", other)
     assert (status, "these are not the pairs that were scored" in errors) == (2, True)

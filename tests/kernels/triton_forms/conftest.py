@@ -1,6 +1,6 @@
 """Tests of Triton kernels: on a card where there is one, and in Triton's interpreter where it is switched on.
 
-``test_interpreted.py`` runs them in the interpreter, each file in a process of its own.
+``test_interpreted.py`` runs them in the interpreter, in a process of their own.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from harness import WORDS, damage_end, kill, note_calls, notes, override, read_lines, write
+from harness import WORDS, damage_end, note_calls, notes, override, read_lines, write
 from safetensors.torch import load_file
 from sklearn.metrics import silhouette_score
 
@@ -669,18 +669,6 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path,
     assert [part for _, part, *_ in made] == [(0, "", PLACES[1])] * damage.startswith("shards") + [(0, "held out", "")]
     assert content(tmp_path / "out") == content(tmp_path / "calm")
     assert not (tmp_path / "out" / "shards").exists()
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_bytes(done, tmp_path):
-    folder, config, _ = done
-    out = tmp_path / "out"
-    given = {name: getattr(config, name) for name in ("model", "data", "control")} | {"out": out} | QUICK
-    kill("clusters", given, tmp_path / "said", (out / "shards" / "000001.parquet").exists)
-    assert not (out / "results.parquet").exists()
-    job.run(ClustersConfig(**vars(config) | {"out": out}))
-    assert content(out) == content(folder)
-    assert not list(out.rglob("*.partial"))
 
 
 def test_it_works_without_plotly(config, tmp_path, monkeypatch):
