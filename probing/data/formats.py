@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from probing.errors import DataInvalid
+from probing.store.plain_json import parse_json
 from probing.types import Format
 
 Row = Mapping[str, Any]
@@ -28,8 +28,6 @@ SUFFIXES: Mapping[str, Format] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-MOST_NESTED = 100
-"""The deepest nesting of lists and objects that is read. Python's own limit, ten times that, differs by machine."""
 
 
 def file_format(path: Path) -> Format | None:
@@ -88,45 +86,6 @@ def _decode(content: bytes, path: Path) -> str:
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the file, "
             f"for instance with: iconv -f latin1 -t utf-8"
         ) from error
-
-
-def parse_json(text: str | bytes) -> Any:
-    """A JSON value.
-
-    Raises:
-        ValueError: it is no JSON, nested more deeply than ``MOST_NESTED``, or an object holds one key twice.
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=_make_object)
-    except RecursionError as error:
-        raise ValueError(f"lists and objects are nested more than {MOST_NESTED} deep") from error
-    opened = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
-    if opened > MOST_NESTED:
-        _check_nesting(value)
-    return value
-
-
-def _make_object(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(entries)
-    if len(made) < len(entries):
-        [(twice, _)] = Counter(key for key, _ in entries).most_common(1)
-        raise ValueError(f"the key '{twice:.40}' stands twice in one object")
-    return made
-
-
-def _check_nesting(value: Any) -> None:
-    """Raise ``ValueError`` if lists and objects are nested too deeply to be worked on."""
-    level, depth = [value], 0
-    while level:
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        depth += 1
-        if depth > MOST_NESTED:
-            raise ValueError(f"lists and objects are nested more than {MOST_NESTED} deep")
 
 
 def _read_jsonl(content: bytes, path: Path) -> tuple[list[Row], list[str], list[bytes]]:

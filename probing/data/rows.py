@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from probing.data.cells import drop_none, is_empty, plain_value
-from probing.data.formats import NotJson, Row, is_message, parse_cell, parse_json
+from probing.data.formats import NotJson, Row, is_message, parse_cell
 from probing.data.tables import canonical
 from probing.errors import DataInvalid
+from probing.store.plain_json import parse_json
 from probing.types import Message, Text, check_message, message_text
 
 Where = Callable[[int], str]

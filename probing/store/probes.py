@@ -16,7 +16,8 @@ from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.ccs_states import Normalization, predict_probabilities
 from probing.store.activations import tensor_sha256, write_states
 from probing.store.checks import check_object, is_hash, is_list, is_one_of, is_place, is_text
-from probing.store.records import SEAL, check_seal, is_source, parse_json, refuse_link, seal
+from probing.store.plain_json import parse_json
+from probing.store.records import SEAL, check_seal, is_source, refuse_link, seal
 from probing.types import Activations, Place, Source
 
 FORMAT = "probing-probes-1"

@@ -7,7 +7,7 @@ read.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +29,7 @@ from probing.store.checks import (
     is_positive,
     is_text,
 )
+from probing.store.plain_json import parse_json
 from probing.types import Pooling, Source
 
 SCHEMA_VERSION = 1
@@ -70,28 +71,9 @@ def read_json(path: Path) -> Any:
     """
     refuse_link(path)
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"), DEEPEST)
     except (ValueError, OSError) as error:
         raise StoreCorrupt(f"{path}: damaged ({error}); {DELETE}") from error
-
-
-def parse_json(text: str) -> Any:
-    """JSON of a sensible depth, without a key that stands twice.
-
-    Raises:
-        ValueError: the text is something else.
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=_refuse_twice)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    level, deep = [value], 0
-    while level:
-        deep += 1
-        if deep > DEEPEST:
-            raise ValueError("it is nested too deeply")
-        level = [inner for outer in level for inner in _children(outer)]
-    return value
 
 
 def refuse_link(path: Path) -> None:
@@ -129,20 +111,6 @@ def check_record(record: Any, name: str) -> None:
         check_object({}, PENDING)(record, "")
     if record["status"] == "done":
         DONE.get(record["command"], is_anything)(record, "")
-
-
-def _refuse_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        twice = next(name for at, (name, _) in enumerate(pairs) if name in dict(pairs[:at]))
-        raise ValueError(f"'{twice}' stands in it twice")
-    return value
-
-
-def _children(value: Any) -> Sequence[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else ()
 
 
 _PROBLEM = check_object({"id": is_text, "status": is_text, "detail": is_none_or(is_text)}, {"line": is_text})

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from probing.errors import StoreCorrupt
 from probing.store.files import new_file
-from probing.store.records import parse_json
+from probing.store.plain_json import parse_json
 
 _FACTS = b"probing"
 _HASH = b"probing_sha256"

@@ -13,7 +13,8 @@ from probing import open_store
 from probing.errors import SourceMismatch, StoreCorrupt
 from probing.runs import capture, score
 from probing.store.manifest import claim
-from probing.store.records import MANIFEST, RUN_FILE, SEAL, parse_json, read_run
+from probing.store.plain_json import parse_json
+from probing.store.records import MANIFEST, RUN_FILE, SEAL, read_run
 from probing.store.shards import read_shard, write_shard
 
 HASH = "0" * 64
@@ -103,7 +104,7 @@ def test_json_that_is_not_ours(store, text):
     with pytest.raises(StoreCorrupt, match=r"manifest\.json: damaged"):
         open_store(store)
     with pytest.raises(ValueError, match=r"nested|twice|digits|Expecting"):
-        parse_json(text)
+        parse_json(text, 32)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "rows.parquet", "shards", "shards/000001.safetensors"])
