@@ -171,6 +171,8 @@ def _run(command: str, arguments: list[str]) -> None:
     print(report.text or render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
     if "wrote" in report.facts and not shown["quiet"]:
         print("\n" + to_message(f"wrote {', '.join(report.facts['wrote'])}"), file=sys.stderr)
+        for command_line in report.facts.get("next", []):
+            print(to_message(f"next: {command_line}"), file=sys.stderr)
 
 
 def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:

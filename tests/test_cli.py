@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -46,6 +47,10 @@ def test_score_then_filter(probing, score, data, tmp_path):
     status, out, errors = score()
     assert status == 0
     assert f"wrote {tmp_path / 'out' / 'scores.parquet'}, {tmp_path / 'out' / 'run.json'}" in errors
+    *_, show, keep = (line.removeprefix("next: probing ") for line in errors.splitlines())
+    assert "r5, row 5, ok" in probing(*shlex.split(show))[1]
+    assert probing(*shlex.split(keep), "--out", tmp_path / "some.jsonl")[0] == 2  # --out is given already
+    assert probing(*shlex.split(keep.replace("kept.jsonl", str(tmp_path / "some.jsonl"))))[0] == 0
     assert "Quantiles of the scores" in out
     assert "Most alike by ches_normalized" in out
     arguments = ["--data", data, "--scores", tmp_path / "out", "--by", "ches_normalized", "--keep-lowest", "0.5"]

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from probing.report.layout import fit_table
@@ -11,6 +12,8 @@ from probing.types import Estimate, PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TEXT_WIDTH = 34
+BINS = 12
+LONGEST_BAR = 40
 ID_WIDTH = 32
 
 
@@ -35,6 +38,16 @@ def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows
             "rejected": [shorten(to_line(texts[identity].rejected), TEXT_WIDTH) for identity in scored["id"]],
         }
     )
+
+
+def histogram(values: "pd.Series[float]", bins: int = BINS) -> pd.DataFrame:
+    """Counts of values in equally wide bins, with bars; no rows where there are fewer than two different values."""
+    finite = values[np.isfinite(values)]
+    if finite.nunique() < 2:
+        return pd.DataFrame(columns=["from", "to", "pairs", "bar"])
+    found, edges = np.histogram(finite, bins)
+    bars = ["#" * round(LONGEST_BAR * count / found.max()) for count in found]
+    return pd.DataFrame({"from": edges[:-1], "to": edges[1:], "pairs": found, "bar": bars})
 
 
 def estimates(rows: Sequence[tuple[str, Estimate]]) -> pd.DataFrame:

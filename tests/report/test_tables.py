@@ -1,7 +1,7 @@
 import pandas as pd
 
 from probing import PreferencePair
-from probing.report.tables import counts, extremes, quantiles, render, shorten
+from probing.report.tables import counts, extremes, histogram, quantiles, render, shorten
 
 PAIRS = [PreferencePair(f"p{n}", f"a long question number {n} " * 4, f" yes\n{n}", " no") for n in range(4)]
 FRAME = pd.DataFrame({"id": [f"p{n}" for n in range(4)], "ches": [1.0, 3.0, float("nan"), 3.0]})
@@ -20,6 +20,14 @@ def test_quantiles_count_what_has_a_value():
     table = quantiles(FRAME, ["ches"])
     assert table["pairs"].item() == 3
     assert (table["0%"].item(), table["50%"].item(), table["100%"].item()) == (1.0, 3.0, 3.0)
+
+
+def test_a_histogram_counts_every_finite_value():
+    table = histogram(pd.Series([0.0, 0.1, 0.1, 1.0, float("nan"), float("inf")]), bins=2)
+    assert table["pairs"].tolist() == [3, 1]
+    assert (table["from"].tolist(), table["to"].tolist()) == ([0.0, 0.5], [0.5, 1.0])
+    assert [len(bar) for bar in table["bar"]] == [40, 13]
+    assert len(histogram(pd.Series([2.0, 2.0]))) == 0
 
 
 def test_counts_come_largest_first():

@@ -1,9 +1,11 @@
 """``probing score`` after its data: scoring, shard by shard, and what is answered."""
 
 import io
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,7 +34,7 @@ from probing.runs.common.record import (
     report_of,
 )
 from probing.runs.score.config import SCORES_FILE, ScoreConfig
-from probing.runs.score.tables import score_tables
+from probing.runs.score.tables import BY, score_tables
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards
@@ -127,4 +129,17 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     check_ids(path, frame["id"].tolist(), pairs)
     refuse_if_none(facts, "no pair could be scored", path)
-    return report_of(folder, score_tables(frame, pairs, facts), facts, [SCORES_FILE, RUN_FILE])
+    shown = {**facts, "next": suggest_next(folder.path, facts)} if BY in frame else facts
+    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, RUN_FILE])
+
+
+def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
+    """Commands that come after scoring: look at the pairs that are most alike, and leave some out."""
+    data = facts["config"]["data"]
+    sources = [data] if isinstance(data, str) else data
+    show = ["probing", "show", str(out), "--highest", "20"]
+    given = [part for source in sources for part in ("--data", source)]
+    drop = ["--by", BY, "--drop-highest", "0.2", "--out", "kept.jsonl"]
+    keep = ["probing", "filter", *given, "--scores", str(out), *drop]
+    # Lines of standard input cannot be read once more.
+    return [shlex.join(command) for command in ([show, keep] if "-" not in sources else [])]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
-from probing.report.tables import counts, estimates, extremes, quantiles
+from probing.report.tables import counts, estimates, extremes, histogram, quantiles
 from probing.runs.common.groups import pair_units
 from probing.runs.common.results import estimate_without_interval
 from probing.statistics.bootstrap import estimate_share
@@ -42,6 +42,7 @@ def score_tables(
         units = good_units(frame, pairs)
         tables[f"Ranking, with {name_intervals(units)}"] = estimates(_measure_ranking(frame, units))
     if BY in frame:
+        tables[f"Histogram of {BY}"] = histogram(ranked[BY])
         tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
         tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
     if bool(short.any()):

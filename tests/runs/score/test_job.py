@@ -50,6 +50,7 @@ def test_a_run_accounts_for_every_row_in_order(config, tmp_path, model_folder, d
     assert list(report.tables) == [
         "Pairs by status",
         "Quantiles of the scores (higher: the responses look more alike to the model)",
+        "Histogram of ches_normalized",
         "Most alike by ches_normalized",
         "Least alike by ches_normalized",
     ]
