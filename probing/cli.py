@@ -161,12 +161,13 @@ def _run(command: str, arguments: list[str]) -> None:
         logging.getLogger("probing").setLevel(logging.ERROR)
         hide_progress()
     report = job.run(config)
+    # With it comes pandas, which a mistake is told without.
+    from probing.report.tables import name_tables, render
+
     if shown["json"]:
         tables = {title: _to_records(table) for title, table in report.tables.items()}
-        print(to_json({"tables": tables, **report.facts}), flush=True)
+        print(to_json({"titles": name_tables(tables), "tables": tables, **report.facts}), flush=True)
         return
-    from probing.report.tables import render
-
     fits = sys.stdout.isatty() and not shown["full"]
     print(report.text or render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
     if "wrote" in report.facts and not shown["quiet"]:

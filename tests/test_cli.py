@@ -66,6 +66,8 @@ def test_json_is_for_machines(score):
     facts = json.loads(out)
     assert facts["rows_by_status"] == {"ok": 6}
     assert facts["tables"]["Pairs by status"] == [{"status": "ok", "pairs": 6}]
+    assert facts["tables"][facts["titles"]["pairs_by_status"]] == facts["tables"]["Pairs by status"]
+    assert list(facts["titles"].values()) == list(facts["tables"])
 
 
 def test_an_error_is_an_object_where_json_was_asked_for(probing, tmp_path):

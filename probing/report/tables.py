@@ -1,7 +1,8 @@
 """Small tables for people."""
 
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,22 @@ def shorten(text: str, width: int, end: bool = False) -> str:
     if len(text) <= width:
         return text
     return f"…{text[-width + 1 :]}" if end else f"{text[: width - 1]}…"
+
+
+def name_tables(titles: Iterable[str]) -> dict[str, str]:
+    """A name for every table, in snake case: its title up to the first comma, colon or bracket, which does not vary.
+
+    Returns:
+        Titles by name. Where two tables would have one name, the second is numbered.
+    """
+    named: dict[str, str] = {}
+    for title in titles:
+        name = re.sub(r"\W+", "_", re.split("[,:(]", title)[0].strip().lower()).strip("_")
+        again = sum(
+            other == name or (other.startswith(f"{name}_") and other[len(name) + 1 :].isdigit()) for other in named
+        )
+        named[f"{name}_{again + 1}" if again else name] = title
+    return named
 
 
 def render(tables: Mapping[str, pd.DataFrame], width: int | None = None) -> str:

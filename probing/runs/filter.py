@@ -182,4 +182,4 @@ def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by:
     spread = pd.concat([quantiles(part, [by]).assign(score=name) for name, part in parts.items()], ignore_index=True)
     facts = {"by": by, "kept": sum(kept), "dropped": len(kept) - sum(kept), "wrote": [str(path) for path in wrote]}
     counts = counts.rename_axis(columns=None).reset_index()
-    return Report({"Pairs": counts, f"Quantiles of {by}": spread.rename(columns={"score": "rows"})}, facts)
+    return Report({"Pairs": counts, f"Quantiles: {by}": spread.rename(columns={"score": "rows"})}, facts)

@@ -1,7 +1,7 @@
 import pandas as pd
 
 from probing import PreferencePair
-from probing.report.tables import counts, extremes, histogram, quantiles, render, shorten
+from probing.report.tables import counts, extremes, histogram, name_tables, quantiles, render, shorten
 
 PAIRS = [PreferencePair(f"p{n}", f"a long question number {n} " * 4, f" yes\n{n}", " no") for n in range(4)]
 FRAME = pd.DataFrame({"id": [f"p{n}" for n in range(4)], "ches": [1.0, 3.0, float("nan"), 3.0]})
@@ -28,6 +28,19 @@ def test_a_histogram_counts_every_finite_value():
     assert (table["from"].tolist(), table["to"].tolist()) == ([0.0, 0.5], [0.5, 1.0])
     assert [len(bar) for bar in table["bar"]] == [40, 13]
     assert len(histogram(pd.Series([2.0, 2.0]))) == 0
+
+
+def test_tables_have_names_that_do_not_vary():
+    titles = [
+        "By place, all rows (36 rows)",
+        "Drift, from a model: x",
+        "AUROC (positive = yes)",
+        "AUROC (other)",
+        "By place, b",
+    ]
+    assert name_tables(titles) == dict(
+        zip(["by_place", "drift", "auroc", "auroc_2", "by_place_2"], titles, strict=True)
+    )
 
 
 def test_counts_come_largest_first():

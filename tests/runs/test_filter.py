@@ -90,7 +90,7 @@ def test_the_summary_counts_every_row(config):
     counts = report.tables["Pairs"].set_index("status")
     assert counts.loc["ok"].tolist() == [5, 5]
     assert counts.loc["identical"].tolist() == [0, 1]
-    spread = report.tables["Quantiles of ches_normalized"].set_index("rows")
+    spread = report.tables["Quantiles: ches_normalized"].set_index("rows")
     assert spread.loc["kept", "100%"] <= spread.loc["dropped", "0%"]
     assert spread["pairs"].tolist() == [10, 5, 5]
     assert report.facts["kept"] == 5

@@ -73,7 +73,7 @@ def test_the_summary_is_about_the_pairs_with_numbers():
 def test_groups_and_raters_stay_with_their_pairs():
     """The pair without numbers must not move what comes after it to another one."""
     made = tables(groups=["x", "y", "z", "x", "y"], shares=[0.9, 0.5, 0.0, 0.9, 1.0], group_column="kind")
-    groups = made["By kind"].set_index("group")
+    groups = made["By group: kind"].set_index("group")
     assert groups["pairs"].to_dict() == {"x": 2, "y": 2}
     assert groups["chosen_change"].to_dict() == {"x": -0.75, "y": 0.5}
     assert groups["displaced"].to_dict() == {"x": 0.5, "y": 0.0}

@@ -42,10 +42,10 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
     if len(material.rows.views) > 1:
         tables["Sets of rows, at each model's best place"] = _compare_views(material, judged)
     if several:
-        tables[f"Differences of corrected values from {material.names[0]}, all rows, by place"] = _compare_models(
+        tables[f"Differences of corrected values, from {material.names[0]}, all rows, by place"] = _compare_models(
             material, judged
         )
-        tables[f"Drift from {material.names[0]}, by place"] = _describe_drift(judged.drift)
+        tables[f"Drift, from {material.names[0]}, by place"] = _describe_drift(judged.drift)
     if len(judged.extremes):
         tables["Places where some rows have a norm far above the others"] = judged.extremes
     tables["Notes"] = pd.DataFrame({"note": notes(material, judged)})

@@ -86,7 +86,7 @@ def make_tables(
     }
     if groups is not None:
         names = pd.Series([str(group) for group in groups])[good].reset_index(drop=True)
-        tables[f"By {config.group_column}"] = _compare_groups(scored, names, config.predictor_names())
+        tables[f"By group: {config.group_column}"] = _compare_groups(scored, names, config.predictor_names())
     lost = scored[scored["chosen_change"] < 0]
     tables["Chosen responses that lost most"] = extremes(lost, "chosen_change", pairs, LISTED_PAIRS, highest=False)
     if results.tokens is not None and len(lost):

@@ -530,7 +530,7 @@ def test_models_of_different_depth(config, model_folder, deep_model, tmp_path):
     assert drift["place"].unique().tolist() == PLACES
     compared = results[(results["set"] == "all") & results["minus_first"].notna()]
     assert set(compared["place"]) == set(PLACES)
-    assert report.tables["Differences of corrected values from llama, all rows, by place"]["place"].tolist() == PLACES
+    assert report.tables["Differences of corrected values, from llama, all rows, by place"]["place"].tolist() == PLACES
 
 
 def test_models_that_share_no_place(config, model_folder, deep_model, tmp_path):
@@ -552,7 +552,7 @@ def test_models_are_named_by_as_much_as_it_takes(config, model_folder, tmp_path)
     first = f"{model_folder.parent.name}/llama"
     report = job.run(config(model=[str(model_folder), str(tmp_path / "b" / "llama")], places=PLACES[0]))
     assert list(report.facts["models"]) == [first, "b/llama"]
-    change = report.tables[f"Differences of corrected values from {first}, all rows, by place"]
+    change = report.tables[f"Differences of corrected values, from {first}, all rows, by place"]
     assert change["silhouette"].tolist() == [0]
 
 
@@ -691,13 +691,13 @@ def test_repeated_options_are_a_list_in_yaml(model_folder, other_model, data, tm
     assert status == 0
     found = json.loads(out)
     assert list(found["models"]) == ["llama", "other"]
-    assert found["tables"]["Differences of corrected values from llama, all rows, by place"][0]["model"] == "other"
-    assert "Drift from llama, by place" in found["tables"]
+    assert found["tables"]["Differences of corrected values, from llama, all rows, by place"][0]["model"] == "other"
+    assert "Drift, from llama, by place" in found["tables"]
     (tmp_path / "x.yaml").write_text(f"model: [{model_folder}, {other_model}]\n")
     monkeypatch.setattr(stages, "make_part", None)  # it is the same run, and done
     status, out, errors = probing("clusters", "--config", tmp_path / "x.yaml", *rest)
     assert status == 0
-    assert "Drift from llama, by place" in out
+    assert "Drift, from llama, by place" in out
     assert f"wrote {tmp_path}/out/results.parquet" in errors
 
 
@@ -719,7 +719,7 @@ BAD_DATA = {
     "label column": (GOOD, ["--label-column", "kind"], "there is no column 'kind'"),
     "missing file": (GOOD, ["--data", "missing.jsonl"], "no such file"),
     "missing control": (GOOD, ["--control", "missing.jsonl"], "no such file"),
-    "missing model": (GOOD, ["--model", "/nowhere/m"], "/nowhere/m: cannot be loaded as a language model"),
+    "missing model": (GOOD, ["--model", "/nowhere/m"], "/nowhere/m: no such folder"),
     "weight": (GOOD, ["--weight", "2"], "weight must be in [0, 1], not 2"),
     "weight of nothing": (GOOD, ["--weight", "nan"], "--weight must be a number, not 'nan'"),
     "folds": (GOOD, ["--folds", "2"], "folds must be at least 3, not 2"),

@@ -296,7 +296,7 @@ def test_responses_of_one_token_are_not_ranked_by_ches(config, data):
 
 def test_by_group_and_raters(config):
     report = displacement.run(config(group_column="kind", rater_share_column="share", beta=0.5))
-    groups = report.tables["By kind"].set_index("group")
+    groups = report.tables["By group: kind"].set_index("group")
     assert groups["pairs"].to_dict() == {"even": 6, "odd": 6}
     mean = (groups["chosen_change"] * groups["pairs"]).sum() / 12
     assert mean == pytest.approx(summary(report).loc["change of ln p(chosen)", "value"])
@@ -536,7 +536,7 @@ def test_what_changes_no_file_may_change(config, tmp_path):
     displacement.run(config())
     before = (tmp_path / "out" / "displacement.parquet").read_bytes()
     report = displacement.run(config(beta=0.5, group_column="kind", rater_share_column="share"))
-    assert "By kind" in report.tables
+    assert "By group: kind" in report.tables
     assert "idealised ranking accuracy (beta 0.5)" in summary(report).index
     assert (tmp_path / "out" / "displacement.parquet").read_bytes() == before
 
