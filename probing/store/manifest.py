@@ -155,6 +155,9 @@ def _make(path: Path) -> bool:
         path.mkdir(parents=True)
     except FileExistsError:
         return False
+    except NotADirectoryError as error:
+        parent = next(parent for parent in path.parents if parent.is_file())
+        raise SourceMismatch(f"{path}: {parent} is a file; give a folder as --out") from error
     return True
 
 
