@@ -127,9 +127,10 @@ def _kinds(hint: Any) -> list[Any]:
 
 def _name_options(message: str, hints: dict[str, Any]) -> str:
     """A message in which the names of fields are those of options."""
-    plain = [name for name in hints if "_" in name]
+    # Where options exclude each other, also a word such as "below" is the name of one.
+    plain = [name for name in hints if "_" in name or message.startswith("give exactly one of ")]
     message = re.sub(rf"\b({'|'.join(plain)})\b", lambda found: _typed(found[1]), message) if plain else message
-    first = message.split(" must ")[0]
+    first = re.split(r" must | is ", message)[0]
     return _typed(first) + message[len(first) :] if first in hints else message
 
 

@@ -440,7 +440,7 @@ def test_displacement_from_the_command_line(displacement, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({"policy": None}, [], "exactly one of policy, adapter and steps; given: none"),
+        ({"policy": None}, [], "exactly one of --policy, --adapter and --steps; given: none"),
         ({"policy": "/nowhere/model"}, [], "/nowhere/model"),
         ({"reference": "/nowhere/model"}, [], "/nowhere/model"),
         ({"data": "/nowhere/pairs.jsonl"}, [], "no such file"),

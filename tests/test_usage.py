@@ -36,6 +36,11 @@ OPTIONS = [f"--{name.replace('_', '-')}" for name in HINTS]
         ("batch_tokens must be at least 1, not 0", "--batch-tokens must be at least 1, not 0"),
         ("model must be a folder", "--model must be a folder"),
         ("give one of keep_lowest, drop_highest", "give one of --keep-lowest, drop_highest"),
+        (
+            "give exactly one of keep_lowest and model; given: model and keep_lowest",
+            "give exactly one of --keep-lowest and --model; given: --model and --keep-lowest",
+        ),
+        ("model is empty; name a folder", "--model is empty; name a folder"),
         ("two\n  lines", "two lines"),
     ],
 )
@@ -62,6 +67,16 @@ WIDE = pd.DataFrame({"id": ["a" * 30, "b"], "text": ["x" * 60, "…" + "y" * 59]
 
 def test_a_table_that_fits_is_as_it_is():
     assert render({"T": WIDE}, 300) == render({"T": WIDE})
+
+
+def test_a_number_among_texts_has_as_many_digits_as_one_among_numbers():
+    table = pd.DataFrame({"p": [1 / 1001, "0.048 (the least of 20 draws)", float("nan"), "-"]})
+    assert [line.strip() for line in render({"T": table}).splitlines()[2:]] == [
+        "0.000999",
+        "0.048 (the least of 20 draws)",
+        "NaN",
+        "-",
+    ]
 
 
 def test_texts_are_cut_before_columns_are_left_out():

@@ -1,6 +1,7 @@
 """Models and tokenizers from a folder or a hub: loaded faithfully and safely, or refused with the reason."""
 
 import contextlib
+import difflib
 import functools
 import os
 import re
@@ -78,6 +79,8 @@ def load(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device(device)
+    if not path_or_id.strip():
+        raise ModelInvalid("no model was named; give a folder, a hub id or 'bundled'")
     bundled = BUNDLED_MODELS.get(path_or_id)
     name = str(bundled()) if bundled is not None else os.path.expanduser(path_or_id)
     if is_adapter(name):
@@ -90,8 +93,8 @@ def load(
     if here:
         _check_folder(Path(name), tokenizer is not None)
         _check_no_revision(path_or_id, revision)
-    elif name.startswith((".", os.sep, "~")) or name.count("/") > 1 or "\\" in name:
-        raise ModelInvalid(f"{path_or_id}: no such folder")
+    else:
+        _check_name(path_or_id, name)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with hash_weights(name) as weights:
         with _explain_errors(path_or_id):
@@ -206,6 +209,15 @@ def _name_stack(part: str) -> str | None:
     """``model.layers`` for ``model.layers.3.mlp.up_proj.weight``; None for what belongs to no numbered layer."""
     match = re.match(r"(.*?)\.\d+\.", part)
     return match.group(1) if match else None
+
+
+def _check_name(path_or_id: str, name: str) -> None:
+    """Refuse what can be no id of the hub, before it is looked for there."""
+    if name.startswith((".", os.sep, "~")) or name.count("/") > 1 or "\\" in name:
+        raise ModelInvalid(f"{path_or_id}: no such folder")
+    close = difflib.get_close_matches(name, BUNDLED_MODELS, n=1, cutoff=0.8)
+    if close:
+        raise ModelInvalid(f"{path_or_id}: no such folder or model; did you mean {close[0]}?")
 
 
 def _check_folder(folder: Path, tokenized: bool) -> None:

@@ -34,7 +34,9 @@ def fit_table(table: pd.DataFrame, width: int, render: Callable[[pd.DataFrame], 
         left_out.insert(0, str(shown.columns[-1]))
         shown = shown.iloc[:, :-1]
         text = render(shown)
-    note = textwrap.fill(f"(--full also shows {', '.join(left_out)})", width, subsequent_indent=" ")
+    note = textwrap.fill(
+        f"(--full also shows {', '.join(name.strip() for name in left_out)})", width, subsequent_indent=" "
+    )
     return f"{text}\n{note}"
 
 

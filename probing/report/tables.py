@@ -115,10 +115,16 @@ def _render_body(table: pd.DataFrame) -> str:
     longest = LONGEST_MESSAGE if len(table.columns) == 1 else LONGEST_CELL
     headings = {name: to_message(name, longest) for name in table.columns}
     texts = {
-        name: table[name].astype(object).fillna("NaN").map(lambda cell: to_message(cell, longest)) for name in words
+        name: table[name].astype(object).fillna("NaN").map(lambda cell: to_message(_spell(cell), longest))
+        for name in words
     }
     widths = {name: max(len(headings[name]), int(column.str.len().max())) for name, column in texts.items()}
     aligned = table.assign(**{str(name): column.str.ljust(widths[name]) for name, column in texts.items()})
     aligned.columns = pd.Index([headings[name].ljust(widths.get(name, 0)) for name in table.columns])
     text = aligned.to_string(index=False, float_format=lambda value: f"{value:.4g}")
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _spell(cell: object) -> object:
+    """A number that stands among texts, with as many digits as in a column of numbers."""
+    return f"{cell:.4g}" if isinstance(cell, float) else cell

@@ -125,12 +125,20 @@ def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     file = path / SCORES_FILE if path.is_dir() else path
     refuse_link(file)
+    if file.is_file() and file.name != SCORES_FILE and not _is_parquet(file):
+        raise UsageError(f"{file}: is no Parquet file; give the output folder of 'probing score' as --scores")
     if not file.is_file():
         run_file = file.parent / RUN_FILE
         if run_file.is_file() and read_run(file.parent).get("status") != "done":
             raise UsageError(f"{path}: the scoring run in it is not finished; run the same 'probing score' again")
         raise UsageError(f"{file}: no such file; give the output folder of 'probing score' as --scores")
     return read_pair_table(file)
+
+
+def _is_parquet(file: Path) -> bool:
+    """Whether a file begins as Parquet files do, whatever its name."""
+    with file.open("rb") as opened:
+        return opened.read(4) == b"PAR1"
 
 
 def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:

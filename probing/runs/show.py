@@ -1,6 +1,7 @@
 """The job ``probing show``: pairs of a finished run, with their texts beside their numbers."""
 
 import json
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ def run(config: ShowConfig) -> Report:
         StoreCorrupt: files of the run are damaged.
     """
     folder = Path(config.folder).expanduser()
+    if not folder.is_dir():
+        raise UsageError(
+            f"{folder}: no such folder; give the output folder of 'probing score' or 'probing displacement'"
+        )
     file = next((folder / name for name in BY if (folder / name).is_file()), None)
     if file is None:
         raise UsageError(f"{folder}: holds no finished run of 'probing score' or 'probing displacement'")
@@ -123,8 +128,13 @@ def _describe(row: Mapping[str, Any], by: str) -> str:
     heading = ", ".join(part for part in (f"{row['id']}", where, row["status"]) if part)
     numbers = [by, *(name for name in row if name not in (by, "id", "row", "file", "status", *TEXTS))]
     shown = ", ".join(f"{name} {_spell(row[name])}" for name in numbers if row[name] is not None)
-    lines = [to_message(heading), textwrap.fill(shown, WIDTH, initial_indent="  ", subsequent_indent="  ")]
+    lines = [to_message(heading), textwrap.fill(shown, _width(), initial_indent="  ", subsequent_indent="  ")]
     return "\n".join([*lines, *(_wrap(name, row[name]) for name in TEXTS)])
+
+
+def _width() -> int:
+    """Columns of the terminal where it is narrower than the usual text."""
+    return max(20, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def _spell(value: object) -> str:
@@ -135,7 +145,7 @@ def _wrap(name: str, text: Text) -> str:
     """A text below its name, wrapped, with a line for every message."""
     messages = [text] if isinstance(text, str) else [f"{entry['role']}: {message_text(entry)}" for entry in text]
     wrapped = [
-        textwrap.fill(to_message(message, LONGEST), WIDTH, initial_indent="    ", subsequent_indent="    ")
+        textwrap.fill(to_message(message, LONGEST), _width(), initial_indent="    ", subsequent_indent="    ")
         for message in messages
     ]
     return "\n".join([f"  {name}", *wrapped])

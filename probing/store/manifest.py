@@ -155,6 +155,9 @@ def _make(path: Path) -> bool:
         path.mkdir(parents=True)
     except FileExistsError:
         return False
+    except NotADirectoryError as error:
+        parent = next(parent for parent in path.parents if parent.exists())
+        raise SourceMismatch(f"{path}: {parent} is no folder; give a folder as --out") from error
     return True
 
 
@@ -182,8 +185,8 @@ def _check_content(folder: RunFolder) -> None:
         foreign = sorted(entry.name for entry in path.iterdir() if not is_leftover(entry, OWN_FILES))
         if foreign:
             raise SourceMismatch(
-                f"{path}: is not empty and holds no run ({', '.join(foreign[:5])}); choose another --out, nothing "
-                f"there was touched"
+                f"{path}: is not empty and holds no run of 'probing {command}' ({', '.join(foreign[:5])}); choose "
+                f"another --out, nothing there was touched"
             )
         return
     other = folder.facts().get("command")

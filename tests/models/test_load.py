@@ -160,6 +160,18 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows():
         LanguageModel(language_model.model, language_model.tokenizer)
 
 
+@pytest.mark.parametrize("name", ["bundeld", "bundle", "bundled-displced"])
+def test_a_misspelt_name_of_a_bundled_model_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(ModelInvalid, match=f"{name}: no such folder or model; did you mean bundled"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_model_needs_a_name(name):
+    with pytest.raises(ModelInvalid, match="no model was named"):
+        load(name)
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere", "models/of/mine", "..\\\\model"])
 def test_what_looks_like_a_path_is_no_name_of_the_hub(name):
     with pytest.raises(ModelInvalid, match="no such folder"):

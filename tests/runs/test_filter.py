@@ -287,6 +287,13 @@ def test_requests_that_cannot_be_met(config, tmp_path, case):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_beside_the_scores_is_no_table_of_scores(config, tmp_path):
+    record = tmp_path / "run.json"
+    record.write_text("{}")
+    with pytest.raises(UsageError, match=r"run\.json: is no Parquet file; give the output folder"):
+        filtering.run(config(scores=record))
+
+
 def test_two_rules_or_none(config):
     with pytest.raises(ValueError, match="keep_lowest and below"):
         config(below=1.0)

@@ -59,6 +59,15 @@ def test_texts_stand_beside_the_numbers(probing, scored):
     assert lines[lines.index("rejected") + 1] == "assistant: you"
 
 
+def test_lines_fit_a_narrow_terminal(probing, scored, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = probing("show", scored[1])
+    assert max(map(len, out.splitlines())) <= 50
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = probing("show", scored[1])
+    assert 50 < max(map(len, out.splitlines())) <= 100
+
+
 def test_nothing_of_the_data_is_obeyed_by_the_terminal(probing, scored):
     _, out, _ = probing("show", scored[1], "--id", "\x1b[31mred")
     assert out.startswith("\\x1b[31mred, row 13, ok\n")
@@ -114,6 +123,8 @@ def test_mistakes_are_told(probing, scored, arguments, message):
 def test_folders_and_data_that_do_not_fit_are_refused(probing, scored, tmp_path):
     status, _, errors = probing("show", tmp_path)
     assert (status, "holds no finished run of 'probing score'" in errors) == (2, True)
+    status, _, errors = probing("show", tmp_path / "nowhere")
+    assert (status, "nowhere: no such folder" in errors) == (2, True)
     status, _, errors = probing("show")
     assert (status, errors) == (2, "probing show: FOLDER is required; see probing show --help\n")
     other = write(

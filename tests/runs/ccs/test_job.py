@@ -598,4 +598,5 @@ def test_neither_a_model_nor_a_store(data, tmp_path, refused):
 def test_the_output_is_a_file(data, tmp_path, refused):
     (tmp_path / "out").write_text("mine")
     assert "is a file; give a folder as --out" in refused(data, tmp_path / "out", "--model", "bundled")
+    assert f"{tmp_path / 'out'} is no folder" in refused(data, tmp_path / "out" / "within", "--model", "bundled")
     assert (tmp_path / "out").read_text() == "mine"

@@ -796,9 +796,9 @@ def test_an_output_that_is_something_else(model_folder, data, tmp_path, probing)
     stored(model_folder, data, tmp_path / "store")
     for name, message in (
         ("file", "is a file; give a folder as --out"),
-        ("folder", "is not empty and holds no run (mine.txt)"),
+        ("folder", "is not empty and holds no run of 'probing clusters' (mine.txt)"),
         ("store", "choose another --out"),
-        ("file/out", "Not a directory"),
+        ("file/out", "file is no folder; give a folder as --out"),
     ):
         before = sorted(map(str, tmp_path.rglob("*")))
         status, _, errors = probing("clusters", *rest, tmp_path / name)

@@ -276,7 +276,9 @@ def test_a_folder_with_other_things_in_it_is_left_alone(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     (tmp_path / "out" / ".download.partial").write_text("x")
-    with pytest.raises(SourceMismatch, match=r"is not empty and holds no run \(\.download\.partial, thesis\.tex\)"):
+    with pytest.raises(
+        SourceMismatch, match=r"is not empty and holds no run of 'probing score' \(\.download\.partial, thesis\.tex\)"
+    ):
         score.run(config())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".download.partial", "thesis.tex"]
 
