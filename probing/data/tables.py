@@ -239,9 +239,9 @@ def _read_hub(source: str, part: Part) -> Table:
         loaded = datasets.load_dataset(source, part.subset, split=split, revision=part.revision)
     except (OSError, ValueError, RuntimeError, AssertionError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataInvalid(
-            f"{source}: neither a file or dataset folder here nor a dataset of the hub: {reason}"
-        ) from error
+        kind = "neither a file or dataset folder here nor a dataset of the hub"
+        kind = "the files of this folder cannot be read as one dataset" if Path(source).is_dir() else kind
+        raise DataInvalid(f"{source}: {kind}: {reason}") from error
     return _from_dataset(source, loaded, part)
 
 

@@ -93,6 +93,13 @@ def test_a_saved_dataset_with_its_splits(tmp_path):
         read_table(str(tmp_path / "one"), "train")
 
 
+def test_a_folder_of_other_files_is_not_called_a_dataset_of_the_hub(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataInvalid, match="the files of this folder cannot be read as one dataset"):
+        read_table(str(tmp_path))
+
+
 def test_a_folder_of_data_files_is_read_by_the_same_loader(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "train.jsonl").write_text(jsonl(ROWS[:2]), encoding="utf-8")
