@@ -135,11 +135,13 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
 
 def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
     """Commands that come after scoring: look at the pairs that are most alike, and leave some out."""
-    data = facts["config"]["data"]
-    sources = [data] if isinstance(data, str) else data
+    # Options in a record are not believed: they are shown, and run by nobody but a reader.
+    data = facts.get("config", {}).get("data")
+    sources = data if isinstance(data, list) else [data]
     show = ["probing", "show", str(out), "--highest", "20"]
-    given = [part for source in sources for part in ("--data", source)]
+    given = [part for source in sources for part in ("--data", str(source))]
     drop = ["--by", BY, "--drop-highest", "0.2", "--out", "kept.jsonl"]
     keep = ["probing", "filter", *given, "--scores", str(out), *drop]
     # Lines of standard input cannot be read once more.
-    return [shlex.join(command) for command in ([show, keep] if "-" not in sources else [])]
+    known = all(isinstance(source, str) and source != "-" for source in sources)
+    return [shlex.join(command) for command in ([show, keep] if known else [])]
