@@ -64,11 +64,6 @@ class RunFolder:
         rows = self.facts().get("rows_by_status")
         return not self.worth_keeping or (self.finished and rows is not None and not rows.get("ok"))
 
-    def _remove_results(self) -> None:
-        shutil.rmtree(self.shards, ignore_errors=True)
-        for within in self.path.glob(f"*/{MANIFEST}"):
-            shutil.rmtree(within.parent, ignore_errors=True)
-
     def facts(self) -> dict[str, Any]:
         """The content of the record; empty before the run began.
 
@@ -95,7 +90,8 @@ class RunFolder:
             differences = _differences(known.get("identity", {}) if recorded is None else recorded, identity)
             if differences and self.failed:
                 log.warning("%s: the run in it ended without a result; it is replaced", self.path)
-                self._remove_results()
+                # Only the parts of this run: states in a folder within have a record of their own, and may be a user's.
+                shutil.rmtree(self.shards, ignore_errors=True)
             elif differences:
                 raise SourceMismatch(
                     f"{self.path} holds a run that was made from something else: {'; '.join(differences)}. "

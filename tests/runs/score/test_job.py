@@ -101,7 +101,11 @@ def test_a_run_without_a_result_makes_way_for_the_corrected_command(config, tmp_
     with pytest.raises(DataInvalid, match="no pair could be scored"):
         score.run(config(max_length=2))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "done"
+    mine = tmp_path / "out" / "states" / "manifest.json"
+    mine.parent.mkdir()
+    mine.write_text("a store that somebody put there")
     score.run(config())
+    assert mine.exists()
     assert "ended without a result; it is replaced" in caplog.text
     assert scores(tmp_path / "out")["status"].tolist() == ["ok"] * 40
     record = json.loads((tmp_path / "out" / "run.json").read_text())
