@@ -1,5 +1,6 @@
 """Tables as text that fits the width of a terminal."""
 
+import bisect
 import textwrap
 from collections.abc import Callable
 
@@ -25,11 +26,17 @@ def fit_table(table: pd.DataFrame, width: int, render: Callable[[pd.DataFrame], 
         return text
     if table.shape[1] == 1:
         return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in text.splitlines())
-    for most in range(_longest_text(table), LEAST_TEXT_WIDTH - 1, -1):
-        text = render(_cut_texts(table, most))
-        if _width(text) <= width:
-            return text
-    shown, left_out = _cut_texts(table, LEAST_TEXT_WIDTH), list[str]()
+
+    def width_with(most: int) -> int:
+        return _width(render(_cut_texts(table, most)))
+
+    # The longer texts may be, the wider is the table: the greatest length that fits is found in a few steps.
+    lengths = range(LEAST_TEXT_WIDTH, _longest_text(table) + 1)
+    fitting = bisect.bisect_right(lengths, width, key=width_with)
+    shown, left_out = _cut_texts(table, lengths[fitting - 1] if fitting else LEAST_TEXT_WIDTH), list[str]()
+    text = render(shown)
+    if fitting:
+        return text
     while shown.shape[1] > 1 and _width(text) > width:
         left_out.insert(0, str(shown.columns[-1]))
         shown = shown.iloc[:, :-1]
@@ -38,6 +45,13 @@ def fit_table(table: pd.DataFrame, width: int, render: Callable[[pd.DataFrame], 
         f"(--full also shows {', '.join(name.strip() for name in left_out)})", width, subsequent_indent=" "
     )
     return f"{text}\n{note}"
+
+
+def shorten(text: str, width: int, end: bool = False) -> str:
+    """At most ``width`` characters: the beginning, or the end."""
+    if len(text) <= width:
+        return text
+    return f"…{text[-width + 1 :]}" if end else f"{text[: width - 1]}…"
 
 
 def _width(text: str) -> int:
@@ -57,7 +71,5 @@ def _cut_texts(table: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def _cut(value: object, most: int) -> object:
-    if not isinstance(value, str) or len(value) <= most:
-        return value
     # A text that was cut at its beginning already keeps its end.
-    return f"…{value[-most + 1 :]}" if value.startswith("…") else f"{value[: most - 1]}…"
+    return shorten(value, most, end=value.startswith("…")) if isinstance(value, str) else value

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from probing.report.layout import fit_table
+from probing.report.layout import fit_table, shorten
 from probing.report.screen import LONGEST_CELL, LONGEST_MESSAGE, to_message
 from probing.types import Estimate, PreferencePair, Text, message_text
 
@@ -69,13 +69,6 @@ def to_line(text: Text) -> str:
     """Text or messages on one line."""
     joined = text if isinstance(text, str) else " / ".join(message_text(message) for message in text)
     return "".join(character if character.isprintable() else "�" for character in " ".join(joined.split()))
-
-
-def shorten(text: str, width: int, end: bool = False) -> str:
-    """At most ``width`` characters: the beginning, or the end."""
-    if len(text) <= width:
-        return text
-    return f"…{text[-width + 1 :]}" if end else f"{text[: width - 1]}…"
 
 
 def name_tables(titles: Iterable[str]) -> dict[str, str]:

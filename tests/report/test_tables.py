@@ -1,7 +1,8 @@
 import pandas as pd
 
 from probing import PreferencePair
-from probing.report.tables import counts, extremes, histogram, name_tables, quantiles, render, shorten
+from probing.report.layout import shorten
+from probing.report.tables import counts, extremes, histogram, name_tables, quantiles, render
 
 PAIRS = [PreferencePair(f"p{n}", f"a long question number {n} " * 4, f" yes\n{n}", " no") for n in range(4)]
 FRAME = pd.DataFrame({"id": [f"p{n}" for n in range(4)], "ches": [1.0, 3.0, float("nan"), 3.0]})

@@ -15,8 +15,9 @@ from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.metrics.clusters.preparation import scale_points
 from probing.metrics.clusters.readings import DriftReadings
+from probing.report.layout import shorten
 from probing.report.plots import draw_clusters
-from probing.report.tables import shorten, to_line
+from probing.report.tables import to_line
 from probing.runs.clusters.config import DRIFT_FILE, PLOTS_FILE, RESULTS_FILE, ROWS_FILE, SHIFTS_FILE, SUMMARY_FILE
 from probing.runs.clusters.parts import ArraysOf, drift_subsets
 from probing.runs.clusters.results import Judged, judge

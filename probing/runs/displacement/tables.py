@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from probing.metrics.ranking import idealized_ranking_accuracy
-from probing.report.tables import counts, estimates, extremes, shorten
+from probing.report.layout import shorten
+from probing.report.tables import counts, estimates, extremes
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.displacement.data import Inputs
