@@ -45,7 +45,7 @@ def pairs_from_rows(
     The accepted forms are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without
     ``prompt`` where the responses are whole conversations, as lists of messages or in one string
     (``\\n\\nHuman: ... \\n\\nAssistant: ...``), of which the prompt is what both share; and the layouts of
-    ``docs/scores.md``, whose columns have other names. Which columns were read there is said in the log.
+    ``docs/data.md``, whose columns have other names. Which columns were read there is said in the log.
 
     Args:
         rows: mappings with at least two responses.
