@@ -51,6 +51,7 @@ from probing.store.probes import open_probes as open_probes
 from probing.types import Activations as Activations
 from probing.types import Capture as Capture
 from probing.types import ContrastPair as ContrastPair
+from probing.types import Direction as Direction
 from probing.types import Estimate as Estimate
 from probing.types import LabelledPrompt as LabelledPrompt
 from probing.types import Place as Place

@@ -1,5 +1,6 @@
 """The values that travel between floors: frozen, and checked when made."""
 
+from probing.types.directions import Direction
 from probing.types.results import Estimate, Report, Source
 from probing.types.rows import (
     ContrastPair,
@@ -51,6 +52,7 @@ __all__ = [
     "Activations",
     "Capture",
     "ContrastPair",
+    "Direction",
     "Estimate",
     "Format",
     "LabelledPrompt",

@@ -1,0 +1,65 @@
+"""A direction in the states of one model, as it travels between commands."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from probing.types.results import Source
+from probing.types.states import Place
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction, or a subspace of a few, in the states of one place of one model.
+
+    Attributes:
+        vector: [width], or [rank width] for a subspace; at its natural length, so that adding it once moves the
+            harmless mean to the harmful one.
+        place: the place at which the states were read.
+        position: token at which they were read, counted from the end of the prompt: -1 is the last token that the
+            chat template writes before the answer.
+        source: the model.
+        method: how the direction was found, in words.
+        harmless_mean: [width], mean state of the harmless prompts at the same place and position; None where it is not
+            known. The affine edit needs it.
+        facts: what else is known of it: numbers of prompts, hashes of data, an interval.
+
+    Raises:
+        ValueError: a vector of another shape, zero or not finite; a position that is not before the answer.
+    """
+
+    vector: "Tensor"
+    place: Place
+    position: int
+    source: Source
+    method: str = "difference in means"
+    harmless_mean: "Tensor | None" = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.vector.ndim not in (1, 2) or 0 in self.vector.shape:
+            raise ValueError(f"a direction is [width] or [rank width], not {list(self.vector.shape)}")
+        rows = self.vector.reshape(-1, self.width)
+        if not bool(rows.isfinite().all()) or not bool((rows.norm(dim=1) > 0).all()):
+            raise ValueError("a direction has to be finite, and of a length above zero")
+        if self.position >= 0:
+            raise ValueError(f"a position is counted from the end of the prompt, from -1 on down, not {self.position}")
+        if self.harmless_mean is not None and tuple(self.harmless_mean.shape) != (self.width,):
+            raise ValueError(f"a mean of shape {list(self.harmless_mean.shape)} for a direction of width {self.width}")
+
+    @property
+    def width(self) -> int:
+        """Width of the states."""
+        return int(self.vector.shape[-1])
+
+    @property
+    def rank(self) -> int:
+        """Number of vectors."""
+        return 1 if self.vector.ndim == 1 else len(self.vector)
+
+    def __repr__(self) -> str:
+        rank = f"rank {self.rank}, " if self.rank > 1 else ""
+        where = f"{self.place}, position {self.position}"
+        return f"Direction({rank}width {self.width}, {where}, {self.method}, of {self.source.model:.80})"
