@@ -1,5 +1,7 @@
 """The public names: each is imported from its module when it is first used (see ``__init__.py``)."""
 
+from probing.directions.choose import choose_direction as choose_direction
+from probing.directions.extract import difference_in_means as difference_in_means
 from probing.errors import DataInvalid as DataInvalid
 from probing.errors import FolderBusy as FolderBusy
 from probing.errors import KernelUnavailable as KernelUnavailable
@@ -12,6 +14,9 @@ from probing.errors import SourceMismatch as SourceMismatch
 from probing.errors import StoreCorrupt as StoreCorrupt
 from probing.errors import UsageError as UsageError
 from probing.instruments.capture import capture as capture
+from probing.instruments.directions import Directions as Directions
+from probing.instruments.directions import extract_directions as extract_directions
+from probing.instruments.directions import refusal_log_odds as refusal_log_odds
 from probing.instruments.filtering import filter_pairs as filter_pairs
 from probing.instruments.pair_scores import score_pairs as score_pairs
 from probing.kernels.token_stats import TokenStats as TokenStats
@@ -46,6 +51,8 @@ from probing.runs.clusters import clusters as clusters
 from probing.runs.displacement import displacement as displacement
 from probing.runs.probe import probe as probe
 from probing.store.activations import open_store as open_store
+from probing.store.directions import open_direction as open_direction
+from probing.store.directions import save_direction as save_direction
 from probing.store.probes import SavedProbes as SavedProbes
 from probing.store.probes import open_probes as open_probes
 from probing.types import Activations as Activations

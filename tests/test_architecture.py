@@ -18,6 +18,7 @@ FLOORS = [
     ("kernels",),
     ("statistics",),
     ("metrics", "probes"),
+    ("directions",),
     ("store",),
     ("data", "report"),
     ("tokens",),
@@ -32,7 +33,7 @@ FLOORS = [
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Formulas never see a model, a tokenizer, a table, a file or the network.
-FORMULAS = FLOOR_OF["metrics"]
+FORMULAS = FLOOR_OF["directions"]
 OUTSIDE = {"transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "pandas", "pathlib", "huggingface_hub"}
 # The files that a job may have, each importing only from earlier ones. Besides these: ``job``, which is imported by the
 # package alone, and the files that a job has for other jobs.

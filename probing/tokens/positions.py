@@ -111,6 +111,17 @@ def _find_template(tokenizer: Any, row: EncodedRow) -> Positions | Problem:
     return start, row.border
 
 
+def _find_instruction_end(tokenizer: Any, row: EncodedRow) -> Positions | Problem:
+    """What the template writes after the instruction, and the token before it."""
+    positions = _find_template(tokenizer, row)
+    if isinstance(positions, Problem):
+        return positions
+    # The first token is BOS in most models, whose state is a thousand times larger than others.
+    if positions[0] < 2:
+        return row.problem("nothing_left", "no token of an instruction stands before what the template writes after it")
+    return positions[0] - 1, positions[1]
+
+
 def _find_span(tokenizer: Any, row: EncodedRow) -> Positions | Problem:
     span = row.prompt.span
     if span is None:
@@ -159,5 +170,6 @@ FINDERS: Mapping[Over, Callable[[Any, EncodedRow], Positions | Problem]] = {
     "prompt": _find_prompt,
     "response": _find_response,
     "template": _find_template,
+    "instruction_end": _find_instruction_end,
     "span": _find_span,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from probing.types.results import Source
 from probing.types.status import Problem
@@ -61,8 +61,8 @@ class Place:
 
 Pooling = Literal["last", "first", "mean", "sum", "tokens"]
 POOLINGS: tuple[Pooling, ...] = ("last", "first", "mean", "sum", "tokens")
-Over = Literal["text", "content", "prompt", "response", "template", "span"]
-OVERS: tuple[Over, ...] = ("text", "content", "prompt", "response", "template", "span")
+Over = Literal["text", "content", "prompt", "response", "template", "instruction_end", "span"]
+OVERS: tuple[Over, ...] = get_args(Over)
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """What the short names of dtypes stand for."""
@@ -78,8 +78,8 @@ class Capture:
             over them, or all "tokens".
         over: tokens that count. "text": all that are run, special ones included. "content": without special tokens at
             both ends (BOS has states a thousand times larger than others in many models). "prompt", "response": of rows
-            with a response. "template": what the chat template writes after the instruction. "span": of rows that
-            name characters or a substring.
+            with a response. "template": what the chat template writes after the instruction. "instruction_end": the
+            same with the last token of the instruction before it. "span": of rows that name characters or a substring.
         dtype: dtype of the values: "auto" is float32 for means and sums, otherwise the model's own.
         chat: whether a plain text is put into a user's turn of the chat template.
 

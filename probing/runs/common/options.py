@@ -292,7 +292,8 @@ class TextOptions(PairColumnOptions, DatasetOptions, CategoryOptions):
         response_column: column of the responses; by default response or completion, if there is one.
         label_column: column of the labels; by default label, if there is one.
         over: which tokens count: "text" (all), "content" (without special tokens at both ends), "prompt", "response",
-            "template" (what the chat template writes after an instruction), "span".
+            "template" (what the chat template writes after an instruction), "instruction_end" (the same and the last
+            token of the instruction), "span".
         chat: put plain texts into a user's turn of the chat template.
     """
 

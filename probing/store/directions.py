@@ -1,0 +1,137 @@
+"""Directions on disk: one safetensors file with its description, bound to the model and the place they were read at."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from probing.errors import SourceMismatch, StoreCorrupt
+from probing.store.activations import tensor_sha256, write_states
+from probing.store.checks import check_object, is_anything, is_hash, is_mapping, is_place, is_text
+from probing.store.plain_json import parse_json
+from probing.store.probes import HASHES
+from probing.store.records import SEAL, check_seal, is_source, refuse_link, seal
+from probing.types import Direction, Place, Source
+
+FORMAT = "probing-direction-1"
+DIRECTION_FILE = "direction.safetensors"
+VECTOR, MEAN = "vector", "harmless_mean"
+
+
+def _is_position(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value >= 0:
+        raise ValueError(f"{where}: expected a number below 0, found {value!r:.40}")
+
+
+_DESCRIBED = check_object(
+    {
+        "sha256": check_object({VECTOR: is_hash}, {MEAN: is_hash}, closed=True),
+        "source": is_source,
+        "place": is_place,
+        "position": _is_position,
+        "method": is_text,
+        "facts": is_mapping(is_anything),
+    }
+)
+
+
+def save_direction(path: str | Path, direction: Direction) -> None:
+    """Write a direction as float64 safetensors; what it is stands in the file's metadata.
+
+    Args:
+        path: the file; what is there is replaced.
+        direction: the direction.
+    """
+    tensors = {VECTOR: direction.vector} | ({} if direction.harmless_mean is None else {MEAN: direction.harmless_mean})
+    arrays = {name: tensor.detach().double().cpu().contiguous() for name, tensor in tensors.items()}
+    known: dict[str, Any] = {
+        "format": FORMAT,
+        "source": asdict(direction.source),
+        "place": str(direction.place),
+        "position": direction.position,
+        "method": direction.method,
+        "facts": direction.facts,
+        "sha256": {name: tensor_sha256(tensor) for name, tensor in arrays.items()},
+    }
+    known[SEAL] = seal(known)
+    write_states(Path(path).expanduser(), arrays, {"probing": json.dumps(known, default=str)})
+
+
+def open_direction(path: str | Path) -> Direction:
+    """A direction that ``save_direction`` or ``probing refusal`` wrote; of a folder, its ``direction.safetensors``.
+
+    Raises:
+        SourceMismatch: there is no such file, or it holds no direction.
+        StoreCorrupt: the file is damaged.
+    """
+    file = Path(path).expanduser()
+    file = file / DIRECTION_FILE if file.is_dir() else file
+    refuse_link(file)
+    if not file.is_file():
+        raise SourceMismatch(f"{file}: no such file")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            known = parse_json((opened.metadata() or {}).get("probing", "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
+    if not isinstance(known, dict) or known.get("format") != FORMAT:
+        raise SourceMismatch(f"{file}: holds no direction of 'probing refusal'")
+    try:
+        _DESCRIBED(known, "")
+        check_seal(known)
+        _check_tensors(known["sha256"], tensors)
+        return Direction(
+            vector=tensors[VECTOR],
+            place=Place.parse(known["place"]),
+            position=known["position"],
+            source=Source(**known["source"]),
+            method=known["method"],
+            harmless_mean=tensors.get(MEAN),
+            facts=known["facts"],
+        )
+    except ValueError as error:
+        raise StoreCorrupt(f"{file}: damaged, or written by another version ({error})") from error
+
+
+def _check_tensors(hashes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` unless the tensors are those that were written."""
+    if set(hashes) != set(tensors):
+        raise ValueError(f"holds {', '.join(sorted(tensors))}; described are {', '.join(sorted(hashes))}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float64 or tensor_sha256(tensor) != hashes[name]:
+            raise ValueError(f"{name} changed since it was written")
+
+
+def check_model(direction: Direction, source: Source, width: int, layers: int) -> None:
+    """Raise unless a direction is of this model.
+
+    Args:
+        direction: the direction.
+        source: the model.
+        width: width of the model's residual stream.
+        layers: number of blocks of the model.
+
+    Raises:
+        SourceMismatch: other weights, another tokenizer, another width, or a place that the model does not have; names
+            each difference.
+    """
+    wrong = []
+    if direction.width != width:
+        wrong.append(f"its width is {direction.width}, that of the model {width}")
+    if direction.place.layer is not None and not 0 <= direction.place.layer < layers:
+        wrong.append(f"it was read at {direction.place}, and the model has {layers} layers")
+    for field in HASHES:
+        theirs, own = getattr(source, field), getattr(direction.source, field)
+        if theirs != own:
+            wrong.append(f"{field} is {str(own)[:12]}, of the model {str(theirs)[:12]}")
+    if wrong:
+        raise SourceMismatch(
+            f"the direction is of {direction.source.model}, not of {source.model}: {'; '.join(wrong)}. 'probing "
+            f"refusal transfer' carries a direction over to another model"
+        )
