@@ -14,7 +14,6 @@ from probing.errors import SourceMismatch as SourceMismatch
 from probing.errors import StoreCorrupt as StoreCorrupt
 from probing.errors import UsageError as UsageError
 from probing.instruments.capture import capture as capture
-from probing.instruments.directions import Directions as Directions
 from probing.instruments.directions import extract_directions as extract_directions
 from probing.instruments.directions import refusal_log_odds as refusal_log_odds
 from probing.instruments.filtering import filter_pairs as filter_pairs
@@ -52,6 +51,7 @@ from probing.runs.displacement import displacement as displacement
 from probing.runs.probe import probe as probe
 from probing.store.activations import open_store as open_store
 from probing.store.directions import open_direction as open_direction
+from probing.store.directions import open_directions as open_directions
 from probing.store.directions import save_direction as save_direction
 from probing.store.probes import SavedProbes as SavedProbes
 from probing.store.probes import open_probes as open_probes
@@ -59,6 +59,7 @@ from probing.types import Activations as Activations
 from probing.types import Capture as Capture
 from probing.types import ContrastPair as ContrastPair
 from probing.types import Direction as Direction
+from probing.types import Directions as Directions
 from probing.types import Estimate as Estimate
 from probing.types import LabelledPrompt as LabelledPrompt
 from probing.types import Place as Place

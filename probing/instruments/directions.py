@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from probing.models.in_memory import as_language_model
 from probing.models.layers import find_backbone
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
-from probing.types import Capture, Direction, LabelledPrompt, Place, Problem, Source
+from probing.types import Capture, Directions, LabelledPrompt, Place, Problem
 
 log = logging.getLogger(__name__)
 
@@ -211,64 +211,6 @@ def keep_by_sign(
                 f"or the filter by the sign can be switched off"
             )
     return kept
-
-
-@dataclass(frozen=True, eq=False)
-class Directions:
-    """Directions of every place and position; made by ``extract_directions``.
-
-    Attributes:
-        vectors: [place position width], or [place position rank width], float64; NaN where both kinds look the same.
-        harmful_mean: [place position width], float64.
-        harmless_mean: the same of harmless prompts.
-        places: places, with layers counted from 0.
-        positions: positions, from the last token of the instruction to -1, the last token before the answer.
-        source: the model.
-        method: how the directions were found.
-        facts: numbers of prompts, refusal tokens, what was left out.
-    """
-
-    vectors: Tensor
-    harmful_mean: Tensor
-    harmless_mean: Tensor
-    places: tuple[Place, ...]
-    positions: tuple[int, ...]
-    source: Source
-    method: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        width = self.vectors.shape[-1]
-        where = f"{len(self.places)} places x {len(self.positions)} positions"
-        return f"Directions({where}, width {width}, {self.method}, of {self.source.model:.80})"
-
-    def at(self, place: Place | str, position: int = -1) -> Direction:
-        """The direction at one place and position.
-
-        Raises:
-            UsageError: there is no such place or position; lists those there are.
-        """
-        wanted = Place.parse(place) if isinstance(place, str) else place
-        if wanted.layer is not None and wanted.layer < 0:
-            layers = 1 + max(each.layer or 0 for each in self.places)
-            wanted = Place(wanted.kind, wanted.layer + layers)
-        if wanted not in self.places:
-            raise UsageError(f"there is no direction at {wanted}; there are {', '.join(map(str, self.places))}")
-        if position not in self.positions:
-            raise UsageError(f"there is no position {position}; there are {', '.join(map(str, self.positions))}")
-        at, token = self.places.index(wanted), self.positions.index(position)
-        if not bool(self.vectors[at, token].isfinite().all()):
-            raise UsageError(f"there is no direction at {wanted}, position {position}: all prompts look the same there")
-        mean = self.harmless_mean[at, token]
-        return Direction(
-            vector=self.vectors[at, token],
-            place=wanted,
-            position=position,
-            source=self.source,
-            method=self.method,
-            harmless_mean=mean,
-            facts=dict(self.facts),
-        )
 
 
 def extract_directions(

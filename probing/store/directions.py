@@ -1,7 +1,8 @@
 """Directions on disk: one safetensors file with its description, bound to the model and the place they were read at."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt
 from probing.store.activations import tensor_sha256, write_states
-from probing.store.checks import check_object, is_anything, is_hash, is_mapping, is_place, is_text
+from probing.store.checks import Check, check_object, is_anything, is_hash, is_list, is_mapping, is_place, is_text
 from probing.store.plain_json import parse_json
 from probing.store.probes import HASHES
 from probing.store.records import SEAL, check_seal, is_source, refuse_link, seal
-from probing.types import Direction, Place, Source
+from probing.types import Direction, Directions, Place, Source
 
-FORMAT = "probing-direction-1"
+FORMAT, FORMAT_OF_MANY = "probing-direction-1", "probing-directions-1"
+ALL_TENSORS = ("vectors", "harmful_mean", "harmless_mean")
+DIRECTIONS_FILE = "directions.safetensors"
 DIRECTION_FILE = "direction.safetensors"
 VECTOR, MEAN = "vector", "harmless_mean"
 
@@ -28,14 +31,21 @@ def _is_position(value: Any, where: str) -> None:
         raise ValueError(f"{where}: expected a number below 0, found {value!r:.40}")
 
 
-_DESCRIBED = check_object(
+_COMMON = {"source": is_source, "method": is_text, "facts": is_mapping(is_anything)}
+_ONE = check_object(
     {
         "sha256": check_object({VECTOR: is_hash}, {MEAN: is_hash}, closed=True),
-        "source": is_source,
         "place": is_place,
         "position": _is_position,
-        "method": is_text,
-        "facts": is_mapping(is_anything),
+        **_COMMON,
+    }
+)
+_MANY = check_object(
+    {
+        "sha256": check_object(dict.fromkeys(ALL_TENSORS, is_hash), closed=True),
+        "places": is_list(is_place),
+        "positions": is_list(_is_position),
+        **_COMMON,
     }
 )
 
@@ -48,44 +58,40 @@ def save_direction(path: str | Path, direction: Direction) -> None:
         direction: the direction.
     """
     tensors = {VECTOR: direction.vector} | ({} if direction.harmless_mean is None else {MEAN: direction.harmless_mean})
-    arrays = {name: tensor.detach().double().cpu().contiguous() for name, tensor in tensors.items()}
-    known: dict[str, Any] = {
-        "format": FORMAT,
-        "source": asdict(direction.source),
-        "place": str(direction.place),
-        "position": direction.position,
-        "method": direction.method,
-        "facts": direction.facts,
-        "sha256": {name: tensor_sha256(tensor) for name, tensor in arrays.items()},
-    }
+    where = {"place": str(direction.place), "position": direction.position}
+    _write(path, FORMAT, tensors, {**where, **_describe(direction)})
+
+
+def save_directions(path: str | Path, directions: Directions) -> None:
+    """Write the directions of several places and positions, as ``save_direction`` writes one."""
+    tensors = {name: getattr(directions, name) for name in ALL_TENSORS}
+    where = {"places": list(map(str, directions.places)), "positions": list(directions.positions)}
+    _write(path, FORMAT_OF_MANY, tensors, {**where, **_describe(directions)})
+
+
+def _describe(what: Direction | Directions) -> dict[str, Any]:
+    return {"source": asdict(what.source), "method": what.method, "facts": what.facts}
+
+
+def _write(path: str | Path, format: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
+    arrays = {name: tensor.detach().double().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    hashes = {name: tensor_sha256(tensor) for name, tensor in arrays.items()}
+    known: dict[str, Any] = {"format": format, **described, "sha256": hashes}
     known[SEAL] = seal(known)
     write_states(Path(path).expanduser(), arrays, {"probing": json.dumps(known, default=str)})
 
 
 def open_direction(path: str | Path) -> Direction:
-    """A direction that ``save_direction`` or ``probing refusal`` wrote; of a folder, its ``direction.safetensors``.
+    """A direction that ``save_direction`` or ``probing refusal select`` wrote.
+
+    Args:
+        path: the file, or the folder of a run that holds ``direction.safetensors``.
 
     Raises:
         SourceMismatch: there is no such file, or it holds no direction.
         StoreCorrupt: the file is damaged.
     """
-    file = Path(path).expanduser()
-    file = file / DIRECTION_FILE if file.is_dir() else file
-    refuse_link(file)
-    if not file.is_file():
-        raise SourceMismatch(f"{file}: no such file")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            known = parse_json((opened.metadata() or {}).get("probing", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
-    if not isinstance(known, dict) or known.get("format") != FORMAT:
-        raise SourceMismatch(f"{file}: holds no direction of 'probing refusal'")
-    try:
-        _DESCRIBED(known, "")
-        check_seal(known)
-        _check_tensors(known["sha256"], tensors)
+    with _read(path, DIRECTION_FILE, FORMAT, _ONE) as (known, tensors):
         return Direction(
             vector=tensors[VECTOR],
             place=Place.parse(known["place"]),
@@ -95,6 +101,54 @@ def open_direction(path: str | Path) -> Direction:
             harmless_mean=tensors.get(MEAN),
             facts=known["facts"],
         )
+
+
+def open_directions(path: str | Path) -> Directions:
+    """The directions that ``probing refusal extract`` wrote.
+
+    Args:
+        path: the file, or the folder of the run.
+
+    Raises:
+        SourceMismatch: there is no such file, or it holds no directions.
+        StoreCorrupt: the file is damaged.
+    """
+    with _read(path, DIRECTIONS_FILE, FORMAT_OF_MANY, _MANY) as (known, tensors):
+        shape = (len(known["places"]), len(known["positions"]))
+        if any(tensor.shape[:2] != shape for tensor in tensors.values()):
+            raise ValueError("the places and positions in it are not those of its numbers")
+        return Directions(
+            **tensors,
+            places=tuple(map(Place.parse, known["places"])),
+            positions=tuple(known["positions"]),
+            source=Source(**known["source"]),
+            method=known["method"],
+            facts=known["facts"],
+        )
+
+
+@contextlib.contextmanager
+def _read(path: str | Path, name: str, format: str, check: Check) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Description and tensors of a file, both checked; ``ValueError`` inside the block means that it is damaged."""
+    file = Path(path).expanduser()
+    file = file / name if file.is_dir() else file
+    refuse_link(file)
+    if not file.is_file():
+        raise SourceMismatch(f"{file}: no such file")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            known = parse_json((opened.metadata() or {}).get("probing", "{}"))
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
+    if not isinstance(known, dict) or known.get("format") != format:
+        what = "direction" if format == FORMAT else "directions"
+        raise SourceMismatch(f"{file}: holds no {what} of 'probing refusal'")
+    try:
+        check(known, "")
+        check_seal(known)
+        _check_tensors(known["sha256"], tensors)
+        yield known, tensors
     except ValueError as error:
         raise StoreCorrupt(f"{file}: damaged, or written by another version ({error})") from error
 

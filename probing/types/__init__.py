@@ -1,6 +1,6 @@
 """The values that travel between floors: frozen, and checked when made."""
 
-from probing.types.directions import Direction
+from probing.types.directions import Direction, Directions
 from probing.types.results import Estimate, Report, Source
 from probing.types.rows import (
     ContrastPair,
@@ -53,6 +53,7 @@ __all__ = [
     "Capture",
     "ContrastPair",
     "Direction",
+    "Directions",
     "Estimate",
     "Format",
     "LabelledPrompt",

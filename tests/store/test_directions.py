@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from probing.errors import SourceMismatch, StoreCorrupt
-from probing.store.directions import check_model, open_direction, save_direction
-from probing.types import Direction, Place, Source
+from probing.errors import SourceMismatch, StoreCorrupt, UsageError
+from probing.store.directions import check_model, open_direction, open_directions, save_direction, save_directions
+from probing.types import Direction, Directions, Place, Source
 
 SOURCE = Source("model", weights_sha256="a" * 64, config_sha256="b" * 64, tokenizer_sha256="c" * 64)
 VECTOR = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -36,6 +36,25 @@ def test_what_was_saved_is_opened(tmp_path, direction):
     before = (tmp_path / "direction.safetensors").read_bytes()
     save_direction(tmp_path / "direction.safetensors", opened)
     assert (tmp_path / "direction.safetensors").read_bytes() == before
+
+
+def test_many_are_opened_as_they_were_saved(tmp_path):
+    vectors, means = torch.randn(2, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    vectors[0, 1] = torch.nan
+    places = tuple(Place("resid_pre", layer) for layer in range(3))
+    made = Directions(vectors, means, 2 * means, places, (-2, -1), SOURCE, "logistic", {"prompts": 3})
+    save_directions(tmp_path / "directions.safetensors", made)
+    opened = open_directions(tmp_path)
+    for name in ("vectors", "harmful_mean", "harmless_mean"):
+        torch.testing.assert_close(getattr(opened, name), getattr(made, name), rtol=0, atol=0, equal_nan=True)
+    for name in ("places", "positions", "source", "method", "facts"):
+        assert getattr(opened, name) == getattr(made, name)
+    assert torch.equal(opened.at("resid_pre:-1", -2).vector, vectors[2, 0])
+    with pytest.raises(SourceMismatch, match="holds no direction of"):
+        open_direction(tmp_path / "directions.safetensors")
+    for place, position, said in (("resid_pre:7", -1, "no direction at"), ("resid_pre:1", -3, "no position -3")):
+        with pytest.raises(UsageError, match=said):
+            opened.at(place, position)
 
 
 def test_flipped_bits_are_refused(tmp_path):
