@@ -123,6 +123,36 @@ def _check_length(along: Tensor, apart: Tensor) -> None:
         raise NoDirection("the means of harmful and harmless prompts do not differ along this direction")
 
 
+def find_at_positions(
+    harmful: Float[Tensor, "harmful position width"],
+    harmless: Float[Tensor, "harmless position width"],
+    *,
+    method: Method,
+    rank: int = 1,
+    winsorized: float = 0.0,
+) -> Float[Tensor, "..."]:
+    """``find_direction`` at every position of one place, [position width] or [position rank width].
+
+    NaN at a position at which the states of both kinds have the same mean, as those of the template have at the
+    embedding.
+
+    Raises:
+        ValueError: see ``find_direction``; names the position.
+    """
+    shape = (rank, harmful.shape[2]) if method == "paired_svd" else (harmful.shape[2],)
+    found = []
+    for position in range(harmful.shape[1]):
+        states = torch.cat([harmful[:, position], harmless[:, position]])
+        limited = winsorize(states, winsorized)
+        try:
+            found.append(find_direction(limited[: len(harmful)], limited[len(harmful) :], method, rank))
+        except NoDirection:
+            found.append(torch.full(shape, float("nan"), dtype=torch.float64))
+        except ValueError as error:
+            raise ValueError(f"no direction at position {position - harmful.shape[1]}: {error}") from error
+    return torch.stack(found)
+
+
 def project_off(
     direction: Float[Tensor, "*axes width"], mean: Float[Tensor, "*axes width"]
 ) -> Float[Tensor, "*axes width"]:
@@ -171,6 +201,8 @@ def bootstrap_angles(
 ) -> Float[Tensor, " replicate"]:
     """Angle in degrees between the difference in means and that of each bootstrap replicate of the prompts.
 
+    A replicate whose means do not differ tells nothing: it counts as 90 degrees.
+
     Args:
         harmful: states of harmful prompts.
         harmless: states of harmless prompts.
@@ -182,7 +214,7 @@ def bootstrap_angles(
     for states, weights in ((harmful, harmful_weights), (harmless, harmless_weights)):
         exact = weights.double()
         sides.append(exact @ states.double() / exact.sum(dim=1, keepdim=True))
-    return torch.rad2deg(torch.arccos(cosine(sides[0] - sides[1], plain.expand_as(sides[0]))))
+    return torch.rad2deg(torch.arccos(cosine(sides[0] - sides[1], plain.expand_as(sides[0])).nan_to_num(0.0)))
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Refusal directions of a model: which tokens it refuses with, which prompts it refuses, and where the kinds differ."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.data.places import expand_places
-from probing.directions.extract import Method, NoDirection, RunningMean, find_direction, project_off, winsorize
+from probing.directions.extract import Method, RunningMean, find_at_positions, project_off
 from probing.directions.refusal_score import FoundToken, find_refusal_tokens
 from probing.directions.refusal_score import refusal_log_odds as log_odds_of_logits
 from probing.engine.guard import LeaveAsFound
@@ -132,6 +132,17 @@ def _find_token(model: LanguageModel, text: str) -> int:
     return int(coded[0])
 
 
+def describe_scores(scores: Iterable[float], harmful: Iterable[bool]) -> str:
+    """How the refusal scores of both kinds lie, as a sentence."""
+    told = []
+    known = [(float(score), bool(flag)) for score, flag in zip(scores, harmful, strict=True)]
+    for kind, name in zip((True, False), KINDS, strict=True):
+        own = torch.tensor([score for score, flag in known if flag is kind], dtype=torch.float64)
+        low, middle, high = torch.quantile(own, torch.tensor([0.0, 0.5, 1.0]).double()).tolist()
+        told.append(f"of {name} prompts from {low:.1f} to {high:.1f}, median {middle:.1f}")
+    return f"The scores are {' and '.join(told)}."
+
+
 @dataclass(frozen=True, eq=False)
 class RefusalReading:
     """What a model's first tokens say of harmful and harmless prompts.
@@ -202,13 +213,13 @@ def keep_by_sign(
     )
     for name, all_of, left in zip(KINDS, (harmful, harmless), kept, strict=True):
         if len(left) < FEWEST:
-            scores = torch.tensor([reading.scores[prompt.id] for prompt in all_of if prompt.id in reading.scores])
-            low, middle, high = torch.quantile(scores.double(), torch.tensor([0.0, 0.5, 1.0]).double()).tolist()
             wanted = "above" if name == KINDS[0] else "below"
+            read = [prompt.id for side in (harmful, harmless) for prompt in side if prompt.id in reading.scores]
+            known = {prompt.id for prompt in harmful}
+            told = describe_scores([reading.scores[id] for id in read], [id in known for id in read])
             raise DataInvalid(
                 f"of {len(all_of)} {name} prompts {len(left)} have a refusal score {wanted} 0, and {FEWEST} are "
-                f"needed; the scores are {low:.1f} to {high:.1f}, median {middle:.1f}. Other refusal tokens may fit, "
-                f"or the filter by the sign can be switched off"
+                f"needed. {told} Other refusal tokens may fit, or the filter by the sign can be switched off"
             )
     return kept
 
@@ -265,7 +276,10 @@ def extract_directions(
     vectors, means = [], []
     for at in range(len(capturer.places)):
         sides = [torch.cat([block[at] for block in blocks]) for blocks in by_kind]
-        vectors.append(find_at_positions(*sides, method=method, rank=rank, winsorized=winsorized))
+        try:
+            vectors.append(find_at_positions(*sides, method=method, rank=rank, winsorized=winsorized))
+        except ValueError as error:
+            raise DataInvalid(f"{capturer.places[at]}: {error}") from error
         means.append([_mean(side) for side in sides])
     harmful_mean, harmless_mean = (torch.stack([pair[number] for pair in means]) for number in range(2))
     found = torch.stack(vectors)
@@ -287,36 +301,6 @@ def extract_directions(
         method=name,
         facts=facts,
     )
-
-
-def find_at_positions(
-    harmful: Float[Tensor, "harmful position width"],
-    harmless: Float[Tensor, "harmless position width"],
-    *,
-    method: Method,
-    rank: int = 1,
-    winsorized: float = 0.0,
-) -> Float[Tensor, "..."]:
-    """``find_direction`` at every position of one place, [position width] or [position rank width].
-
-    NaN at a position at which the states of both kinds have the same mean, as those of the template have at the
-    embedding.
-
-    Raises:
-        DataInvalid: too few prompts, or the states cannot be fitted.
-    """
-    shape = (rank, harmful.shape[2]) if method == "paired_svd" else (harmful.shape[2],)
-    found = []
-    for position in range(harmful.shape[1]):
-        states = torch.cat([harmful[:, position], harmless[:, position]])
-        limited = winsorize(states, winsorized)
-        try:
-            found.append(find_direction(limited[: len(harmful)], limited[len(harmful) :], method, rank))
-        except NoDirection:
-            found.append(torch.full(shape, float("nan"), dtype=torch.float64))
-        except ValueError as error:
-            raise DataInvalid(f"no direction at position {position - harmful.shape[1]}: {error}") from error
-    return torch.stack(found)
 
 
 def describe_method(method: Method, rank: int = 1, off_harmless_mean: bool = False, winsorized: float = 0.0) -> str:

@@ -222,6 +222,7 @@ DONE: Mapping[str, Check] = {
     "ccs": _with_files({}, SUMMARY),
     "probe": _with_files({}, SUMMARY),
     "clusters": _with_files({}, SUMMARY),
+    "refusal extract": _with_files({}, SUMMARY),
     "capture": _is_manifest,
 }
 """What the record of a finished run has, by command."""

@@ -166,6 +166,12 @@ def test_angle_of_replicates():
     assert float(bootstrap_angles(harmful, harmless, *first)[0]) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_replicate_without_a_direction_counts_as_ninety_degrees():
+    states = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    nothing = torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+    assert float(bootstrap_angles(states, torch.zeros(2, 2) + states[:1], *nothing)[0]) == pytest.approx(90)
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_a_mean_in_blocks_is_the_mean(sizes):
     states = torch.randn(sum(sizes), 2, 3, generator=torch.Generator().manual_seed(0)).bfloat16()

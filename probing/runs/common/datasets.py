@@ -14,7 +14,14 @@ from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.tables import Table, join_tables, read_table
 from probing.errors import DataInvalid, UsageError
-from probing.runs.common.options import TEXT, DatasetOptions, LabelledOptions, PairDataOptions, TextOptions
+from probing.runs.common.options import (
+    TEXT,
+    DatasetOptions,
+    LabelledOptions,
+    PairDataOptions,
+    PromptOptions,
+    TextOptions,
+)
 from probing.types import LabelledPrompt, PreferencePair
 
 LABEL = "label"
@@ -44,7 +51,7 @@ def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:
     return table, pairs_from_table(table, config.id_column, config.pair_columns)
 
 
-def read_labelled_sources(config: TextOptions, sources: Sequence[str], part: Part) -> Table:
+def read_labelled_sources(config: PromptOptions, sources: Sequence[str], part: Part) -> Table:
     """Texts of one or several sources, each of which may be written LABEL=SOURCE to label its rows.
 
     Raises:

@@ -282,24 +282,33 @@ class CategoryOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions(PairColumnOptions, DatasetOptions, CategoryOptions):
-    """The texts, and which of their tokens count.
+class PromptOptions(DatasetOptions, CategoryOptions):
+    """The texts and their labels.
 
     Args:
         text_column: column of the texts or conversations; by default text, prompt, instruction, question, statement or
             messages. A row with chosen and rejected becomes two rows. Files that are given as --data LABEL=FILE label
             their rows.
-        response_column: column of the responses; by default response or completion, if there is one.
         label_column: column of the labels; by default label, if there is one.
+    """
+
+    text_column: str | None = option(None, identity=False)
+    label_column: str | None = option(None, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(PairColumnOptions, PromptOptions):
+    """What belongs to a text, and which of its tokens count.
+
+    Args:
+        response_column: column of the responses; by default response or completion, if there is one.
         over: which tokens count: "text" (all), "content" (without special tokens at both ends), "prompt", "response",
             "template" (what the chat template writes after an instruction), "instruction_end" (the same and the last
             token of the instruction), "span".
         chat: put plain texts into a user's turn of the chat template.
     """
 
-    text_column: str | None = option(None, identity=False)
     response_column: str | None = option(None, identity=False)
-    label_column: str | None = option(None, identity=False)
     over: Over = option("text", of_capture=True)
     chat: bool = option(False, of_capture=True)
 

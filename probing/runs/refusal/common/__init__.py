@@ -1,0 +1,1 @@
+"""What the jobs of ``probing refusal`` share."""

@@ -1,0 +1,44 @@
+"""The options that jobs on refusal share."""
+
+from dataclasses import dataclass
+
+from probing.data.bundled import BUNDLED
+from probing.runs.common.options import HubOptions, PromptOptions, RunOptions, option
+
+HARMFUL, HARMLESS = "harmful", "harmless"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalOptions(PromptOptions, RunOptions, HubOptions):
+    """Harmful and harmless prompts, and the model that is to tell them apart.
+
+    Args:
+        model: folder or hub id of a chat model, or "bundled" for the one in this package.
+        data: prompts with labels; two files as --data harmful=FILE --data harmless=FILE; or "bundled".
+        harmful_label: label of the prompts that the model should refuse.
+        harmless_label: label of the prompts that it should answer; rows with other labels are left out.
+        refusal_tokens: tokens that the model begins its refusals with, separated by commas: ids, or texts of one token
+            each, in which a space counts; found from the prompts where they are not given.
+        filter_by_sign: leave out harmful prompts that the model does not refuse, and harmless ones that it does.
+    """
+
+    model: str = option(identity=False)
+    data: str | list[str] = option(BUNDLED, identity=False, repeatable=True)
+    harmful_label: str = HARMFUL
+    harmless_label: str = HARMLESS
+    refusal_tokens: str | None = None
+    filter_by_sign: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.harmful_label == self.harmless_label:
+            raise ValueError(f"harmful_label and harmless_label are both '{self.harmful_label}'")
+        if self.refusal_tokens is not None and not all(self.refusal_tokens.split(",")):
+            raise ValueError(f"refusal_tokens must be tokens separated by commas, not {self.refusal_tokens!r}")
+
+    @property
+    def tokens(self) -> list[int | str] | None:
+        """The refusal tokens that were given, as ids or texts."""
+        if self.refusal_tokens is None:
+            return None
+        return [int(token) if token.isdecimal() else token for token in self.refusal_tokens.split(",")]

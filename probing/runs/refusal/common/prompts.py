@@ -1,0 +1,85 @@
+"""Harmful and harmless prompts of a dataset, and which of them are held out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from probing.data.prompts import Columns, label_name, prompts_from_table
+from probing.data.tables import Table
+from probing.errors import DataInvalid
+from probing.runs.common.datasets import read_labelled_sources
+from probing.runs.common.groups import refuse_twin_labels, text_units
+from probing.runs.refusal.common.options import RefusalOptions
+from probing.types import LabelledPrompt
+
+LEAST = 4
+"""Prompts of each kind without which nothing can be held out."""
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The prompts of both kinds, in the order of the data.
+
+    Attributes:
+        table: dataset that they come from.
+        prompts: harmful and harmless prompts.
+        harmful: whether each is harmful.
+        others: number of rows with other labels, or none.
+    """
+
+    table: Table
+    prompts: list[LabelledPrompt]
+    harmful: list[bool]
+    others: int
+
+
+def read_kinds(config: RefusalOptions) -> Kinds:
+    """The harmful and harmless prompts that the options name.
+
+    Raises:
+        DataInvalid: no row has a label, or too few have one of the two.
+    """
+    table = read_labelled_sources(config, config.sources, config.part)
+    columns = Columns(
+        id=config.id_column, text=config.text_column, label=config.label_column, category=config.category_column
+    )
+    prompts = prompts_from_table(table, columns)
+    refuse_twin_labels(table.path, prompts)
+    wanted = {config.harmful_label: True, config.harmless_label: False}
+    kinds = [None if prompt.label is None else wanted.get(label_name(prompt)) for prompt in prompts]
+    for label, kind in wanted.items():
+        if kinds.count(kind) < LEAST:
+            known = sorted({label_name(prompt) for prompt in prompts if prompt.label is not None})
+            shown = ", ".join(known[:10]) or "none; give two files as --data harmful=FILE --data harmless=FILE"
+            raise DataInvalid(
+                f"{table.path}: {kinds.count(kind)} rows have the label '{label}', and at least {LEAST} are needed; "
+                f"the labels are {shown}"
+            )
+    kept = [(prompt, kind) for prompt, kind in zip(prompts, kinds, strict=True) if kind is not None]
+    return Kinds(table, [prompt for prompt, _ in kept], [kind for _, kind in kept], len(prompts) - len(kept))
+
+
+def hold_out(kinds: Kinds, share: float, seed: int) -> list[bool]:
+    """Which prompts are held out: of each kind this share, texts that occur twice together.
+
+    Args:
+        kinds: the prompts.
+        share: share of each kind, above 0; at least two of each kind are held out, and two are not.
+        seed: seed of the draw.
+    """
+    units = text_units(kinds.prompts)
+    generator = np.random.default_rng([seed, 7])
+    out: set[int] = set()
+    for kind in (True, False):
+        own = sorted({unit for unit, harmful in zip(units, kinds.harmful, strict=True) if harmful is kind})
+        count = min(max(round(share * len(own)), 2), len(own) - 2)
+        out |= set(generator.permutation(own)[: max(count, 0)].tolist())
+    return [unit in out for unit in units]
+
+
+def split_kinds(prompts: Sequence[LabelledPrompt], harmful: Sequence[bool]) -> tuple[list[LabelledPrompt], ...]:
+    """The harmful prompts, and the harmless ones."""
+    return tuple(
+        [prompt for prompt, own in zip(prompts, harmful, strict=True) if own is kind] for kind in (True, False)
+    )
