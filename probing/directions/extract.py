@@ -154,7 +154,7 @@ def find_at_positions(
 
 
 def project_off(
-    direction: Float[Tensor, "*axes width"], mean: Float[Tensor, "*axes width"]
+    direction: Float[Tensor, "*axes width"], mean: Float[Tensor, "*#axes width"]
 ) -> Float[Tensor, "*axes width"]:
     """A direction without its component along the harmless mean, so that moving along it leaves that component alone.
 

@@ -357,21 +357,30 @@ class OneModelOptions(StatesOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldOptions(Options):
+class DrawOptions(Options):
+    """What is drawn at random.
+
+    Args:
+        resamples: number of bootstrap replicates.
+        seed: seed of folds and of what is held out, of permutations, bootstrap replicates and starting points.
+    """
+
+    resamples: int = option(1000, least=1, most=MOST_DRAWS)
+    seed: int = option(0, least=0, most=MOST_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldOptions(DrawOptions):
     """What is held out, and what stays together.
 
     Args:
         folds: number of folds of the nested cross-validation; each is held out once.
         split_by: "text" keeps rows of equal text in one fold; the name of a column (category, for instance) also keeps
             the rows of each of its values together.
-        resamples: number of bootstrap replicates.
-        seed: seed of folds, permutations, bootstrap replicates and starting points.
     """
 
     folds: int = option(5, least=LEAST_FOLDS, most=1000)
     split_by: str = TEXT
-    resamples: int = option(1000, least=1, most=MOST_DRAWS)
-    seed: int = option(0, least=0, most=MOST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)

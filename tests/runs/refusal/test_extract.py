@@ -89,12 +89,12 @@ def test_a_run_goes_on_where_it_stopped(some, extracted, tmp_path, monkeypatch):
         assert (tmp_path / "out" / name).read_bytes() == (extracted[0] / name).read_bytes()
 
 
-def test_shown_again_when_finished(probing, some, extracted):
+def test_shown_again_when_finished(probing, some, extracted, caplog):
     out, report = extracted
     given = ["--model=bundled", f"--data={some}", f"--out={out}", *harness.as_options(FEW)]
     status, shown, errors = probing("refusal", "extract", *given, "--json")
     assert status == 0
-    assert "finished: its results are shown again" in errors
+    assert "finished: its results are shown again" in caplog.text
     assert json.loads(shown)["prompts"] == report.facts["prompts"]
     status, _, errors = probing("refusal", "extract", *given, "--seed=1")
     assert status == 2

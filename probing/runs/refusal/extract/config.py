@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from probing.runs.common.options import MOST_DRAWS, MOST_SEED, PermutationOptions, StatesOptions, option
+from probing.runs.common.options import MOST_DRAWS, DrawOptions, PermutationOptions, StatesOptions, option
 from probing.runs.refusal.common.options import RefusalOptions
 
 RESULTS_FILE = "results.parquet"
@@ -13,7 +13,7 @@ PLACES = "resid_pre:all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(RefusalOptions, StatesOptions, PermutationOptions):
+class ExtractConfig(RefusalOptions, StatesOptions, PermutationOptions, DrawOptions):
     """Find the direction between harmful and harmless prompts at every layer, at every token that ends the prompt.
 
     States are read at the last token of the instruction, where harmfulness is represented, and at the tokens that the
@@ -29,8 +29,6 @@ class ExtractConfig(RefusalOptions, StatesOptions, PermutationOptions):
             in massive dimensions do not decide the mean.
         off_harmless_mean: take the component along the harmless mean off every direction.
         validation_share: share of the prompts of each kind that is held out.
-        resamples: number of bootstrap replicates.
-        seed: seed of what is held out, permutations and bootstrap replicates.
     """
 
     places: str | list[str] = PLACES
@@ -40,8 +38,6 @@ class ExtractConfig(RefusalOptions, StatesOptions, PermutationOptions):
     off_harmless_mean: bool = False
     validation_share: float = option(0.2, above=0.0, most=0.9)
     permutations: int = option(100, least=1, most=MOST_DRAWS)
-    resamples: int = option(1000, least=1, most=MOST_DRAWS)
-    seed: int = option(0, least=0, most=MOST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
