@@ -17,7 +17,7 @@ FLOORS = [
     ("types", "errors"),
     ("kernels",),
     ("statistics",),
-    ("metrics", "probes"),
+    ("metrics", "probes", "directions"),
     ("store",),
     ("data", "report"),
     ("tokens",),
