@@ -1,6 +1,7 @@
 """The public names: each is imported from its module when it is first used (see ``__init__.py``)."""
 
 from probing.errors import DataInvalid as DataInvalid
+from probing.errors import EditRefused as EditRefused
 from probing.errors import FolderBusy as FolderBusy
 from probing.errors import KernelUnavailable as KernelUnavailable
 from probing.errors import LayerNotFound as LayerNotFound
