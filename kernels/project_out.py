@@ -184,5 +184,10 @@ def _check(states: Tensor, basis: Tensor, rows: Tensor | None) -> None:
     if (basis.ndim == 3) != (rows is not None):
         raise ValueError("several directions need the index of each token's, and one direction for all needs none")
     # Indices on a card are not waited for.
-    if rows is not None and not rows.is_cuda and len(rows) and not -1 <= int(rows.min()) <= int(rows.max()) < len(basis):
+    if (
+        rows is not None
+        and not rows.is_cuda
+        and len(rows)
+        and not -1 <= int(rows.min()) <= int(rows.max()) < len(basis)
+    ):
         raise ValueError(f"rows name directions from {rows.min()} to {rows.max()}, and there are {len(basis)}")

@@ -1,5 +1,7 @@
 """The public names: each is imported from its module when it is first used (see ``__init__.py``)."""
 
+from probing.engine.ablation import ablate as ablate
+from probing.engine.orthogonalization import orthogonalize as orthogonalize
 from probing.errors import DataInvalid as DataInvalid
 from probing.errors import EditRefused as EditRefused
 from probing.errors import FolderBusy as FolderBusy

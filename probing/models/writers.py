@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from probing.errors import EditRefused
-from probing.models.hooks import Tap, record_taps
+from probing.models.hooks import Tap, tap_modules
 from probing.models.layers import TRIAL_STARTS, Stack, run_backbone, trial_ids, use_eval_mode
 from probing.models.norms import Norm, could_be_norm, find_norm
 from probing.models.writes import Part, find_terms
@@ -82,7 +82,9 @@ class Writers:
 
     def describe(self) -> str:
         """Writers found, edited and proved, by kind and by share of parameters, in one line."""
-        found, edited, proved = (Counter(each.kind for each in group) for group in (self.found, self.edited, self.proved))
+        found, edited, proved = (
+            Counter(each.kind for each in group) for group in (self.found, self.edited, self.proved)
+        )
         kinds = [f"{kind} {found[kind]}/{edited[kind]}/{proved[kind]}" for kind in WRITER_KINDS if found[kind]]
         line = f"writers found/edited/proved: {', '.join(kinds)}; {self.share:.1%} of their parameters are edited"
         return "; ".join([line, *self.notes])
@@ -107,13 +109,16 @@ def find_writers(stack: Stack, kinds: Collection[WriterKind] = WRITER_KINDS) -> 
     Raises:
         EditRefused: a write that is not understood; names the layer or the module.
     """
-    blocks = {name: module for name, module in stack.language_model.model.named_modules() if module in stack.blocks}
-    names = {module: name for name, module in blocks.items()}
-    found = list(_find_embedding(stack)) if "embedding" in kinds else []
-    wanted = [kind for kind in kinds if kind != "embedding"]
-    for layer, block in enumerate(stack.blocks):
-        if wanted:
-            found += _find_in_block(stack, layer, names[block], wanted)
+    wanted = [kind for kind in WRITER_KINDS if kind in kinds]
+    blocks = [layer for layer in range(len(stack.blocks)) if any(kind != "embedding" for kind in wanted)]
+    if blocks:
+        _check_forms(stack)
+    groups = {layer: _list_block(stack, layer) for layer in blocks}
+    outside = _list_outside(stack) if "embedding" in wanted else {}
+    seen, first = _record(stack, [outside, *groups.values()])
+    found = list(_find_embedding(stack, seen[0], first)) if outside else []
+    for (layer, _), own in zip(groups.items(), seen[1:], strict=True):
+        found += _find_in_block(stack, layer, own, wanted)
     return tuple(found)
 
 
@@ -127,16 +132,36 @@ class _Seen:
     returned: Tensor | None
 
 
-def _find_embedding(stack: Stack) -> Iterator[Writer]:
+def _list_outside(stack: Stack) -> dict[str, nn.Module]:
+    """Modules of the backbone that are in no block and hold none (those return states of later layers)."""
     prefix = stack.name_of(stack.backbone)
     holding = {id(module) for block in stack.blocks for module in block.modules()}
-    outside = {
+    return {
         _join(prefix, name): module
         for name, module in stack.backbone.named_modules()
-        # What holds the blocks returns states of later layers.
         if name and id(module) not in holding and not any(id(inner) in holding for inner in module.modules())
     }
-    seen, first = _record(stack, outside, Tap(stack.blocks[0], before=True))
+
+
+def _list_block(stack: Stack, layer: int) -> dict[str, nn.Module]:
+    prefix = stack.name_of(stack.blocks[layer])
+    return {_join(prefix, name): module for name, module in stack.blocks[layer].named_modules() if name}
+
+
+def _check_forms(stack: Stack) -> None:
+    """Raise unless every block adds what its parts return to what it takes."""
+    for layer, written in enumerate(stack.writes):
+        if written.form != "sum":
+            why = (
+                "a norm stands behind each sum of what is carried on and what is written, so that no edit of a write "
+                "alone decides what the residual stream holds"
+                if written.form == "norm after each sum"
+                else written.explain(layer)
+            )
+            raise EditRefused(f"{stack.family} cannot be edited at its writes: {why} (layer {layer})")
+
+
+def _find_embedding(stack: Stack, seen: Sequence[_Seen], first: Tensor | None) -> Iterator[Writer]:
     if first is None:
         raise EditRefused(f"the first block of {stack.family} takes no tensor of states")
     # What has no parameters (dropout) passes on what others wrote.
@@ -157,22 +182,12 @@ def _find_embedding(stack: Stack) -> Iterator[Writer]:
         yield _look_behind(stack, "embedding", None, part, seen)
 
 
-def _find_in_block(stack: Stack, layer: int, prefix: str, kinds: Sequence[WriterKind]) -> Iterator[Writer]:
-    written = stack.writes[layer]
-    if written.form != "sum":
-        why = (
-            "a norm stands behind each sum of what is carried on and what is written, so that no edit of a write alone "
-            "decides what the residual stream holds"
-            if written.form == "norm after each sum"
-            else written.explain(layer)
-        )
-        raise EditRefused(f"{stack.family} cannot be edited at its writes: {why} (layer {layer})")
-    modules = {_join(prefix, name): module for name, module in stack.blocks[layer].named_modules() if name}
-    seen, _ = _record(stack, modules, None)
-    for kind, parts in (("attention", written.attention), ("mlp", written.mlp)):
+def _find_in_block(stack: Stack, layer: int, seen: Sequence[_Seen], kinds: Collection[WriterKind]) -> Iterator[Writer]:
+    written, names = stack.writes[layer], {id(each.module): each.name for each in seen}
+    groups: tuple[tuple[WriterKind, tuple[Part, ...]], ...] = (("attention", written.attention), ("mlp", written.mlp))
+    for kind, parts in groups:
         for part in parts if kind in kinds else ():
-            whole = Part(_join(prefix, part.name), part.module, part.factor)
-            yield _look_behind(stack, "attention" if kind == "attention" else "mlp", layer, whole, seen)
+            yield _look_behind(stack, kind, layer, replace(part, name=names[id(part.module)]), seen)
 
 
 def _look_behind(stack: Stack, kind: WriterKind, layer: int | None, part: Part, seen: Sequence[_Seen]) -> Writer:
@@ -211,21 +226,32 @@ def _changes_channels(call: _Seen, written: Tensor, width: int) -> bool:
     return same and call.given.shape == call.returned.shape and not torch.equal(call.given, call.returned)
 
 
-def _record(stack: Stack, modules: Mapping[str, nn.Module], also: Tap | None) -> tuple[list[_Seen], Tensor | None]:
-    """What passed each of some modules in a pass of a few tokens, in the order in which they ended, and one more tap.
+def _record(stack: Stack, groups: Sequence[Mapping[str, nn.Module]]) -> tuple[list[list[_Seen]], Tensor | None]:
+    """What passed some modules in a pass of a few tokens, group by group in the order in which they ended.
 
-    A module that ran more than once is left out.
+    Returns with it what the first block took. A module that ran more than once is left out; so is what has not the
+    width of the residual stream.
     """
-    named = list(modules.items())
-    taps = [Tap(module, before) for _, module in named for before in (True, False)] + ([also] if also else [])
+    named = [(group, name, module) for group, each in enumerate(groups) for name, module in each.items()]
+    taps = [Tap(module, before) for _, _, module in named for before in (True, False)]
+    passed: list[tuple[int, Tensor | None]] = []
+
+    def receive(index: int, tensor: Tensor | None) -> None:
+        fits = tensor is not None and tensor.is_floating_point() and tensor.shape[-1:] == (stack.width,)
+        # Copied, since some blocks add to their input in place.
+        passed.append((index, tensor.clone() if fits and tensor is not None else None))
+
     ids = trial_ids(stack.language_model, TRIAL_STARTS[0])
-    with torch.inference_mode(), use_eval_mode(stack.language_model.model), record_taps(taps) as passed:
-        run_backbone(stack.backbone, ids)
+    with torch.inference_mode(), use_eval_mode(stack.language_model.model):
+        with tap_modules([*taps, Tap(stack.blocks[0], before=True)], receive):
+            run_backbone(stack.backbone, ids)
     times = Counter(index for index, _ in passed)
-    kept = {index: None if tensor is None else tensor.clone() for index, tensor in passed if times[index] == 1}
-    order = [index // 2 for index, _ in passed if index % 2 and index < 2 * len(named) and times[index] == 1]
-    seen = [_Seen(*named[index], kept.get(2 * index), kept[2 * index + 1]) for index in order]
-    return seen, kept.get(2 * len(named))
+    kept = {index: tensor for index, tensor in passed if times[index] == 1}
+    seen: list[list[_Seen]] = [[] for _ in groups]
+    for index in [index for index in kept if index % 2 and index < len(taps)]:
+        group, name, module = named[index // 2]
+        seen[group].append(_Seen(name, module, kept.get(index - 1), kept[index]))
+    return seen, kept.get(len(taps))
 
 
 def _join(prefix: str, name: str) -> str:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from probing.directions.edits import remove_from_vectors
 from probing.errors import EditRefused
-from probing.kernels.project_out import project_out
 from probing.models.hooks import first_tensor
 from probing.models.layers import TRIAL_STARTS, Stack, run_backbone, trial_ids, use_eval_mode
 from probing.models.writers import Writer
@@ -29,6 +29,7 @@ ALONG = 1e-3
 EXACT = 1e-4
 """Largest difference, relative to the output, of the output after the projection of all parameters."""
 SEED = 1
+VECTORS = 4096
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -119,8 +120,8 @@ class TensorFinder:
         problem = trial.prove(found)
         if problem is not None:
             raise EditRefused(
-                f"the weights through which {name} of {self._stack.family} writes are not understood: {problem} (found: "
-                f"{', '.join(f'{path} along axis {axis}' for path, axis in found) or 'none'})"
+                f"the weights through which {name} of {self._stack.family} writes are not understood: {problem} "
+                f"(found: {', '.join(f'{path} along axis {axis}' for path, axis in found) or 'none'})"
             )
         return found
 
@@ -188,19 +189,20 @@ class _Trial:
         return None
 
 
-def project_tensor(tensor: Tensor, axis: int, basis: Tensor, chunk: int = 4096) -> Tensor:
+def project_tensor(tensor: Tensor, axis: int, basis: Tensor, keep_norms: bool = False) -> Tensor:
     """Remove a subspace from a tensor along one axis, in place, in float32 (float64 for float64); returns the tensor.
 
     Args:
         tensor: any floating dtype.
         axis: the axis of the residual stream.
         basis: [rank width], orthonormal.
-        chunk: vectors at a time; float32 copies are made of these alone.
+        keep_norms: whether each vector along that axis keeps its length.
     """
-    basis = basis.to(tensor.device)
+    basis = basis.to(device=tensor.device, dtype=torch.promote_types(tensor.dtype, torch.float32))
     for matrix in _matrices(tensor.movedim(axis, -1)):
-        for vectors in matrix.split(chunk):
-            vectors.copy_(project_out(vectors, basis))
+        # Wide copies are made of some vectors at a time.
+        for vectors in matrix.split(VECTORS):
+            vectors.copy_(remove_from_vectors(vectors, basis, keep_norms))
     return tensor
 
 
@@ -237,8 +239,8 @@ def _check_weights(stack: Stack, name: str, module: nn.Module) -> None:
         packed = value.dtype in INTEGERS and value.numel() > stack.width
         if packed or (isinstance(value, nn.Parameter) and value.dtype not in EDITABLE):
             raise EditRefused(
-                f"{name}.{path} of {stack.family} is quantised ({str(value.dtype).removeprefix('torch.')}), and cannot be "
-                f"edited in place; load the model in bfloat16 or float32"
+                f"{name}.{path} of {stack.family} is quantised ({str(value.dtype).removeprefix('torch.')}), and cannot "
+                f"be edited in place; load the model in bfloat16 or float32"
             )
 
 

@@ -17,9 +17,9 @@ def by_loops(states, basis, rows, coefficient):
     left = states.double().clone()
     for token, which in enumerate(rows):
         for vector in basis[which].double() if which >= 0 else ():
-            left[token] -= coefficient * sum(
-                a * b for a, b in zip(states[token].tolist(), vector.tolist(), strict=True)
-            ) * vector
+            left[token] -= (
+                coefficient * sum(a * b for a, b in zip(states[token].tolist(), vector.tolist(), strict=True)) * vector
+            )
     return left
 
 
