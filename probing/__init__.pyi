@@ -2,7 +2,10 @@
 
 from probing.directions.choose import choose_direction as choose_direction
 from probing.directions.extract import difference_in_means as difference_in_means
+from probing.engine.ablation import ablate as ablate
+from probing.engine.orthogonalization import orthogonalize as orthogonalize
 from probing.errors import DataInvalid as DataInvalid
+from probing.errors import EditRefused as EditRefused
 from probing.errors import FolderBusy as FolderBusy
 from probing.errors import KernelUnavailable as KernelUnavailable
 from probing.errors import LayerNotFound as LayerNotFound

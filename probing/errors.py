@@ -5,6 +5,7 @@
     ├── DataInvalid        a dataset cannot be read, or a row of it is not what it must be
     ├── ModelInvalid       a model or its tokenizer cannot be loaded, or must not be trusted
     ├── LayerNotFound      a place in the model was not found, or is not what it seemed
+    ├── EditRefused        an edit of a model cannot be proved: it was not made, or was undone
     ├── NotFinite          no number came out that is not NaN or infinite
     ├── SourceMismatch     two things that must belong together do not (other data, model, options)
     ├── FolderBusy         another process is writing in that folder
@@ -38,6 +39,10 @@ class ModelInvalid(ProbingError):
 
 class LayerNotFound(ProbingError):
     """The model has no such place, or its structure was not understood."""
+
+
+class EditRefused(ProbingError):
+    """A write to the residual stream is not understood, or an edit did not remove what it should; names the module."""
 
 
 class NotFinite(ProbingError):

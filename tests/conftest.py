@@ -16,7 +16,10 @@ import probing.metrics.likelihood  # noqa: F401
 # Shapes in signatures are checked while the tests run, and only then: of the functions that others call with tensors,
 # not of what these call a thousand times, which would take longer to check than to run.
 CHECKED = (
-    *(f"probing.kernels.{name}" for name in ("ccs_step", "pair_distances", "segment_pool", "token_stats")),
+    *(
+        f"probing.kernels.{name}"
+        for name in ("ccs_step", "pair_distances", "project_out", "segment_pool", "token_stats")
+    ),
     *(f"probing.metrics.clusters.{name}" for name in ("evaluate", "indices", "preparation")),
     *(f"probing.metrics.{name}" for name in ("displacement", "drift", "layer_pooling", "ranking", "similarity")),
     *(f"probing.directions.{name}" for name in ("extract", "refusal_score")),

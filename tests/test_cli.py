@@ -339,6 +339,7 @@ def test_doctor_says_what_will_run_and_why(probing):
         "row_stats",
         "ccs_gradient",
         "pair_distances",
+        "project_out",
         "torch threads",
         "transformers",
         "why",

@@ -33,7 +33,7 @@ def tap_modules(taps: Sequence[Tap], receive: Callable[[int, Tensor | None], Non
             if tap.before:
                 handles.append(
                     tap.module.register_forward_pre_hook(
-                        lambda _, args, kwargs, index=index: receive(index, _input(args, kwargs)), with_kwargs=True
+                        lambda _, args, kwargs, index=index: receive(index, read_input(args, kwargs)), with_kwargs=True
                     )
                 )
             else:
@@ -67,7 +67,36 @@ def first_tensor(value: Any) -> Tensor | None:
     return None
 
 
-def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+def replace_first_tensor(value: Any, tensor: Tensor) -> Any:
+    """What a module returned, with another tensor in the place of the one that ``first_tensor`` finds.
+
+    Raises:
+        TypeError: something that holds no tensor, or holds it in a way that is not known.
+    """
+    if isinstance(value, Tensor):
+        return tensor
+    if isinstance(value, tuple | list) and value:
+        rest = [replace_first_tensor(value[0], tensor), *value[1:]]
+        return type(value)(*rest) if hasattr(value, "_fields") else type(value)(rest)
+    if isinstance(value, Mapping) and value:
+        key = next(iter(value))
+        kind: Any = type(value)
+        return kind({**value, key: replace_first_tensor(value[key], tensor)})
+    raise TypeError(f"a {type(value).__name__} holds no tensor that could be replaced")
+
+
+def replace_input(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a module was called with, with another tensor in the place of the one that a tap before it reads."""
+    if args:
+        return (replace_first_tensor(args[0], tensor), *args[1:]), dict(kwargs)
+    key = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+    return args, {**kwargs, key: replace_first_tensor(kwargs[key], tensor)}
+
+
+def read_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor of states that a module was called with."""
     if args:
         return first_tensor(args[0])
     return first_tensor(kwargs.get("hidden_states", next(iter(kwargs.values()), None)))

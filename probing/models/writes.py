@@ -315,6 +315,24 @@ def _sum_of(record: _Record, outputs: Sequence[_Call]) -> list[Part]:
     return []
 
 
+def find_terms(total: Tensor, outputs: Sequence[tuple[str, nn.Module, Tensor]]) -> list[Part]:
+    """The fewest modules whose outputs, each times a factor, add up to ``total``; nothing if there are none.
+
+    Args:
+        total: [..., width].
+        outputs: name, module and output of each module that could be one, in the order in which they ran. Those of
+            another number of elements are left out; of several with the same output, the outermost counts.
+    """
+    size, kept = total.shape[-1], list[_Call]()
+    alike = [entry for entry in outputs if entry[2].shape[-1:] == (size,) and entry[2].numel() == total.numel()]
+    for name, module, output in sorted(alike, key=lambda entry: entry[0].count(".")):
+        wide = _widen(output.reshape(-1, size))
+        if wide.any() and not any(torch.equal(wide, _output(call)) for call in kept):
+            kept.append(_Call(name, module, None, wide))
+    whole = _widen(total.reshape(-1, size))
+    return _sum_of(_Record(torch.zeros_like(whole), whole, [], torch.finfo(total.dtype).eps), kept)
+
+
 def _output(call: _Call) -> Tensor:
     assert call.returned is not None
     return call.returned

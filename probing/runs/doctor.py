@@ -180,6 +180,7 @@ def _describe_plan() -> list[tuple[str, str, str]]:
         ("row_stats", *choose("row_stats", "auto", torch.empty(0, device=device), ROW_TYPES)),
         ("ccs_gradient", *choose("ccs_gradient", "auto", torch.empty(0, device=device), LOGIT_TYPES)),
         ("pair_distances", *choose("pair_distances", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
+        ("project_out", *choose("project_out", "auto", torch.empty(0, device=device), ELEMENT_TYPES)),
         *(_describe_extra(name, modules) for name, modules in EXTRAS.items()),
     ]
 

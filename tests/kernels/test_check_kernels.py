@@ -79,6 +79,7 @@ def test_every_kernel_compiles_for_hopper_without_spills():
     assert len([line for line in lines if "row_stats_kernel" in line]) == 6
     assert len([line for line in lines if "ccs_gradient_kernel" in line]) == 8
     assert len([line for line in lines if "pair_distances_kernel" in line]) == 6
+    assert len([line for line in lines if "project_out_kernel" in line]) == 9
 
 
 @needs_triton
