@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from probing.errors import UsageError
 from probing.types.results import Source
 from probing.types.states import Place
 
@@ -99,19 +98,19 @@ class Directions:
         """The direction at one place and position.
 
         Raises:
-            UsageError: there is no such place or position; lists those there are.
+            ValueError: there is no such place or position; lists those there are.
         """
         wanted = Place.parse(place) if isinstance(place, str) else place
         if wanted.layer is not None and wanted.layer < 0:
             layers = 1 + max(each.layer or 0 for each in self.places)
             wanted = Place(wanted.kind, wanted.layer + layers)
         if wanted not in self.places:
-            raise UsageError(f"there is no direction at {wanted}; there are {', '.join(map(str, self.places))}")
+            raise ValueError(f"there is no direction at {wanted}; there are {', '.join(map(str, self.places))}")
         if position not in self.positions:
-            raise UsageError(f"there is no position {position}; there are {', '.join(map(str, self.positions))}")
+            raise ValueError(f"there is no position {position}; there are {', '.join(map(str, self.positions))}")
         at, token = self.places.index(wanted), self.positions.index(position)
         if not bool(self.vectors[at, token].isfinite().all()):
-            raise UsageError(f"there is no direction at {wanted}, position {position}: all prompts look the same there")
+            raise ValueError(f"there is no direction at {wanted}, position {position}: all prompts look the same there")
         mean = self.harmless_mean[at, token]
         return Direction(
             vector=self.vectors[at, token],

@@ -58,7 +58,7 @@ def test_directions_are_those_of_plain_loops(model):
     torch.testing.assert_close(found.vectors[same], expected[same], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.harmless_mean, sides[1].double().mean(0), rtol=1e-4, atol=1e-5)
     assert found.facts["prompts"] == {"harmful": len(HARMFUL), "harmless": len(HARMLESS)}
-    with pytest.raises(UsageError, match="all prompts look the same there"):
+    with pytest.raises(ValueError, match="all prompts look the same there"):
         found.at("resid_pre:0")
     direction = found.at("resid_pre:-1")
     assert torch.equal(direction.vector, found.vectors[3, 2])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from probing.errors import SourceMismatch, StoreCorrupt, UsageError
+from probing.errors import SourceMismatch, StoreCorrupt
 from probing.store.directions import check_model, open_direction, open_directions, save_direction, save_directions
 from probing.types import Direction, Directions, Place, Source
 
@@ -53,7 +53,7 @@ def test_many_are_opened_as_they_were_saved(tmp_path):
     with pytest.raises(SourceMismatch, match="holds no direction of"):
         open_direction(tmp_path / "directions.safetensors")
     for place, position, said in (("resid_pre:7", -1, "no direction at"), ("resid_pre:1", -3, "no position -3")):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(ValueError, match=said):
             opened.at(place, position)
 
 
