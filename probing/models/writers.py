@@ -214,7 +214,7 @@ def _look_behind(stack: Stack, kind: WriterKind, layer: int | None, part: Part, 
                 f"{call.name} of {stack.family} is a norm behind a write, and what goes into it is returned by no "
                 f"module (looked at: {', '.join(name for name, _, _ in others)})"
             )
-        return Writer(kind, layer, part.name, part.module, part.factor, norm, tuple(before))
+        return Writer(kind, layer, part.name, part.module, part.factor, norm=norm, before=tuple(before))
     return plain
 
 
