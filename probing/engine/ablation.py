@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.directions.edits import Change, affine_target, pull_back
 from probing.engine.edit_guard import EditGuard
-from probing.engine.edit_points import Point, edit_all_tokens, install, prove_points
+from probing.engine.edit_points import FEW_TOKENS, Point, install, prove_points
 from probing.engine.edit_requests import EditRequest, Mode, read_kinds, read_request
 from probing.engine.edited_tokens import EditedTokens, Tokens
 from probing.engine.guard import LeaveAsFound
@@ -139,10 +139,9 @@ def ablate(
     try:
         handles += install(ablation.points, request.stack, state)
         with ONE_AT_A_TIME, LeaveAsFound(whole), LeaveAsFound(whole):
-            prove_points(ablation.points, request.stack, state)
+            after = prove_points(ablation.points, request.stack, state, guard)
             if guard is not None:
-                with edit_all_tokens(state):
-                    guard.check(before, guard.measure())
+                guard.check(before, after)
                 ablation.writers.proved = ablation.writers.edited
         yield ablation
     finally:
@@ -169,8 +168,8 @@ def _guard_of(request: EditRequest, ablation: Ablation) -> EditGuard | None:
     found, edited = ablation.writers.found, ablation.writers.edited
     if not edited or any(value != 1.0 for value in request.coefficients.values()):
         return None
-    rows = ablation.rows
-    return EditGuard(request.stack, edited, request.basis(), rows, residual=len(edited) == len(found))
+    complete = len(edited) == len(found)
+    return EditGuard(request.stack, edited, request.basis(), ablation.rows, complete, FEW_TOKENS)
 
 
 def _points_of(writer: Writer, basis: Tensor, coefficient: float) -> Iterator[Point]:

@@ -1,6 +1,7 @@
 """The guard of edits: a batch through the model shows what is left of a direction in every write that was edited."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +50,18 @@ class EditGuard:
     basis: Tensor
     rows: Tensor | None = None
     residual: bool = False
+    tokens: int = TOKENS
 
     def measure(self) -> dict[str, Component]:
         """The component in each write, and in the residual stream after each block, of a batch of tokens."""
+        ids = guard_ids(self.stack, ROWS if self.rows is None else len(self.rows), self.tokens)
+        with torch.no_grad(), use_eval_mode(self.stack.language_model.model), self.watch() as found:
+            run_backbone(self.stack.backbone, ids)
+        return found
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[dict[str, Component]]:
+        """Measure in a pass that the caller makes inside the block, of rows as many as have directions."""
         named = [(writer.name, Tap(writer.module)) for writer in self.writers]
         if self.residual:
             named.append(("the input of the first block", Tap(self.stack.blocks[0], before=True)))
@@ -62,11 +72,8 @@ class EditGuard:
             if tensor is not None:
                 found[named[index][0]] = self._measure(tensor)
 
-        ids = guard_ids(self.stack, ROWS if self.rows is None else len(self.rows))
-        with torch.no_grad(), use_eval_mode(self.stack.language_model.model):
-            with tap_modules([tap for _, tap in named], receive):
-                run_backbone(self.stack.backbone, ids)
-        return found
+        with tap_modules([tap for _, tap in named], receive):
+            yield found
 
     def _measure(self, tensor: Tensor) -> Component:
         states = tensor.reshape(-1, tensor.shape[-1]).double().cpu()
@@ -98,14 +105,14 @@ class EditGuard:
             allowed = left * was.along + ROUNDINGS * roundings * rounding * spread * was.length
             if not own.along <= allowed:
                 raise EditRefused(
-                    f"{name} of {self.stack.family} still holds {own.along:.2e} along the direction after the edit, where "
-                    f"it held {was.along:.2e} before and {allowed:.1e} is allowed; the edit was undone"
+                    f"{name} of {self.stack.family} still holds {own.along:.2e} along the direction after the edit, "
+                    f"where it held {was.along:.2e} before and {allowed:.1e} is allowed; the edit was undone"
                 )
 
 
-def guard_ids(stack: Stack, rows: int) -> Tensor:
+def guard_ids(stack: Stack, rows: int, tokens: int) -> Tensor:
     """Different tokens in each row of a small batch."""
-    return torch.cat([trial_ids(stack.language_model, 1 + APART * row, TOKENS) for row in range(rows)])
+    return torch.cat([trial_ids(stack.language_model, 1 + APART * row, tokens) for row in range(rows)])
 
 
 def _root_mean_square(vectors: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from probing.directions.edits import Change
-from probing.engine.edit_guard import LEFT, LEFT_HALF, ROWS, guard_ids
+from probing.engine.edit_guard import LEFT, LEFT_HALF, ROWS, Component, EditGuard, guard_ids
 from probing.engine.edited_tokens import EditedTokens
 from probing.errors import EditRefused
 from probing.models.hooks import first_tensor, read_input, replace_first_tensor, replace_input
 from probing.models.layers import Stack, run_backbone, use_eval_mode
+
+FEW_TOKENS = 12
+"""Tokens of each row of that batch: a hook does the same to every token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,20 +71,29 @@ def edit_all_tokens(tokens: EditedTokens) -> Iterator[None]:
         tokens.tokens = chosen
 
 
-def prove_points(points: Sequence[Point], stack: Stack, tokens: EditedTokens) -> None:
+def prove_points(
+    points: Sequence[Point], stack: Stack, tokens: EditedTokens, guard: EditGuard | None
+) -> dict[str, Component]:
     """Run a small batch and compare, at every point, what came out with the formula in float64.
+
+    Returns:
+        What the guard measured in the same pass.
 
     Raises:
         EditRefused: a point that did not run, whose states are not as the formula says, or that was changed in place.
     """
     checks = [_Check(point) for point in points]
     handles = [handle for check in checks for handle in check.install()]
-    ids = guard_ids(stack, ROWS if tokens.rows is None else len(tokens.rows))
+    ids = guard_ids(stack, ROWS if tokens.rows is None else len(tokens.rows), FEW_TOKENS)
+    watching: AbstractContextManager[dict[str, Component]] = contextlib.nullcontext({})
+    if guard is not None:
+        watching = guard.watch()
     try:
-        with torch.no_grad(), use_eval_mode(stack.language_model.model), edit_all_tokens(tokens):
+        with torch.no_grad(), use_eval_mode(stack.language_model.model), edit_all_tokens(tokens), watching as found:
             run_backbone(stack.backbone, ids)
             for check in checks:
                 check.judge(tokens, stack)
+        return found
     finally:
         for handle in handles:
             handle.remove()
@@ -131,8 +144,8 @@ class _Check:
         off, length = float((own - exact).norm()), float(flat.norm().maximum(exact.norm()))
         if not off <= LEFT.get(self.copied.dtype, LEFT_HALF) * length:
             raise EditRefused(
-                f"the edit of {self.point.name} of {stack.family} is off by {off / max(length, 1e-300):.1e} of the length of "
-                f"its states"
+                f"the edit of {self.point.name} of {stack.family} is off by {off / max(length, 1e-300):.1e} of the "
+                f"length of its states"
             )
 
 

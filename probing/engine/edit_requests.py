@@ -92,7 +92,7 @@ def read_request(
     if not chosen or len(set(chosen)) < len(chosen):
         raise UsageError(f"layers are different ones, and at least one, not {layers}")
     coefficients = _read_coefficients(coefficient, DEFAULTS[mode], chosen)
-    return EditRequest(stack, vectors, directions, several, mode, chosen, coefficients)
+    return EditRequest(stack, vectors, directions, several, mode=mode, layers=chosen, coefficients=coefficients)
 
 
 def _read_directions(direction: Any) -> tuple[tuple[Direction, ...], tuple[Tensor, ...], bool]:

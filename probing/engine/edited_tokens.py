@@ -57,15 +57,15 @@ class EditedTokens:
         self.shape = (int(states.shape[0]), int(states.shape[1]))
         if self.rows is not None and len(self.rows) != self.shape[0]:
             raise UsageError(
-                f"directions are given for {len(self.rows)} rows, and a batch of {self.shape[0]} came (packed sequences "
-                f"are one row); call assign(rows) before each pass of another size"
+                f"directions are given for {len(self.rows)} rows, and a batch of {self.shape[0]} came (packed "
+                f"sequences are one row); call assign(rows) before each pass of another size"
             )
         self.mask = None if self.tokens == "all" else self._find_mask(given, states.device)
 
     def _find_mask(self, given: Mapping[str, Any], device: torch.device) -> Tensor:
         """Which tokens are edited, [row token]."""
         assert self.shape is not None
-        rows, tokens = self.shape
+        tokens = self.shape[1]
         cache = given.get("past_key_values", given.get("cache_params"))
         past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
         real = given.get("attention_mask")

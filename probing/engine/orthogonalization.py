@@ -1,5 +1,6 @@
 """Edits of weights: a direction removed for good from everything that writes to the residual stream; undone at will."""
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -148,7 +149,7 @@ def _check_hooks(whole: nn.Module) -> None:
             raise UsageError("the model is under probing.ablate; leave that block before its weights are edited")
 
 
-def _untie(whole: nn.Module, edit: Orthogonalization) -> list[tuple[str, nn.Parameter, Tensor]]:
+def _untie(whole: Any, edit: Orthogonalization) -> list[tuple[str, nn.Parameter, Tensor]]:
     """Give whatever else uses an edited parameter one of its own; returns these with what they have to stay.
 
     Raises:
@@ -204,7 +205,7 @@ def _keep(edit: Orthogonalization) -> None:
     """Keep a copy of every parameter that will be edited."""
     for parameter in {id(tensor.parameter): tensor.parameter for tensor in edit.tensors}.values():
         original = parameter.detach().clone()
-        edit._back.append(lambda parameter=parameter, original=original: _restore(parameter, original))
+        edit._back.append(functools.partial(_restore, parameter, original))
         edit.parameters += parameter.numel()
         edit.kept_bytes += parameter.numel() * parameter.element_size()
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections import OrderedDict
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -22,34 +22,30 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")
 
 
-@dataclass
-class _Proofs:
-    """What is known of one model while it has one structure."""
-
-    structure: str
-    known: dict[str, Any] = field(default_factory=dict)
-
-
-PROOFS: "WeakKeyDictionary[nn.Module, _Proofs]" = WeakKeyDictionary()
+MOST_STRUCTURES = 4
+"""An edit by hooks is another structure; when it ends, what was proved before is known again."""
+PROOFS: "WeakKeyDictionary[nn.Module, OrderedDict[str, dict[str, Any]]]" = WeakKeyDictionary()
+"""What is known of each model, by its structure; of the structures it had last."""
 
 
 def recall(model: nn.Module, what: str) -> Any:
-    """What ``remember`` kept of this model under a name; None if nothing, or if its structure has changed since.
+    """What ``remember`` kept of this model under a name, in the structure that it has now; None if nothing.
 
     The structure is every module with its class and ``forward``, the hooks on it and the adapters that are on; the
     shape, dtype and device of every parameter; and the config. Training may change the values of the weights in
     between: what is kept follows from the structure, and was only confirmed by numbers.
     """
     proofs = PROOFS.get(model)
-    return None if proofs is None or proofs.structure != _describe(model) else proofs.known.get(what)
+    return None if proofs is None else proofs.get(_describe(model), {}).get(what)
 
 
 def remember(model: nn.Module, what: str, value: Value) -> Value:
     """Keep something that was proved of a model; it must not hold the model or any part of it. Returns the value."""
-    structure, proofs = _describe(model), PROOFS.get(model)
-    if proofs is None or proofs.structure != structure:
-        proofs = PROOFS[model] = _Proofs(structure)
-    proofs.known[what] = value
+    structure, proofs = _describe(model), PROOFS.setdefault(model, OrderedDict())
+    proofs.setdefault(structure, {})[what] = value
+    proofs.move_to_end(structure)
+    if len(proofs) > MOST_STRUCTURES:
+        proofs.popitem(last=False)
     return value
 
 

@@ -211,10 +211,10 @@ def _look_behind(stack: Stack, kind: WriterKind, layer: int | None, part: Part, 
         before = find_terms(call.given, others)
         if not before:
             raise EditRefused(
-                f"{call.name} of {stack.family} is a norm behind a write, and what goes into it is returned by no module "
-                f"(looked at: {', '.join(name for name, _, _ in others)})"
+                f"{call.name} of {stack.family} is a norm behind a write, and what goes into it is returned by no "
+                f"module (looked at: {', '.join(name for name, _, _ in others)})"
             )
-        return Writer(kind, layer, part.name, part.module, part.factor, norm, tuple(before))
+        return Writer(kind, layer, part.name, part.module, part.factor, norm=norm, before=tuple(before))
     return plain
 
 
@@ -241,17 +241,16 @@ def _record(stack: Stack, groups: Sequence[Mapping[str, nn.Module]]) -> tuple[li
         # Copied, since some blocks add to their input in place.
         passed.append((index, tensor.clone() if fits and tensor is not None else None))
 
-    ids = trial_ids(stack.language_model, TRIAL_STARTS[0])
-    with torch.inference_mode(), use_eval_mode(stack.language_model.model):
-        with tap_modules([*taps, Tap(stack.blocks[0], before=True)], receive):
-            run_backbone(stack.backbone, ids)
+    ids, taps = trial_ids(stack.language_model, TRIAL_STARTS[0]), [*taps, Tap(stack.blocks[0], before=True)]
+    with torch.inference_mode(), use_eval_mode(stack.language_model.model), tap_modules(taps, receive):
+        run_backbone(stack.backbone, ids)
     times = Counter(index for index, _ in passed)
     kept = {index: tensor for index, tensor in passed if times[index] == 1}
     seen: list[list[_Seen]] = [[] for _ in groups]
-    for index in [index for index in kept if index % 2 and index < len(taps)]:
+    for index in [index for index in kept if index % 2 and index < len(taps) - 1]:
         group, name, module = named[index // 2]
         seen[group].append(_Seen(name, module, kept.get(index - 1), kept[index]))
-    return seen, kept.get(len(taps))
+    return seen, kept.get(len(taps) - 1)
 
 
 def _join(prefix: str, name: str) -> str:
