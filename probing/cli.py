@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -162,11 +162,14 @@ def _run(command: str, arguments: list[str]) -> None:
         hide_progress()
     report = job.run(config)
     # With it comes pandas, which a mistake is told without.
+    from probing.report.columns import name_columns
     from probing.report.tables import name_tables, render
 
     if shown["json"]:
-        tables = {title: _to_records(table) for title, table in report.tables.items()}
-        print(to_json({"titles": name_tables(tables), "tables": tables, **report.facts}), flush=True)
+        titles = name_tables(report.tables)
+        columns = {name: name_columns(report.tables[title].columns) for name, title in titles.items()}
+        tables = {title: _to_records(report.tables[title], columns[name]) for name, title in titles.items()}
+        print(to_json({"titles": titles, "columns": columns, "tables": tables, **report.facts}), flush=True)
         return
     fits = sys.stdout.isatty() and not shown["full"]
     print(report.text or render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
@@ -176,9 +179,9 @@ def _run(command: str, arguments: list[str]) -> None:
             print(to_message(f"next: {command_line}"), file=sys.stderr)
 
 
-def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
-    """Rows with every digit, and null for what has no value."""
-    rows = table.to_dict("records")
+def _to_records(table: "pandas.DataFrame", names: Iterable[str]) -> list[dict[str, Any]]:
+    """Rows with every digit under the stable names of the columns, and null for what has no value."""
+    rows = table.set_axis(list(names), axis="columns").to_dict("records")
     return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
 
 

@@ -261,7 +261,7 @@ def test_json_keeps_every_digit(score, tmp_path):
     quantile = json.loads(out)["tables"][
         "Quantiles of the scores (higher: the responses look more alike to the model)"
     ][0]
-    assert quantile["100%"] == pd.read_parquet(tmp_path / "out" / "scores.parquet")["ches"].max()
+    assert quantile["quantile_100"] == pd.read_parquet(tmp_path / "out" / "scores.parquet")["ches"].max()
 
 
 def hurried(jobs):

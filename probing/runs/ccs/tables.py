@@ -160,7 +160,7 @@ def _compare_distracted(controls: pd.DataFrame, places: list[str]) -> pd.DataFra
         here = pick_rows(controls, control="distractor", place=place)
         truth, word = (pick_row(here, metric=metric) for metric in ("truth", "distractor"))
         row: dict[str, Any] = {"right about truth": truth["value"], **pick_columns(truth, "low", "high")}
-        row |= {"right about the word": word["value"], " low": word["low"], " high": word["high"]}
+        row |= {"right about the word": word["value"], "word low": word["low"], "word high": word["high"]}
         row |= {"cosine with the word": pick_row(here, metric="cosine_distractor")["value"]}
         return row | {"follows": name_followed(truth, word)}
 

@@ -94,9 +94,9 @@ def note_few_groups(groups: int) -> list[str]:
 
 
 def show_p(p: float, draws: int) -> str | float:
-    """A p-value for a table: where it stands at a floor above .01, the text says so."""
+    """A p-value for a table; one that stands at a floor above .01, below which no draw can bring it, as "<= 0.048"."""
     if _has_large_floor(draws) and abs(p - smallest_p(draws)) < 1e-9:
-        return f"{p:.3f} (the least of {draws} draws)"
+        return f"<= {p:.3f}"
     return p
 
 

@@ -60,7 +60,8 @@ def _compare_sets(config: ProbeConfig, judged: Judged) -> pd.DataFrame:
             }
             row |= pick_columns(result, "value", "low", "high", "rows")
             row |= {"p(labels)": show_p(result["p_labels"], config.refits), "above baseline": result["above_surface"]}
-            rows.append(row | {" low": result["above_surface_low"], " high": result["above_surface_high"]})
+            ends = {f"its {end}": result[f"above_surface_{end}"] for end in ("low", "high")}
+            rows.append(row | ends)
     return pd.DataFrame(rows).rename(columns={"value": "auroc"})
 
 

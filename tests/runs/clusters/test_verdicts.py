@@ -9,6 +9,7 @@ import torch
 from harness import notes, phrase, write
 from sklearn.metrics import silhouette_score
 
+from probing.report.columns import name_columns
 from probing.runs import clusters as job
 from probing.runs.clusters.config import ClustersConfig
 from probing.store.activations import ActivationStore
@@ -96,6 +97,8 @@ def test_a_row_of_extreme_norm_is_named_with_the_value_without_it(run):
     report, _ = run(states)
     table = report.tables["Places where some rows have a norm far above the others"]
     assert table["ids"].tolist() == ["r6"]
+    named = "model place rows ids largest_norm median_norm silhouette silhouette_without".split()
+    assert list(name_columns(table.columns)) == [*named, "aqi_size_free", "aqi_size_free_without"]
     assert table["largest norm"].tolist() == pytest.approx([24_000])
     others, labels = np.arange(ROWS) != 6, np.arange(ROWS) % 2
     assert table["silhouette without"].tolist() == pytest.approx([silhouette_score(states[others], labels[others])])
