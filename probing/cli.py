@@ -16,7 +16,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import ProbingError
-from probing.report.screen import OneLine, guard_screen, to_json, to_message
+from probing.report.screen import OneLine, guard_screen, to_json
+from probing.shown import to_message
 
 if TYPE_CHECKING:
     import docstring_parser

@@ -10,7 +10,7 @@ import pandas as pd
 
 from probing.report.columns import list_given_up, number_names, to_snake_case
 from probing.report.layout import fit_table, shorten
-from probing.report.screen import LONGEST_CELL, LONGEST_MESSAGE, to_message
+from probing.shown import LONGEST_CELL, LONGEST_MESSAGE, to_message
 from probing.types import Estimate, PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

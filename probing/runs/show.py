@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import UsageError
-from probing.report.screen import to_message
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.options import MOST_ROWS, Options, PairDataOptions, option
 from probing.runs.common.scored import check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.displacement.config import PAIRS_FILE
 from probing.runs.score.config import SCORES_FILE
+from probing.shown import to_message
 from probing.store.files import new_file
 from probing.types import PreferencePair, Report, Text, message_text
 
