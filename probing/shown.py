@@ -45,6 +45,11 @@ def _spell(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def count_of(count: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def list_some(values: Sequence[object]) -> str:
     """``a, b, c``, or of many values the number, the first and the last."""
     if len(values) <= LISTED:

@@ -27,6 +27,7 @@ FLOORS = [
     ("instruments",),
     ("runs.common",),
     ("runs",),
+    ("completion",),
     ("usage",),
     ("cli",),
     ("__main__",),

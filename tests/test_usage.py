@@ -40,6 +40,10 @@ OPTIONS = [f"--{name.replace('_', '-')}" for name in HINTS]
             "give exactly one of keep_lowest and model; given: model and keep_lowest",
             "give exactly one of --keep-lowest and --model; given: --model and --keep-lowest",
         ),
+        (
+            "give at most one of model and out: model takes weights",
+            "give at most one of --model and --out: --model takes weights",
+        ),
         ("model is empty; name a folder", "--model is empty; name a folder"),
         ("two\n  lines", "two lines"),
     ],

@@ -26,6 +26,7 @@ from probing.runs.common.tables import (
     show_p,
     table_by_place,
 )
+from probing.shown import count_of
 from probing.statistics.intervals import FEW
 
 COLLAPSED = 0.19
@@ -238,9 +239,9 @@ def _note_small_marker(controls: pd.DataFrame) -> list[str]:
     rows = pick_rows(controls, control="marker:change")
     if not len(rows) or rows["low"].notna().any():
         return []
+    pairs = count_of(int(rows["pairs"].iloc[0]), "pair")
     return [
-        f"The marker control is of {int(rows['pairs'].iloc[0])} pairs, in fewer than {FEW} groups: too few for an "
-        f"interval, or to say anything."
+        f"The marker control is of {pairs}, in fewer than {FEW} groups: too few for an interval, or to say anything."
     ]
 
 

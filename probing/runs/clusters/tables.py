@@ -21,6 +21,7 @@ from probing.runs.common.tables import (
     smallest_p,
     table_by_place,
 )
+from probing.shown import count_of
 
 SILHOUETTE, AQI = "silhouette", "aqi_size_free"
 """The two metrics that can be compared between models and numbers of rows."""
@@ -259,12 +260,17 @@ def _give_verdict(apart: bool, centres: bool) -> str:
 
 def _note_extremes(judged: Judged) -> list[str]:
     """Note the rows whose norm is hundreds of times that of the others."""
-    return [
-        f"{row['model']}, {row['place']}: {row['rows']} rows have a norm of up to {row['largest norm']:.4g}, of a "
-        f"median of {row['median norm']:.4g} ({row['ids']}), and decide every index: the silhouette is "
-        f"{row['silhouette']:.3f} with them and {row['silhouette without']:.3f} without."
-        for row in judged.extremes.to_dict("records")
-    ]
+    said = []
+    for row in judged.extremes.to_dict("records"):
+        one = row["rows"] == 1
+        rows = f"{count_of(row['rows'], 'row')} {'has' if one else 'have'}"
+        said.append(
+            f"{row['model']}, {row['place']}: {rows} a norm of up to {row['largest norm']:.4g}, of a median "
+            f"of {row['median norm']:.4g} ({row['ids']}), and {'decides' if one else 'decide'} every index: the "
+            f"silhouette is {row['silhouette']:.3f} with {'it' if one else 'them'} and "
+            f"{row['silhouette without']:.3f} without."
+        )
+    return said
 
 
 def _note_weights(judged: Judged) -> list[str]:

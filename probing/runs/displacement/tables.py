@@ -17,7 +17,7 @@ from probing.report.tables import counts, estimates, extremes
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals
+from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals, note_one_token
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
 from probing.statistics.correlation import spearman
 from probing.statistics.intervals import FEW
@@ -264,10 +264,7 @@ def _make_notes(scored: pd.DataFrame, config: DisplacementConfig, facts: Mapping
         notes.append("The policy gives exactly the reference's probabilities: nothing changed between the two")
     short = int(has_one_token(scored).sum())
     if short and set(config.predictor_names()) & set(STATE_SUMS):
-        notes.append(
-            f"{short} pairs have responses of one token each, for which CHES is 0 by definition: they are left out of "
-            f"its correlation; displacement_rate ranks them"
-        )
+        notes.append(note_one_token(short, "left out of its correlation"))
     if facts.get("policy_step") is not None:
         notes.append(f"The policy is step {facts['policy_step']}")
     return notes

@@ -27,7 +27,10 @@ def positive_label(config: ProbeConfig, path: str, prompts: Sequence[LabelledPro
         if len(known) < 2:
             raise DataInvalid(f"{path}: every row has the label '{config.positive}'; a probe needs two")
         return named[config.positive]
-    if len(known) != 2:
+    if len(known) < 2:
+        found = f"every row has the label '{shown}'" if known else "no row has a label"
+        raise UsageError(f"{path}: {found}; a probe tells two apart")
+    if len(known) > 2:
         raise UsageError(
             f"{path}: there are {len(known)} labels ({shown}); a probe tells two apart: name the one it says yes to "
             f"with --positive, all others are no"

@@ -103,7 +103,7 @@ def test_a_row_of_extreme_norm_is_named_with_the_value_without_it(run):
     others, labels = np.arange(ROWS) != 6, np.arange(ROWS) % 2
     assert table["silhouette without"].tolist() == pytest.approx([silhouette_score(states[others], labels[others])])
     assert table["silhouette"].tolist() == pytest.approx([silhouette_score(states, labels)], rel=1e-5)
-    assert "1 rows have a norm of up to 2.4e+04" in notes(report)
+    assert "1 row has a norm of up to 2.4e+04" in notes(report)
 
 
 def test_three_clusters_have_no_interval_of_the_indices_of_one_pair(run):

@@ -484,7 +484,11 @@ def test_a_table_of_conversations_in_csv(config, tmp_path):
 
 
 BAD_DATA = {
-    "one label": ([{**row, "label": "a"} for row in make_rows(36)], [], "there are 1 labels (a)"),
+    "one label": (
+        [{**row, "label": "a"} for row in make_rows(36)],
+        [],
+        "a probe tells two apart",
+    ),
     "one label, named": ([{**row, "label": "a"} for row in make_rows(36)], ["--positive", "a"], "a probe needs two"),
     "three labels": ([{**row, "label": n % 3} for n, row in enumerate(make_rows(36))], [], "(0, 1, 2)"),
     "no label": ([{"text": row["text"]} for row in make_rows(36)], [], "no row has a label; name their column with"),
