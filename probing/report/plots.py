@@ -310,8 +310,11 @@ def _metric_figure(
     title, axis = _name_metric(rows["metric"].iloc[0])
     figure = make_figure(traces, f"{title}, {over} (bars: 95 % intervals)", about, "place", axis)
     if every_band and bool((rows[["value", "low", "labels_low"]] > 0).all(axis=None)):
-        values = rows[["value", "low", "labels_low", "high", "labels_high"]]
-        scale_log(figure, float(values.to_numpy().min()), float(values.to_numpy().max()))
+        # Labels that are parted by a gap without any spread have an infinite index.
+        known = rows[["value", "low", "labels_low", "high", "labels_high"]].to_numpy(dtype=np.float64)
+        known = known[np.isfinite(known)]
+        if len(known):
+            scale_log(figure, float(known.min()), float(known.max()))
     return name_places(figure, rows["place"].tolist(), apart)
 
 

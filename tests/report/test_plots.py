@@ -105,6 +105,16 @@ def test_of_many_categories_those_with_the_most_rows_are_drawn(drawn, tmp_path):
     assert heat["title"] == "Silhouette by category and place, m (the 40 categories with the most rows, of 100)"
 
 
+def test_infinite_indices_leave_an_axis_of_the_finite_ones(drawn, tmp_path):
+    results = pd.DataFrame({"model": "m", "place": ["a", "b"], "metric": "dunn", "value": [2.0, np.inf]})
+    results = results.assign(low=1.0, high=[3.0, np.inf], labels_low=0.5, labels_high=0.9)
+    none = pd.DataFrame({"model": [], "metric": []})
+    assert plots.draw_clusters(results, none, {}, ABOUT, tmp_path / "p.html")
+    assert drawn[0]["layout"]["yaxis"]["ticktext"][:3] == ["0.1", "0.2", "0.5"]
+    results = results.assign(**dict.fromkeys(["value", "low", "high", "labels_low", "labels_high"], np.inf))
+    assert plots.draw_clusters(results, none, {}, ABOUT, tmp_path / "p.html")
+
+
 def test_a_page_of_a_million_pairs_is_as_small_as_one_of_few(tmp_path):
     generator = np.random.default_rng(0)
     change = generator.normal(size=1_000_000)
