@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 BINS = 100
 """Largest number of bins of a histogram, whatever the number of rows."""
 LEAST_BINS = 10
-BINS_OF_ROWS = 3.0
+BINS_OF_ROWS = 4.0
 """Bins for each cube root of the number of rows: few rows would leave gaps between narrow bins."""
 FAR = 4.0
 """A range is drawn whole unless it is so many times as wide as the middle 98 % of the values."""

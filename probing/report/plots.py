@@ -134,8 +134,8 @@ def draw_changes(pairs: pd.DataFrame, displaced: Estimate, about: str, path: Pat
     chosen, rejected = (pairs[f"{side}_change"].to_numpy() for side in ("chosen", "rejected"))
     lost = pairs["displaced"].to_numpy(dtype=bool)
     edges = choose_edges(np.concatenate([chosen, rejected]))
-    share = f"share displaced {displaced.value:.3g}"
-    share += "" if np.isnan(displaced.low) else f" (95 % interval {displaced.low:.3g} to {displaced.high:.3g})"
+    share = f"share displaced {displaced.value:.4g}"
+    share += "" if np.isnan(displaced.low) else f" (95 % interval {displaced.low:.4g} to {displaced.high:.4g})"
     what = "displaced: ln p(chosen) fell while the margin rose"
     sides = [
         make_histogram(chosen[lost], edges, what, _DISPLACED),

@@ -59,7 +59,7 @@ def test_displaced_pairs_are_marked_and_their_share_is_told_with_its_interval(dr
     assert plots.draw_changes(pairs, Estimate(1 / 3, 0.01, 0.9, 3), ABOUT, tmp_path / "p.html")
     chosen, rejected = drawn
     assert [sum(trace["y"]) for trace in chosen["data"]] == [1, 2]
-    assert "share displaced 0.333 (95 % interval 0.01 to 0.9)" in chosen["title"]
+    assert "share displaced 0.3333 (95 % interval 0.01 to 0.9)" in chosen["title"]
     assert chosen["layout"]["xaxis"]["range"] == rejected["layout"]["xaxis"]["range"]
     assert chosen["layout"]["xaxis"]["title"]["text"] == "change of ln p(chosen), nats (below 0: it lost probability)"
     plots.draw_changes(pairs[:1], Estimate(1.0, np.nan, np.nan, 1), ABOUT, tmp_path / "p.html")
