@@ -32,7 +32,7 @@ TITLE_WIDTH = 95
 ABOUT_WIDTH = 140
 LABEL_WIDTH = 28
 LINE_PIXELS = 20
-PICTURE_PIXELS = 300
+PICTURE_PIXELS = 340
 AXIS_PIXELS = 110
 """Room for names of places that are turned, and for the name of the axis."""
 LEGEND_WIDTH = 130
