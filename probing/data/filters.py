@@ -43,6 +43,21 @@ def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | 
     return mask
 
 
+def find_threshold(scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
+    """The value in the middle between the rows that are kept and those that are dropped; None if either is empty.
+
+    Args:
+        scores: [row]; rows without a score (NaN) are left out.
+        kept: whether each row is kept, [row], by a rule of ``make_keep_mask``.
+    """
+    known = np.isfinite(scores)
+    sides = scores[known & kept], scores[known & ~kept]
+    if not all(map(len, sides)):
+        return None
+    low, high = sides if sides[0].max() <= sides[1].min() else sides[::-1]
+    return float(low.max() / 2 + high.min() / 2)
+
+
 def check_rule(**rule: float | None) -> tuple[str, float]:
     """The one rule that is given, and its value.
 

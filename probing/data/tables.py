@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from probing.data.bars import hide_bars
 from probing.data.formats import SUFFIXES, NotJson, Row, file_format, parse_file
 from probing.data.portions import Part
 from probing.errors import DataInvalid, UsageError
@@ -201,6 +202,7 @@ def _is_saved_dataset(path: Path) -> bool:
     return any((path / name).exists() for name in names) or next(path.glob("**/*.arrow"), None) is not None
 
 
+@hide_bars()
 def _read_folder(source: str, part: Part) -> Table:
     import datasets
 
@@ -231,6 +233,7 @@ def _choose_split(source: str, loaded: Any, name: str | None) -> Any:
     return loaded
 
 
+@hide_bars()
 def _read_hub(source: str, part: Part) -> Table:
     import datasets
 

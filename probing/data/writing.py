@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from probing.data.bars import hide_bars
 from probing.data.formats import Row
 from probing.data.tables import Table
 from probing.errors import UsageError
@@ -37,7 +38,8 @@ def write_rows(
         UsageError: the format cannot hold these rows.
     """
     if form == "datasets":
-        _as_dataset(table, indices, extra).save_to_disk(str(path))
+        with hide_bars():
+            _as_dataset(table, indices, extra).save_to_disk(str(path))
         return
     if form == table.format == "jsonl" and table.original is not None and not extra:
         content = b"".join(table.original[index] + b"\n" for index in indices)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.data.filters import RULES, check_rule
+from probing.data.filters import RULES, check_rule, find_threshold
 from probing.data.formats import file_format
 from probing.data.tables import Table
 from probing.data.writing import write_rows
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIDE_PREFIX = "probing_"
+PLOTS_SUFFIX = ".plots.html"
+MODELS = ("model", "reference", "policy", "adapter", "steps")
+"""Options of a scoring that name models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,26 +96,48 @@ def run(config: FilterConfig) -> Report:
     check_same_pairs(pairs, facts, ", ".join(config.sources), config.scores)
     kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
     form = _format(config, table)
-    side = _side_path(out)
-    for target in (out, side):
+    side, plots = _side_path(out), _plots_path(out)
+    for target in (out, side, plots):
         remove_leftovers(target.parent, re.escape(target.name))
 
     def check() -> None:
-        _check_targets(config, form, out, side)
+        _check_targets(config, form, out, side, plots)
 
     check()
     fates = {keep: [index for index, kept_here in enumerate(kept) if kept_here == keep] for keep in (True, False)}
     records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
     scored = {row["id"]: row for row in records}
     extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
-    wrote = [out, side] if fates[False] else [out]
-    # Both files are complete under temporary names before either appears. A side file that is not written anew belongs
-    # to the run that is being replaced.
-    with new_together(wrote, form == "datasets", [] if fates[False] else [side], check) as temporaries:
-        for keep, path in zip((True, False), temporaries, strict=False):
+    page = _draw_page(config, frame, dict(zip((pair.id for pair in pairs), kept, strict=True)), used)
+    wrote, drawn = [out, side] if fates[False] else [out], [] if page is None else [plots]
+    # All files are complete under temporary names before any appears. A file that is not written anew belongs to the
+    # run that is being replaced.
+    obsolete = [path for path in (side, plots) if path not in (*wrote, *drawn)]
+    with new_together(wrote, form == "datasets", obsolete, check, drawn) as temporaries:
+        for keep, path in zip((True, False)[: len(wrote)], temporaries, strict=False):
             zipped = out.suffix.lower() == ".gz"
             write_rows(table, fates[keep], path, form, () if keep else extra, zipped)
-    return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
+        if page is not None:
+            temporaries[-1].write_text(page, encoding="utf-8")
+    return _report(frame, [pair.id for pair in pairs], kept, config.by, [*wrote, *drawn])
+
+
+def _draw_page(
+    config: FilterConfig, frame: "pd.DataFrame", kept: Mapping[str, bool], used: Mapping[str, Any]
+) -> str | None:
+    """A page with the distribution of the score; ``used`` are the options of the scoring."""
+    import numpy as np
+
+    from probing.report.figures import describe_run
+    from probing.report.plots import make_filter_page
+
+    scores, mask = frame[config.by].to_numpy(dtype=np.float64), frame["id"].map(kept).to_numpy(dtype=bool)
+    name, value = check_rule(**config.rule)
+    at = value if name in ("below", "above") else find_threshold(scores, mask)
+    mark = None if at is None else (at, f"--{name.replace('_', '-')} {value:g}")
+    # Options in a record are not believed: they are shown.
+    models = {kind: str(used[kind]) for kind in MODELS if used.get(kind)}
+    return make_filter_page(scores, mask, config.by, mark, describe_run("filter", **models, data=config.sources))
 
 
 def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
@@ -141,22 +166,24 @@ def _is_parquet(file: Path) -> bool:
         return opened.read(4) == b"PAR1"
 
 
-def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
+def _check_targets(config: FilterConfig, form: Format, out: Path, *beside: Path) -> None:
     """Raise rather than overwrite: never the input or what is no dataset, and other files only on request."""
     sources = {Path(name).expanduser().resolve() for name in [*config.sources, str(config.scores)]}
-    for target in targets:
+    for target in (out, *beside):
+        folder = form == "datasets" and not target.name.endswith(PLOTS_SUFFIX)
         if sources & {target.resolve(), *target.resolve().parents}:
             raise UsageError(f"{target}: is what is being filtered; choose another --out")
         if os.path.lexists(target) and not config.overwrite:
             raise UsageError(f"{target}: exists already; choose another --out, or replace it with --overwrite")
         if is_special(target):
             raise UsageError(f"{target}: is a device or a pipe, which is not replaced; choose another --out")
-        if target.is_dir() and not (form == "datasets" and (target / "dataset_info.json").is_file()):
+        if target.is_dir() and not (folder and (target / "dataset_info.json").is_file()):
             raise UsageError(f"{target}: is a folder, and no saved dataset; choose another --out")
-        if form == "datasets" and target.is_file():
+        if folder and target.is_file():
             raise UsageError(f"{target}: is a file, where a dataset would be saved as a folder; choose another --out")
-    if targets[1].is_symlink():
-        raise UsageError(f"{targets[1]}: is a link, and no file that was named is replaced through it; remove it")
+    for target in beside:
+        if target.is_symlink():
+            raise UsageError(f"{target}: is a link, and no file that was named is replaced through it; remove it")
 
 
 def _format(config: FilterConfig, table: Table) -> Format:
@@ -171,6 +198,11 @@ def _side_path(out: Path) -> Path:
     """``kept.jsonl.gz`` -> ``kept.dropped.jsonl.gz``."""
     stem, dot, suffixes = out.name.partition(".") if not out.name.startswith(".") else (out.name, "", "")
     return out.with_name(f"{stem}.dropped{dot}{suffixes}")
+
+
+def _plots_path(out: Path) -> Path:
+    """``kept.jsonl.gz`` -> ``kept.jsonl.gz.plots.html``, so that outputs of several formats have one each."""
+    return out.with_name(f"{out.name}{PLOTS_SUFFIX}")
 
 
 def _side_columns(scores: Mapping[Any, Any]) -> dict[str, Any]:

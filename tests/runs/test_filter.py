@@ -213,7 +213,8 @@ def test_when_the_disk_fills_up_neither_file_is_left(config, tmp_path, monkeypat
 def test_what_a_killed_filter_left_is_removed(config, tmp_path):
     (tmp_path / ".kept.jsonl.123.partial").write_text("half")
     filtering.run(config())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.dropped.jsonl", "kept.jsonl"]
+    names = ["kept.dropped.jsonl", "kept.jsonl", "kept.jsonl.plots.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_the_input_is_never_the_output(config, scored):
@@ -240,8 +241,9 @@ def test_when_nothing_is_dropped_there_is_no_side_file(config, tmp_path):
     filtering.run(config(bad="keep"))
     assert (tmp_path / "kept.dropped.jsonl").exists()
     report = filtering.run(config(bad="keep", keep_lowest=1, overwrite=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
-    assert report.facts["wrote"] == [str(tmp_path / "kept.jsonl")]
+    names = ["kept.jsonl", "kept.jsonl.plots.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert report.facts["wrote"] == [str(tmp_path / name) for name in names]
 
 
 def test_a_link_stays_a_link(config, tmp_path):
@@ -406,10 +408,60 @@ def test_a_killed_filter_into_datasets_does_not_block_the_next(config, tmp_path)
     (tmp_path / ".kept.99.partial").mkdir()
     (tmp_path / ".kept.99.partial" / "data.arrow").write_text("half")
     filtering.run(config(out=tmp_path / "kept", format="datasets"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "kept.dropped"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "kept.dropped", "kept.plots.html"]
 
 
 @pytest.mark.parametrize("out", ["", ".", "/", "..", "a\0b", "a\ud800b", "~nobody-of-this-name/a"])
 def test_outputs_that_cannot_be(config, out):
     with pytest.raises(UsageError, match="--out"):
         config(out=out)
+
+
+def page_of(path):
+    """The traces, the layout and the whole text of the only figure of a page."""
+    text = path.read_text()
+    own = text[text.rindex("Plotly.newPlot(") :]
+    data, end = json.JSONDecoder().raw_decode(own, own.index("[{"))
+    layout, _ = json.JSONDecoder().raw_decode(own, own.index("{", end))
+    return data, layout
+
+
+def test_the_picture_shows_what_was_kept_and_dropped(config, scored, tmp_path):
+    report = filtering.run(config())
+    plots = tmp_path / "kept.jsonl.plots.html"
+    assert report.facts["wrote"][-1] == str(plots)
+    (kept, dropped), layout = page_of(plots)
+    assert (sum(kept["y"]), sum(dropped["y"])) == (5, 5)
+    scores = pd.read_parquet(scored / "scores" / "scores.parquet")["ches_normalized"].dropna().sort_values().tolist()
+    assert layout["shapes"][0]["x0"] == pytest.approx((scores[4] + scores[5]) / 2)
+    assert layout["annotations"][0]["text"] == "--keep-lowest 0.5"
+    title = layout["title"]["text"]
+    assert "Pairs that were kept and dropped by ches_normalized; 1 pairs have no score" in title
+    assert "probing filter: model " in title
+    assert "pairs.jsonl" in title
+    filtering.run(config(keep_lowest=None, below=0.123, overwrite=True))
+    assert page_of(plots)[1]["shapes"][0]["x0"] == 0.123
+
+
+def test_a_picture_of_another_run_does_not_stand_beside_the_kept_rows(config, tmp_path, monkeypatch):
+    plots = tmp_path / "kept.jsonl.plots.html"
+    plots.write_text("somebody's")
+    with pytest.raises(UsageError, match=r"plots\.html: exists already"):
+        filtering.run(config())
+    assert [path.name for path in tmp_path.iterdir()] == [plots.name]
+    monkeypatch.setattr("probing.report.plots.is_plotly_here", lambda: False)
+    filtering.run(config(overwrite=True))
+    assert not plots.exists()
+    plots.symlink_to(tmp_path / "other")
+    with pytest.raises(UsageError, match="is a link"):
+        filtering.run(config(overwrite=True))
+    plots.unlink()
+    plots.mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        filtering.run(config(overwrite=True))
+
+
+def test_a_picture_beside_a_dataset_is_a_file(config, tmp_path):
+    for _ in range(2):
+        filtering.run(config(out=tmp_path / "kept", format="datasets", overwrite=True))
+        assert (tmp_path / "kept.plots.html").is_file()

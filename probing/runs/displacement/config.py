@@ -11,6 +11,7 @@ PAIRS_FILE = "displacement.parquet"
 TOKENS_FILE = "tokens.parquet"
 COURSE_FILE = "course.parquet"
 COURSE_PLOT = "course.html"
+PLOTS_FILE = "plots.html"
 PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
@@ -18,7 +19,8 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 class DisplacementConfig(PairOptions):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
-    Writes displacement.parquet, tokens.parquet and run.json; with --steps course.parquet and course.html too.
+    Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html
+    too.
 
     Args:
         reference: folder or hub id of the model before training, or "bundled".

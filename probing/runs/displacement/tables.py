@@ -20,7 +20,7 @@ from probing.runs.displacement.data import Inputs
 from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals, note_one_token
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
 from probing.statistics.correlation import spearman
-from probing.statistics.intervals import FEW
+from probing.statistics.intervals import FEW, student_interval
 from probing.types import Estimate
 
 LISTED_PAIRS = 5
@@ -220,6 +220,33 @@ def _average_course(course: pd.DataFrame) -> pd.DataFrame:
                 "ranking accuracy": (part["chosen_logprob"] >= part["rejected_logprob"]).mean(),
             }
         )
+    return pd.DataFrame(rows)
+
+
+def average_changes(course: pd.DataFrame, units: Mapping[str, int]) -> pd.DataFrame:
+    """Changes against step 0, averaged over pairs: one row a step and measure, for ``plots.draw_course``.
+
+    The interval of each mean is Student's over groups of pairs, which needs one pass where a bootstrap would need a
+    thousand for each step.
+
+    Args:
+        course: one row a step and pair.
+        units: group of each pair, by its id.
+    """
+    sides = {
+        side: course.pivot(index="step", columns="id", values=f"{side}_logprob").sort_index()
+        for side in ("chosen", "rejected")
+    }
+    changes = {side: (table - table.iloc[0]) if len(table) else table for side, table in sides.items()}
+    changes["margin"] = changes["chosen"] - changes["rejected"]
+    rows = []
+    for measure, table in changes.items():
+        groups = np.array([units[identity] for identity in table.columns])
+        for step, values in zip(table.index, table.to_numpy(), strict=True):
+            low, high = student_interval(values, groups)
+            quarter, three_quarters = np.quantile(values, [0.25, 0.75]).tolist()
+            row = {"step": int(step), "measure": measure, "mean": float(values.mean()), "low": low, "high": high}
+            rows.append(row | {"quarter": quarter, "three_quarters": three_quarters, "pairs": len(values)})
     return pd.DataFrame(rows)
 
 

@@ -6,13 +6,16 @@ from probing.instruments.columns import split_columns
 from probing.runs.common.options import HubOptions, PairOptions, option
 
 SCORES_FILE = "scores.parquet"
+PLOTS_FILE = "plots.html"
+SUGGESTED_DROP = 0.2
+"""Share of the pairs that the command suggested after a scoring leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(PairOptions, HubOptions):
     """Score every pair of a preference dataset by CHES and its relatives.
 
-    Writes scores.parquet and run.json.
+    Writes scores.parquet, plots.html and run.json.
 
     Args:
         model: folder or hub id of a causal language model, or "bundled" for the small one in this package.

@@ -28,12 +28,14 @@ from probing.runs.common.record import (
     clear,
     content_of,
     finish,
+    hash_files,
     model_facts,
     note_rendered,
     rendered_pairs,
     report_of,
 )
-from probing.runs.score.config import SCORES_FILE, ScoreConfig
+from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
+from probing.runs.score.files import write_plots
 from probing.runs.score.tables import BY, score_tables
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
@@ -69,7 +71,9 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         join_shards(data.with_places(shards), folder.path / SCORES_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
-        finish(folder, config, facts, {HASH: file_sha256(folder.path / SCORES_FILE)}, began)
+        plots = write_plots(folder, config, pd.read_parquet(folder.path / SCORES_FILE))
+        hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, plots)}
+        finish(folder, config, facts, hashes, began)
     clear(folder.shards)
     return read_report(folder, pairs)
 
@@ -121,16 +125,18 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     """The tables of a finished run.
 
     Raises:
-        StoreCorrupt: the scores of the run are missing or changed.
+        StoreCorrupt: a file of the run is missing or changed.
         SourceMismatch: the scores are of rows with other ids.
     """
     facts, path = folder.facts(), folder.path / SCORES_FILE
-    check_files(folder, {SCORES_FILE: facts[HASH]})
+    # Folders of earlier versions have no plots.
+    plots = facts.get("sha256", {})
+    check_files(folder, {SCORES_FILE: facts[HASH], **plots})
     frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     check_ids(path, frame["id"].tolist(), pairs)
     refuse_if_none(facts, "no pair could be scored", path)
     shown = {**facts, "next": suggest_next(folder.path, facts)} if BY in frame else facts
-    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, RUN_FILE])
+    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, *plots, RUN_FILE])
 
 
 def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
@@ -140,7 +146,7 @@ def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
     sources = data if isinstance(data, list) else [data]
     show = ["probing", "show", str(out), "--highest", "20"]
     given = [part for source in sources for part in ("--data", str(source))]
-    drop = ["--by", BY, "--drop-highest", "0.2", "--out", "kept.jsonl"]
+    drop = ["--by", BY, "--drop-highest", f"{SUGGESTED_DROP:g}", "--out", "kept.jsonl"]
     keep = ["probing", "filter", *given, "--scores", str(out), *drop]
     # Lines of standard input cannot be read once more.
     known = all(isinstance(source, str) and source != "-" for source in sources)

@@ -173,8 +173,8 @@ def test_all_files_say_the_same(done):
     assert shown.groupby("model")["chosen"].sum().eq(3).all()
     assert shown.groupby("model")["weight"].sum().to_numpy() == pytest.approx(1)
     page = (folder / "plots.html").read_text()
-    assert "silhouette, by place" in page
-    assert "silhouette by category, other" in page
+    assert "Silhouette, by place" in page
+    assert "Silhouette by category and place, other" in page
     assert "principal components (a picture; no number is made from it)" in page
     assert "t-SNE" not in page
 
