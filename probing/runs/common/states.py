@@ -13,8 +13,9 @@ from probing.data.contents import content_of_row
 from probing.data.places import expand_places
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
 from probing.models.devices import free_memory
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel
 from probing.runs.common.groups import text_units
+from probing.runs.common.models import load_model
 from probing.runs.common.options import DEFAULT_PLACES, OneModelOptions
 from probing.runs.common.record import RENDERED, find_changed_templates
 from probing.store.activations import ActivationStore, open_store, row_problems
@@ -31,7 +32,7 @@ def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
         return open_states(config.store)
     # The options were checked: either a model or a store is given.
     assert config.model is not None
-    return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    return load_model(config.model, config, config.revision)
 
 
 def open_states(path: Path | str) -> ActivationStore:
