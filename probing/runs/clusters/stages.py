@@ -20,6 +20,7 @@ from probing.runs.clusters.files import write_everything
 from probing.runs.clusters.parts import Material, make_part
 from probing.runs.clusters.rows import choose_rows
 from probing.runs.common.groups import name_folds, values_to_split
+from probing.runs.common.inputs import STATES
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import (
@@ -31,7 +32,7 @@ from probing.runs.common.record import (
     hash_files,
     read_finished_report,
 )
-from probing.runs.common.states import STATES, Prompts, check_same_request, join_states, open_states
+from probing.runs.common.states import Prompts, check_same_request, join_states, open_states
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Report

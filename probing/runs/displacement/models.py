@@ -9,7 +9,7 @@ from typing import Any
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, ProbingError, UsageError
 from probing.instruments.pair_changes import check_same_vocabulary
-from probing.models.adapters import base_of, is_adapter
+from probing.models.checkpoints import base_of, is_adapter
 from probing.models.hashes import find_weight_files
 from probing.models.load import LanguageModel
 from probing.runs.common.held import InMemory
@@ -17,7 +17,7 @@ from probing.runs.common.models import load_model
 from probing.runs.common.record import dtype_name
 from probing.runs.displacement.config import DisplacementConfig
 from probing.store.files import file_sha256
-from probing.tokens.tokenizers import brings_tokenizer
+from probing.tokens.tokenizer_files import brings_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,7 @@ CHECKPOINT_FILES = (
 
 
 def load_reference(config: DisplacementConfig) -> LanguageModel:
-    """The model before training, with its adapter if one makes it.
-
-    Raises:
-        UsageError: an adapter was given as the reference and another one to put onto it.
-    """
-    if config.reference_adapter is not None and is_adapter(config.reference):
-        raise UsageError(f"{config.reference}: is an adapter itself; give the model, and one adapter for the reference")
+    """The model before training, with its adapter if one makes it."""
     base = load_model(config.reference, config, config.reference_revision)
     return base if config.reference_adapter is None else base.adapted(config.reference_adapter)
 
