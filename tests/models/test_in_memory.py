@@ -22,7 +22,7 @@ import probing
 from probing import Capture, LanguageModel, capture, load, score_pairs
 from probing.engine import modes
 from probing.errors import ModelInvalid
-from probing.models import layers, proofs
+from probing.models import layers, proofs, stack
 
 # Of torch.compile and PEFT among themselves.
 pytestmark = [
@@ -134,7 +134,7 @@ def trials(monkeypatch):
     made = []
     for module, name in (
         (layers, "_try_blocks"),
-        (layers, "find_writes"),
+        (stack, "find_writes"),
         (layers, "_judge_head"),
         (modes, "_judge_mode"),
     ):
