@@ -45,6 +45,7 @@ from probing.runs.ccs import ccs as ccs
 from probing.runs.clusters import clusters as clusters
 from probing.runs.displacement import displacement as displacement
 from probing.runs.probe import probe as probe
+from probing.runs.score import score as score
 from probing.store.activations import open_store as open_store
 from probing.store.probes import SavedProbes as SavedProbes
 from probing.store.probes import open_probes as open_probes

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from probing.data.bars import hide_bars
 from probing.data.formats import SUFFIXES, NotJson, Row, file_format, parse_file
+from probing.data.hub import find_hub_problem
 from probing.data.portions import Part
 from probing.errors import DataInvalid, UsageError
 from probing.types import Format
@@ -237,6 +238,10 @@ def _choose_split(source: str, loaded: Any, name: str | None) -> Any:
 def _read_hub(source: str, part: Part) -> Table:
     import datasets
 
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")
+    problem = None if Path(source).is_dir() or cached.exists() else find_hub_problem()
+    if problem is not None:
+        raise DataInvalid(f"{source}: no such file or folder, not in the cache of the datasets library, and {problem}")
     try:
         split = part.split_name or _only_split(source, part)
         loaded = datasets.load_dataset(source, part.subset, split=split, revision=part.revision)

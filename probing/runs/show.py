@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import UsageError
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.held import NOT_FILES
 from probing.runs.common.options import MOST_ROWS, Options, PairDataOptions, option
 from probing.runs.common.scored import check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.displacement.config import PAIRS_FILE
@@ -108,8 +109,8 @@ def _read_data(config: ShowConfig, facts: Mapping[str, Any], folder: Path) -> li
     data = config.data or used.get("data")
     if not data:
         raise UsageError(f"{folder}: its record names no dataset; name it with --data")
-    if data == "-":
-        raise UsageError(f"{folder}: its rows came from standard input; name a file that holds them with --data")
+    if isinstance(data, str) and data in NOT_FILES:
+        raise UsageError(f"{folder}: its rows came from {NOT_FILES[data]}; name a file that holds them with --data")
     reading = PairDataOptions(data=data, out=folder, **recorded_reading(used))
     _, pairs = read_pairs(reading)
     check_same_pairs(pairs, facts, ", ".join(reading.sources), folder)

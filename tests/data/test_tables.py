@@ -306,7 +306,7 @@ def test_bad_files_are_named_with_the_line(tmp_path, case):
 
 def test_an_unknown_hub_id_is_explained():
     with pytest.raises(
-        DataInvalid, match=r"nobody/nothing: neither a file or dataset folder here nor a dataset of the hub"
+        DataInvalid, match=r"nobody/nothing: no such file or folder, not in the cache of the datasets library, and"
     ):
         read_table("nobody/nothing")
 

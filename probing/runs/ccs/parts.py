@@ -16,15 +16,13 @@ from probing.probes.closed_form import STEPS
 from probing.probes.contrast import fit_layer
 from probing.probes.contrast_states import ContrastOptions, Rows, have_same_states
 from probing.runs.ccs.config import CCSConfig
+from probing.runs.ccs.data import NAMES
 from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
 from probing.runs.common.groups import folds_of
 from probing.runs.common.parts import Arrays
 from probing.runs.common.states import check_memory, choose_places
 from probing.statistics.folds import LEAST_FOLDS, Splits
 from probing.types import ContrastPair, Problem
-
-NAMES = ("pairs", "text")
-
 
 log = logging.getLogger(__name__)
 

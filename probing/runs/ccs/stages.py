@@ -14,11 +14,10 @@ from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
 from probing.runs.ccs.config import SUMMARY_FILE, CCSConfig
 from probing.runs.ccs.files import gather_facts, write_files
-from probing.runs.ccs.parts import NAMES, count_places_at_once, gather_material, train_place, training_options
+from probing.runs.ccs.parts import count_places_at_once, gather_material, train_place, training_options
 from probing.runs.ccs.results import judge
 from probing.runs.ccs.states import Variants, read_forms
 from probing.runs.ccs.tables import make_tables
-from probing.runs.common.groups import folds_of
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
 from probing.runs.common.states import open_source
@@ -44,8 +43,6 @@ def probe_into(
     begin_run(folder, config, _identify_content(pairs, split_values, source), [device])
     if not folder.finished:
         groups = text_groups(pairs)
-        # Too few groups are reported before anything is captured.
-        folds_of(config, groups, split_values, *NAMES)
         variants = Variants.of(config, pairs, groups)
         forms = read_forms(folder.path, config, table, pairs, variants, source)
         material, problems = gather_material(config, pairs, groups, split_values, forms, variants)

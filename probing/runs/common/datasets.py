@@ -9,11 +9,13 @@ from typing import Literal
 
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.columns import ColumnResolver
+from probing.data.memory import take_part
 from probing.data.pairs import leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.tables import Table, join_tables, read_table
 from probing.errors import DataInvalid, UsageError
+from probing.runs.common.held import InMemory
 from probing.runs.common.options import TEXT, DatasetOptions, LabelledOptions, PairDataOptions, TextOptions
 from probing.types import LabelledPrompt, PreferencePair
 
@@ -35,7 +37,13 @@ def read_each(sources: Sequence[str], part: Part, bundled: Literal["pairs", "pro
     part = part if len(sources) == 1 else replace(part, limit=None, sample=None)
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once")
-    return [read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part) for source in sources]
+    return [_read_source(source, part, bundled) for source in sources]
+
+
+def _read_source(source: str, part: Part, bundled: Literal["pairs", "prompts", "statements"]) -> Table:
+    if isinstance(source, InMemory):
+        return take_part(source.held, part)
+    return read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part)
 
 
 def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:

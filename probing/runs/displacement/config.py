@@ -43,8 +43,8 @@ class DisplacementConfig(PairOptions):
         policy_revision: branch, tag or commit of a policy from the hub.
     """
 
-    reference: str = option(identity=False)
-    policy: str | None = option(None, identity=False)
+    reference: str = option(identity=False, holds="model")
+    policy: str | None = option(None, identity=False, holds="model")
     adapter: str | None = option(None, identity=False)
     reference_adapter: str | None = option(None, identity=False)
     steps: Path | None = option(None, identity=False)

@@ -12,8 +12,9 @@ from probing.errors import DataInvalid
 from probing.models.load import LanguageModel
 from probing.probes.prompts import LabelledRows
 from probing.runs.capture.within import capture_states
-from probing.runs.common.groups import folds_of, text_key, text_units
-from probing.runs.common.states import STATES, Prompts, check_same_request, choose_places, join_states, open_states
+from probing.runs.common.groups import folds_of, text_key
+from probing.runs.common.inputs import STATES
+from probing.runs.common.states import Prompts, check_same_request, choose_places, join_states, open_states
 from probing.runs.probe.config import FRESH_STATES, ProbeConfig
 from probing.statistics.folds import Splits
 from probing.store.activations import ActivationStore
@@ -79,13 +80,6 @@ def gather_material(
     rows = _assign_folds(config, seen, data[1], values)
     places, skipped = _find_places(config, seen)
     return Material(config, positive=positive, seen=seen, fresh=others, rows=rows, places=places, skipped=skipped)
-
-
-def check_groups(config: ProbeConfig, prompts: Sequence[LabelledPrompt], values: Sequence[str] | None) -> None:
-    """Raise ``DataInvalid`` for too few groups before anything is captured."""
-    labelled = [at for at, prompt in enumerate(prompts) if prompt.label is not None]
-    units = text_units([prompts[at] for at in labelled])
-    folds_of(config, units, None if values is None else [values[at] for at in labelled], "rows", "text")
 
 
 def _read_prompts(

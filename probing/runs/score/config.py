@@ -24,7 +24,7 @@ class ScoreConfig(PairOptions, HubOptions):
             cost more and must be named.
     """
 
-    model: str = option(identity=False)
+    model: str = option(identity=False, holds="model")
     columns: str | None = None
 
     def __post_init__(self) -> None:

@@ -17,8 +17,10 @@ from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel
 from probing.runs.common.budget import KeptBudget
+from probing.runs.common.held import NOT_FILES
+from probing.runs.common.models import load_model
 from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
@@ -58,7 +60,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         DataInvalid, NotFinite: not one pair could be scored.
     """
     began = time.monotonic()
-    model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    model = load_model(config.model, config, config.revision)
     made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
     rendered = rendered_pairs(pairs, model=model)
     begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
@@ -148,6 +150,5 @@ def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
     given = [part for source in sources for part in ("--data", str(source))]
     drop = ["--by", BY, "--drop-highest", f"{SUGGESTED_DROP:g}", "--out", "kept.jsonl"]
     keep = ["probing", "filter", *given, "--scores", str(out), *drop]
-    # Lines of standard input cannot be read once more.
-    known = all(isinstance(source, str) and source != "-" for source in sources)
+    known = all(isinstance(source, str) and source not in NOT_FILES for source in sources)
     return [shlex.join(command) for command in ([show, keep] if known else [])]

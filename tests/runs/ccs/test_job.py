@@ -19,6 +19,7 @@ from probing.runs import ccs
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.ccs import parts, stages
 from probing.runs.ccs.config import CCSConfig
+from probing.runs.common import models as common_models
 from probing.runs.common import states as common_states
 from probing.store.probes import open_probes
 
@@ -182,7 +183,7 @@ def test_the_saved_probes_are_right_about_what_they_saw(done):
 
 
 def test_a_store_gives_the_same_as_the_model(done, config, tmp_path, data, monkeypatch):
-    monkeypatch.setattr(common_states, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(common_models, "load", lambda *_: 1 / 0)
     ccs.run(config(store=done[0] / "states"))
     assert content(tmp_path / "out") == content(done[0]) | {
         "probes.safetensors": (tmp_path / "out" / "probes.safetensors").read_bytes()  # says how the states were read

@@ -773,7 +773,7 @@ def test_one_model_is_not_compared_with_itself(model_folder, data, tmp_path, pro
 def test_neither_a_model_nor_a_store(data, tmp_path, probing):
     check_refused(probing, tmp_path / "out", "give one of --model and --store", "--data", data)
     store = ["--data", data, "--store", tmp_path / "none"]
-    check_refused(probing, tmp_path / "out", "holds no manifest.json", *store)
+    check_refused(probing, tmp_path / "out", "no such folder", *store)
     check_refused(probing, tmp_path / "out", "one for each store", *store, "--control", data)
     check_refused(probing, tmp_path / "out", "leave out --pooling", *store, "--pooling", "mean")
 
