@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probing.errors import DataInvalid
+from probing.errors import DataInvalid, UsageError
 from probing.store.plain_json import parse_json
 from probing.types import Format
 
@@ -29,13 +29,42 @@ SUFFIXES: Mapping[str, Format] = {
     ".parquet": "parquet",
 }
 
+FOREIGN = frozenset(".xlsx .xls .ods .tsv .arrow .feather .orc .avro .pkl .npy .npz .sqlite .zip .bz2 .xz .zst".split())
+"""Endings that name a format which is not written here."""
+
 
 def file_format(path: Path) -> Format | None:
     """The format that a file's name stands for, looking past ``.gz``; None if it names none."""
+    return SUFFIXES.get(_ending(path))
+
+
+def check_ending(path: Path, form: Format | None) -> None:
+    """Raise if the name of a file that is to be written stands for another format than the one it will have.
+
+    Args:
+        path: the file, or the folder of a dataset.
+        form: the format that was asked for; None where the name chooses it.
+
+    Raises:
+        UsageError: the name stands for another format, or for one that is not written.
+    """
+    ending, named = _ending(path), file_format(path)
+    # Files called .json often hold one object a line.
+    contradicts = form is not None and named not in (None, form) and (named, form) != ("json", "jsonl")
+    if ending in FOREIGN or contradicts or (form == "datasets" and path.suffix.lower() == ".gz"):
+        said = f"the format is {form}" if form is not None and ending not in FOREIGN else "that format is not written"
+        raise UsageError(
+            f"{path}: the name ends in {ending if ending in FOREIGN else path.suffix}, but {said}; choose an --out "
+            f"that ends in {', '.join(SUFFIXES)} (each may be followed by .gz), or in nothing that names a format"
+        )
+
+
+def _ending(path: Path) -> str:
+    """The last ending of a name, looking past ``.gz``; empty where there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+    return suffixes[-1] if suffixes else ""
 
 
 def parse_file(stored: bytes, path: Path, kind: Format) -> tuple[Format, Parsed]:

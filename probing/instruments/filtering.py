@@ -9,7 +9,7 @@ from probing.data.filters import RULES, check_rule, make_keep_mask
 from probing.data.pair_columns import PairColumns
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch, UsageError
-from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 
 Bad = Literal["keep", "drop", "fail"]
+NO_SCORES = ("id", "row", *TOKEN_COLUMNS)
+"""Columns of numbers in a table of scores that say where a pair is and how long, not how it scores."""
 
 
 def filter_pairs(
@@ -118,9 +120,9 @@ def choose_kept(
 
 
 def _column(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> dict[str, float]:
-    numeric = [name for name in frame.select_dtypes("number").columns]
-    if by not in numeric:
-        raise UsageError(f"there is no score column '{by}'; there are {', '.join(numeric)}")
+    known = [name for name in frame.select_dtypes("number").columns if name not in NO_SCORES]
+    if by not in known:
+        raise UsageError(f"there is no score column '{by}'; there are {', '.join(known)}")
     if frame["id"].duplicated().any():
         raise SourceMismatch(f"the scores hold the id '{frame['id'][frame['id'].duplicated()].iloc[0]}' twice")
     scores = dict(zip(frame["id"], frame[by], strict=True))

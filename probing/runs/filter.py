@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.data.filters import RULES, check_rule
-from probing.data.formats import file_format
+from probing.data.formats import check_ending, file_format
 from probing.data.tables import Table
 from probing.data.writing import write_rows
 from probing.errors import UsageError
@@ -86,6 +86,7 @@ def run(config: FilterConfig) -> Report:
     """
     warn_of_direction(config.by, check_rule(**config.rule)[0])
     check_output_name(Path(config.out))
+    check_ending(Path(config.out), config.format)
     out = Path(config.out).expanduser()
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})

@@ -272,7 +272,14 @@ def test_a_score_that_is_missing_though_the_status_is_ok():
 
 
 BAD_REQUESTS = {
-    "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are prompt_tokens, .*ches_normalized"),
+    "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are ches, ches_normalized, "),
+    "place": ({"by": "row"}, UsageError, r"no score column 'row'; there are ches, "),
+    "length": ({"by": "prompt_tokens"}, UsageError, r"no score column 'prompt_tokens'; there are ches, "),
+    "spreadsheet": ({"out": "kept.xlsx"}, UsageError, r"the name ends in \.xlsx, but that format is not written"),
+    "other format": ({"out": "kept.xlsx.gz", "format": "csv"}, UsageError, r"ends in \.xlsx, but that format is not"),
+    "contradiction": ({"out": "kept.csv", "format": "parquet"}, UsageError, r"in \.csv, but the format is parquet"),
+    "no lines": ({"out": "kept.jsonl", "format": "json"}, UsageError, r"in \.jsonl, but the format is json"),
+    "zipped folder": ({"out": "kept.gz", "format": "datasets"}, UsageError, r"in \.gz, but the format is datasets"),
     "text column": ({"by": "status"}, UsageError, r"no score column 'status'"),
     "nothing kept": ({"keep_lowest": None, "below": -1e9}, UsageError, "no pair of 11 would be kept"),
     "no scores": ({"scores": "missing"}, UsageError, "give the output folder of 'probing score'"),
@@ -282,6 +289,7 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_requests_that_cannot_be_met(config, tmp_path, case):
     changes, error, message = BAD_REQUESTS[case]
+    changes = {name: tmp_path / value if name == "out" else value for name, value in changes.items()}
     with pytest.raises(error, match=message):
         filtering.run(config(**changes))
     assert not list(tmp_path.iterdir())
@@ -292,6 +300,13 @@ def test_a_file_beside_the_scores_is_no_table_of_scores(config, tmp_path):
     record.write_text("{}")
     with pytest.raises(UsageError, match=r"run\.json: is no Parquet file; give the output folder"):
         filtering.run(config(scores=record))
+
+
+def test_the_same_file_twice_is_refused_by_name(config, scored, tmp_path):
+    (tmp_path / "link.jsonl").symlink_to(scored / "pairs.jsonl")
+    for other in (scored / "pairs.jsonl", tmp_path / "link.jsonl"):
+        with pytest.raises(UsageError, match=r"pairs\.jsonl: is given twice"):
+            filtering.run(config(data=[str(scored / "pairs.jsonl"), str(other)]))
 
 
 def test_two_rules_or_none(config):

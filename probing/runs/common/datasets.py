@@ -1,6 +1,7 @@
 """The dataset that an option names, as typed rows."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,10 +32,18 @@ def read_sources(config: DatasetOptions, bundled: Literal["pairs", "prompts", "s
 
 
 def read_each(sources: Sequence[str], part: Part, bundled: Literal["pairs", "prompts", "statements"]) -> list[Table]:
-    """A table for each source; limit and sample are applied only where there is a single one."""
+    """A table for each source; limit and sample are applied only where there is a single one.
+
+    Raises:
+        UsageError: a source is given twice, so that its rows would count twice.
+    """
     part = part if len(sources) == 1 else replace(part, limit=None, sample=None)
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once")
+    paths = [os.path.realpath(os.path.expanduser(source)) for source in sources]
+    twice = next((source for source, path in zip(sources, paths, strict=True) if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice}: is given twice, so that its rows would count twice; leave one out")
     return [read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part) for source in sources]
 
 
