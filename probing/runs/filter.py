@@ -1,21 +1,26 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from probing.data.filters import RULES, check_rule
 from probing.data.formats import check_ending, file_format
-from probing.data.tables import Table
+from probing.data.lazy import make_in_blocks
+from probing.data.tables import Row, Table
 from probing.data.writing import write_rows
 from probing.errors import UsageError
-from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
-from probing.runs.common.datasets import read_pairs
+from probing.instruments.filtering import Bad, choose_kept, find_scores, warn_of_direction
+from probing.runs.common.datasets import read_pair_ids
 from probing.runs.common.options import PairDataOptions
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.score.config import SCORES_FILE
@@ -87,12 +92,18 @@ def run(config: FilterConfig) -> Report:
     warn_of_direction(config.by, check_rule(**config.rule)[0])
     check_output_name(Path(config.out))
     check_ending(Path(config.out), config.format)
-    out = Path(config.out).expanduser()
     frame, facts = _read_scores(Path(config.scores).expanduser())
-    used = facts.get("config", {})
-    table, pairs = read_pairs(_as_scored(config, used))
-    check_same_pairs(pairs, facts, ", ".join(config.sources), config.scores)
-    kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
+    with contextlib.ExitStack() as held:
+        table, ids, sha256 = read_pair_ids(_as_scored(config, facts.get("config", {})), held)
+        check_same_pairs(sha256, facts, ", ".join(config.sources), config.scores)
+        kept = choose_kept(ids, frame, config.by, config.bad, config.rule, table)
+        wrote = _write(config, table, kept, _list_side_columns(ids, kept, frame, config.by))
+    return _report(frame, ids, kept, config.by, wrote)
+
+
+def _write(config: FilterConfig, table: Table, kept: Sequence[bool], extra: Sequence[Row]) -> list[Path]:
+    """Write the rows that are kept, and the dropped ones with their scores; answers with the paths."""
+    out = Path(config.out).expanduser()
     form = _format(config, table)
     side = _side_path(out)
     for target in (out, side):
@@ -102,10 +113,7 @@ def run(config: FilterConfig) -> Report:
         _check_targets(config, form, out, side)
 
     check()
-    fates = {keep: [index for index, kept_here in enumerate(kept) if kept_here == keep] for keep in (True, False)}
-    records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
-    scored = {row["id"]: row for row in records}
-    extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
+    fates = {keep: array("q", (at for at, known in enumerate(kept) if known == keep)) for keep in (True, False)}
     wrote = [out, side] if fates[False] else [out]
     # Both files are complete under temporary names before either appears. A side file that is not written anew belongs
     # to the run that is being replaced.
@@ -113,7 +121,7 @@ def run(config: FilterConfig) -> Report:
         for keep, path in zip((True, False), temporaries, strict=False):
             zipped = out.suffix.lower() == ".gz"
             write_rows(table, fates[keep], path, form, () if keep else extra, zipped)
-    return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
+    return wrote
 
 
 def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
@@ -174,9 +182,18 @@ def _side_path(out: Path) -> Path:
     return out.with_name(f"{stem}.dropped{dot}{suffixes}")
 
 
-def _side_columns(scores: Mapping[Any, Any]) -> dict[str, Any]:
-    """The scores of one row under names that no dataset uses, NaN as None."""
-    return {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in scores.items()}
+def _list_side_columns(ids: Sequence[str], kept: Sequence[bool], frame: "pd.DataFrame", by: str) -> Sequence[Row]:
+    """The scores of every dropped row under names that no dataset uses, NaN as None."""
+    dropped = find_scores(ids, frame, by)[~np.array(kept)]
+
+    def make(start: int, stop: int) -> list[Row]:
+        records = frame.iloc[dropped[start:stop]].to_dict("records")
+        return [
+            {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in row.items()}
+            for row in records
+        ]
+
+    return make_in_blocks(len(dropped), make)
 
 
 def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by: str, wrote: Sequence[Path]) -> Report:

@@ -4,13 +4,14 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.columns import ColumnResolver
-from probing.data.pairs import leave_out_ties, pairs_from_table
+from probing.data.pairs import identify_pairs, leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.tables import Table, join_tables, read_table
@@ -21,17 +22,25 @@ from probing.types import LabelledPrompt, PreferencePair
 LABEL = "label"
 
 
-def read_sources(config: DatasetOptions, bundled: Literal["pairs", "prompts", "statements"]) -> Table:
+def read_sources(
+    config: DatasetOptions, bundled: Literal["pairs", "prompts", "statements"], held: ExitStack | None = None
+) -> Table:
     """The part of the dataset that is asked for, of several files together.
 
     Args:
         config: a job's options of the dataset.
         bundled: the bundled file that "bundled" stands for.
+        held: keeps files open whose rows are read when they are asked for, as in ``read_table``.
     """
-    return join_tables(read_each(config.sources, config.part, bundled), config.part)
+    return join_tables(read_each(config.sources, config.part, bundled, held), config.part)
 
 
-def read_each(sources: Sequence[str], part: Part, bundled: Literal["pairs", "prompts", "statements"]) -> list[Table]:
+def read_each(
+    sources: Sequence[str],
+    part: Part,
+    bundled: Literal["pairs", "prompts", "statements"],
+    held: ExitStack | None = None,
+) -> list[Table]:
     """A table for each source; limit and sample are applied only where there is a single one.
 
     Raises:
@@ -44,13 +53,20 @@ def read_each(sources: Sequence[str], part: Part, bundled: Literal["pairs", "pro
     twice = next((source for source, path in zip(sources, paths, strict=True) if paths.count(path) > 1), None)
     if twice is not None:
         raise UsageError(f"{twice}: is given twice, so that its rows would count twice; leave one out")
-    return [read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part) for source in sources]
+    named = [str(bundled_data(bundled)) if source == BUNDLED else source for source in sources]
+    return [read_table(source, part=part, held=held) for source in named]
 
 
 def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:
     """The dataset as a table, and its rows as pairs; ties are left out of both."""
     table = leave_out_ties(read_sources(config, "pairs"), config.pair_columns)
     return table, pairs_from_table(table, config.id_column, config.pair_columns)
+
+
+def read_pair_ids(config: PairDataOptions, held: ExitStack) -> tuple[Table, list[str], str]:
+    """The dataset as a table whose rows stay in their files, without ties; the ids of its pairs, and their hash."""
+    table = leave_out_ties(read_sources(config, "pairs", held), config.pair_columns)
+    return table, *identify_pairs(table, config.id_column, config.pair_columns)
 
 
 def read_labelled_sources(config: TextOptions, sources: Sequence[str], part: Part) -> Table:
