@@ -100,7 +100,7 @@ def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> A
 
     if table.format != "datasets" or table.original is None:
         return datasets.Dataset(_arrow(table, indices, extra, "datasets"))
-    kept = table.original.select(indices)
+    kept = table.original.select(list(indices))
     for name, values in _columns_of(extra).items():
         kept = kept.add_column(name, values)
     return kept

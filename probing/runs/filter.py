@@ -18,7 +18,7 @@ from probing.data.formats import check_ending, file_format
 from probing.data.lazy import make_in_blocks
 from probing.data.tables import Row, Table
 from probing.data.writing import write_rows
-from probing.errors import UsageError
+from probing.errors import DataInvalid, UsageError
 from probing.instruments.filtering import Bad, choose_kept, find_scores, warn_of_direction
 from probing.runs.common.datasets import read_pair_ids
 from probing.runs.common.options import PairDataOptions
@@ -26,7 +26,6 @@ from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pa
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import check_output_name, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
-from probing.store.records import refuse_link
 from probing.types import Format, Report
 
 if TYPE_CHECKING:
@@ -93,15 +92,28 @@ def run(config: FilterConfig) -> Report:
     check_output_name(Path(config.out))
     check_ending(Path(config.out), config.format)
     frame, facts = _read_scores(Path(config.scores).expanduser())
+    before = _stamp_files(config)
     with contextlib.ExitStack() as held:
         table, ids, sha256 = read_pair_ids(_as_scored(config, facts.get("config", {})), held)
         check_same_pairs(sha256, facts, ", ".join(config.sources), config.scores)
         kept = choose_kept(ids, frame, config.by, config.bad, config.rule, table)
-        wrote = _write(config, table, kept, _list_side_columns(ids, kept, frame, config.by))
+        wrote = _write(config, table, kept, _list_side_columns(ids, kept, frame, config.by), before)
     return _report(frame, ids, kept, config.by, wrote)
 
 
-def _write(config: FilterConfig, table: Table, kept: Sequence[bool], extra: Sequence[Row]) -> list[Path]:
+def _stamp_files(config: FilterConfig) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of every file of the data."""
+    files = [Path(source).expanduser() for source in config.sources]
+    return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
+
+
+def _write(
+    config: FilterConfig,
+    table: Table,
+    kept: Sequence[bool],
+    extra: Sequence[Row],
+    before: Mapping[str, tuple[int, int]],
+) -> list[Path]:
     """Write the rows that are kept, and the dropped ones with their scores; answers with the paths."""
     out = Path(config.out).expanduser()
     form = _format(config, table)
@@ -111,6 +123,10 @@ def _write(config: FilterConfig, table: Table, kept: Sequence[bool], extra: Sequ
 
     def check() -> None:
         _check_targets(config, form, out, side)
+        # Rows are read anew when they are written.
+        for file, stamp in before.items():
+            if _stamp_files(config).get(file) != stamp:
+                raise DataInvalid(f"{file}: changed while it was read; filter again when nothing writes into it")
 
     check()
     fates = {keep: array("q", (at for at, known in enumerate(kept) if known == keep)) for keep in (True, False)}
@@ -133,7 +149,6 @@ def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     file = path / SCORES_FILE if path.is_dir() else path
-    refuse_link(file)
     if file.is_file() and file.name != SCORES_FILE and not _is_parquet(file):
         raise UsageError(f"{file}: is no Parquet file; give the output folder of 'probing score' as --scores")
     if not file.is_file():

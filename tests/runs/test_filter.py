@@ -3,6 +3,7 @@ import json
 import os
 import random
 import shutil
+import tracemalloc
 
 import datasets
 import pandas as pd
@@ -307,6 +308,41 @@ def test_the_same_file_twice_is_refused_by_name(config, scored, tmp_path):
     for other in (scored / "pairs.jsonl", tmp_path / "link.jsonl"):
         with pytest.raises(UsageError, match=r"pairs\.jsonl: is given twice"):
             filtering.run(config(data=[str(scored / "pairs.jsonl"), str(other)]))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
+    rows = [{"id": f"r{n}", "prompt": "p", "chosen": f"{n} " * 5000, "rejected": "b"} for n in range(1500)]
+    write = pd.DataFrame(rows).to_csv if form == "csv" else pd.DataFrame(rows).to_json
+    write(tmp_path / f"p.{form}", **({"index": False} if form == "csv" else {"orient": "records", "lines": True}))
+    frame = pd.DataFrame({"id": [row["id"] for row in rows], "status": "ok", "ches": range(1500)})
+    frame.to_parquet(tmp_path / "s.parquet")
+    del rows
+    monkeypatch.setattr("probing.data.pairs.ASIDE_BYTES", 2**20)
+    given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
+    filtering.run(FilterConfig(**given, out=tmp_path / "warm"))
+    tracemalloc.start()
+    filtering.run(FilterConfig(**given, out=tmp_path / "kept"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 35 MB of text; a run over ten times fewer rows takes 5 MB as well.
+    assert (tmp_path / f"p.{form}").stat().st_size > 30e6
+    assert peak < 10e6
+
+
+def test_data_that_change_meanwhile_are_not_filtered(config, scored, tmp_path, monkeypatch):
+    (tmp_path / "mine.jsonl").write_bytes((scored / "pairs.jsonl").read_bytes())
+    plain = filtering.choose_kept
+
+    def change(*arguments):
+        with (tmp_path / "mine.jsonl").open("r+b") as file:
+            file.write(b" ")
+        return plain(*arguments)
+
+    monkeypatch.setattr(filtering, "choose_kept", change)
+    with pytest.raises(DataInvalid, match=r"mine\.jsonl: changed while it was read"):
+        filtering.run(config(data=str(tmp_path / "mine.jsonl")))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_two_rules_or_none(config):
