@@ -24,7 +24,7 @@ from probing.runs.common.datasets import read_pair_ids
 from probing.runs.common.options import PairDataOptions
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.score.config import SCORES_FILE
-from probing.store.files import check_output_name, is_special, new_together, remove_leftovers
+from probing.store.files import check_output_name, file_sha256, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
 from probing.types import Format, Report
 
@@ -222,5 +222,6 @@ def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by:
     parts = {"all": frame, "kept": frame[fate == "kept"], "dropped": frame[fate == "dropped"]}
     spread = pd.concat([quantiles(part, [by]).assign(score=name) for name, part in parts.items()], ignore_index=True)
     facts = {"by": by, "kept": sum(kept), "dropped": len(kept) - sum(kept), "wrote": [str(path) for path in wrote]}
+    facts["sha256"] = {str(path): file_sha256(path) for path in wrote if path.is_file()}
     counts = counts.rename_axis(columns=None).reset_index()
     return Report({"Pairs": counts, f"Quantiles: {by}": spread.rename(columns={"score": "rows"})}, facts)

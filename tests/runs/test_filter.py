@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -66,7 +67,9 @@ def lowest(scored, count):
 
 
 def test_kept_rows_are_the_lines_of_the_input_byte_for_byte(config, scored, tmp_path):
-    filtering.run(config())
+    report = filtering.run(config())
+    written = [tmp_path / name for name in ("kept.jsonl", "kept.dropped.jsonl")]
+    assert report.facts["sha256"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
     wanted = lowest(scored, 5)
     lines = (scored / "pairs.jsonl").read_text().splitlines(keepends=True)
     assert (tmp_path / "kept.jsonl").read_text() == "".join(line for line in lines if json.loads(line)["id"] in wanted)
@@ -318,7 +321,8 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
     frame = pd.DataFrame({"id": [row["id"] for row in rows], "status": "ok", "ches": range(1500)})
     frame.to_parquet(tmp_path / "s.parquet")
     del rows
-    monkeypatch.setattr("probing.data.pairs.ASIDE_BYTES", 2**20)
+    for constant in ("data.pairs.ASIDE_BYTES", "store.files.CHUNK"):
+        monkeypatch.setattr(f"probing.{constant}", 2**20)
     given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
     filtering.run(FilterConfig(**given, out=tmp_path / "warm"))
     tracemalloc.start()

@@ -85,8 +85,8 @@ def describe_place(
                 view,
                 material.relabelings(number),
                 material.weights[view.index],
-                partial(_report_between, report, start, stop),
-                pieces.within(name),
+                report=partial(_report_between, report, start, stop),
+                kept=pieces.within(name),
             )
             known = readings.to_arrays("view") | {"silhouettes": widths}
             pieces.put(name, known)
