@@ -1,27 +1,32 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from probing.data.filters import RULES, check_rule, find_threshold
-from probing.data.formats import file_format
-from probing.data.tables import Table
+from probing.data.formats import check_ending, file_format
+from probing.data.lazy import make_in_blocks
+from probing.data.tables import Row, Table
 from probing.data.writing import write_rows
-from probing.errors import UsageError
-from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
-from probing.runs.common.datasets import read_pairs
+from probing.errors import DataInvalid, UsageError
+from probing.instruments.filtering import Bad, choose_kept, find_scores, warn_of_direction
+from probing.runs.common.datasets import read_pair_ids
 from probing.runs.common.options import PairDataOptions
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.score.config import SCORES_FILE
-from probing.store.files import check_output_name, is_special, new_together, remove_leftovers
+from probing.store.files import check_output_name, file_sha256, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
-from probing.store.records import refuse_link
 from probing.types import Format, Report
 
 if TYPE_CHECKING:
@@ -89,12 +94,36 @@ def run(config: FilterConfig) -> Report:
     """
     warn_of_direction(config.by, check_rule(**config.rule)[0])
     check_output_name(Path(config.out))
-    out = Path(config.out).expanduser()
+    check_ending(Path(config.out), config.format)
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
-    table, pairs = read_pairs(_as_scored(config, used))
-    check_same_pairs(pairs, facts, ", ".join(config.sources), config.scores)
-    kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
+    before = _stamp_files(config)
+    with contextlib.ExitStack() as held:
+        table, ids, sha256 = read_pair_ids(_as_scored(config, used), held)
+        check_same_pairs(sha256, facts, ", ".join(config.sources), config.scores)
+        kept = choose_kept(ids, frame, config.by, config.bad, config.rule, table)
+        rows = find_scores(ids, frame, config.by)
+        page = _draw_page(config, frame, rows[np.array(kept)], used)
+        wrote = _write(config, table, kept, _list_side_columns(rows[~np.array(kept)], frame), before, page)
+    return _report(frame, ids, kept, config.by, wrote)
+
+
+def _stamp_files(config: FilterConfig) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of every file of the data."""
+    files = [Path(source).expanduser() for source in config.sources]
+    return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
+
+
+def _write(
+    config: FilterConfig,
+    table: Table,
+    kept: Sequence[bool],
+    extra: Sequence[Row],
+    before: Mapping[str, tuple[int, int]],
+    page: str | None,
+) -> list[Path]:
+    """Write the rows that are kept, the dropped ones with their scores, and the page; answers with the paths."""
+    out = Path(config.out).expanduser()
     form = _format(config, table)
     side, plots = _side_path(out), _plots_path(out)
     for target in (out, side, plots):
@@ -102,13 +131,13 @@ def run(config: FilterConfig) -> Report:
 
     def check() -> None:
         _check_targets(config, form, out, side, plots)
+        # Rows are read anew when they are written.
+        for file, stamp in before.items():
+            if _stamp_files(config).get(file) != stamp:
+                raise DataInvalid(f"{file}: changed while it was read; filter again when nothing writes into it")
 
     check()
-    fates = {keep: [index for index, kept_here in enumerate(kept) if kept_here == keep] for keep in (True, False)}
-    records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
-    scored = {row["id"]: row for row in records}
-    extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
-    page = _draw_page(config, frame, dict(zip((pair.id for pair in pairs), kept, strict=True)), used)
+    fates = {keep: array("q", (at for at, known in enumerate(kept) if known == keep)) for keep in (True, False)}
     wrote, drawn = [out, side] if fates[False] else [out], [] if page is None else [plots]
     # All files are complete under temporary names before any appears. A file that is not written anew belongs to the
     # run that is being replaced.
@@ -119,19 +148,26 @@ def run(config: FilterConfig) -> Report:
             write_rows(table, fates[keep], path, form, () if keep else extra, zipped)
         if page is not None:
             temporaries[-1].write_text(page, encoding="utf-8")
-    return _report(frame, [pair.id for pair in pairs], kept, config.by, [*wrote, *drawn])
+    return [*wrote, *drawn]
 
 
 def _draw_page(
-    config: FilterConfig, frame: "pd.DataFrame", kept: Mapping[str, bool], used: Mapping[str, Any]
+    config: FilterConfig, frame: "pd.DataFrame", kept: NDArray[np.int64], used: Mapping[str, Any]
 ) -> str | None:
-    """A page with the distribution of the score; ``used`` are the options of the scoring."""
-    import numpy as np
+    """A page with the distribution of the score.
 
+    Args:
+        config: the options.
+        frame: the scores.
+        kept: numbers of the rows of the scores that are kept.
+        used: options of the scoring.
+    """
     from probing.report.figures import describe_run
     from probing.report.plots import make_filter_page
 
-    scores, mask = frame[config.by].to_numpy(dtype=np.float64), frame["id"].map(kept).to_numpy(dtype=bool)
+    scores = frame[config.by].to_numpy(dtype=np.float64)
+    mask = np.zeros(len(scores), dtype=bool)
+    mask[kept] = True
     name, value = check_rule(**config.rule)
     at = value if name in ("below", "above") else find_threshold(scores, mask)
     mark = None if at is None else (at, f"--{name.replace('_', '-')} {value:g}")
@@ -149,7 +185,6 @@ def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     file = path / SCORES_FILE if path.is_dir() else path
-    refuse_link(file)
     if file.is_file() and file.name != SCORES_FILE and not _is_parquet(file):
         raise UsageError(f"{file}: is no Parquet file; give the output folder of 'probing score' as --scores")
     if not file.is_file():
@@ -205,9 +240,17 @@ def _plots_path(out: Path) -> Path:
     return out.with_name(f"{out.name}{PLOTS_SUFFIX}")
 
 
-def _side_columns(scores: Mapping[Any, Any]) -> dict[str, Any]:
-    """The scores of one row under names that no dataset uses, NaN as None."""
-    return {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in scores.items()}
+def _list_side_columns(dropped: NDArray[np.int64], frame: "pd.DataFrame") -> Sequence[Row]:
+    """The scores of every dropped row under names that no dataset uses, NaN as None."""
+
+    def make(start: int, stop: int) -> list[Row]:
+        records = frame.iloc[dropped[start:stop]].to_dict("records")
+        return [
+            {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in row.items()}
+            for row in records
+        ]
+
+    return make_in_blocks(len(dropped), make)
 
 
 def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by: str, wrote: Sequence[Path]) -> Report:
@@ -221,5 +264,6 @@ def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by:
     parts = {"all": frame, "kept": frame[fate == "kept"], "dropped": frame[fate == "dropped"]}
     spread = pd.concat([quantiles(part, [by]).assign(score=name) for name, part in parts.items()], ignore_index=True)
     facts = {"by": by, "kept": sum(kept), "dropped": len(kept) - sum(kept), "wrote": [str(path) for path in wrote]}
+    facts["sha256"] = {str(path): file_sha256(path) for path in wrote if path.is_file()}
     counts = counts.rename_axis(columns=None).reset_index()
     return Report({"Pairs": counts, f"Quantiles: {by}": spread.rename(columns={"score": "rows"})}, facts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probing.data.pairs import content_sha256
 from probing.errors import UsageError
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.held import NOT_FILES
@@ -113,7 +114,7 @@ def _read_data(config: ShowConfig, facts: Mapping[str, Any], folder: Path) -> li
         raise UsageError(f"{folder}: its rows came from {NOT_FILES[data]}; name a file that holds them with --data")
     reading = PairDataOptions(data=data, out=folder, **recorded_reading(used))
     _, pairs = read_pairs(reading)
-    check_same_pairs(pairs, facts, ", ".join(reading.sources), folder)
+    check_same_pairs(content_sha256(pairs), facts, ", ".join(reading.sources), folder)
     return pairs
 
 

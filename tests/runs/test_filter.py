@@ -1,8 +1,10 @@
 import gzip
+import hashlib
 import json
 import os
 import random
 import shutil
+import tracemalloc
 
 import datasets
 import pandas as pd
@@ -65,7 +67,9 @@ def lowest(scored, count):
 
 
 def test_kept_rows_are_the_lines_of_the_input_byte_for_byte(config, scored, tmp_path):
-    filtering.run(config())
+    report = filtering.run(config())
+    written = [tmp_path / name for name in ("kept.jsonl", "kept.dropped.jsonl")]
+    assert report.facts["sha256"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
     wanted = lowest(scored, 5)
     lines = (scored / "pairs.jsonl").read_text().splitlines(keepends=True)
     assert (tmp_path / "kept.jsonl").read_text() == "".join(line for line in lines if json.loads(line)["id"] in wanted)
@@ -274,7 +278,14 @@ def test_a_score_that_is_missing_though_the_status_is_ok():
 
 
 BAD_REQUESTS = {
-    "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are prompt_tokens, .*ches_normalized"),
+    "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are ches, ches_normalized, "),
+    "place": ({"by": "row"}, UsageError, r"no score column 'row'; there are ches, "),
+    "length": ({"by": "prompt_tokens"}, UsageError, r"no score column 'prompt_tokens'; there are ches, "),
+    "spreadsheet": ({"out": "kept.xlsx"}, UsageError, r"the name ends in \.xlsx, but that format is not written"),
+    "other format": ({"out": "kept.xlsx.gz", "format": "csv"}, UsageError, r"ends in \.xlsx, but that format is not"),
+    "contradiction": ({"out": "kept.csv", "format": "parquet"}, UsageError, r"in \.csv, but the format is parquet"),
+    "no lines": ({"out": "kept.jsonl", "format": "json"}, UsageError, r"in \.jsonl, but the format is json"),
+    "zipped folder": ({"out": "kept.gz", "format": "datasets"}, UsageError, r"in \.gz, but the format is datasets"),
     "text column": ({"by": "status"}, UsageError, r"no score column 'status'"),
     "nothing kept": ({"keep_lowest": None, "below": -1e9}, UsageError, "no pair of 11 would be kept"),
     "no scores": ({"scores": "missing"}, UsageError, "give the output folder of 'probing score'"),
@@ -284,6 +295,7 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_requests_that_cannot_be_met(config, tmp_path, case):
     changes, error, message = BAD_REQUESTS[case]
+    changes = {name: tmp_path / value if name == "out" else value for name, value in changes.items()}
     with pytest.raises(error, match=message):
         filtering.run(config(**changes))
     assert not list(tmp_path.iterdir())
@@ -294,6 +306,49 @@ def test_a_file_beside_the_scores_is_no_table_of_scores(config, tmp_path):
     record.write_text("{}")
     with pytest.raises(UsageError, match=r"run\.json: is no Parquet file; give the output folder"):
         filtering.run(config(scores=record))
+
+
+def test_the_same_file_twice_is_refused_by_name(config, scored, tmp_path):
+    (tmp_path / "link.jsonl").symlink_to(scored / "pairs.jsonl")
+    for other in (scored / "pairs.jsonl", tmp_path / "link.jsonl"):
+        with pytest.raises(UsageError, match=r"pairs\.jsonl: is given twice"):
+            filtering.run(config(data=[str(scored / "pairs.jsonl"), str(other)]))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
+    rows = [{"id": f"r{n}", "prompt": "p", "chosen": f"{n} " * 5000, "rejected": "b"} for n in range(1500)]
+    write = pd.DataFrame(rows).to_csv if form == "csv" else pd.DataFrame(rows).to_json
+    write(tmp_path / f"p.{form}", **({"index": False} if form == "csv" else {"orient": "records", "lines": True}))
+    frame = pd.DataFrame({"id": [row["id"] for row in rows], "status": "ok", "ches": range(1500)})
+    frame.to_parquet(tmp_path / "s.parquet")
+    del rows
+    for constant in ("data.pairs.ASIDE_BYTES", "store.files.CHUNK"):
+        monkeypatch.setattr(f"probing.{constant}", 2**20)
+    given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
+    filtering.run(FilterConfig(**given, out=tmp_path / "warm"))
+    tracemalloc.start()
+    filtering.run(FilterConfig(**given, out=tmp_path / "kept"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 35 MB of text; a run over ten times fewer rows takes 5 MB as well.
+    assert (tmp_path / f"p.{form}").stat().st_size > 30e6
+    assert peak < 10e6
+
+
+def test_data_that_change_meanwhile_are_not_filtered(config, scored, tmp_path, monkeypatch):
+    (tmp_path / "mine.jsonl").write_bytes((scored / "pairs.jsonl").read_bytes())
+    plain = filtering.choose_kept
+
+    def change(*arguments):
+        with (tmp_path / "mine.jsonl").open("r+b") as file:
+            file.write(b" ")
+        return plain(*arguments)
+
+    monkeypatch.setattr(filtering, "choose_kept", change)
+    with pytest.raises(DataInvalid, match=r"mine\.jsonl: changed while it was read"):
+        filtering.run(config(data=str(tmp_path / "mine.jsonl")))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_two_rules_or_none(config):

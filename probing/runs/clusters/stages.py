@@ -22,7 +22,7 @@ from probing.runs.clusters.rows import choose_rows
 from probing.runs.common.groups import name_folds, values_to_split
 from probing.runs.common.inputs import STATES
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.parts import Pieces, complete_layers, pieces_path, read_layer_arrays
 from probing.runs.common.record import (
     begin_run,
     clear,
@@ -68,11 +68,14 @@ def clusters_into(
         def arrays_of(part: tuple[int, str, str]) -> dict[str, NDArray[np.float64]]:
             return read_layer_arrays(folder.shards, numbers[part])
 
+        def pieces_of(part: tuple[int, str, str]) -> Pieces:
+            return Pieces(pieces_path(folder.shards, numbers[part]))
+
         keys = {" ".join(map(str, part)): part for part in parts}
         complete_layers(
             folder.shards,
             list(keys),
-            lambda key, report: make_part(material, keys[key], arrays_of, report),
+            lambda key, report: make_part(material, keys[key], arrays_of, report, pieces_of(keys[key])),
             "reading",
         )
         facts, written = write_everything(folder, material, table, control, arrays_of)

@@ -14,7 +14,7 @@ from sklearn.metrics import silhouette_score
 
 from probing import Capture, aqi, capture, cluster_indices, load
 from probing.errors import DataInvalid, LayerNotFound, SourceMismatch, StoreCorrupt, UsageError
-from probing.metrics.clusters import ALL_INDICES
+from probing.metrics.clusters import ALL_INDICES, draws
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.runs import capture as capturing
 from probing.runs import clusters as job
@@ -22,7 +22,7 @@ from probing.runs.capture import within
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.clusters import stages
 from probing.runs.clusters.config import ClustersConfig
-from probing.runs.common.parts import read_layer_arrays
+from probing.runs.common.parts import Pieces, read_layer_arrays
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.permutation import permute_labels
 from probing.store.activations import ActivationStore
@@ -667,6 +667,29 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path,
     made = note_calls(monkeypatch, stages, "make_part")
     job.run(config())
     assert [part for _, part, *_ in made] == [(0, "", PLACES[1])] * damage.startswith("shards") + [(0, "held out", "")]
+    assert content(tmp_path / "out") == content(tmp_path / "calm")
+    assert not (tmp_path / "out" / "shards").exists()
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8, 22, 25])
+def test_a_part_that_was_interrupted_goes_on_from_its_pieces(config, tmp_path, monkeypatch, stop):
+    """A place has seven views in some passes over the distances each; there are two places, and three folds."""
+    monkeypatch.setattr("probing.runs.common.parts.SAVED_SECONDS", 0.0)
+    monkeypatch.setitem(draws.BUDGET, "cpu", 4000)
+    calm = note_calls(monkeypatch, Pieces, "put")
+    job.run(config(out=tmp_path / "calm"))
+    put = [name for _, name, _ in calm]
+    assert len(put) > 25
+    assert {"view 0, draws 2 of 3", "view 0", "view 6", "fold 2"} <= set(put)
+    with monkeypatch.context() as patch:
+        note_calls(patch, Pieces, "put", stop)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(config())
+    assert (tmp_path / "out" / "shards").exists()
+    again = note_calls(monkeypatch, Pieces, "put")
+    job.run(config())
+    # Only the piece that was being made is made once more.
+    assert [name for _, name, _ in again] == put[stop:]
     assert content(tmp_path / "out") == content(tmp_path / "calm")
     assert not (tmp_path / "out" / "shards").exists()
 
