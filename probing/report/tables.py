@@ -10,7 +10,7 @@ import pandas as pd
 
 from probing.report.columns import list_given_up, number_names, to_snake_case
 from probing.report.layout import fit_table, shorten
-from probing.shown import LONGEST_CELL, LONGEST_MESSAGE, to_message
+from probing.shown import LONGEST_CELL, LONGEST_MESSAGE, escape_controls, to_message
 from probing.types import Estimate, PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -70,7 +70,7 @@ def counts(values: Mapping[str, int], name: str, unit: str = "pairs") -> pd.Data
 def to_line(text: Text) -> str:
     """Text or messages on one line."""
     joined = text if isinstance(text, str) else " / ".join(message_text(message) for message in text)
-    return "".join(character if character.isprintable() else "�" for character in " ".join(joined.split()))
+    return escape_controls(" ".join(joined.split()))
 
 
 def name_tables(titles: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from probing.data.statements import text_groups
 from probing.data.tables import Table, canonical
 from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
-from probing.runs.ccs.config import SUMMARY_FILE, CCSConfig
+from probing.runs.ccs.config import FORMS_FILE, SUMMARY_FILE, CCSConfig
 from probing.runs.ccs.files import gather_facts, write_files
 from probing.runs.ccs.parts import count_places_at_once, gather_material, train_place, training_options
 from probing.runs.ccs.results import judge
@@ -68,7 +68,9 @@ def probe_into(
         written = write_files(
             folder, config, material, judged, pairs=pairs, problems=problems, tables=tables, facts=facts
         )
-        finish(folder, config, facts, hash_files(folder, written), began)
+        # The forms are not there where the states came from a store.
+        forms = [FORMS_FILE] if (folder.path / FORMS_FILE).is_file() else []
+        finish(folder, config, facts, hash_files(folder, [*written, *forms]), began)
     clear(folder.shards)
     return read_finished_report(folder, SUMMARY_FILE)
 
