@@ -30,14 +30,13 @@ from probing.runs.common.results import (
     ComparedEstimate,
     NullDistribution,
     compare,
-    correct_auroc_interval,
     correct_share_interval,
     estimate_with_interval,
     estimate_without_interval,
 )
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits
-from probing.statistics.intervals import FEW, null_interval
+from probing.statistics.intervals import FEW, auroc_interval, null_interval
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
@@ -86,7 +85,7 @@ class Judge:
         self.weights = draw_bootstrap_weights(rows.units, config.resamples, config.seed)
         self.flips = draw_label_flips(rows.units, config.permutations, config.seed)
         self.refits = draw_label_flips(rows.units, config.refits, config.seed)
-        self.everything = np.ones(len(pairs), dtype=bool)
+        self.everything, self.groups = np.ones(len(pairs), dtype=bool), len(np.unique(rows.units))
         self.formulations = _find_formulations(pairs)
         # For these probes alone: those that saw labels would have to be trained again on every permutation.
         self.unsupervised = [probe for probe in UNSUPERVISED if probe != "ccs" or not config.supervision]
@@ -165,14 +164,14 @@ class Judge:
             known = np.isfinite(marked[at]).all(axis=0)
             after = self._measure(orient_forms(marked[at], signs[probe], self.folds)[:, known], known)
             before = self._measure(self.forms[probe][-1][:, known], known)
-            n, few = int(known.sum()), len(np.unique(self.rows.units[known])) < FEW
+            n, groups = int(known.sum()), len(np.unique(self.rows.units[known]))
             for metric in CONTROL_METRICS:
                 (old, old_draws), (new, new_draws) = before[metric], after[metric]
                 parts = {"before": (old, old_draws), "after": (new, new_draws)}
                 parts["change"] = (new - old, new_draws - old_draws)
                 for name, (value, replicates) in parts.items():
                     # Of few pairs percentiles are no interval.
-                    estimate = estimate_with_interval(value, np.empty(0) if few else replicates, n)
+                    estimate = estimate_with_interval(value, np.empty(0) if groups < FEW else replicates, n, groups)
                     self._add_control(f"marker:{name}", place, probe, metric, estimate)
 
     def _add_distractor(self, place: str, readings: StatementReadings) -> None:
@@ -182,7 +181,7 @@ class Judge:
         for metric, credits in (("truth", test.credits), ("distractor", test.follows)):
             right = splits.held_out(credits * splits.orientation(credits))
             replicates = 0.5 + (self.weights @ right) / self.weights.sum(axis=1)
-            estimate = estimate_with_interval(0.5 + float(right.mean()), replicates, len(self.pairs))
+            estimate = estimate_with_interval(0.5 + float(right.mean()), replicates, len(self.pairs), self.groups)
             ends = correct_share_interval(0.5 + right, self.rows.units)
             if ends is not None:
                 estimate = replace(estimate, low=ends[0], high=ends[1])
@@ -197,14 +196,23 @@ class Judge:
         replicates = measure(forms, self.truth[mask], self.folds[mask], self.weights[:, mask])
         return {name: (float(value[name][0]), replicates[name]) for name in METRICS}
 
-    def _correct_interval(
-        self, metric: str, value: float, forms: Array, mask: NDArray[np.bool_]
-    ) -> tuple[float, float] | None:
-        """The interval of a metric where percentiles of the bootstrap do not hold; None where they do."""
+    def _compare(
+        self,
+        metric: str,
+        forms: Array,
+        mask: NDArray[np.bool_],
+        measured: tuple[float, Array],
+        nulls: Mapping[str, NullDistribution],
+    ) -> ComparedEstimate:
+        """A metric on some pairs (``forms`` are of those alone), with the interval that holds, beside its nulls."""
         units = self.rows.units[mask]
+        groups, ends = len(np.unique(units)), None
         if metric == "esa":
-            return correct_share_interval(0.5 + credit(forms) * self.truth[mask], units)
-        return correct_auroc_interval(value, len(np.unique(units)) // 2) if metric == "auroc" else None
+            ends = correct_share_interval(0.5 + credit(forms) * self.truth[mask], units)
+        if metric == "auroc":
+            ends = auroc_interval(measured[0], groups // 2, measured[1])
+        better = _find_better(metric)
+        return compare(*measured, len(units), nulls, higher_is_better=better, interval=ends, groups=groups)
 
     # All places
 
@@ -245,11 +253,10 @@ class Judge:
 
     def _add_all_pairs(self, number: int, probe: str) -> None:
         """Add one place beside its null distributions, with p-values corrected for the choice among all places."""
-        for metric, (value, replicates) in self._measure(self.forms[probe][number], self.everything).items():
+        forms = self.forms[probe][number]
+        for metric, measured in self._measure(forms, self.everything).items():
             nulls = {name: self._null_of(name, number, probe, metric) for name in NULL_NAMES}
-            better = _find_better(metric)
-            ends = self._correct_interval(metric, value, self.forms[probe][number], self.everything)
-            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better, interval=ends)
+            compared = self._compare(metric, forms, self.everything, measured, nulls)
             self._add_result(ALL, self.places[number], probe, metric, compared)
 
     def _null_of(self, name: str, number: int, probe: str, metric: str) -> NullDistribution:
@@ -268,9 +275,7 @@ class Judge:
                 by_formulation.setdefault((name, probe, metric), []).append(np.array([value, *replicates]))
                 nulls = {null: NullDistribution(None, tested=null not in UNTESTED) for null in NULL_NAMES}
                 nulls["random"] = NullDistribution(self.random_by_formulation[number][name][metric])
-                better = _find_better(metric)
-                ends = self._correct_interval(metric, value, forms, mask)
-                compared = compare(value, replicates, int(mask.sum()), nulls, higher_is_better=better, interval=ends)
+                compared = self._compare(metric, forms, mask, (value, replicates), nulls)
                 self._add_result(name, self.places[number], probe, metric, compared)
 
     def _add_chosen(self, probe: str, forms: Array, nested: Mapping[str, Metrics]) -> None:
@@ -281,13 +286,11 @@ class Judge:
             inner = np.stack([each.inner for each in self.permuted[probe]], axis=-1)
             picked = np.take_along_axis(held, inner.argmax(axis=-1)[..., None], axis=-1)[..., 0]
             labels = {"esa": 0.5 + picked.sum(axis=1) / len(self.pairs)}
-        for metric, (value, replicates) in self._measure(forms, self.everything).items():
+        for metric, measured in self._measure(forms, self.everything).items():
             nulls = {name: NullDistribution(nested[name][metric], chosen=True) for name in ("random", "pairings")}
             nulls["pairings"] = replace(nulls["pairings"], tested=False)
             nulls["labels"] = NullDistribution(labels.get(metric), chosen=True)
-            better = _find_better(metric)
-            ends = self._correct_interval(metric, value, forms, self.everything)
-            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better, interval=ends)
+            compared = self._compare(metric, forms, self.everything, measured, nulls)
             self._add_result(ALL, CHOSEN, probe, metric, compared)
 
     def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[Array]]) -> None:
