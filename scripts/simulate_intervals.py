@@ -65,7 +65,7 @@ class Cell:
         data: the data that are drawn.
         wanted: the share that is wanted; None for an alternative, of which only power is told.
         draw: makes one draw.
-        share: part of the draws that are made, for cells that take long.
+        share: number of draws as a part of those that are asked for: fewer where one takes long.
     """
 
     what: Sequence[str]
@@ -193,12 +193,7 @@ def statement_rows(pairs: int, copies: int, seed: int) -> tuple[StatementRows, l
     units = np.repeat(np.arange(pairs), copies)
     labels = units % 2 == 0
     rows = StatementRows(labels, units, Splits.of(make_folds(units, FOLDS, seed)))
-    kinds = np.arange(len(units)) // copies // 2 % 2
-    listed = [
-        ContrastPair(str(at), f"S{at}", f"O{at}", bool(label), formulation=str(kinds[at]))
-        for at, label in enumerate(labels)
-    ]
-    return rows, listed
+    return rows, [ContrastPair(str(at), f"S{at}", f"O{at}", bool(label)) for at, label in enumerate(labels)]
 
 
 def draw_forms(random: np.random.Generator, truth: Array, copies: int, apart: float) -> Array:
@@ -244,7 +239,7 @@ STATEMENT_INTERVALS = (*METRICS, "marker control: change of the contradiction_in
 
 def reject_statements(pairs: int, copies: int, apart: float, places: int) -> Draw:
     """p of contrast-consistent and supervised probes on pairs whose states are noise, or hold the truth."""
-    ccs = CCSOptions(restarts=2, epochs=60, learning_rate=0.05)
+    ccs = CCSOptions(restarts=2, epochs=40, learning_rate=0.05)
     options = ContrastOptions(ccs=ccs, random=REFITS, pairings=1, refits=REFITS)
 
     def draw(random: np.random.Generator) -> Sequence[bool]:
@@ -292,9 +287,16 @@ STATEMENT_TESTS = (
 class DrawnMaterial(Material):
     """States that were drawn, without a model, a store or texts behind them."""
 
-    def __init__(self, layers: Sequence[Sequence[torch.Tensor]], codes: NDArray[np.int64], units: NDArray[np.int64]):
+    def __init__(
+        self,
+        layers: Sequence[Sequence[torch.Tensor]],
+        codes: NDArray[np.int64],
+        units: NDArray[np.int64],
+        permutations: int = 1,
+        resamples: int = 1,
+    ):
         seed, names = int(layers[0][0][0, 0].abs() * 1e6), [str(number) for number in range(int(codes.max()) + 1)]
-        self.config = ClustersConfig(**OPTIONS, seed=seed, permutations=PERMUTATIONS, resamples=RESAMPLES, tsne=False)
+        self.config = ClustersConfig(**OPTIONS, seed=seed, permutations=permutations, resamples=resamples, tsne=False)
         folds = make_folds(units, FOLDS, seed, codes)
         view = View(ALL, "", np.arange(len(codes)), codes.astype(np.int16), names)
         self.rows = Rows([], len(codes), codes.astype(str), units, folds, "", [view], {}, {}, {})
@@ -359,8 +361,8 @@ def cover_clusters(sizes: Sequence[int], copies: int, apart: float, further: flo
         before = draw_points(random, codes, copies, plain, apart)
         after = before.clone()
         after[np.arange(len(codes)), codes] += (further - apart) / math.sqrt(2)
-        found = DrawnMaterial([[before], [after]], codes, units).judge()
-        found = found[found["model"] == "1"].set_index(["set", "place", "metric"])
+        found = DrawnMaterial([[before], [after]], codes, units, resamples=RESAMPLES).judge()
+        found = found[found["model"] == "1"].set_index(["set", "place", "metric"]).sort_index()
         own, held = found.loc[ALL, "0"], found.loc[HELD_OUT, CHOSEN]
         covered = [own.loc[name, "low"] <= truth[name] <= own.loc[name, "high"] for name in CLUSTER_INDICES]
         covered += [
@@ -392,7 +394,8 @@ def reject_clusters(
 
     def draw(random: np.random.Generator) -> Sequence[bool]:
         layers = [draw_points(random, codes, copies, spreads, apart) for _ in range(places)]
-        found = DrawnMaterial([layers], codes, units).judge().set_index(["set", "place", "metric"])
+        found = DrawnMaterial([layers], codes, units, permutations=PERMUTATIONS).judge()
+        found = found.set_index(["set", "place", "metric"]).sort_index()
         names = [str(number) for number in range(places)]
         below: list[bool] = []
         for index in TESTED:
@@ -440,11 +443,11 @@ def make_cells() -> Iterable[Cell]:
     yield Cell(
         CLUSTER_INTERVALS, "15 and 15 groups of 2 rows, 3 apart (first: 2)", WHOLE, cover_clusters((15, 15), 2, 2.0, 3)
     )
-    yield Cell(PROMPT_TESTS, "24 rows, width 5, 2 places, no difference", LEVEL, reject_prompts(24, 1, 0.0, 2))
+    yield Cell(PROMPT_TESTS, "24 rows, width 5, 2 places, no difference", LEVEL, reject_prompts(24, 1, 0.0, 2), 2.5)
     yield Cell(PROMPT_TESTS, "18 groups of 2 rows, no difference", LEVEL, reject_prompts(18, 2, 0.0, 2))
     yield Cell(PROMPT_TESTS, "24 rows, 0.6 apart in each dimension", None, reject_prompts(24, 1, 0.6, 2), 0.25)
-    yield Cell(STATEMENT_TESTS, "24 pairs, width 6, 2 places, noise", LEVEL, reject_statements(24, 1, 0.0, 2))
-    yield Cell(STATEMENT_TESTS, "18 groups of 2 pairs, noise", LEVEL, reject_statements(18, 2, 0.0, 2))
+    yield Cell(STATEMENT_TESTS, "24 pairs, width 6, 2 places, noise", LEVEL, reject_statements(24, 1, 0.0, 2), 0.75)
+    yield Cell(STATEMENT_TESTS, "18 groups of 2 pairs, noise", LEVEL, reject_statements(18, 2, 0.0, 2), 0.5)
     yield Cell(STATEMENT_TESTS, "24 pairs, truth 1.0 from 0", None, reject_statements(24, 1, 1.0, 2), 0.25)
     for sizes, spreads in (((30, 30), (1, 1)), ((30, 30), (1, 3)), ((40, 12), (3, 1)), ((40, 12), (1, 3))):
         name = f"{sizes[0]} and {sizes[1]} rows, spread {spreads[0]} and {spreads[1]}, one centre, 2 places"

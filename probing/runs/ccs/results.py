@@ -26,6 +26,7 @@ from probing.runs.common.parts import Arrays
 from probing.runs.common.results import (
     ALL,
     CHOSEN,
+    NOT_KNOWN,
     Array,
     ComparedEstimate,
     NullDistribution,
@@ -36,7 +37,7 @@ from probing.runs.common.results import (
 )
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits
-from probing.statistics.intervals import FEW, auroc_interval, null_interval
+from probing.statistics.intervals import FEW, auroc_interval, null_interval, percentile_interval
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
@@ -162,17 +163,27 @@ class Judge:
     def _add_marker(self, place: str, marked: Array, signs: Mapping[str, Array]) -> None:
         for at, probe in enumerate(PROBES):
             known = np.isfinite(marked[at]).all(axis=0)
-            after = self._measure(orient_forms(marked[at], signs[probe], self.folds)[:, known], known)
-            before = self._measure(self.forms[probe][-1][:, known], known)
-            n, groups = int(known.sum()), len(np.unique(self.rows.units[known]))
+            forms = {
+                "before": self.forms[probe][-1][:, known],
+                "after": orient_forms(marked[at], signs[probe], self.folds)[:, known],
+            }
+            both = {name: self._measure(each, known) for name, each in forms.items()}
             for metric in CONTROL_METRICS:
-                (old, old_draws), (new, new_draws) = before[metric], after[metric]
-                parts = {"before": (old, old_draws), "after": (new, new_draws)}
-                parts["change"] = (new - old, new_draws - old_draws)
-                for name, (value, replicates) in parts.items():
-                    # Of few pairs percentiles are no interval.
-                    estimate = estimate_with_interval(value, np.empty(0) if groups < FEW else replicates, n, groups)
+                for name, each in forms.items():
+                    ends = self._find_interval(metric, each, known, both[name][metric])
+                    estimate = Estimate(both[name][metric][0], *ends, int(known.sum()))
                     self._add_control(f"marker:{name}", place, probe, metric, estimate)
+                change = self._measure_change(known, both["before"][metric], both["after"][metric])
+                self._add_control("marker:change", place, probe, metric, change)
+
+    def _measure_change(
+        self, mask: NDArray[np.bool_], before: tuple[float, Array], after: tuple[float, Array]
+    ) -> Estimate:
+        """The change of a metric; without an interval where pairs are few, or none of the replicates differs."""
+        n, groups, replicates = int(mask.sum()), len(np.unique(self.rows.units[mask])), after[1] - before[1]
+        if groups < FEW or np.ptp(replicates) == 0:
+            return estimate_without_interval(after[0] - before[0], n)
+        return estimate_with_interval(after[0] - before[0], replicates, n, groups)
 
     def _add_distractor(self, place: str, readings: StatementReadings) -> None:
         test = readings.distractor
@@ -196,6 +207,21 @@ class Judge:
         replicates = measure(forms, self.truth[mask], self.folds[mask], self.weights[:, mask])
         return {name: (float(value[name][0]), replicates[name]) for name in METRICS}
 
+    def _find_interval(
+        self, metric: str, forms: Array, mask: NDArray[np.bool_], measured: tuple[float, Array]
+    ) -> tuple[float, float]:
+        """The interval of a metric on some pairs (``forms`` are of those alone); NaN where these are too few."""
+        units, (value, replicates) = self.rows.units[mask], measured
+        groups, ends = len(np.unique(units)), None
+        if metric == "esa":
+            ends = correct_share_interval(0.5 + credit(forms) * self.truth[mask], units)
+        if metric == "auroc":
+            ends = auroc_interval(value, groups // 2, replicates)
+        if ends is not None:
+            return ends
+        few = groups < (2 if mask.all() else FEW)
+        return (NOT_KNOWN, NOT_KNOWN) if few else percentile_interval(replicates, groups)
+
     def _compare(
         self,
         metric: str,
@@ -204,15 +230,9 @@ class Judge:
         measured: tuple[float, Array],
         nulls: Mapping[str, NullDistribution],
     ) -> ComparedEstimate:
-        """A metric on some pairs (``forms`` are of those alone), with the interval that holds, beside its nulls."""
-        units = self.rows.units[mask]
-        groups, ends = len(np.unique(units)), None
-        if metric == "esa":
-            ends = correct_share_interval(0.5 + credit(forms) * self.truth[mask], units)
-        if metric == "auroc":
-            ends = auroc_interval(measured[0], groups // 2, measured[1])
-        better = _find_better(metric)
-        return compare(*measured, len(units), nulls, higher_is_better=better, interval=ends, groups=groups)
+        """A metric on some pairs with its interval, beside its null distributions."""
+        ends, better = self._find_interval(metric, forms, mask, measured), _find_better(metric)
+        return compare(*measured, int(mask.sum()), nulls, higher_is_better=better, interval=ends)
 
     # All places
 
@@ -225,7 +245,7 @@ class Judge:
             for probe in PROBES
         }
         nested = {name: self._measure_null(name, choice.draws) for name, choice in self.nested.items()}
-        by_formulation: dict[tuple[str, str, str], list[Array]] = {}
+        by_formulation: dict[tuple[str, str, str], list[float]] = {}
         for probe in PROBES:
             for number in range(len(self.places)):
                 self._add_all_pairs(number, probe)
@@ -266,13 +286,13 @@ class Judge:
         return NullDistribution(every[number], places, tested=name not in UNTESTED)
 
     def _add_formulations(
-        self, number: int, probe: str, by_formulation: dict[tuple[str, str, str], list[Array]]
+        self, number: int, probe: str, by_formulation: dict[tuple[str, str, str], list[float]]
     ) -> None:
         """Add the pairs of each formulation at one place, beside random probes."""
         for name, mask in self.formulations.items():
             forms = self.forms[probe][number][:, mask]
             for metric, (value, replicates) in self._measure(forms, mask).items():
-                by_formulation.setdefault((name, probe, metric), []).append(np.array([value, *replicates]))
+                by_formulation.setdefault((name, probe, metric), []).append(value)
                 nulls = {null: NullDistribution(None, tested=null not in UNTESTED) for null in NULL_NAMES}
                 nulls["random"] = NullDistribution(self.random_by_formulation[number][name][metric])
                 compared = self._compare(metric, forms, mask, (value, replicates), nulls)
@@ -293,15 +313,18 @@ class Judge:
             compared = self._compare(metric, forms, self.everything, measured, nulls)
             self._add_result(ALL, CHOSEN, probe, metric, compared)
 
-    def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[Array]]) -> None:
-        """Add the mean over places of the absolute difference between formulations, also for random probes."""
+    def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[float]]) -> None:
+        """Add the mean over places of the absolute difference between formulations, also for random probes.
+
+        It has no interval: replicates of an absolute value are never below 0, and lie above it by chance alone. What
+        chance gives is the middle 95 % of the random probes.
+        """
         for first, second in combinations(self.formulations, 2):
             control = " / ".join(name.removeprefix("formulation=") for name in (first, second))
             for metric in CONTROL_METRICS:
                 for probe in PROBES:
-                    sides = [np.stack(by_formulation[name, probe, metric]) for name in (first, second)]
-                    away = np.abs(sides[0] - sides[1]).mean(axis=0)
-                    estimate = estimate_with_interval(away[0], away[1:], len(self.pairs))
+                    sides = [np.array(by_formulation[name, probe, metric]) for name in (first, second)]
+                    estimate = estimate_without_interval(np.abs(sides[0] - sides[1]).mean(), len(self.pairs))
                     self._add_control(f"formulations: {control}", MEAN_OVER_PLACES, probe, metric, estimate)
                 random = [
                     np.stack([each[name][metric] for each in self.random_by_formulation]) for name in (first, second)

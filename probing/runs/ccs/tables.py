@@ -31,6 +31,7 @@ from probing.statistics.intervals import FEW
 COLLAPSED = 0.19
 LOPSIDED = 0.9
 """Share of pairs with the statement as the true one from which wording and truth cannot be told apart."""
+TOO_FEW = f", in fewer than {FEW} groups: too few for an interval, or to say anything."
 HEADS = {
     "esa": "accuracy (ESA)",
     "polar_consistency": "polar consistency",
@@ -210,7 +211,7 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
     draws = {"random": config.random, "permutations": config.permutations}
     said += note_few_draws(**draws) or note_floor(**draws, refits=config.refits)
     said += note_few_groups(facts["groups"])
-    said += _note_small_marker(judged.controls)
+    said += _note_small_sets(judged)
     said.append(
         "The accuracy (esa in the files) is the share of statements whose score is on the right side of .5. The "
         "contradiction index, the mean of both orientations of a probe, is high where a statement and its opposite are "
@@ -233,15 +234,18 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
     return said
 
 
-def _note_small_marker(controls: pd.DataFrame) -> list[str]:
-    """Note where so few pairs have the word of the marker control that it says nothing."""
-    rows = pick_rows(controls, control="marker:change")
-    if not len(rows) or rows["low"].notna().any():
-        return []
-    return [
-        f"The marker control is of {int(rows['pairs'].iloc[0])} pairs, in fewer than {FEW} groups: too few for an "
-        f"interval, or to say anything."
-    ]
+def _note_small_sets(judged: Judged) -> list[str]:
+    """Note where so few pairs have the word of the marker control, or a formulation, that they say nothing."""
+    said = []
+    marked = pick_rows(judged.controls, control="marker:change", metric="polar_consistency")
+    if len(marked) and marked["low"].isna().all():
+        said.append(f"The marker control is of {int(marked['pairs'].iloc[0])} pairs{TOO_FEW}")
+    parts = judged.results[judged.results["subset"] != ALL]
+    for name, rows in pick_rows(parts, metric="polar_consistency").groupby("subset"):
+        if rows["low"].isna().all():
+            name = str(name).partition("=")[2] or "(none)"
+            said.append(f"The formulation {name} has {int(rows['pairs'].iloc[0])} pairs{TOO_FEW}")
+    return said
 
 
 def _give_verdict(esa: pd.Series, config: CCSConfig) -> str:
