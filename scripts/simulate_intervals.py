@@ -80,6 +80,16 @@ def covers(found: Estimate, truth: float) -> bool:
     return found.low <= truth <= found.high
 
 
+def holds(row: Any, truth: float, prefix: str = "") -> bool:
+    """Whether the interval in a row of a results table covers the truth."""
+    return bool(row[f"{prefix}low"] <= truth <= row[f"{prefix}high"])
+
+
+def rejects(row: Any, column: str) -> bool:
+    """Whether the p-value of a row is small; of several rows, the least."""
+    return bool(np.min(row[column]) <= LEVEL)
+
+
 def draw_normal(random: np.random.Generator, groups: int, copies: int) -> Array:
     """Normal values, of which those of a group have half of their variance in common: [group * copies]."""
     shared = np.repeat(random.normal(size=groups), copies)
@@ -140,9 +150,9 @@ def cover_prompts(groups: int, apart: float, copies: int = 1, positive: float = 
         found = pd.DataFrame(rows.make_rows("", "", rows.measure(own), NO_NULLS, rows.measure(other)))
         ends = found.set_index("metric")
         return [
-            ends.loc["auroc", "low"] <= auroc <= ends.loc["auroc", "high"],
-            ends.loc["accuracy", "low"] <= accuracy <= ends.loc["accuracy", "high"],
-            ends.loc["auroc", "above_surface_low"] <= 0 <= ends.loc["auroc", "above_surface_high"],
+            holds(ends.loc["auroc"], auroc),
+            holds(ends.loc["accuracy"], accuracy),
+            holds(ends.loc["auroc"], 0.0, "above_surface_"),
         ]
 
     return draw
@@ -171,8 +181,8 @@ def reject_prompts(groups: int, copies: int, apart: float, places: int) -> Draw:
         below = []
         for probe in ("mass_mean", "logistic"):
             own = found.loc[probe]
-            below += [own.loc[place, "p_labels"] <= LEVEL for place in ("0", CHOSEN)]
-            below.append(own.loc[names, "p_labels_corrected"].min() <= LEVEL)
+            below += [rejects(own.loc[place], "p_labels") for place in ("0", CHOSEN)]
+            below.append(rejects(own.loc[names], "p_labels_corrected"))
         return below
 
     return draw
@@ -225,11 +235,10 @@ def cover_statements(pairs: int, copies: int, apart: float) -> Draw:
         judged = judge_statements(config, listed, rows, ["0"], lambda number: readings.to_arrays())
         found = judged.results[(judged.results["subset"] == ALL) & (judged.results["place"] == "0")]
         ends = found[found["probe"] == "ccs"].set_index("metric")
-        covered = [ends.loc[name, "low"] <= truth[name] <= ends.loc[name, "high"] for name in METRICS]
+        covered = [holds(ends.loc[name], truth[name]) for name in METRICS]
         controls = judged.controls[judged.controls["control"] == "marker:change"]
         ends = controls[controls["probe"] == "ccs"].set_index("metric")
-        low, high = ends.loc["contradiction_index", ["low", "high"]]
-        return [*covered, low <= change[0] <= high]
+        return [*covered, holds(ends.loc["contradiction_index"], float(change[0]))]
 
     return draw
 
@@ -260,12 +269,12 @@ def reject_statements(pairs: int, copies: int, apart: float, places: int) -> Dra
         found = found[(found["metric"] == "esa") & (found["subset"] == ALL)].set_index(["probe", "place"])
         own, other = found.loc["ccs"], found.loc["mass_mean"]
         return [
-            own.loc["0", "p_labels"] <= LEVEL,
-            own.loc[CHOSEN, "p_labels"] <= LEVEL,
-            own.loc[names, "p_labels_corrected"].min() <= LEVEL,
-            own.loc[CHOSEN, "p_random"] <= LEVEL,
-            own.loc[names, "p_random_corrected"].min() <= LEVEL,
-            other.loc[CHOSEN, "p_labels"] <= LEVEL,
+            rejects(own.loc["0"], "p_labels"),
+            rejects(own.loc[CHOSEN], "p_labels"),
+            rejects(own.loc[names], "p_labels_corrected"),
+            rejects(own.loc[CHOSEN], "p_random"),
+            rejects(own.loc[names], "p_random_corrected"),
+            rejects(other.loc[CHOSEN], "p_labels"),
         ]
 
     return draw
@@ -316,7 +325,7 @@ class DrawnMaterial(Material):
 
     def judge(self) -> pd.DataFrame:
         """The results table of the job."""
-        arrays = {}
+        arrays: dict[Part, dict[str, Array]] = {}
         for model, layers in enumerate(self.layers):
             described: list[PlaceReadings] = [describe_place(self, each, lambda share: None) for each in layers]
             arrays |= {(model, "", str(number)): each.to_arrays() for number, each in enumerate(described)}
@@ -362,15 +371,13 @@ def cover_clusters(sizes: Sequence[int], copies: int, apart: float, further: flo
         after = before.clone()
         after[np.arange(len(codes)), codes] += (further - apart) / math.sqrt(2)
         found = DrawnMaterial([[before], [after]], codes, units, resamples=RESAMPLES).judge()
-        found = found[found["model"] == "1"].set_index(["set", "place", "metric"]).sort_index()
-        own, held = found.loc[ALL, "0"], found.loc[HELD_OUT, CHOSEN]
-        covered = [own.loc[name, "low"] <= truth[name] <= own.loc[name, "high"] for name in CLUSTER_INDICES]
+        table: Any = found[found["model"] == "1"].set_index(["set", "place", "metric"]).sort_index()
+        own, held = table.loc[ALL, "0"], table.loc[HELD_OUT, CHOSEN]
+        covered = [holds(own.loc[name], truth[name]) for name in CLUSTER_INDICES]
+        covered += [holds(held.loc[name], truth[name]) for name in ("silhouette", "aqi_size_free")]
         covered += [
-            held.loc[name, "low"] <= truth[name] <= held.loc[name, "high"] for name in ("silhouette", "aqi_size_free")
+            holds(own.loc[name], truth[name] - first[name], "minus_first_") for name in ("silhouette", "aqi_size_free")
         ]
-        for name in ("silhouette", "aqi_size_free"):
-            low, high = own.loc[name, ["minus_first_low", "minus_first_high"]]
-            covered.append(low <= truth[name] - first[name] <= high)
         return covered
 
     return draw
@@ -394,16 +401,16 @@ def reject_clusters(
 
     def draw(random: np.random.Generator) -> Sequence[bool]:
         layers = [draw_points(random, codes, copies, spreads, apart) for _ in range(places)]
-        found = DrawnMaterial([layers], codes, units, permutations=PERMUTATIONS).judge()
-        found = found.set_index(["set", "place", "metric"]).sort_index()
+        table = DrawnMaterial([layers], codes, units, permutations=PERMUTATIONS).judge()
+        found: Any = table.set_index(["set", "place", "metric"]).sort_index()
         names = [str(number) for number in range(places)]
         below: list[bool] = []
         for index in TESTED:
             over = [found.loc[(ALL, name, index), "p_labels_corrected"] for name in names]
             below += [
-                found.loc[(ALL, "0", index), "p_labels"] <= LEVEL,
+                rejects(found.loc[(ALL, "0", index)], "p_labels"),
                 min(over) <= LEVEL,
-                found.loc[(HELD_OUT, CHOSEN, index), "p_labels"] <= LEVEL,
+                rejects(found.loc[(HELD_OUT, CHOSEN, index)], "p_labels"),
             ]
         return below
 
@@ -439,21 +446,29 @@ def make_cells() -> Iterable[Cell]:
     for pairs, copies, apart in ((40, 1, 0.7), (20, 2, 0.7), (40, 1, 2.0)):
         name = f"{pairs} groups of {copies} pairs, a fixed probe, logits {apart} from 0"
         yield Cell(STATEMENT_INTERVALS, name, WHOLE, cover_statements(pairs, copies, apart))
-    yield Cell(CLUSTER_INTERVALS, "30 and 30 rows, 3 apart (first: 2)", WHOLE, cover_clusters((30, 30), 1, 2.0, 3.0))
     yield Cell(
-        CLUSTER_INTERVALS, "15 and 15 groups of 2 rows, 3 apart (first: 2)", WHOLE, cover_clusters((15, 15), 2, 2.0, 3)
+        CLUSTER_INTERVALS, "30 and 30 rows, 3 apart (first: 2)", WHOLE, cover_clusters((30, 30), 1, 2.0, 3.0), 0.6
+    )
+    yield Cell(
+        CLUSTER_INTERVALS,
+        "15 and 15 groups of 2 rows, 3 apart (first: 2)",
+        WHOLE,
+        cover_clusters((15, 15), 2, 2.0, 3.0),
+        0.6,
     )
     yield Cell(PROMPT_TESTS, "24 rows, width 5, 2 places, no difference", LEVEL, reject_prompts(24, 1, 0.0, 2), 2.5)
-    yield Cell(PROMPT_TESTS, "18 groups of 2 rows, no difference", LEVEL, reject_prompts(18, 2, 0.0, 2))
+    yield Cell(PROMPT_TESTS, "18 groups of 2 rows, no difference", LEVEL, reject_prompts(18, 2, 0.0, 2), 0.75)
     yield Cell(PROMPT_TESTS, "24 rows, 0.6 apart in each dimension", None, reject_prompts(24, 1, 0.6, 2), 0.25)
-    yield Cell(STATEMENT_TESTS, "24 pairs, width 6, 2 places, noise", LEVEL, reject_statements(24, 1, 0.0, 2), 0.75)
+    yield Cell(STATEMENT_TESTS, "24 pairs, width 6, 2 places, noise", LEVEL, reject_statements(24, 1, 0.0, 2), 0.5)
     yield Cell(STATEMENT_TESTS, "18 groups of 2 pairs, noise", LEVEL, reject_statements(18, 2, 0.0, 2), 0.5)
-    yield Cell(STATEMENT_TESTS, "24 pairs, truth 1.0 from 0", None, reject_statements(24, 1, 1.0, 2), 0.25)
+    yield Cell(STATEMENT_TESTS, "24 pairs, truth 1.0 from 0", None, reject_statements(24, 1, 1.0, 2), 0.15)
     for sizes, spreads in (((30, 30), (1, 1)), ((30, 30), (1, 3)), ((40, 12), (3, 1)), ((40, 12), (1, 3))):
         name = f"{sizes[0]} and {sizes[1]} rows, spread {spreads[0]} and {spreads[1]}, one centre, 2 places"
-        yield Cell(CLUSTER_TESTS, name, LEVEL, reject_clusters(sizes, spreads, places=2))
-    yield Cell(CLUSTER_TESTS, "15 and 15 groups of 2 rows, one centre", LEVEL, reject_clusters((15, 15), (1, 1), 0, 2))
-    yield Cell(CLUSTER_TESTS, "30 and 30 rows, 1.5 apart", None, reject_clusters((30, 30), (1, 1), 1.5), 0.25)
+        yield Cell(CLUSTER_TESTS, name, LEVEL, reject_clusters(sizes, spreads, places=2), 0.6)
+    yield Cell(
+        CLUSTER_TESTS, "15 and 15 groups of 2 rows, one centre", LEVEL, reject_clusters((15, 15), (1, 1), 0, 2), 0.6
+    )
+    yield Cell(CLUSTER_TESTS, "30 and 30 rows, 1.5 apart", None, reject_clusters((30, 30), (1, 1), 1.5), 0.15)
 
 
 def simulate(cell: Cell, replicates: int, seed: int = 0) -> list[tuple[float, float]]:
