@@ -11,6 +11,7 @@ from probing.probes.evaluate import METRICS
 from probing.report.tables import counts
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.results import CONTROL_METRICS, NULL_NAMES, Judged
+from probing.runs.common.norms import note_extremes, tabulate_extremes
 from probing.runs.common.results import ALL, CHOSEN
 from probing.runs.common.tables import (
     BY_PLACE,
@@ -68,6 +69,7 @@ def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> 
         )
     tables["Restarts of CCS, trained on every pair"] = _compare_restarts(controls, facts["places"])
     tables["Cosine of the CCS direction with others"] = _list_cosines(controls, facts["places"])
+    tables |= tabulate_extremes(facts.get("extreme_norms", []))
     tables["Notes"] = pd.DataFrame({"note": notes(config, judged, facts)})
     return tables
 
@@ -212,6 +214,9 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
     said += note_few_draws(**draws) or note_floor(**draws, refits=config.refits)
     said += note_few_groups(facts["groups"])
     said += _note_small_sets(judged)
+    divided = ", which --normalization l2 divides out"
+    decides = ", and can decide where a probe lies; --normalization l2 divides it out"
+    said += note_extremes(facts.get("extreme_norms", []), "pairs", divided if config.normalization == "l2" else decides)
     said.append(
         "The accuracy (esa in the files) is the share of statements whose score is on the right side of .5. The "
         "contradiction index, the mean of both orientations of a probe, is high where a statement and its opposite are "

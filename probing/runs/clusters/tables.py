@@ -10,6 +10,7 @@ from probing.report.tables import counts
 from probing.runs.clusters.parts import LEARNED, SPACES
 from probing.runs.clusters.results import OF_ONE_PAIR, Judged
 from probing.runs.clusters.rows import CATEGORY, CONTROL, HELD_OUT, WITHOUT, Material
+from probing.runs.common.norms import name_extremes, tabulate_extremes
 from probing.runs.common.results import ALL, CHOSEN
 from probing.runs.common.tables import (
     BY_PLACE,
@@ -46,8 +47,7 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
             material, judged
         )
         tables[f"Drift, from {material.names[0]}, by place"] = _describe_drift(judged.drift)
-    if len(judged.extremes):
-        tables["Places where some rows have a norm far above the others"] = judged.extremes
+    tables |= tabulate_extremes(judged.extremes.to_dict("records"))
     tables["Notes"] = pd.DataFrame({"note": notes(material, judged)})
     return tables
 
@@ -260,8 +260,7 @@ def _give_verdict(apart: bool, centres: bool) -> str:
 def _note_extremes(judged: Judged) -> list[str]:
     """Note the rows whose norm is hundreds of times that of the others."""
     return [
-        f"{row['model']}, {row['place']}: {row['rows']} rows have a norm of up to {row['largest norm']:.4g}, of a "
-        f"median of {row['median norm']:.4g} ({row['ids']}), and decide every index: the silhouette is "
+        f"{row['model']}, {row['place']}: {name_extremes(row, 'rows')}, and decide every index: the silhouette is "
         f"{row['silhouette']:.3f} with them and {row['silhouette without']:.3f} without."
         for row in judged.extremes.to_dict("records")
     ]

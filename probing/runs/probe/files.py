@@ -42,6 +42,7 @@ def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, 
         "folds": np.bincount(rows.splits.folds).tolist(),
         "places": list(material.places),
         "skipped_places": dict(material.skipped),
+        "extreme_norms": list(material.extremes),
         "chosen": judged.chosen,
         "best": judged.best,
     }

@@ -8,6 +8,7 @@ import pandas as pd
 
 from probing.probes.prompts import PROBES
 from probing.report.tables import counts
+from probing.runs.common.norms import note_extremes, tabulate_extremes
 from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.common.tables import (
     BY_PLACE,
@@ -36,6 +37,7 @@ def make_tables(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -
             _compare_sets(config, judged)
         ),
         f"{BY_PLACE}: AUROC, held out, positive = {facts['positive']}": _describe_places(judged, facts["places"]),
+        **tabulate_extremes(facts.get("extreme_norms", [])),
         "Notes": pd.DataFrame({"note": notes(config, judged, facts)}),
     }
 
@@ -90,6 +92,9 @@ def notes(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> list
     own = pick_row(held, place=CHOSEN, probe="logistic")
     said += note_few_draws(refits=config.refits) or note_floor(refits=config.refits)
     said += note_few_groups(facts["groups"])
+    said += note_extremes(
+        facts.get("extreme_norms", []), "rows", ", and can decide where a probe lies; leave such rows out to see"
+    )
     if own["p_labels"] > max(SIGNIFICANT, smallest_p(config.refits)):
         said.append(
             f"The logistic probe does no better than one fitted to permuted labels (AUROC {own['value']:.3f}, p "

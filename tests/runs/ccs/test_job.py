@@ -20,6 +20,8 @@ from probing.runs.capture.config import CaptureConfig
 from probing.runs.ccs import parts, stages
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.common import states as common_states
+from probing.store.activations import ActivationStore
+from probing.store.manifest import claim
 from probing.store.probes import open_probes
 
 FORMS = ("A1", "A0", "N1", "N0")
@@ -332,6 +334,24 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(done, data, tmp_p
     assert not (tmp_path / "out" / "shards").exists()
 
 
+def test_an_unfinished_run_with_another_vinc_is_refused(done, data, tmp_path, monkeypatch):
+    """Its parts would be of two kinds. A finished one is shown again."""
+    given = {"model": "bundled", "data": str(data), **QUICK}
+    with monkeypatch.context() as patch:
+        note_calls(patch, stages, "train_place", 2)
+        with pytest.raises(KeyboardInterrupt):
+            ccs.run(CCSConfig(out=tmp_path / "out", **given))
+    shutil.copytree(done[0], tmp_path / "done")
+    for name in ("out", "done"):
+        with claim(tmp_path / name, "ccs") as folder:
+            facts = dict(folder.facts())
+            facts["identity"] = {key: value for key, value in facts["identity"].items() if key != "vinc"}
+            folder.write({key: value for key, value in facts.items() if key not in ("schema_version", "command")})
+    with pytest.raises(SourceMismatch, match="vinc was None, is among directions in which training rows differ"):
+        ccs.run(CCSConfig(out=tmp_path / "out", **given))
+    assert list(ccs.run(CCSConfig(out=tmp_path / "done", **given)).tables) == list(done[1].tables)
+
+
 def test_damaged_states_of_an_unfinished_run_are_captured_again(done, data, tmp_path, monkeypatch):
     again = CCSConfig(model="bundled", data=str(data), out=tmp_path / "out", **QUICK)
     with monkeypatch.context() as patch:
@@ -442,6 +462,25 @@ def test_pairs_with_the_same_state_in_both_forms_are_left_out(config, tmp_path, 
     assert "'.' in yes forms" in caplog.text
     pairs = pd.read_parquet(tmp_path / "out" / "pairs.parquet")
     assert pairs.index[pairs["status"] == "same_state"].tolist() == [4, 7]
+
+
+@pytest.mark.parametrize("normalization", ["l2", "none"])
+def test_a_pair_with_a_state_of_extreme_norm_is_named(config, monkeypatch, normalization):
+    plain = ActivationStore.read
+
+    def stretched(store, place, *rest):
+        states = plain(store, place, *rest).clone()
+        states[store.ids.index(f"{statements()[4]['id']}#N1")] *= 24_000 / 42
+        return states
+
+    monkeypatch.setattr(ActivationStore, "read", stretched)
+    report = ccs.run(config(places="resid_post:1", normalization=normalization))
+    (row,) = report.tables["Places where some rows have a norm far above the others"].to_dict("records")
+    assert (row["place"], row["rows"], row["ids"]) == ("resid_post:1", 1, str(statements()[4]["id"]))
+    assert row["largest norm"] > 100 * row["median norm"]
+    said = {"l2": "which --normalization l2 divides out", "none": "and can decide where a probe lies"}[normalization]
+    assert "resid_post:1: 1 pairs have a norm of up to" in notes(report)
+    assert said in notes(report)
 
 
 def test_as_little_as_possible(config, tmp_path):
