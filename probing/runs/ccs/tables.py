@@ -52,8 +52,10 @@ def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> 
     tables = {
         "Pairs by status": counts(facts["rows_by_status"], "status"),
         f"Probes, held out, at the place chosen inside each fold ({over})": _compare_probes(config, chosen),
-        "CCS there, beside what it must beat (middle 95 % of each null distribution)": _compare_with_nulls(chosen),
-        BY_PLACE: _describe_places(judged, facts["places"]),
+        "CCS there, beside what it must beat (middle 95 % of each null distribution)": _compare_with_nulls(
+            config, chosen
+        ),
+        BY_PLACE: _describe_places(judged, facts["places"], config.permutations),
     }
     if (results["subset"] != ALL).any():
         tables[f"By formulation, at {judged.best['ccs']}"] = _compare_formulations(results, judged)
@@ -90,17 +92,18 @@ def _compare_probes(config: CCSConfig, chosen: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns=HEADS)
 
 
-def _compare_with_nulls(chosen: pd.DataFrame) -> pd.DataFrame:
+def _compare_with_nulls(config: CCSConfig, chosen: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for metric in METRICS:
         result = pick_row(chosen, probe="ccs", metric=metric)
         row = {"metric": metric, **pick_columns(result, "value", "low", "high")}
         row |= {null: show_ends(result, f"{null}_") for null in NULL_NAMES}
-        rows.append(row | {"p(random)": result["p_random"], "p(labels)": result["p_labels"]})
+        row["p(random)"] = show_p(result["p_random"], config.random)
+        rows.append(row | {"p(labels)": show_p(result["p_labels"], config.permutations)})
     return pd.DataFrame(rows)
 
 
-def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
+def _describe_places(judged: Judged, places: list[str], draws: int) -> pd.DataFrame:
     everything = pick_rows(judged.results, subset=ALL)
     times = Counter(judged.chosen["ccs"])
 
@@ -108,7 +111,7 @@ def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
         here = pick_rows(everything, place=place)
         esa, index = (pick_row(here, probe="ccs", metric=metric) for metric in ("esa", "contradiction_index"))
         row: dict[str, Any] = {"ccs accuracy": esa["value"], **pick_columns(esa, "low", "high")}
-        row |= {"random": show_ends(esa, "random_"), "p corrected": esa["p_labels_corrected"]}
+        row |= {"random": show_ends(esa, "random_"), "p corrected": show_p(esa["p_labels_corrected"], draws)}
         row |= {"ccs contradiction": index["value"], "random contradiction": show_ends(index, "random_")}
         row |= {f"{probe} accuracy": pick_row(here, probe=probe, metric="esa")["value"] for probe in PROBES[1:]}
         return row | {"chosen by ccs": times[place]}

@@ -36,7 +36,9 @@ def make_tables(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -
         f"AUROC, positive = {facts['positive']} ({over}); held out: at the place chosen inside each fold": (
             _compare_sets(config, judged)
         ),
-        f"{BY_PLACE}: AUROC, held out, positive = {facts['positive']}": _describe_places(judged, facts["places"]),
+        f"{BY_PLACE}: AUROC, held out, positive = {facts['positive']}": _describe_places(
+            judged, facts["places"], config.refits
+        ),
         **tabulate_extremes(facts.get("extreme_norms", [])),
         "Notes": pd.DataFrame({"note": notes(config, judged, facts)}),
     }
@@ -66,7 +68,7 @@ def _compare_sets(config: ProbeConfig, judged: Judged) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns={"value": "auroc"})
 
 
-def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
+def _describe_places(judged: Judged, places: list[str], draws: int) -> pd.DataFrame:
     held, fresh = _pick_sets(judged)
     times = Counter(judged.chosen["logistic"])
 
@@ -76,7 +78,10 @@ def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
             result = pick_row(held, place=place, probe=probe)
             row[probe] = result["value"]
             if probe == "logistic":
-                row |= {**pick_columns(result, "low", "high"), "p corrected": result["p_labels_corrected"]}
+                row |= {
+                    **pick_columns(result, "low", "high"),
+                    "p corrected": show_p(result["p_labels_corrected"], draws),
+                }
                 row["permuted labels"] = show_ends(result, "labels_")
             if len(fresh):
                 row[f"{probe} fresh"] = pick_row(fresh, place=place, probe=probe)["value"]

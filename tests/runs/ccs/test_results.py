@@ -369,6 +369,16 @@ def facts_of(rows, pairs):
     }
 
 
+def test_p_values_of_places_at_their_floor_say_so(config, judged, pairs, rows):
+    results = judged.results.copy()
+    results.loc[results["place"] == "b", "p_labels_corrected"] = 1 / 41
+    shown = make_tables(config, replace(judged, results=results), facts_of(rows, pairs))["By place"]
+    found = [one(judged.results, subset=ALL, place=place, probe="ccs", metric="esa") for place in "ac"]
+    first, last = (row["p_labels_corrected"] for row in found)
+    assert min(first, last) > 1 / 41
+    assert shown["p corrected"].tolist() == [first, "0.024 (the least of 40 draws)", last]
+
+
 def test_a_prominent_distractor_wins_and_the_notes_say_so(config, judged, pairs, rows):
     tables = make_tables(config, judged, facts_of(rows, pairs))
     table = next(table for title, table in tables.items() if title.startswith("Distractor test")).set_index("place")

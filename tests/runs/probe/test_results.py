@@ -9,6 +9,7 @@ from probing.probes.prompts import METRICS, PROBES, LabelledRows, fit_prompts, m
 from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.probe.config import ProbeConfig
 from probing.runs.probe.results import judge
+from probing.runs.probe.tables import make_tables
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits, make_folds
 from probing.statistics.intervals import auroc_interval, needs_share_interval, share_interval
@@ -169,3 +170,14 @@ def test_fresh_rows_are_resampled_by_their_units(judged, places, fresh, probe):
         )
         assert np.isnan(row["p_labels"])
     assert np.array_equal(judged.fresh[probe], places[PLACES.index(judged.best[probe])][f"{probe}.fresh"])
+
+
+def test_p_values_of_places_at_their_floor_say_so(judged, rows):
+    config = ProbeConfig(data="data", out="out", model="model", seed=SEED, folds=FOLDS, refits=REFITS)
+    facts = {"groups": ROWS // 2, "rows": ROWS, "rows_positive": int(rows.labels.sum()), "rows_by_status": {"ok": ROWS}}
+    tables = make_tables(config, judged, facts | {"positive": "yes", "places": PLACES})
+    shown = next(table for title, table in tables.items() if title.startswith("By place"))["p corrected"]
+    rows = [one(judged.results, set="held out", place=place, probe="logistic", metric="auroc") for place in PLACES]
+    p = [row["p_labels_corrected"] for row in rows]
+    assert min(p) == pytest.approx(1 / (1 + REFITS))
+    assert shown.tolist() == ["0.167 (the least of 5 draws)" if each == min(p) else each for each in p]
