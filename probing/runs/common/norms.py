@@ -30,7 +30,7 @@ def describe_extremes(place: str, norms: NDArray[np.float64], ids: Sequence[str]
     return row | {"largest norm": float(norms[extreme].max()), "median norm": float(np.median(norms))}
 
 
-def tabulate_extremes(rows: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+def tabulate_extremes(rows: Iterable[Mapping[Any, Any]]) -> dict[str, pd.DataFrame]:
     """The table of rows of extreme norm under its title; nothing where there are none."""
     frame = pd.DataFrame(list(rows))
     return {EXTREMES: frame} if len(frame) else {}

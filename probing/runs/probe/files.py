@@ -49,6 +49,7 @@ def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, 
     if others is not None:
         counted = Counter(problem.status for problem in others.problems.values())
         facts["fresh"] = {"path": material.config.fresh, "rows_by_status": {"ok": len(others.rows), **dict(counted)}}
+        facts["fresh"]["groups"] = len(set(others.units))
     return facts
 
 

@@ -97,6 +97,7 @@ def notes(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> list
     own = pick_row(held, place=CHOSEN, probe="logistic")
     said += note_few_draws(refits=config.refits) or note_floor(refits=config.refits)
     said += note_few_groups(facts["groups"])
+    said += note_few_groups(facts["fresh"]["groups"], "fresh rows") if "fresh" in facts else []
     said += note_extremes(
         facts.get("extreme_norms", []), "rows", ", and can decide where a probe lies; leave such rows out to see"
     )

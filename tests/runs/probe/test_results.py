@@ -9,7 +9,7 @@ from probing.probes.prompts import METRICS, PROBES, LabelledRows, fit_prompts, m
 from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.probe.config import ProbeConfig
 from probing.runs.probe.results import judge
-from probing.runs.probe.tables import make_tables
+from probing.runs.probe.tables import make_tables, notes
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits, make_folds
 from probing.statistics.intervals import auroc_interval, needs_share_interval, share_interval
@@ -181,3 +181,11 @@ def test_p_values_of_places_at_their_floor_say_so(judged, rows):
     p = [row["p_labels_corrected"] for row in rows]
     assert min(p) == pytest.approx(1 / (1 + REFITS))
     assert shown.tolist() == ["0.167 (the least of 5 draws)" if each == min(p) else each for each in p]
+
+
+def test_few_fresh_rows_are_said(judged, rows):
+    config = ProbeConfig(data="data", out="out", model="model", seed=SEED, folds=FOLDS, refits=REFITS)
+    facts = {"groups": ROWS // 2, "rows": ROWS, "rows_positive": int(rows.labels.sum()), "positive": "yes"}
+    said = " ".join(notes(config, judged, facts | {"fresh": {"groups": FRESH // 3}}))
+    assert "The intervals are of 8 groups of fresh rows: with fewer than 15 they may be too narrow." in said
+    assert "fresh rows" not in " ".join(notes(config, judged, facts | {"fresh": {"groups": 15}}))
