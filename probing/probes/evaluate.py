@@ -22,6 +22,8 @@ METRICS = (
     "contradiction_index",
     "silhouette",
 )
+MEANS = ("esa", "polar_consistency", "contradiction_index")
+"""Metrics that are means over pairs."""
 HIGHER_IS_BETTER = ("esa", "auroc", "silhouette")
 BY_LABEL = HIGHER_IS_BETTER
 """Metrics that the labels enter into (into the others only by the orientation)."""
@@ -41,6 +43,22 @@ def credit(forms: Array) -> Array:
     own = scores(forms)
     credited: Array = (np.sign(own[..., 0, :] - 0.5) - np.sign(own[..., 1, :] - 0.5)) / 4
     return credited
+
+
+def measure_pairs(metric: str, forms: Array, truth: Array) -> Array:
+    """What each pair adds to a metric that is a mean over pairs, [pair]: one of ``MEANS``.
+
+    Args:
+        metric: the metric.
+        forms: oriented held-out probabilities, [4 pair].
+        truth: 1 where the statement is true, -1 where its opposite is, [pair].
+    """
+    if metric == "esa":
+        return np.asarray(0.5 + credit(forms) * truth)
+    sides = [torch.from_numpy(np.ascontiguousarray(side)) for side in forms]
+    of_pairs = polar_consistency if metric == "polar_consistency" else symmetric_contradiction_index
+    values: Array = of_pairs(*sides).numpy()
+    return values
 
 
 def measure(

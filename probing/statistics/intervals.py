@@ -69,20 +69,21 @@ def null_interval(null: Array | None) -> tuple[float, float, float]:
 
 
 def needs_share_interval(values: Array, groups: ArrayLike | None = None) -> bool:
-    """Whether a share is too near 0 or 1, or of too few rows, for percentiles of the bootstrap.
+    """Whether a share is too near 0 or 1, of too few rows, or of rows that are all alike, for percentiles.
 
     Args:
         values: how far each row has the property, 0 to 1, [row].
         groups: group of each row; None where every row is its own.
     """
     value, effective = float(values.mean()), effective_rows(values, groups)
-    return effective * min(value, 1 - value) < LEAST_OUTCOMES
+    return _is_constant(values) or effective * min(value, 1 - value) < LEAST_OUTCOMES
 
 
 def share_interval(values: Array, groups: ArrayLike | None = None) -> tuple[float, float]:
     """The 95 % interval of a share: Clopper and Pearson's, for as many independent rows as the groups are worth.
 
-    NaN for fewer than two groups. It covers at least 95 %, usually more.
+    NaN for fewer than two groups. It covers at least 95 %, usually more. Where all rows have one value, such as a half,
+    it reaches as far as it would if the groups that could be otherwise, of which none was seen, were all 0 or all 1.
 
     Args:
         values: how far each row has the property, 0 to 1, [row].
@@ -92,11 +93,14 @@ def share_interval(values: Array, groups: ArrayLike | None = None) -> tuple[floa
     """
     from scipy.stats import beta
 
-    if count_groups(values, groups) < 2:
+    count, tail = count_groups(values, groups), (1 - CONFIDENCE) / 2
+    if count < 2:
         return float("nan"), float("nan")
+    if _is_constant(values):
+        value, other = float(values[0]), 1 - tail ** (1 / count)
+        return value * (1 - other), value + (1 - value) * other
     rows = effective_rows(values, groups)
     right = float(values.mean()) * rows
-    tail = (1 - CONFIDENCE) / 2
     low = float(beta.ppf(tail, right, rows - right + 1)) if right > 0 else 0.0
     high = float(beta.ppf(1 - tail, right + 1, rows - right)) if right < rows else 1.0
     return low, high
@@ -150,6 +154,10 @@ def effective_rows(values: Array, groups: ArrayLike | None = None) -> float:
     worth = independent / variance if variance > 0 else 1.0
     known = len(values) * worth * (t.ppf(tail, len(values) - 1) / t.ppf(tail, count - 1)) ** 2
     return float(min(known, len(values)))
+
+
+def _is_constant(values: Array) -> bool:
+    return bool((values == values[0]).all())
 
 
 def student_interval(values: Array, groups: ArrayLike | None = None) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
-from probing.probes.evaluate import METRICS, credit, measure, scores
+from probing.probes.evaluate import MEANS, METRICS, credit, measure, measure_pairs, scores
 
 
 def dumb(forms, truth, folds, times):
@@ -72,6 +72,14 @@ def test_a_weight_is_a_repetition(seed, coarse):
         for name, value in dumb(forms, truth, folds, times[row]).items():
             if name != "silhouette":
                 assert found[name][row] == pytest.approx(value, abs=1e-9), (name, row)
+
+
+@pytest.mark.parametrize("metric", MEANS)
+def test_metrics_that_are_means_over_pairs(metric):
+    forms, truth, folds, _ = draw(2)
+    each = measure_pairs(metric, forms, truth)
+    assert each.shape == (23,)
+    assert measure(forms, truth, folds)[metric] == pytest.approx([each.mean()])
 
 
 def test_copies_of_a_statement_are_no_neighbours_of_it():

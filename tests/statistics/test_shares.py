@@ -19,6 +19,16 @@ def test_a_share_of_all_rows_has_an_interval_of_some_width():
     assert (nothing.low, nothing.high) == pytest.approx((0, 1 - found.low))
 
 
+def test_a_share_of_halves_has_an_interval_of_some_width():
+    """None of 40 rows is otherwise: at most 1 - .025^(1/40) of all are, and these may all be wrong, or all right."""
+    found = estimate_share(np.full(40, 0.5))
+    other = stats.binomtest(0, 40).proportion_ci(method="exact").high
+    assert (found.low, found.high) == pytest.approx((0.5 - other / 2, 0.5 + other / 2))
+    groups = np.repeat(np.arange(10), 4)
+    assert share_interval(np.full(40, 0.5), groups) == pytest.approx(share_interval(np.full(10, 0.5)))
+    assert share_interval(np.ones(10)) == pytest.approx((0.025 ** (1 / 10), 1))
+
+
 def test_a_share_with_enough_rows_on_both_sides_keeps_its_interval():
     """The percentiles of the bootstrap, to the last bit."""
     values = (np.arange(60) < 30).astype(float)

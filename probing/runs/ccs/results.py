@@ -19,7 +19,7 @@ from probing.probes.contrast_nulls import (
 )
 from probing.probes.contrast_readings import PROBES, UNSUPERVISED, NullDraws, StatementReadings
 from probing.probes.contrast_states import Rows
-from probing.probes.evaluate import HIGHER_IS_BETTER, METRICS, credit, measure
+from probing.probes.evaluate import HIGHER_IS_BETTER, MEANS, METRICS, measure, measure_pairs
 from probing.report.progress import Progress
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.common.parts import Arrays
@@ -35,9 +35,9 @@ from probing.runs.common.results import (
     estimate_with_interval,
     estimate_without_interval,
 )
-from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.bootstrap import bootstrap_mean, draw_bootstrap_weights
 from probing.statistics.folds import Splits
-from probing.statistics.intervals import FEW, auroc_interval, null_interval, percentile_interval
+from probing.statistics.intervals import FEW, MANY, auroc_interval, null_interval, percentile_interval
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
@@ -163,27 +163,35 @@ class Judge:
     def _add_marker(self, place: str, marked: Array, signs: Mapping[str, Array]) -> None:
         for at, probe in enumerate(PROBES):
             known = np.isfinite(marked[at]).all(axis=0)
-            forms = {
-                "before": self.forms[probe][-1][:, known],
-                "after": orient_forms(marked[at], signs[probe], self.folds)[:, known],
-            }
-            both = {name: self._measure(each, known) for name, each in forms.items()}
+            before = self.forms[probe][-1][:, known]
+            after = orient_forms(marked[at], signs[probe], self.folds)[:, known]
+            measured = [self._measure(each, known) for each in (before, after)]
             for metric in CONTROL_METRICS:
-                for name, each in forms.items():
-                    ends = self._find_interval(metric, each, known, both[name][metric])
-                    estimate = Estimate(both[name][metric][0], *ends, int(known.sum()))
+                for name, each, found in zip(("before", "after"), (before, after), measured, strict=True):
+                    ends = self._find_interval(metric, each, known, found[metric])
+                    estimate = Estimate(found[metric][0], *ends, int(known.sum()))
                     self._add_control(f"marker:{name}", place, probe, metric, estimate)
-                change = self._measure_change(known, both["before"][metric], both["after"][metric])
+                sides = [measure_pairs(metric, each, self.truth[known]) for each in (after, before)]
+                (old, drawn), (new, drawn_after) = (found[metric] for found in measured)
+                change = self._estimate_change(new - old, sides[0] - sides[1], drawn_after - drawn, known)
                 self._add_control("marker:change", place, probe, metric, change)
 
-    def _measure_change(
-        self, mask: NDArray[np.bool_], before: tuple[float, Array], after: tuple[float, Array]
-    ) -> Estimate:
-        """The change of a metric; without an interval where pairs are few, or none of the replicates differs."""
-        n, groups, replicates = int(mask.sum()), len(np.unique(self.rows.units[mask])), after[1] - before[1]
-        if groups < FEW or np.ptp(replicates) == 0:
-            return estimate_without_interval(after[0] - before[0], n)
-        return estimate_with_interval(after[0] - before[0], replicates, n, groups)
+    def _estimate_change(self, value: float, changes: Array, replicates: Array, mask: NDArray[np.bool_]) -> Estimate:
+        """The change of a metric; without an interval where pairs are few, or all change alike.
+
+        Args:
+            value: the change.
+            changes: change of each pair, [pair].
+            replicates: the change in every bootstrap replicate.
+            mask: the pairs, among all.
+        """
+        units = self.rows.units[mask]
+        groups = len(np.unique(units))
+        if groups < FEW or np.ptp(changes) == 0:
+            return estimate_without_interval(value, len(changes))
+        if groups < MANY:
+            return replace(bootstrap_mean(changes, self.config.resamples, self.config.seed, units), value=value)
+        return estimate_with_interval(value, replicates, len(changes))
 
     def _add_distractor(self, place: str, readings: StatementReadings) -> None:
         test = readings.distractor
@@ -214,13 +222,18 @@ class Judge:
         units, (value, replicates) = self.rows.units[mask], measured
         groups, ends = len(np.unique(units)), None
         if metric == "esa":
-            ends = correct_share_interval(0.5 + credit(forms) * self.truth[mask], units)
+            ends = correct_share_interval(measure_pairs(metric, forms, self.truth[mask]), units)
         if metric == "auroc":
             ends = auroc_interval(value, groups // 2, replicates)
         if ends is not None:
             return ends
-        few = groups < (2 if mask.all() else FEW)
-        return (NOT_KNOWN, NOT_KNOWN) if few else percentile_interval(replicates, groups)
+        if groups < (2 if mask.all() else FEW):
+            return NOT_KNOWN, NOT_KNOWN
+        if metric in MEANS and metric != "esa" and groups < MANY:
+            values = measure_pairs(metric, forms, self.truth[mask])
+            found = bootstrap_mean(values, self.config.resamples, self.config.seed, units)
+            return found.low, found.high
+        return percentile_interval(replicates, groups)
 
     def _compare(
         self,
