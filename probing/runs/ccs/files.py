@@ -77,6 +77,7 @@ def gather_facts(
         "probes_trained": judged.trained,
         "places": material.places,
         "skipped_places": material.skipped,
+        "extreme_norms": list(material.extremes),
         "chosen": judged.chosen,
         "best": judged.best,
     }

@@ -13,10 +13,11 @@ from probing.errors import DataInvalid, OutOfMemory
 from probing.metrics.clusters import ALL_INDICES
 from probing.metrics.clusters.draws import Kept, measure_clusters
 from probing.metrics.clusters.indices import alignment_quality_index
-from probing.metrics.clusters.preparation import find_extreme_norms, prepare
+from probing.metrics.clusters.preparation import prepare
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
+from probing.metrics.norms import find_extreme_norms, measure_norms
 from probing.runs.clusters.config import LEAST_ROWS
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material, Part, Rows, View, categories_of
 from probing.runs.common.parts import Arrays, Pieces
@@ -96,7 +97,7 @@ def describe_place(
     first = rows.views[0]
     points = states[first.index]
     train = None if rows.folds is None else _score_without_folds(material, points, first)
-    norms = points.double().norm(dim=1).cpu().numpy()
+    norms = measure_norms(points)
     return PlaceReadings(views, silhouettes[0], train, norms, _score_without_extremes(material, points, first, norms))
 
 

@@ -86,11 +86,11 @@ def note_floor(**draws: int) -> list[str]:
     return [f"No p-value can be below {' or '.join(high)}: one that stands there may be far smaller. Take more."]
 
 
-def note_few_groups(groups: int) -> list[str]:
-    """A note where intervals are of few groups of rows, which percentiles of the bootstrap make too narrow."""
+def note_few_groups(groups: int, rows: str = "rows") -> list[str]:
+    """A note where intervals are of few groups of rows, which may be too narrow."""
     if groups >= FEW:
         return []
-    return [f"The intervals are of {groups} groups of rows: with fewer than {FEW} they are too narrow."]
+    return [f"The intervals are of {groups} groups of {rows}: with fewer than {FEW} they may be too narrow."]
 
 
 def show_p(p: float, draws: int) -> str | float:

@@ -277,8 +277,8 @@ def _note_few(units: NDArray[np.int64], config: DisplacementConfig) -> list[str]
     said = []
     if len(np.unique(units)) < FEW:
         said.append(
-            f"There are fewer than {FEW} pairs or groups of pairs: intervals of means are Student's, and correlations "
-            f"have none"
+            f"There are fewer than {FEW} pairs or groups of pairs: correlations have no interval, and those of means "
+            f"rest on Student's t"
         )
     if config.group_column:
         said.append(f"No correlation is shown of a group of fewer than {FEW} pairs")

@@ -43,12 +43,14 @@ def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, 
         "folds": np.bincount(rows.splits.folds).tolist(),
         "places": list(material.places),
         "skipped_places": dict(material.skipped),
+        "extreme_norms": list(material.extremes),
         "chosen": judged.chosen,
         "best": judged.best,
     }
     if others is not None:
         counted = Counter(problem.status for problem in others.problems.values())
         facts["fresh"] = {"path": material.config.fresh, "rows_by_status": {"ok": len(others.rows), **dict(counted)}}
+        facts["fresh"]["groups"] = len(set(others.units))
     return facts
 
 

@@ -75,6 +75,18 @@ def test_centres_that_lie_apart(run):
     assert held_out(report)["centres p"].tolist() == pytest.approx([1 / 200] * 3)
 
 
+def test_p_values_at_their_floor_say_so(run):
+    """With 19 permutations none can be below .05, and .05 is not what the test found."""
+    states = noise()
+    states[1::2, 0] += 6
+    report, _ = run(states, permutations=19)
+    by_place = next(table for title, table in report.tables.items() if title.startswith("By place"))
+    marked = "0.050 (the least of 19 draws)"
+    assert held_out(report)["silhouette p"].tolist() == held_out(report)["centres p"].tolist() == [marked] * 3
+    assert by_place["silhouette p over places"].tolist() == by_place["centres p over places"].tolist() == [marked]
+    assert "No p-value can be below 0.050 with 19 permutations" in notes(report)
+
+
 def test_nothing(run):
     report, _ = run(noise(1))
     assert "the labels lie no further apart than permuted ones" in notes(report)

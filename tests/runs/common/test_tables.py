@@ -70,4 +70,4 @@ def test_a_p_value_at_a_floor_above_a_hundredth_says_so():
 
 def test_few_groups_are_said():
     assert note_few_groups(15) == []
-    assert note_few_groups(14) == ["The intervals are of 14 groups of rows: with fewer than 15 they are too narrow."]
+    assert note_few_groups(14) == ["The intervals are of 14 groups of rows: with fewer than 15 they may be too narrow."]

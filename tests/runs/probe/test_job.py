@@ -33,6 +33,7 @@ from probing.runs.common.datasets import read_labelled
 from probing.runs.probe import data as probe_data
 from probing.runs.probe import parts
 from probing.runs.probe.config import ProbeConfig
+from probing.store.activations import ActivationStore
 from probing.store.probes import open_probes
 
 FILES = {"results.parquet", "predictions.parquet", "probes.safetensors", "summary.json", "plots.html"}
@@ -391,6 +392,24 @@ def test_a_place_where_all_rows_are_the_same(config, data, caplog):
     assert report.facts["places"] == ["resid_post:0"]
     assert list(report.facts["skipped_places"]) == ["resid_pre:0"]
     assert "resid_pre:0 is left out: the states of all rows are the same there" in caplog.text
+
+
+def test_a_row_of_extreme_norm_is_named(config, monkeypatch):
+    plain = ActivationStore.read
+
+    def stretched(store, place, *rest):
+        states = plain(store, place, *rest).clone()
+        states[6] *= 24_000 / 42
+        return states
+
+    assert "norm" not in notes(job.run(config(places="resid_post:1"))).lower()
+    monkeypatch.setattr(ActivationStore, "read", stretched)
+    report = job.run(config(places="resid_post:1", seed=1, out=config().out.parent / "other"))
+    (row,) = report.tables["Places where some rows have a norm far above the others"].to_dict("records")
+    assert (row["place"], row["rows"], row["ids"]) == ("resid_post:1", 1, "r6")
+    assert row["largest norm"] > 100 * row["median norm"]
+    assert "resid_post:1: 1 row has a norm of up to" in notes(report)
+    assert "and can decide where a probe lies" in notes(report)
 
 
 def test_texts_that_all_look_the_same(config, data, tmp_path):
