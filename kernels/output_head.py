@@ -29,7 +29,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch says when memory runs out on a CPU, or inside the matrix library of a card, without an error class."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unembedding:
     """The map from states to logits: ``z = (h W' + b) scale``, then ``cap tanh(z / cap)`` where there is a cap.
 
@@ -54,6 +54,11 @@ class Unembedding:
             raise ValueError(f"weight is [vocabulary width] and bias [vocabulary], not {self.weight.shape} and {shape}")
         if self.soft_cap is not None and not self.soft_cap > 0:
             raise ValueError(f"a soft cap is positive, not {self.soft_cap}")
+
+    def __repr__(self) -> str:
+        bias = "a bias" if self.bias is not None else "no bias"
+        shape = " x ".join(map(str, self.weight.shape))
+        return f"Unembedding({shape}, {bias}, scale {self.scale:g}, soft cap {self.soft_cap})"
 
 
 def logit_chunks(

@@ -58,6 +58,9 @@ class TokenStats(NamedTuple):
     top_ids: Tensor
     logsumexp: Tensor
 
+    def __repr__(self) -> str:
+        return f"TokenStats({len(self.logprob)} tokens, top {self.top_ids.shape[-1]}, on {self.logprob.device})"
+
 
 class RowStats(NamedTuple):
     """Statistics of one chunk of logits, as in ``TokenStats``, each [row]."""

@@ -52,6 +52,7 @@ from probing.runs.ccs import ccs as ccs
 from probing.runs.clusters import clusters as clusters
 from probing.runs.displacement import displacement as displacement
 from probing.runs.probe import probe as probe
+from probing.runs.score import score as score
 from probing.store.activations import open_store as open_store
 from probing.store.directions import open_direction as open_direction
 from probing.store.directions import open_directions as open_directions

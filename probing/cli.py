@@ -11,12 +11,13 @@ import re
 import shutil
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import ProbingError
-from probing.report.screen import OneLine, guard_screen, to_json, to_message
+from probing.report.screen import OneLine, guard_screen, to_json
+from probing.shown import to_message
 
 if TYPE_CHECKING:
     import docstring_parser
@@ -72,6 +73,8 @@ def _run_command(arguments: list[str]) -> int:
 
         print(f"probing {version_of(DISTRIBUTION)}")
         return 0
+    if arguments[0].partition("=")[0] == "--print-completion":
+        return _print_completion(arguments[0].partition("=")[2] or " ".join(arguments[1:]))
     command = _find_command(arguments)
     if command is None:
         return 2
@@ -117,8 +120,31 @@ def _make_overview() -> str:
             *lines,
             "",
             "probing COMMAND --help lists a command's options.",
+            "probing --print-completion {bash,zsh,fish} prints a script with which the shell completes them.",
         ]
     )
+
+
+def _print_completion(shell: str) -> int:
+    """Print the script that completes commands and options in a shell."""
+    from probing.completion import SCRIPTS
+
+    if shell not in SCRIPTS:
+        line = f"probing: --print-completion must be one of {', '.join(SCRIPTS)}" + (
+            f", not '{shell}'" if shell else ""
+        )
+        print(to_message(line), file=sys.stderr)
+        return 2
+    parsers = {command: _make_parser(command, _find_config_type(command)) for command in COMMANDS}
+    print(SCRIPTS[shell](COMMANDS, {command: parser.list_options() for command, parser in parsers.items()}))
+    return 0
+
+
+def _find_config_type(command: str) -> type:
+    """The class of a command's options."""
+    job = importlib.import_module(f"probing.runs.{command.replace(' ', '.')}")
+    config_type: type = typing.get_type_hints(job.run)["config"]
+    return config_type
 
 
 def _run_guarded(command: str, arguments: list[str]) -> int:
@@ -155,8 +181,7 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
 
 def _run(command: str, arguments: list[str]) -> None:
     job = importlib.import_module(f"probing.runs.{command.replace(' ', '.')}")
-    config_type = typing.get_type_hints(job.run)["config"]
-    config, shown = _parse(command, config_type, arguments)
+    config, shown = _parse(command, _find_config_type(command), arguments)
     if shown["quiet"]:
         from probing.report.progress import hide_progress
 
@@ -164,11 +189,14 @@ def _run(command: str, arguments: list[str]) -> None:
         hide_progress()
     report = job.run(config)
     # With it comes pandas, which a mistake is told without.
+    from probing.report.columns import name_columns
     from probing.report.tables import name_tables, render
 
     if shown["json"]:
-        tables = {title: _to_records(table) for title, table in report.tables.items()}
-        print(to_json({"titles": name_tables(tables), "tables": tables, **report.facts}), flush=True)
+        titles = name_tables(report.tables)
+        columns = {name: name_columns(report.tables[title].columns) for name, title in titles.items()}
+        tables = {title: _to_records(report.tables[title], columns[name]) for name, title in titles.items()}
+        print(to_json({"titles": titles, "columns": columns, "tables": tables, **report.facts}), flush=True)
         return
     fits = sys.stdout.isatty() and not shown["full"]
     print(report.text or render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
@@ -178,9 +206,9 @@ def _run(command: str, arguments: list[str]) -> None:
             print(to_message(f"next: {command_line}"), file=sys.stderr)
 
 
-def _to_records(table: "pandas.DataFrame") -> list[dict[str, Any]]:
-    """Rows with every digit, and null for what has no value."""
-    rows = table.to_dict("records")
+def _to_records(table: "pandas.DataFrame", names: Iterable[str]) -> list[dict[str, Any]]:
+    """Rows with every digit under the stable names of the columns, and null for what has no value."""
+    rows = table.set_axis(list(names), axis="columns").to_dict("records")
     return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
 
 
@@ -193,7 +221,7 @@ def _parse(command: str, config_type: type, arguments: Sequence[str]) -> tuple[A
     _check_arguments(spelled)
     twice = _find_repeated(spelled, repeatable)
     if twice is not None:
-        parser.error(f"{twice} is given twice; it takes one value")
+        parser.error(twice)
     try:
         values = parser.parse_args(spelled).as_dict() | repeated
     except (argparse.ArgumentError, UnicodeError, RecursionError) as error:
@@ -312,13 +340,13 @@ def _collect_repeated(arguments: Sequence[str], names: Sequence[str]) -> dict[st
 
 
 def _find_repeated(arguments: Sequence[str], allowed: Sequence[str]) -> str | None:
-    """The first option that was given twice, in whatever spelling, though only its last value would count.
+    """What is wrong with the first option that was given twice, in whatever spelling: only the last value would count.
 
     Args:
         arguments: arguments, spelled as the parser wants them.
         allowed: options that may be repeated.
     """
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for argument in arguments:
         option = argument.partition("=")[0]
         if not re.fullmatch(r"--[\w-]+", option):
@@ -326,8 +354,11 @@ def _find_repeated(arguments: Sequence[str], allowed: Sequence[str]) -> str | No
         name = option.removeprefix("--").replace("-", "_")
         name = name.removeprefix("no_")
         if name in seen and name not in allowed:
-            return option
-        seen.add(name)
+            given = (seen[name], option)
+            if len(set(given)) == 2:
+                return f"{given[0]} and {given[1]} contradict each other; give one of them"
+            return f"{option} is given twice; it takes one value"
+        seen[name] = option
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from probing.completion import Option
 from probing.errors import UsageError
 
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -38,6 +39,24 @@ class Parser(ArgumentParser):
         self.options = tuple(
             f"--{name}" for name in (*names, "config", "json", "full", "quiet", "print-config", "help")
         )
+
+    def list_options(self) -> list[Option]:
+        """All options, with what a shell needs to complete them."""
+        listed = []
+        for action in self._actions:
+            hint = self.hints.get(action.dest.replace("-", "_"))
+            takes_value = hint is not bool and action.nargs != 0 and action.dest != "print_config"
+            for name in action.option_strings:
+                if name.startswith("--") and not name.endswith("+"):
+                    listed.append(
+                        Option(
+                            name,
+                            (action.help or "").replace("%%", "%"),
+                            takes_value,
+                            _choices(hint) if takes_value else (),
+                        )
+                    )
+        return listed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as one sentence.
@@ -93,6 +112,12 @@ def join_words(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The words that an option takes; none where it takes others too."""
+    kinds = _kinds(hint)
+    return tuple(map(str, typing.get_args(kinds[0]))) if typing.get_origin(kinds[0]) is Literal else ()
+
+
 def describe_type(hint: Any) -> str:
     """The values that an option takes, in words."""
     kinds = _kinds(hint)
@@ -128,7 +153,7 @@ def _kinds(hint: Any) -> list[Any]:
 def _name_options(message: str, hints: dict[str, Any]) -> str:
     """A message in which the names of fields are those of options."""
     # Where options exclude each other, also a word such as "below" is the name of one.
-    plain = [name for name in hints if "_" in name or message.startswith("give exactly one of ")]
+    plain = [name for name in hints if "_" in name or re.match("give (exactly|at most) one of ", message)]
     message = re.sub(rf"\b({'|'.join(plain)})\b", lambda found: _typed(found[1]), message) if plain else message
     first = re.split(r" must | is ", message)[0]
     return _typed(first) + message[len(first) :] if first in hints else message

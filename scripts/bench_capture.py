@@ -22,7 +22,9 @@ from probing.engine.budget import TokenBudget, choose_batch_tokens
 from probing.engine.modes import Mode, choose_mode
 from probing.engine.stream import Stream
 from probing.engine.trees import Segment
-from probing.models.layers import Stack, find_stack, output_site, run_backbone
+from probing.models.layers import find_stack
+from probing.models.passes import run_backbone
+from probing.models.stack import Stack, output_site
 from probing.types import Place
 
 ROUNDS = 5

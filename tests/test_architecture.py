@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
+    ("shown",),
     ("types", "errors"),
     ("kernels",),
     ("statistics",),
@@ -27,6 +28,7 @@ FLOORS = [
     ("instruments",),
     ("runs.common",),
     ("runs",),
+    ("completion",),
     ("usage",),
     ("cli",),
     ("__main__",),

@@ -196,10 +196,9 @@ def test_an_option_that_is_given_twice_is_refused(score, tmp_path, monkeypatch, 
     (tmp_path / "job.yaml").write_text("max_length: 300\n")
     status, out, errors = score(*REPEATED[case])
     assert (status, out) == (2, "")
-    name = {"a switch": "--no-eos", "two files": "--config", "an implicit value": "--id-column"}.get(
-        case, "--max-length"
-    )
-    assert f"{name} is given twice; it takes one value" in errors
+    name = {"two files": "--config", "an implicit value": "--id-column"}.get(case, "--max-length")
+    said = "--eos and --no-eos contradict each other" if case == "a switch" else f"{name} is given twice; it takes one"
+    assert said in errors
 
 
 def test_a_flag_overrides_a_file(score, tmp_path):
@@ -261,7 +260,7 @@ def test_json_keeps_every_digit(score, tmp_path):
     quantile = json.loads(out)["tables"][
         "Quantiles of the scores (higher: the responses look more alike to the model)"
     ][0]
-    assert quantile["100%"] == pd.read_parquet(tmp_path / "out" / "scores.parquet")["ches"].max()
+    assert quantile["quantile_100"] == pd.read_parquet(tmp_path / "out" / "scores.parquet")["ches"].max()
 
 
 def hurried(jobs):
@@ -468,11 +467,25 @@ def test_bad_requests_for_displacement_leave_with_2_and_nothing_written(
     assert not (tmp_path / "moved").exists()
 
 
-@pytest.mark.parametrize("columns", ["chess", "all,magic", ","])
-def test_unknown_columns_are_refused_before_the_model_is_loaded(score, columns):
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("chess", "unknown columns chess; there are id"),
+        ("all,magic", "unknown columns magic; there are id"),
+        (",", "--columns is empty; there are id"),
+        ("", "--columns is empty; there are id"),
+    ],
+)
+def test_unknown_columns_are_refused_before_the_model_is_loaded(score, columns, said):
     status, _, errors = score("--columns", columns, model="/nowhere/model")
     assert status == 2
-    assert "unknown columns" in errors
+    assert errors.startswith(f"probing score: {said}")
+
+
+def test_a_limit_and_a_sample_exclude_each_other(score):
+    status, _, errors = score("--limit", "3", "--sample", "3")
+    assert status == 2
+    assert "give at most one of --limit and --sample: --limit takes the first rows, --sample takes rows" in errors
 
 
 # One line each: how to break the data, and what must be said of it.

@@ -11,7 +11,8 @@ from harness import phrase, write
 
 from probing import cli
 from probing.data.bundled import bundled_data
-from probing.report.screen import Screen, escape_controls, to_json, to_message, to_page
+from probing.report.screen import Screen, to_json, to_page
+from probing.shown import escape_controls, to_message
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt\u200b\u2028\rLINE\nLINE\x85"
 NAME = HOSTILE.replace("/", "")

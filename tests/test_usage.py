@@ -40,6 +40,10 @@ OPTIONS = [f"--{name.replace('_', '-')}" for name in HINTS]
             "give exactly one of keep_lowest and model; given: model and keep_lowest",
             "give exactly one of --keep-lowest and --model; given: --model and --keep-lowest",
         ),
+        (
+            "give at most one of model and out: model takes weights",
+            "give at most one of --model and --out: --model takes weights",
+        ),
         ("model is empty; name a folder", "--model is empty; name a folder"),
         ("two\n  lines", "two lines"),
     ],
@@ -70,10 +74,10 @@ def test_a_table_that_fits_is_as_it_is():
 
 
 def test_a_number_among_texts_has_as_many_digits_as_one_among_numbers():
-    table = pd.DataFrame({"p": [1 / 1001, "0.048 (the least of 20 draws)", float("nan"), "-"]})
+    table = pd.DataFrame({"p": [1 / 1001, "<= 0.048", float("nan"), "-"]})
     assert [line.strip() for line in render({"T": table}).splitlines()[2:]] == [
         "0.000999",
-        "0.048 (the least of 20 draws)",
+        "<= 0.048",
         "NaN",
         "-",
     ]

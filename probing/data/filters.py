@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 RULES = ("keep_lowest", "drop_highest", "below", "keep_highest", "drop_lowest", "above")
 
 
-def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | None) -> NDArray[np.bool_]:
+def make_keep_mask(ids: Sequence[str], scores: ArrayLike, **rule: float | None) -> NDArray[np.bool_]:
     """Whether to keep each row, by exactly one rule.
 
     Rows are ordered by score, equal scores by id. Shares refer to the given rows and are rounded to whole rows, halves
@@ -37,10 +37,26 @@ def make_keep_mask(ids: Sequence[str], scores: Sequence[float], **rule: float | 
         return values < value if name == "below" else values > value
     ordered = -values if name in ("keep_highest", "drop_lowest") else values
     kept = _share(value, len(values)) if name.startswith("keep") else len(values) - _share(value, len(values))
-    order = sorted(range(len(values)), key=lambda index: (ordered[index], ids[index]))
+    by_id = np.array(sorted(range(len(values)), key=ids.__getitem__), dtype=np.int64)
+    order = by_id[np.argsort(ordered[by_id], kind="stable")]
     mask = np.zeros(len(values), dtype=np.bool_)
     mask[order[:kept]] = True
     return mask
+
+
+def find_threshold(scores: NDArray[np.float64], kept: NDArray[np.bool_]) -> float | None:
+    """The value in the middle between the rows that are kept and those that are dropped; None if either is empty.
+
+    Args:
+        scores: [row]; rows without a score (NaN) are left out.
+        kept: whether each row is kept, [row], by a rule of ``make_keep_mask``.
+    """
+    known = np.isfinite(scores)
+    sides = scores[known & kept], scores[known & ~kept]
+    if not all(map(len, sides)):
+        return None
+    low, high = sides if sides[0].max() <= sides[1].min() else sides[::-1]
+    return float(low.max() / 2 + high.min() / 2)
 
 
 def check_rule(**rule: float | None) -> tuple[str, float]:

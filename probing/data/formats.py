@@ -1,26 +1,35 @@
 """Rows from the bytes of a file: JSONL, JSON, CSV and Parquet, each also gzipped."""
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import re
-import sys
+import shutil
+import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probing.errors import DataInvalid
+from probing.data.lazy import LazySequence, make_in_blocks
+from probing.errors import DataInvalid, UsageError
 from probing.store.plain_json import parse_json
 from probing.types import Format
 
 Row = Mapping[str, Any]
 Parsed = tuple[Sequence[Row], Sequence[str], Any]
 """Rows, the place of each, and what a faithful copy of single rows is made from."""
+MOST_CHARACTERS = 2**24
+"""Most bytes of a line, and most characters of a cell or of a row's text: ten times what the longest contexts hold."""
+CHUNK = 2**20
+BOM = b"\xef\xbb\xbf"
 SUFFIXES: Mapping[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -29,78 +38,164 @@ SUFFIXES: Mapping[str, Format] = {
     ".parquet": "parquet",
 }
 
+FOREIGN = frozenset(".xlsx .xls .ods .tsv .arrow .feather .orc .avro .pkl .npy .npz .sqlite .zip .bz2 .xz .zst".split())
+"""Endings that name a format which is not written here."""
+
 
 def file_format(path: Path) -> Format | None:
     """The format that a file's name stands for, looking past ``.gz``; None if it names none."""
+    return SUFFIXES.get(_ending(path))
+
+
+def check_ending(path: Path, form: Format | None) -> None:
+    """Raise if the name of a file that is to be written stands for another format than the one it will have.
+
+    Args:
+        path: the file, or the folder of a dataset.
+        form: the format that was asked for; None where the name chooses it.
+
+    Raises:
+        UsageError: the name stands for another format, or for one that is not written.
+    """
+    ending, named = _ending(path), file_format(path)
+    # Files called .json often hold one object a line.
+    contradicts = form is not None and named not in (None, form) and (named, form) != ("json", "jsonl")
+    if ending in FOREIGN or contradicts or (form == "datasets" and path.suffix.lower() == ".gz"):
+        said = f"the format is {form}" if form is not None and ending not in FOREIGN else "that format is not written"
+        raise UsageError(
+            f"{path}: the name ends in {ending if ending in FOREIGN else path.suffix}, but {said}; choose an --out "
+            f"that ends in {', '.join(SUFFIXES)} (each may be followed by .gz), or in nothing that names a format"
+        )
+
+
+def _ending(path: Path) -> str:
+    """The last ending of a name, looking past ``.gz``; empty where there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+    return suffixes[-1] if suffixes else ""
 
 
-def parse_file(stored: bytes, path: Path, kind: Format) -> tuple[Format, Parsed]:
+def parse_file(file: BinaryIO, path: Path, kind: Format, held: ExitStack | None = None) -> tuple[Format, Parsed]:
     """The rows of a file, and the format in which they are stored there.
 
     Args:
-        stored: content of the file.
+        file: the opened file.
         path: its name, which is used in messages and says whether it is gzipped.
         kind: the format that its name stands for.
+        held: keeps files open; then rows are read when they are asked for. A list in JSON is read at once all the
+            same, and so is a Parquet file, but for the Python objects that its rows become. By default everything is
+            read at once.
 
     Raises:
         DataInvalid: the content is empty or damaged, or holds no rows; names the line where there is one.
     """
-    content = _unzip(stored, path) if path.suffix.lower() == ".gz" else stored
-    if not content.strip():
+    if path.suffix.lower() == ".gz":
+        file = _unzip(file, path, held)
+    start = _find_start(file)
+    if not start:
         raise DataInvalid(f"{path}: the file is empty")
-    readers: dict[str, Callable[[bytes, Path], Parsed]] = {
+    readers: dict[str, Callable[[BinaryIO, Path], Parsed]] = {
         "jsonl": _read_jsonl,
         "json": _read_json,
         "csv": _read_csv,
         "parquet": _read_parquet,
     }
-    if kind == "json" and not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        nested = _read_object_of_rows(content, path)
+    if kind == "json" and start != b"[":
+        nested = _read_object_of_rows(file, path)
         if nested is not None:
             return kind, nested
         # Many tools write one object a line into files that are called .json.
         kind = "jsonl"
-    parsed = readers[kind](content, path)
-    if not parsed[0]:
+    rows, lines, original = readers[kind](file, path)
+    if not rows:
         raise DataInvalid(f"{path}: there are no rows in it")
-    return kind, parsed
+    if held is None:
+        return kind, (list(rows), list(lines), list(original) if isinstance(original, LazySequence) else original)
+    return kind, (rows, lines, original)
 
 
-def _unzip(stored: bytes, path: Path) -> bytes:
+def _unzip(file: BinaryIO, path: Path, held: ExitStack | None) -> BinaryIO:
+    unzipped: BinaryIO = io.BytesIO()
+    if held is not None:
+        # The stack closes it.
+        unzipped = held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    file.seek(0)
     try:
-        return gzip.decompress(stored)
+        shutil.copyfileobj(gzip.GzipFile(fileobj=file), unzipped)
     except (OSError, EOFError, zlib.error) as error:
         raise DataInvalid(f"{path}: not a whole gzip file ({error}); fetch or compress it again") from error
+    return unzipped
 
 
-def _decode(content: bytes, path: Path) -> str:
+def _find_start(file: BinaryIO) -> bytes:
+    """The first byte that is neither white space nor part of a byte order mark that text follows; none if empty."""
+    file.seek(0)
+    head = file.read(len(BOM))
+    kept = head.removeprefix(BOM)
+    while not kept.strip():
+        kept = file.read(CHUNK)
+        if not kept:
+            return head.strip()[:1]
+    return kept.strip()[:1]
+
+
+def _decode(content: bytes, path: Path, line: int = 1) -> str:
+    """Text of bytes that begin with this line of a file."""
     try:
-        return content.decode("utf-8-sig")
+        return content.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line += content.count(b"\n", 0, error.start)
         raise DataInvalid(
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the file, "
             f"for instance with: iconv -f latin1 -t utf-8"
         ) from error
 
 
-def _read_jsonl(content: bytes, path: Path) -> tuple[list[Row], list[str], list[bytes]]:
-    _decode(content, path)
-    rows: list[Row] = []
-    lines: list[str] = []
-    raw: list[bytes] = []
-    # Only "\n" ends a row: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        rows.append(_parse_object(line, f"{path}, line {number}"))
-        lines.append(f"line {number}")
-        raw.append(line)
-    return rows, lines, raw
+def _read_whole(file: BinaryIO, path: Path) -> str:
+    file.seek(0)
+    return _decode(file.read().removeprefix(BOM), path)
+
+
+def _read_at(file: BinaryIO, start: int, length: int) -> bytes:
+    file.seek(start)
+    return file.read(length)
+
+
+def _list_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Start, number and bytes of every line, which is UTF-8; a byte order mark is left out.
+
+    Only "\\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
+    """
+    file.seek(0)
+    start = len(BOM) if file.read(len(BOM)) == BOM else 0
+    file.seek(start)
+    number = 1
+    while line := file.readline(MOST_CHARACTERS + 1):
+        if len(line) > MOST_CHARACTERS:
+            raise explain_too_long(f"{path}, line {number}")
+        _decode(line, path, number)
+        yield start, number, line
+        start, number = start + len(line), number + 1
+
+
+def explain_too_long(where: str) -> DataInvalid:
+    """The error to raise for a row with more text than is read."""
+    return DataInvalid(
+        f"{where}: holds more than {MOST_CHARACTERS // 2**20} MB of text, which no model reads; cut it, or leave the "
+        f"row out"
+    )
+
+
+def _read_jsonl(file: BinaryIO, path: Path) -> Parsed:
+    spans, numbers = array("q"), array("q")
+    for start, number, line in _list_lines(file, path):
+        if line.strip():
+            spans.extend((start, len(line.removesuffix(b"\n"))))
+            numbers.append(number)
+    raw = LazySequence(len(numbers), lambda at: _read_at(file, spans[2 * at], spans[2 * at + 1]))
+    rows = LazySequence(len(numbers), lambda at: _parse_object(raw[at], f"{path}, line {numbers[at]}"))
+    return rows, LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), raw
 
 
 def _parse_object(text: bytes, where: str) -> Row:
@@ -115,9 +210,9 @@ def _parse_object(text: bytes, where: str) -> Row:
     return row
 
 
-def _read_json(content: bytes, path: Path) -> Parsed:
+def _read_json(file: BinaryIO, path: Path) -> Parsed:
     try:
-        rows = parse_json(_decode(content, path))
+        rows = parse_json(_read_whole(file, path))
     except json.JSONDecodeError as error:
         raise DataInvalid(f"{path}, line {error.lineno}: broken JSON at column {error.colno}: {error.msg}") from error
     except ValueError as error:
@@ -130,10 +225,10 @@ def _read_json(content: bytes, path: Path) -> Parsed:
     return rows, [f"entry {number}" for number in range(1, len(rows) + 1)], None
 
 
-def _read_object_of_rows(content: bytes, path: Path) -> Parsed | None:
+def _read_object_of_rows(file: BinaryIO, path: Path) -> Parsed | None:
     """Rows of a file that is one object with the list of rows under its only key; None if it is no such file."""
     try:
-        whole = parse_json(_decode(content, path))
+        whole = parse_json(_read_whole(file, path))
     except ValueError:
         # It may hold one object a line; what is wrong with a line is said when they are read.
         return None
@@ -147,28 +242,79 @@ def _read_object_of_rows(content: bytes, path: Path) -> Parsed | None:
     return rows, [f"entry {number} of '{key}'" for number in range(1, len(rows) + 1)], None
 
 
-def _read_csv(content: bytes, path: Path) -> tuple[list[Row], list[str], None]:
+def _read_csv(file: BinaryIO, path: Path) -> Parsed:
     # A long dialogue exceeds the default of 128 KiB.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(io.StringIO(_decode(content, path), newline=""), strict=True)
-    rows: list[Row] = []
-    lines: list[str] = []
-    line = 1
+    csv.field_size_limit(MOST_CHARACTERS)
+    _check_utf8(file, path)
+    lines = _CountedLines(file, path)
+    try:
+        header, spans, numbers = _list_csv_rows(lines, path)
+    finally:
+        lines.text.detach()
+
+    def make(at: int) -> Row:
+        row = io.StringIO(_read_at(file, spans[2 * at], spans[2 * at + 1]).decode(), newline="")
+        [fields] = csv.reader(row, strict=True)
+        return dict(zip(header, map(parse_cell, fields), strict=True))
+
+    return LazySequence(len(numbers), make), LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), None
+
+
+def _list_csv_rows(lines: "_CountedLines", path: Path) -> tuple[list[str], "array[int]", "array[int]"]:
+    """The header; start and length of every row in the file, one behind the other; the line that each begins with."""
+    spans, numbers = array("q"), array("q")
+    reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise DataInvalid(f"{path}, line 1: a column name occurs twice: {', '.join(header)}")
+        start, first = lines.end, reader.line_num + 1
         for fields in reader:
-            first, line = line + 1, reader.line_num
-            if not fields:
-                continue
-            if len(fields) != len(header):
+            if fields and len(fields) != len(header):
                 raise DataInvalid(f"{path}, line {first}: {len(fields)} fields where the header names {len(header)}")
-            rows.append(dict(zip(header, map(parse_cell, fields), strict=True)))
-            lines.append(f"line {first}")
+            if fields:
+                spans.extend((start, lines.end - start))
+                numbers.append(first)
+            start, first = lines.end, reader.line_num + 1
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise explain_too_long(f"{path}, line {reader.line_num}") from error
         raise DataInvalid(f"{path}, line {reader.line_num}: broken CSV: {error}") from error
-    return rows, lines, None
+    return header, spans, numbers
+
+
+class _CountedLines:
+    """The lines of a text, with the ends that they have in its file, and where the latest one ends there."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        file.seek(0)
+        self.end = len(BOM) if file.read(len(BOM)) == BOM else 0
+        file.seek(self.end)
+        self.text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._path = path
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        while line := self.text.readline(MOST_CHARACTERS + 1):
+            number += 1
+            if len(line) > MOST_CHARACTERS:
+                raise explain_too_long(f"{self._path}, line {number}")
+            self.end += len(line.encode())
+            yield line
+
+
+def _check_utf8(file: BinaryIO, path: Path) -> None:
+    """Raise ``DataInvalid`` unless a file is UTF-8; names the line."""
+    file.seek(0)
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    while chunk := file.read(CHUNK):
+        cut = decoder.getstate()[0]
+        try:
+            decoder.decode(chunk)
+        except UnicodeDecodeError:
+            _decode(cut + chunk, path, line)
+        line += chunk.count(b"\n")
+    _decode(decoder.getstate()[0], path, line)
 
 
 class NotJson(str):
@@ -211,13 +357,15 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_message, value))
 
 
-def _read_parquet(content: bytes, path: Path) -> tuple[list[Row], list[str], pa.Table]:
+def _read_parquet(file: BinaryIO, path: Path) -> Parsed:
+    file.seek(0)
     try:
-        table = pq.read_table(io.BytesIO(content))
+        table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataInvalid(f"{path}: not a whole Parquet file ({error})") from error
-    rows = _arrow_rows(table, str(path))
-    return rows, [f"row {number}" for number in range(1, len(table) + 1)], table
+    count = len(table)
+    rows = make_in_blocks(count, lambda start, stop: _arrow_rows(table.slice(start, stop - start), str(path)))
+    return rows, LazySequence(count, lambda at: f"row {at + 1}"), table
 
 
 def _arrow_rows(table: pa.Table, name: str) -> list[Row]:

@@ -115,6 +115,7 @@ class FoundColumns:
         recognised: whether the prompts or the responses are in columns with other names than their own, which were not
             named either.
         given: how the rows were to be read.
+        present: names of all columns.
     """
 
     prompt: str | None
@@ -125,6 +126,7 @@ class FoundColumns:
     rivals: tuple[str, ...]
     recognised: bool
     given: PairColumns
+    present: tuple[str, ...]
 
     @property
     def read(self) -> set[str]:
@@ -200,6 +202,7 @@ def find_columns(rows: Sequence[Row], columns: PairColumns, where: Where) -> Fou
         rivals=tuple(prompts) if len(prompts) > 1 else (),
         recognised=layout is not OWN or (columns.prompt is None and prompt not in (None, PROMPT)),
         given=columns,
+        present=resolver.present,
     )
     if rows:
         _check_responses(found, resolver, where)
@@ -262,5 +265,6 @@ def tell_columns(found: FoundColumns, rows: Sequence[Row], mapped: int) -> None:
         said = ", ".join(f"{role} from {name}" for role, name in used.items() if name is not None)
         log.warning("columns that are read: %s; others are named with --prompt-column and the like", said)
     for name in SYSTEM_COLUMNS:
-        if name not in (system, found.prompt) and any(_is_text(row.get(name)) for row in rows):
+        unread = name in found.present and name not in (system, found.prompt)
+        if unread and any(_is_text(row.get(name)) for row in rows):
             log.warning("the column '%s' is not read; name it with --system-column if it holds system prompts", name)

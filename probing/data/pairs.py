@@ -2,12 +2,15 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from probing.data.cells import is_empty
 from probing.data.formats import Row
+from probing.data.lazy import LazySequence
 from probing.data.pair_columns import (
     PROMPT,
     FoundColumns,
@@ -26,6 +29,8 @@ from probing.types import Message, PreferencePair, Text, message_text
 log = logging.getLogger(__name__)
 
 USUAL = PairColumns()
+ASIDE_BYTES = 2**26
+"""Texts that are longer together are put aside on the disk while they are hashed."""
 DIALOGUE_MARK = "\n\nAssistant:"
 
 
@@ -58,25 +63,28 @@ def pairs_from_rows(
             response preferred; names the row.
         UsageError: a column that is named does not exist.
     """
-    column = id_column if id_column is not None else "id"
-
-    def describe_row(index: int) -> str:
-        identity = rows[index].get(column)
-        return where(index) if identity is None else f"{where(index)} (id '{identity}')"
-
-    found = find_columns(rows, columns, describe_row)
-    reader = _Reader(found, rows)
-    sides = [reader.sides(row, describe_row(index)) for index, row in enumerate(rows)]
-    tell_columns(found, rows, reader.mapped)
+    reader = _Reader.of(rows, where, id_column, columns)
+    sides = [reader.sides(index, row) for index, row in enumerate(rows)]
+    tell_columns(reader.found, rows, reader.mapped)
     ids = row_ids(rows, sides, where, id_column)
-    pairs = []
-    for index, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, sides, strict=True)):
-        try:
-            arguments = template_arguments(row)
-            pairs.append(PreferencePair(ids[index], prompt, chosen, rejected, *arguments))
-        except (TypeError, ValueError) as error:
-            raise DataInvalid(f"{where(index)} (id '{ids[index]}'): {error}") from error
-    return pairs
+    return [reader.pair(index, row, ids[index], sides[index]) for index, row in enumerate(rows)]
+
+
+def identify_pairs(table: Table, id_column: str | None = None, columns: PairColumns = USUAL) -> tuple[list[str], str]:
+    """The ids of the pairs of a table, and their ``content_sha256``, with the texts of one pair at a time in memory.
+
+    Raises:
+        DataInvalid, UsageError: as ``pairs_from_rows``.
+    """
+    rows = table.rows
+    reader = _Reader.of(rows, table.where, id_column, columns)
+    sides = LazySequence(len(rows), lambda index: reader.sides(index, rows[index]))
+    ids = row_ids(rows, sides, table.where, id_column)
+    digest = content_sha256(
+        reader.pair(index, row, ids[index], reader.sides(index, row)) for index, row in enumerate(rows)
+    )
+    tell_columns(reader.found, rows, reader.mapped)
+    return ids, digest
 
 
 def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
@@ -96,9 +104,25 @@ def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
     return table.take([index for index in range(len(table.rows)) if index not in ties])
 
 
-def content_sha256(pairs: Sequence[PreferencePair]) -> str:
-    """A hash of ids and texts that does not depend on the order of the rows, nor on further columns."""
-    return hashlib.sha256(b"".join(sorted(map(_content, pairs)))).hexdigest()
+def content_sha256(pairs: Iterable[PreferencePair]) -> str:
+    """A hash of ids and texts that does not depend on the order of the rows, nor on further columns.
+
+    Args:
+        pairs: each with an id of its own; their texts are put aside, on the disk if they are long.
+    """
+    keys: list[bytes] = []
+    ends = array("q", [0])
+    digest = hashlib.sha256()
+    with SpooledTemporaryFile(ASIDE_BYTES) as aside:
+        for pair in pairs:
+            # What is hashed begins with the id, and no id as JSON begins with another one: ids alone are sorted.
+            keys.append(canonical(pair.id))
+            aside.write(_content(pair))
+            ends.append(aside.tell())
+        for index in sorted(range(len(keys)), key=keys.__getitem__):
+            aside.seek(ends[index])
+            digest.update(aside.read(ends[index + 1] - ends[index]))
+    return digest.hexdigest()
 
 
 def shared_prefix(*sequences: Sequence[Any]) -> int:
@@ -122,15 +146,34 @@ class _Reader:
     Attributes:
         found: columns that hold them.
         rows: all rows, which say whether a column is missing in one row or in all.
+        where: names a row for messages, given its index.
+        id_column: column of the ids.
         mapped: number of rows so far whose prompt came from a column.
     """
 
     found: FoundColumns
     rows: Sequence[Row]
+    where: Where
+    id_column: str
     mapped: int = 0
 
-    def sides(self, row: Row, where: str) -> tuple[Text, Text, Text]:
+    @classmethod
+    def of(cls, rows: Sequence[Row], where: Where, id_column: str | None, columns: PairColumns) -> "_Reader":
+        """A reader of these rows; the arguments are those of ``pairs_from_rows``."""
+        column = id_column if id_column is not None else "id"
+        found = find_columns(rows, columns, lambda index: _describe_row(where, index, rows[index], column))
+        return cls(found, rows, where, column)
+
+    def pair(self, index: int, row: Row, identity: str, sides: tuple[Text, Text, Text]) -> PreferencePair:
+        """The pair that a row is."""
+        try:
+            return PreferencePair(identity, *sides, *template_arguments(row))
+        except (TypeError, ValueError) as error:
+            raise DataInvalid(f"{self.where(index)} (id '{identity}'): {error}") from error
+
+    def sides(self, index: int, row: Row) -> tuple[Text, Text, Text]:
         """Prompt, chosen and rejected response of a row."""
+        where = _describe_row(self.where, index, row, self.id_column)
         names = self.found.order(row, where)
         chosen, rejected = (text_of(row, name, where, self.rows) for name in names)
         if isinstance(chosen, str) != isinstance(rejected, str):
@@ -179,6 +222,11 @@ class _Reader:
         if not isinstance(text, str):
             raise DataInvalid(f"{where}: '{name}' must hold system prompts as text, found a list of messages")
         return text
+
+
+def _describe_row(where: Where, index: int, row: Row, id_column: str) -> str:
+    identity = row.get(id_column)
+    return where(index) if identity is None else f"{where(index)} (id '{identity}')"
 
 
 def is_whole(side: Text) -> bool:

@@ -36,7 +36,9 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.sample is not None:
-            raise ValueError("limit takes the first rows and sample takes rows at random; give one of them")
+            raise ValueError(
+                "give at most one of limit and sample: limit takes the first rows, sample takes rows at random"
+            )
         self._bounds()
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from probing.data.cells import drop_none, is_empty, plain_value
-from probing.data.formats import NotJson, Row, is_message, parse_cell
+from probing.data.formats import MOST_CHARACTERS, NotJson, Row, explain_too_long, is_message, parse_cell
 from probing.data.tables import canonical
 from probing.errors import DataInvalid
 from probing.store.plain_json import parse_json
@@ -69,6 +69,8 @@ def text_of(row: Row, name: str, where: str, rows: Sequence[Row]) -> Text:
     conversation = [_message(message, name, where) for message in value]
     for message in conversation:
         check_characters(message["role"] + message_text(message), name, where)
+    if sum(len(message_text(message)) for message in conversation) > MOST_CHARACTERS:
+        raise explain_too_long(f"{where}: '{name}'")
     return conversation
 
 
@@ -112,7 +114,9 @@ def has_text(side: Text) -> bool:
 
 
 def check_characters(text: str, name: str, where: str) -> None:
-    """Raise ``DataInvalid`` if a text cannot be written as UTF-8; names the column and the row."""
+    """Raise ``DataInvalid`` if a text is too long or cannot be written as UTF-8; names the column and the row."""
+    if len(text) > MOST_CHARACTERS:
+        raise explain_too_long(f"{where}: '{name}'")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -231,7 +235,8 @@ def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[st
         groups[hashlib.sha256(canonical(list(parts))).hexdigest()[:16]].append(index)
     ids = [""] * len(rows)
     for identity, members in groups.items():
-        members.sort(key=lambda index: canonical(rows[index]))
+        if len(members) > 1:
+            members.sort(key=lambda index: canonical(rows[index]))
         for number, index in enumerate(members):
             ids[index] = identity if number == 0 else f"{identity}-{number + 1}"
     return ids

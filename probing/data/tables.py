@@ -1,17 +1,22 @@
 """Datasets as rows: read from any common format, whole or in part, with the place of every row."""
 
 import hashlib
+import io
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from probing.data.bars import hide_bars
 from probing.data.formats import SUFFIXES, NotJson, Row, file_format, parse_file
+from probing.data.hub import find_hub_problem
+from probing.data.lazy import LazySequence, chain, make_in_blocks, pick
 from probing.data.portions import Part
 from probing.errors import DataInvalid, UsageError
 from probing.types import Format
@@ -75,11 +80,11 @@ class Table:
         """A table of some of the rows, in the order given; the same table where these are all in their order."""
         if list(indices) == list(range(len(self.rows))):
             return self
-        rows = [self.rows[index] for index in indices]
+        rows = pick(self.rows, indices)
         return replace(
             self,
             rows=rows,
-            lines=[self.lines[index] for index in indices],
+            lines=pick(self.lines, indices),
             sha256=_rows_sha256(rows),
             original=_take_original(self.original, indices),
             numbers=[self.row_of(index) for index in indices],
@@ -92,19 +97,21 @@ def _take_original(original: Any, indices: Sequence[int]) -> Any:
         return None
     if isinstance(original, pa.Table):
         return original.take(pa.array(indices, pa.int64()))
-    return [original[index] for index in indices] if isinstance(original, list) else original.select(indices)
+    return pick(original, indices) if isinstance(original, Sequence) else original.select(indices)
 
 
 WHOLE = Part()
 
 
-def read_table(source: str, split: str | None = None, part: Part = WHOLE) -> Table:
+def read_table(source: str, split: str | None = None, part: Part = WHOLE, held: ExitStack | None = None) -> Table:
     """Read JSONL, JSON, CSV or Parquet (each also gzipped), a saved ``datasets`` folder, or a dataset of the hub.
 
     Args:
         source: a path, a hub id, or "-" for JSONL on standard input. What exists on disk wins.
         split: which split or slice; in place of ``part.split``.
         part: which part of it is read.
+        held: keeps files open; then rows are read when they are asked for, and a large file needs little memory (see
+            ``parse_file``). By default everything is read at once.
 
     Raises:
         DataInvalid: the file is missing, empty, damaged or in no known format; names the line where there is one.
@@ -115,15 +122,15 @@ def read_table(source: str, split: str | None = None, part: Part = WHOLE) -> Tab
         raise UsageError("no dataset was named")
     path = Path(source).expanduser()
     if source == STDIN or path.is_file():
-        table = _read_stdin() if source == STDIN else _read_file(path)
+        table = _read_stdin(held) if source == STDIN else _read_file(path, held)
         _check_no_hub(source, part)
         if part.split is not None and not part.is_sliced:
             raise UsageError(f"{source} is a single file and has no splits; leave out --split, or slice it like [:200]")
         return table.take(part.choose_rows(len(table.rows), table.path))
     if path.is_dir():
-        return _read_folder(str(path), part)
+        return _read_folder(str(path), part, held)
     if file_format(path) is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        return _read_hub(source, part)
+        return _read_hub(source, part, held)
     raise DataInvalid(f"{source}: no such file")
 
 
@@ -143,8 +150,8 @@ def join_tables(tables: Sequence[Table], part: Part = WHOLE) -> Table:
     joined = Table(
         path=", ".join(dict.fromkeys(table.path for table in tables)),
         format=tables[0].format if len(formats) == 1 else "jsonl",
-        rows=[row for table in tables for row in table.rows],
-        lines=[line for table in tables for line in table.lines],
+        rows=chain([table.rows for table in tables]),
+        lines=chain([table.lines for table in tables]),
         sha256=digest,
         original=original,
         numbers=[table.row_of(index) for table, index in pairs],
@@ -159,8 +166,8 @@ def _join_originals(tables: Sequence[Table]) -> Any:
     first = originals[0]
     if any(original is None for original in originals):
         return None
-    if isinstance(first, list):
-        return [line for lines in originals for line in lines]
+    if isinstance(first, Sequence):
+        return chain(originals)
     if isinstance(first, pa.Table):
         same = all(original.schema.equals(first.schema) for original in originals)
         return pa.concat_tables(originals) if same else None
@@ -176,23 +183,25 @@ def _check_no_hub(source: str, part: Part) -> None:
             raise UsageError(f"{source} is not a dataset of the hub; leave out {option}")
 
 
-def _read_file(path: Path) -> Table:
+def _read_file(path: Path, held: ExitStack | None) -> Table:
     kind = file_format(path)
     if kind is None:
         raise DataInvalid(f"{path}: the name ends in none of {', '.join(SUFFIXES)} (each may be followed by .gz)")
     try:
-        stored = path.read_bytes()
+        file = io.BytesIO(path.read_bytes()) if held is None else held.enter_context(path.open("rb"))
     except OSError as error:
         raise DataInvalid(f"{path}: cannot be read ({error.strerror})") from error
-    kind, (rows, lines, original) = parse_file(stored, path, kind)
-    return Table(str(path), kind, rows, lines, hashlib.sha256(stored).hexdigest(), original)
+    return _parse(file, path, kind, held)
 
 
-def _read_stdin() -> Table:
-    stored = sys.stdin.buffer.read()
-    name = "standard input"
-    kind, (rows, lines, original) = parse_file(stored, Path(name), "jsonl")
-    return Table(name, kind, rows, lines, hashlib.sha256(stored).hexdigest(), original)
+def _read_stdin(held: ExitStack | None) -> Table:
+    return _parse(io.BytesIO(sys.stdin.buffer.read()), Path("standard input"), "jsonl", held)
+
+
+def _parse(file: io.BytesIO | io.BufferedReader, path: Path, kind: Format, held: ExitStack | None) -> Table:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    kind, (rows, lines, original) = parse_file(file, path, kind, held)
+    return Table(str(path), kind, rows, lines, digest, original)
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -201,12 +210,13 @@ def _is_saved_dataset(path: Path) -> bool:
     return any((path / name).exists() for name in names) or next(path.glob("**/*.arrow"), None) is not None
 
 
-def _read_folder(source: str, part: Part) -> Table:
+@hide_bars()
+def _read_folder(source: str, part: Part, held: ExitStack | None) -> Table:
     import datasets
 
     if not _is_saved_dataset(Path(source)):
         # This is a folder of data files, which the same loader reads.
-        return _read_hub(source, part)
+        return _read_hub(source, part, held)
     _check_no_hub(source, part)
     try:
         loaded = datasets.load_from_disk(source)
@@ -215,7 +225,7 @@ def _read_folder(source: str, part: Part) -> Table:
         raise DataInvalid(
             f"{source}: not a whole saved dataset, of which a part would be taken for all ({reason}); save it again"
         ) from error
-    return _from_dataset(source, _choose_split(source, loaded, part.split_name), part)
+    return _from_dataset(source, _choose_split(source, loaded, part.split_name), part, held)
 
 
 def _choose_split(source: str, loaded: Any, name: str | None) -> Any:
@@ -231,9 +241,14 @@ def _choose_split(source: str, loaded: Any, name: str | None) -> Any:
     return loaded
 
 
-def _read_hub(source: str, part: Part) -> Table:
+@hide_bars()
+def _read_hub(source: str, part: Part, held: ExitStack | None) -> Table:
     import datasets
 
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")
+    problem = None if Path(source).is_dir() or cached.exists() else find_hub_problem()
+    if problem is not None:
+        raise DataInvalid(f"{source}: no such file or folder, not in the cache of the datasets library, and {problem}")
     try:
         split = part.split_name or _only_split(source, part)
         loaded = datasets.load_dataset(source, part.subset, split=split, revision=part.revision)
@@ -242,7 +257,7 @@ def _read_hub(source: str, part: Part) -> Table:
         kind = "neither a file or dataset folder here nor a dataset of the hub"
         kind = "the files of this folder cannot be read as one dataset" if Path(source).is_dir() else kind
         raise DataInvalid(f"{source}: {kind}: {reason}") from error
-    return _from_dataset(source, loaded, part)
+    return _from_dataset(source, loaded, part, held)
 
 
 def _only_split(source: str, part: Part) -> str:
@@ -259,21 +274,29 @@ def _only_split(source: str, part: Part) -> str:
     return str(names[0])
 
 
-def _from_dataset(source: str, loaded: Any, part: Part) -> Table:
+def _from_dataset(source: str, loaded: Any, part: Part, held: ExitStack | None) -> Table:
     """The part of a dataset's rows that is asked for; the others are not turned into Python objects."""
     count = len(loaded)
     numbers = part.choose_rows(count, source)
     whole = len(numbers) == count
     chosen = loaded if whole else loaded.select(numbers)
-    try:
-        rows = chosen.to_list()
-    except (ValueError, OverflowError, pa.ArrowException) as error:
-        raise DataInvalid(f"{source}: {_find_unreadable_column(chosen)} ({error})") from error
-    if not rows:
+    if not len(chosen):
         raise DataInvalid(f"{source}: there are no rows in it")
-    lines = [f"row {number + 1}" for number in numbers]
+    rows: Sequence[Row] = make_in_blocks(len(chosen), lambda start, stop: _read_block(source, chosen, start, stop))
+    lines: Sequence[str] = LazySequence(len(numbers), lambda at: f"row {numbers[at] + 1}")
+    if held is None:
+        rows, lines = list(rows), list(lines)
     table = Table(source, "datasets", rows, lines, _rows_sha256(rows), chosen)
     return table if whole else replace(table, numbers=list(numbers))
+
+
+def _read_block(source: str, loaded: Any, start: int, stop: int) -> list[Row]:
+    block = loaded.select(range(start, stop))
+    try:
+        rows: list[Row] = block.to_list()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise DataInvalid(f"{source}: {_find_unreadable_column(block)} ({error})") from error
+    return rows
 
 
 def _find_unreadable_column(loaded: Any) -> str:

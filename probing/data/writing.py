@@ -1,17 +1,20 @@
 """Rows written back as they were read, in the same format or another."""
 
+import contextlib
 import csv
-import gzip
 import io
 import json
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from probing.data.bars import hide_bars
 from probing.data.formats import Row
+from probing.data.lazy import LazySequence, pick
 from probing.data.tables import Table
 from probing.errors import UsageError
 from probing.types import Format
@@ -37,80 +40,117 @@ def write_rows(
         UsageError: the format cannot hold these rows.
     """
     if form == "datasets":
-        _as_dataset(table, indices, extra).save_to_disk(str(path))
+        with hide_bars():
+            _as_dataset(table, indices, extra).save_to_disk(str(path))
         return
-    if form == table.format == "jsonl" and table.original is not None and not extra:
-        content = b"".join(table.original[index] + b"\n" for index in indices)
-    elif form == table.format == "parquet" and table.original is not None:
-        kept = table.original.take(pa.array(indices, pa.int64()))
-        for name in extra[0] if extra else ():
-            kept = kept.append_column(name, pa.array([more[name] for more in extra]))
-        content = _parquet_bytes(kept)
-    else:
-        content = _encode(_merge_columns(table, indices, extra), table.columns, form)
-    path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
+    with path.open("wb") as file, _zip(file) if zipped else contextlib.nullcontext(file) as sink:
+        if form == table.format == "jsonl" and table.original is not None and not extra:
+            for index in indices:
+                sink.write(table.original[index] + b"\n")
+        elif form == table.format == "parquet" and table.original is not None:
+            kept = table.original.take(pa.array(indices, pa.int64()))
+            for name, values in _columns_of(extra).items():
+                kept = kept.append_column(name, pa.array(values))
+            pq.write_table(kept, sink)
+        elif form == "parquet":
+            pq.write_table(_arrow(table, indices, extra, form), sink)
+        else:
+            writers = {"jsonl": _write_jsonl, "json": _write_json, "csv": _write_csv}
+            writers[form](_merge_columns(table, indices, extra), table, sink)
 
 
-def _merge_columns(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> list[Row]:
+def _zip(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, _Zipped(file))
+
+
+class _Zipped(io.RawIOBase):
+    """A stream that compresses what is written into it; the same content gives the same bytes at any time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._packed = file, zlib.compressobj(9, wbits=31)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._file.write(self._packed.compress(content))
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.write(self._packed.flush())
+        super().close()
+
+
+def _merge_columns(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> Sequence[Row]:
     if not extra:
-        return [table.rows[index] for index in indices]
-    return [{**table.rows[index], **more} for index, more in zip(indices, extra, strict=True)]
+        return pick(table.rows, indices)
+    return LazySequence(len(indices), lambda at: {**table.rows[indices[at]], **extra[at]})
+
+
+def _columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Values of every column of rows that have the same ones."""
+    columns: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return columns
 
 
 def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> Any:
     import datasets
 
     if table.format != "datasets" or table.original is None:
-        return datasets.Dataset(_arrow(_merge_columns(table, indices, extra), table.columns, "datasets"))
-    kept = table.original.select(indices)
-    for name in extra[0] if extra else ():
-        kept = kept.add_column(name, [more[name] for more in extra])
+        return datasets.Dataset(_arrow(table, indices, extra, "datasets"))
+    kept = table.original.select(list(indices))
+    for name, values in _columns_of(extra).items():
+        kept = kept.add_column(name, values)
     return kept
 
 
-def _arrow(rows: Sequence[Row], columns: Iterable[str], form: Format) -> pa.Table:
+def _arrow(table: Table, indices: Sequence[int], extra: Sequence[Row], form: Format) -> pa.Table:
     """Rows as columns. Arrow takes the columns of the first row for those of all, so each row is filled up first."""
+    rows = _merge_columns(table, indices, extra)
     try:
-        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in _names(rows, columns)})
+        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in _names(rows, table)})
     except (pa.ArrowException, OverflowError) as error:
         raise UsageError(
             f"the rows cannot be written as {form}, whose columns hold one type each ({error}); use --format jsonl"
         ) from error
 
 
-def _names(rows: Sequence[Row], columns: Iterable[str]) -> list[str]:
+def _names(rows: Sequence[Row], table: Table) -> list[str]:
     """The table's columns, then whatever else these rows hold."""
-    return list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    return list(dict.fromkeys([*table.columns, *(name for row in rows for name in row)]))
 
 
-def _encode(rows: Sequence[Row], columns: Iterable[str], form: Format) -> bytes:
-    if form == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode(
-            errors="backslashreplace"
-        )
-    if form == "json":
-        return (json.dumps(rows, ensure_ascii=False, indent=2, default=str) + "\n").encode(errors="backslashreplace")
-    if form == "csv":
-        cells = [{name: _csv_cell(value) for name, value in row.items()} for row in rows]
-        # By default the writer does not quote a lone carriage return, which ends a row when the file is read again.
-        returns = any(isinstance(cell, str) and "\r" in cell for row in cells for cell in row.values())
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(
-            text, _names(rows, columns), lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-        )
-        writer.writeheader()
-        writer.writerows(cells)
-        return text.getvalue().encode(errors="backslashreplace")
-    return _parquet_bytes(_arrow(rows, columns, form))
+def _write_jsonl(rows: Sequence[Row], table: Table, sink: BinaryIO) -> None:
+    for row in rows:
+        sink.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode(errors="backslashreplace"))
+
+
+def _write_json(rows: Sequence[Row], table: Table, sink: BinaryIO) -> None:
+    """Write a list as ``json.dumps`` does, a row at a time; a line end within a text is written as an escape."""
+    sink.write(b"[")
+    for at, row in enumerate(rows):
+        text = json.dumps(row, ensure_ascii=False, indent=2, default=str).replace("\n", "\n  ")
+        sink.write(f"{',' if at else ''}\n  {text}".encode(errors="backslashreplace"))
+    sink.write(b"\n]\n" if rows else b"]\n")
+
+
+def _write_csv(rows: Sequence[Row], table: Table, sink: BinaryIO) -> None:
+    # By default the writer does not quote a lone carriage return, which ends a row when the file is read again.
+    returns = any("\r" in cell for row in rows for cell in map(_csv_cell, row.values()) if isinstance(cell, str))
+    text = io.TextIOWrapper(sink, encoding="utf-8", errors="backslashreplace", newline="")
+    writer = csv.DictWriter(
+        text, _names(rows, table), lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    )
+    writer.writeheader()
+    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    text.detach()
 
 
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return value if isinstance(value, int | float | None) else str(value)
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()

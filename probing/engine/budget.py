@@ -7,7 +7,7 @@ import torch
 
 from probing.errors import UsageError
 from probing.models.devices import devices_of, free_memory
-from probing.models.layers import Stack
+from probing.models.stack import Stack
 
 CPU_BATCH_TOKENS = 2048
 MOST_BATCH_TOKENS = 65536

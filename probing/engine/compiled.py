@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from probing.models.layers import Stack
+from probing.models.stack import Stack
 
 BACKEND = "inductor"
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from probing.errors import EditRefused
 from probing.models.hooks import Tap, tap_modules
-from probing.models.layers import Stack, run_backbone, trial_ids, use_eval_mode
+from probing.models.passes import run_backbone, trial_ids, use_eval_mode
+from probing.models.stack import Stack
 from probing.models.writers import Writer
 
 LEFT = {torch.float64: 1e-9, torch.float32: 1e-4}

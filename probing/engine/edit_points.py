@@ -14,7 +14,8 @@ from probing.engine.edit_guard import LEFT, LEFT_HALF, ROWS, Component, EditGuar
 from probing.engine.edited_tokens import EditedTokens
 from probing.errors import EditRefused
 from probing.models.hooks import first_tensor, read_input, replace_first_tensor, replace_input
-from probing.models.layers import Stack, run_backbone, use_eval_mode
+from probing.models.passes import run_backbone, use_eval_mode
+from probing.models.stack import Stack
 
 FEW_TOKENS = 12
 """Tokens of each row of that batch: a hook does the same to every token."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probing.directions.edits import orthonormal_rows
 from probing.errors import UsageError
-from probing.models.layers import Stack
+from probing.models.stack import Stack
 from probing.models.writers import WRITER_KINDS, Writer, WriterKind
 from probing.types import Direction, Place
 

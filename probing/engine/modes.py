@@ -12,18 +12,12 @@ from torch import Tensor, nn
 from probing.engine.attention import Layout, configs_of, use_packed_attention
 from probing.engine.transfer import upload
 from probing.engine.trees import Batch, Segment, pack_trees, plant, stack_rows
+from probing.models.differences import allowed_difference, channelwise_difference
 from probing.models.hooks import Tap, record_taps
-from probing.models.layers import (
-    Stack,
-    accepts,
-    allowed_difference,
-    channelwise_difference,
-    run_backbone,
-    trial_ids,
-    use_eval_mode,
-)
 from probing.models.load import LanguageModel
+from probing.models.passes import accepts, run_backbone, trial_ids, use_eval_mode
 from probing.models.proofs import recall, remember
+from probing.models.stack import Stack
 from probing.tokens.padding import padded_length
 
 log = logging.getLogger(__name__)

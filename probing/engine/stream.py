@@ -22,7 +22,8 @@ from probing.errors import LayerNotFound, OutOfMemory
 from probing.kernels.dispatch import with_fallbacks
 from probing.kernels.output_head import is_out_of_memory
 from probing.models.hooks import Enough, tap_modules
-from probing.models.layers import Site, Stack, output_site, run_backbone, trial_ids, use_eval_mode
+from probing.models.passes import run_backbone, trial_ids, use_eval_mode
+from probing.models.stack import Site, Stack, output_site
 from probing.types import Place, Pooling
 
 log = logging.getLogger(__name__)

@@ -30,11 +30,12 @@ def known_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """The columns of a table of scores, in their order: those named, ids and tokens; "all" for those of one pass.
 
     Raises:
-        UsageError: there is no such column.
+        UsageError: there is no such column, or none is named.
     """
     unknown = [name for name in columns if name not in (*ALL_COLUMNS, ALL)]
     if unknown or not columns:
-        raise UsageError(f"unknown columns {', '.join(unknown)}; there are {', '.join(ALL_COLUMNS)}, and {ALL}")
+        said = f"unknown columns {', '.join(unknown)}" if unknown else "columns is empty"
+        raise UsageError(f"{said}; there are {', '.join(ALL_COLUMNS)}, and {ALL}")
     wanted = {"id", "status", *TOKEN_COLUMNS, *columns} | ({*COLUMNS, *LIKELIHOOD_COLUMNS} if ALL in columns else set())
     return tuple(name for name in ALL_COLUMNS if name in wanted)
 

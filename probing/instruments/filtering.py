@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from probing.data.filters import RULES, check_rule, make_keep_mask
 from probing.data.pair_columns import PairColumns
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch, UsageError
-from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +22,8 @@ log = logging.getLogger(__name__)
 
 
 Bad = Literal["keep", "drop", "fail"]
+NO_SCORES = ("id", "row", *TOKEN_COLUMNS)
+"""Columns of numbers in a table of scores that say where a pair is and how long, not how it scores."""
 
 
 def filter_pairs(
@@ -101,44 +106,52 @@ def choose_kept(
     table: Table | None = None,
 ) -> list[bool]:
     """Whether to keep each id, in order."""
-    scores = _column(ids, frame, by)
-    status = dict(zip(frame["id"], frame["status"], strict=True))
-    good = [identity for identity in ids if status[identity] == "ok"]
+    places = find_scores(ids, frame, by)
+    status = frame["status"].to_numpy()[places]
+    good = np.flatnonzero(status == "ok")
     if len(good) < len(ids) and bad == "fail":
-        raise DataInvalid(_describe_bad_rows(ids, status, table))
-    keep = dict.fromkeys(ids, bad == "keep")
+        raise DataInvalid(_describe_bad_rows(ids, status.tolist(), table))
+    keep = np.full(len(ids), bad == "keep")
     try:
-        mask = make_keep_mask(good, [scores[identity] for identity in good], **rule)
+        scores = frame[by].to_numpy()[places[good]]
+        keep[good] = make_keep_mask([ids[at] for at in good.tolist()], scores, **rule)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    keep.update(zip(good, mask.tolist(), strict=True))
-    if not any(keep.values()):
+    if not keep.any():
         raise UsageError(f"no pair of {len(ids)} would be kept; nothing was written. Choose a wider rule")
-    return [keep[identity] for identity in ids]
+    kept: list[bool] = keep.tolist()
+    return kept
 
 
-def _column(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> dict[str, float]:
-    numeric = [name for name in frame.select_dtypes("number").columns]
-    if by not in numeric:
-        raise UsageError(f"there is no score column '{by}'; there are {', '.join(numeric)}")
+def find_scores(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> NDArray[np.int64]:
+    """The row of a table of scores that each id has.
+
+    Raises:
+        UsageError: there is no such column of scores.
+        SourceMismatch: ids are not the same ones, or one has two rows.
+    """
+    known = [name for name in frame.select_dtypes("number").columns if name not in NO_SCORES]
+    if by not in known:
+        raise UsageError(f"there is no score column '{by}'; there are {', '.join(known)}")
     if frame["id"].duplicated().any():
         raise SourceMismatch(f"the scores hold the id '{frame['id'][frame['id'].duplicated()].iloc[0]}' twice")
-    scores = dict(zip(frame["id"], frame[by], strict=True))
-    unscored, unknown = set(ids) - scores.keys(), scores.keys() - set(ids)
+    at = {identity: row for row, identity in enumerate(frame["id"])}
+    unscored = [identity for identity in ids if identity not in at]
+    unknown = at.keys() - ids if unscored or len(ids) != len(at) else ()
     if unscored or unknown:
         raise SourceMismatch(
             f"pairs and scores do not belong together: {len(unscored)} pairs have no score, {len(unknown)} scores "
             f"no pair (for instance '{min(unscored or unknown)}')"
         )
-    return scores
+    return np.fromiter((at[identity] for identity in ids), np.int64, len(ids))
 
 
-def _describe_bad_rows(ids: Sequence[str], status: Mapping[str, str], table: Table | None) -> str:
-    bad = [index for index, identity in enumerate(ids) if status[identity] != "ok"]
-    counted = Counter(status[ids[index]] for index in bad)
+def _describe_bad_rows(ids: Sequence[str], status: Sequence[str], table: Table | None) -> str:
+    bad = [index for index, word in enumerate(status) if word != "ok"]
+    counted = Counter(status[index] for index in bad)
     summary = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
     shown = "; ".join(
-        (f"{table.where(index)} " if table else "") + f"(id '{ids[index]}'): {status[ids[index]]}" for index in bad[:3]
+        (f"{table.where(index)} " if table else "") + f"(id '{ids[index]}'): {status[index]}" for index in bad[:3]
     )
     return (
         f"{len(bad)} of {len(ids)} pairs have no score that can be trusted ({summary}); first: {shown}. "

@@ -11,7 +11,9 @@ from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
 from probing.models.adapters import active_adapters, adds_to_weights, merged_copy
 from probing.models.language_model import LanguageModel
-from probing.models.layers import Stack, accepts, find_backbone, logits_of, use_eval_mode
+from probing.models.layers import find_backbone
+from probing.models.passes import accepts, logits_of, use_eval_mode
+from probing.models.stack import Stack
 from probing.tokens.pairs import TokenizedPair
 
 PIECE = 1 << 22

@@ -48,8 +48,9 @@ from probing.kernels.token_stats import token_stats
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.heads import find_head
 from probing.models.in_memory import as_language_model
-from probing.models.layers import Stack, find_backbone, output_site
+from probing.models.layers import find_backbone
 from probing.models.load import LanguageModel
+from probing.models.stack import Stack, output_site
 from probing.report.progress import Progress
 from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 from probing.types import Pooling, PreferencePair, Problem

@@ -14,8 +14,8 @@ from probing.engine.stream import ONE_AT_A_TIME, Stream, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import DataInvalid, UsageError
 from probing.instruments.prefetch import prefetch
-from probing.models.layers import Site, Stack
 from probing.models.load import LanguageModel
+from probing.models.stack import Site, Stack
 from probing.report.progress import Progress
 from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import Pooling, Problem

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from probing.errors import ModelInvalid
 from probing.kernels.dispatch import fall_back
+from probing.models.checkpoints import ADAPTER_WEIGHTS, adapter_config, check_adapter
 from probing.store.files import file_sha256
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NOT_CONTENT = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
 PEFT_PREFIX = "base_model.model."
 TRIAL_TOKENS = 12
@@ -32,55 +31,6 @@ SHARING = frozenset(
 )
 """Kinds of adapters that were tested to leave the memory alone that their copy shares with the model."""
 OWN_PASS = ("XLORA", "POLY", "SHADOW")
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Whether a folder holds an adapter."""
-    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
-
-
-def base_of(path: str | Path) -> str:
-    """The model that an adapter was trained on, as its config names it.
-
-    Raises:
-        ModelInvalid: the config names no base model, or another adapter.
-    """
-    name = adapter_config(path).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise ModelInvalid(f"{path}: the adapter does not say which model it belongs to; name the model yourself")
-    check_base(path)
-    return name
-
-
-def adapter_config(path: str | Path) -> dict[str, Any]:
-    """The config of an adapter.
-
-    Raises:
-        ModelInvalid: the config is missing or damaged.
-    """
-    file = Path(path).expanduser() / ADAPTER_CONFIG
-    if not file.is_file():
-        raise ModelInvalid(f"{path}: no {ADAPTER_CONFIG}, so this is not the folder of an adapter")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelInvalid(f"{file}: damaged ({error})") from error
-    if not isinstance(config, dict):
-        raise ModelInvalid(f"{file}: damaged (not an object)")
-    return config
-
-
-def check_base(path: str | Path) -> None:
-    """Raise ``ModelInvalid`` for an adapter that was trained on top of another one."""
-    name = adapter_config(path).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name or not is_adapter(name):
-        return
-    if Path(name).expanduser().resolve() == Path(path).expanduser().resolve():
-        raise ModelInvalid(f"{path}: the adapter names itself as its base model; name the model yourself")
-    raise ModelInvalid(
-        f"{path}: the adapter names another adapter, {name}, as its base model; merge that one into its model "
-        f"(merge_and_unload of PEFT), save the result, and put this one onto it"
-    )
 
 
 def adapter_sha256(path: str | Path) -> str:
@@ -109,9 +59,7 @@ def attach(model: nn.Module, path: str | Path) -> Any:
             one that cannot be read without PEFT's own pass.
     """
     folder = Path(path).expanduser()
-    check_base(folder)
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelInvalid(f"{path}: no {ADAPTER_WEIGHTS} (a pickled adapter is not loaded)")
+    check_adapter(folder)
     try:
         import peft
     except ImportError as error:

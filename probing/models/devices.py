@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from probing.errors import ModelInvalid
-
-BALANCED = "balanced"
+from probing.models.checkpoints import BALANCED
 
 
 class Placed(Protocol):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -11,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tqdm import tqdm
 from transformers.utils import cached_file
 
 from probing.errors import ModelInvalid
+from probing.report.progress import open_bar
 from probing.tokens.templates import template_sha256
 from probing.types import Source
 
@@ -24,8 +23,6 @@ NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 
 PIECE = 1 << 20
 """Bytes that are hashed between two checks whether to go on; pieces that fit into a core's cache are hashed fastest."""
-SHOWN_AFTER_SECONDS = 2
-QUIET_INTERVAL_SECONDS = 10.0
 POLLED_SECONDS = 0.1
 
 
@@ -60,15 +57,9 @@ class FilesHash:
 
     def digest(self) -> str:
         """Hash of the content of all files, by name; waits for it, and shows a bar after two seconds."""
-        with tqdm(
-            desc="hashing the weights",
-            total=sum(path.stat().st_size for path in self._paths),
-            initial=sum(self._read),
-            unit="B",
-            unit_scale=True,
-            delay=SHOWN_AFTER_SECONDS,
-            mininterval=0.2 if sys.stderr.isatty() else QUIET_INTERVAL_SECONDS,
-        ) as bar:
+        size = sum(path.stat().st_size for path in self._paths)
+        done = sum(self._read)
+        with open_bar(desc="hashing the weights", total=size, initial=done, unit="B", unit_scale=True) as bar:
             while wait(self._digests, timeout=POLLED_SECONDS).not_done:
                 bar.update(sum(self._read) - bar.n)
             bar.update(sum(self._read) - bar.n)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from probing.errors import LayerNotFound
 from probing.kernels.output_head import Unembedding, write_logits
 from probing.models.devices import device_of
-from probing.models.layers import TRIAL_STARTS, Stack, last_hidden_state, logits_of, trial_ids, use_eval_mode
+from probing.models.passes import TRIAL_STARTS, last_hidden_state, logits_of, trial_ids, use_eval_mode
 from probing.models.proofs import recall, remember
+from probing.models.stack import Stack
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)

@@ -1,15 +1,28 @@
 """Models that a caller has in memory, in whatever holds them: a pair with the tokenizer, a trainer, a wrapper."""
 
+import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 
+from probing.errors import ModelInvalid
+from probing.models.hashes import NOT_CONTENT, tokenizer_sha256
 from probing.models.language_model import LanguageModel
+from probing.models.proofs import ADAPTER_STATE
+from probing.tokens.templates import template_sha256
+from probing.types import Source
 
 WRAPPERS = ("module", "_orig_mod", "pretrained_model")
 """Attributes under which DistributedDataParallel and DataParallel, ``torch.compile`` and TRL's models with a value head
 hold the model."""
+IN_MEMORY = "in memory"
+OF_ADAPTERS = (*ADAPTER_STATE, "scaling")
+"""Attributes of the layers of an adapter that change what they compute, and are no tensors."""
 
 
 def as_language_model(model: Any, tokenizer: Any = None) -> LanguageModel:
@@ -63,3 +76,49 @@ def _unwrap(model: Any) -> Any:
         model = inner
     # A compiled model passes on every attribute of the one inside, ``get_input_embeddings`` among them.
     return vars(model).get("_modules", {}).get("_orig_mod", model) if isinstance(model, nn.Module) else model
+
+
+def name_in_memory(model: LanguageModel) -> str:
+    """A name for messages and records: that of the checkpoint it was loaded from, or its class."""
+    known = model.source.model
+    return f"{type(model.model).__name__ if known == IN_MEMORY else known} {IN_MEMORY}"
+
+
+def identify(model: LanguageModel, name: str) -> LanguageModel:
+    """The same model with a source that tells it by its content in memory, whatever it was loaded from.
+
+    Raises:
+        ModelInvalid: weights are neither in the memory of the host nor on a device, so that they cannot be read.
+    """
+    settings = {key: value for key, value in model.model.config.to_dict().items() if key not in NOT_CONTENT}
+    source = Source(
+        model=name,
+        weights_sha256=_hash_tensors(model.model, name),
+        config_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+        tokenizer_sha256=tokenizer_sha256(model.tokenizer),
+        template_sha256=template_sha256(model.tokenizer),
+    )
+    return replace(model, source=source)
+
+
+def _hash_tensors(model: nn.Module, name: str) -> str:
+    """Hash of every parameter and buffer, by name, and of the state of adapters."""
+    digest = hashlib.sha256()
+    for part, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.device.type == "meta":
+            raise ModelInvalid(
+                f"{name}: the weights {part} are not in memory, so that a record cannot tell them from others; leave "
+                f"out the folder of results, or load the model whole"
+            )
+        digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for line in _describe_adapters(model):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _describe_adapters(model: nn.Module) -> Iterator[str]:
+    for part, module in model.named_modules():
+        state = {name: getattr(module, name) for name in OF_ADAPTERS if hasattr(module, name)}
+        if state:
+            yield f"{part} {sorted(state.items())}\n"

@@ -1,5 +1,6 @@
 """A language model in memory with its tokenizer, and the same one under an adapter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from probing.errors import ModelInvalid
 from probing.models.adapters import adapter_sha256, attach, check_active_adapters, plain_base
 from probing.models.devices import device_of, devices_of
 from probing.models.hashes import tokenizer_sha256
+from probing.shown import Shown
 from probing.tokens.templates import template_sha256
 from probing.tokens.tokenizers import read_tokenizer
 from probing.types import Source
 
 
-@dataclass(frozen=True, eq=False)
-class LanguageModel:
+@dataclass(frozen=True, eq=False, repr=False)
+class LanguageModel(Shown):
     """A language model with the tokenizer it was trained with.
 
     Made by ``load``; or by hand from a model in memory: ``LanguageModel(model, tokenizer)``.
@@ -54,6 +56,13 @@ class LanguageModel:
                 f"the tokenizer of {self.source.model} has {highest + 1} ids, the model's embedding only {rows} rows: "
                 f"they do not belong together, or the model must be resized and trained for the added tokens"
             )
+
+    def shown_facts(self) -> Mapping[str, object]:
+        """Model, class, size, dtype and device."""
+        vocabulary, width = self.model.get_input_embeddings().weight.shape
+        facts = {"model": self.source.model, "class": type(self.model).__name__, "layers": self.layers}
+        facts |= {"width": width, "vocabulary": vocabulary, "dtype": str(self.dtype).removeprefix("torch.")}
+        return facts | {"device": self.device} | ({} if self.peft is None else {"adapter": "yes"})
 
     def adapted(self, path: str, keep_tokenizer: bool = False) -> "LanguageModel":
         """The same model with an adapter on top, in place of any that it has; this one stays as it is.

@@ -1,170 +1,26 @@
-"""The places of a model, found by its structure and tested before they are used."""
+"""The layers of a model, found by its structure and tested before they are used."""
 
-import contextlib
-import functools
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel
 
 from probing.errors import LayerNotFound, ModelInvalid
+from probing.models.differences import allowed_difference, channelwise_difference, difference, tolerance
 from probing.models.hooks import Tap, record_taps
 from probing.models.load import LanguageModel, auto_class
-from probing.models.proofs import OF_A_PASS, recall, remember
-from probing.models.writes import BlockWrites, Part, find_writes
-from probing.types import Place
+from probing.models.passes import TRIAL_STARTS, last_hidden_state, trial_ids, use_eval_mode
+from probing.models.proofs import recall, remember
+from probing.models.stack import FoundStack, Stack
 
-TRIAL_TOKENS = 12
-TRIAL_STARTS = (1, 2, 3)
-"""First ids of the twelve tokens that a model is tried on; the next ones serve if some of the first have broken
-embeddings."""
 SHOWN = 8
 CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Largest change of states, channel by channel, when later tokens are others; in half precision there may be none."""
-NOISE = 3.0
-"""Two ways to the same states may differ by so many times the difference that rounding alone is measured to cause."""
-MOST_NOISE = 0.4
-"""Upper limit of that difference: states of other tokens differ by about 1."""
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 SELECTS_TOKENS = ("index_topk", "keep_window_size")
 """Settings of attention to the highest-ranked tokens only, among which padding and later tokens may be."""
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """Modules that the states of one place pass: the sum, over ``taps``, of what passes there times its factor."""
-
-    place: Place
-    taps: tuple[Tap, ...]
-    factors: tuple[float, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """The residual stream of one model: its blocks in order, and the module that runs them.
-
-    Attributes:
-        language_model: the model.
-        backbone: takes ``input_ids``; everything below the output head.
-        blocks: the layers.
-        width: width of the residual stream.
-        causal: whether a state depends on earlier tokens only.
-        normed: whether the backbone changes the last block's output (by a final norm) before it returns it.
-        final_norm: the module that does, if it is a single one.
-    """
-
-    language_model: LanguageModel
-    backbone: nn.Module
-    blocks: tuple[nn.Module, ...]
-    width: int
-    causal: bool
-    normed: bool
-    final_norm: nn.Module | None
-
-    def name_of(self, module: nn.Module) -> str:
-        """Path of a module within the model."""
-        return next((name for name, candidate in self.language_model.model.named_modules() if candidate is module), "?")
-
-    @functools.cached_property
-    def writes(self) -> tuple[BlockWrites, ...]:
-        """The writes of each block into the residual stream; found, and proved to add up, when first asked for."""
-        model = self.language_model.model
-        known = recall(model, "writes")
-        if known is not None:
-            return tuple(writes.attach_to(block) for writes, block in zip(known, self.blocks, strict=True))
-        ids = trial_ids(self.language_model, TRIAL_STARTS[0])
-        with torch.inference_mode(), use_eval_mode(model):
-            found = find_writes(self.blocks, lambda: run_backbone(self.backbone, ids))
-        if all(writes.form != "unknown" for writes in found):
-            remember(model, "writes", [writes.detach() for writes in found])
-        return found
-
-    def sites(self, places: Sequence[Place]) -> list[Site]:
-        """The site of each place.
-
-        Raises:
-            LayerNotFound: no such layer, or this family has no such place; lists those it has.
-        """
-        return [self._site(place) for place in places]
-
-    def resolve(self, place: Place) -> Place:
-        """The same place with its layer counted from 0.
-
-        Raises:
-            LayerNotFound: no such layer.
-        """
-        if place.layer is None:
-            return place
-        layers = len(self.blocks)
-        if not -layers <= place.layer < layers:
-            raise LayerNotFound(
-                f"{place}: {self.family} has {layers} layers, 0 to {layers - 1} (or -{layers} to -1 from the end)"
-            )
-        return Place(place.kind, place.layer % layers)
-
-    @property
-    def family(self) -> str:
-        """Name of the model's class."""
-        return type(self.language_model.model).__name__
-
-    def _site(self, place: Place) -> Site:
-        if place.kind == "final_norm":
-            if not self.normed:
-                raise LayerNotFound(
-                    f"{self.family} has no final norm: its states end with resid_post:{len(self.blocks) - 1}"
-                )
-            return Site(place, (Tap(self.backbone),), (1.0,))
-        place = self.resolve(place)
-        layer = place.layer or 0
-        if place.kind in ("resid_pre", "resid_post"):
-            return Site(place, (Tap(self.blocks[layer], before=place.kind == "resid_pre"),), (1.0,))
-        written = self.writes[layer]
-        parts: tuple[Part, ...] = written.attention if place.kind == "attn_out" else written.mlp
-        if not parts:
-            raise LayerNotFound(f"{place}: not found in {self.family}; {written.explain(layer)}")
-        return Site(place, tuple(Tap(part.module) for part in parts), tuple(part.factor for part in parts))
-
-
-@dataclass(frozen=True)
-class _FoundStack:
-    """A stack by the names of its modules, which holds no part of the model."""
-
-    backbone: str
-    blocks: tuple[str, ...]
-    width: int
-    causal: bool
-    normed: bool
-    final_norm: str | None
-
-    @classmethod
-    def detach(cls, stack: Stack) -> "_FoundStack":
-        """The stack by names."""
-        norm = None if stack.final_norm is None else stack.name_of(stack.final_norm)
-        blocks = tuple(stack.name_of(block) for block in stack.blocks)
-        return cls(stack.name_of(stack.backbone), blocks, stack.width, stack.causal, stack.normed, norm)
-
-    def attach_to(self, language_model: LanguageModel) -> Stack:
-        """The stack of the model from which it came."""
-        part = language_model.model.get_submodule
-        return Stack(
-            language_model,
-            part(self.backbone),
-            tuple(map(part, self.blocks)),
-            width=self.width,
-            causal=self.causal,
-            normed=self.normed,
-            final_norm=None if self.final_norm is None else part(self.final_norm),
-        )
-
-
-def output_site(stack: Stack) -> Site:
-    """What the backbone returns: the state after the final norm, or the last block's where there is none."""
-    place = Place("final_norm") if stack.normed else Place("resid_post", len(stack.blocks) - 1)
-    return Site(place, (Tap(stack.backbone),), (1.0,))
 
 
 def find_stack(language_model: LanguageModel) -> Stack:
@@ -254,126 +110,6 @@ def _prove_input_of_head(language_model: LanguageModel, stack: Stack) -> None:
                 break
 
 
-@contextlib.contextmanager
-def use_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and each part back afterwards: in training, dropout would be in the states.
-
-    Meanwhile its configs ask for the last states alone. Arguments of a call cannot do that: a language model does not
-    pass ``return_dict`` on to its backbone, and fails on the tuple that a config made it return.
-    """
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with _return_last_states(model), _leave_out_accelerate(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _leave_out_accelerate(model: nn.Module) -> Iterator[None]:
-    """Run a model as it is itself where accelerate, for training in mixed precision, put another ``forward`` on it."""
-    own = vars(model)
-    before = own.get("forward")
-    try:
-        if "_original_forward" in own:
-            own["forward"] = own["_original_forward"]
-        yield
-    finally:
-        if before is not None:
-            own["forward"] = before
-
-
-@contextlib.contextmanager
-def _return_last_states(model: nn.Module) -> Iterator[None]:
-    """Have configs that ask for tuples, states of every layer or attention maps not ask for them inside the block."""
-    configs = [vars(module).get("config") for module in model.modules()]
-    # Set in their dictionaries, since the setter of ``output_attentions`` refuses the values that were there before.
-    known = {id(config): vars(config) for config in configs if isinstance(config, PretrainedConfig)}
-    before = [(values, {name: values[name] for name in OF_A_PASS if name in values}) for values in known.values()]
-    try:
-        for values, own in before:
-            values.update({name: OF_A_PASS[name] for name in own})
-        yield
-    finally:
-        for values, own in before:
-            values.update(own)
-
-
-def run_backbone(backbone: nn.Module, ids: Tensor, **options: Any) -> Any:
-    """One pass. No attention mask is passed unless it is among the options.
-
-    Padding on the right comes after every real token, and without a mask attention takes its fast causal form and
-    builds no [token token] tensor. There is no cache: it costs memory, and it lets packed sequences see each other.
-    """
-    wanted = {"use_cache": False, "return_dict": True}
-    return backbone(
-        input_ids=ids, **{name: value for name, value in wanted.items() if accepts(backbone, name)}, **options
-    )
-
-
-def accepts(module: nn.Module, option: str) -> bool:
-    """Whether a module's forward takes this keyword."""
-    parameters = inspect.signature(module.forward).parameters
-    return option in parameters or any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
-
-
-def last_hidden_state(backbone: nn.Module, ids: Tensor) -> Tensor:
-    """What the backbone returns, [row token width], for right-padded or unpadded ids."""
-    output = run_backbone(backbone, ids)
-    # Code that a checkpoint brings may return a tuple whatever its config says.
-    states: Tensor | None = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
-    if states is None or states.ndim != 3:
-        returned = "no last_hidden_state" if states is None else f"states of shape {tuple(states.shape)}"
-        raise LayerNotFound(f"{type(backbone).__name__} returns {returned} where [row token width] was expected")
-    return states
-
-
-def logits_of(model: nn.Module, ids: Tensor, **options: Any) -> Tensor:
-    """The logits of a whole causal language model, [row token vocab]."""
-    output = model(input_ids=ids, use_cache=False, **options)
-    logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
-    return logits
-
-
-def trial_ids(language_model: LanguageModel, start: int, tokens: int = TRIAL_TOKENS) -> Tensor:
-    """A few different token ids, [1 token], whose embeddings are finite where that can be seen."""
-    weight = language_model.model.get_input_embeddings().weight
-    ids = (torch.arange(tokens) * 7 + start) % weight.shape[0]
-    readable = weight.device.type != "meta" and weight.is_floating_point()
-    if readable and not torch.isfinite(weight[ids.to(weight.device)].sum(dim=1)).all():
-        good = torch.isfinite(weight.sum(dim=1)).cpu().nonzero()[:, 0]
-        if len(good):
-            ids = good[ids % len(good)]
-    return ids[None].to(language_model.device)
-
-
-def difference(states: Tensor, others: Tensor) -> float:
-    """Largest difference relative to the largest state."""
-    states, others = states.float().cpu(), others.float().cpu()
-    scale = states.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((states - others).abs().max() / scale)
-
-
-def channelwise_difference(states: Tensor, others: Tensor) -> float:
-    """Difference of [token channel] states from others, as one number.
-
-    The root mean square, over channels, of the largest difference relative to the channel's largest value.
-    Relative to the largest value of all, one massive channel would hide any difference in the others.
-    """
-    states, others = (tensor.double().cpu() for tensor in (states, others))
-    if not torch.isfinite(others).all():
-        return float("inf")
-    scale = states.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny)
-    return float(((states - others).abs().amax(0) / scale).square().mean().sqrt())
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Largest difference allowed between two ways of computing the same states, relative to the largest."""
-    return 3e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-4
-
-
 def _block_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
     """Lists with one module a layer: those of the text part first, the others (a vision tower's) after."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
@@ -431,7 +167,7 @@ def _try_blocks(language_model: LanguageModel, backbone: nn.Module, blocks: nn.M
     )
     # Broken weights prove nothing.
     if torch.isfinite(states).all():
-        remember(language_model.model, "stack", _FoundStack.detach(stack))
+        remember(language_model.model, "stack", FoundStack.detach(stack))
     return stack
 
 
@@ -488,11 +224,6 @@ def _measure_before_the_end(whole: Tensor, part: Tensor) -> float:
     """Difference of the states before the last three tokens of ``whole``."""
     before = whole.shape[1] - 3
     return channelwise_difference(whole[:, :before].flatten(0, 1), part[:, :before].flatten(0, 1))
-
-
-def allowed_difference(limit: float, noise: float) -> float:
-    """Difference allowed between two ways to the same states where rounding alone makes them differ by ``noise``."""
-    return max(limit, min(NOISE * noise, MOST_NOISE))
 
 
 def _equal(tensor: Tensor, states: Tensor) -> bool:

@@ -1,9 +1,8 @@
 """Models and tokenizers from a folder or a hub: loaded faithfully and safely, or refused with the reason."""
 
 import contextlib
-import difflib
 import functools
-import os
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,16 +20,16 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as hf_logging
 
-from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.kernels.dispatch import fall_back
-from probing.models.adapters import adapter_config, base_of, is_adapter
+from probing.models.checkpoints import adapter_config, base_of, check_checkpoint, find_checkpoint, is_adapter
 from probing.models.devices import BALANCED, choose_device
 from probing.models.hashes import checkpoint_source, hash_weights
 from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
-from probing.tokens.tokenizers import TOKENIZER_FILES
 from probing.types import SHORT_DTYPES
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED_PARTS = ("pooler.",)
@@ -79,22 +78,16 @@ def load(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelInvalid(f"dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
     place = choose_device(device)
-    if not path_or_id.strip():
-        raise ModelInvalid("no model was named; give a folder, a hub id or 'bundled'")
-    bundled = BUNDLED_MODELS.get(path_or_id)
-    name = str(bundled()) if bundled is not None else os.path.expanduser(path_or_id)
+    cached = check_checkpoint(path_or_id, revision, tokenizer is not None)
+    name = find_checkpoint(path_or_id) if cached is None else str(cached)
+    if cached is not None:
+        log.warning("%s: taken from the cache, as it was fetched last, since the hub cannot be asked", path_or_id)
     if is_adapter(name):
-        _check_no_revision(path_or_id, revision)
         base, base_revision = base_of(name), adapter_config(name).get("revision")
         return load(base, base_revision, dtype, device, trust_remote_code, tokenizer).adapted(
             path_or_id, keep_tokenizer=tokenizer is not None
         )
     here = Path(name).exists()
-    if here:
-        _check_folder(Path(name), tokenizer is not None)
-        _check_no_revision(path_or_id, revision)
-    else:
-        _check_name(path_or_id, name)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     with hash_weights(name) as weights:
         with _explain_errors(path_or_id):
@@ -159,11 +152,6 @@ def _check_sizes(config: Any) -> None:
             raise ValueError(f"{name} is {value} in its config, which no model has")
 
 
-def _check_no_revision(folder: str, revision: str | None) -> None:
-    if revision is not None:
-        raise ModelInvalid(f"{folder}: is a folder, which has no revision '{revision}'; leave out --revision")
-
-
 def auto_class(config: Any) -> Any:
     """The class of the library that loads a checkpoint for reading its states.
 
@@ -209,40 +197,6 @@ def _name_stack(part: str) -> str | None:
     """``model.layers`` for ``model.layers.3.mlp.up_proj.weight``; None for what belongs to no numbered layer."""
     match = re.match(r"(.*?)\.\d+\.", part)
     return match.group(1) if match else None
-
-
-def _check_name(path_or_id: str, name: str) -> None:
-    """Refuse what can be no id of the hub, before it is looked for there."""
-    if name.startswith((".", os.sep, "~")) or name.count("/") > 1 or "\\" in name:
-        raise ModelInvalid(f"{path_or_id}: no such folder")
-    close = difflib.get_close_matches(name, BUNDLED_MODELS, n=1, cutoff=0.8)
-    if close:
-        raise ModelInvalid(f"{path_or_id}: no such folder or model; did you mean {close[0]}?")
-
-
-def _check_folder(folder: Path, tokenized: bool) -> None:
-    """Name what a local folder lacks, before the library does in its own words."""
-    if not folder.is_dir():
-        raise ModelInvalid(f"{folder}: is a file; give the model's folder")
-    names = {path.name for path in folder.iterdir()}
-    if "config.json" not in names:
-        raise ModelInvalid(f"{folder}: no config.json, so this is not a model folder; it holds {_join_some(names)}")
-    if not tokenized and not names.intersection(TOKENIZER_FILES):
-        raise ModelInvalid(
-            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the tokenizer beside the model"
-        )
-    if not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
-        pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
-        if pickled:
-            raise ModelInvalid(
-                f"{folder}: the weights are pickled ({pickled[0]}), and loading a pickle can run any code; convert "
-                f"them to safetensors: load them where you trust them and call model.save_pretrained(folder)"
-            )
-        raise ModelInvalid(f"{folder}: no weights (*.safetensors); it holds {_join_some(names)}")
-
-
-def _join_some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:8]) or "nothing"
 
 
 # What the libraries raise where a file holds values of other types than they expect, besides their own errors.

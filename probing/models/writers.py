@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from probing.errors import EditRefused
 from probing.models.hooks import Tap, tap_modules
-from probing.models.layers import TRIAL_STARTS, Stack, run_backbone, trial_ids, use_eval_mode
 from probing.models.norms import Norm, could_be_norm, find_norm
+from probing.models.passes import TRIAL_STARTS, run_backbone, trial_ids, use_eval_mode
+from probing.models.stack import Stack
 from probing.models.writes import Part, find_terms
 
 WriterKind = Literal["embedding", "attention", "mlp"]

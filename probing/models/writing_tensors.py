@@ -18,7 +18,8 @@ from torch.func import functional_call
 from probing.directions.edits import remove_from_vectors
 from probing.errors import EditRefused
 from probing.models.hooks import first_tensor
-from probing.models.layers import TRIAL_STARTS, Stack, run_backbone, trial_ids, use_eval_mode
+from probing.models.passes import TRIAL_STARTS, run_backbone, trial_ids, use_eval_mode
+from probing.models.stack import Stack
 from probing.models.writers import Writer
 
 EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

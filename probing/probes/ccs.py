@@ -4,6 +4,7 @@ Burns et al. 2022 (arXiv 2212.03827). The states are those of the yes and the no
 direction whose probabilities of both forms of a statement add up to one and are not both a half.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 from probing.probes.ccs_options import CCSOptions
 from probing.probes.ccs_states import Centering, Normalization, centers_of, logits_of, normalize, predict_probabilities
 from probing.probes.ccs_training import train_probes
+from probing.shown import Shown, list_some
 
 
-@dataclass(frozen=True, eq=False)
-class CCSProbe:
+@dataclass(frozen=True, eq=False, repr=False)
+class CCSProbe(Shown):
     """A trained probe a layer, with everything that it needs to read states as it was trained.
 
     Attributes:
@@ -34,6 +36,12 @@ class CCSProbe:
     normalization: Normalization
     oriented: bool
     loss: Tensor
+
+    def shown_facts(self) -> Mapping[str, object]:
+        """Size and kind, and the losses."""
+        losses = list_some([f"{loss:.3g}" for loss in self.loss.tolist()])
+        kind = {"normalization": self.normalization, "oriented": self.oriented, "loss": losses}
+        return {"layers": self.weight.shape[0], "width": self.weight.shape[1], **kind}
 
     def probabilities(
         self, yes: Float[Tensor, "pair layer width"], no: Float[Tensor, "pair layer width"]

@@ -22,6 +22,8 @@ METRICS = (
     "contradiction_index",
     "silhouette",
 )
+MEANS = ("esa", "polar_consistency", "contradiction_index")
+"""Metrics that are means over pairs."""
 HIGHER_IS_BETTER = ("esa", "auroc", "silhouette")
 BY_LABEL = HIGHER_IS_BETTER
 """Metrics that the labels enter into (into the others only by the orientation)."""
@@ -41,6 +43,22 @@ def credit(forms: Array) -> Array:
     own = scores(forms)
     credited: Array = (np.sign(own[..., 0, :] - 0.5) - np.sign(own[..., 1, :] - 0.5)) / 4
     return credited
+
+
+def measure_pairs(metric: str, forms: Array, truth: Array) -> Array:
+    """What each pair adds to a metric that is a mean over pairs, [pair]: one of ``MEANS``.
+
+    Args:
+        metric: the metric.
+        forms: oriented held-out probabilities, [4 pair].
+        truth: 1 where the statement is true, -1 where its opposite is, [pair].
+    """
+    if metric == "esa":
+        return np.asarray(0.5 + credit(forms) * truth)
+    sides = [torch.from_numpy(np.ascontiguousarray(side)) for side in forms]
+    of_pairs = polar_consistency if metric == "polar_consistency" else symmetric_contradiction_index
+    values: Array = of_pairs(*sides).numpy()
+    return values
 
 
 def measure(
@@ -64,8 +82,8 @@ def measure(
         One value each: "esa" (share of statements that are right; with the orientation of the training pairs, so that
         it may be below a half), "auroc" of the scores (within folds), mean "polar_consistency",
         "median_abs_polar_consistency", mean "contradiction_index" (also over both orientations of the probe),
-        "silhouette" of the scores by truth (in one dimension, within folds; weights count the silhouettes of statements
-        among all statements, since a repeated one would be its own nearest neighbour). NaN where one is not defined.
+        "silhouette" of the scores by truth (in one dimension, within folds; a statement that counts several times is no
+        neighbour of its own copies, or silhouettes would rise). NaN where one is not defined.
     """
     rows = np.atleast_2d(np.ones(forms.shape[1]) if weights is None else weights)
     signs = np.atleast_2d(truth)
@@ -136,10 +154,7 @@ def rank_within_folds(
         wins, fights = _count_wins(ordered, right, wrong)
         won, fought = won + wins, fought + fights
         if silhouette:
-            # All entries share one labeling and differ in their weights.
-            alike = (true == true[:1]).all()
-            kinds = true[:1, inside] if alike else true[:, inside]
-            widths = _silhouettes(ordered, kinds.astype(np.float64), (~kinds).astype(np.float64))
+            widths = _silhouettes(ordered, true[:, inside], right, wrong)
             shape, held = shape + (widths * weight).sum(axis=1), held + weight.sum(axis=1)
     with np.errstate(invalid="ignore"):
         return {"auroc": won / fought, "silhouette": shape / held}
@@ -154,16 +169,17 @@ def _count_wins(ordered: Array, right: Array, wrong: Array) -> tuple[Array, Arra
     return wins, right.sum(axis=1) * wrong.sum(axis=1)
 
 
-def _silhouettes(ordered: Array, right: Array, wrong: Array) -> Array:
+def _silhouettes(ordered: Array, true: NDArray[np.bool_], right: Array, wrong: Array) -> Array:
     """``(b - a) / max(a, b)`` of every statement, by its mean distance to its own kind and to the other."""
     distances = [_distances(ordered, kind) for kind in (right, wrong)]
     sizes = [kind.sum(axis=1, keepdims=True) for kind in (right, wrong)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        own = [far / (size - 1) for far, size in zip(distances, sizes, strict=True)]
+        # Copies of a statement are at distance 0 from it, and are not counted among its neighbours.
+        own = [far / (size - kind) for far, size, kind in zip(distances, sizes, (right, wrong), strict=True)]
         other = [far / size for far, size in zip(reversed(distances), reversed(sizes), strict=True)]
-        a, b = (np.where(right > 0, side[0], side[1]) for side in (own, other))
+        a, b = (np.where(true, side[0], side[1]) for side in (own, other))
         widths: Array = (b - a) / np.maximum(a, b)
-    alone = np.where(right > 0, sizes[0], sizes[1]) <= 1
+    alone = np.where(true, sizes[0] - right, sizes[1] - wrong) <= 0
     return np.where(alone | ~np.isfinite(widths), 0.0, widths)
 
 

@@ -1,19 +1,43 @@
 """Plots for people, as pages that need nothing else; drawn where plotly is installed."""
 
-import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from probing.report.screen import to_page
-from probing.store.files import new_file
+from probing.report.figures import (
+    LABEL_WIDTH,
+    LINE_PIXELS,
+    PICTURE_PIXELS,
+    SHOWN_TICKS,
+    Figure,
+    choose_edges,
+    is_plotly_here,
+    make_band,
+    make_figure,
+    make_histogram,
+    make_interval_bars,
+    make_line,
+    make_page,
+    mark_value,
+    name_places,
+    note_outside,
+    scale_log,
+    stack_bars,
+    write_page,
+)
+from probing.report.layout import shorten
+from probing.types import Estimate
 
-Figure = dict[str, Any]
-"""``data`` (traces) and ``layout``, as plotly writes it to JSON."""
-QUARTILES = (0.25, 0.75)
-_COLORS = {"chosen": "#1b6ca8", "rejected": "#c8553d"}
+MOST_CATEGORIES = 40
+"""Largest number of categories in a heat map: the ones with the most rows."""
+POINTS = 1000
+"""Largest number of points in a picture; jobs draw them from their rows."""
+_COLORS = {"chosen": "#1b6ca8", "rejected": "#c8553d", "margin": "#3a7d44"}
+_KEPT, _DROPPED, _DISPLACED = "#1b6ca8", "#c8553d", "#0b2e4a"
 _LINES = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6", "#b8860b", "#555555")
 _BANDS = {"random": "#999999", "pairings": "#d9b38c", "labels": "#9fb8c8"}
 _BAND_NAMES = {
@@ -21,35 +45,173 @@ _BAND_NAMES = {
     "pairings": "trained on permuted pairings",
     "labels": "95 % under permuted labels",
 }
+_METRICS = {
+    "esa": ("Accuracy (ESA)", "higher is better"),
+    "accuracy": ("Accuracy", "higher is better"),
+    "auroc": ("Area under the ROC curve", "higher is better"),
+    "polar_consistency": ("Polar consistency", "near 0 is better"),
+    "median_abs_polar_consistency": ("Median of |polar consistency|", "lower is better"),
+    "contradiction_index": ("Contradiction index", "lower is better"),
+    "silhouette": ("Silhouette", "higher: further apart"),
+    "aqi_size_free": ("Alignment quality index, form free of the sample size", "higher: further apart"),
+    "davies_bouldin": ("Davies-Bouldin index", "lower: further apart"),
+    "dunn": ("Dunn index", "higher: further apart"),
+    "calinski_harabasz": ("Calinski-Harabasz index", "higher: further apart"),
+    "xie_beni": ("Xie-Beni index", "lower: further apart"),
+}
+"""Name of each metric in words, and which end is which."""
 
 
-def draw_course(course: pd.DataFrame, path: Path) -> bool:
-    """Log-probabilities of both responses over the steps of a training: the mean, and the middle half of the pairs.
+def draw_scores(
+    scores: pd.DataFrame, axes: Mapping[str, str], marks: Mapping[str, tuple[float, str]], about: str, path: Path
+) -> bool:
+    """A histogram of every column of scores.
 
     Args:
-        course: ``step``, ``chosen_logprob``, ``rejected_logprob``, one row a step and pair.
+        scores: one row a pair; NaN for a pair that has no score.
+        axes: what each column holds, with its unit, by name; one figure for each.
+        marks: a value of a column with a label for it, drawn as a line.
+        about: what the plots were made from, see ``figures.describe_run``.
+        path: path of the page.
+
+    Returns:
+        Whether it was drawn; False where plotly is not installed, or no column has a value.
+    """
+    known = {name: scores[name].to_numpy(dtype=np.float64) for name in axes if scores[name].notna().any()}
+    if not known or not is_plotly_here():
+        return False
+    figures = []
+    for name, values in known.items():
+        edges = choose_edges(values)
+        title = f"Distribution of {name} over {np.isfinite(values).sum():,} pairs{note_outside(values, edges)}"
+        figure = make_figure([make_histogram(values, edges, "pairs", _KEPT)], title, about, axes[name], "pairs")
+        figures.append(mark_value(figure, *marks[name]) if name in marks else figure)
+    write_page([stack_bars(figure) for figure in figures], path)
+    return True
+
+
+def make_filter_page(
+    scores: NDArray[np.float64], kept: NDArray[np.bool_], axis: str, mark: tuple[float, str] | None, about: str
+) -> str | None:
+    """A page with the distribution of a score over the pairs that were kept and those that were dropped.
+
+    Args:
+        scores: [pair]; NaN for a pair that has none.
+        kept: whether each pair was kept, [pair].
+        axis: name of the score.
+        mark: the threshold, and a label for it; None where all pairs went one way.
+        about: what the plot was made from.
+
+    Returns:
+        The page; None where plotly is not installed, or no pair has a score.
+    """
+    if not np.isfinite(scores).any() or not is_plotly_here():
+        return None
+    edges = choose_edges(scores)
+    parts = [("kept", scores[kept], _KEPT), ("dropped", scores[~kept], _DROPPED)]
+    bars = [make_histogram(part, edges, f"{name}, {len(part):,} pairs", color) for name, part, color in parts]
+    without = int((~np.isfinite(scores)).sum())
+    title = f"Pairs that were kept and dropped by {axis}{note_outside(scores, edges)}"
+    title += f"; {without:,} pairs have no score" if without else ""
+    figure = stack_bars(make_figure(bars, title, about, axis, "pairs"))
+    return make_page([mark_value(figure, *mark) if mark else figure])
+
+
+def draw_changes(pairs: pd.DataFrame, displaced: Estimate, about: str, path: Path) -> bool:
+    """The distribution of the changes of both log-probabilities, with the displaced pairs marked among the chosen.
+
+    Args:
+        pairs: one row a pair, with ``chosen_change`` and ``rejected_change`` in nats, and ``displaced``.
+        displaced: the share of the displaced pairs, with its interval.
+        about: what the plots were made from.
         path: path of the page.
 
     Returns:
         Whether it was drawn; False where plotly is not installed.
     """
-    if not _plotly_is_here():
+    if not is_plotly_here():
         return False
-    traces = []
-    for side, color in _COLORS.items():
-        values = course.groupby("step")[f"{side}_logprob"]
-        low, high = (values.quantile(share) for share in QUARTILES)
-        steps = list(low.index)
-        traces.append(_band(steps, low, high, color, f"{side}, middle half of the pairs", opacity=0.2))
-        mean = _scatter(steps, values.mean(), "lines+markers", f"{side}, mean")
-        traces.append({**mean, "line": {"color": color}})
-    title = "Log-probability of the responses over training"
-    _write_page([_figure(traces, title, "step (0: the reference)", "ln p(response), nats")], path)
+    chosen, rejected = (pairs[f"{side}_change"].to_numpy() for side in ("chosen", "rejected"))
+    lost = pairs["displaced"].to_numpy(dtype=bool)
+    edges = choose_edges(np.concatenate([chosen, rejected]))
+    share = f"share displaced {displaced.value:.4g}"
+    share += "" if np.isnan(displaced.low) else f" (95 % interval {displaced.low:.4g} to {displaced.high:.4g})"
+    what = "displaced: ln p(chosen) fell while the margin rose"
+    sides = [
+        make_histogram(chosen[lost], edges, what, _DISPLACED),
+        make_histogram(chosen[~lost], edges, "the other pairs", _COLORS["chosen"]),
+    ]
+    outside = note_outside(chosen, edges), note_outside(rejected, edges)
+    title = f"Change of ln p(chosen) from reference to policy, {len(pairs):,} pairs; {share}{outside[0]}"
+    axis = "change of ln p({}), nats (below 0: it lost probability)"
+    figures = [make_figure(sides, title, about, axis.format("chosen"), "pairs")]
+    title = f"Change of ln p(rejected) from reference to policy, {len(pairs):,} pairs{outside[1]}"
+    bars = [make_histogram(rejected, edges, "pairs", _COLORS["rejected"])]
+    figures.append(make_figure(bars, title, about, axis.format("rejected"), "pairs"))
+    for figure in figures:
+        # Both sides on one scale, to be compared.
+        figure["layout"]["xaxis"]["range"] = [edges[0], edges[-1]]
+    write_page([mark_value(stack_bars(figure), 0.0, "no change") for figure in figures], path)
     return True
 
 
+def draw_course(course: pd.DataFrame, about: str, path: Path) -> bool:
+    """Changes of both log-probabilities and of their margin against the reference, over the steps of a training.
+
+    Args:
+        course: one row a ``step`` and ``measure`` ("chosen", "rejected", "margin"): the ``mean`` of the change with its
+            interval (``low``, ``high``) and its quartiles (``quarter``, ``three_quarters``) over pairs, in nats, and
+            ``pairs``, their number.
+        about: what the plot was made from.
+        path: path of the page.
+
+    Returns:
+        Whether it was drawn; False where there are no steps, or plotly is not installed.
+    """
+    if course.empty or not is_plotly_here():
+        return False
+    traces = []
+    names = {"chosen": "ln p(chosen)", "rejected": "ln p(rejected)", "margin": "margin"}
+    for measure, color in _COLORS.items():
+        rows = course[course["measure"] == measure]
+        band = make_band(
+            rows["step"],
+            rows["quarter"],
+            rows["three_quarters"],
+            color,
+            f"{names[measure]}, middle half of the pairs",
+            0.12,
+        )
+        bars = make_interval_bars(rows["mean"], rows["low"], rows["high"])
+        line = make_line(rows["step"], rows["mean"], "lines+markers", f"{names[measure]}, mean with 95 % interval")
+        traces += [band, {**line, "line": {"color": color}, "error_y": bars}]
+    title = f"Change of log-probabilities against the reference over training, {course['pairs'].iloc[0]:,} pairs"
+    up = "change against the reference, nats"
+    figure = make_figure(traces, title, about, "step (0: the reference)", up)
+    if course["step"].nunique() <= SHOWN_TICKS:
+        figure["layout"]["xaxis"] |= _tick_steps(course["step"].unique().tolist())
+    write_page([figure], path)
+    return True
+
+
+def _tick_steps(steps: Sequence[int]) -> dict[str, Any]:
+    """Ticks at the steps, without those that would stand too near the one before."""
+    shown = [steps[0]]
+    least = (steps[-1] - steps[0]) / SHOWN_TICKS
+    for step in steps[1:]:
+        if step - shown[-1] >= least:
+            shown.append(step)
+    # The last step is always named.
+    shown[-1] = steps[-1]
+    return {"tickmode": "array", "tickvals": shown}
+
+
 def draw_layers(
-    results: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], path: Path, apart: Sequence[str] = ()
+    results: pd.DataFrame,
+    pictures: Mapping[str, pd.DataFrame],
+    about: str,
+    path: Path,
+    apart: Sequence[str] = (),
 ) -> bool:
     """Metrics of probes over the places of a model with the bands of their nulls, and points of some places.
 
@@ -57,156 +219,149 @@ def draw_layers(
         results: one row a ``place``, ``probe`` and ``metric``, with ``value``, ``low``, ``high``, and for the bands
             ``random_low``, ``random_high`` and so on, places in order; rows of a ``subset`` other than "all" are left
             out.
-        pictures: points to draw, by place: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        pictures: points to draw, by place, at most 1000: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        about: what the plots were made from.
         path: path of the page.
         apart: rows that stand among the places without being one, and are not joined to the others by a line.
 
     Returns:
         Whether it was drawn; False where plotly is not installed.
     """
-    if not _plotly_is_here():
+    if not is_plotly_here():
         return False
     everything = results[results["subset"] == "all"]
     figures = [
-        _metric_figure(everything[everything["metric"] == metric], f"{metric}, held out", apart)
+        _metric_figure(everything[everything["metric"] == metric], "held out, by place", about, apart)
         for metric in dict.fromkeys(everything["metric"])
     ]
     title = "{}: yes form less no form of every statement, principal components (a picture, no result)"
-    figures += [_points_figure(points, title.format(place)) for place, points in pictures.items()]
-    _write_page(figures, path)
+    figures += [_points_figure(points, title.format(place), about) for place, points in pictures.items()]
+    write_page(figures, path)
     return True
 
 
 def draw_clusters(
-    results: pd.DataFrame, categories: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], path: Path
+    results: pd.DataFrame, categories: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], about: str, path: Path
 ) -> bool:
     """Cluster indices over the places of models with the bands of permuted labels, heat maps by category, and points.
 
     Args:
         results: one row a ``model``, ``place`` and ``metric`` of all rows, with ``value``, ``low``, ``high``,
             ``labels_low`` and ``labels_high``, places in order.
-        categories: the same table of the rows of each ``category``; one heat map a model and metric.
-        pictures: points to draw, by title: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        categories: the same table of the rows of each ``category``, ``rows`` of them; one heat map a model and metric.
+        pictures: points to draw, by title, at most 1000: two columns of coordinates, ``truth``, ``id`` and ``text``.
+        about: what the plots were made from.
         path: path of the page.
 
     Returns:
         Whether it was drawn; False where plotly is not installed.
     """
-    if not _plotly_is_here():
+    if not is_plotly_here():
         return False
     everything = results.rename(columns={"model": "probe"})
     figures = [
-        _metric_figure(
-            rows, str(metric), (), every_band=True, log=bool((rows[["value", "low", "labels_low"]] > 0).all(axis=None))
-        )
-        for metric, rows in everything.groupby("metric", sort=False)
+        _metric_figure(rows, "by place", about, every_band=True) for _, rows in everything.groupby("metric", sort=False)
     ]
     for (model, metric), rows in categories.groupby(["model", "metric"], sort=False):
-        figures.append(_heat_figure(rows, f"{metric} by category, {model}"))
-    figures += [_points_figure(points, title) for title, points in pictures.items()]
-    _write_page(figures, path)
+        figures.append(_heat_figure(rows, f"{_name_metric(str(metric))[0]} by category and place, {model}", about))
+    figures += [_points_figure(points, title, about) for title, points in pictures.items()]
+    write_page(figures, path)
     return True
 
 
-def _plotly_is_here() -> bool:
-    return importlib.util.find_spec("plotly") is not None
-
-
-def _heat_figure(rows: pd.DataFrame, title: str) -> Figure:
-    table = rows.pivot(index="category", columns="place", values="value")[list(dict.fromkeys(rows["place"]))]
-    heat = {
+def _heat_figure(rows: pd.DataFrame, title: str, about: str) -> Figure:
+    sizes = rows.groupby("category", sort=False)["rows"].max()
+    shown = sizes.sort_values(ascending=False, kind="stable").index[:MOST_CATEGORIES]
+    if len(shown) < len(sizes):
+        title += f" (the {len(shown)} categories with the most rows, of {len(sizes)})"
+    rows = rows[rows["category"].isin(shown)]
+    places: list[str] = list(dict.fromkeys(rows["place"]))
+    table = rows.pivot(index="category", columns="place", values="value")[places]
+    names = [str(name) for name in table.index]
+    heat: dict[str, Any] = {
         "type": "heatmap",
-        "x": list(table.columns),
-        "y": list(table.index),
-        "z": table.to_numpy(),
+        "x": places,
+        "y": names,
+        "z": table.to_numpy().tolist(),
         "colorscale": "Viridis",
-        "texttemplate": "%{z:.2f}",
+        "hoverongaps": False,
     }
-    return _figure([heat], title)
+    if len(places) <= SHOWN_TICKS:
+        # Numbers in cells that are narrower than they would lie over each other.
+        heat["texttemplate"] = "%{z:.2f}"
+    figure = make_figure([heat], title, about, "place", "category")
+    ticks = {"tickmode": "array", "tickvals": names, "ticktext": [shorten(name, LABEL_WIDTH) for name in names]}
+    figure["layout"]["yaxis"] |= {"type": "category", "automargin": True, **ticks}
+    figure["layout"]["height"] = max(PICTURE_PIXELS, LINE_PIXELS * len(names))
+    return name_places(figure, places)
 
 
 def _metric_figure(
-    rows: pd.DataFrame, title: str, apart: Sequence[str], every_band: bool = False, log: bool = False
+    rows: pd.DataFrame, over: str, about: str, apart: Sequence[str] = (), every_band: bool = False
 ) -> Figure:
-    traces = []
+    """One metric over places: the bands of the first probe or of every one, and the values of all with intervals."""
     probes = list(dict.fromkeys(rows["probe"]))
+    traces = []
     for number, probe in enumerate(probes if every_band else probes[:1]):
         own = rows[(rows["probe"] == probe) & ~rows["place"].isin(apart)]
-        for band, color in _BANDS.items():
-            if f"{band}_low" in own and own[f"{band}_low"].notna().any():
-                name = _BAND_NAMES[band] + (f", {probe}" if band == "labels" else "")
-                shade = _LINES[number % len(_LINES)] if every_band else color
-                traces.append(_band(own["place"], own[f"{band}_low"], own[f"{band}_high"], shade, name, opacity=0.3))
-    metric = rows["metric"].iloc[0]
-    # If there are corrected values, the interval belongs to them.
-    corrected = "corrected" in rows and rows["corrected"].notna().any()
+        traces += _null_bands(own, probe, _pick_color(number) if every_band else None)
     for number, probe in enumerate(probes):
-        own = rows[rows["probe"] == probe]
-        shared = {"marker": {"color": _LINES[number % len(_LINES)]}, "legendgroup": probe}
-        for values, alone in ((own[~own["place"].isin(apart)], False), (own[own["place"].isin(apart)], True)):
-            line = _scatter(values["place"], values["value"], "markers" if alone else "lines+markers", probe)
-            bars = {} if corrected else {"error_y": _bars(values, "value")}
-            traces.append({**line, **shared, **bars, "showlegend": not alone})
-        if corrected:
-            name = f"{probe}, corrected for the number of rows"
-            points = _scatter(own["place"], own["corrected"], "markers", name)
-            marker = {**shared["marker"], "symbol": "diamond-open"}
-            traces.append({**points, **shared, "marker": marker, "error_y": _bars(own, "corrected")})
-    figure = _figure(traces, f"{title}, by place (bars: 95 % bootstrap intervals)", up=metric)
-    figure["layout"]["yaxis"]["type"] = "log" if log else "linear"
-    return figure
+        traces += _probe_traces(rows[rows["probe"] == probe], probe, _pick_color(number), apart)
+    title, axis = _name_metric(rows["metric"].iloc[0])
+    figure = make_figure(traces, f"{title}, {over} (bars: 95 % intervals)", about, "place", axis)
+    if every_band and bool((rows[["value", "low", "labels_low"]] > 0).all(axis=None)):
+        # Labels that are parted by a gap without any spread have an infinite index.
+        known = rows[["value", "low", "labels_low", "high", "labels_high"]].to_numpy(dtype=np.float64)
+        known = known[np.isfinite(known)]
+        if len(known):
+            scale_log(figure, float(known.min()), float(known.max()))
+    return name_places(figure, rows["place"].tolist(), apart)
 
 
-def _points_figure(points: pd.DataFrame, title: str) -> Figure:
+def _name_metric(metric: str) -> tuple[str, str]:
+    """A metric for a title, in words, and for an axis, by its name in the files."""
+    words, direction = _METRICS.get(metric, (metric, ""))
+    return words, f"{metric} ({direction})" if direction else metric
+
+
+def _pick_color(number: int) -> str:
+    return _LINES[number % len(_LINES)]
+
+
+def _null_bands(own: pd.DataFrame, probe: str, color: str | None) -> list[dict[str, Any]]:
+    """The areas of the null distributions that one probe has, in their own colours or in that of the probe."""
+    bands = []
+    for band, usual in _BANDS.items():
+        if f"{band}_low" in own and own[f"{band}_low"].notna().any():
+            name = _BAND_NAMES[band] + (f", {probe}" if band == "labels" else "")
+            ends = own[f"{band}_low"], own[f"{band}_high"]
+            bands.append(make_band(own["place"], *ends, color=color or usual, name=name, opacity=0.3))
+    return bands
+
+
+def _probe_traces(own: pd.DataFrame, probe: str, color: str, apart: Sequence[str]) -> list[dict[str, Any]]:
+    """The values of one probe: places joined by lines, others apart, and corrected values where there are any."""
+    # If there are corrected values, the interval belongs to them.
+    corrected = "corrected" in own and own["corrected"].notna().any()
+    shared = {"marker": {"color": color}}
+    traces = []
+    for values, alone in ((own[~own["place"].isin(apart)], False), (own[own["place"].isin(apart)], True)):
+        line = make_line(values["place"], values["value"], "markers" if alone else "lines+markers", probe)
+        bars = {} if corrected else {"error_y": make_interval_bars(values["value"], values["low"], values["high"])}
+        traces.append({**line, **shared, **bars, "showlegend": not alone})
+    if corrected:
+        points = make_line(own["place"], own["corrected"], "markers", f"{probe}, corrected for the number of rows")
+        marker = {**shared["marker"], "symbol": "diamond-open"}
+        bars = make_interval_bars(own["corrected"], own["low"], own["high"])
+        traces.append({**points, **shared, "marker": marker, "error_y": bars})
+    return traces
+
+
+def _points_figure(points: pd.DataFrame, title: str, about: str) -> Figure:
     across, up = points.columns[:2]
     traces = []
     for number, (truth, some) in enumerate(points.groupby("truth")):
-        marker = {"color": _LINES[number % len(_LINES)], "symbol": ("circle", "x")[number % 2], "opacity": 0.7}
-        trace = _scatter(some[across], some[up], "markers", str(truth))
+        marker = {"color": _pick_color(number), "symbol": ("circle", "x")[number % 2], "opacity": 0.7}
+        trace = make_line(some[across], some[up], "markers", shorten(str(truth), LABEL_WIDTH))
         traces.append({**trace, "marker": marker, "text": list(some["id"] + ": " + some["text"])})
-    return _figure(traces, title, across, up)
-
-
-def _figure(traces: list[dict[str, Any]], title: str, across: str = "", up: str = "") -> Figure:
-    axes = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": up}}}
-    return {"data": traces, "layout": {"title": {"text": title}, **axes}}
-
-
-def _scatter(x: Iterable[Any], y: Iterable[Any], mode: str, name: str) -> dict[str, Any]:
-    return {"type": "scatter", "x": list(x), "y": list(y), "mode": mode, "name": name}
-
-
-def _band(
-    places: Iterable[Any], low: Iterable[float], high: Iterable[float], color: str, name: str, opacity: float
-) -> dict[str, Any]:
-    """The area between two lines."""
-    there = list(places)
-    edge = _scatter(there + there[::-1], [*high, *list(low)[::-1]], "lines", name)
-    area = {"fill": "toself", "fillcolor": color, "opacity": opacity, "line": {"width": 0}, "hoverinfo": "skip"}
-    return {**edge, **area}
-
-
-def _bars(values: pd.DataFrame, middle: str) -> dict[str, Any]:
-    up, down = values["high"] - values[middle], values[middle] - values["low"]
-    return {"type": "data", "array": list(up), "arrayminus": list(down), "thickness": 1, "width": 3}
-
-
-def _write_page(figures: list[Figure], path: Path) -> None:
-    """All figures below each other; the library, which is most of the page, once."""
-    from plotly import io
-
-    template = io.templates["plotly_white"].to_plotly_json()
-    parts = [
-        io.to_html(
-            {"data": to_page(figure["data"]), "layout": {**to_page(figure["layout"]), "template": template}},
-            include_plotlyjs=number == 0,
-            full_html=False,
-            div_id=f"figure{number}",
-            # A check of the figure takes twenty times as long as writing it.
-            validate=False,
-        )
-        for number, figure in enumerate(figures)
-    ]
-    page = "\n".join(['<!doctype html><html><head><meta charset="utf-8"></head><body>', *parts, "</body></html>"])
-    with new_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    return make_figure(traces, title, about, across, up)

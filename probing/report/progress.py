@@ -1,16 +1,16 @@
-"""A progress bar in rows, with tokens a second and the time left."""
+"""A progress bar in rows, with tokens a second and the time left: in a notebook, on a terminal, or as lines."""
 
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
 DELAY_SECONDS = 2
+LIVE_INTERVAL_SECONDS = 0.2
 QUIET_INTERVAL_SECONDS = 10.0
 _FORMAT = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{n:.0f}}/{{total_fmt}} {unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
-
 
 _hidden = False
 
@@ -32,8 +32,43 @@ class _Lines:
         sys.stderr.flush()
 
 
+def open_bar(**options: Any) -> "tqdm[Any]":
+    """A bar that is shown once the work takes longer than two seconds, unless progress is hidden.
+
+    In a Jupyter kernel with ipywidgets it is the notebook's; on a terminal one line is drawn anew; elsewhere, and where
+    a kernel has no ipywidgets, there is a line on stderr every ten seconds.
+
+    Args:
+        options: those of tqdm that say what is counted.
+    """
+    kind = _find_kind()
+    live = kind is not tqdm or sys.stderr.isatty()
+    return kind(
+        delay=DELAY_SECONDS,
+        mininterval=LIVE_INTERVAL_SECONDS if live else QUIET_INTERVAL_SECONDS,
+        dynamic_ncols=live,
+        disable=_hidden,
+        file=sys.stderr if live else _Lines(),
+        **options,
+    )
+
+
+def _find_kind() -> "type[tqdm[Any]]":
+    """The kind of bar that can be shown here.
+
+    ``tqdm.auto`` decides that once, when it is first imported, and warns where a kernel has no ipywidgets.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or "IPKernelApp" not in shell.config:
+        return tqdm
+    from tqdm import notebook
+
+    # The stubs of tqdm do not know this name: the widget that a bar is made of, or None.
+    return tqdm if notebook.IProgress is None else notebook.tqdm_notebook  # type: ignore[attr-defined]
+
+
 class Progress:
-    """Shown on stderr once a job takes longer than two seconds; a line every ten seconds where there is no terminal.
+    """A bar in rows, shown as ``open_bar`` says.
 
     Args:
         total: rows in all.
@@ -43,18 +78,7 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int = 0, unit: str = "pairs", doing: str = "scoring") -> None:
-        live = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            delay=DELAY_SECONDS,
-            bar_format=_FORMAT.format(unit=unit),
-            mininterval=0.2 if live else QUIET_INTERVAL_SECONDS,
-            dynamic_ncols=live,
-            disable=_hidden,
-            file=sys.stderr if live else _Lines(),
-            desc=f"{doing} ",
-        )
+        self._bar = open_bar(total=total, initial=done, bar_format=_FORMAT.format(unit=unit), desc=f"{doing} ")
         if 0 < done < total and not _hidden:
             self._bar.write(f"probing: {done} of {total} {unit} are done already", file=sys.stderr)
         self._total, self._tokens = total, 0

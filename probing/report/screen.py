@@ -6,38 +6,23 @@ characters out (``\\x1b``, ``\\u202e``); cells of tables, messages and pages of 
 """
 
 import contextlib
-import html
 import json
 import logging
 import math
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-LONGEST_MESSAGE = 4000
-LONGEST_CELL = 400
+from probing.shown import escape_controls, is_shown, to_message, to_page_text
+
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-def escape_controls(text: str, keep: str = "") -> str:
-    """The text with every character that does not print spelled out: controls, marks of direction, lone surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(character if _is_shown(character) or character in keep else _spell(character) for character in text)
-
-
-def to_message(text: object, longest: int = LONGEST_MESSAGE) -> str:
-    """Text of any origin on one line, at most so many characters long."""
-    line = escape_controls(" ".join(str(text).splitlines()))
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def to_page(value: Any) -> Any:
     """A figure with all its texts made fit for a page: neither markup nor control characters."""
     if isinstance(value, str):
-        return html.escape(to_message(value), quote=False)
+        return to_page_text(value)
     if isinstance(value, Mapping):
         return {name: to_page(inner) for name, inner in value.items()}
     return [to_page(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -50,8 +35,7 @@ def to_json(value: Any) -> str:
         text
         if text.isprintable()
         else "".join(
-            character if _is_shown(character) or character == "\n" else json.dumps(character)[1:-1]
-            for character in text
+            character if is_shown(character) or character == "\n" else json.dumps(character)[1:-1] for character in text
         )
     )
 
@@ -62,15 +46,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_shown(character: str) -> bool:
-    """Whether a character is one that prints, or a space of some width."""
-    return character.isprintable() or unicodedata.category(character) == "Zs"
-
-
-def _spell(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 class Screen:

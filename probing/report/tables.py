@@ -3,12 +3,14 @@
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from probing.report.columns import list_given_up, number_names, to_snake_case
 from probing.report.layout import fit_table, shorten
-from probing.report.screen import LONGEST_CELL, LONGEST_MESSAGE, to_message
+from probing.shown import LONGEST_CELL, LONGEST_MESSAGE, escape_controls, to_message
 from probing.types import Estimate, PreferencePair, Text, message_text
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -68,7 +70,7 @@ def counts(values: Mapping[str, int], name: str, unit: str = "pairs") -> pd.Data
 def to_line(text: Text) -> str:
     """Text or messages on one line."""
     joined = text if isinstance(text, str) else " / ".join(message_text(message) for message in text)
-    return "".join(character if character.isprintable() else "�" for character in " ".join(joined.split()))
+    return escape_controls(" ".join(joined.split()))
 
 
 def name_tables(titles: Iterable[str]) -> dict[str, str]:
@@ -77,45 +79,69 @@ def name_tables(titles: Iterable[str]) -> dict[str, str]:
     Returns:
         Titles by name. Where two tables would have one name, the second is numbered.
     """
-    named: dict[str, str] = {}
-    for title in titles:
-        name = re.sub(r"\W+", "_", re.split("[,:(]", title)[0].strip().lower()).strip("_")
-        again = sum(
-            other == name or (other.startswith(f"{name}_") and other[len(name) + 1 :].isdigit()) for other in named
-        )
-        named[f"{name}_{again + 1}" if again else name] = title
-    return named
+    return number_names((_name_table(title), title) for title in titles)
+
+
+def _name_table(title: str) -> str:
+    return to_snake_case(re.split("[,:(]", title)[0])
 
 
 def render(tables: Mapping[str, pd.DataFrame], width: int | None = None) -> str:
     """All tables as text, with their titles; lines are as long as it takes, or at most ``width`` characters."""
 
-    def body(table: pd.DataFrame) -> str:
+    def body(title: str, table: pd.DataFrame) -> str:
         if not len(table):
             return "(none)"
-        return _render_body(table) if width is None else fit_table(table, width, _render_body)
+        if width is None:
+            return _render_body(table)
+        # The tables of several jobs are told apart by "[JOB] " before their titles.
+        name = _name_table(re.sub(r"^\[\w+\] ", "", title))
+        return fit_table(table, width, _render_body, list_given_up(name, table.columns))
 
     def heading(title: str) -> str:
         return to_message(title) if width is None else textwrap.fill(to_message(title), width)
 
-    return "\n\n".join(f"{heading(title)}\n{body(table)}" for title, table in tables.items())
+    return "\n\n".join(f"{heading(title)}\n{body(title, table)}" for title, table in tables.items())
 
 
-def _render_body(table: pd.DataFrame) -> str:
-    """A table as text: numbers are aligned to the right, text and headings of text to the left."""
-    words = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+def _render_body(table: pd.DataFrame, wrap: bool = False) -> str:
+    """A table as text: numbers are aligned to the right, text and headings of text to the left.
+
+    Args:
+        table: at least one row.
+        wrap: whether headings that are wider than their columns are wrapped.
+    """
     # Sentences of a column of its own are not cut.
     longest = LONGEST_MESSAGE if len(table.columns) == 1 else LONGEST_CELL
-    headings = {name: to_message(name, longest) for name in table.columns}
-    texts = {
-        name: table[name].astype(object).fillna("NaN").map(lambda cell: to_message(_spell(cell), longest))
-        for name in words
-    }
-    widths = {name: max(len(headings[name]), int(column.str.len().max())) for name, column in texts.items()}
-    aligned = table.assign(**{str(name): column.str.ljust(widths[name]) for name, column in texts.items()})
-    aligned.columns = pd.Index([headings[name].ljust(widths.get(name, 0)) for name in table.columns])
-    text = aligned.to_string(index=False, float_format=lambda value: f"{value:.4g}")
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    columns = [_render_column(table.iloc[:, at], longest) for at in range(table.shape[1])]
+    numeric = [pd.api.types.is_numeric_dtype(table.iloc[:, at]) for at in range(table.shape[1])]
+    headings = [to_message(name, longest) for name in table.columns]
+    if wrap:
+        wrapped = [_wrap_heading(head, max(map(len, cells))) for head, cells in zip(headings, columns, strict=True)]
+    else:
+        # Headings of numbers of which each has several words stand further apart.
+        wrapped = [[f" {head}" if at and numeric[at] else head] for at, head in enumerate(headings)]
+    lines = max(map(len, wrapped))
+    filled = [
+        _align([""] * (lines - len(head)) + head + cells, right)
+        for head, cells, right in zip(wrapped, columns, numeric, strict=True)
+    ]
+    return "\n".join(" ".join(cells).rstrip() for cells in zip(*filled, strict=True))
+
+
+def _render_column(column: "pd.Series[Any]", longest: int) -> list[str]:
+    return [to_message(_spell(cell), longest) for cell in column.astype(object).where(column.notna(), "NaN")]
+
+
+def _wrap_heading(heading: str, width: int) -> list[str]:
+    """The lines of a heading, no wider than the cells or its own longest word."""
+    longest = max(map(len, heading.split()), default=0)
+    return textwrap.wrap(heading, max(width, longest), break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _align(cells: list[str], right: bool) -> list[str]:
+    width = max(map(len, cells))
+    return [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
 
 
 def _spell(cell: object) -> object:

@@ -1,27 +1,32 @@
 """The job ``probing filter``: keep the pairs with low scores, say what was dropped, lose nothing silently."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.data.filters import RULES, check_rule
-from probing.data.formats import file_format
-from probing.data.tables import Table
+import numpy as np
+from numpy.typing import NDArray
+
+from probing.data.filters import RULES, check_rule, find_threshold
+from probing.data.formats import check_ending, file_format
+from probing.data.lazy import make_in_blocks
+from probing.data.tables import Row, Table
 from probing.data.writing import write_rows
-from probing.errors import UsageError
-from probing.instruments.filtering import Bad, choose_kept, warn_of_direction
-from probing.runs.common.datasets import read_pairs
+from probing.errors import DataInvalid, UsageError
+from probing.instruments.filtering import Bad, choose_kept, find_scores, warn_of_direction
+from probing.runs.common.datasets import read_pair_ids
 from probing.runs.common.options import PairDataOptions
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.score.config import SCORES_FILE
-from probing.store.files import check_output_name, is_special, new_together, remove_leftovers
+from probing.store.files import check_output_name, file_sha256, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
-from probing.store.records import refuse_link
 from probing.types import Format, Report
 
 if TYPE_CHECKING:
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIDE_PREFIX = "probing_"
+PLOTS_SUFFIX = ".plots.html"
+MODELS = ("model", "reference", "policy", "adapter", "steps")
+"""Options of a scoring that name models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,33 +94,86 @@ def run(config: FilterConfig) -> Report:
     """
     warn_of_direction(config.by, check_rule(**config.rule)[0])
     check_output_name(Path(config.out))
-    out = Path(config.out).expanduser()
+    check_ending(Path(config.out), config.format)
     frame, facts = _read_scores(Path(config.scores).expanduser())
     used = facts.get("config", {})
-    table, pairs = read_pairs(_as_scored(config, used))
-    check_same_pairs(pairs, facts, ", ".join(config.sources), config.scores)
-    kept = choose_kept([pair.id for pair in pairs], frame, config.by, config.bad, config.rule, table)
+    before = _stamp_files(config)
+    with contextlib.ExitStack() as held:
+        table, ids, sha256 = read_pair_ids(_as_scored(config, used), held)
+        check_same_pairs(sha256, facts, ", ".join(config.sources), config.scores)
+        kept = choose_kept(ids, frame, config.by, config.bad, config.rule, table)
+        rows = find_scores(ids, frame, config.by)
+        page = _draw_page(config, frame, rows[np.array(kept)], used)
+        wrote = _write(config, table, kept, _list_side_columns(rows[~np.array(kept)], frame), before, page)
+    return _report(frame, ids, kept, config.by, wrote)
+
+
+def _stamp_files(config: FilterConfig) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of every file of the data."""
+    files = [Path(source).expanduser() for source in config.sources]
+    return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
+
+
+def _write(
+    config: FilterConfig,
+    table: Table,
+    kept: Sequence[bool],
+    extra: Sequence[Row],
+    before: Mapping[str, tuple[int, int]],
+    page: str | None,
+) -> list[Path]:
+    """Write the rows that are kept, the dropped ones with their scores, and the page; answers with the paths."""
+    out = Path(config.out).expanduser()
     form = _format(config, table)
-    side = _side_path(out)
-    for target in (out, side):
+    side, plots = _side_path(out), _plots_path(out)
+    for target in (out, side, plots):
         remove_leftovers(target.parent, re.escape(target.name))
 
     def check() -> None:
-        _check_targets(config, form, out, side)
+        _check_targets(config, form, out, side, plots)
+        # Rows are read anew when they are written.
+        for file, stamp in before.items():
+            if _stamp_files(config).get(file) != stamp:
+                raise DataInvalid(f"{file}: changed while it was read; filter again when nothing writes into it")
 
     check()
-    fates = {keep: [index for index, kept_here in enumerate(kept) if kept_here == keep] for keep in (True, False)}
-    records: Sequence[Mapping[Any, Any]] = frame.to_dict("records")
-    scored = {row["id"]: row for row in records}
-    extra = [_side_columns(scored[pairs[index].id]) for index in fates[False]]
-    wrote = [out, side] if fates[False] else [out]
-    # Both files are complete under temporary names before either appears. A side file that is not written anew belongs
-    # to the run that is being replaced.
-    with new_together(wrote, form == "datasets", [] if fates[False] else [side], check) as temporaries:
-        for keep, path in zip((True, False), temporaries, strict=False):
+    fates = {keep: array("q", (at for at, known in enumerate(kept) if known == keep)) for keep in (True, False)}
+    wrote, drawn = [out, side] if fates[False] else [out], [] if page is None else [plots]
+    # All files are complete under temporary names before any appears. A file that is not written anew belongs to the
+    # run that is being replaced.
+    obsolete = [path for path in (side, plots) if path not in (*wrote, *drawn)]
+    with new_together(wrote, form == "datasets", obsolete, check, drawn) as temporaries:
+        for keep, path in zip((True, False)[: len(wrote)], temporaries, strict=False):
             zipped = out.suffix.lower() == ".gz"
             write_rows(table, fates[keep], path, form, () if keep else extra, zipped)
-    return _report(frame, [pair.id for pair in pairs], kept, config.by, wrote)
+        if page is not None:
+            temporaries[-1].write_text(page, encoding="utf-8")
+    return [*wrote, *drawn]
+
+
+def _draw_page(
+    config: FilterConfig, frame: "pd.DataFrame", kept: NDArray[np.int64], used: Mapping[str, Any]
+) -> str | None:
+    """A page with the distribution of the score.
+
+    Args:
+        config: the options.
+        frame: the scores.
+        kept: numbers of the rows of the scores that are kept.
+        used: options of the scoring.
+    """
+    from probing.report.figures import describe_run
+    from probing.report.plots import make_filter_page
+
+    scores = frame[config.by].to_numpy(dtype=np.float64)
+    mask = np.zeros(len(scores), dtype=bool)
+    mask[kept] = True
+    name, value = check_rule(**config.rule)
+    at = value if name in ("below", "above") else find_threshold(scores, mask)
+    mark = None if at is None else (at, f"--{name.replace('_', '-')} {value:g}")
+    # Options in a record are not believed: they are shown.
+    models = {kind: str(used[kind]) for kind in MODELS if used.get(kind)}
+    return make_filter_page(scores, mask, config.by, mark, describe_run("filter", **models, data=config.sources))
 
 
 def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
@@ -124,7 +185,6 @@ def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
 
 def _read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     file = path / SCORES_FILE if path.is_dir() else path
-    refuse_link(file)
     if file.is_file() and file.name != SCORES_FILE and not _is_parquet(file):
         raise UsageError(f"{file}: is no Parquet file; give the output folder of 'probing score' as --scores")
     if not file.is_file():
@@ -141,22 +201,24 @@ def _is_parquet(file: Path) -> bool:
         return opened.read(4) == b"PAR1"
 
 
-def _check_targets(config: FilterConfig, form: Format, *targets: Path) -> None:
+def _check_targets(config: FilterConfig, form: Format, out: Path, *beside: Path) -> None:
     """Raise rather than overwrite: never the input or what is no dataset, and other files only on request."""
     sources = {Path(name).expanduser().resolve() for name in [*config.sources, str(config.scores)]}
-    for target in targets:
+    for target in (out, *beside):
+        folder = form == "datasets" and not target.name.endswith(PLOTS_SUFFIX)
         if sources & {target.resolve(), *target.resolve().parents}:
             raise UsageError(f"{target}: is what is being filtered; choose another --out")
         if os.path.lexists(target) and not config.overwrite:
             raise UsageError(f"{target}: exists already; choose another --out, or replace it with --overwrite")
         if is_special(target):
             raise UsageError(f"{target}: is a device or a pipe, which is not replaced; choose another --out")
-        if target.is_dir() and not (form == "datasets" and (target / "dataset_info.json").is_file()):
+        if target.is_dir() and not (folder and (target / "dataset_info.json").is_file()):
             raise UsageError(f"{target}: is a folder, and no saved dataset; choose another --out")
-        if form == "datasets" and target.is_file():
+        if folder and target.is_file():
             raise UsageError(f"{target}: is a file, where a dataset would be saved as a folder; choose another --out")
-    if targets[1].is_symlink():
-        raise UsageError(f"{targets[1]}: is a link, and no file that was named is replaced through it; remove it")
+    for target in beside:
+        if target.is_symlink():
+            raise UsageError(f"{target}: is a link, and no file that was named is replaced through it; remove it")
 
 
 def _format(config: FilterConfig, table: Table) -> Format:
@@ -173,9 +235,22 @@ def _side_path(out: Path) -> Path:
     return out.with_name(f"{stem}.dropped{dot}{suffixes}")
 
 
-def _side_columns(scores: Mapping[Any, Any]) -> dict[str, Any]:
-    """The scores of one row under names that no dataset uses, NaN as None."""
-    return {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in scores.items()}
+def _plots_path(out: Path) -> Path:
+    """``kept.jsonl.gz`` -> ``kept.jsonl.gz.plots.html``, so that outputs of several formats have one each."""
+    return out.with_name(f"{out.name}{PLOTS_SUFFIX}")
+
+
+def _list_side_columns(dropped: NDArray[np.int64], frame: "pd.DataFrame") -> Sequence[Row]:
+    """The scores of every dropped row under names that no dataset uses, NaN as None."""
+
+    def make(start: int, stop: int) -> list[Row]:
+        records = frame.iloc[dropped[start:stop]].to_dict("records")
+        return [
+            {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in row.items()}
+            for row in records
+        ]
+
+    return make_in_blocks(len(dropped), make)
 
 
 def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by: str, wrote: Sequence[Path]) -> Report:
@@ -189,5 +264,6 @@ def _report(frame: "pd.DataFrame", ids: Sequence[str], kept: Sequence[bool], by:
     parts = {"all": frame, "kept": frame[fate == "kept"], "dropped": frame[fate == "dropped"]}
     spread = pd.concat([quantiles(part, [by]).assign(score=name) for name, part in parts.items()], ignore_index=True)
     facts = {"by": by, "kept": sum(kept), "dropped": len(kept) - sum(kept), "wrote": [str(path) for path in wrote]}
+    facts["sha256"] = {str(path): file_sha256(path) for path in wrote if path.is_file()}
     counts = counts.rename_axis(columns=None).reset_index()
     return Report({"Pairs": counts, f"Quantiles: {by}": spread.rename(columns={"score": "rows"})}, facts)

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probing.data.pairs import content_sha256
 from probing.errors import UsageError
-from probing.report.screen import to_message
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.held import NOT_FILES
 from probing.runs.common.options import MOST_ROWS, Options, PairDataOptions, option
 from probing.runs.common.scored import check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.displacement.config import PAIRS_FILE
 from probing.runs.score.config import SCORES_FILE
+from probing.shown import to_message
 from probing.store.files import new_file
 from probing.types import PreferencePair, Report, Text, message_text
 
@@ -108,11 +110,11 @@ def _read_data(config: ShowConfig, facts: Mapping[str, Any], folder: Path) -> li
     data = config.data or used.get("data")
     if not data:
         raise UsageError(f"{folder}: its record names no dataset; name it with --data")
-    if data == "-":
-        raise UsageError(f"{folder}: its rows came from standard input; name a file that holds them with --data")
+    if isinstance(data, str) and data in NOT_FILES:
+        raise UsageError(f"{folder}: its rows came from {NOT_FILES[data]}; name a file that holds them with --data")
     reading = PairDataOptions(data=data, out=folder, **recorded_reading(used))
     _, pairs = read_pairs(reading)
-    check_same_pairs(pairs, facts, ", ".join(reading.sources), folder)
+    check_same_pairs(content_sha256(pairs), facts, ", ".join(reading.sources), folder)
     return pairs
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,19 @@ from probing.statistics.correlation import has_rank_correlation, rank_correlatio
 from probing.statistics.intervals import (
     CONFIDENCE,
     FEW,
+    MANY,
+    count_groups,
     needs_share_interval,
     percentile_interval,
     share_interval,
     student_interval,
+    studentized_interval,
 )
 from probing.types import Estimate
 
 RESAMPLES = 1000
+LEAST_STUDENTIZED = 10
+"""Number of groups of rows below which replicates say too little of how skewed a distribution is."""
 BATCH_NUMBERS = 1 << 22
 """Numbers of bootstrap replicates that are held at a time: bounds the memory whatever the number of rows."""
 LEAST_RESAMPLES = 200
@@ -31,10 +37,11 @@ Array = NDArray[np.float64]
 def bootstrap_mean(
     values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0, groups: ArrayLike | None = None
 ) -> Estimate:
-    """The mean, with a 95 % percentile bootstrap interval over rows, or over groups of rows.
+    """The mean, with a 95 % interval over rows, or over groups of rows.
 
-    With fewer than 15 groups the interval is Student's, since percentiles would be too narrow. It is NaN for fewer than
-    two groups.
+    Of 200 groups or more it is the percentile interval of the bootstrap. Of fewer, where percentiles are too narrow,
+    each end is the farther one of Student's and of the bootstrap-t; of fewer than ten it is Student's. It is NaN for
+    fewer than two groups.
 
     Args:
         values: [row].
@@ -47,12 +54,13 @@ def bootstrap_mean(
     """
     data = _check_rows(np.asarray(values, dtype=np.float64))
     together = _find_groups(groups)
-    if len(data) < FEW if together is None else len(np.unique(together)) < FEW:
+    count = count_groups(data, together)
+    if count >= MANY:
+        return _resample_mean(data, together, resamples, seed)
+    if count < LEAST_STUDENTIZED:
         return Estimate(float(data.mean()), *student_interval(data, together), len(data))
-    if together is None:
-        return _estimate((data,), lambda rows: rows.mean(axis=-1), resamples, seed)
-    drawn = draw_bootstrap_weights(together, resamples, seed)
-    return Estimate(float(data.mean()), *percentile_interval(drawn @ data / drawn.sum(axis=1)), len(data))
+    weights = draw_bootstrap_weights(np.arange(count), resamples, seed)
+    return Estimate(float(data.mean()), *studentized_interval(data, weights, together), len(data))
 
 
 def estimate_share(
@@ -60,13 +68,18 @@ def estimate_share(
 ) -> Estimate:
     """A share, with a 95 % interval: percentiles of the bootstrap, or Clopper and Pearson's where these do not hold.
 
+    Shares of groups of several rows are means of what the groups say: see ``bootstrap_mean``.
+
     Args, Raises: see ``bootstrap_mean``.
     """
     data = _check_rows(np.asarray(values, dtype=np.float64))
     together = _find_groups(groups)
     if needs_share_interval(data, together):
         return Estimate(float(data.mean()), *share_interval(data, together), len(data))
-    return bootstrap_mean(data, resamples, seed, together)
+    if together is None:
+        return _resample_mean(data, together, resamples, seed)
+    found = bootstrap_mean(data, resamples, seed, together)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def bootstrap_spearman(
@@ -99,7 +112,7 @@ def bootstrap_spearman(
         return Estimate(float("nan"), float("nan"), float("nan"), len(sides[0]))
     fewer = min(resamples, max(LEAST_RESAMPLES, RANKED_NUMBERS // len(sides[0])))
     together = _find_groups(groups)
-    if len(sides[0]) < FEW if together is None else len(np.unique(together)) < FEW:
+    if count_groups(sides[0], together) < FEW:
         value = float(rank_correlations(*map(_check_rows, sides)))
         return Estimate(value, float("nan"), float("nan"), len(sides[0]))
     if together is None:
@@ -125,6 +138,14 @@ def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) ->
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
     weights: Array = drawn[:, index].astype(np.float64)
     return weights
+
+
+def _resample_mean(data: Array, together: NDArray[Any] | None, resamples: int, seed: int) -> Estimate:
+    """The mean with the percentile interval of its replicates."""
+    if together is None:
+        return _estimate((data,), lambda rows: rows.mean(axis=-1), resamples, seed)
+    drawn = draw_bootstrap_weights(together, resamples, seed)
+    return Estimate(float(data.mean()), *percentile_interval(drawn @ data / drawn.sum(axis=1)), len(data))
 
 
 def _find_groups(groups: ArrayLike | None) -> NDArray[Any] | None:

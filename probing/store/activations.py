@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probing.errors import StoreCorrupt, UsageError
+from probing.shown import Shown, list_some
 from probing.store.files import file_sha256, new_file
 from probing.store.manifest import MANIFEST, SHARDS, read_run
 from probing.store.records import refuse_link
@@ -77,8 +78,8 @@ def tensor_sha256(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class ActivationStore:
+@dataclass(frozen=True, eq=False, repr=False)
+class ActivationStore(Shown):
     """States that ``probing capture`` wrote; nothing but the manifest is read until it is asked for.
 
     Made by ``open_store``.
@@ -161,6 +162,12 @@ class ActivationStore:
         if self.pooling == "tokens":
             return TokenActivations(values, _offsets(rows), _ids(rows), wanted, self.source, problems)
         return Activations(values, _ids(rows), wanted, self.source, problems)
+
+    def shown_facts(self) -> Mapping[str, object]:
+        """Folder, model and size, from the manifest alone."""
+        rows = {"rows": self.facts["rows_by_status"].get("ok", 0), "places": list_some(self.facts["places"])}
+        kind = {"pooling": self.pooling, "width": self.facts["width"], "dtype": self.facts["dtype"]}
+        return {"path": self.path, "model": self.source.model, **rows, **kind}
 
     def verify(self) -> list[str]:
         """Read everything; what is missing or damaged, by name."""

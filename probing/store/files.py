@@ -44,6 +44,7 @@ def new_together(
     folders: bool = False,
     obsolete: Sequence[Path] = (),
     check: Callable[[], None] = lambda: None,
+    files: Sequence[Path] = (),
 ) -> Iterator[list[Path]]:
     """Temporary files (or folders) that take the places of ``targets`` together when the block ends well.
 
@@ -56,15 +57,17 @@ def new_together(
         folders: whether folders are made, not files.
         obsolete: paths that belong to what is replaced, and are removed with it.
         check: called while no other process changes names there, before any name is changed; raises to change none.
+        files: further targets, which are files in any case; their temporary files come last.
 
     Raises:
         OSError: no space, no permission. FolderBusy: another process does not end its turn.
     """
-    paths = [Path(os.path.realpath(target)) for target in targets]
+    paths = [Path(os.path.realpath(target)) for target in (*targets, *files)]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as all_of_them:
-        temporaries = [all_of_them.enter_context(_stage(path, folders)) for path in paths]
+        kinds = [folders] * len(targets) + [False] * len(files)
+        temporaries = [all_of_them.enter_context(_stage(path, kind)) for path, kind in zip(paths, kinds, strict=True)]
         yield temporaries
         for temporary in temporaries:
             _flush_tree(temporary)

@@ -56,7 +56,7 @@ class RunFolder:
         """Whether there is anything that a later run could go on from."""
         # These are the records of states that were captured for this run.
         within = self.path.glob(f"*/{MANIFEST}")
-        return self.finished or any(self.shards.glob("*.parquet")) or any(within)
+        return self.finished or any(self.shards.rglob("*.parquet")) or any(within)
 
     @property
     def failed(self) -> bool:

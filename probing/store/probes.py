@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.ccs_states import Normalization, predict_probabilities
+from probing.shown import Shown, list_some
 from probing.store.activations import tensor_sha256, write_states
 from probing.store.checks import check_object, is_hash, is_list, is_one_of, is_place, is_text
 from probing.store.plain_json import parse_json
@@ -35,8 +36,8 @@ _DESCRIBED = check_object(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class SavedProbes:
+@dataclass(frozen=True, eq=False, repr=False)
+class SavedProbes(Shown):
     """Linear probes of several places of one model; made by ``open_probes``.
 
     Attributes:
@@ -57,6 +58,11 @@ class SavedProbes:
     centers: Tensor
     source: Source
     facts: Mapping[str, Any]
+
+    def shown_facts(self) -> Mapping[str, object]:
+        """Names, places and model."""
+        size = {"places": list_some(self.places), "width": self.weight.shape[-1]}
+        return {"model": self.source.model, "names": ", ".join(self.names), **size}
 
     def probabilities(self, acts: Activations, name: str, form: int = 0) -> Tensor:
         """Probability of every row at every place of the probes, [row place].

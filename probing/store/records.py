@@ -215,9 +215,13 @@ def _is_manifest(value: Any, where: str) -> None:
         raise ValueError(f"data: {first} shards, found {len(value['shards'])}")
 
 
-_TABLES = is_mapping(is_hash, is_one_of("displacement.parquet", "tokens.parquet", "course.parquet"))
+_PAGES = ("plots.html", "course.html")
+_PAIR_FILES = ("displacement.parquet", "tokens.parquet", "course.parquet")
+_TABLES = is_mapping(is_hash, is_one_of(*_PAIR_FILES, *_PAGES))
 DONE: Mapping[str, Check] = {
-    "score": _with_problems({"scores_sha256": is_hash}, {"data": _PAIRS}),
+    "score": _with_problems(
+        {"scores_sha256": is_hash}, {"data": _PAIRS, "sha256": is_mapping(is_hash, is_one_of(*_PAGES))}
+    ),
     "displacement": _with_files({"broken_steps": is_list(_STEP)}, "displacement.parquet", _TABLES),
     "ccs": _with_files({}, SUMMARY),
     "probe": _with_files({}, SUMMARY),

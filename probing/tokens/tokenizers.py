@@ -1,4 +1,4 @@
-"""Tokenizers in a folder: whether one is there, and how it is read."""
+"""The tokenizer of an adapter: that in its folder, or the model's with the chat template of the folder."""
 
 import copy
 from pathlib import Path
@@ -7,15 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from probing.errors import ModelInvalid
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-TEMPLATE_FILE = "chat_template.jinja"
-
-
-def brings_tokenizer(path_or_id: str | Path) -> bool:
-    """Whether a checkpoint has a tokenizer of its own; a hub id is believed to."""
-    folder = Path(path_or_id).expanduser()
-    return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
+from probing.tokens.tokenizer_files import TEMPLATE_FILE, brings_tokenizer
 
 
 def read_tokenizer(folder: Path, otherwise: Any, config: Any) -> Any:

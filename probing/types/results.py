@@ -1,9 +1,11 @@
 """What a job answers: numbers with their intervals, where they come from, tables."""
 
-import html
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from probing.shown import LONGEST_CELL, LONGEST_FIELD, LONGEST_MESSAGE, LONGEST_REPR, Shown, to_message, to_page_text
 
 if TYPE_CHECKING:
     import pandas
@@ -26,8 +28,14 @@ class Estimate:
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+SHOWN_DIGITS = 8
+"""How much of a hash is shown."""
+SHOWN_ROWS = 60
+"""Rows of a table that a notebook shows."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Source(Shown):
     """The model that a number was computed from, by content: two sources are equal only if their hashes are.
 
     Attributes:
@@ -48,6 +56,13 @@ class Source:
     template_sha256: str | None = None
     adapter_sha256: str | None = None
 
+    def shown_facts(self) -> Mapping[str, object]:
+        """The model, and the beginnings of the hashes."""
+        hashes = {name: getattr(self, f"{name}_sha256") for name in ("weights", "config", "tokenizer", "template")}
+        hashes["adapter"] = self.adapter_sha256
+        given = {name: str(digest)[:SHOWN_DIGITS] for name, digest in hashes.items() if digest is not None}
+        return {"model": self.model, **({"revision": self.revision} if self.revision else {}), **given}
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -64,12 +79,31 @@ class Report:
     text: str = ""
 
     def __repr__(self) -> str:
-        shapes = [f"{title!r}: {len(table)} x {table.shape[1]}" for title, table in self.tables.items()]
-        return f"Report({'; '.join(shapes)})"
+        shapes = [
+            f"'{to_message(re.split('[,:(]', title)[0].strip(), LONGEST_FIELD)}': {len(table)} x {table.shape[1]}"
+            for title, table in self.tables.items()
+        ]
+        return to_message(f"Report({'; '.join(shapes)})", LONGEST_REPR)
 
     def _repr_html_(self) -> str:
         """All tables, for notebooks."""
         return "\n".join(
-            f"<h4>{html.escape(title)}</h4>\n{table.to_html(index=False, float_format='{:.4g}'.format)}"
-            for title, table in self.tables.items()
+            f"<h4>{to_page_text(title)}</h4>\n{_write_html(table)}" for title, table in self.tables.items()
         )
+
+
+def _write_html(table: "pandas.DataFrame") -> str:
+    """The beginning of a table as HTML, with its texts on one line each; pandas escapes the markup in them."""
+    import pandas as pd
+
+    # Sentences of a column of its own are not cut.
+    longest = LONGEST_MESSAGE if table.shape[1] == 1 else LONGEST_CELL
+    shown = table.head(SHOWN_ROWS).rename(columns=lambda name: to_message(name, LONGEST_CELL))
+    for at in range(shown.shape[1]):
+        if not pd.api.types.is_numeric_dtype(shown.iloc[:, at]):
+            cells = [to_message(cell, longest) if isinstance(cell, str) else cell for cell in shown.iloc[:, at]]
+            shown.isetitem(at, cells)
+    with pd.option_context("display.max_colwidth", None):
+        page = shown.to_html(index=False, float_format="{:.4g}".format)
+    more = len(table) - len(shown)
+    return f"{page}\n<p>{more} more rows</p>" if more else page

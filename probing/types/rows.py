@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from probing.shown import show_fields
+
 Format = Literal["jsonl", "json", "csv", "parquet", "datasets"]
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
@@ -33,6 +35,9 @@ class PreferencePair:
     rejected: Text
     tools: Sequence[Any] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return show_fields(self)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -109,6 +114,9 @@ class LabelledPrompt:
     tools: Sequence[Any] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return show_fields(self)
+
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise ValueError(f"a prompt needs a non-empty text as id, not {self.id!r}")
@@ -160,6 +168,9 @@ class ContrastPair:
     label: bool
     category: str | None = None
     formulation: str | None = None
+
+    def __repr__(self) -> str:
+        return show_fields(self)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:

@@ -1,9 +1,10 @@
 """Where states are read, and the states of rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from probing.shown import Shown, list_some
 from probing.types.results import Source
 from probing.types.status import Problem
 
@@ -68,8 +69,8 @@ SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """What the short names of dtypes stand for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capture:
+@dataclass(frozen=True, slots=True, repr=False)
+class Capture(Shown):
     """States to read, independently of a model.
 
     Attributes:
@@ -104,9 +105,14 @@ class Capture:
             if value not in known:
                 raise ValueError(f"'{value}' is none of {', '.join(known)}")
 
+    def shown_facts(self) -> Mapping[str, object]:
+        """The places, in short, and the other fields."""
+        others = {"pooling": self.pooling, "over": self.over, "dtype": self.dtype, "chat": self.chat}
+        return {"places": list_some(self.places), **others}
 
-@dataclass(frozen=True, eq=False)
-class Activations:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Activations(Shown):
     """States of some rows, one vector a place: join with other things by id, never by position.
 
     Attributes:
@@ -129,17 +135,17 @@ class Activations:
                 f"values of shape {tuple(self.values.shape)} for {len(self.ids)} ids and {len(self.places)} places"
             )
 
-    def __repr__(self) -> str:
-        rows, places, width = self.values.shape
-        return f"Activations({rows} rows, {_describe(self.values, places, width, self.source, self.problems)})"
+    def shown_facts(self) -> Mapping[str, object]:
+        """Model, size and place of the values."""
+        return _list_facts(self, {"rows": len(self.ids)})
 
     def at(self, place: Place | str) -> "Tensor":
         """[row width] of one place."""
         return self.values[:, _index(self.places, place)]
 
 
-@dataclass(frozen=True, eq=False)
-class TokenActivations:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenActivations(Shown):
     """States of every token that counts: row ``i`` has the tokens ``offsets[i] .. offsets[i + 1] - 1``.
 
     Attributes:
@@ -165,10 +171,9 @@ class TokenActivations:
                 f"{len(self.values)} tokens"
             )
 
-    def __repr__(self) -> str:
-        tokens, places, width = self.values.shape
-        shape = f"{len(self.ids)} rows, {tokens} tokens"
-        return f"TokenActivations({shape}, {_describe(self.values, places, width, self.source, self.problems)})"
+    def shown_facts(self) -> Mapping[str, object]:
+        """Model, size and place of the values."""
+        return _list_facts(self, {"rows": len(self.ids), "tokens": len(self.values)})
 
     def at(self, place: Place | str) -> "Tensor":
         """[token width] of one place."""
@@ -182,10 +187,11 @@ class TokenActivations:
         return self.values[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
 
-def _describe(values: "Tensor", places: int, width: int, source: Source, problems: Sequence[Problem]) -> str:
-    left_out = f"; {len(problems)} rows left out" if problems else ""
-    dtype = str(values.dtype).removeprefix("torch.")
-    return f"{places} places, width {width}, {dtype} on {values.device}, of {source.model}{left_out}"
+def _list_facts(states: Activations | TokenActivations, counts: Mapping[str, int]) -> dict[str, object]:
+    values = states.values
+    facts = {"model": states.source.model, **counts, "places": list_some(states.places), "width": values.shape[-1]}
+    facts |= {"dtype": str(values.dtype).removeprefix("torch."), "device": values.device}
+    return facts | ({"rows left out": len(states.problems)} if states.problems else {})
 
 
 def _index(places: Sequence[Place], place: Place | str) -> int:

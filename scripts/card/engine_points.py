@@ -22,7 +22,8 @@ from probing.instruments import pair_scores, reading
 from probing.instruments.columns import COLUMNS
 from probing.instruments.pair_scores import PairScorer
 from probing.models import layers
-from probing.models.layers import Stack, find_stack
+from probing.models.layers import find_stack
+from probing.models.stack import Stack
 from probing.probes import ccs_training
 
 CAUSAL_LIMIT = 0.0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.data.filters import make_keep_mask
+from probing.data.filters import find_threshold, make_keep_mask
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)
 SHARES = st.floats(0.01, 0.99)
@@ -97,3 +97,25 @@ def test_scores_that_are_no_numbers_are_named():
         make_keep_mask(["a", "b"], [1.0, float("nan")], below=1)
     with pytest.raises(ValueError, match="2 scores need as many different ids, there are 1"):
         make_keep_mask(["a", "a"], [1.0, 2.0], below=1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold"),
+    [
+        ({"keep_lowest": 0.5}, 2.5),
+        ({"keep_highest": 0.25}, 3.5),
+        ({"drop_highest": 0.25}, 3.5),
+        ({"drop_lowest": 0.5}, 2.5),
+        ({"keep_lowest": 1.0}, None),
+        ({"below": 0.0}, None),
+    ],
+)
+def test_the_threshold_lies_between_what_is_kept_and_what_is_dropped(rule, threshold):
+    scores = np.array([3.0, 1.0, 4.0, 2.0])
+    mask = make_keep_mask(list("abcd"), scores.tolist(), **rule)
+    assert find_threshold(scores, mask) == threshold
+    assert find_threshold(np.append(scores, np.nan), np.append(mask, True)) == threshold
+
+
+def test_the_threshold_between_equal_scores_is_that_score():
+    assert find_threshold(np.array([1.0, 1.0, 1.0]), np.array([True, False, False])) == 1.0

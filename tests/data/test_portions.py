@@ -111,7 +111,7 @@ def test_slices_that_are_none(sources, split, message):
 
 
 def test_parts_that_contradict_themselves(sources):
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give at most one of limit and sample"):
         Part(limit=3, sample=3)
     for part, option in ((Part(subset="a"), "--subset"), (Part(revision="a"), "--data-revision")):
         with pytest.raises(UsageError, match=f"not a dataset of the hub; leave out {option}"):

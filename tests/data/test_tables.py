@@ -1,6 +1,7 @@
 import datetime
 import gzip
 import json
+from contextlib import ExitStack
 
 import datasets
 import pyarrow as pa
@@ -306,7 +307,7 @@ def test_bad_files_are_named_with_the_line(tmp_path, case):
 
 def test_an_unknown_hub_id_is_explained():
     with pytest.raises(
-        DataInvalid, match=r"nobody/nothing: neither a file or dataset folder here nor a dataset of the hub"
+        DataInvalid, match=r"nobody/nothing: no such file or folder, not in the cache of the datasets library, and"
     ):
         read_table("nobody/nothing")
 
@@ -328,3 +329,70 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         write_rows(table, [0], tmp_path / "out.jsonl", "jsonl")
     assert (tmp_path / "out.jsonl").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "p.jsonl"]
+
+
+STRANGE = (
+    b'\xef\xbb\xbfid,prompt,chosen,rejected\r\n1,"a\rb"," c\r\n, d\xc3\xa9",e\r\n\r\n2,\xe2\x80\xa8,"""q""",e\n3,x,y,z'
+)
+
+
+@pytest.mark.parametrize("name", [*FILES, "strange.csv", "strange.csv.gz", "lines.json", "spaced.jsonl", "folder"])
+def test_rows_that_stay_in_their_file_are_the_same_rows(tmp_path, name):
+    path = tmp_path / name
+    if name == "folder":
+        datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
+    elif name.startswith("strange"):
+        path.write_bytes(gzip.compress(STRANGE) if name.endswith(".gz") else STRANGE)
+    elif name == "spaced.jsonl":
+        path.write_bytes(b"\xef\xbb\xbf\n " + jsonl().replace("\n", "\r\n\n").rstrip().encode())
+    elif name == "lines.json":
+        path.write_text(jsonl())
+    else:
+        save(tmp_path, name)
+    whole = read_table(str(path))
+    with ExitStack() as held:
+        table = read_table(str(path), held=held)
+        assert (table.format, table.sha256, list(table.lines)) == (whole.format, whole.sha256, list(whole.lines))
+        assert list(table.rows) == list(whole.rows)
+        part, wanted = table.take([2, 0]), whole.take([2, 0])
+        assert (list(part.rows), part.where(0), part.sha256) == (list(wanted.rows), wanted.where(0), wanted.sha256)
+        for form in ("jsonl", "json", "csv", "parquet"):
+            for extra in ((), [{"more": 1.5}, {"more": None}]):
+                write_rows(table, [0, 2], tmp_path / "lazy", form, extra)
+                write_rows(whole, [0, 2], tmp_path / "whole", form, extra)
+                assert (tmp_path / "lazy").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_rows_are_written_as_the_libraries_write_them(tmp_path):
+    whole = read_table(str(save(tmp_path, "p.csv")))
+    write_rows(whole, [0, 2], tmp_path / "k.json", "json")
+    wanted = json.dumps([whole.rows[0], whole.rows[2]], ensure_ascii=False, indent=2) + "\n"
+    assert (tmp_path / "k.json").read_text() == wanted
+    write_rows(whole, [0, 2], tmp_path / "k.json.gz", "json")
+    assert (tmp_path / "k.json.gz").read_bytes() == gzip.compress(wanted.encode(), mtime=0)
+    write_rows(whole, [], tmp_path / "none.json", "json")
+    assert (tmp_path / "none.json").read_text() == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json", "p.csv", "p.parquet", "chat.parquet", "wide.csv"])
+def test_a_text_that_is_too_long_is_refused_by_name(tmp_path, name):
+    path, long = tmp_path / name, "word " * (2**24 // 5 + 1)
+    rows = [*ROWS[:1], {**ROWS[1], "chosen": long}]
+    if name == "chat.parquet":
+        turns = [{"role": role, "content": long[: 2**22]} for role in ("user", "assistant") * 2]
+        short = {"chosen": [{**turns[1], "content": "a"}], "rejected": [{**turns[1], "content": "b"}]}
+        rows = [{**ROWS[0], **short}, {**ROWS[1], **short, "chosen": [*turns, turns[0]]}]
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.startswith("wide"):
+        path.write_text("id,prompt,chosen,rejected\na,b,c,d\n1,2," + long[: 2**23] + "," + long[: 2**23 + 1] + "\n")
+    elif name.endswith(".csv"):
+        path.write_text('id,prompt,chosen,rejected\na,b,c,d\n1,2,"' + long.replace(" ", "\n") + '",3\n')
+    else:
+        text = json.dumps(rows) if name == "p.json" else jsonl(rows)
+        path.write_bytes(gzip.compress(text.encode(), 1) if name.endswith(".gz") else text.encode())
+    place = {"p.json": "entry 2", "p.csv": r"line \d+", "wide.csv": "line 3"}.get(
+        name, "row 2" if "pa" in name else "line 2"
+    )
+    with pytest.raises(DataInvalid, match=rf"{name}, {place}.*: holds more than 16 MB of text"):
+        pairs_from_table(read_table(str(path)))

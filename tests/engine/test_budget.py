@@ -17,7 +17,8 @@ from probing.engine.budget import (
 from probing.engine.modes import choose_mode
 from probing.engine.stream import Stream
 from probing.errors import UsageError
-from probing.models.layers import find_backbone, output_site
+from probing.models.layers import find_backbone
+from probing.models.stack import output_site
 
 STACK = find_backbone(tiny.make_model("llama"))
 GIB = 2**30

@@ -15,7 +15,9 @@ from probing.engine.attention import NAME, Pattern, configs_of
 from probing.engine.modes import Mode, channelwise_difference, choose_mode, parity
 from probing.engine.stream import Stream, TokenBudget
 from probing.engine.trees import Segment
-from probing.models.layers import find_stack, output_site, run_backbone
+from probing.models.layers import find_stack
+from probing.models.passes import run_backbone
+from probing.models.stack import output_site
 from probing.types import Place
 
 PACKED = Mode("paths", sharing=True, causal=True)

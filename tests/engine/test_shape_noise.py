@@ -12,7 +12,9 @@ from probing.engine import modes
 from probing.engine.modes import Mode, choose_mode, parity
 from probing.errors import ModelInvalid
 from probing.models import layers
-from probing.models.layers import find_backbone, find_stack, trial_ids
+from probing.models.differences import MOST_NOISE, allowed_difference
+from probing.models.layers import find_backbone, find_stack
+from probing.models.passes import trial_ids
 
 ROUNDING = 3e-7
 """Of a float32 sum of a few thousand products, relative to the mean size of the outputs of a row."""
@@ -77,9 +79,9 @@ def test_deep_models_keep_packing(noisy, differences, depth):
 
 def test_without_noise_nothing_more_is_allowed(differences):
     """On a machine whose sums do not depend on the shape, a difference beyond the limit stays one."""
-    assert layers.allowed_difference(5e-2, 0.0) == 5e-2
-    assert layers.allowed_difference(5e-2, 7e-2) == pytest.approx(0.21)
-    assert layers.allowed_difference(5e-2, 0.5) == layers.MOST_NOISE
+    assert allowed_difference(5e-2, 0.0) == 5e-2
+    assert allowed_difference(5e-2, 7e-2) == pytest.approx(0.21)
+    assert allowed_difference(5e-2, 0.5) == MOST_NOISE
 
 
 def unseen(batch):

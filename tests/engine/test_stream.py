@@ -15,7 +15,8 @@ from probing.engine.stream import Stream, TokenBudget, first_nonfinite_place
 from probing.engine.trees import Segment
 from probing.errors import LayerNotFound, OutOfMemory
 from probing.models.hooks import Tap
-from probing.models.layers import Site, find_backbone, find_stack, output_site
+from probing.models.layers import find_backbone, find_stack
+from probing.models.stack import Site, output_site
 from probing.types import Place
 
 MODEL = tiny.make_model("llama")

@@ -16,7 +16,9 @@ from probing.engine.attention import Pattern, find_varlen_obstacle
 from probing.engine.modes import Mode, choose_mode, parity
 from probing.engine.stream import Stream, TokenBudget
 from probing.engine.trees import Segment
-from probing.models.layers import find_stack, output_site, run_backbone
+from probing.models.layers import find_stack
+from probing.models.passes import run_backbone
+from probing.models.stack import output_site
 
 VARLEN = Mode("varlen", sharing=True, causal=True)
 

@@ -14,7 +14,7 @@ from probing import Capture, capture, score_pairs
 from probing.engine import attention
 from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import ONE_AT_A_TIME
-from probing.models.layers import use_eval_mode
+from probing.models.passes import use_eval_mode
 from probing.models.proofs import PROOFS
 
 PACKAGE = str(Path(probing.__file__).parent)

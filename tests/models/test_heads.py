@@ -7,7 +7,8 @@ from torch import nn
 from probing.errors import LayerNotFound
 from probing.kernels.output_head import write_logits
 from probing.models.heads import find_head
-from probing.models.layers import find_backbone, last_hidden_state, trial_ids
+from probing.models.layers import find_backbone
+from probing.models.passes import last_hidden_state, trial_ids
 
 
 def logits_of(head, states):

@@ -22,7 +22,7 @@ import probing
 from probing import Capture, LanguageModel, capture, load, score_pairs
 from probing.engine import modes
 from probing.errors import ModelInvalid
-from probing.models import layers, proofs
+from probing.models import layers, proofs, stack
 
 # Of torch.compile and PEFT among themselves.
 pytestmark = [
@@ -134,7 +134,7 @@ def trials(monkeypatch):
     made = []
     for module, name in (
         (layers, "_try_blocks"),
-        (layers, "find_writes"),
+        (stack, "find_writes"),
         (layers, "_judge_head"),
         (modes, "_judge_mode"),
     ):
@@ -234,9 +234,12 @@ def test_the_example_of_the_readme_runs():
     for section, first in names.items():
         part = text.split(f"## {section}\n")[1].split("\n## ")[0]
         start = part.index(f"    {first}")
-        block = re.match(r"(?:(?:    .*)?\n)+", part[start:])
-        assert block is not None
-        exec(re.sub(r"^    ", "", block.group(), flags=re.MULTILINE), space)
+        # All that is indented from there on; what is said in between is not run.
+        code = "".join(re.findall(r"^(?:    .*)?\n", part[start:], flags=re.MULTILINE))
+        exec(re.sub(r"^    ", "", code, flags=re.MULTILINE), space)
     assert isinstance(space["model"], PreTrainedModel)
     assert list(space["scores"]["status"]) == ["ok", "ok"]
     assert space["states"].values.shape[:2] == (1, 1)
+    report = space["report"]
+    assert isinstance(report, probing.Report)
+    assert any(title.startswith("Drift") for title in report.tables)

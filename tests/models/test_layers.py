@@ -5,7 +5,8 @@ import transformers
 
 from probing import LanguageModel
 from probing.errors import LayerNotFound, ModelInvalid
-from probing.models.layers import find_backbone, find_stack, last_hidden_state
+from probing.models.layers import find_backbone, find_stack
+from probing.models.passes import last_hidden_state
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 

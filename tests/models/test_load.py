@@ -149,7 +149,7 @@ def test_a_file_is_no_model(folder):
 
 
 def test_neither_a_folder_nor_on_the_hub():
-    with pytest.raises(ModelInvalid, match="nobody/nothing: cannot be loaded"):
+    with pytest.raises(ModelInvalid, match="nobody/nothing: no such folder, not in the cache of the hub"):
         load("nobody/nothing")
 
 

@@ -6,7 +6,8 @@ import torch
 from probing import load
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.models import load as loading
-from probing.models.layers import find_backbone, last_hidden_state, trial_ids
+from probing.models.layers import find_backbone
+from probing.models.passes import last_hidden_state, trial_ids
 
 CARD = torch.device("cuda")
 

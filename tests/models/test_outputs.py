@@ -11,7 +11,8 @@ from torch import nn
 
 from probing import Capture, Place, capture, load, score_pairs
 from probing.errors import ModelInvalid
-from probing.models.layers import find_backbone, last_hidden_state, logits_of, run_backbone, trial_ids, use_eval_mode
+from probing.models.layers import find_backbone
+from probing.models.passes import last_hidden_state, logits_of, run_backbone, trial_ids, use_eval_mode
 
 SETTINGS = {
     "tuples": {"return_dict": False},

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
-from probing.probes.evaluate import METRICS, credit, measure, scores
+from probing.probes.evaluate import MEANS, METRICS, credit, measure, measure_pairs, scores
 
 
 def dumb(forms, truth, folds, times):
@@ -74,14 +74,44 @@ def test_a_weight_is_a_repetition(seed, coarse):
                 assert found[name][row] == pytest.approx(value, abs=1e-9), (name, row)
 
 
-def test_a_weight_counts_the_silhouette_of_a_statement_among_all():
-    """Repeated statements would lie at distance zero from themselves, and a resample look better than the sample."""
+@pytest.mark.parametrize("metric", MEANS)
+def test_metrics_that_are_means_over_pairs(metric):
+    forms, truth, folds, _ = draw(2)
+    each = measure_pairs(metric, forms, truth)
+    assert each.shape == (23,)
+    assert measure(forms, truth, folds)[metric] == pytest.approx([each.mean()])
+
+
+def test_copies_of_a_statement_are_no_neighbours_of_it():
+    """At distance zero from themselves repeated statements would make a resample look better than the sample."""
     forms, truth, folds, rng = draw(3)
     times = rng.integers(0, 4, (5, 23)).astype(float)
-    each = np.array([measure(forms, truth, folds, np.eye(23)[i])["silhouette"][0] for i in range(23)])
     found = measure(forms, truth, folds, weights=times)["silhouette"]
-    assert found == pytest.approx((times @ each) / times.sum(axis=1))
-    assert measure(forms, truth, folds)["silhouette"][0] == pytest.approx(each.mean())
+    for row in range(5):
+        assert found[row] == pytest.approx(resampled_silhouette(forms, truth, folds, times[row]))
+    assert measure(forms, truth, folds)["silhouette"][0] == pytest.approx(
+        resampled_silhouette(forms, truth, folds, np.ones(23))
+    )
+
+
+def resampled_silhouette(forms, truth, folds, times):
+    said, kind = scores(forms).reshape(-1), np.concatenate([truth > 0, truth < 0])
+    fold, count = np.concatenate([folds, folds]), np.concatenate([times, times])
+    total = 0.0
+    for i in np.flatnonzero(count):
+        near, far = (
+            [
+                abs(said[i] - said[j])
+                for j in np.flatnonzero(fold == fold[i])
+                if j != i and (kind[j] == kind[i]) == same
+                for _ in range(int(count[j]))
+            ]
+            for same in (True, False)
+        )
+        if near and far:
+            a, b = np.mean(near), np.mean(far)
+            total += count[i] * ((b - a) / max(a, b) if max(a, b) else 0.0)
+    return total / count.sum()
 
 
 def test_labelings_and_weightings_go_together():

@@ -1,14 +1,48 @@
 import io
 import sys
+import types
+import warnings
 
-from probing.report.progress import Progress
+import pytest
+from tqdm import notebook, tqdm
+
+from probing.models import hashes
+from probing.report import progress
+from probing.report.progress import Progress, open_bar
 
 
-def test_the_bar_shows_pairs_tokens_and_the_time_left(monkeypatch):
+def watch(monkeypatch):
+    """What stands on stderr, where every report is due at once."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr("probing.report.progress.DELAY_SECONDS", 0)
     monkeypatch.setattr("probing.report.progress.QUIET_INTERVAL_SECONDS", 0)
+    return stream
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A Jupyter kernel as far as a bar can see."""
+    shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(notebook, "IProgress", None)
+    return shell
+
+
+class Widget:
+    """As much of a widget as a bar uses."""
+
+    def __init__(self, **values):
+        self.layout, self.style = types.SimpleNamespace(), types.SimpleNamespace()
+        self.value, self.bar_style = 0, ""
+        self.__dict__.update(values)
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_bar_shows_pairs_tokens_and_the_time_left(monkeypatch):
+    stream = watch(monkeypatch)
     with Progress(10, done=4) as bar:
         bar.advance(2.5, 1000)
         bar.advance(3.5, 1000)
@@ -18,9 +52,78 @@ def test_the_bar_shows_pairs_tokens_and_the_time_left(monkeypatch):
     assert "tokens/s" in shown
 
 
+def test_every_report_is_a_line_where_there_is_no_terminal(monkeypatch):
+    stream = watch(monkeypatch)
+    with Progress(3) as bar:
+        for _ in range(3):
+            bar.advance(1, 10)
+    lines = stream.getvalue().splitlines()
+    assert "\r" not in stream.getvalue()
+    assert all(line.startswith("scoring ") for line in lines)
+    assert len(lines) >= 3
+
+
 def test_a_short_job_shows_nothing(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     with Progress(10) as bar:
         bar.advance(10, 1000)
     assert stream.getvalue() == ""
+
+
+def test_in_a_kernel_it_is_the_bar_of_the_notebook(kernel, monkeypatch):
+    stream = watch(monkeypatch)
+    shown = []
+    for name in ("IProgress", "HTML", "TqdmHBox"):
+        monkeypatch.setattr(notebook, name, Widget, raising=False)
+    monkeypatch.setattr(notebook, "display", shown.append, raising=False)
+    with Progress(10, doing="capturing", unit="rows") as bar:
+        bar.advance(4, 100)
+        bar.advance(6, 100)
+    (box,) = shown
+    left, middle, right = box.children
+    assert middle.value == 10
+    assert middle.bar_style == "success"
+    assert "capturing" in left.value
+    assert "10/10 rows" in right.value.replace("\u2007", " ")
+    assert stream.getvalue() == ""
+
+
+def test_a_kernel_without_widgets_has_lines_and_no_warning(kernel, monkeypatch):
+    stream = watch(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Progress(10) as bar:
+            bar.advance(10, 100)
+    assert type(bar._bar) is tqdm
+    assert "10/10 pairs" in stream.getvalue()
+    kernel.config.clear()
+    assert progress._find_kind() is tqdm
+
+
+def test_a_shell_that_is_no_kernel_has_the_plain_bar(kernel, monkeypatch):
+    monkeypatch.setattr(notebook, "IProgress", Widget)
+    assert progress._find_kind() is notebook.tqdm_notebook
+    kernel.config.clear()
+    assert progress._find_kind() is tqdm
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
+    assert progress._find_kind() is tqdm
+
+
+def test_hidden_progress_hides_every_bar(monkeypatch, tmp_path):
+    stream = watch(monkeypatch)
+    (tmp_path / "w.safetensors").write_bytes(b"x" * 10)
+
+    def hash_it():
+        with hashes.FilesHash([tmp_path / "w.safetensors"]) as files:
+            return files.digest()
+
+    monkeypatch.setattr(progress, "_hidden", True)
+    with Progress(10, done=4) as bar, open_bar(total=3):
+        bar.advance(6, 10)
+    hash_it()
+    assert stream.getvalue() == ""
+    monkeypatch.setattr(progress, "_hidden", False)
+    hash_it()
+    assert stream.getvalue().startswith("hashing the weights")
+    assert "\r" not in stream.getvalue()

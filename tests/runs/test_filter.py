@@ -1,8 +1,10 @@
 import gzip
+import hashlib
 import json
 import os
 import random
 import shutil
+import tracemalloc
 
 import datasets
 import pandas as pd
@@ -65,7 +67,9 @@ def lowest(scored, count):
 
 
 def test_kept_rows_are_the_lines_of_the_input_byte_for_byte(config, scored, tmp_path):
-    filtering.run(config())
+    report = filtering.run(config())
+    written = [tmp_path / name for name in ("kept.jsonl", "kept.dropped.jsonl", "kept.jsonl.plots.html")]
+    assert report.facts["sha256"] == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
     wanted = lowest(scored, 5)
     lines = (scored / "pairs.jsonl").read_text().splitlines(keepends=True)
     assert (tmp_path / "kept.jsonl").read_text() == "".join(line for line in lines if json.loads(line)["id"] in wanted)
@@ -213,7 +217,8 @@ def test_when_the_disk_fills_up_neither_file_is_left(config, tmp_path, monkeypat
 def test_what_a_killed_filter_left_is_removed(config, tmp_path):
     (tmp_path / ".kept.jsonl.123.partial").write_text("half")
     filtering.run(config())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.dropped.jsonl", "kept.jsonl"]
+    names = ["kept.dropped.jsonl", "kept.jsonl", "kept.jsonl.plots.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_the_input_is_never_the_output(config, scored):
@@ -240,8 +245,9 @@ def test_when_nothing_is_dropped_there_is_no_side_file(config, tmp_path):
     filtering.run(config(bad="keep"))
     assert (tmp_path / "kept.dropped.jsonl").exists()
     report = filtering.run(config(bad="keep", keep_lowest=1, overwrite=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
-    assert report.facts["wrote"] == [str(tmp_path / "kept.jsonl")]
+    names = ["kept.jsonl", "kept.jsonl.plots.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert report.facts["wrote"] == [str(tmp_path / name) for name in names]
 
 
 def test_a_link_stays_a_link(config, tmp_path):
@@ -272,7 +278,14 @@ def test_a_score_that_is_missing_though_the_status_is_ok():
 
 
 BAD_REQUESTS = {
-    "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are prompt_tokens, .*ches_normalized"),
+    "column": ({"by": "chess"}, UsageError, r"no score column 'chess'; there are ches, ches_normalized, "),
+    "place": ({"by": "row"}, UsageError, r"no score column 'row'; there are ches, "),
+    "length": ({"by": "prompt_tokens"}, UsageError, r"no score column 'prompt_tokens'; there are ches, "),
+    "spreadsheet": ({"out": "kept.xlsx"}, UsageError, r"the name ends in \.xlsx, but that format is not written"),
+    "other format": ({"out": "kept.xlsx.gz", "format": "csv"}, UsageError, r"ends in \.xlsx, but that format is not"),
+    "contradiction": ({"out": "kept.csv", "format": "parquet"}, UsageError, r"in \.csv, but the format is parquet"),
+    "no lines": ({"out": "kept.jsonl", "format": "json"}, UsageError, r"in \.jsonl, but the format is json"),
+    "zipped folder": ({"out": "kept.gz", "format": "datasets"}, UsageError, r"in \.gz, but the format is datasets"),
     "text column": ({"by": "status"}, UsageError, r"no score column 'status'"),
     "nothing kept": ({"keep_lowest": None, "below": -1e9}, UsageError, "no pair of 11 would be kept"),
     "no scores": ({"scores": "missing"}, UsageError, "give the output folder of 'probing score'"),
@@ -282,6 +295,7 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_requests_that_cannot_be_met(config, tmp_path, case):
     changes, error, message = BAD_REQUESTS[case]
+    changes = {name: tmp_path / value if name == "out" else value for name, value in changes.items()}
     with pytest.raises(error, match=message):
         filtering.run(config(**changes))
     assert not list(tmp_path.iterdir())
@@ -292,6 +306,51 @@ def test_a_file_beside_the_scores_is_no_table_of_scores(config, tmp_path):
     record.write_text("{}")
     with pytest.raises(UsageError, match=r"run\.json: is no Parquet file; give the output folder"):
         filtering.run(config(scores=record))
+
+
+def test_the_same_file_twice_is_refused_by_name(config, scored, tmp_path):
+    (tmp_path / "link.jsonl").symlink_to(scored / "pairs.jsonl")
+    for other in (scored / "pairs.jsonl", tmp_path / "link.jsonl"):
+        with pytest.raises(UsageError, match=r"pairs\.jsonl: is given twice"):
+            filtering.run(config(data=[str(scored / "pairs.jsonl"), str(other)]))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
+    rows = [{"id": f"r{n}", "prompt": "p", "chosen": f"{n} " * 5000, "rejected": "b"} for n in range(1500)]
+    write = pd.DataFrame(rows).to_csv if form == "csv" else pd.DataFrame(rows).to_json
+    write(tmp_path / f"p.{form}", **({"index": False} if form == "csv" else {"orient": "records", "lines": True}))
+    frame = pd.DataFrame({"id": [row["id"] for row in rows], "status": "ok", "ches": range(1500)})
+    frame.to_parquet(tmp_path / "s.parquet")
+    del rows
+    # The page takes as much, whatever the number of rows: most of it is the library that draws it.
+    monkeypatch.setattr("probing.report.plots.make_filter_page", lambda *_: None)
+    for constant in ("data.pairs.ASIDE_BYTES", "store.files.CHUNK"):
+        monkeypatch.setattr(f"probing.{constant}", 2**20)
+    given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
+    filtering.run(FilterConfig(**given, out=tmp_path / "warm"))
+    tracemalloc.start()
+    filtering.run(FilterConfig(**given, out=tmp_path / "kept"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 35 MB of text; a run over ten times fewer rows takes 5 MB as well.
+    assert (tmp_path / f"p.{form}").stat().st_size > 30e6
+    assert peak < 10e6
+
+
+def test_data_that_change_meanwhile_are_not_filtered(config, scored, tmp_path, monkeypatch):
+    (tmp_path / "mine.jsonl").write_bytes((scored / "pairs.jsonl").read_bytes())
+    plain = filtering.choose_kept
+
+    def change(*arguments):
+        with (tmp_path / "mine.jsonl").open("r+b") as file:
+            file.write(b" ")
+        return plain(*arguments)
+
+    monkeypatch.setattr(filtering, "choose_kept", change)
+    with pytest.raises(DataInvalid, match=r"mine\.jsonl: changed while it was read"):
+        filtering.run(config(data=str(tmp_path / "mine.jsonl")))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_two_rules_or_none(config):
@@ -406,10 +465,60 @@ def test_a_killed_filter_into_datasets_does_not_block_the_next(config, tmp_path)
     (tmp_path / ".kept.99.partial").mkdir()
     (tmp_path / ".kept.99.partial" / "data.arrow").write_text("half")
     filtering.run(config(out=tmp_path / "kept", format="datasets"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "kept.dropped"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "kept.dropped", "kept.plots.html"]
 
 
 @pytest.mark.parametrize("out", ["", ".", "/", "..", "a\0b", "a\ud800b", "~nobody-of-this-name/a"])
 def test_outputs_that_cannot_be(config, out):
     with pytest.raises(UsageError, match="--out"):
         config(out=out)
+
+
+def page_of(path):
+    """The traces, the layout and the whole text of the only figure of a page."""
+    text = path.read_text()
+    own = text[text.rindex("Plotly.newPlot(") :]
+    data, end = json.JSONDecoder().raw_decode(own, own.index("[{"))
+    layout, _ = json.JSONDecoder().raw_decode(own, own.index("{", end))
+    return data, layout
+
+
+def test_the_picture_shows_what_was_kept_and_dropped(config, scored, tmp_path):
+    report = filtering.run(config())
+    plots = tmp_path / "kept.jsonl.plots.html"
+    assert report.facts["wrote"][-1] == str(plots)
+    (kept, dropped), layout = page_of(plots)
+    assert (sum(kept["y"]), sum(dropped["y"])) == (5, 5)
+    scores = pd.read_parquet(scored / "scores" / "scores.parquet")["ches_normalized"].dropna().sort_values().tolist()
+    assert layout["shapes"][0]["x0"] == pytest.approx((scores[4] + scores[5]) / 2)
+    assert layout["annotations"][0]["text"] == "--keep-lowest 0.5"
+    title = layout["title"]["text"]
+    assert "Pairs that were kept and dropped by ches_normalized; 1 pairs have no score" in title
+    assert "probing filter: model " in title
+    assert "pairs.jsonl" in title
+    filtering.run(config(keep_lowest=None, below=0.123, overwrite=True))
+    assert page_of(plots)[1]["shapes"][0]["x0"] == 0.123
+
+
+def test_a_picture_of_another_run_does_not_stand_beside_the_kept_rows(config, tmp_path, monkeypatch):
+    plots = tmp_path / "kept.jsonl.plots.html"
+    plots.write_text("somebody's")
+    with pytest.raises(UsageError, match=r"plots\.html: exists already"):
+        filtering.run(config())
+    assert [path.name for path in tmp_path.iterdir()] == [plots.name]
+    monkeypatch.setattr("probing.report.plots.is_plotly_here", lambda: False)
+    filtering.run(config(overwrite=True))
+    assert not plots.exists()
+    plots.symlink_to(tmp_path / "other")
+    with pytest.raises(UsageError, match="is a link"):
+        filtering.run(config(overwrite=True))
+    plots.unlink()
+    plots.mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        filtering.run(config(overwrite=True))
+
+
+def test_a_picture_beside_a_dataset_is_a_file(config, tmp_path):
+    for _ in range(2):
+        filtering.run(config(out=tmp_path / "kept", format="datasets", overwrite=True))
+        assert (tmp_path / "kept.plots.html").is_file()

@@ -19,9 +19,23 @@ def test_a_share_of_all_rows_has_an_interval_of_some_width():
     assert (nothing.low, nothing.high) == pytest.approx((0, 1 - found.low))
 
 
+def test_a_share_of_halves_has_an_interval_of_some_width():
+    """None of 40 rows is otherwise: at most 1 - .025^(1/40) of all are, and these may all be wrong, or all right."""
+    found = estimate_share(np.full(40, 0.5))
+    other = stats.binomtest(0, 40).proportion_ci(method="exact").high
+    assert (found.low, found.high) == pytest.approx((0.5 - other / 2, 0.5 + other / 2))
+    groups = np.repeat(np.arange(10), 4)
+    assert share_interval(np.full(40, 0.5), groups) == pytest.approx(share_interval(np.full(10, 0.5)))
+    assert share_interval(np.ones(10)) == pytest.approx((0.025 ** (1 / 10), 1))
+
+
 def test_a_share_with_enough_rows_on_both_sides_keeps_its_interval():
-    values = np.arange(60) < 30
-    assert estimate_share(values) == bootstrap_mean(values)
+    """The percentiles of the bootstrap, to the last bit."""
+    values = (np.arange(60) < 30).astype(float)
+    found = estimate_share(values)
+    drawn = stats.bootstrap((values,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(0))
+    low, high = np.quantile(drawn.bootstrap_distribution, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    assert (found.low, found.high) == (low, high)
     values = np.arange(60) < 5
     exact = stats.binomtest(5, 60).proportion_ci(method="exact")
     assert share_interval(values.astype(float)) == pytest.approx((exact.low, exact.high))
@@ -44,6 +58,18 @@ def test_the_mean_of_few_rows_has_students_interval():
     assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
     twice = student_interval(np.repeat(values, 2), np.repeat(np.arange(4), 2))
     assert twice == pytest.approx((exact.low, exact.high))
+
+
+def test_the_mean_of_many_rows_keeps_its_interval():
+    """The percentiles of the bootstrap, to the last bit; of 199 rows they are a little further apart."""
+    values = np.random.default_rng(5).normal(size=200)
+    drawn = stats.bootstrap((values,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(0))
+    low, high = np.quantile(drawn.bootstrap_distribution, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    found, fewer = bootstrap_mean(values), bootstrap_mean(values[:199])
+    assert (found.low, found.high) == (low, high)
+    assert fewer.high - fewer.low == pytest.approx(high - low, rel=0.15)
+    plain = stats.ttest_1samp(values[:199], 0).confidence_interval()
+    assert fewer.low <= plain.low < plain.high <= fewer.high
 
 
 def test_groups_that_are_single_rows_change_nothing():

@@ -183,3 +183,12 @@ def test_names_that_no_output_can_have(name):
 
 def test_a_name_that_is_not_utf_8_is_a_name(tmp_path):
     check_output_name(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
+def test_files_may_be_written_together_with_folders(tmp_path):
+    with new_together([tmp_path / "kept"], folders=True, files=[tmp_path / "page"]) as (folder, page):
+        (folder / "data").write_text("rows")
+        page.write_text("page")
+        assert not list(tmp_path.glob("[a-z]*"))
+    assert (tmp_path / "kept" / "data").read_text() == "rows"
+    assert (tmp_path / "page").read_text() == "page"

@@ -1,13 +1,15 @@
 """Cluster indices of the labels, of thousands of permutations of them, and of bootstrap replicates, from one pass over
 the distances."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.metrics.clusters.distance_sums import DistanceSums, RelabelledSums, ResampledSums
@@ -93,6 +95,18 @@ class OfDistances(NamedTuple):
     ends: tuple[Ends, Ends, Ends] | None
 
 
+class Kept(Protocol):
+    """Results that are kept while others are computed, so that an interrupt loses little."""
+
+    def find(self, name: str) -> Mapping[str, NDArray[np.float64]] | None:
+        """Arrays that were kept under this name; None where there are none."""
+        ...
+
+    def put(self, name: str, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+        """Keep some arrays under a name."""
+        ...
+
+
 def measure_clusters(
     grouped: Grouped,
     indices: Sequence[str],
@@ -100,6 +114,7 @@ def measure_clusters(
     weights: Int[Tensor, "n other"] | None = None,
     report: Callable[[float], None] = lambda share: None,
     impl: str = "auto",
+    kept: Kept | None = None,
 ) -> IndexDraws:
     """Indices, and the same for other labels and other weights of the points.
 
@@ -114,6 +129,7 @@ def measure_clusters(
             neighbours of each other.
         report: told what share of the work on distances is done.
         impl: "auto", "torch" or "triton", of distances without draws.
+        kept: keeps the draws of every pass over the distances, and knows those of an interrupted run.
     """
     nothing = torch.zeros((len(grouped.order), 0), dtype=torch.int16, device=grouped.points.device)
     drawn = Draws(nothing if relabelings is None else relabelings, nothing if weights is None else weights)
@@ -121,7 +137,7 @@ def measure_clusters(
     measured = tuple({name: OF_MOMENTS[name](part) for name in indices if name in OF_MOMENTS} for part in parts)
     silhouettes = torch.zeros(0, dtype=torch.float64)
     if any(name not in OF_MOMENTS for name in indices):
-        silhouettes, means, ends = _measure_distances(grouped, indices, drawn, report, impl)
+        silhouettes, means, ends = _measure_distances(grouped, indices, drawn, report, impl, kept)
         for some, mean in zip(measured, means, strict=True):
             some["silhouette"] = mean
         if ends is not None:
@@ -149,7 +165,12 @@ def _moments(grouped: Grouped, drawn: Draws) -> tuple[Moments, Moments, Moments]
 
 
 def _measure_distances(
-    grouped: Grouped, indices: Sequence[str], drawn: Draws, report: Callable[[float], None], impl: str
+    grouped: Grouped,
+    indices: Sequence[str],
+    drawn: Draws,
+    report: Callable[[float], None],
+    impl: str,
+    kept: Kept | None,
 ) -> OfDistances:
     """Measure by the kernel where it runs and there are no draws, otherwise tile by tile."""
     extreme = any(name in OF_EXTREMES for name in indices)
@@ -161,7 +182,7 @@ def _measure_distances(
         known: Ends | None = Ends(silhouettes.new_tensor([least]), silhouettes.new_tensor([greatest]))
     else:
         counted = drawn if "silhouette" in indices else Draws(codes[:, :0], weights[:, :0])
-        silhouettes, of_null, of_draws = _pass_over_distances(grouped, *counted, lists, report)
+        silhouettes, of_null, of_draws = _pass_over_distances(grouped, counted, lists, report, kept)
         known = None if lists is None else lists.settle(grouped)
     means = (silhouettes.mean()[None], of_null, of_draws)
     if lists is None or known is None:
@@ -197,19 +218,29 @@ def _dunn(grouped: Grouped, part: Moments, ends: Ends) -> dict[str, Tensor]:
 
 def _pass_over_distances(
     grouped: Grouped,
-    codes: Shaped[Tensor, "n draw"],
-    weights: Shaped[Tensor, "n other"],
+    draws: Draws,
     lists: PairLists | None,
     report: Callable[[float], None],
+    kept: Kept | None,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " draw"], Float[Tensor, " other"]]:
     """Silhouette of every position, and the mean of every draw; the lists are filled on the way."""
     clusters, own = grouped.clusters, grouped.codes
+    codes, weights = draws
     needed = 4 * len(own) * (codes.shape[1] * (clusters - 1) + weights.shape[1] * clusters)
     passes = max(1, -(-needed // BUDGET[own.device.type]))
     null, drawn = [], []
     for number, (some, counted) in enumerate(
         zip(codes.tensor_split(passes, dim=1), weights.tensor_split(passes, dim=1), strict=True)
     ):
+        name = f"draws {number + 1} of {passes}"
+        known = None if kept is None else kept.find(name)
+        if known is not None:
+            null.append(torch.from_numpy(known["null"]).to(own.device))
+            drawn.append(torch.from_numpy(known["draws"]).to(own.device))
+            if number:
+                continue
+            # The first pass is also that of the labels themselves.
+            some, counted = some[:, :0], counted[:, :0]
         sums, others, resampled = DistanceSums(grouped), RelabelledSums(some, clusters), ResampledSums(counted, grouped)
         for tile in tiles(grouped, partial(_report_part, report, number, passes)):
             distances = grouped.distances(tile.squared)
@@ -220,8 +251,11 @@ def _pass_over_distances(
                 resampled.add(tile, narrow)
             if number == 0 and lists is not None:
                 lists.add(tile, own)
-        null.append(others.silhouettes(sums.values.sum(dim=1)))
-        drawn.append(resampled.silhouettes())
+        if known is None:
+            null.append(others.silhouettes(sums.values.sum(dim=1)))
+            drawn.append(resampled.silhouettes())
+            if kept is not None:
+                kept.put(name, {"null": null[-1].cpu().numpy(), "draws": drawn[-1].cpu().numpy()})
     sizes = torch.tensor(grouped.counts, device=own.device)
     coefficients = silhouette_coefficients(
         sums.values.unbind(dim=1), list(sizes), own, torch.ones((), device=own.device)

@@ -14,8 +14,6 @@ from probing.metrics.clusters.grouped import Grouped, Metric
 from probing.statistics.groups import find_twins
 
 Scaling = Literal["none", "standardize", "whiten"]
-EXTREME = 100.0
-"""Times the median norm from which a row is named."""
 Labels = Tensor | NDArray[np.generic] | Sequence[object]
 
 
@@ -68,11 +66,6 @@ def check_points(points: object) -> Tensor:
     if tensor.ndim < 2:
         raise ValueError(f"points must be [..., n, width], not of shape {tuple(tensor.shape)}")
     return tensor if tensor.is_floating_point() else tensor.double()
-
-
-def find_extreme_norms(norms: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Rows whose norm is more than a hundred times the median: a lone BOS, an attention sink. They decide any index."""
-    return np.flatnonzero(norms > EXTREME * np.median(norms)) if np.median(norms) > 0 else np.zeros(0, dtype=np.int64)
 
 
 def prepare(

@@ -31,7 +31,7 @@ class CaptureConfig(TextOptions, ResponseOptions, StatesOptions):
         repair: read every shard and compute anew what is missing or damaged.
     """
 
-    model: str = option(identity=False)
+    model: str = option(identity=False, holds="model")
     # The record holds the places as they are resolved in this model.
     places: str | list[str] = option(identity=False)
     pooling: Pooling = "last"

@@ -15,12 +15,13 @@ from probing.instruments.capture import CapturedBlock, Capturer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel
 from probing.report.progress import Progress
 from probing.report.tables import counts
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.capture.rows import Batch, choose_schema, find_batch, label_of, read_whole_shard
 from probing.runs.common.budget import KeptBudget
+from probing.runs.common.models import load_model
 from probing.runs.common.parts import Shard, complete_parts, find_shard, make_with_next_prepared, status_facts
 from probing.runs.common.record import (
     begin_run,
@@ -64,7 +65,7 @@ def capture_into(
     """
     began = time.monotonic()
     if model is None:
-        model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+        model = load_model(config.model, config, config.revision)
     request = config.request(model.layers)
     capturer = Capturer(
         model,

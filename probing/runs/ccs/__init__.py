@@ -9,16 +9,8 @@ from probing.types import Report
 
 
 def ccs(**options: Any) -> Report:
-    """What the command does, with the same options; ``probing ccs --help`` lists them.
+    """Train contrast-consistent probes on opposite statements, as ``probing ccs`` does.
 
-    Args:
-        options: options of the command with underscores, see ``CCSConfig``. Without ``out`` no files
-            are kept.
-
-    Returns:
-        The tables of the command as frames, by title, and the facts of the run.
-
-    Raises:
-        TypeError: an option that the command does not have. ProbingError: see ``probing.errors``.
+    Options, models and rows in memory, result and errors: see ``probing.runs.common.calls.call_job``.
     """
     return call_job(CCSConfig, run, options)

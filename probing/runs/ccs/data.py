@@ -1,12 +1,18 @@
-"""The statements with their opposites."""
+"""The statements with their opposites, and whether there are enough of them."""
+
+from collections.abc import Sequence
 
 from probing.data.layouts import StatementColumns
-from probing.data.statements import contrast_pairs_from_table
+from probing.data.statements import contrast_pairs_from_table, text_groups
 from probing.data.tables import Table
 from probing.errors import UsageError
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.common.datasets import read_sources
+from probing.runs.common.groups import folds_of
 from probing.types import ContrastPair
+
+NAMES = ("pairs", "text")
+"""Words for the rows of this job, and for what those of one group share."""
 
 
 def read_statements(config: CCSConfig) -> tuple[Table, list[ContrastPair]]:
@@ -25,3 +31,8 @@ def read_statements(config: CCSConfig) -> tuple[Table, list[ContrastPair]]:
         polarity=config.polarity_column,
     )
     return table, contrast_pairs_from_table(table, columns, config.layout)
+
+
+def check_groups(config: CCSConfig, pairs: Sequence[ContrastPair], values: Sequence[str] | None) -> None:
+    """Raise ``DataInvalid`` for too few groups before anything is captured."""
+    folds_of(config, text_groups(pairs), values, *NAMES)

@@ -15,7 +15,10 @@ from probing.data.forms import FORMS
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.probes.contrast_readings import PROBES
-from probing.report.plots import draw_layers
+from probing.report.figures import describe_run
+from probing.report.layout import shorten
+from probing.report.plots import POINTS, draw_layers
+from probing.report.tables import to_line
 from probing.runs.ccs.config import (
     CONTROLS_FILE,
     PAIRS_FILE,
@@ -35,6 +38,7 @@ from probing.store.shards import join_shards, write_frame
 from probing.types import ContrastPair, Problem
 
 SHOWN_PICTURES = 3
+TEXT_WIDTH = 80
 PAIRS_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -73,6 +77,7 @@ def gather_facts(
         "probes_trained": judged.trained,
         "places": material.places,
         "skipped_places": material.skipped,
+        "extreme_norms": list(material.extremes),
         "chosen": judged.chosen,
         "best": judged.best,
     }
@@ -104,7 +109,9 @@ def write_files(
         facts={"normalization": config.normalization, "token": material.forms.token, "best": judged.best},
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
-    if draw_layers(judged.results, _draw_pictures(material, judged), folder.path / PLOTS_FILE, [CHOSEN]):
+    about = describe_run("ccs", model=config.model, states=config.store, data=config.sources)
+    pictures = _draw_pictures(material, judged)
+    if draw_layers(judged.results, pictures, about, folder.path / PLOTS_FILE, apart=[CHOSEN]):
         written.append(PLOTS_FILE)
     return written
 
@@ -129,23 +136,32 @@ def _tabulate_pairs(
 
 
 def _draw_pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame]:
-    """The differences between yes and no forms in their first two principal components, at the chosen places."""
+    """The differences between yes and no forms in their first two principal components, at the chosen places.
+
+    Of more than 1000 statements some are drawn by lot; the components are of all.
+    """
     chosen = [place for place, _ in Counter(judged.chosen["ccs"]).most_common(SHOWN_PICTURES)]
+    # The bytes of a page are the same whenever it is drawn.
+    shown = np.sort(np.random.default_rng(0).permutation(2 * len(material.pairs))[:POINTS])
+    truth = [*material.rows.labels, *~material.rows.labels]
+    texts = [*(pair.statement for pair in material.pairs), *(pair.opposite for pair in material.pairs)]
+    words = {
+        "truth": ["true" if truth[at] else "false" for at in shown],
+        "id": [material.ids[at % len(material.ids)] for at in shown],
+        "text": [shorten(to_line(texts[at]), TEXT_WIDTH) for at in shown],
+    }
     pictures = {}
     for place in sorted(chosen, key=material.places.index):
         a1, a0, n1, n0 = material.forms.of(material.forms.store.read(place), material.ids).float()
         contrast = torch.cat([a1 - a0, n1 - n0]).numpy()
         components = PCA(2, svd_solver="randomized", random_state=0).fit(contrast)
-        spots = components.transform(contrast)
-        truth = [*material.rows.labels, *~material.rows.labels]
+        spots = components.transform(contrast[shown])
         shares = components.explained_variance_ratio_
         pictures[place] = pd.DataFrame(
             {
                 f"first component ({shares[0]:.0%} of the variance)": spots[:, 0],
                 f"second component ({shares[1]:.0%})": spots[:, 1],
-                "truth": ["true" if yes else "false" for yes in truth],
-                "id": [*material.ids, *material.ids],
-                "text": [*(pair.statement for pair in material.pairs), *(pair.opposite for pair in material.pairs)],
+                **words,
             }
         )
     return pictures

@@ -1,30 +1,32 @@
 """The arrays of one place: what is trained on which pairs."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probing.data.forms import FORMS
 from probing.errors import DataInvalid, OutOfMemory
+from probing.metrics.norms import measure_norms
 from probing.models.devices import free_memory
 from probing.probes.ccs_options import CCSOptions
 from probing.probes.closed_form import STEPS
 from probing.probes.contrast import fit_layer
 from probing.probes.contrast_states import ContrastOptions, Rows, have_same_states
 from probing.runs.ccs.config import CCSConfig
+from probing.runs.ccs.data import NAMES
 from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
 from probing.runs.common.groups import folds_of
+from probing.runs.common.norms import describe_extremes
 from probing.runs.common.parts import Arrays
 from probing.runs.common.states import check_memory, choose_places
 from probing.statistics.folds import LEAST_FOLDS, Splits
 from probing.types import ContrastPair, Problem
-
-NAMES = ("pairs", "text")
-
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Material:
         index: number of each of these pairs among all pairs.
         places: places whose states can be probed.
         skipped: other places, and why they cannot be.
+        extremes: one row a place where the norms of the states of some pairs are far above those of the others.
     """
 
     pairs: list[ContrastPair]
@@ -50,6 +53,7 @@ class Material:
     index: list[int]
     places: list[str]
     skipped: dict[str, str]
+    extremes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def ids(self) -> list[str]:
@@ -116,7 +120,14 @@ def gather_material(
     folds, units = folds_of(config, units, values, *NAMES)
     rows = Rows(np.array([pair.label for pair in kept]), np.array(units), Splits.of(folds))
     material = Material(
-        pairs=kept, rows=rows, forms=forms, variants=variants, index=index, places=places, skipped=skipped
+        pairs=kept,
+        rows=rows,
+        forms=forms,
+        variants=variants,
+        index=index,
+        places=places,
+        skipped=skipped,
+        extremes=_find_extremes(forms, kept, places),
     )
     return material, problems
 
@@ -135,6 +146,16 @@ def _find_unread(forms: FormStates, pairs: Sequence[ContrastPair], variants: Var
                 problems[pair.id] = problem
                 break
     return problems
+
+
+def _find_extremes(forms: FormStates, pairs: Sequence[ContrastPair], places: Sequence[str]) -> list[Mapping[str, Any]]:
+    """One row a place where the norms of some forms are far above those of the others."""
+    ids = [pair.id for pair in pairs]
+    found = (
+        describe_extremes(place, measure_norms(forms.of(forms.store.read(place), ids)).reshape(-1), ids * len(FORMS))
+        for place in places
+    )
+    return [row for row in found if row is not None]
 
 
 def _find_alike(

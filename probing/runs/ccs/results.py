@@ -19,25 +19,25 @@ from probing.probes.contrast_nulls import (
 )
 from probing.probes.contrast_readings import PROBES, UNSUPERVISED, NullDraws, StatementReadings
 from probing.probes.contrast_states import Rows
-from probing.probes.evaluate import HIGHER_IS_BETTER, METRICS, credit, measure
+from probing.probes.evaluate import HIGHER_IS_BETTER, MEANS, METRICS, measure, measure_pairs
 from probing.report.progress import Progress
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.common.parts import Arrays
 from probing.runs.common.results import (
     ALL,
     CHOSEN,
+    NOT_KNOWN,
     Array,
     ComparedEstimate,
     NullDistribution,
     compare,
-    correct_auroc_interval,
     correct_share_interval,
     estimate_with_interval,
     estimate_without_interval,
 )
-from probing.statistics.bootstrap import draw_bootstrap_weights
+from probing.statistics.bootstrap import bootstrap_mean, draw_bootstrap_weights
 from probing.statistics.folds import Splits
-from probing.statistics.intervals import FEW, null_interval
+from probing.statistics.intervals import FEW, MANY, auroc_interval, null_interval, percentile_interval
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair, Estimate
 
@@ -86,7 +86,7 @@ class Judge:
         self.weights = draw_bootstrap_weights(rows.units, config.resamples, config.seed)
         self.flips = draw_label_flips(rows.units, config.permutations, config.seed)
         self.refits = draw_label_flips(rows.units, config.refits, config.seed)
-        self.everything = np.ones(len(pairs), dtype=bool)
+        self.everything, self.groups = np.ones(len(pairs), dtype=bool), len(np.unique(rows.units))
         self.formulations = _find_formulations(pairs)
         # For these probes alone: those that saw labels would have to be trained again on every permutation.
         self.unsupervised = [probe for probe in UNSUPERVISED if probe != "ccs" or not config.supervision]
@@ -163,17 +163,35 @@ class Judge:
     def _add_marker(self, place: str, marked: Array, signs: Mapping[str, Array]) -> None:
         for at, probe in enumerate(PROBES):
             known = np.isfinite(marked[at]).all(axis=0)
-            after = self._measure(orient_forms(marked[at], signs[probe], self.folds)[:, known], known)
-            before = self._measure(self.forms[probe][-1][:, known], known)
-            n, few = int(known.sum()), len(np.unique(self.rows.units[known])) < FEW
+            before = self.forms[probe][-1][:, known]
+            after = orient_forms(marked[at], signs[probe], self.folds)[:, known]
+            measured = [self._measure(each, known) for each in (before, after)]
             for metric in CONTROL_METRICS:
-                (old, old_draws), (new, new_draws) = before[metric], after[metric]
-                parts = {"before": (old, old_draws), "after": (new, new_draws)}
-                parts["change"] = (new - old, new_draws - old_draws)
-                for name, (value, replicates) in parts.items():
-                    # Of few pairs percentiles are no interval.
-                    estimate = estimate_with_interval(value, np.empty(0) if few else replicates, n)
+                for name, each, found in zip(("before", "after"), (before, after), measured, strict=True):
+                    ends = self._find_interval(metric, each, known, found[metric])
+                    estimate = Estimate(found[metric][0], *ends, int(known.sum()))
                     self._add_control(f"marker:{name}", place, probe, metric, estimate)
+                sides = [measure_pairs(metric, each, self.truth[known]) for each in (after, before)]
+                (old, drawn), (new, drawn_after) = (found[metric] for found in measured)
+                change = self._estimate_change(new - old, sides[0] - sides[1], drawn_after - drawn, known)
+                self._add_control("marker:change", place, probe, metric, change)
+
+    def _estimate_change(self, value: float, changes: Array, replicates: Array, mask: NDArray[np.bool_]) -> Estimate:
+        """The change of a metric; without an interval where pairs are few, or all change alike.
+
+        Args:
+            value: the change.
+            changes: change of each pair, [pair].
+            replicates: the change in every bootstrap replicate.
+            mask: the pairs, among all.
+        """
+        units = self.rows.units[mask]
+        groups = len(np.unique(units))
+        if groups < FEW or np.ptp(changes) == 0:
+            return estimate_without_interval(value, len(changes))
+        if groups < MANY:
+            return replace(bootstrap_mean(changes, self.config.resamples, self.config.seed, units), value=value)
+        return estimate_with_interval(value, replicates, len(changes))
 
     def _add_distractor(self, place: str, readings: StatementReadings) -> None:
         test = readings.distractor
@@ -182,7 +200,7 @@ class Judge:
         for metric, credits in (("truth", test.credits), ("distractor", test.follows)):
             right = splits.held_out(credits * splits.orientation(credits))
             replicates = 0.5 + (self.weights @ right) / self.weights.sum(axis=1)
-            estimate = estimate_with_interval(0.5 + float(right.mean()), replicates, len(self.pairs))
+            estimate = estimate_with_interval(0.5 + float(right.mean()), replicates, len(self.pairs), self.groups)
             ends = correct_share_interval(0.5 + right, self.rows.units)
             if ends is not None:
                 estimate = replace(estimate, low=ends[0], high=ends[1])
@@ -197,14 +215,37 @@ class Judge:
         replicates = measure(forms, self.truth[mask], self.folds[mask], self.weights[:, mask])
         return {name: (float(value[name][0]), replicates[name]) for name in METRICS}
 
-    def _correct_interval(
-        self, metric: str, value: float, forms: Array, mask: NDArray[np.bool_]
-    ) -> tuple[float, float] | None:
-        """The interval of a metric where percentiles of the bootstrap do not hold; None where they do."""
-        units = self.rows.units[mask]
+    def _find_interval(
+        self, metric: str, forms: Array, mask: NDArray[np.bool_], measured: tuple[float, Array]
+    ) -> tuple[float, float]:
+        """The interval of a metric on some pairs (``forms`` are of those alone); NaN where these are too few."""
+        units, (value, replicates) = self.rows.units[mask], measured
+        groups, ends = len(np.unique(units)), None
         if metric == "esa":
-            return correct_share_interval(0.5 + credit(forms) * self.truth[mask], units)
-        return correct_auroc_interval(value, len(np.unique(units)) // 2) if metric == "auroc" else None
+            ends = correct_share_interval(measure_pairs(metric, forms, self.truth[mask]), units)
+        if metric == "auroc":
+            ends = auroc_interval(value, groups // 2, replicates)
+        if ends is not None:
+            return ends
+        if groups < (2 if mask.all() else FEW):
+            return NOT_KNOWN, NOT_KNOWN
+        if metric in MEANS and metric != "esa" and groups < MANY:
+            values = measure_pairs(metric, forms, self.truth[mask])
+            found = bootstrap_mean(values, self.config.resamples, self.config.seed, units)
+            return found.low, found.high
+        return percentile_interval(replicates, groups)
+
+    def _compare(
+        self,
+        metric: str,
+        forms: Array,
+        mask: NDArray[np.bool_],
+        measured: tuple[float, Array],
+        nulls: Mapping[str, NullDistribution],
+    ) -> ComparedEstimate:
+        """A metric on some pairs with its interval, beside its null distributions."""
+        ends, better = self._find_interval(metric, forms, mask, measured), _find_better(metric)
+        return compare(*measured, int(mask.sum()), nulls, higher_is_better=better, interval=ends)
 
     # All places
 
@@ -217,7 +258,7 @@ class Judge:
             for probe in PROBES
         }
         nested = {name: self._measure_null(name, choice.draws) for name, choice in self.nested.items()}
-        by_formulation: dict[tuple[str, str, str], list[Array]] = {}
+        by_formulation: dict[tuple[str, str, str], list[float]] = {}
         for probe in PROBES:
             for number in range(len(self.places)):
                 self._add_all_pairs(number, probe)
@@ -245,11 +286,10 @@ class Judge:
 
     def _add_all_pairs(self, number: int, probe: str) -> None:
         """Add one place beside its null distributions, with p-values corrected for the choice among all places."""
-        for metric, (value, replicates) in self._measure(self.forms[probe][number], self.everything).items():
+        forms = self.forms[probe][number]
+        for metric, measured in self._measure(forms, self.everything).items():
             nulls = {name: self._null_of(name, number, probe, metric) for name in NULL_NAMES}
-            better = _find_better(metric)
-            ends = self._correct_interval(metric, value, self.forms[probe][number], self.everything)
-            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better, interval=ends)
+            compared = self._compare(metric, forms, self.everything, measured, nulls)
             self._add_result(ALL, self.places[number], probe, metric, compared)
 
     def _null_of(self, name: str, number: int, probe: str, metric: str) -> NullDistribution:
@@ -259,18 +299,16 @@ class Judge:
         return NullDistribution(every[number], places, tested=name not in UNTESTED)
 
     def _add_formulations(
-        self, number: int, probe: str, by_formulation: dict[tuple[str, str, str], list[Array]]
+        self, number: int, probe: str, by_formulation: dict[tuple[str, str, str], list[float]]
     ) -> None:
         """Add the pairs of each formulation at one place, beside random probes."""
         for name, mask in self.formulations.items():
             forms = self.forms[probe][number][:, mask]
             for metric, (value, replicates) in self._measure(forms, mask).items():
-                by_formulation.setdefault((name, probe, metric), []).append(np.array([value, *replicates]))
+                by_formulation.setdefault((name, probe, metric), []).append(value)
                 nulls = {null: NullDistribution(None, tested=null not in UNTESTED) for null in NULL_NAMES}
                 nulls["random"] = NullDistribution(self.random_by_formulation[number][name][metric])
-                better = _find_better(metric)
-                ends = self._correct_interval(metric, value, forms, mask)
-                compared = compare(value, replicates, int(mask.sum()), nulls, higher_is_better=better, interval=ends)
+                compared = self._compare(metric, forms, mask, (value, replicates), nulls)
                 self._add_result(name, self.places[number], probe, metric, compared)
 
     def _add_chosen(self, probe: str, forms: Array, nested: Mapping[str, Metrics]) -> None:
@@ -281,24 +319,25 @@ class Judge:
             inner = np.stack([each.inner for each in self.permuted[probe]], axis=-1)
             picked = np.take_along_axis(held, inner.argmax(axis=-1)[..., None], axis=-1)[..., 0]
             labels = {"esa": 0.5 + picked.sum(axis=1) / len(self.pairs)}
-        for metric, (value, replicates) in self._measure(forms, self.everything).items():
+        for metric, measured in self._measure(forms, self.everything).items():
             nulls = {name: NullDistribution(nested[name][metric], chosen=True) for name in ("random", "pairings")}
             nulls["pairings"] = replace(nulls["pairings"], tested=False)
             nulls["labels"] = NullDistribution(labels.get(metric), chosen=True)
-            better = _find_better(metric)
-            ends = self._correct_interval(metric, value, forms, self.everything)
-            compared = compare(value, replicates, len(self.pairs), nulls, higher_is_better=better, interval=ends)
+            compared = self._compare(metric, forms, self.everything, measured, nulls)
             self._add_result(ALL, CHOSEN, probe, metric, compared)
 
-    def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[Array]]) -> None:
-        """Add the mean over places of the absolute difference between formulations, also for random probes."""
+    def _add_differences(self, by_formulation: Mapping[tuple[str, str, str], list[float]]) -> None:
+        """Add the mean over places of the absolute difference between formulations, also for random probes.
+
+        It has no interval: replicates of an absolute value are never below 0, and lie above it by chance alone. What
+        chance gives is the middle 95 % of the random probes.
+        """
         for first, second in combinations(self.formulations, 2):
             control = " / ".join(name.removeprefix("formulation=") for name in (first, second))
             for metric in CONTROL_METRICS:
                 for probe in PROBES:
-                    sides = [np.stack(by_formulation[name, probe, metric]) for name in (first, second)]
-                    away = np.abs(sides[0] - sides[1]).mean(axis=0)
-                    estimate = estimate_with_interval(away[0], away[1:], len(self.pairs))
+                    sides = [np.array(by_formulation[name, probe, metric]) for name in (first, second)]
+                    estimate = estimate_without_interval(np.abs(sides[0] - sides[1]).mean(), len(self.pairs))
                     self._add_control(f"formulations: {control}", MEAN_OVER_PLACES, probe, metric, estimate)
                 random = [
                     np.stack([each[name][metric] for each in self.random_by_formulation]) for name in (first, second)

@@ -12,19 +12,22 @@ from probing.data.statements import text_groups
 from probing.data.tables import Table, canonical
 from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
-from probing.runs.ccs.config import SUMMARY_FILE, CCSConfig
+from probing.runs.ccs.config import FORMS_FILE, SUMMARY_FILE, CCSConfig
 from probing.runs.ccs.files import gather_facts, write_files
-from probing.runs.ccs.parts import NAMES, count_places_at_once, gather_material, train_place, training_options
+from probing.runs.ccs.parts import count_places_at_once, gather_material, train_place, training_options
 from probing.runs.ccs.results import judge
 from probing.runs.ccs.states import Variants, read_forms
 from probing.runs.ccs.tables import make_tables
-from probing.runs.common.groups import folds_of
+from probing.runs.common.groups import name_way
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
 from probing.runs.common.states import open_source
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import ContrastPair, Report
+
+VINC = "among directions in which training rows differ"
+"""How VINC is found, as the identity of a run says it; earlier versions looked among all directions."""
 
 
 def probe_into(
@@ -41,11 +44,10 @@ def probe_into(
     began = time.monotonic()
     device = choose_device(config.device)
     source = open_source(config)
-    begin_run(folder, config, _identify_content(pairs, split_values, source), [device])
+    made_of = {**_identify_content(pairs, split_values, source), "vinc": name_way(folder.facts(), "vinc", VINC)}
+    begin_run(folder, config, made_of, [device])
     if not folder.finished:
         groups = text_groups(pairs)
-        # Too few groups are reported before anything is captured.
-        folds_of(config, groups, split_values, *NAMES)
         variants = Variants.of(config, pairs, groups)
         forms = read_forms(folder.path, config, table, pairs, variants, source)
         material, problems = gather_material(config, pairs, groups, split_values, forms, variants)
@@ -71,6 +73,8 @@ def probe_into(
         written = write_files(
             folder, config, material, judged, pairs=pairs, problems=problems, tables=tables, facts=facts
         )
+        # The forms are not there where the states came from a store.
+        written += [FORMS_FILE] if (folder.path / FORMS_FILE).is_file() else []
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return read_finished_report(folder, SUMMARY_FILE)

@@ -20,7 +20,7 @@ from probing.models.layers import find_stack
 from probing.models.load import LanguageModel
 from probing.runs.capture.within import capture_states
 from probing.runs.ccs.config import FORMS_FILE, CCSConfig
-from probing.runs.common.states import STATES
+from probing.runs.common.inputs import STATES
 from probing.store.activations import ActivationStore, row_problems
 from probing.store.files import new_file
 from probing.tokens.prompts import tokenize_prompts

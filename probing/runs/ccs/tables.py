@@ -11,6 +11,7 @@ from probing.probes.evaluate import METRICS
 from probing.report.tables import counts
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.results import CONTROL_METRICS, NULL_NAMES, Judged
+from probing.runs.common.norms import note_extremes, tabulate_extremes
 from probing.runs.common.results import ALL, CHOSEN
 from probing.runs.common.tables import (
     BY_PLACE,
@@ -26,11 +27,13 @@ from probing.runs.common.tables import (
     show_p,
     table_by_place,
 )
+from probing.shown import count_of
 from probing.statistics.intervals import FEW
 
 COLLAPSED = 0.19
 LOPSIDED = 0.9
 """Share of pairs with the statement as the true one from which wording and truth cannot be told apart."""
+TOO_FEW = f", in fewer than {FEW} groups: too few for an interval, or to say anything."
 HEADS = {
     "esa": "accuracy (ESA)",
     "polar_consistency": "polar consistency",
@@ -50,8 +53,10 @@ def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> 
     tables = {
         "Pairs by status": counts(facts["rows_by_status"], "status"),
         f"Probes, held out, at the place chosen inside each fold ({over})": _compare_probes(config, chosen),
-        "CCS there, beside what it must beat (middle 95 % of each null distribution)": _compare_with_nulls(chosen),
-        BY_PLACE: _describe_places(judged, facts["places"]),
+        "CCS there, beside what it must beat (middle 95 % of each null distribution)": _compare_with_nulls(
+            config, chosen
+        ),
+        BY_PLACE: _describe_places(judged, facts["places"], config.permutations),
     }
     if (results["subset"] != ALL).any():
         tables[f"By formulation, at {judged.best['ccs']}"] = _compare_formulations(results, judged)
@@ -67,6 +72,7 @@ def make_tables(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> 
         )
     tables["Restarts of CCS, trained on every pair"] = _compare_restarts(controls, facts["places"])
     tables["Cosine of the CCS direction with others"] = _list_cosines(controls, facts["places"])
+    tables |= tabulate_extremes(facts.get("extreme_norms", []))
     tables["Notes"] = pd.DataFrame({"note": notes(config, judged, facts)})
     return tables
 
@@ -87,17 +93,18 @@ def _compare_probes(config: CCSConfig, chosen: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns=HEADS)
 
 
-def _compare_with_nulls(chosen: pd.DataFrame) -> pd.DataFrame:
+def _compare_with_nulls(config: CCSConfig, chosen: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for metric in METRICS:
         result = pick_row(chosen, probe="ccs", metric=metric)
         row = {"metric": metric, **pick_columns(result, "value", "low", "high")}
         row |= {null: show_ends(result, f"{null}_") for null in NULL_NAMES}
-        rows.append(row | {"p(random)": result["p_random"], "p(labels)": result["p_labels"]})
+        row["p(random)"] = show_p(result["p_random"], config.random)
+        rows.append(row | {"p(labels)": show_p(result["p_labels"], config.permutations)})
     return pd.DataFrame(rows)
 
 
-def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
+def _describe_places(judged: Judged, places: list[str], draws: int) -> pd.DataFrame:
     everything = pick_rows(judged.results, subset=ALL)
     times = Counter(judged.chosen["ccs"])
 
@@ -105,7 +112,7 @@ def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
         here = pick_rows(everything, place=place)
         esa, index = (pick_row(here, probe="ccs", metric=metric) for metric in ("esa", "contradiction_index"))
         row: dict[str, Any] = {"ccs accuracy": esa["value"], **pick_columns(esa, "low", "high")}
-        row |= {"random": show_ends(esa, "random_"), "p corrected": esa["p_labels_corrected"]}
+        row |= {"random": show_ends(esa, "random_"), "p corrected": show_p(esa["p_labels_corrected"], draws)}
         row |= {"ccs contradiction": index["value"], "random contradiction": show_ends(index, "random_")}
         row |= {f"{probe} accuracy": pick_row(here, probe=probe, metric="esa")["value"] for probe in PROBES[1:]}
         return row | {"chosen by ccs": times[place]}
@@ -160,7 +167,7 @@ def _compare_distracted(controls: pd.DataFrame, places: list[str]) -> pd.DataFra
         here = pick_rows(controls, control="distractor", place=place)
         truth, word = (pick_row(here, metric=metric) for metric in ("truth", "distractor"))
         row: dict[str, Any] = {"right about truth": truth["value"], **pick_columns(truth, "low", "high")}
-        row |= {"right about the word": word["value"], " low": word["low"], " high": word["high"]}
+        row |= {"right about the word": word["value"], "word low": word["low"], "word high": word["high"]}
         row |= {"cosine with the word": pick_row(here, metric="cosine_distractor")["value"]}
         return row | {"follows": name_followed(truth, word)}
 
@@ -210,7 +217,10 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
     draws = {"random": config.random, "permutations": config.permutations}
     said += note_few_draws(**draws) or note_floor(**draws, refits=config.refits)
     said += note_few_groups(facts["groups"])
-    said += _note_small_marker(judged.controls)
+    said += _note_small_sets(judged)
+    divided = ", which --normalization l2 divides out"
+    decides = ", and can decide where a probe lies; --normalization l2 divides it out"
+    said += note_extremes(facts.get("extreme_norms", []), "pair", divided if config.normalization == "l2" else decides)
     said.append(
         "The accuracy (esa in the files) is the share of statements whose score is on the right side of .5. The "
         "contradiction index, the mean of both orientations of a probe, is high where a statement and its opposite are "
@@ -233,15 +243,18 @@ def notes(config: CCSConfig, judged: Judged, facts: Mapping[str, Any]) -> list[s
     return said
 
 
-def _note_small_marker(controls: pd.DataFrame) -> list[str]:
-    """Note where so few pairs have the word of the marker control that it says nothing."""
-    rows = pick_rows(controls, control="marker:change")
-    if not len(rows) or rows["low"].notna().any():
-        return []
-    return [
-        f"The marker control is of {int(rows['pairs'].iloc[0])} pairs, in fewer than {FEW} groups: too few for an "
-        f"interval, or to say anything."
-    ]
+def _note_small_sets(judged: Judged) -> list[str]:
+    """Note where so few pairs have the word of the marker control, or a formulation, that they say nothing."""
+    said = []
+    marked = pick_rows(judged.controls, control="marker:change", metric="polar_consistency")
+    if len(marked) and marked["low"].isna().all():
+        said.append(f"The marker control is of {count_of(int(marked['pairs'].iloc[0]), 'pair')}{TOO_FEW}")
+    parts = judged.results[judged.results["subset"] != ALL]
+    for name, rows in pick_rows(parts, metric="polar_consistency").groupby("subset"):
+        if rows["low"].isna().all():
+            name = str(name).partition("=")[2] or "(none)"
+            said.append(f"The formulation {name} has {count_of(int(rows['pairs'].iloc[0]), 'pair')}{TOO_FEW}")
+    return said
 
 
 def _give_verdict(esa: pd.Series, config: CCSConfig) -> str:

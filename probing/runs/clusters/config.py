@@ -39,9 +39,9 @@ class ClustersConfig(LabelledOptions, PermutationOptions):
         tsne: draw t-SNE pictures too; no number is made from them.
     """
 
-    model: str | list[str] | None = option(None, identity=False, repeatable=True)
+    model: str | list[str] | None = option(None, identity=False, repeatable=True, holds="model")
     store: str | list[str] | None = option(None, identity=False, repeatable=True)
-    control: str | None = option(None, identity=False)
+    control: str | None = option(None, identity=False, holds="rows")
     control_store: str | list[str] | None = option(None, identity=False, repeatable=True)
     labels: str | None = None
     metric: Literal["euclidean", "cosine"] = "euclidean"

@@ -15,8 +15,9 @@ from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.metrics.clusters.preparation import scale_points
 from probing.metrics.clusters.readings import DriftReadings
+from probing.report.figures import describe_run
 from probing.report.layout import shorten
-from probing.report.plots import draw_clusters
+from probing.report.plots import POINTS, draw_clusters
 from probing.report.tables import to_line
 from probing.runs.clusters.config import DRIFT_FILE, PLOTS_FILE, RESULTS_FILE, ROWS_FILE, SHIFTS_FILE, SUMMARY_FILE
 from probing.runs.clusters.parts import ArraysOf, drift_subsets
@@ -30,8 +31,6 @@ from probing.store.manifest import RunFolder
 from probing.store.shards import write_frame
 from probing.types import LabelledPrompt, Problem
 
-PICTURED = 1000
-"""Largest number of points in a picture."""
 PLOTTED = ("silhouette", "aqi_size_free", "davies_bouldin", "dunn", "calinski_harabasz", "xie_beni")
 TEXT_WIDTH = 80
 TSNE_ROWS = 10
@@ -59,7 +58,9 @@ def write_everything(
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
     results = judged.results[(judged.results["set"] == ALL) & judged.results["metric"].isin(PLOTTED)]
     categories = judged.results[(judged.results["set"] == CATEGORY) & (judged.results["metric"] == PLOTTED[0])]
-    if draw_clusters(results, categories, _draw_pictures(material, judged), folder.path / PLOTS_FILE):
+    config = material.config
+    about = describe_run("clusters", model=config.models, states=config.stores, data=config.sources)
+    if draw_clusters(results, categories, _draw_pictures(material, judged), about, folder.path / PLOTS_FILE):
         written.append(PLOTS_FILE)
     return facts, written
 
@@ -142,7 +143,7 @@ def _draw_pictures(material: Material, judged: Judged) -> dict[str, pd.DataFrame
     from sklearn.manifold import TSNE
 
     rows, seed = material.rows, material.config.seed
-    chosen = np.random.default_rng([seed, 9]).permutation(rows.of_data)[:PICTURED]
+    chosen = np.random.default_rng([seed, 9]).permutation(rows.of_data)[:POINTS]
     chosen.sort()
     frame = pd.DataFrame(
         {

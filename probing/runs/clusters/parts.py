@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from probing.errors import DataInvalid, OutOfMemory
 from probing.metrics.clusters import ALL_INDICES
-from probing.metrics.clusters.draws import measure_clusters
+from probing.metrics.clusters.draws import Kept, measure_clusters
 from probing.metrics.clusters.indices import alignment_quality_index
-from probing.metrics.clusters.preparation import find_extreme_norms, prepare
+from probing.metrics.clusters.preparation import prepare
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, pool_layers, sample_pairs
+from probing.metrics.norms import find_extreme_norms, measure_norms
 from probing.runs.clusters.config import LEAST_ROWS
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material, Part, Rows, View, categories_of
-from probing.runs.common.parts import Arrays
+from probing.runs.common.parts import Arrays, Pieces
 from probing.runs.common.results import ALL, CHOSEN, Array
 from probing.statistics.permutation import permute_labels
 
@@ -36,8 +37,17 @@ ArraysOf = Callable[[Part], Arrays]
 log = logging.getLogger(__name__)
 
 
-def make_part(material: Material, part: Part, arrays_of: ArraysOf, report: Callable[[float], None]) -> Arrays:
+def make_part(
+    material: Material, part: Part, arrays_of: ArraysOf, report: Callable[[float], None], pieces: Pieces
+) -> Arrays:
     """The arrays of one part.
+
+    Args:
+        material: rows, states and options of the run.
+        part: which part.
+        arrays_of: gives the arrays of parts that were made before.
+        report: told what share of the part is done.
+        pieces: keeps what the part is made of.
 
     Raises:
         OutOfMemory: the part does not fit.
@@ -46,10 +56,10 @@ def make_part(material: Material, part: Part, arrays_of: ArraysOf, report: Calla
     try:
         if kind == HELD_OUT:
             readings = [PlaceReadings.from_arrays(arrays_of((model, "", each))) for each in material.places[model]]
-            return hold_out(material, model, readings).to_arrays()
+            return hold_out(material, model, readings, report, pieces).to_arrays()
         if kind == DRIFT:
             return _measure_drift(material, model, place).to_arrays()
-        return describe_place(material, material.states(model, place), report).to_arrays()
+        return describe_place(material, material.states(model, place), report, pieces).to_arrays()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"{place or kind} of {material.names[model]} does not fit on the {material.device}; take fewer rows, "
@@ -57,28 +67,37 @@ def make_part(material: Material, part: Part, arrays_of: ArraysOf, report: Calla
         ) from error
 
 
-def describe_place(material: Material, states: torch.Tensor, report: Callable[[float], None]) -> PlaceReadings:
+def describe_place(
+    material: Material, states: torch.Tensor, report: Callable[[float], None], pieces: Pieces | None = None
+) -> PlaceReadings:
     """Every view of the states of a place, [row width]."""
-    rows = material.rows
+    rows, pieces = material.rows, Pieces() if pieces is None else pieces
     views, silhouettes = [], []
     sizes = np.array([len(view.index) ** 2 for view in rows.views], dtype=np.float64)
     ends = np.cumsum(sizes) / sizes.sum()
     for number, view in enumerate(rows.views):
         start, stop = (ends[number - 1] if number else 0.0), ends[number]
-        readings, widths = _describe_view(
-            material,
-            states[view.index],
-            view,
-            material.relabelings(number),
-            material.weights[view.index],
-            partial(_report_between, report, start, stop),
-        )
-        views.append(readings)
-        silhouettes.append(widths)
+        name = f"view {number}"
+        known = pieces.find(name)
+        if known is None:
+            readings, widths = _describe_view(
+                material,
+                states[view.index],
+                view,
+                material.relabelings(number),
+                material.weights[view.index],
+                report=partial(_report_between, report, start, stop),
+                kept=pieces.within(name),
+            )
+            known = readings.to_arrays("view") | {"silhouettes": widths}
+            pieces.put(name, known)
+        views.append(IndexReadings.from_arrays(known, "view"))
+        silhouettes.append(known["silhouettes"])
+        report(stop)
     first = rows.views[0]
     points = states[first.index]
     train = None if rows.folds is None else _score_without_folds(material, points, first)
-    norms = points.double().norm(dim=1).cpu().numpy()
+    norms = measure_norms(points)
     return PlaceReadings(views, silhouettes[0], train, norms, _score_without_extremes(material, points, first, norms))
 
 
@@ -105,6 +124,7 @@ def _describe_view(
     relabelings: NDArray[Any],
     weights: NDArray[np.int16],
     report: Callable[[float], None] = lambda share: None,
+    kept: Kept | None = None,
 ) -> tuple[IndexReadings, Array]:
     """Indices of the points of a view, and the silhouette of every point, [row]."""
     config, device = material.config, material.device
@@ -117,7 +137,7 @@ def _describe_view(
         return nothing, np.full(len(view.index), np.nan)
     order = grouped.order.cpu().numpy()
     codes, counted = (torch.from_numpy(np.ascontiguousarray(each[order])).to(device) for each in (relabelings, weights))
-    readings = measure_clusters(grouped, ALL_INDICES, codes, counted, report)
+    readings = measure_clusters(grouped, ALL_INDICES, codes, counted, report, kept=kept)
     if not material.rows.can_resample(view):
         for draws in readings.draws.values():
             draws.fill_(torch.nan)
@@ -143,18 +163,26 @@ def _score_without_folds(material: Material, points: torch.Tensor, view: View) -
     return scores
 
 
-def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) -> HeldOutReadings:
+def hold_out(
+    material: Material,
+    model: int,
+    readings: Sequence[PlaceReadings],
+    report: Callable[[float], None] = lambda share: None,
+    pieces: Pieces | None = None,
+) -> HeldOutReadings:
     """The place that is best without a fold, and layers pooled by weights learned without it, judged on the fold.
 
     Args:
         material: rows, states and options of the run.
         model: number of the model.
         readings: readings of every place of the model.
+        report: told what share of the folds is done.
+        pieces: keeps every fold.
 
     Raises:
         DataInvalid: at no place do the rows of a label differ.
     """
-    config, rows, folds = material.config, material.rows, material.rows.folds
+    config, folds = material.config, material.rows.folds
     places = material.places[model]
     assert folds is not None
     trained = np.stack([each.train for each in readings if each.train is not None])  # [place fold]
@@ -162,29 +190,51 @@ def hold_out(material: Material, model: int, readings: Sequence[PlaceReadings]) 
         raise explain_nothing_varies(material.names[model])
     chosen = np.where(np.isnan(trained), -np.inf, trained).argmax(axis=0)
     usable = [number for number in range(len(places)) if not np.isnan(trained[number]).any()]
-    view = rows.views[0]
+    pieces = Pieces() if pieces is None else pieces
     readings_of: dict[str, list[IndexReadings]] = {name: [] for name in SPACES}
     weights = np.zeros((config.folds, len(places)))
     for fold in range(config.folds):
-        held = np.flatnonzero(folds == fold)
-        part = View(view.kind, view.name, held, view.codes[held], view.clusters)
-        codes = permute_labels(part.codes, rows.units[held], config.permutations, config.seed + 1 + fold).T
-        spaces = {CHOSEN: material.states(model, places[chosen[fold]], control=False)[held]}
-        learned, scales = _learn_layer_weights(material, model, [places[number] for number in usable], fold)
-        weights[fold, usable] = learned.numpy()
-        even = torch.full_like(learned, 1 / len(learned))
-        for name, pooling in ((LEARNED, learned), (EQUAL, even)):
-            part_of = pooling.nonzero()[:, 0]
-            layers = (material.states(model, places[usable[at]], control=False)[held] for at in part_of.tolist())
-            spaces[name] = pool_layers(layers, pooling[part_of], scales[part_of])
-        for name, points in spaces.items():
-            readings_of[name].append(_describe_view(material, points, part, codes, material.weights[held])[0])
+        known = pieces.complete(
+            f"fold {fold}",
+            partial(_hold_out_fold, material, model, fold, places[chosen[fold]], [places[at] for at in usable]),
+        )
+        weights[fold, usable] = known["weights"]
+        for name in SPACES:
+            readings_of[name].append(IndexReadings.from_arrays(known, name))
+        report((fold + 1) / config.folds)
     return HeldOutReadings(
         chosen=chosen.astype(np.float64),
         layer_weights=weights,
         rows=np.bincount(folds).astype(np.float64),
         spaces={name: IndexReadings.stack(each) for name, each in readings_of.items()},
     )
+
+
+def _hold_out_fold(material: Material, model: int, fold: int, chosen: str, usable: Sequence[str]) -> Arrays:
+    """The indices of one fold in every space, and the weights of layers that were learned without it.
+
+    Args:
+        material: rows, states and options of the run.
+        model: number of the model.
+        fold: number of the fold.
+        chosen: place that is best without the fold.
+        usable: places that are pooled.
+    """
+    config, rows, view = material.config, material.rows, material.rows.views[0]
+    held = np.flatnonzero(rows.folds == fold)
+    part = View(view.kind, view.name, held, view.codes[held], view.clusters)
+    codes = permute_labels(part.codes, rows.units[held], config.permutations, config.seed + 1 + fold).T
+    spaces = {CHOSEN: material.states(model, chosen, control=False)[held]}
+    learned, scales = _learn_layer_weights(material, model, usable, fold)
+    arrays = {"weights": learned.numpy()}
+    even = torch.full_like(learned, 1 / len(learned))
+    for name, pooling in ((LEARNED, learned), (EQUAL, even)):
+        part_of = pooling.nonzero()[:, 0]
+        layers = (material.states(model, usable[at], control=False)[held] for at in part_of.tolist())
+        spaces[name] = pool_layers(layers, pooling[part_of], scales[part_of])
+    for name, points in spaces.items():
+        arrays |= _describe_view(material, points, part, codes, material.weights[held])[0].to_arrays(name)
+    return arrays
 
 
 def explain_nothing_varies(name: str) -> DataInvalid:

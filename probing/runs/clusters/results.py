@@ -12,12 +12,11 @@ import torch
 from probing.metrics.clusters import ALL_INDICES, LOWER_IS_BETTER
 from probing.metrics.clusters.indices import alignment_quality_index
 from probing.metrics.clusters.intervals import debias, debias_difference
-from probing.metrics.clusters.preparation import find_extreme_norms
 from probing.metrics.clusters.readings import DriftReadings, HeldOutReadings, IndexReadings, PlaceReadings
 from probing.runs.clusters.parts import SPACES, ArraysOf, drift_subsets, explain_nothing_varies
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material
+from probing.runs.common.norms import describe_extremes
 from probing.runs.common.results import ALL, NOT_KNOWN, Array, NullDistribution, compare
-from probing.runs.common.tables import list_places
 from probing.statistics.intervals import percentile_interval
 
 AQI_FORMS = {"aqi": "paper", "aqi_size_free": "size_free", "aqi_dbs_dunn": "dbs_dunn"}
@@ -127,14 +126,13 @@ def _list_extremes(
 ) -> list[dict[str, Any]]:
     """One row a place where some norms are far above the others: which rows, and the indices with and without them."""
     listed: list[dict[str, Any]] = []
+    ids = [prompt.id for prompt in material.rows.prompts]
     for place, own in readings.items():
-        extreme = find_extreme_norms(own.norms)
-        if not len(extreme):
+        named = describe_extremes(place, own.norms, ids)
+        if named is None:
             continue
-        ids = [material.rows.prompts[at].id for at in extreme]
-        row: dict[str, Any] = {"model": model, "place": place, "rows": len(ids), "ids": list_places(ids)}
-        row |= {"largest norm": float(own.norms[extreme].max()), "median norm": float(np.median(own.norms))}
-        n, clusters = len(own.norms) - len(ids), len(material.rows.views[0].clusters)
+        row: dict[str, Any] = {"model": model, **named}
+        n, clusters = len(own.norms) - named["rows"], len(material.rows.views[0].clusters)
         alone = IndexReadings(own.without, own.without[:, None], own.without[:, None], np.array([float(n)]))
         without = _make_series(alone, float(n), clusters, material.config.weight)
         for metric in EXTREMES_SHOWN:

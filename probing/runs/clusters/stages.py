@@ -13,14 +13,16 @@ from probing.data.prompts import label_name
 from probing.data.tables import Table, canonical
 from probing.errors import LayerNotFound, SourceMismatch
 from probing.models.devices import choose_device
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel
 from probing.runs.capture.within import capture_states
 from probing.runs.clusters.config import SUMMARY_FILE, ClustersConfig
 from probing.runs.clusters.files import write_everything
 from probing.runs.clusters.parts import Material, make_part
 from probing.runs.clusters.rows import choose_rows
 from probing.runs.common.groups import name_folds, values_to_split
-from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.inputs import STATES
+from probing.runs.common.models import load_model
+from probing.runs.common.parts import Pieces, complete_layers, pieces_path, read_layer_arrays
 from probing.runs.common.record import (
     begin_run,
     clear,
@@ -30,7 +32,7 @@ from probing.runs.common.record import (
     hash_files,
     read_finished_report,
 )
-from probing.runs.common.states import STATES, Prompts, check_same_request, join_states, open_states
+from probing.runs.common.states import Prompts, check_same_request, join_states, open_states
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
 from probing.types import LabelledPrompt, Report
@@ -66,11 +68,14 @@ def clusters_into(
         def arrays_of(part: tuple[int, str, str]) -> dict[str, NDArray[np.float64]]:
             return read_layer_arrays(folder.shards, numbers[part])
 
+        def pieces_of(part: tuple[int, str, str]) -> Pieces:
+            return Pieces(pieces_path(folder.shards, numbers[part]))
+
         keys = {" ".join(map(str, part)): part for part in parts}
         complete_layers(
             folder.shards,
             list(keys),
-            lambda key, report: make_part(material, keys[key], arrays_of, report),
+            lambda key, report: make_part(material, keys[key], arrays_of, report, pieces_of(keys[key])),
             "reading",
         )
         facts, written = write_everything(folder, material, table, control, arrays_of)
@@ -128,7 +133,7 @@ def _check_places(config: ClustersConfig, name: str, model: LanguageModel) -> No
 def _source(config: ClustersConfig, number: int) -> LanguageModel | ActivationStore:
     if config.stores:
         return open_states(config.stores[number])
-    return load(config.models[number], config.revision, config.dtype, config.device, config.trust_remote_code)
+    return load_model(config.models[number], config, config.revision)
 
 
 def _states(

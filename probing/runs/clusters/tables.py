@@ -10,14 +10,17 @@ from probing.report.tables import counts
 from probing.runs.clusters.parts import LEARNED, SPACES
 from probing.runs.clusters.results import OF_ONE_PAIR, Judged
 from probing.runs.clusters.rows import CATEGORY, CONTROL, HELD_OUT, WITHOUT, Material
+from probing.runs.common.norms import name_extremes, tabulate_extremes
 from probing.runs.common.results import ALL, CHOSEN
 from probing.runs.common.tables import (
     BY_PLACE,
     SIGNIFICANT,
     note_few_draws,
+    note_floor,
     pick_row,
     pick_rows,
     show_ends,
+    show_p,
     smallest_p,
     table_by_place,
 )
@@ -37,7 +40,9 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
         tables["Rows of the control by status"] = counts(facts["control"]["rows_by_status"], "status", "rows")
     over = f"95 % bootstrap intervals over {facts['groups']} groups of rows"
     if material.rows.folds is not None:
-        tables[f"Held out, means over {material.config.folds} folds ({over})"] = _compare_held_out(judged, several)
+        tables[f"Held out, means over {material.config.folds} folds ({over})"] = _compare_held_out(
+            material, judged, several
+        )
     tables[f"{BY_PLACE}, all rows ({over})"] = _describe_places(material, judged)
     if len(material.rows.views) > 1:
         tables["Sets of rows, at each model's best place"] = _compare_views(material, judged)
@@ -46,37 +51,39 @@ def make_tables(material: Material, judged: Judged, facts: Mapping[str, Any]) ->
             material, judged
         )
         tables[f"Drift, from {material.names[0]}, by place"] = _describe_drift(judged.drift)
-    if len(judged.extremes):
-        tables["Places where some rows have a norm far above the others"] = judged.extremes
+    tables |= tabulate_extremes(judged.extremes.to_dict("records"))
     tables["Notes"] = pd.DataFrame({"note": notes(material, judged)})
     return tables
 
 
-def _describe_silhouette(results: pd.DataFrame, p: str = "p_labels") -> dict[str, Any]:
+def _describe_silhouette(results: pd.DataFrame, draws: int, p: str = "p_labels") -> dict[str, Any]:
     """The silhouette with its interval, of nearly the value itself, and its p-value; from the rows of one place."""
     row = pick_row(results, metric=SILHOUETTE)
-    return {SILHOUETTE: row["value"], f"{SILHOUETTE} 95 %": _show_ends(row), f"{SILHOUETTE} p": row[p]}
+    return {SILHOUETTE: row["value"], f"{SILHOUETTE} 95 %": _show_ends(row), f"{SILHOUETTE} p": show_p(row[p], draws)}
 
 
-def _describe_aqi(results: pd.DataFrame) -> dict[str, Any]:
+def _describe_aqi(results: pd.DataFrame, draws: int) -> dict[str, Any]:
     """The AQI with its corrected value, the interval of that one, and p of the centres; from the rows of one place."""
     row = pick_row(results, metric=AQI)
     corrected = {"corrected": row["corrected"], "corrected 95 %": _show_ends(row)}
-    return {AQI: row["value"], **corrected, "centres p": pick_row(results, metric=WELCH)["p_labels"]}
+    centres = pick_row(results, metric=WELCH)["p_labels"]
+    return {AQI: row["value"], **corrected, "centres p": show_p(centres, draws)}
 
 
 def _show_ends(row: "pd.Series[Any]", prefix: str = "") -> str:
     return show_ends(row, prefix, digits=".4g")
 
 
-def _compare_held_out(judged: Judged, several: bool) -> pd.DataFrame:
+def _compare_held_out(material: Material, judged: Judged, several: bool) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
+    draws = material.config.permutations
     for model in judged.best:
         for space in SPACES:
             own = pick_rows(judged.results, model=model, set=HELD_OUT, place=space)
             if not len(own):
                 continue
-            row: dict[str, Any] = {"model": model, "layers": space, **_describe_silhouette(own), **_describe_aqi(own)}
+            row: dict[str, Any] = {"model": model, "layers": space}
+            row |= {**_describe_silhouette(own, draws), **_describe_aqi(own, draws)}
             if several:
                 change = pick_row(own, metric=AQI)
                 row |= {"minus the first": change["minus_first_corrected"]}
@@ -86,7 +93,7 @@ def _compare_held_out(judged: Judged, several: bool) -> pd.DataFrame:
 
 
 def _describe_places(material: Material, judged: Judged) -> pd.DataFrame:
-    everything = pick_rows(judged.results, set=ALL)
+    everything, draws = pick_rows(judged.results, set=ALL), material.config.permutations
     tables = []
     for model, places in zip(material.names, material.places, strict=True):
         results = pick_rows(everything, model=model)
@@ -94,9 +101,9 @@ def _describe_places(material: Material, judged: Judged) -> pd.DataFrame:
 
         def describe(place: str, results: pd.DataFrame = results, times: Any = times, weights: Any = weights) -> Any:
             own = pick_rows(results, place=place)
-            row = _describe_silhouette(own, "p_labels_corrected")
+            row = _describe_silhouette(own, draws, "p_labels_corrected")
             row[f"{SILHOUETTE} p over places"] = row.pop(f"{SILHOUETTE} p")
-            row["centres p over places"] = pick_row(own, metric=WELCH)["p_labels_corrected"]
+            row["centres p over places"] = show_p(pick_row(own, metric=WELCH)["p_labels_corrected"], draws)
             row["permuted labels"] = show_ends(pick_row(own, metric=SILHOUETTE), "labels_")
             row |= {metric: float(pick_row(own, metric=metric)["value"]) for metric in OTHERS}
             return row if weights is None else row | {"chosen": times.get(place, 0), "weight": weights[place]}
@@ -110,6 +117,7 @@ def _describe_places(material: Material, judged: Judged) -> pd.DataFrame:
 
 def _compare_views(material: Material, judged: Judged) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
+    draws = material.config.permutations
     for model, place in judged.best.items():
         here = pick_rows(judged.results, model=model, place=place)
         for view in material.rows.views:
@@ -117,7 +125,7 @@ def _compare_views(material: Material, judged: Judged) -> pd.DataFrame:
             if not len(own) or view.kind == WITHOUT:
                 continue
             row: dict[str, Any] = {"model": model, "place": place, "rows of": f"{view.kind} {view.name}".strip()}
-            row |= {"rows": len(view.index), **_describe_silhouette(own), **_describe_aqi(own)}
+            row |= {"rows": len(view.index), **_describe_silhouette(own, draws), **_describe_aqi(own, draws)}
             without = pick_rows(here, set=WITHOUT, category=view.name, metric=SILHOUETTE)
             if view.kind == CATEGORY and len(without):
                 row |= {"silhouette without it": without["value"].iloc[0]}
@@ -190,7 +198,7 @@ def notes(material: Material, judged: Judged) -> list[str]:
     if material.rows.folds is None:
         said.append(f"No layer was chosen on held-out rows: {material.rows.why_no_folds}.")
     permutations = material.config.permutations
-    said += note_few_draws(permutations=permutations)
+    said += note_few_draws(permutations=permutations) or note_floor(permutations=permutations)
     enough = max(smallest_p(permutations), SIGNIFICANT)
     said += [_note_significance(judged, model, enough) for model in material.names]
     said += _note_weights(judged)
@@ -259,12 +267,15 @@ def _give_verdict(apart: bool, centres: bool) -> str:
 
 def _note_extremes(judged: Judged) -> list[str]:
     """Note the rows whose norm is hundreds of times that of the others."""
-    return [
-        f"{row['model']}, {row['place']}: {row['rows']} rows have a norm of up to {row['largest norm']:.4g}, of a "
-        f"median of {row['median norm']:.4g} ({row['ids']}), and decide every index: the silhouette is "
-        f"{row['silhouette']:.3f} with them and {row['silhouette without']:.3f} without."
-        for row in judged.extremes.to_dict("records")
-    ]
+    said = []
+    for row in judged.extremes.to_dict("records"):
+        one = row["rows"] == 1
+        said.append(
+            f"{row['model']}, {row['place']}: {name_extremes(row, 'row')}, and {'decides' if one else 'decide'} every "
+            f"index: the silhouette is {row['silhouette']:.3f} with {'it' if one else 'them'} and "
+            f"{row['silhouette without']:.3f} without."
+        )
+    return said
 
 
 def _note_weights(judged: Judged) -> list[str]:

@@ -1,19 +1,23 @@
 """The dataset that an option names, as typed rows."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from probing.data.bundled import BUNDLED, bundled_data
 from probing.data.columns import ColumnResolver
-from probing.data.pairs import leave_out_ties, pairs_from_table
+from probing.data.memory import take_part
+from probing.data.pairs import identify_pairs, leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.tables import Table, join_tables, read_table
 from probing.errors import DataInvalid, UsageError
+from probing.runs.common.held import InMemory
 from probing.runs.common.options import (
     TEXT,
     DatasetOptions,
@@ -27,28 +31,59 @@ from probing.types import LabelledPrompt, PreferencePair
 LABEL = "label"
 
 
-def read_sources(config: DatasetOptions, bundled: Literal["pairs", "prompts", "statements"]) -> Table:
+def read_sources(
+    config: DatasetOptions, bundled: Literal["pairs", "prompts", "statements"], held: ExitStack | None = None
+) -> Table:
     """The part of the dataset that is asked for, of several files together.
 
     Args:
         config: a job's options of the dataset.
         bundled: the bundled file that "bundled" stands for.
+        held: keeps files open whose rows are read when they are asked for, as in ``read_table``.
     """
-    return join_tables(read_each(config.sources, config.part, bundled), config.part)
+    return join_tables(read_each(config.sources, config.part, bundled, held), config.part)
 
 
-def read_each(sources: Sequence[str], part: Part, bundled: Literal["pairs", "prompts", "statements"]) -> list[Table]:
-    """A table for each source; limit and sample are applied only where there is a single one."""
+def read_each(
+    sources: Sequence[str],
+    part: Part,
+    bundled: Literal["pairs", "prompts", "statements"],
+    held: ExitStack | None = None,
+) -> list[Table]:
+    """A table for each source; limit and sample are applied only where there is a single one.
+
+    Raises:
+        UsageError: a source is given twice, so that its rows would count twice.
+    """
     part = part if len(sources) == 1 else replace(part, limit=None, sample=None)
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once")
-    return [read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part) for source in sources]
+    files = [source for source in sources if not isinstance(source, InMemory)]
+    paths = [os.path.realpath(os.path.expanduser(source)) for source in files]
+    twice = next((source for source, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice}: is given twice, so that its rows would count twice; leave one out")
+    return [_read_source(source, part, bundled, held) for source in sources]
+
+
+def _read_source(
+    source: str, part: Part, bundled: Literal["pairs", "prompts", "statements"], held: ExitStack | None
+) -> Table:
+    if isinstance(source, InMemory):
+        return take_part(source.held, part)
+    return read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part, held=held)
 
 
 def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:
     """The dataset as a table, and its rows as pairs; ties are left out of both."""
     table = leave_out_ties(read_sources(config, "pairs"), config.pair_columns)
     return table, pairs_from_table(table, config.id_column, config.pair_columns)
+
+
+def read_pair_ids(config: PairDataOptions, held: ExitStack) -> tuple[Table, list[str], str]:
+    """The dataset as a table whose rows stay in their files, without ties; the ids of its pairs, and their hash."""
+    table = leave_out_ties(read_sources(config, "pairs", held), config.pair_columns)
+    return table, *identify_pairs(table, config.id_column, config.pair_columns)
 
 
 def read_labelled_sources(config: PromptOptions, sources: Sequence[str], part: Part) -> Table:

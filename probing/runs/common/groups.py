@@ -130,10 +130,23 @@ def name_folds(facts: Mapping[str, Any]) -> str | None:
     Args:
         facts: the record of the run's folder; empty for a new one.
     """
+    return name_way(facts, "folds", STRATIFIED)
+
+
+def name_way(facts: Mapping[str, Any], key: str, today: str) -> str | None:
+    """How something is computed, for the identity of a run: a run that is finished keeps what its record says.
+
+    An unfinished run of a version that computed it in another way is thereby refused: its parts were made that way.
+
+    Args:
+        facts: the record of the run's folder; empty for a new one.
+        key: the name in the identity.
+        today: how it is computed now.
+    """
     if facts.get("status") == "done":
-        known: str | None = facts.get("identity", {}).get("folds")
+        known: str | None = facts.get("identity", {}).get(key)
         return known
-    return STRATIFIED
+    return today
 
 
 def folds_of(

@@ -44,6 +44,7 @@ def option(
     of_capture: bool = False,
     repeatable: bool = False,
     positional: bool = False,
+    holds: Literal["model", "rows"] | None = None,
 ) -> Any:
     """A field of an options class.
 
@@ -58,11 +59,12 @@ def option(
         of_capture: whether it says how states are captured, so that it has no meaning beside states of a store.
         repeatable: whether the command line collects the values of an option that is given several times.
         positional: whether it is written without its name on the command line.
+        holds: what it may name that a caller in Python has in memory instead.
     """
     given = (("least", least), ("above", above), ("most", most), ("form", form))
     bounds = {name: bound for name, bound in given if bound is not None}
     metadata = {"bounds": bounds, "identity": identity, "of_capture": of_capture, "repeatable": repeatable}
-    metadata |= {"positional": positional}
+    metadata |= {"positional": positional, "holds": holds}
     return field(default=default, metadata=metadata)
 
 
@@ -136,7 +138,7 @@ class DatasetOptions(Options):
         id_column: column of unique ids; by default "id" if there is one, otherwise ids are made from the content.
     """
 
-    data: str | list[str] = option(identity=False, repeatable=True)
+    data: str | list[str] = option(identity=False, repeatable=True, holds="rows")
     out: Path = option(identity=False)
     split: str | None = option(None, identity=False)
     subset: str | None = option(None, identity=False)
@@ -348,7 +350,7 @@ class OneModelOptions(StatesOptions):
             unless some are named.
     """
 
-    model: str | None = option(None, identity=False)
+    model: str | None = option(None, identity=False, holds="model")
     store: Path | None = option(None, identity=False)
 
     def __post_init__(self) -> None:

@@ -96,6 +96,7 @@ def compare(
     rounding: float = 0.0,
     debiased: tuple[float, float, float] | None = None,
     interval: tuple[float, float] | None = None,
+    groups: int | None = None,
 ) -> ComparedEstimate:
     """A value with its percentile interval, beside its null distributions.
 
@@ -109,6 +110,7 @@ def compare(
         debiased: the value with the bias of few rows taken off, and the ends of the interval for that one, in place of
             the percentile interval.
         interval: ends of another interval, in place of the percentile interval, where that does not hold.
+        groups: number of groups that replicates were drawn from, for the width of the percentile interval.
     """
     lenient = value
     if rounding and higher_is_better is not None:
@@ -117,7 +119,7 @@ def compare(
     if interval is not None:
         return ComparedEstimate(Estimate(value, *interval, n), comparisons)
     if debiased is None:
-        return ComparedEstimate(estimate_with_interval(value, replicates, n), comparisons)
+        return ComparedEstimate(estimate_with_interval(value, replicates, n, groups), comparisons)
     corrected, low, high = debiased
     return ComparedEstimate(Estimate(value, low, high, n), comparisons, corrected)
 
@@ -137,9 +139,9 @@ def _compare_with_null(value: float, null: NullDistribution, higher_is_better: b
     return comparison
 
 
-def estimate_with_interval(value: float, replicates: Array, n: int) -> Estimate:
+def estimate_with_interval(value: float, replicates: Array, n: int, groups: int | None = None) -> Estimate:
     """The value with the percentile interval of its bootstrap replicates; without one (NaN) for fewer than two rows."""
-    low, high = percentile_interval(replicates) if n > 1 else (NOT_KNOWN, NOT_KNOWN)
+    low, high = percentile_interval(replicates, groups) if n > 1 else (NOT_KNOWN, NOT_KNOWN)
     return Estimate(float(value), low, high, n)
 
 
@@ -151,23 +153,6 @@ def correct_share_interval(values: Array, groups: NDArray[np.int64]) -> tuple[fl
         groups: group of each row.
     """
     return share_interval(values, groups) if needs_share_interval(values, groups) else None
-
-
-def correct_auroc_interval(value: float, couples: int) -> tuple[float, float] | None:
-    """The interval of an AUROC of 0 or 1, where no bootstrap replicate differs; None for other values.
-
-    Couples of rows of both kinds that have no row in common are independent, and each is in order with a probability
-    that is the AUROC: so many in a row give Clopper and Pearson's interval.
-
-    Args:
-        value: the AUROC.
-        couples: number of couples that have no group of rows in common.
-    """
-    if value not in (0.0, 1.0) or couples < 1:
-        return None
-    if couples == 1:
-        return NOT_KNOWN, NOT_KNOWN
-    return share_interval(np.full(couples, value))
 
 
 def estimate_without_interval(value: float, n: int) -> Estimate:

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.data.pairs import content_sha256
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.runs.common.options import PairColumnOptions
 from probing.store.manifest import RUN_FILE, read_run
 from probing.store.records import refuse_link
-from probing.types import PreferencePair
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,11 +66,11 @@ def read_pair_table(file: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     return frame, facts
 
 
-def check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any], data: str, scored: object) -> None:
+def check_same_pairs(found: str, facts: Mapping[str, Any], data: str, scored: object) -> None:
     """Raise unless the texts agree: ids easily agree by chance (0, 1, 2, ...).
 
     Args:
-        pairs: pairs of the dataset.
+        found: ``content_sha256`` of the pairs of the dataset.
         facts: record of the run.
         data: name of the dataset, for the message.
         scored: name of the run, for the message.
@@ -81,7 +79,7 @@ def check_same_pairs(pairs: Sequence[PreferencePair], facts: Mapping[str, Any], 
         SourceMismatch: these are other pairs.
     """
     sha256 = facts.get("data", {}).get("pairs_sha256")
-    if sha256 is not None and sha256 != content_sha256(pairs):
+    if sha256 is not None and sha256 != found:
         raise SourceMismatch(
             f"{data}: these are not the pairs that were scored into {scored} (scored: {facts['data']['rows']} rows of "
             f"{facts['data']['path']}); ids or texts differ. Score this file first"

@@ -13,16 +13,14 @@ from probing.data.contents import content_of_row
 from probing.data.places import expand_places
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
 from probing.models.devices import free_memory
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel
 from probing.runs.common.groups import text_units
+from probing.runs.common.inputs import find_store
+from probing.runs.common.models import load_model
 from probing.runs.common.options import DEFAULT_PLACES, OneModelOptions
 from probing.runs.common.record import RENDERED, find_changed_templates
 from probing.store.activations import ActivationStore, open_store, row_problems
-from probing.store.manifest import MANIFEST
 from probing.types import LabelledPrompt, Problem
-
-STATES = "states"
-"""Folder in which a run keeps the states that it captured."""
 
 
 def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
@@ -31,7 +29,7 @@ def open_source(config: OneModelOptions) -> LanguageModel | ActivationStore:
         return open_states(config.store)
     # The options were checked: either a model or a store is given.
     assert config.model is not None
-    return load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    return load_model(config.model, config, config.revision)
 
 
 def open_states(path: Path | str) -> ActivationStore:
@@ -40,9 +38,7 @@ def open_states(path: Path | str) -> ActivationStore:
     Raises:
         SourceMismatch: the folder has no states, or states of every token.
     """
-    folder = Path(path).expanduser()
-    within = folder / STATES
-    store = open_store(within if not (folder / MANIFEST).exists() and (within / MANIFEST).exists() else folder)
+    store = open_store(find_store(path))
     if store.pooling == "tokens":
         raise SourceMismatch(f"{store.path}: holds the states of every token; capture one state a text")
     return store

@@ -86,17 +86,17 @@ def note_floor(**draws: int) -> list[str]:
     return [f"No p-value can be below {' or '.join(high)}: one that stands there may be far smaller. Take more."]
 
 
-def note_few_groups(groups: int) -> list[str]:
-    """A note where intervals are of few groups of rows, which percentiles of the bootstrap make too narrow."""
+def note_few_groups(groups: int, rows: str = "rows") -> list[str]:
+    """A note where intervals are of few groups of rows, which may be too narrow."""
     if groups >= FEW:
         return []
-    return [f"The intervals are of {groups} groups of rows: with fewer than {FEW} they are too narrow."]
+    return [f"The intervals are of {groups} groups of {rows}: with fewer than {FEW} they may be too narrow."]
 
 
 def show_p(p: float, draws: int) -> str | float:
-    """A p-value for a table: where it stands at a floor above .01, the text says so."""
+    """A p-value for a table; one that stands at a floor above .01, below which no draw can bring it, as "<= 0.048"."""
     if _has_large_floor(draws) and abs(p - smallest_p(draws)) < 1e-9:
-        return f"{p:.3f} (the least of {draws} draws)"
+        return f"<= {p:.3f}"
     return p
 
 

@@ -11,6 +11,7 @@ PAIRS_FILE = "displacement.parquet"
 TOKENS_FILE = "tokens.parquet"
 COURSE_FILE = "course.parquet"
 COURSE_PLOT = "course.html"
+PLOTS_FILE = "plots.html"
 PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
@@ -18,7 +19,8 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 class DisplacementConfig(PairOptions):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
-    Writes displacement.parquet, tokens.parquet and run.json; with --steps course.parquet and course.html too.
+    Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html
+    too.
 
     Args:
         reference: folder or hub id of the model before training, or "bundled".
@@ -41,8 +43,8 @@ class DisplacementConfig(PairOptions):
         policy_revision: branch, tag or commit of a policy from the hub.
     """
 
-    reference: str = option(identity=False)
-    policy: str | None = option(None, identity=False)
+    reference: str = option(identity=False, holds="model")
+    policy: str | None = option(None, identity=False, holds="model")
     adapter: str | None = option(None, identity=False)
     reference_adapter: str | None = option(None, identity=False)
     steps: Path | None = option(None, identity=False)

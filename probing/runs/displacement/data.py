@@ -7,8 +7,11 @@ from pathlib import Path
 from probing.data.columns import column_values
 from probing.data.tables import Table
 from probing.errors import DataInvalid, UsageError
+from probing.models.checkpoints import check_adapter, check_checkpoint, is_adapter
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.inputs import check_models, list_on_disk
 from probing.runs.displacement.config import DisplacementConfig
+from probing.tokens.tokenizer_files import brings_tokenizer
 from probing.types import PreferencePair
 
 
@@ -29,6 +32,26 @@ class Inputs:
     groups: Sequence[object] | None = None
     shares: Sequence[float] | None = None
     steps: Sequence[tuple[int, Path]] | None = None
+
+
+def check_compared(config: DisplacementConfig) -> None:
+    """Raise for models and adapters that can be seen to be wrong without loading them.
+
+    Raises:
+        UsageError: an adapter was given as the reference and another one to put onto it.
+        ModelInvalid: a model or an adapter is not where it is said to be.
+    """
+    check_models(config, [config.reference], config.reference_revision)
+    if config.reference_adapter is not None and is_adapter(config.reference):
+        raise UsageError(f"{config.reference}: is an adapter itself; give the model, and one adapter for the reference")
+    adapters = [name for name in (config.reference_adapter, config.adapter) if name is not None]
+    for policy in list_on_disk([config.policy or ""]):
+        if is_adapter(policy):
+            adapters.append(policy)
+        elif policy:
+            check_checkpoint(policy, config.policy_revision, tokenized=not brings_tokenizer(policy))
+    for name in adapters:
+        check_adapter(name)
 
 
 def read_inputs(config: DisplacementConfig) -> Inputs:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from probing.runs.common.inputs import check_pair_templates
 from probing.runs.displacement.config import DisplacementConfig
-from probing.runs.displacement.data import read_inputs
+from probing.runs.displacement.data import check_compared, read_inputs
 from probing.store.manifest import claim
 from probing.types import Report
 
@@ -14,7 +15,9 @@ def run(config: DisplacementConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
+    check_compared(config)
     inputs = read_inputs(config)
+    check_pair_templates([config.reference], inputs.table, inputs.pairs)
     with claim(Path(config.out).expanduser(), "displacement") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.displacement.stages import compare_into

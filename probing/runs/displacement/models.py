@@ -9,13 +9,15 @@ from typing import Any
 from probing.data.bundled import BUNDLED_MODELS
 from probing.errors import ModelInvalid, ProbingError, UsageError
 from probing.instruments.pair_changes import check_same_vocabulary
-from probing.models.adapters import base_of, is_adapter
+from probing.models.checkpoints import base_of, is_adapter
 from probing.models.hashes import find_weight_files
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel
+from probing.runs.common.held import InMemory
+from probing.runs.common.models import load_model
 from probing.runs.common.record import dtype_name
 from probing.runs.displacement.config import DisplacementConfig
 from probing.store.files import file_sha256
-from probing.tokens.tokenizers import brings_tokenizer
+from probing.tokens.tokenizer_files import brings_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +35,8 @@ CHECKPOINT_FILES = (
 
 
 def load_reference(config: DisplacementConfig) -> LanguageModel:
-    """The model before training, with its adapter if one makes it.
-
-    Raises:
-        UsageError: an adapter was given as the reference and another one to put onto it.
-    """
-    if config.reference_adapter is not None and is_adapter(config.reference):
-        raise UsageError(f"{config.reference}: is an adapter itself; give the model, and one adapter for the reference")
-    base = load(config.reference, config.reference_revision, config.dtype, config.device, config.trust_remote_code)
+    """The model before training, with its adapter if one makes it."""
+    base = load_model(config.reference, config, config.reference_revision)
     return base if config.reference_adapter is None else base.adapted(config.reference_adapter)
 
 
@@ -72,13 +68,20 @@ def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str)
         return reference.adapted(name)
     tokenizer = None if brings_tokenizer(name) else reference.tokenizer
     dtype = dtype_name(reference.dtype) if config.dtype == "auto" else config.dtype
-    policy = load(name, config.policy_revision, dtype, config.device, config.trust_remote_code, tokenizer)
+    policy = load_model(name, config, config.policy_revision, dtype, tokenizer)
+    if policy.model is reference.model:
+        raise UsageError(
+            "the reference and the policy are the same model in memory, with or without an adapter on it, so that "
+            "nothing can differ; load the reference anew, by its path"
+        )
     check_same_vocabulary(reference, policy)
     return policy
 
 
 def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
     """Warn where an adapter names another base than the one it is put onto."""
+    if isinstance(config.reference, InMemory):
+        return
     try:
         said = base_of(name)
         used = base_of(config.reference) if is_adapter(config.reference) else config.reference

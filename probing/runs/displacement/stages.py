@@ -23,7 +23,6 @@ from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
-from probing.report.plots import draw_course
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
@@ -43,6 +42,7 @@ from probing.runs.common.record import (
 )
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, TOKENS_FILE, DisplacementConfig
 from probing.runs.displacement.data import Inputs
+from probing.runs.displacement.files import write_plots
 from probing.runs.displacement.models import (
     find_policy,
     hash_checkpoint,
@@ -102,6 +102,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
             wrote.append(COURSE_FILE)
             facts |= {"policy_step": taken}
         facts |= {"broken_steps": broken}
+        wrote += write_plots(folder, config, inputs)
         finish(folder, config, facts, hash_files(folder, wrote), began)
     clear(folder.shards)
     return read_report(folder, config, inputs)
@@ -243,20 +244,18 @@ def read_report(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -
     facts = folder.facts()
     check_files(folder, facts["sha256"])
     refuse_if_none(facts, "no pair could be compared", folder.path / PAIRS_FILE)
-    tables: dict[str, pd.DataFrame | None] = dict.fromkeys((PAIRS_FILE, TOKENS_FILE, COURSE_FILE))
-    for name in facts["sha256"]:
-        if name != TOKENS_FILE:
+    tables: dict[str, pd.DataFrame | None] = dict.fromkeys((PAIRS_FILE, COURSE_FILE))
+    for name in (PAIRS_FILE, COURSE_FILE):
+        if name in facts["sha256"]:
             tables[name] = pd.read_parquet(folder.path / name)
     frame, course = tables[PAIRS_FILE], tables[COURSE_FILE]
     assert frame is not None
     check_ids(folder.path / PAIRS_FILE, frame["id"].tolist(), inputs.pairs)
     notes = [f"Step {entry['step']} ({entry['folder']}) is left out: {entry['why']}" for entry in facts["broken_steps"]]
     wrote = [*facts["sha256"], RUN_FILE]
-    if course is not None:
-        if draw_course(course, folder.path / COURSE_PLOT):
-            wrote.append(COURSE_PLOT)
-        else:
-            notes.append("The course is not drawn: that needs plotly (pip install 'model-probing[report]')")
+    # Earlier versions drew the course without a hash of it.
+    if course is not None and len(course) and not (folder.path / COURSE_PLOT).is_file():
+        notes.append("The course is not drawn: that needs plotly (pip install 'model-probing[report]')")
     results = Results(frame, course, folder.path / TOKENS_FILE if TOKENS_FILE in facts["sha256"] else None)
     made = make_tables(results, config, inputs, facts, notes)
     return report_of(folder, made, facts, wrote)

@@ -17,10 +17,10 @@ from probing.report.tables import counts, estimates, extremes
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals
+from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals, note_one_token
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
 from probing.statistics.correlation import spearman
-from probing.statistics.intervals import FEW
+from probing.statistics.intervals import FEW, student_interval
 from probing.types import Estimate
 
 LISTED_PAIRS = 5
@@ -223,6 +223,33 @@ def _average_course(course: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def average_changes(course: pd.DataFrame, units: Mapping[str, int]) -> pd.DataFrame:
+    """Changes against step 0, averaged over pairs: one row a step and measure, for ``plots.draw_course``.
+
+    The interval of each mean is Student's over groups of pairs, which needs one pass where a bootstrap would need a
+    thousand for each step.
+
+    Args:
+        course: one row a step and pair.
+        units: group of each pair, by its id.
+    """
+    sides = {
+        side: course.pivot(index="step", columns="id", values=f"{side}_logprob").sort_index()
+        for side in ("chosen", "rejected")
+    }
+    changes = {side: (table - table.iloc[0]) if len(table) else table for side, table in sides.items()}
+    changes["margin"] = changes["chosen"] - changes["rejected"]
+    rows = []
+    for measure, table in changes.items():
+        groups = np.array([units[identity] for identity in table.columns])
+        for step, values in zip(table.index, table.to_numpy(), strict=True):
+            low, high = student_interval(values, groups)
+            quarter, three_quarters = np.quantile(values, [0.25, 0.75]).tolist()
+            row = {"step": int(step), "measure": measure, "mean": float(values.mean()), "low": low, "high": high}
+            rows.append(row | {"quarter": quarter, "three_quarters": three_quarters, "pairs": len(values)})
+    return pd.DataFrame(rows)
+
+
 def _measure_drops(course: pd.DataFrame, units: Mapping[str, int]) -> list[tuple[str, Estimate]]:
     """From first to last, and the largest from any earlier to any later step, of ln p and of p.
 
@@ -250,8 +277,8 @@ def _note_few(units: NDArray[np.int64], config: DisplacementConfig) -> list[str]
     said = []
     if len(np.unique(units)) < FEW:
         said.append(
-            f"There are fewer than {FEW} pairs or groups of pairs: intervals of means are Student's, and correlations "
-            f"have none"
+            f"There are fewer than {FEW} pairs or groups of pairs: correlations have no interval, and those of means "
+            f"rest on Student's t"
         )
     if config.group_column:
         said.append(f"No correlation is shown of a group of fewer than {FEW} pairs")
@@ -264,10 +291,7 @@ def _make_notes(scored: pd.DataFrame, config: DisplacementConfig, facts: Mapping
         notes.append("The policy gives exactly the reference's probabilities: nothing changed between the two")
     short = int(has_one_token(scored).sum())
     if short and set(config.predictor_names()) & set(STATE_SUMS):
-        notes.append(
-            f"{short} pairs have responses of one token each, for which CHES is 0 by definition: they are left out of "
-            f"its correlation; displacement_rate ranks them"
-        )
+        notes.append(note_one_token(short, "left out of its correlation"))
     if facts.get("policy_step") is not None:
         notes.append(f"The policy is step {facts['policy_step']}")
     return notes

@@ -27,7 +27,7 @@ class ProbeConfig(LabelledOptions, OneModelOptions, SupervisedOptions):
         positive: the label that a probe says yes to; needed where there are not exactly two labels (all others are no).
     """
 
-    fresh: str | None = option(None, identity=False)
+    fresh: str | None = option(None, identity=False, holds="rows")
     fresh_store: Path | None = option(None, identity=False)
     positive: str | None = None
 

@@ -1,11 +1,12 @@
-"""The label that a probe says yes to."""
+"""The label that a probe says yes to; whether there are enough groups."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from probing.data.prompts import label_name
+from probing.data.tables import Table
 from probing.errors import DataInvalid, UsageError
-from probing.runs.common.groups import refuse_twin_labels
+from probing.runs.common.groups import folds_of, refuse_twin_labels, text_units, values_to_split
 from probing.runs.probe.config import ProbeConfig
 from probing.types import LabelledPrompt
 
@@ -27,12 +28,37 @@ def positive_label(config: ProbeConfig, path: str, prompts: Sequence[LabelledPro
         if len(known) < 2:
             raise DataInvalid(f"{path}: every row has the label '{config.positive}'; a probe needs two")
         return named[config.positive]
-    if len(known) != 2:
+    if len(known) < 2:
+        found = f"every row has the label '{shown}'" if known else "no row has a label"
+        raise UsageError(f"{path}: {found}; a probe tells two apart")
+    if len(known) > 2:
         raise UsageError(
             f"{path}: there are {len(known)} labels ({shown}); a probe tells two apart: name the one it says yes to "
             f"with --positive, all others are no"
         )
     return max(known, key=lambda label: (not isinstance(label, str), label))
+
+
+def check_groups(config: ProbeConfig, prompts: Sequence[LabelledPrompt], values: Sequence[str] | None) -> None:
+    """Raise ``DataInvalid`` for too few groups before anything is captured."""
+    labelled = [at for at, prompt in enumerate(prompts) if prompt.label is not None]
+    units = text_units([prompts[at] for at in labelled])
+    folds_of(config, units, None if values is None else [values[at] for at in labelled], "rows", "text")
+
+
+def check_rows(
+    config: ProbeConfig, data: tuple[Table, list[LabelledPrompt]], fresh: tuple[Table, list[LabelledPrompt]] | None
+) -> None:
+    """Raise, before anything is loaded, for labels or groups that allow no probe.
+
+    Raises:
+        UsageError, DataInvalid: see ``positive_label``, ``check_labels`` and ``values_to_split``.
+    """
+    table, prompts = data
+    positive_label(config, table.path, prompts)
+    if fresh is not None and config.positive is None:
+        check_labels(fresh[0].path, fresh[1], prompts)
+    check_groups(config, prompts, values_to_split(config, table, prompts))
 
 
 def check_labels(path: str, fresh: Sequence[LabelledPrompt], prompts: Sequence[LabelledPrompt]) -> None:

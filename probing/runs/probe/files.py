@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.probes.prompts import PROBES
+from probing.report.figures import describe_run
 from probing.report.plots import draw_layers
 from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import CHOSEN, SURFACE
@@ -42,12 +43,14 @@ def gather_facts(material: Material, table: Table, judged: Judged) -> dict[str, 
         "folds": np.bincount(rows.splits.folds).tolist(),
         "places": list(material.places),
         "skipped_places": dict(material.skipped),
+        "extreme_norms": list(material.extremes),
         "chosen": judged.chosen,
         "best": judged.best,
     }
     if others is not None:
         counted = Counter(problem.status for problem in others.problems.values())
         facts["fresh"] = {"path": material.config.fresh, "rows_by_status": {"ok": len(others.rows), **dict(counted)}}
+        facts["fresh"]["groups"] = len(set(others.units))
     return facts
 
 
@@ -80,7 +83,10 @@ def write_files(
         },
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
-    if draw_layers(judged.results[judged.results["set"] == HELD_OUT], {}, folder.path / PLOTS_FILE, [CHOSEN, SURFACE]):
+    config = material.config
+    about = describe_run("probe", model=config.model, states=config.store, data=config.sources)
+    shown = judged.results[judged.results["set"] == HELD_OUT]
+    if draw_layers(shown, {}, about, folder.path / PLOTS_FILE, apart=[CHOSEN, SURFACE]):
         written.append(PLOTS_FILE)
     return written
 

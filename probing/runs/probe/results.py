@@ -17,12 +17,11 @@ from probing.runs.common.results import (
     Array,
     NullDistribution,
     compare,
-    correct_auroc_interval,
     correct_share_interval,
 )
 from probing.runs.probe.config import ProbeConfig
 from probing.statistics.bootstrap import draw_bootstrap_weights
-from probing.statistics.intervals import percentile_interval
+from probing.statistics.intervals import auroc_interval, percentile_interval
 
 BASELINE = "logistic"
 """The probe that reads lengths and punctuation."""
@@ -96,7 +95,7 @@ class RowSet:
         right = np.where(logits == 0, 0.5, (logits > 0) == self.labels)
         intervals = {
             "accuracy": correct_share_interval(right, self.units),
-            "auroc": correct_auroc_interval(values["auroc"], self._count_couples()),
+            "auroc": auroc_interval(values["auroc"], self._count_couples(), replicates["auroc"]),
         }
         return Measured(values, replicates, len(self.labels), intervals)
 
@@ -125,7 +124,7 @@ class RowSet:
         baseline: Measured | None,
     ) -> list[Row]:
         """One row a metric: value, interval, null distribution, and by how much it is above the baseline."""
-        rows = []
+        rows, groups = [], len(np.unique(self.units))
         for metric in METRICS:
             row: Row = {"set": self.name, "subset": ALL, "place": place, "probe": probe, "metric": metric}
             compared = compare(
@@ -134,10 +133,11 @@ class RowSet:
                 own.rows,
                 {"labels": nulls[metric]},
                 interval=own.intervals[metric],
+                groups=groups,
             )
             row |= compared.to_columns("rows")
             if baseline is not None:
-                low, high = percentile_interval(own.replicates[metric] - baseline.replicates[metric])
+                low, high = percentile_interval(own.replicates[metric] - baseline.replicates[metric], groups)
                 row["above_surface"] = own.values[metric] - baseline.values[metric]
                 row |= {"above_surface_low": low, "above_surface_high": high}
             rows.append(row)

@@ -9,11 +9,14 @@ import numpy as np
 
 from probing.data.tables import Table
 from probing.errors import DataInvalid
+from probing.metrics.norms import measure_norms
 from probing.models.load import LanguageModel
 from probing.probes.prompts import LabelledRows
 from probing.runs.capture.within import capture_states
-from probing.runs.common.groups import folds_of, text_key, text_units
-from probing.runs.common.states import STATES, Prompts, check_same_request, choose_places, join_states, open_states
+from probing.runs.common.groups import folds_of, text_key
+from probing.runs.common.inputs import STATES
+from probing.runs.common.norms import describe_extremes
+from probing.runs.common.states import Prompts, check_same_request, choose_places, join_states, open_states
 from probing.runs.probe.config import FRESH_STATES, ProbeConfig
 from probing.statistics.folds import Splits
 from probing.store.activations import ActivationStore
@@ -38,6 +41,7 @@ class Material:
         rows: labels, groups and folds of the rows that were seen.
         places: places at which the states of the rows differ.
         skipped: other places, and why nothing can be probed there.
+        extremes: one row a place where the norms of some rows are far above those of the others.
     """
 
     config: ProbeConfig
@@ -47,6 +51,7 @@ class Material:
     rows: LabelledRows
     places: Sequence[str]
     skipped: Mapping[str, str]
+    extremes: Sequence[Mapping[str, Any]] = ()
 
 
 def gather_material(
@@ -77,15 +82,17 @@ def gather_material(
     seen = _read_prompts(folder, config, data, positive, source, STATES)
     others = None if fresh is None else _read_fresh(folder, config, fresh, positive, source, seen)
     rows = _assign_folds(config, seen, data[1], values)
-    places, skipped = _find_places(config, seen)
-    return Material(config, positive=positive, seen=seen, fresh=others, rows=rows, places=places, skipped=skipped)
-
-
-def check_groups(config: ProbeConfig, prompts: Sequence[LabelledPrompt], values: Sequence[str] | None) -> None:
-    """Raise ``DataInvalid`` for too few groups before anything is captured."""
-    labelled = [at for at, prompt in enumerate(prompts) if prompt.label is not None]
-    units = text_units([prompts[at] for at in labelled])
-    folds_of(config, units, None if values is None else [values[at] for at in labelled], "rows", "text")
+    places, skipped, extremes = _find_places(config, seen)
+    return Material(
+        config,
+        positive=positive,
+        seen=seen,
+        fresh=others,
+        rows=rows,
+        places=places,
+        skipped=skipped,
+        extremes=extremes,
+    )
 
 
 def _read_prompts(
@@ -168,20 +175,24 @@ def _assign_folds(
     return rows
 
 
-def _find_places(config: ProbeConfig, seen: Prompts) -> tuple[list[str], dict[str, str]]:
-    """Places that can be probed, and why others cannot.
+def _find_places(config: ProbeConfig, seen: Prompts) -> tuple[list[str], dict[str, str], list[dict[str, Any]]]:
+    """Places that can be probed, why others cannot, and the rows of extreme norm of those that can.
 
     Raises:
         DataInvalid: no place can be probed.
     """
-    skipped = {}
+    skipped, extremes = {}, []
+    ids = [prompt.id for prompt in seen.rows]
     asked = choose_places(seen.store, config.places)
     for place in asked:
         states = seen.store.read(place)[seen.index]
         if bool((states == states[:1]).all()):
             skipped[place] = "the states of all rows are the same there"
             log.warning("%s is left out: %s", place, skipped[place])
+        else:
+            named = describe_extremes(place, measure_norms(states), ids)
+            extremes += [] if named is None else [named]
     places = [place for place in asked if place not in skipped]
     if not places:
         raise DataInvalid(f"no place can be probed; {next(iter(skipped))}: {next(iter(skipped.values()))}")
-    return places, skipped
+    return places, skipped, extremes

@@ -19,11 +19,11 @@ from probing.runs.common.states import (
     open_source,
 )
 from probing.runs.probe.config import SUMMARY_FILE, ProbeConfig
-from probing.runs.probe.data import check_labels, positive_label
+from probing.runs.probe.data import positive_label
 from probing.runs.probe.files import gather_facts, write_files
 from probing.runs.probe.parts import fit_place
 from probing.runs.probe.results import judge
-from probing.runs.probe.rows import Labelled, check_groups, gather_material
+from probing.runs.probe.rows import Labelled, gather_material
 from probing.runs.probe.tables import make_tables
 from probing.store.activations import ActivationStore
 from probing.store.manifest import RunFolder
@@ -48,14 +48,10 @@ def probe_into(
     device = choose_device(config.device)
     source = open_source(config)
     positive = positive_label(config, table.path, prompts)
-    if fresh is not None and config.positive is None:
-        check_labels(fresh[0].path, fresh[1], prompts)
     values = values_to_split(config, table, prompts)
     made_of = {**_identify_content(prompts, values, fresh, source), "folds": name_folds(folder.facts())}
     begin_run(folder, config, made_of, [device])
     if not folder.finished:
-        # Too few groups are reported before anything is captured.
-        check_groups(config, prompts, values)
         data = (table, prompts)
         material = gather_material(folder, config, data, fresh, positive=positive, values=values, source=source)
         complete_layers(

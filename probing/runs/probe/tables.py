@@ -8,6 +8,7 @@ import pandas as pd
 
 from probing.probes.prompts import PROBES
 from probing.report.tables import counts
+from probing.runs.common.norms import note_extremes, tabulate_extremes
 from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.common.tables import (
     BY_PLACE,
@@ -35,7 +36,10 @@ def make_tables(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -
         f"AUROC, positive = {facts['positive']} ({over}); held out: at the place chosen inside each fold": (
             _compare_sets(config, judged)
         ),
-        f"{BY_PLACE}: AUROC, held out, positive = {facts['positive']}": _describe_places(judged, facts["places"]),
+        f"{BY_PLACE}: AUROC, held out, positive = {facts['positive']}": _describe_places(
+            judged, facts["places"], config.refits
+        ),
+        **tabulate_extremes(facts.get("extreme_norms", [])),
         "Notes": pd.DataFrame({"note": notes(config, judged, facts)}),
     }
 
@@ -60,11 +64,12 @@ def _compare_sets(config: ProbeConfig, judged: Judged) -> pd.DataFrame:
             }
             row |= pick_columns(result, "value", "low", "high", "rows")
             row |= {"p(labels)": show_p(result["p_labels"], config.refits), "above baseline": result["above_surface"]}
-            rows.append(row | {" low": result["above_surface_low"], " high": result["above_surface_high"]})
+            ends = {f"its {end}": result[f"above_surface_{end}"] for end in ("low", "high")}
+            rows.append(row | ends)
     return pd.DataFrame(rows).rename(columns={"value": "auroc"})
 
 
-def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
+def _describe_places(judged: Judged, places: list[str], draws: int) -> pd.DataFrame:
     held, fresh = _pick_sets(judged)
     times = Counter(judged.chosen["logistic"])
 
@@ -74,7 +79,10 @@ def _describe_places(judged: Judged, places: list[str]) -> pd.DataFrame:
             result = pick_row(held, place=place, probe=probe)
             row[probe] = result["value"]
             if probe == "logistic":
-                row |= {**pick_columns(result, "low", "high"), "p corrected": result["p_labels_corrected"]}
+                row |= {
+                    **pick_columns(result, "low", "high"),
+                    "p corrected": show_p(result["p_labels_corrected"], draws),
+                }
                 row["permuted labels"] = show_ends(result, "labels_")
             if len(fresh):
                 row[f"{probe} fresh"] = pick_row(fresh, place=place, probe=probe)["value"]
@@ -90,6 +98,10 @@ def notes(config: ProbeConfig, judged: Judged, facts: Mapping[str, Any]) -> list
     own = pick_row(held, place=CHOSEN, probe="logistic")
     said += note_few_draws(refits=config.refits) or note_floor(refits=config.refits)
     said += note_few_groups(facts["groups"])
+    said += note_few_groups(facts["fresh"]["groups"], "fresh rows") if "fresh" in facts else []
+    said += note_extremes(
+        facts.get("extreme_norms", []), "row", ", and can decide where a probe lies; leave such rows out to see"
+    )
     if own["p_labels"] > max(SIGNIFICANT, smallest_p(config.refits)):
         said.append(
             f"The logistic probe does no better than one fitted to permuted labels (AUROC {own['value']:.3f}, p "

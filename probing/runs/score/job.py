@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from probing.runs.common.datasets import read_pairs
+from probing.runs.common.inputs import check_models, check_pair_templates
 from probing.runs.score.config import ScoreConfig
 from probing.store.manifest import claim
 from probing.types import Report
@@ -14,7 +15,9 @@ def run(config: ScoreConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
+    check_models(config, [config.model], config.revision)
     table, pairs = read_pairs(config)
+    check_pair_templates([config.model], table, pairs)
     with claim(Path(config.out).expanduser(), "score") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.score.stages import score_into

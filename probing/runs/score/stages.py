@@ -17,8 +17,10 @@ from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
-from probing.models.load import LanguageModel, load
+from probing.models.load import LanguageModel
 from probing.runs.common.budget import KeptBudget
+from probing.runs.common.held import NOT_FILES
+from probing.runs.common.models import load_model
 from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
@@ -28,12 +30,14 @@ from probing.runs.common.record import (
     clear,
     content_of,
     finish,
+    hash_files,
     model_facts,
     note_rendered,
     rendered_pairs,
     report_of,
 )
-from probing.runs.score.config import SCORES_FILE, ScoreConfig
+from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
+from probing.runs.score.files import write_plots
 from probing.runs.score.tables import BY, score_tables
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
@@ -56,7 +60,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         DataInvalid, NotFinite: not one pair could be scored.
     """
     began = time.monotonic()
-    model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    model = load_model(config.model, config, config.revision)
     made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
     rendered = rendered_pairs(pairs, model=model)
     begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
@@ -69,7 +73,9 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         join_shards(data.with_places(shards), folder.path / SCORES_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
-        finish(folder, config, facts, {HASH: file_sha256(folder.path / SCORES_FILE)}, began)
+        plots = write_plots(folder, config, pd.read_parquet(folder.path / SCORES_FILE))
+        hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, plots)}
+        finish(folder, config, facts, hashes, began)
     clear(folder.shards)
     return read_report(folder, pairs)
 
@@ -121,16 +127,18 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     """The tables of a finished run.
 
     Raises:
-        StoreCorrupt: the scores of the run are missing or changed.
+        StoreCorrupt: a file of the run is missing or changed.
         SourceMismatch: the scores are of rows with other ids.
     """
     facts, path = folder.facts(), folder.path / SCORES_FILE
-    check_files(folder, {SCORES_FILE: facts[HASH]})
+    # Folders of earlier versions have no plots.
+    plots = facts.get("sha256", {})
+    check_files(folder, {SCORES_FILE: facts[HASH], **plots})
     frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     check_ids(path, frame["id"].tolist(), pairs)
     refuse_if_none(facts, "no pair could be scored", path)
     shown = {**facts, "next": suggest_next(folder.path, facts)} if BY in frame else facts
-    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, RUN_FILE])
+    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, *plots, RUN_FILE])
 
 
 def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
@@ -140,8 +148,7 @@ def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
     sources = data if isinstance(data, list) else [data]
     show = ["probing", "show", str(out), "--highest", "20"]
     given = [part for source in sources for part in ("--data", str(source))]
-    drop = ["--by", BY, "--drop-highest", "0.2", "--out", "kept.jsonl"]
+    drop = ["--by", BY, "--drop-highest", f"{SUGGESTED_DROP:g}", "--out", "kept.jsonl"]
     keep = ["probing", "filter", *given, "--scores", str(out), *drop]
-    # Lines of standard input cannot be read once more.
-    known = all(isinstance(source, str) and source != "-" for source in sources)
+    known = all(isinstance(source, str) and source not in NOT_FILES for source in sources)
     return [shlex.join(command) for command in ([show, keep] if known else [])]

@@ -13,6 +13,7 @@ from probing.metrics.likelihood import dataset_rank_surprisal_ratio
 from probing.report.tables import counts, estimates, extremes, histogram, quantiles
 from probing.runs.common.groups import pair_units
 from probing.runs.common.results import estimate_without_interval
+from probing.shown import count_of
 from probing.statistics.bootstrap import estimate_share
 from probing.types import Estimate, PreferencePair
 
@@ -46,14 +47,20 @@ def score_tables(
         tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
         tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
     if bool(short.any()):
-        note = f"{int(short.sum())} pairs have responses of one token each, for which CHES is 0 by definition: they are"
-        tables["Notes"] = pd.DataFrame({"note": [f"{note} not ranked by it; displacement_rate ranks them"]})
+        tables["Notes"] = pd.DataFrame({"note": [note_one_token(int(short.sum()), "not ranked by it")]})
     return tables
 
 
 def has_one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
     """Pairs whose responses are one token each."""
     return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)
+
+
+def note_one_token(count: int, fate: str) -> str:
+    """A note of so many pairs that CHES cannot rank, and of what became of them."""
+    pairs, verb, them = count_of(count, "pair"), "have" if count > 1 else "has", "them" if count > 1 else "it"
+    why = f"{pairs} {verb} responses of one token each, for which CHES is 0 by definition"
+    return f"{why}: {'they are' if count > 1 else 'it is'} {fate}; displacement_rate ranks {them}"
 
 
 def good_units(frame: pd.DataFrame, pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:

@@ -19,7 +19,10 @@ from probing.runs import ccs
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.ccs import parts, stages
 from probing.runs.ccs.config import CCSConfig
+from probing.runs.common import models as common_models
 from probing.runs.common import states as common_states
+from probing.store.activations import ActivationStore
+from probing.store.manifest import claim
 from probing.store.probes import open_probes
 
 FORMS = ("A1", "A0", "N1", "N0")
@@ -97,7 +100,7 @@ def test_what_lies_there(done):
     folder, report = done
     names = [*WRITTEN, "forms.jsonl", "plots.html", "run.json", "states", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    assert {Path(path).name for path in report.facts["wrote"]} == {*names} - {"forms.jsonl", "states"}
+    assert {Path(path).name for path in report.facts["wrote"]} == {*names} - {"states"}
     run = json.loads((folder / "run.json").read_text())
     assert (run["status"], run["how"]) == ("done", "packed (a sequence at a time), prompts shared")
     summary = json.loads((folder / "summary.json").read_text())
@@ -114,10 +117,13 @@ def test_every_number_has_its_interval_and_its_nulls(done):
     keys = everything[["place", "probe", "metric"]].apply(tuple, axis=1)
     assert set(keys) == {(p, q, m) for p in (*places, "chosen inside folds") for q in PROBES for m in METRICS}
     assert keys.is_unique
-    assert np.isfinite(results[["value", "low", "high"]]).all().all()
+    assert np.isfinite(everything[["value", "low", "high"]]).all().all()
+    # Formulations of fewer than 15 groups of pairs have the intervals of shares and AUROC alone.
+    assert np.isfinite(results.loc[results["metric"].isin(["esa", "auroc"]), ["value", "low", "high"]]).all().all()
     # A percentile interval of few resamples need not hold the value of a median, nor one that duplicates change.
     holds = (results["low"] <= results["value"] + 1e-12) & (results["value"] <= results["high"] + 1e-12)
-    assert holds[results["metric"].isin(["esa", "polar_consistency", "contradiction_index"])].all()
+    means = results["metric"].isin(["esa", "polar_consistency", "contradiction_index"]) & results["low"].notna()
+    assert holds[means].all()
     assert (results["random_low"] <= results["random_median"]).all()
     assert (results["random_median"] <= results["random_high"]).all()
     assert (everything["pairings_low"] <= everything["pairings_high"]).all()
@@ -182,7 +188,7 @@ def test_the_saved_probes_are_right_about_what_they_saw(done):
 
 
 def test_a_store_gives_the_same_as_the_model(done, config, tmp_path, data, monkeypatch):
-    monkeypatch.setattr(common_states, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(common_models, "load", lambda *_: 1 / 0)
     ccs.run(config(store=done[0] / "states"))
     assert content(tmp_path / "out") == content(done[0]) | {
         "probes.safetensors": (tmp_path / "out" / "probes.safetensors").read_bytes()  # says how the states were read
@@ -332,6 +338,24 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(done, data, tmp_p
     assert not (tmp_path / "out" / "shards").exists()
 
 
+def test_an_unfinished_run_with_another_vinc_is_refused(done, data, tmp_path, monkeypatch):
+    """Its parts would be of two kinds. A finished one is shown again."""
+    given = {"model": "bundled", "data": str(data), **QUICK}
+    with monkeypatch.context() as patch:
+        note_calls(patch, stages, "train_place", 2)
+        with pytest.raises(KeyboardInterrupt):
+            ccs.run(CCSConfig(out=tmp_path / "out", **given))
+    shutil.copytree(done[0], tmp_path / "done")
+    for name in ("out", "done"):
+        with claim(tmp_path / name, "ccs") as folder:
+            facts = dict(folder.facts())
+            facts["identity"] = {key: value for key, value in facts["identity"].items() if key != "vinc"}
+            folder.write({key: value for key, value in facts.items() if key not in ("schema_version", "command")})
+    with pytest.raises(SourceMismatch, match="vinc was None, is among directions in which training rows differ"):
+        ccs.run(CCSConfig(out=tmp_path / "out", **given))
+    assert list(ccs.run(CCSConfig(out=tmp_path / "done", **given)).tables) == list(done[1].tables)
+
+
 def test_damaged_states_of_an_unfinished_run_are_captured_again(done, data, tmp_path, monkeypatch):
     again = CCSConfig(model="bundled", data=str(data), out=tmp_path / "out", **QUICK)
     with monkeypatch.context() as patch:
@@ -442,6 +466,25 @@ def test_pairs_with_the_same_state_in_both_forms_are_left_out(config, tmp_path, 
     assert "'.' in yes forms" in caplog.text
     pairs = pd.read_parquet(tmp_path / "out" / "pairs.parquet")
     assert pairs.index[pairs["status"] == "same_state"].tolist() == [4, 7]
+
+
+@pytest.mark.parametrize("normalization", ["l2", "none"])
+def test_a_pair_with_a_state_of_extreme_norm_is_named(config, monkeypatch, normalization):
+    plain = ActivationStore.read
+
+    def stretched(store, place, *rest):
+        states = plain(store, place, *rest).clone()
+        states[store.ids.index(f"{statements()[4]['id']}#N1")] *= 24_000 / 42
+        return states
+
+    monkeypatch.setattr(ActivationStore, "read", stretched)
+    report = ccs.run(config(places="resid_post:1", normalization=normalization))
+    (row,) = report.tables["Places where some rows have a norm far above the others"].to_dict("records")
+    assert (row["place"], row["rows"], row["ids"]) == ("resid_post:1", 1, str(statements()[4]["id"]))
+    assert row["largest norm"] > 100 * row["median norm"]
+    said = {"l2": "which --normalization l2 divides out", "none": "and can decide where a probe lies"}[normalization]
+    assert "resid_post:1: 1 pair has a norm of up to" in notes(report)
+    assert said in notes(report)
 
 
 def test_as_little_as_possible(config, tmp_path):

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 from planted import coins, forms_of, quick, rows_of
+from scipy import stats
 
 from probing.probes.ccs_options import CCSOptions
 from probing.probes.contrast import fit_layer
 from probing.probes.contrast_readings import PROBES, UNSUPERVISED
-from probing.probes.evaluate import METRICS, measure
+from probing.probes.evaluate import METRICS, measure, measure_pairs
 from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.results import judge
 from probing.runs.ccs.tables import make_tables
 from probing.runs.common.results import ALL, CHOSEN
-from probing.statistics.bootstrap import draw_bootstrap_weights
-from probing.statistics.intervals import needs_share_interval, share_interval
+from probing.statistics.bootstrap import bootstrap_mean, draw_bootstrap_weights
+from probing.statistics.intervals import FEW, auroc_interval, needs_share_interval, share_interval
 from probing.statistics.permutation import draw_label_flips
 from probing.types import ContrastPair
 
@@ -136,6 +137,13 @@ def ends(draws):
     return pytest.approx(np.quantile(draws, (0.025, 0.975)))
 
 
+def ends_of_few(draws, rows):
+    """Percentiles that lie as far out as the number of groups asks for."""
+    count = len(np.unique(rows.units))
+    outside = stats.norm.cdf(-stats.t.ppf(0.975, count - 1) * (count / (count - 1)) ** 0.5)
+    return pytest.approx(np.quantile(draws, (outside, 1 - outside)))
+
+
 @pytest.mark.parametrize("probe", PROBES)
 def test_the_chosen_place_is_assembled_by_hand(judged, oriented, rows, probe):
     folds = rows.splits.folds
@@ -148,7 +156,14 @@ def test_the_chosen_place_is_assembled_by_hand(judged, oriented, rows, probe):
     for metric in METRICS:
         row = one(judged.results, subset=ALL, place=CHOSEN, probe=probe, metric=metric)
         assert row["value"] == pytest.approx(value_of(own, rows.truth, folds, metric))
-        assert (row["low"], row["high"]) == ends(measure(own, rows.truth, folds, times)[metric])
+        drawn, groups = measure(own, rows.truth, folds, times)[metric], len(np.unique(rows.units))
+        expected = ends_of_few(drawn, rows)
+        if metric in ("polar_consistency", "contradiction_index"):  # means, of which there is a better interval
+            found = bootstrap_mean(measure_pairs(metric, own, rows.truth), 60, SEED, rows.units)
+            expected = pytest.approx((found.low, found.high))
+        if metric == "auroc" and groups // 2 * (1 - row["value"]) < 10:
+            expected = pytest.approx(auroc_interval(row["value"], groups // 2, drawn))
+        assert (row["low"], row["high"]) == expected
 
 
 def test_the_places_that_are_chosen_differ(judged):
@@ -259,23 +274,20 @@ def of_formulation(pairs, name):
 
 
 def test_formulations_differ_by_so_much(judged, pairs, places, oriented, rows):
-    folds, times = rows.splits.folds, draw_bootstrap_weights(rows.units, 60, SEED)
+    folds = rows.splits.folds
     for first, second in combinations(["", "concurrent", "negation"], 2):
         masks = [of_formulation(pairs, name) for name in (first, second)]
         for metric in CONTROLLED:
             for probe in PROBES:
-                away, drawn = [], []
+                away = []
                 for at in range(3):
                     forms = oriented[probe, at][0]
                     left, right = (value_of(forms[:, mask], rows.truth[mask], folds[mask], metric) for mask in masks)
                     away.append(abs(left - right))
-                    left, right = (
-                        measure(forms[:, mask], rows.truth[mask], folds[mask], times[:, mask])[metric] for mask in masks
-                    )
-                    drawn.append(np.abs(left - right))
                 row = one(judged.controls, control=f"formulations: {first} / {second}", probe=probe, metric=metric)
                 assert row["value"] == pytest.approx(np.mean(away))
-                assert (row["low"], row["high"]) == ends(np.mean(drawn, axis=0))
+                # An absolute value has no interval of percentiles: none would ever hold 0.
+                assert np.isnan([row["low"], row["high"]]).all()
             random = [
                 np.mean(
                     [
@@ -304,6 +316,24 @@ def test_pairs_of_one_formulation(judged, pairs, oriented, rows):
         forms = oriented["logistic", 1][0][:, mask]
         assert row["pairs"] == mask.sum()
         assert row["value"] == pytest.approx(value_of(forms, rows.truth[mask], rows.splits.folds[mask], "auroc"))
+
+
+def test_a_formulation_of_few_pairs_is_marked(config, judged, pairs, rows):
+    """Neither percentiles nor a conclusion: shares have the interval that holds for few rows, and a note says so."""
+    said = make_tables(config, judged, facts_of(rows, pairs))["Notes"]["note"].str.cat(sep=" ")
+    few = 0
+    for name in ("", "concurrent", "negation"):
+        mask = of_formulation(pairs, name)
+        small = len(np.unique(rows.units[mask])) < FEW
+        few += small
+        for metric in ("polar_consistency", "median_abs_polar_consistency", "contradiction_index", "silhouette"):
+            row = one(judged.results, subset=f"formulation={name}", place="b", probe="ccs", metric=metric)
+            assert np.isnan(row["low"]) == np.isnan(row["high"]) == small
+        row = one(judged.results, subset=f"formulation={name}", place="b", probe="ccs", metric="esa")
+        assert row["low"] < row["high"]
+        note = f"The formulation {name or '(none)'} has {mask.sum()} pairs, in fewer than 15 groups: too few"
+        assert (note in said) == small
+    assert 0 < few < 3
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -342,6 +372,16 @@ def facts_of(rows, pairs):
     }
 
 
+def test_p_values_of_places_at_their_floor_say_so(config, judged, pairs, rows):
+    results = judged.results.copy()
+    results.loc[results["place"] == "b", "p_labels_corrected"] = 1 / 41
+    shown = make_tables(config, replace(judged, results=results), facts_of(rows, pairs))["By place"]
+    found = [one(judged.results, subset=ALL, place=place, probe="ccs", metric="esa") for place in "ac"]
+    first, last = (row["p_labels_corrected"] for row in found)
+    assert min(first, last) > 1 / 41
+    assert shown["p corrected"].tolist() == [first, "0.024 (the least of 40 draws)", last]
+
+
 def test_a_prominent_distractor_wins_and_the_notes_say_so(config, judged, pairs, rows):
     tables = make_tables(config, judged, facts_of(rows, pairs))
     table = next(table for title, table in tables.items() if title.startswith("Distractor test")).set_index("place")
@@ -378,7 +418,7 @@ def test_what_a_distractor_is_right_about(judged, places, rows):
             drawn = [0.5 + np.average(right, weights=row) for row in times]
             share = 0.5 + np.array(right)
             exact = needs_share_interval(share, rows.units)
-            expected = pytest.approx(share_interval(share, rows.units)) if exact else ends(drawn)
+            expected = pytest.approx(share_interval(share, rows.units)) if exact else ends_of_few(drawn, rows)
             assert (row["low"], row["high"]) == expected
 
 

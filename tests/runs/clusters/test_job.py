@@ -14,7 +14,7 @@ from sklearn.metrics import silhouette_score
 
 from probing import Capture, aqi, capture, cluster_indices, load
 from probing.errors import DataInvalid, LayerNotFound, SourceMismatch, StoreCorrupt, UsageError
-from probing.metrics.clusters import ALL_INDICES
+from probing.metrics.clusters import ALL_INDICES, draws
 from probing.metrics.drift import bures_wasserstein, centroid_shift, linear_cka, principal_angles
 from probing.runs import capture as capturing
 from probing.runs import clusters as job
@@ -22,7 +22,8 @@ from probing.runs.capture import within
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.clusters import stages
 from probing.runs.clusters.config import ClustersConfig
-from probing.runs.common.parts import read_layer_arrays
+from probing.runs.common.parts import Pieces, read_layer_arrays
+from probing.runs.common.tables import show_p
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.permutation import permute_labels
 from probing.store.activations import ActivationStore
@@ -168,13 +169,14 @@ def test_all_files_say_the_same(done):
         assert row["silhouette"] == pytest.approx(value(results, **where), rel=1e-12)
         low, high = (value(results, column=end, **where) for end in ("low", "high"))
         assert row["silhouette 95 %"] == f"{low:.4g} .. {high:.4g}"
-        assert row["silhouette p over places"] == pytest.approx(value(results, column="p_labels_corrected", **where))
+        p = value(results, column="p_labels_corrected", **where)
+        assert row["silhouette p over places"] == show_p(p, QUICK["permutations"])
         assert row["aqi"] == pytest.approx(value(results, "aqi", **where), rel=1e-12)
     assert shown.groupby("model")["chosen"].sum().eq(3).all()
     assert shown.groupby("model")["weight"].sum().to_numpy() == pytest.approx(1)
     page = (folder / "plots.html").read_text()
-    assert "silhouette, by place" in page
-    assert "silhouette by category, other" in page
+    assert "Silhouette, by place" in page
+    assert "Silhouette by category and place, other" in page
     assert "principal components (a picture; no number is made from it)" in page
     assert "t-SNE" not in page
 
@@ -671,6 +673,29 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path,
     assert not (tmp_path / "out" / "shards").exists()
 
 
+@pytest.mark.parametrize("stop", [1, 4, 8, 22, 25])
+def test_a_part_that_was_interrupted_goes_on_from_its_pieces(config, tmp_path, monkeypatch, stop):
+    """A place has seven views in some passes over the distances each; there are two places, and three folds."""
+    monkeypatch.setattr("probing.runs.common.parts.SAVED_SECONDS", 0.0)
+    monkeypatch.setitem(draws.BUDGET, "cpu", 4000)
+    calm = note_calls(monkeypatch, Pieces, "put")
+    job.run(config(out=tmp_path / "calm"))
+    put = [name for _, name, _ in calm]
+    assert len(put) > 25
+    assert {"view 0, draws 2 of 3", "view 0", "view 6", "fold 2"} <= set(put)
+    with monkeypatch.context() as patch:
+        note_calls(patch, Pieces, "put", stop)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(config())
+    assert (tmp_path / "out" / "shards").exists()
+    again = note_calls(monkeypatch, Pieces, "put")
+    job.run(config())
+    # Only the piece that was being made is made once more.
+    assert [name for _, name, _ in again] == put[stop:]
+    assert content(tmp_path / "out") == content(tmp_path / "calm")
+    assert not (tmp_path / "out" / "shards").exists()
+
+
 def test_it_works_without_plotly(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
@@ -773,7 +798,7 @@ def test_one_model_is_not_compared_with_itself(model_folder, data, tmp_path, pro
 def test_neither_a_model_nor_a_store(data, tmp_path, probing):
     check_refused(probing, tmp_path / "out", "give one of --model and --store", "--data", data)
     store = ["--data", data, "--store", tmp_path / "none"]
-    check_refused(probing, tmp_path / "out", "holds no manifest.json", *store)
+    check_refused(probing, tmp_path / "out", "no such folder", *store)
     check_refused(probing, tmp_path / "out", "one for each store", *store, "--control", data)
     check_refused(probing, tmp_path / "out", "leave out --pooling", *store, "--pooling", "mean")
 

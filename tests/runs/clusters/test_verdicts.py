@@ -9,6 +9,7 @@ import torch
 from harness import notes, phrase, write
 from sklearn.metrics import silhouette_score
 
+from probing.report.columns import name_columns
 from probing.runs import clusters as job
 from probing.runs.clusters.config import ClustersConfig
 from probing.store.activations import ActivationStore
@@ -74,6 +75,18 @@ def test_centres_that_lie_apart(run):
     assert held_out(report)["centres p"].tolist() == pytest.approx([1 / 200] * 3)
 
 
+def test_p_values_at_their_floor_say_so(run):
+    """With 19 permutations none can be below .05, and .05 is not what the test found."""
+    states = noise()
+    states[1::2, 0] += 6
+    report, _ = run(states, permutations=19)
+    by_place = next(table for title, table in report.tables.items() if title.startswith("By place"))
+    marked = "0.050 (the least of 19 draws)"
+    assert held_out(report)["silhouette p"].tolist() == held_out(report)["centres p"].tolist() == [marked] * 3
+    assert by_place["silhouette p over places"].tolist() == by_place["centres p over places"].tolist() == [marked]
+    assert "No p-value can be below 0.050 with 19 permutations" in notes(report)
+
+
 def test_nothing(run):
     report, _ = run(noise(1))
     assert "the labels lie no further apart than permuted ones" in notes(report)
@@ -96,11 +109,13 @@ def test_a_row_of_extreme_norm_is_named_with_the_value_without_it(run):
     report, _ = run(states)
     table = report.tables["Places where some rows have a norm far above the others"]
     assert table["ids"].tolist() == ["r6"]
+    named = "model place rows ids largest_norm median_norm silhouette silhouette_without".split()
+    assert list(name_columns(table.columns)) == [*named, "aqi_size_free", "aqi_size_free_without"]
     assert table["largest norm"].tolist() == pytest.approx([24_000])
     others, labels = np.arange(ROWS) != 6, np.arange(ROWS) % 2
     assert table["silhouette without"].tolist() == pytest.approx([silhouette_score(states[others], labels[others])])
     assert table["silhouette"].tolist() == pytest.approx([silhouette_score(states, labels)], rel=1e-5)
-    assert "1 rows have a norm of up to 2.4e+04" in notes(report)
+    assert "1 row has a norm of up to 2.4e+04" in notes(report)
 
 
 def test_three_clusters_have_no_interval_of_the_indices_of_one_pair(run):

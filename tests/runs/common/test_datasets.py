@@ -60,7 +60,8 @@ def test_a_file_whose_name_has_an_equals_sign_is_a_file(tmp_path, monkeypatch):
 def test_labels_that_contradict_themselves(files, tmp_path):
     plain = files[0].partition("=")[2]
     for data, changes, message in (
-        ([files[0], plain], {}, "a.json: has no label, though others have"),
+        ([files[0], str(tmp_path / "c.jsonl")], {}, "c.jsonl: has no label, though others have"),
+        ([files[0], f"other={plain}"], {}, "a.json: is given twice, so that its rows would count twice"),
         (files, {"label_column": "category"}, "labels are given twice"),
         ([files[0].replace("a.json", "c.jsonl"), files[1]], {}, "has the label 'other' in its own column"),
     ):

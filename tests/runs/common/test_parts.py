@@ -3,8 +3,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from harness import damage_end
 
+from probing.errors import StoreCorrupt
 from probing.report.progress import Progress
+from probing.runs.common import parts
 from probing.runs.common.parts import (
     complete_layers,
     complete_parts,
@@ -116,3 +119,30 @@ def test_an_interrupt_while_a_part_is_written_ends_all_threads(way):
     assert threading.active_count() == before
     assert torch.get_num_threads() == threads
     assert caught.value is not None
+
+
+def test_pieces_are_saved_after_some_seconds_and_known_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "SAVED_SECONDS", 3600.0)
+    pieces = parts.Pieces(tmp_path / "p")
+    pieces.put("a", {"x": np.arange(3.0)})
+    assert not (tmp_path / "p").exists()
+    monkeypatch.setattr(parts, "SAVED_SECONDS", 0.0)
+    pieces.within("b").put("c/d", {"y": np.array([np.nan, 1.0])})
+    again = parts.Pieces(tmp_path / "p")
+    assert again.find("a")["x"].tolist() == [0, 1, 2]
+    assert again.within("b").find("c/d")["y"].tobytes() == np.array([np.nan, 1.0]).tobytes()
+    assert again.find("z") is None
+    again.put("z", {"x": np.ones(1)})
+    # What follows a damaged file is made again, too.
+    damage_end(tmp_path / "p" / "000000.safetensors")
+    broken = parts.Pieces(tmp_path / "p")
+    assert broken.find("a") is broken.find("z") is None
+    broken.put("a", {"x": np.ones(1)})
+    assert parts.Pieces(tmp_path / "p").find("a")["x"].tolist() == [1]
+    assert parts.Pieces().complete("a", lambda: {"x": np.ones(1)})["x"].tolist() == [1]
+
+
+def test_pieces_are_not_written_through_a_link(tmp_path):
+    (tmp_path / "p").symlink_to(tmp_path)
+    with pytest.raises(StoreCorrupt, match="is a link"):
+        parts.Pieces(tmp_path / "p")

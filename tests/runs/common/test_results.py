@@ -7,12 +7,11 @@ from probing.runs.common.results import (
     ComparedEstimate,
     NullDistribution,
     compare,
-    correct_auroc_interval,
     correct_share_interval,
     estimate_with_interval,
     estimate_without_interval,
 )
-from probing.statistics.intervals import null_interval
+from probing.statistics.intervals import null_interval, percentile_interval
 
 
 @pytest.fixture
@@ -107,12 +106,11 @@ def test_an_interval_needs_two_rows(replicates):
     assert list(ComparedEstimate(alone).to_columns("pairs")) == ["value", "low", "high", "pairs"]
 
 
-def test_an_auroc_of_one_has_an_interval_of_some_width():
-    """Of 12 independent couples in order: as of 12 rows out of 12."""
-    assert correct_auroc_interval(1.0, 12) == pytest.approx((0.025 ** (1 / 12), 1.0))
-    assert correct_auroc_interval(0.0, 12) == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
-    assert np.isnan(correct_auroc_interval(1.0, 1)).all()
-    assert correct_auroc_interval(0.99, 12) is None
+def test_of_few_groups_the_ends_lie_further_out(replicates):
+    plain, few = (compare(0.7, replicates, 12, {}, groups=groups).estimate for groups in (None, 20))
+    assert few.low < plain.low < plain.high < few.high
+    assert (few.low, few.high) == percentile_interval(replicates, 20)
+    assert compare(0.7, replicates, 12, {}, groups=200).estimate == plain
 
 
 def test_the_interval_of_a_share_is_exact_where_replicates_do_not_differ():

@@ -2,10 +2,12 @@ import json
 import math
 import shutil
 
+import numpy as np
 import oracles
 import pandas as pd
 import peft
 import pytest
+import scipy
 import tiny
 import torch
 from harness import note_calls, read_lines, write
@@ -17,7 +19,7 @@ from probing.instruments import pair_changes, pair_scores
 from probing.models.load import LanguageModel
 from probing.runs import displacement
 from probing.runs.displacement.config import DisplacementConfig
-from probing.runs.displacement.tables import measure_largest_drop
+from probing.runs.displacement.tables import average_changes, measure_largest_drop
 
 WORDS = ["near", "nearer", "never", "no", "yes", "always", "sorry", "help", "boat", "glue"]
 ROWS = [
@@ -158,7 +160,8 @@ def test_tokens_that_gained_and_lost_by_brute_force(config, tmp_path, model_fold
 def test_top_0_leaves_the_tokens_out_and_changes_nothing_else(config, tmp_path):
     displacement.run(config())
     report = displacement.run(config(out=tmp_path / "bare", top=0))
-    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == ["displacement.parquet", "run.json"]
+    names = ["displacement.parquet", "plots.html", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == names
     assert WENT not in report.tables
     frames = [pd.read_parquet(tmp_path / name / "displacement.parquet") for name in ("out", "bare")]
     pd.testing.assert_frame_equal(*frames, check_exact=True)
@@ -176,10 +179,11 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path,
         (tmp_path / "out" / "shards" / "tokens_000001.parquet").unlink()
     displacement.run(config())
     assert len(calls) == {0: 3, 1: 2, 2: 2}[stop]
-    for name in ("displacement.parquet", "tokens.parquet"):
+    for name in ("displacement.parquet", "tokens.parquet", "plots.html"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "displacement.parquet",
+        "plots.html",
         "run.json",
         "tokens.parquet",
     ]
@@ -348,8 +352,9 @@ def test_the_course_over_checkpoints(config, steps, tmp_path):
     assert drops["ln p(chosen), largest between any two steps"] == pytest.approx(sum(brute) / 12)
     assert measure_largest_drop(values).tolist() == pytest.approx(brute)
     assert drops["ln p(chosen), first to last step"] == pytest.approx((values[0] - values[-1]).mean())
+    assert {"plots.html", "course.html"} < set(report.facts["sha256"])
     page = (tmp_path / "out" / "course.html").read_text()
-    assert "Log-probability of the responses over training" in page
+    assert "Change of log-probabilities against the reference over training, 12 pairs" in page
 
 
 def test_a_broken_step_is_named_and_the_others_go_on(config, steps, tmp_path):
@@ -568,3 +573,34 @@ def test_adapters_among_the_steps_before_a_whole_model(config, tmp_path, steps):
     for step, model in models.items():
         expected = score_pairs(model, ROWS, columns=["chosen_logprob"])["chosen_logprob"].mean() - before
         assert table.loc[step, "change of ln p(chosen)"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_course_of_the_plot_is_that_of_the_tables(config, steps, tmp_path):
+    report = displacement.run(config(steps=steps))
+    course = pd.read_parquet(tmp_path / "out" / "course.parquet")
+    drawn = average_changes(course, {name: number for number, name in enumerate(course["id"].unique())})
+    table = report.tables["Course over training, mean over pairs"].set_index("step")
+    for measure in ("chosen", "rejected"):
+        rows = drawn[drawn["measure"] == measure].set_index("step")
+        assert rows["mean"].to_dict() == pytest.approx(table[f"change of ln p({measure})"].to_dict())
+    rows = drawn[drawn["measure"] == "margin"].set_index("step")
+    assert rows["mean"].to_dict() == pytest.approx(table["change of the margin"].to_dict())
+    changes = course.pivot(index="step", columns="id", values="chosen_logprob")
+    last = (changes.loc[200] - changes.loc[0]).to_numpy()
+    chosen = drawn[drawn["measure"] == "chosen"].set_index("step")
+    expected = scipy.stats.t.interval(0.95, 11, last.mean(), scipy.stats.sem(last))
+    assert chosen.loc[200, ["low", "high"]].tolist() == pytest.approx(expected)
+    assert chosen.loc[200, ["quarter", "three_quarters"]].tolist() == pytest.approx(np.quantile(last, [0.25, 0.75]))
+    assert chosen.loc[0, ["mean", "low", "high"]].tolist() == [0, 0, 0]
+
+
+def test_a_course_that_an_earlier_version_drew_without_a_hash(config, steps, tmp_path):
+    displacement.run(config(steps=steps))
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["record_sha256"], record["sha256"]["course.html"], record["sha256"]["plots.html"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    report = displacement.run(config(steps=steps))
+    assert "Notes" not in report.tables or "not drawn" not in report.tables["Notes"]["note"].str.cat()
+    (tmp_path / "out" / "course.html").unlink()
+    notes = displacement.run(config(steps=steps)).tables["Notes"]["note"].str.cat()
+    assert "The course is not drawn: that needs plotly" in notes

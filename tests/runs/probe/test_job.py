@@ -33,6 +33,7 @@ from probing.runs.common.datasets import read_labelled
 from probing.runs.probe import data as probe_data
 from probing.runs.probe import parts
 from probing.runs.probe.config import ProbeConfig
+from probing.store.activations import ActivationStore
 from probing.store.probes import open_probes
 
 FILES = {"results.parquet", "predictions.parquet", "probes.safetensors", "summary.json", "plots.html"}
@@ -393,6 +394,24 @@ def test_a_place_where_all_rows_are_the_same(config, data, caplog):
     assert "resid_pre:0 is left out: the states of all rows are the same there" in caplog.text
 
 
+def test_a_row_of_extreme_norm_is_named(config, monkeypatch):
+    plain = ActivationStore.read
+
+    def stretched(store, place, *rest):
+        states = plain(store, place, *rest).clone()
+        states[6] *= 24_000 / 42
+        return states
+
+    assert "norm" not in notes(job.run(config(places="resid_post:1"))).lower()
+    monkeypatch.setattr(ActivationStore, "read", stretched)
+    report = job.run(config(places="resid_post:1", seed=1, out=config().out.parent / "other"))
+    (row,) = report.tables["Places where some rows have a norm far above the others"].to_dict("records")
+    assert (row["place"], row["rows"], row["ids"]) == ("resid_post:1", 1, "r6")
+    assert row["largest norm"] > 100 * row["median norm"]
+    assert "resid_post:1: 1 row has a norm of up to" in notes(report)
+    assert "and can decide where a probe lies" in notes(report)
+
+
 def test_texts_that_all_look_the_same(config, data, tmp_path):
     """Lengths and punctuation tell nothing then: a half."""
     generator = random.Random(0)
@@ -484,7 +503,11 @@ def test_a_table_of_conversations_in_csv(config, tmp_path):
 
 
 BAD_DATA = {
-    "one label": ([{**row, "label": "a"} for row in make_rows(36)], [], "there are 1 labels (a)"),
+    "one label": (
+        [{**row, "label": "a"} for row in make_rows(36)],
+        [],
+        "a probe tells two apart",
+    ),
     "one label, named": ([{**row, "label": "a"} for row in make_rows(36)], ["--positive", "a"], "a probe needs two"),
     "three labels": ([{**row, "label": n % 3} for n, row in enumerate(make_rows(36))], [], "(0, 1, 2)"),
     "no label": ([{"text": row["text"]} for row in make_rows(36)], [], "no row has a label; name their column with"),

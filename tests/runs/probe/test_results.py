@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from probing.probes.prompts import METRICS, PROBES, LabelledRows, fit_prompts, measure_rows
 from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.probe.config import ProbeConfig
 from probing.runs.probe.results import judge
+from probing.runs.probe.tables import make_tables, notes
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.folds import Splits, make_folds
-from probing.statistics.intervals import needs_share_interval, share_interval
+from probing.statistics.intervals import auroc_interval, needs_share_interval, share_interval
 
 ROWS, FRESH, FOLDS, REFITS, SEED = 40, 24, 4, 5, 2
 PLACES = ["a", "b", "c"]
@@ -63,8 +65,21 @@ def value_of(logits, labels, folds, metric, weights=None):
     return float(found[0]) if weights is None else found
 
 
-def ends(draws):
-    return pytest.approx(np.quantile(draws[np.isfinite(draws)], (0.025, 0.975)))
+def ends(draws, units):
+    """Percentiles that lie as far out as the number of groups asks for."""
+    count = len(np.unique(units))
+    outside = stats.norm.cdf(-stats.t.ppf(0.975, count - 1) * (count / (count - 1)) ** 0.5)
+    return pytest.approx(np.quantile(draws[np.isfinite(draws)], (outside, 1 - outside)))
+
+
+def ends_of_auroc(value, draws, labels, units, folds):
+    """Of so few couples of both labels that have no unit in common, symmetric in the log-odds."""
+    couples = 0
+    for fold in np.unique(folds):
+        yes, no = (set(units[(folds == fold) & (labels == side)]) for side in (True, False))
+        couples += min(len(yes), len(no), len(yes | no) // 2)
+    found = auroc_interval(value, couples, draws)
+    return ends(draws, units) if found is None else pytest.approx(found)
 
 
 def share(value, null):
@@ -91,7 +106,7 @@ def test_the_chosen_place_and_its_null_choose_for_themselves(judged, places, row
     assert row["value"] == pytest.approx(value_of(each[0][0], rows.labels, folds, metric))
     null = [value_of(logits, labels, folds, metric) for (logits, _), labels in zip(each, labelings, strict=True)][1:]
     assert row["p_labels"] == row["p_labels_corrected"] == share(row["value"], null)
-    assert (row["labels_low"], row["labels_high"]) == ends(np.array(null))
+    assert (row["labels_low"], row["labels_high"]) == pytest.approx(np.quantile(null, (0.025, 0.975)))
 
 
 def test_the_places_that_are_chosen_differ(judged, places, rows):
@@ -118,13 +133,15 @@ def test_places_beside_their_nulls_and_the_baseline(judged, places, rows, probe,
         assert row["value"] == pytest.approx(value_of(own, rows.labels, folds, metric))
         right = np.where(own == 0, 0.5, (own > 0) == rows.labels)
         exact = metric == "accuracy" and needs_share_interval(right, rows.units)
-        expected = pytest.approx(share_interval(right, rows.units)) if exact else ends(drawn)
+        expected = pytest.approx(share_interval(right, rows.units)) if exact else ends(drawn, rows.units)
+        if metric == "auroc":
+            expected = ends_of_auroc(row["value"], drawn, rows.labels, rows.units, folds)
         assert (row["low"], row["high"]) == expected
         assert row["p_labels"] == share(row["value"], nulls[at])
         assert row["p_labels_corrected"] == share(row["value"], np.max(nulls, axis=0))
         away = drawn - value_of(surface, rows.labels, folds, metric, times)
         assert row["above_surface"] == pytest.approx(row["value"] - value_of(surface, rows.labels, folds, metric))
-        assert (row["above_surface_low"], row["above_surface_high"]) == ends(away)
+        assert (row["above_surface_low"], row["above_surface_high"]) == ends(away, rows.units)
 
 
 def test_the_baseline_has_its_own_null(judged, places, rows):
@@ -147,9 +164,28 @@ def test_fresh_rows_are_resampled_by_their_units(judged, places, fresh, probe):
         own = places[at][f"{probe}.fresh"]
         drawn = value_of(own, labels, folds, "auroc", times)
         assert row["value"] == pytest.approx(value_of(own, labels, folds, "auroc"))
-        assert (row["low"], row["high"]) == ends(drawn)
+        assert (row["low"], row["high"]) == ends_of_auroc(row["value"], drawn, labels, units, folds)
         assert (row["above_surface_low"], row["above_surface_high"]) == ends(
-            drawn - value_of(surface, labels, folds, "auroc", times)
+            drawn - value_of(surface, labels, folds, "auroc", times), units
         )
         assert np.isnan(row["p_labels"])
     assert np.array_equal(judged.fresh[probe], places[PLACES.index(judged.best[probe])][f"{probe}.fresh"])
+
+
+def test_p_values_of_places_at_their_floor_say_so(judged, rows):
+    config = ProbeConfig(data="data", out="out", model="model", seed=SEED, folds=FOLDS, refits=REFITS)
+    facts = {"groups": ROWS // 2, "rows": ROWS, "rows_positive": int(rows.labels.sum()), "rows_by_status": {"ok": ROWS}}
+    tables = make_tables(config, judged, facts | {"positive": "yes", "places": PLACES})
+    shown = next(table for title, table in tables.items() if title.startswith("By place"))["p corrected"]
+    rows = [one(judged.results, set="held out", place=place, probe="logistic", metric="auroc") for place in PLACES]
+    p = [row["p_labels_corrected"] for row in rows]
+    assert min(p) == pytest.approx(1 / (1 + REFITS))
+    assert shown.tolist() == ["0.167 (the least of 5 draws)" if each == min(p) else each for each in p]
+
+
+def test_few_fresh_rows_are_said(judged, rows):
+    config = ProbeConfig(data="data", out="out", model="model", seed=SEED, folds=FOLDS, refits=REFITS)
+    facts = {"groups": ROWS // 2, "rows": ROWS, "rows_positive": int(rows.labels.sum()), "positive": "yes"}
+    said = " ".join(notes(config, judged, facts | {"fresh": {"groups": FRESH // 3}}))
+    assert "The intervals are of 8 groups of fresh rows: with fewer than 15 they may be too narrow." in said
+    assert "fresh rows" not in " ".join(notes(config, judged, facts | {"fresh": {"groups": 15}}))

@@ -46,7 +46,9 @@ def test_a_run_accounts_for_every_row_in_order(config, tmp_path, model_folder, d
     assert frame["id"].tolist() == [row["id"] for row in rows]
     assert frame.pop("row").tolist() == list(range(len(rows)))
     pd.testing.assert_frame_equal(frame, score_pairs(load(str(model_folder)), rows), check_exact=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+    names = ["plots.html", "run.json", "scores.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(Path(path).name for path in report.facts["wrote"]) == names
     assert list(report.tables) == [
         "Pairs by status",
         "Quantiles of the scores (higher: the responses look more alike to the model)",
@@ -295,7 +297,7 @@ def test_what_a_killed_run_left_is_removed(config, tmp_path):
     (tmp_path / "out" / "shards").mkdir()
     (tmp_path / "out" / ".scores.parquet.1.partial").write_text("half")
     score.run(config())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plots.html", "run.json", "scores.parquet"]
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(path.read_bytes() + b"x")])
@@ -380,8 +382,9 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(config, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             score.run(config())
     score.run(config())
-    assert (tmp_path / "out" / "scores.parquet").read_bytes() == (tmp_path / "whole" / "scores.parquet").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "scores.parquet"]
+    for name in ("scores.parquet", "plots.html"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plots.html", "run.json", "scores.parquet"]
 
 
 @pytest.mark.slow
@@ -439,3 +442,26 @@ def test_every_row_of_a_real_dataset_whatever_the_batch_and_the_order(real_data,
     assert one.index.tolist() == [pairs[at].id for at in some]
     assert (one["status"] != "ok").sum() == 4
     pd.testing.assert_frame_equal(other.loc[one.index], one, rtol=1e-5, atol=0)
+
+
+def test_the_plots_are_told_checked_and_not_in_the_way(config, tmp_path):
+    """They are part of the record; a run of an earlier version has none."""
+    report = score.run(config())
+    page = tmp_path / "out" / "plots.html"
+    text = page.read_text()
+    for name in ("ches", "ches_normalized", "last_state_similarity", "edit_similarity"):
+        assert f"Distribution of {name} over " in text
+    assert "--drop-highest 0.2" in text
+    assert "probing score: model " in text
+    assert list(report.facts["sha256"]) == ["plots.html"]
+    page.write_text("another")
+    with pytest.raises(StoreCorrupt, match=r"plots\.html: gone or changed"):
+        score.run(config())
+    page.write_text(text)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    for key in ("sha256", "record_sha256"):
+        del record[key]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    page.unlink()
+    report = score.run(config())
+    assert [Path(path).name for path in report.facts["wrote"]] == ["scores.parquet", "run.json"]

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from probing.directions.extract import bootstrap_angles, cosine, difference_in_means, find_at_positions, project_off
 from probing.errors import DataInvalid
 from probing.probes.evaluate import rank_within_folds
-from probing.runs.common.results import correct_auroc_interval
 from probing.runs.refusal.extract.config import ExtractConfig
 from probing.runs.refusal.extract.rows import Material
 from probing.statistics.bootstrap import draw_bootstrap_weights
-from probing.statistics.intervals import null_interval, percentile_interval
+from probing.statistics.intervals import auroc_interval, null_interval, percentile_interval
 
 Array = NDArray[np.float64]
 WITHIN = 0.95
@@ -111,7 +110,7 @@ def _measure_separation(
     values = rank_within_folds(projected, true, weights, np.zeros(len(out), dtype=np.int64))["auroc"]
     value, harmful = float(values[0]), material.harmful[out]
     couples = min(len(set(material.units[out][harmful == kind].tolist())) for kind in (True, False))
-    return value, *(correct_auroc_interval(value, couples) or percentile_interval(values[1:]))
+    return value, *(auroc_interval(value, couples, values[1:]) or percentile_interval(values[1:]))
 
 
 def _draw_null(

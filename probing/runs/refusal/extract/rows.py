@@ -26,7 +26,7 @@ from probing.models.language_model import LanguageModel
 from probing.models.layers import find_backbone
 from probing.runs.capture.within import capture_states
 from probing.runs.common.groups import text_units
-from probing.runs.common.states import STATES
+from probing.runs.common.inputs import STATES
 from probing.runs.refusal.common.prompts import Kinds
 from probing.runs.refusal.extract.config import ExtractConfig
 from probing.store.activations import ActivationStore, row_problems

@@ -5,8 +5,7 @@ import time
 from dataclasses import asdict
 
 from probing.data.tables import canonical
-from probing.models.load import load
-from probing.report.screen import to_message
+from probing.runs.common.models import load_model
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import (
     begin_run,
@@ -29,6 +28,7 @@ from probing.runs.refusal.extract.files import (
 from probing.runs.refusal.extract.parts import judge_place
 from probing.runs.refusal.extract.rows import gather_material
 from probing.runs.refusal.extract.tables import make_tables
+from probing.shown import to_message
 from probing.store.manifest import RunFolder
 from probing.types import Report
 
@@ -42,7 +42,7 @@ def extract_into(folder: RunFolder, config: ExtractConfig, kinds: Kinds) -> Repo
         LayerNotFound: a place that the model does not have, or no output head.
     """
     began = time.monotonic()
-    model = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    model = load_model(config.model, config, config.revision)
     hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in kinds.prompts], kinds.harmful])).hexdigest()
     made_of = {"prompts": hashed, "model": content_of(model.source), "states": {"dtype": dtype_name(model.dtype)}}
     begin_run(folder, config, made_of, [model.device])

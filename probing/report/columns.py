@@ -1,0 +1,124 @@
+"""Columns of the printed tables: a stable name of each, and which are given up first on a narrow terminal."""
+
+import re
+from collections.abc import Iterable
+
+NAMES = {
+    "accuracy (ESA)": "esa",
+    "median |polar consistency|": "median_abs_polar_consistency",
+    "contradiction": "contradiction_index",
+    "without it 95 %": "silhouette_without_it_interval",
+    "its low": "above_baseline_low",
+    "its high": "above_baseline_high",
+}
+"""Stable names of columns whose printed name is no good one; that of any other is its printed name in snake case."""
+
+# Counts, single quantiles and further metrics are given up before the estimate, its interval, p-values and baselines.
+GIVEN_UP = {
+    "quantiles_of_the_scores": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
+    "quantiles_of_likelihoods": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
+    "quantiles_of_displacement_rates": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
+    "quantiles": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
+    "most_alike_by_ches_normalized": ("prompt",),
+    "least_alike_by_ches_normalized": ("prompt",),
+    "chosen_responses_that_lost_most": ("prompt",),
+    "where_their_probability_went": ("position",),
+    "by_group": (
+        "spearman_edit_similarity",
+        "spearman_last_state_similarity",
+        "spearman_ches",
+        "spearman_displacement_rate_exact",
+        "rejected_change",
+        "spearman_displacement_rate",
+        "margin_change",
+    ),
+    "course_over_training": ("pairs", "change_of_the_margin"),
+    "probes": ("silhouette", "median_abs_polar_consistency", "auroc", "polar_consistency", "contradiction_index"),
+    "ccs_there": ("pairings", "labels", "low high"),
+    "by_place": (
+        "weight",
+        "dunn",
+        "xie_beni",
+        "calinski_harabasz",
+        "davies_bouldin",
+        "aqi",
+        "lda lda_fresh",
+        "mass_mean mass_mean_fresh",
+        "mass_mean_accuracy",
+        "vinc_accuracy",
+        "crc_tpc_accuracy",
+        "random_contradiction ccs_contradiction",
+        "chosen chosen_by_logistic chosen_by_ccs",
+        "aqi_size_free",
+        "permuted_labels",
+        "logistic_accuracy",
+    ),
+    "by_formulation": ("pairs",),
+    "marker_control": ("pairs", "before after"),
+    "distractor_test": ("cosine_with_the_word", "word_low word_high"),
+    "auroc": ("rows", "place", "above_baseline_low above_baseline_high"),
+    "held_out": (
+        "aqi_size_free",
+        "minus_the_first minus_the_first_interval",
+        "corrected corrected_interval",
+        "centres_p",
+    ),
+    "sets_of_rows": (
+        "aqi_size_free",
+        "silhouette_without_it silhouette_without_it_interval",
+        "corrected corrected_interval",
+        "place",
+    ),
+    "differences_of_corrected_values": ("aqi_size_free aqi_size_free_interval",),
+    "places_where_some_rows_have_a_norm_far_above_the_others": ("aqi_size_free aqi_size_free_without", "rows"),
+    "drift": ("mean_angle", "cka"),
+}
+"""Columns by table, in the order in which they are left out; those of one entry together. Both by stable names."""
+
+
+def name_columns(printed: Iterable[object]) -> dict[str, str]:
+    """A name for every column of a table, in snake case, which does not vary with the data.
+
+    What stands behind a comma is a value from the data ("conflict, harmful"), and is not in the name.
+
+    Returns:
+        Printed names by name. Where two columns would have one name, the second is numbered.
+    """
+    return number_names((_name_column(str(name)), str(name)) for name in printed)
+
+
+def list_given_up(table: str, printed: Iterable[object]) -> list[list[str]]:
+    """The columns of a table that may be left out, by printed name: one list after the other.
+
+    Args:
+        table: name of the table.
+        printed: printed names of its columns.
+    """
+    named = name_columns(printed)
+    groups = [[named[name] for name in group.split() if name in named] for group in GIVEN_UP.get(table, ())]
+    return [group for group in groups if group]
+
+
+def number_names(named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Texts by their names; of a name that comes again, the second is NAME_2."""
+    found: dict[str, str] = {}
+    for name, text in named:
+        again = sum(
+            other == name or (other.startswith(f"{name}_") and other[len(name) + 1 :].isdigit()) for other in found
+        )
+        found[f"{name}_{again + 1}" if again else name] = text
+    return found
+
+
+def to_snake_case(text: str) -> str:
+    """``p(labels)`` -> ``p_labels``."""
+    return re.sub(r"\W+", "_", text.strip().lower()).strip("_")
+
+
+def _name_column(printed: str) -> str:
+    if printed in NAMES:
+        return NAMES[printed]
+    quantile = re.fullmatch(r"(\d+)%", printed)
+    if quantile is not None:
+        return f"quantile_{quantile[1]}"
+    return to_snake_case(printed.split(",")[0].replace(" 95 %", " interval"))

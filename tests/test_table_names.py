@@ -1,0 +1,190 @@
+"""The names of tables and of their columns in ``--json``: programs read them, so that none changes by accident."""
+
+import json
+import shutil
+
+import pytest
+
+from probing.data.bundled import bundled_data, bundled_displaced
+from probing.report.columns import GIVEN_UP
+
+QUICK = "--resamples 20 --folds 3 --places resid_post:1,resid_post:2".split()
+FAST = "--epochs 5 --restarts 2 --pairings 1 --random 3 --refits 2 --permutations 5".split()
+PREDICTORS = "ches,ches_normalized,last_state_similarity,edit_similarity,displacement_rate,displacement_rate_exact"
+
+NAMES = {
+    "score": {
+        "pairs_by_status": "status pairs",
+        "quantiles_of_the_scores": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
+        "quantiles_of_likelihoods": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
+        "quantiles_of_displacement_rates": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
+        "ranking": "measure value low high pairs",
+        "histogram_of_ches_normalized": "from to pairs bar",
+        "most_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
+        "least_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
+    },
+    "filter": {
+        "pairs": "status kept dropped",
+        "quantiles": "rows pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100",
+    },
+    "show": {
+        "pairs": (
+            "id status prompt_tokens chosen_tokens rejected_tokens ches ches_normalized "
+            "last_state_similarity edit_similarity chosen_logprob rejected_logprob chosen_logprob_per_token "
+            "rejected_logprob_per_token ranking_correct ranking_difficulty chosen_mean_rank "
+            "rejected_mean_rank chosen_rank_surprisal rejected_rank_surprisal displacement_rate row"
+        ),
+    },
+    "displacement": {
+        "pairs_by_status": "status pairs",
+        "from_reference_to_policy": "measure value low high pairs",
+        "rank_correlation_of_scores_of_the_reference_with_the_change_of_ln_p": "score spearman low high pairs",
+        "by_group": (
+            "group pairs displaced chosen_change rejected_change margin_change spearman_ches "
+            "spearman_ches_normalized spearman_last_state_similarity spearman_edit_similarity "
+            "spearman_displacement_rate spearman_displacement_rate_exact"
+        ),
+        "chosen_responses_that_lost_most": "chosen_change id prompt chosen rejected",
+        "where_their_probability_went": "id position token p_before p_after gained",
+        "course_over_training": (
+            "step pairs change_of_ln_p_chosen change_of_ln_p_rejected change_of_the_margin displaced ranking_accuracy"
+        ),
+        "drop_of_the_chosen_response": "measure value low high pairs",
+        "notes": "note",
+    },
+    "capture": {
+        "rows_by_status": "status rows",
+        "states": "place shape dtype megabytes",
+        "how": "model run",
+    },
+    "ccs": {
+        "pairs_by_status": "status pairs",
+        "probes": (
+            "probe esa low high p_labels p_random auroc polar_consistency median_abs_polar_consistency "
+            "contradiction_index silhouette"
+        ),
+        "ccs_there": "metric value low high random pairings labels p_random p_labels",
+        "by_place": (
+            "place ccs_accuracy low high random p_corrected ccs_contradiction random_contradiction "
+            "crc_tpc_accuracy vinc_accuracy mass_mean_accuracy logistic_accuracy chosen_by_ccs"
+        ),
+        "by_formulation": "probe formulation metric value low high pairs random",
+        "mean_over_places_of_the_absolute_difference_between_formulations": (
+            "formulations metric probe difference low high"
+        ),
+        "marker_control": "probe metric before after change low high pairs",
+        "distractor_test": (
+            "place right_about_truth low high right_about_the_word word_low word_high cosine_with_the_word follows"
+        ),
+        "restarts_of_ccs": "place least_loss largest_loss agreement distinct_optima",
+        "cosine_of_the_ccs_direction_with_others": "place crc_tpc vinc mass_mean logistic",
+        "notes": "note",
+    },
+    "probe": {
+        "rows_by_status": "status rows",
+        "auroc": "set probe place auroc low high rows p_labels above_baseline above_baseline_low above_baseline_high",
+        "by_place": (
+            "place logistic low high p_corrected permuted_labels logistic_fresh mass_mean mass_mean_fresh "
+            "lda lda_fresh chosen_by_logistic"
+        ),
+        "notes": "note",
+    },
+    "clusters": {
+        "rows_by_status": "status rows",
+        "rows_of_the_control_by_status": "status rows",
+        "held_out": (
+            "model layers silhouette silhouette_interval silhouette_p aqi_size_free corrected "
+            "corrected_interval centres_p minus_the_first minus_the_first_interval"
+        ),
+        "by_place": (
+            "model place silhouette silhouette_interval silhouette_p_over_places centres_p_over_places "
+            "permuted_labels davies_bouldin dunn calinski_harabasz xie_beni aqi aqi_size_free chosen weight"
+        ),
+        "sets_of_rows": (
+            "model place rows_of rows silhouette silhouette_interval silhouette_p aqi_size_free corrected "
+            "corrected_interval centres_p silhouette_without_it silhouette_without_it_interval"
+        ),
+        "differences_of_corrected_values": (
+            "model place silhouette silhouette_interval aqi_size_free aqi_size_free_interval"
+        ),
+        "drift": "model place shift_relative cka cka_debiased largest_angle mean_angle conflict conflict_2",
+        "notes": "note",
+    },
+    "doctor": {
+        "machine": "what found",
+        "what_will_run": "what choice why",
+        "versions": "library version",
+        "model": "what found",
+        "what_the_blocks_add_to_the_residual_stream": "layers attn_out mlp_out form",
+    },
+}
+
+RARE = "aqi_size_free aqi_size_free_without"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """The bundled data with further columns and in two halves, and a folder of checkpoints."""
+    folder = tmp_path_factory.mktemp("inputs")
+    pairs = [json.loads(line) for line in bundled_data("pairs").read_text(encoding="utf-8").splitlines()[:30]]
+    for number, pair in enumerate(pairs):
+        pair |= {"kind": f"kind {number % 2}", "share": 0.6}
+    prompts = bundled_data("prompts").read_text(encoding="utf-8").splitlines()
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    for name, part in {"prompts": prompts[::4], "fresh": prompts[1::4]}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(part), encoding="utf-8")
+    for step in (5, 10):
+        shutil.copytree(bundled_displaced(), folder / "steps" / f"checkpoint-{step}")
+    return folder
+
+
+def options(command, inputs, out):
+    """A command with the options that bring as many tables as it has."""
+    pairs, prompts, fresh = (inputs / f"{name}.jsonl" for name in ("pairs", "prompts", "fresh"))
+    model = ["--model", "bundled", "--out", out / command]
+    given = {
+        "score": [*model, "--data", pairs, "--columns", "all,displacement_rate"],
+        "filter": f"--data {pairs} --scores {out / 'score'} --by ches_normalized --keep-lowest 0.5".split(),
+        "show": [out / "score", "--lowest", "2"],
+        "displacement": f"--reference bundled --steps {inputs / 'steps'} --data {pairs} --out {out / 'moved'}".split(),
+        "capture": [*model, "--data", prompts, "--places", "final_norm"],
+        "ccs": [*model, "--data", "bundled", *QUICK, *FAST, "--replace-word", "dangerous=risky"],
+        "probe": [*model, "--data", prompts, "--fresh", fresh, *QUICK, "--refits", "2"],
+        "clusters": [*model, "--model", "bundled-displaced", "--data", prompts, *QUICK, "--no-tsne"],
+        "doctor": ["--model", "bundled"],
+    }
+    more = {
+        "filter": ["--out", out / "kept.jsonl"],
+        "displacement": f"--group-column kind --rater-share-column share --top 1 --predictors {PREDICTORS}".split(),
+        "clusters": ["--permutations", "5", "--control", fresh],
+    }
+    return [command, *given[command], *more.get(command, [])]
+
+
+def test_names_of_tables_and_columns_are_as_they_were(probing, inputs, tmp_path):
+    found = {}
+    for command in NAMES:
+        status, shown, errors = probing(*options(command, inputs, tmp_path), "--json")
+        assert status == 0, errors
+        answer = json.loads(shown)
+        assert list(answer["titles"]) == list(answer["columns"])
+        for name, title in answer["titles"].items():
+            assert all(list(row) == list(answer["columns"][name]) for row in answer["tables"][title])
+        found[command] = {name: " ".join(columns) for name, columns in answer["columns"].items()}
+    assert found == NAMES
+
+
+def test_every_column_that_may_be_left_out_is_one_of_its_table():
+    # The test of that table holds its names.
+    columns = {"places_where_some_rows_have_a_norm_far_above_the_others": {"rows", *RARE.split()}}
+    for tables in NAMES.values():
+        for name, of_table in tables.items():
+            columns.setdefault(name, set()).update(of_table.split())
+    for table, groups in GIVEN_UP.items():
+        assert set(" ".join(groups).split()) <= columns[table], table
