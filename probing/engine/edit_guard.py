@@ -12,10 +12,10 @@ from probing.models.hooks import Tap, tap_modules
 from probing.models.layers import Stack, run_backbone, trial_ids, use_eval_mode
 from probing.models.writers import Writer
 
-LEFT = {torch.float64: 1e-9, torch.float32: 1e-4}
+LEFT = {torch.float64: 1e-6, torch.float32: 1e-4}
 LEFT_HALF = 5e-2
-"""Largest component that an edit may leave, relative to what it was before: by rounding it leaves a hundredth of that;
-a direction that was rounded to bf16 leaves more in float32, and norms kept along the wrong axis more in half precision.
+"""Largest component that an edit may leave, relative to what it was before: by rounding it leaves a hundredth of that (in float64
+too where a norm computes in float32); a direction that was rounded to bf16 leaves more in float32, and norms kept along the wrong axis more in half precision.
 """
 ROUNDINGS = 4
 """What rounding leaves where there was next to nothing before, in roundings of the length of the write."""
