@@ -22,6 +22,7 @@ CHECKED = (
     ),
     *(f"probing.metrics.clusters.{name}" for name in ("evaluate", "indices", "preparation")),
     *(f"probing.metrics.{name}" for name in ("displacement", "drift", "layer_pooling", "ranking", "similarity")),
+    "probing.directions.edits",
     *(f"probing.engine.{name}" for name in ("readouts", "stream")),
     *(f"probing.probes.{name}" for name in ("ccs", "contrast", "polarity", "prompts", "supervised")),
 )

@@ -163,13 +163,16 @@ def _plan(request: EditRequest, where: str | Collection[str] | None, state: Edit
     edited = request.choose(found, kinds)
     basis = request.basis()
     points = [point for writer in edited for point in _points_of(writer, basis, request.coefficient_of(writer))]
-    return Ablation(request.mode, tuple(points), Writers(found, edited), state)
+    writers = Writers(found, edited)
+    if not request.removes:
+        writers.notes.append("some of the direction stays, as the coefficient says, so no write is proved free of it")
+    return Ablation(request.mode, tuple(points), writers, state)
 
 
 def _guard_of(request: EditRequest, ablation: Ablation) -> EditGuard | None:
     """The guard that proves the edited writers, where the edit is a removal."""
     found, edited = ablation.writers.found, ablation.writers.edited
-    if not edited or any(value != 1.0 for value in request.coefficients.values()):
+    if not edited or not request.removes:
         return None
     complete = len(edited) == len(found)
     return EditGuard(request.stack, edited, request.basis(), ablation.rows, complete, FEW_TOKENS)

@@ -144,7 +144,7 @@ class Check:
         if self.copied is None or self.edited is None:
             raise EditRefused(f"{self.point.name} of {stack.family} did not run, so that its edit could not be proved")
         flat, rows, _ = tokens.flatten(self.copied.double())
-        exact = self.point.change.apply(flat, rows)
+        exact = self.point.change.apply(flat, rows, impl="torch")
         own = self.edited.double().reshape(exact.shape)
         off, length = float((own - exact).norm()), float(flat.norm().maximum(exact.norm()))
         if not off <= LEFT.get(self.copied.dtype, LEFT_HALF) * length:

@@ -48,8 +48,7 @@ class EditedTokens:
         Raises:
             UsageError: it does not tell which tokens are meant, or a batch of another size than there are directions.
         """
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
+        given = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
         ids = given.get("input_ids")
         states = ids if ids is not None else given.get("inputs_embeds")
         if states is None:

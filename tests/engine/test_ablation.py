@@ -128,6 +128,8 @@ def test_chosen_writers_layers_and_coefficients():
     plain = record(language_model, taps)
     with probing.ablate(language_model, vector(), where="mlp", layers=[0, -1], coefficient=[0.25, 2.0]) as edit:
         assert [writer.name for writer in edit.writers.edited] == ["model.layers.0.mlp", "model.layers.2.mlp"]
+        assert "mlp 3/2/0" in edit.describe()
+        assert "some of the direction stays" in edit.describe()
         edited = record(language_model, taps)
     torch.testing.assert_close(edited[0], plain[0])
     torch.testing.assert_close(edited[1] @ unit, 0.75 * (plain[1] @ unit), rtol=1e-4, atol=1e-4)
@@ -350,7 +352,9 @@ def test_the_guard_finds_an_edit_in_place(monkeypatch):
     monkeypatch.setattr(
         Change,
         "apply",
-        lambda self, states, rows=None: project_out(states, self.basis.to(states.dtype), rows, in_place=True),
+        lambda self, states, rows=None, impl="auto": project_out(
+            states, self.basis.to(states.dtype), rows, in_place=True
+        ),
     )
     language_model = tiny.make_model()
     with pytest.raises(EditRefused, match="changed states in place that the model still holds"):
