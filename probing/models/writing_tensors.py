@@ -144,6 +144,8 @@ class _Trial:
         self._args, self._kwargs = _widen(call.args), _widen(call.kwargs)
         self.values = {path: _widen(value.detach()) for path, value in module.named_parameters()}
         self._buffers = {path: _widen(value) for path, value in module.named_buffers()}
+        tensors = (*self.values.values(), *self._buffers.values())
+        self._device = tensors[0].device.type if tensors else "cpu"
         self._generator = torch.Generator().manual_seed(SEED)
         direction = torch.randn(width, generator=self._generator)
         self._direction = direction / direction.norm()
@@ -152,14 +154,11 @@ class _Trial:
     def _run(self, changed: Mapping[str, Tensor]) -> Tensor:
         """Output, [token width], in float64."""
         values = {**self.values, **self._buffers, **changed}
-        with torch.no_grad(), torch.autocast(self._plain_device(), enabled=False):
+        with torch.no_grad(), torch.autocast(self._device, enabled=False):
             output = functional_call(self._module, values, _copy(self._args), _copy(self._kwargs), tie_weights=False)
         tensor = first_tensor(output)
         assert tensor is not None
         return tensor.reshape(-1, tensor.shape[-1]).double().cpu()
-
-    def _plain_device(self) -> str:
-        return next(iter(self.values.values())).device.type
 
     def judge(self, path: str, axis: int) -> str:
         """What changing one parameter along one axis does: it "writes", does nothing ("silent"), or something else."""

@@ -5,6 +5,7 @@ import peft
 import pytest
 import tiny
 import torch
+import transformers
 
 import probing
 from probing.engine import orthogonalization
@@ -185,6 +186,17 @@ def test_a_family_whose_writes_cannot_be_proved_is_refused_by_name(name):
     with pytest.raises(EditRefused, match="Model cannot be edited at its writes"):
         probing.orthogonalize(language_model, vector())
     assert is_unchanged(language_model, weights)
+
+
+def test_positions_that_are_no_parameters_are_edited_by_hooks_and_refused_in_weights():
+    config = transformers.XGLMConfig(vocab_size=420, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    language_model = probing.LanguageModel(model, tiny.make_tokenizer())
+    with probing.ablate(language_model, vector()) as edit:
+        assert "embedding 2/2/2" in edit.describe()
+    with pytest.raises(EditRefused, match=r"model\.embed_positions of XGLMForCausalLM writes are not understood"):
+        probing.orthogonalize(language_model, vector())
+    probing.orthogonalize(language_model, vector(), where=["attention", "mlp"]).undo()
 
 
 def test_a_parameter_that_something_else_uses_is_refused_by_name():
