@@ -179,6 +179,9 @@ def _untie(whole: Any, edit: Orthogonalization) -> list[tuple[str, nn.Parameter,
 
 def _place(parameter: Tensor) -> tuple[Any, ...]:
     """Where the elements of a parameter lie; equal for two that share them."""
+    if type(parameter) is not nn.Parameter:
+        # Quantised weights in classes of their own have no memory that could be pointed at.
+        return (id(parameter),)
     return (parameter.device, parameter.data_ptr(), tuple(parameter.shape))
 
 

@@ -236,10 +236,13 @@ def _check_weights(stack: Stack, name: str, module: nn.Module) -> None:
         if value.device.type == "meta":
             raise EditRefused(f"{name}.{path} of {stack.family} is not in memory (offloaded), and cannot be edited")
         packed = value.dtype in INTEGERS and value.numel() > stack.width
-        if packed or (isinstance(value, nn.Parameter) and value.dtype not in EDITABLE):
+        # A quantised weight may be an object of a class of its own that gives itself out for half precision.
+        plain = type(value) is nn.Parameter and value.dtype in EDITABLE
+        if packed or (isinstance(value, nn.Parameter) and not plain):
+            kind = f"{type(value).__name__}, {str(value.dtype).removeprefix('torch.')}"
             raise EditRefused(
-                f"{name}.{path} of {stack.family} is quantised ({str(value.dtype).removeprefix('torch.')}), and cannot "
-                f"be edited in place; load the model in bfloat16 or float32"
+                f"{name}.{path} of {stack.family} is quantised, or spread over machines ({kind}), and cannot be edited in "
+                f"place; load the model in bfloat16 or float32"
             )
 
 
