@@ -64,6 +64,16 @@ def _hook(point: Point, tokens: EditedTokens) -> Any:
     return point.module.register_forward_hook(after)
 
 
+def is_edited(model: nn.Module) -> bool:
+    """Whether hooks of an edit are on a model."""
+    hooks = (hook for module in model.modules() for hook in (*module._forward_hooks.values(), *_before(module)))
+    return any(getattr(hook, "__module__", "") == __name__ for hook in hooks)
+
+
+def _before(module: nn.Module) -> list[Any]:
+    return list(module._forward_pre_hooks.values())
+
+
 @contextlib.contextmanager
 def edit_all_tokens(tokens: EditedTokens) -> Iterator[None]:
     """Edit all tokens of every pass inside the block."""

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from probing.directions.edits import pull_back
 from probing.engine.edit_guard import ROUNDINGS, EditGuard
+from probing.engine.edit_points import is_edited
 from probing.engine.edit_requests import EditRequest, read_kinds, read_request
 from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import ONE_AT_A_TIME
@@ -24,7 +25,6 @@ from probing.models.writing_tensors import TensorFinder, WritingTensor, project_
 
 Embedding = Literal["untie", "skip"]
 EMBEDDING: tuple[Embedding, ...] = ("untie", "skip")
-EDITED_BY_HOOKS = "probing.engine.edit_points"
 
 
 @dataclass(eq=False)
@@ -112,7 +112,8 @@ def orthogonalize(
     whole = language_model.model
     if embedding not in EMBEDDING:
         raise UsageError(f"embedding is one of {', '.join(EMBEDDING)}, not {embedding!r}")
-    _check_hooks(whole)
+    if is_edited(whole):
+        raise UsageError("the model is under probing.ablate; leave that block before its weights are edited")
     with ONE_AT_A_TIME, LeaveAsFound(whole), LeaveAsFound(whole):
         request = read_request(find_stack(language_model), direction, "project", layers, None)
         kinds = read_kinds(where)
@@ -142,14 +143,6 @@ def orthogonalize(
             raise
         edit.writers.proved = edited
     return edit
-
-
-def _check_hooks(whole: nn.Module) -> None:
-    """Raise where ``ablate`` edits the states of the model, which would hide what its weights write."""
-    for module in whole.modules():
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        if any(getattr(hook, "__module__", "") == EDITED_BY_HOOKS for hook in hooks):
-            raise UsageError("the model is under probing.ablate; leave that block before its weights are edited")
 
 
 def _untie(whole: Any, edit: Orthogonalization) -> list[tuple[str, nn.Parameter, Tensor]]:

@@ -241,8 +241,8 @@ def _check_weights(stack: Stack, name: str, module: nn.Module) -> None:
         if packed or (isinstance(value, nn.Parameter) and not plain):
             kind = f"{type(value).__name__}, {str(value.dtype).removeprefix('torch.')}"
             raise EditRefused(
-                f"{name}.{path} of {stack.family} is quantised, or spread over machines ({kind}), and cannot be edited in "
-                f"place; load the model in bfloat16 or float32"
+                f"{name}.{path} of {stack.family} is quantised, or spread over machines ({kind}), and cannot be edited "
+                f"in place; load the model in bfloat16 or float32"
             )
 
 

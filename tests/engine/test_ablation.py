@@ -279,6 +279,12 @@ def test_our_own_instruments_see_the_edit_and_leave_it_on():
     assert probing.score_pairs(language_model, tiny.PAIRS).equals(scores)
 
 
+def test_blocks_are_not_compiled_under_an_edit():
+    language_model, request = tiny.make_model(), probing.Capture([Place("resid_post", 0)])
+    with probing.ablate(language_model, vector()), pytest.raises(UsageError, match="not compiled under"):
+        probing.capture(language_model, ["Is it ok?"], request, compile=True)
+
+
 def test_packed_sequences_cannot_have_a_direction_a_row():
     language_model = tiny.make_model()
     with (
