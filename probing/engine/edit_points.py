@@ -66,12 +66,8 @@ def _hook(point: Point, tokens: EditedTokens) -> Any:
 
 def is_edited(model: nn.Module) -> bool:
     """Whether hooks of an edit are on a model."""
-    hooks = (hook for module in model.modules() for hook in (*module._forward_hooks.values(), *_before(module)))
-    return any(getattr(hook, "__module__", "") == __name__ for hook in hooks)
-
-
-def _before(module: nn.Module) -> list[Any]:
-    return list(module._forward_pre_hooks.values())
+    kinds = [kind for module in model.modules() for kind in (module._forward_hooks, module._forward_pre_hooks)]
+    return any(getattr(hook, "__module__", "") == __name__ for kind in kinds for hook in kind.values())
 
 
 @contextlib.contextmanager
