@@ -18,6 +18,7 @@ from probing.kernels.ccs_step import LOGIT_TYPES, LOSSES, Loss, ccs_gradient, cc
 from probing.kernels.dispatch import find_triton_obstacle
 from probing.kernels.jit import ELEMENT_TYPES
 from probing.kernels.pair_distances import PairDistances, pair_distances, pair_distances_reference, squared_norms
+from probing.kernels.project_out import project_out, project_out_reference
 from probing.kernels.segment_pool import segment_sum, segment_sum_reference
 from probing.kernels.token_stats import ROW_TYPES, RowStats, row_stats, row_stats_reference
 
@@ -36,6 +37,9 @@ CUDA_POINTS = [(33, 20000, 4096, torch.bfloat16), (12, 4000, 768, torch.bfloat16
 SMALL_POINTS = [(2, 120, 17, torch.bfloat16), (2, 120, 17, torch.float32)]
 PANELS = 20
 SMALL_SIZES = [(2048, 256, 60), (1025, 37, 60)]
+# Tokens, width, directions and their rank: one for a batch of an 8B model, and 32 candidates of a layer, a row each.
+CUDA_DIRECTIONS = [(16384, 4096, 1, 1), (16384, 4096, 32, 1), (16384, 4096, 1, 4)]
+SMALL_DIRECTIONS = [(257, 64, 1, 1), (257, 64, 4, 2)]
 
 Way = Callable[[], Tensor]
 
@@ -56,6 +60,8 @@ def bench_kernels(options: argparse.Namespace) -> list[dict[str, Any]]:
             rows += bench_ccs_gradient(options.device, shape, loss, ceiling)
     for layers, points, width, dtype in CUDA_POINTS if cuda and not options.small else SMALL_POINTS:
         rows += bench_pair_distances(options.device, (layers, points, width), dtype, ceiling)
+    for sizes in CUDA_DIRECTIONS if cuda and not options.small else SMALL_DIRECTIONS:
+        rows += bench_project_out(options.device, sizes, ceiling)
     return rows
 
 
@@ -89,6 +95,32 @@ def bench_segment_sum(
         "dtype": str(dtype).removeprefix("torch."),
     }
     return figures_of(case, ways, missing, segment_sum_reference(values.double(), starts, stops), moved, ceiling)
+
+
+def bench_project_out(device: str, sizes: tuple[int, int, int, int], ceiling: float | None) -> list[dict[str, Any]]:
+    """States of one layer without a direction, or each without one of several. In float32: half precision rounds."""
+    tokens, width, directions, rank = sizes
+    generator = torch.Generator(device).manual_seed(0)
+    states = torch.randn(tokens, width, generator=generator, device=device)
+    basis = torch.linalg.qr(torch.randn(directions, width, rank, generator=generator, device=device)).Q.mT
+    own = torch.arange(tokens, device=device) * directions // tokens if directions > 1 else None
+    basis = basis.contiguous() if directions > 1 else basis[0].contiguous()
+    ways: dict[str, Way] = {"torch": lambda: project_out(states, basis, own, impl="torch")}
+    missing = {}
+    if states.is_cuda:
+        compiled = torch.compile(project_out_reference, dynamic=False)
+        ways["compiled"] = lambda: compiled(states, basis, own)
+    else:
+        missing["compiled"] = "only measured on a card"
+    obstacle = find_triton_obstacle(states, ELEMENT_TYPES)
+    if obstacle is None and states.is_cuda:
+        ways["triton"] = lambda: project_out(states, basis, own, impl="triton")
+    else:
+        missing["triton"] = obstacle or "the interpreter is not timed"
+    names = ("tokens", "width", "directions", "rank")
+    case = {"figure": "kernel", "kernel": "project_out", **dict(zip(names, sizes, strict=True)), "dtype": "float32"}
+    exact = project_out_reference(states.double(), basis.double(), own)
+    return figures_of(case, ways, missing, exact, 2 * states.numel() * 4, ceiling)
 
 
 def bench_row_stats(device: str, shape: tuple[int, int], ceiling: float | None) -> list[dict[str, Any]]:

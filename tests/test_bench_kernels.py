@@ -23,7 +23,13 @@ def test_on_a_cpu_the_torch_form_is_timed_and_the_others_say_why_not(bench, monk
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rows = bench.bench_kernels(argparse.Namespace(device="cpu", small=True))
     assert {row["way"] for row in rows} == {"torch", "in place", "compiled", "triton"}
-    assert {row["kernel"] for row in rows} == {"segment_sum", "row_stats", "ccs_gradient", "pair_distances"}
+    assert {row["kernel"] for row in rows} == {
+        "segment_sum",
+        "row_stats",
+        "ccs_gradient",
+        "pair_distances",
+        "project_out",
+    }
     for row in rows:
         if row["way"] in ("torch", "in place"):
             assert 0 < row["ms_20"] <= row["ms_median"] <= row["ms_80"]

@@ -78,7 +78,7 @@ def test_every_figure_is_there(dry):
         (kinds,) = of_stage(lines, "score", figure="kinds of kernels", way=way)
         assert sum(kinds["shares"].values()) == pytest.approx(1, abs=1e-3)
     kernels = {line.get("kernel") for line in of_stage(lines, "kernels")} - {None}
-    assert kernels == {"row_stats", "token_stats", "segment_sum", "pair_distances", "ccs_gradient"}
+    assert kernels == {"row_stats", "token_stats", "segment_sum", "pair_distances", "ccs_gradient", "project_out"}
     assert len(of_stage(lines, "kernels", figure="error of products")) == 3
     (epoch,) = of_stage(lines, "ccs", way="eager")
     assert epoch["ms"] > 0

@@ -100,13 +100,15 @@ def remove_from_vectors(
         The vectors in float32, or float64 where they were.
     """
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    left = project_out(wide, basis)
+    # There is no kernel for float64, and none is meant.
+    impl = "torch" if wide.dtype == torch.float64 else "auto"
+    left = project_out(wide, basis, impl=impl)
     if not keep_norms:
         return left
     before, after = wide.norm(dim=1, keepdim=True), left.norm(dim=1, keepdim=True)
     longer = torch.where(after > NEXT_TO_NOTHING * before, before / after, 1.0)
     # Once more, since rounding is made larger with the rest.
-    return project_out(left * longer, basis)
+    return project_out(left * longer, basis, impl=impl)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,33 +125,34 @@ class Change:
     basis: Tensor | None
     coefficient: float = 1.0
     shift: Tensor | None = None
-    _copies: dict[tuple[torch.device, torch.dtype], "tuple[Tensor | None, Tensor | None]"] = field(
+    _copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor | None, Tensor | None]] = field(
         default_factory=dict, repr=False
     )
 
     def apply(
-        self, states: Float[Tensor, "token width"], rows: Int[Tensor, " token"] | None = None
+        self, states: Float[Tensor, "token width"], rows: Int[Tensor, " token"] | None = None, impl: str = "auto"
     ) -> Float[Tensor, "token width"]:
         """The edited states in their own dtype, in memory of their own; computed in float32 or better.
 
         Args:
             states: any floating dtype.
             rows: index of the direction of each token where there are several; -1 leaves a token as it is.
+            impl: of ``project_out``.
         """
         wide = torch.promote_types(states.dtype, torch.float32)
         basis, shift = self._on(states.device, wide)
         if shift is None:
             assert basis is not None
-            return project_out(states, basis, rows, coefficient=self.coefficient)
+            return project_out(states, basis, rows, impl, coefficient=self.coefficient)
         left = states.to(wide)
         if basis is not None:
-            left = project_out(left, basis, rows, coefficient=self.coefficient)
+            left = project_out(left, basis, rows, impl, coefficient=self.coefficient)
         if rows is None:
             return (left + shift).to(states.dtype)
         moved = (left + shift[rows.clamp(min=0)]).to(states.dtype)
         return torch.where((rows < 0)[:, None], states, moved)
 
-    def _on(self, device: torch.device, dtype: torch.dtype) -> "tuple[Tensor | None, Tensor | None]":
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         """Basis and shift on a device, copied there once."""
         key = (device, dtype)
         if key not in self._copies:

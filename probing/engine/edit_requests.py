@@ -56,6 +56,11 @@ class EditRequest:
             raise UsageError(f"there is no {' or '.join(kinds)} among the writers of the layers {list(self.layers)}")
         return chosen
 
+    @property
+    def removes(self) -> bool:
+        """Whether a projection leaves nothing of the direction."""
+        return all(value == 1.0 for value in self.coefficients.values())
+
     def coefficient_of(self, writer: Writer) -> float:
         """The coefficient of the layer of a writer."""
         return self.coefficients[writer.layer or 0]

@@ -165,14 +165,10 @@ def _check_forms(stack: Stack) -> None:
 def _find_embedding(stack: Stack, seen: Sequence[_Seen], first: Tensor | None) -> Iterator[Writer]:
     if first is None:
         raise EditRefused(f"the first block of {stack.family} takes no tensor of states")
-    # What has no parameters (dropout) passes on what others wrote.
+    # Dropout passes on what others wrote.
+    changing = [each for each in seen if each.given is None or not _equal(each.given, each.returned)]
     terms = find_terms(
-        first,
-        [
-            (each.name, each.module, each.returned)
-            for each in seen
-            if each.returned is not None and next(each.module.parameters(), None) is not None
-        ],
+        first, [(each.name, each.module, each.returned) for each in changing if each.returned is not None]
     )
     if not terms:
         raise EditRefused(
@@ -252,6 +248,10 @@ def _record(stack: Stack, groups: Sequence[Mapping[str, nn.Module]]) -> tuple[li
         group, name, module = named[index // 2]
         seen[group].append(_Seen(name, module, kept.get(index - 1), kept[index]))
     return seen, kept.get(len(taps) - 1)
+
+
+def _equal(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and tensor.shape == other.shape and torch.equal(tensor, other)
 
 
 def _join(prefix: str, name: str) -> str:

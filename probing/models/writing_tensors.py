@@ -145,6 +145,8 @@ class _Trial:
         self._args, self._kwargs = _widen(call.args), _widen(call.kwargs)
         self.values = {path: _widen(value.detach()) for path, value in module.named_parameters()}
         self._buffers = {path: _widen(value) for path, value in module.named_buffers()}
+        tensors = (*self.values.values(), *self._buffers.values())
+        self._device = tensors[0].device.type if tensors else "cpu"
         self._generator = torch.Generator().manual_seed(SEED)
         direction = torch.randn(width, generator=self._generator)
         self._direction = direction / direction.norm()
@@ -153,14 +155,11 @@ class _Trial:
     def _run(self, changed: Mapping[str, Tensor]) -> Tensor:
         """Output, [token width], in float64."""
         values = {**self.values, **self._buffers, **changed}
-        with torch.no_grad(), torch.autocast(self._plain_device(), enabled=False):
+        with torch.no_grad(), torch.autocast(self._device, enabled=False):
             output = functional_call(self._module, values, _copy(self._args), _copy(self._kwargs), tie_weights=False)
         tensor = first_tensor(output)
         assert tensor is not None
         return tensor.reshape(-1, tensor.shape[-1]).double().cpu()
-
-    def _plain_device(self) -> str:
-        return next(iter(self.values.values())).device.type
 
     def judge(self, path: str, axis: int) -> str:
         """What changing one parameter along one axis does: it "writes", does nothing ("silent"), or something else."""
@@ -238,10 +237,13 @@ def _check_weights(stack: Stack, name: str, module: nn.Module) -> None:
         if value.device.type == "meta":
             raise EditRefused(f"{name}.{path} of {stack.family} is not in memory (offloaded), and cannot be edited")
         packed = value.dtype in INTEGERS and value.numel() > stack.width
-        if packed or (isinstance(value, nn.Parameter) and value.dtype not in EDITABLE):
+        # A quantised weight may be an object of a class of its own that gives itself out for half precision.
+        plain = type(value) is nn.Parameter and value.dtype in EDITABLE
+        if packed or (isinstance(value, nn.Parameter) and not plain):
+            kind = f"{type(value).__name__}, {str(value.dtype).removeprefix('torch.')}"
             raise EditRefused(
-                f"{name}.{path} of {stack.family} is quantised ({str(value.dtype).removeprefix('torch.')}), and cannot "
-                f"be edited in place; load the model in bfloat16 or float32"
+                f"{name}.{path} of {stack.family} is quantised, or spread over machines ({kind}), and cannot be edited "
+                f"in place; load the model in bfloat16 or float32"
             )
 
 

@@ -5,7 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench_kernels import bench_ccs_gradient, bench_pair_distances, bench_row_stats, bench_segment_sum, figures_of
+from bench_kernels import (
+    bench_ccs_gradient,
+    bench_pair_distances,
+    bench_project_out,
+    bench_row_stats,
+    bench_segment_sum,
+    figures_of,
+)
 from torch import Tensor
 
 from card import engine_points as engine
@@ -32,6 +39,11 @@ def kernels(run: Run) -> None:
         ("pair_distances, bf16", lambda: distances(run, torch.bfloat16, ceiling)),
         ("pair_distances, float32", lambda: distances(run, torch.float32, ceiling)),
         ("ccs_gradient", lambda: gradient(run, ceiling)),
+        ("project_out", lambda: bench_project_out(run.device, (size.chunk, size.width, 1, 1), ceiling)),
+        (
+            "project_out, a direction a row",
+            lambda: bench_project_out(run.device, (size.chunk, size.width, 8, 1), ceiling),
+        ),
         ("Liger", lambda: liger(run)),
         ("error of products", lambda: product_errors(run)),
     ]

@@ -199,6 +199,18 @@ def test_quantised_weights_are_refused_by_name(kind):
         find_tensors(language_model)
 
 
+class Packed(torch.nn.Parameter):
+    """Stands for weights of quantisation libraries, which say that they are of half precision."""
+
+
+def test_weights_in_a_class_of_their_own_are_refused_by_name():
+    language_model = tiny.make_model()
+    projection = language_model.model.model.layers[0].self_attn.o_proj
+    projection.weight = Packed(projection.weight.detach())
+    with pytest.raises(EditRefused, match=r"0\.self_attn\.o_proj\.weight .* is quantised, .* \(Packed, float32\)"):
+        find_tensors(language_model)
+
+
 @pytest.mark.parametrize("name", ["bert", "deberta_v3"])
 def test_a_norm_after_each_sum_is_refused_by_name(name):
     with pytest.raises(
