@@ -170,4 +170,6 @@ def test_cross_entropy_is_that_of_plain_logits(model, prompts):
     for prompt, total in zip(prompts, sums, strict=False):
         with torch.no_grad():
             logits = model.model(input_ids=torch.tensor([prompt])).logits[0, :-1].double()
-        assert total == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor(prompt[1:]), reduction="sum")), rel=1e-5)
+        assert total == pytest.approx(
+            float(torch.nn.functional.cross_entropy(logits, torch.tensor(prompt[1:]), reduction="sum")), rel=1e-5
+        )
