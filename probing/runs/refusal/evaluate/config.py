@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from probing.runs.common.options import DrawOptions, PermutationOptions, option
+from probing.runs.common.options import DrawOptions, option
 from probing.runs.refusal.common.options import KindOptions
 
 RESULTS_FILE = "results.parquet"
@@ -14,7 +14,7 @@ MOST_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(KindOptions, PermutationOptions, DrawOptions):
+class EvaluateConfig(KindOptions, DrawOptions):
     """Measure what an edit of a model changes, on harmful and harmless prompts: refusal, and everything else.
 
     The model answers every prompt before and after the edit, greedily; answers are judged by their text. Beside them
@@ -39,7 +39,8 @@ class EvaluateConfig(KindOptions, PermutationOptions, DrawOptions):
         new_tokens: length of an answer at which it is cut.
         random_directions: number of random directions of the same length that make the band.
         random_texts: how many of these also answer all prompts.
-        permutations: number of directions of permuted labels, where a folder of 'probing refusal extract' is known.
+        permuted_directions: number of directions that are extracted under permuted labels, where a folder of 'probing
+            refusal extract' is known.
         thinking: "on" or "off" where the chat template has a switch for it; "both" compares them, and directions that
             are extracted in each; "default" is what the template does by itself.
         phrases: file of phrases by which answers are judged, in place of the one in this package.
@@ -61,7 +62,7 @@ class EvaluateConfig(KindOptions, PermutationOptions, DrawOptions):
     new_tokens: int = option(100, least=1, most=100_000)
     random_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     random_texts: int = option(0, least=0, most=MOST_DIRECTIONS)
-    permutations: int = option(10, least=0, most=MOST_DIRECTIONS)
+    permuted_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     thinking: Literal["default", "off", "on", "both"] = "default"
     phrases: Path | None = option(None, identity=False)
     judge: str | None = None

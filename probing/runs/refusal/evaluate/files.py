@@ -8,8 +8,8 @@ import pandas as pd
 
 from probing.runs.common.record import write_summary
 from probing.runs.refusal.evaluate.config import ANSWERS_FILE, RESULTS_FILE, SUMMARY_FILE
-from probing.runs.refusal.evaluate.parts import AFTER, BEFORE
 from probing.runs.refusal.evaluate.results import HARMFUL, HARMLESS, Scores
+from probing.runs.refusal.evaluate.rows import AFTER, BEFORE
 from probing.store.shards import write_frame
 
 

@@ -1,11 +1,10 @@
 """The parts of ``probing refusal evaluate``: answers under each condition in blocks of prompts, and scores."""
 
-import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from probing.models.language_model import LanguageModel
 from probing.report.progress import Progress
 from probing.runs.common.parts import Made, Maker, Shard, complete_parts, find_shard
 from probing.runs.refusal.evaluate.config import EvaluateConfig
-from probing.runs.refusal.evaluate.rows import Rows
+from probing.runs.refusal.evaluate.rows import AFTER, Condition, Rows
 from probing.store.shards import shard_path, write_shard
 
 PART_ROWS = 32
@@ -42,30 +41,8 @@ SCORES = pa.schema(
         ("kl_answer", pa.float64()),
     ]
 )
+Columns = dict[str, list[Any]]
 TEXTS = pa.schema([("condition", pa.string()), ("nats", pa.float64()), ("tokens", pa.int64())])
-BEFORE, AFTER = "before", "after"
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What is done to the model while prompts are run.
-
-    Attributes:
-        name: "before", "after", or the name of a control.
-        thinking: how the model thinks.
-        edit: makes the edit and gives the model that is run.
-        rows: numbers of the prompts that are run.
-    """
-
-    name: str
-    thinking: str
-    edit: Callable[[], AbstractContextManager[LanguageModel]]
-    rows: NDArray[np.int64]
-
-    @property
-    def key(self) -> str:
-        """What tells it from the other conditions of a run."""
-        return f"{self.name}, thinking {self.thinking}"
 
 
 @dataclass(eq=False)
@@ -110,128 +87,125 @@ def _make_in_turn(
     return make_all
 
 
-def complete_answers(
-    folder: Path, conditions: Sequence[Condition], rows: Rows, instruments: Instruments
-) -> dict[str, Shard]:
-    """Answers of the model under every condition, by the key of the condition."""
-    blocks = [
-        (at, condition.rows[start : start + PART_ROWS])
-        for at, condition in enumerate(conditions)
-        for start in range(0, len(condition.rows), PART_ROWS)
-    ]
+@dataclass(frozen=True, eq=False)
+class PartRunner:
+    """Runs prompts under conditions, in parts that are saved and known again after a restart.
 
-    def make(model: LanguageModel, number: int, report: Advance) -> Shard:
-        at, block = blocks[number]
-        prompts = [rows.ids[conditions[at].thinking][row] for row in block]
-        written = instruments.generator(model).write(prompts, report)
-        columns = _name_columns(conditions[at], rows, block)
-        columns |= {"tokens": [each.ids for each in written], "ended": [each.ended for each in written]}
-        return Shard(pa.table(columns, schema=ANSWERS), {"rows": len(block)})
-
-    columns = [_name_columns(conditions[at], rows, block) for at, block in blocks]
-    shards = _complete(folder, "answers_", ANSWERS, columns, conditions, [at for at, _ in blocks], make, "answering")
-    tables: dict[str, list[pa.Table]] = {condition.key: [] for condition in conditions}
-    for (at, _), shard in zip(blocks, shards, strict=True):
-        tables[conditions[at].key].append(shard.rows)
-    return {key: Shard(pa.concat_tables(parts), {}) for key, parts in tables.items()}
-
-
-def complete_scores(
-    folder: Path,
-    conditions: Sequence[Condition],
-    rows: Rows,
-    instruments: Instruments,
-    tokens: Sequence[int],
-    own: dict[str, list[list[int]]],
-    before: LanguageModel,
-) -> dict[str, Shard]:
-    """First-token log-odds of refusal under every condition, and how far harmless answers change.
-
-    Args:
+    Attributes:
         folder: folder of the parts.
-        conditions: the conditions.
         rows: the prompts.
-        instruments: what reads the models.
-        tokens: refusal tokens.
-        own: the model's own answers before the edit, by way of thinking.
-        before: the model before the edit.
-
-    Raises:
-        NotFinite: a score is NaN; names the condition.
+        instruments: what generates with the models and reads them.
     """
-    bases: dict[str, _Base] = {}
 
-    def base_of(thinking: str) -> _Base:
-        if thinking not in bases:
-            bases[thinking] = _read_base(instruments.reader(before), rows, thinking, own[thinking])
-        return bases[thinking]
+    folder: Path
+    rows: Rows
+    instruments: Instruments
 
-    def make_all(missing: Sequence[int], report: Advance) -> Generator[Shard, None, None]:
-        # Read while no edit is on.
-        for number in missing:
-            base_of(conditions[number].thinking)
-        yield from _make_in_turn(conditions, range(len(conditions)), make)(missing, report)
+    def answer(self, conditions: Sequence[Condition]) -> dict[str, pa.Table]:
+        """Answers of the model under every condition, by the key of the condition."""
+        blocks = [
+            (at, condition.rows[start : start + PART_ROWS])
+            for at, condition in enumerate(conditions)
+            for start in range(0, len(condition.rows), PART_ROWS)
+        ]
 
-    def make(model: LanguageModel, number: int, report: Advance) -> Shard:
-        condition = conditions[number]
-        values = _measure(condition, rows, instruments.reader(model), tokens, base_of(condition.thinking), report)
-        columns = _name_columns(condition, rows, condition.rows) | values
-        return Shard(pa.table(columns, schema=SCORES), {"rows": len(condition.rows)})
+        def make(model: LanguageModel, number: int, report: Advance) -> Shard:
+            at, block = blocks[number]
+            prompts = [self.rows.ids[conditions[at].thinking][row] for row in block]
+            written = self.instruments.generator(model).write(prompts, report)
+            columns = self._name(conditions[at], block)
+            columns |= {"tokens": [each.ids for each in written], "ended": [each.ended for each in written]}
+            return Shard(pa.table(columns, schema=ANSWERS), {"rows": len(block)})
 
-    columns = [_name_columns(condition, rows, condition.rows) for condition in conditions]
-    known = [find_shard(shard_path(folder, at, "scores_"), SCORES, own) for at, own in enumerate(columns)]
-    shards = complete_parts(known, make_all, _writer(folder, "scores_"), _bar(columns, known, "scoring"))
-    return {condition.key: shard for condition, shard in zip(conditions, shards, strict=True)}
+        columns = [self._name(conditions[at], block) for at, block in blocks]
+        each = [at for at, _ in blocks]
+        shards = self._complete(Kind("answers_", ANSWERS, "answering"), columns, _make_in_turn(conditions, each, make))
+        tables: dict[str, list[pa.Table]] = {condition.key: [] for condition in conditions}
+        for (at, _), shard in zip(blocks, shards, strict=True):
+            tables[conditions[at].key].append(shard.rows)
+        return {key: pa.concat_tables(parts) for key, parts in tables.items()}
+
+    def score(
+        self,
+        conditions: Sequence[Condition],
+        tokens: Sequence[int],
+        before: LogitReader,
+        own: Mapping[str, list[list[int]]],
+    ) -> dict[str, pa.Table]:
+        """First-token log-odds of refusal under every condition, and how far harmless answers change.
+
+        Args:
+            conditions: the conditions.
+            tokens: refusal tokens.
+            before: reads the model before the edit.
+            own: the model's own answers before the edit, by way of thinking.
+
+        Raises:
+            NotFinite: a score is NaN; names the condition.
+        """
+        bases: dict[str, _Base] = {}
+
+        def make_all(missing: Sequence[int], report: Advance) -> Generator[Shard, None, None]:
+            # Read while no edit is on.
+            for mode in dict.fromkeys(conditions[number].thinking for number in missing):
+                bases[mode] = _read_base(before, self.rows, mode, own[mode])
+            yield from _make_in_turn(conditions, range(len(conditions)), make)(missing, report)
+
+        def make(model: LanguageModel, number: int, report: Advance) -> Shard:
+            condition = conditions[number]
+            reader, base = self.instruments.reader(model), bases[condition.thinking]
+            values = _measure(condition, self.rows, reader, tokens, base, report)
+            columns = self._name(condition, condition.rows) | values
+            return Shard(pa.table(columns, schema=SCORES), {"rows": len(condition.rows)})
+
+        columns = [self._name(condition, condition.rows) for condition in conditions]
+        shards = self._complete(Kind("scores_", SCORES, "scoring"), columns, make_all)
+        return {condition.key: shard.rows for condition, shard in zip(conditions, shards, strict=True)}
+
+    def read_text(self, conditions: Sequence[Condition], windows: Sequence[Sequence[int]]) -> dict[str, pa.Table]:
+        """Cross-entropy of every window of a text under every condition.
+
+        Raises:
+            NotFinite: it is NaN under one of them.
+        """
+
+        def make(model: LanguageModel, number: int, report: Advance) -> Shard:
+            sums, counts = measure_cross_entropy(self.instruments.reader(model), windows, report)
+            if not np.isfinite(sums).all():
+                raise NotFinite(f"the cross-entropy of the text is not finite {conditions[number].name} the edit")
+            columns = {"condition": [conditions[number].key] * len(sums), "nats": sums, "tokens": counts}
+            return Shard(pa.table(columns, schema=TEXTS), {"rows": len(sums)})
+
+        columns: list[Columns] = [{"condition": [condition.key] * len(windows)} for condition in conditions]
+        maker = _make_in_turn(conditions, range(len(conditions)), make)
+        shards = self._complete(Kind("text_", TEXTS, "reading the text"), columns, maker)
+        return {condition.key: shard.rows for condition, shard in zip(conditions, shards, strict=True)}
+
+    def _name(self, condition: Condition, numbers: NDArray[np.int64]) -> Columns:
+        return {
+            "condition": [condition.key] * len(numbers),
+            "id": [self.rows.prompts[row].id for row in numbers],
+        }
+
+    def _complete(self, kind: "Kind", columns: Sequence[Columns], maker: Maker[Shard]) -> list[Shard]:
+        def write(number: int, shard: Shard) -> Shard:
+            write_shard(shard_path(self.folder, number, kind.prefix), shard.rows, shard.facts)
+            return shard
+
+        paths = [shard_path(self.folder, number, kind.prefix) for number in range(len(columns))]
+        known = [find_shard(path, kind.schema, own) for path, own in zip(paths, columns, strict=True)]
+        sizes = [len(own["condition"]) for own in columns]
+        done = sum(size for size, shard in zip(sizes, known, strict=True) if shard is not None)
+        return complete_parts(known, maker, write, Progress(sum(sizes), done, unit="rows", doing=kind.doing))
 
 
-def complete_texts(
-    folder: Path, conditions: Sequence[Condition], windows: Sequence[Sequence[int]], instruments: Instruments
-) -> dict[str, Shard]:
-    """Cross-entropy of every window of a text under every condition."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of parts: the prefix of their files, their columns, and the word for their making."""
 
-    def make(model: LanguageModel, number: int, report: Advance) -> Shard:
-        sums, counts = measure_cross_entropy(instruments.reader(model), windows, report)
-        if not np.isfinite(sums).all():
-            raise NotFinite(f"the cross-entropy of the text is not finite {conditions[number].name} the edit")
-        columns = {"condition": [conditions[number].key] * len(sums), "nats": sums, "tokens": counts}
-        return Shard(pa.table(columns, schema=TEXTS), {"rows": len(sums)})
-
-    columns = [{"condition": [condition.key] * len(windows)} for condition in conditions]
-    shards = _complete(folder, "text_", TEXTS, columns, conditions, range(len(conditions)), make, "reading the text")
-    return {condition.key: shard for condition, shard in zip(conditions, shards, strict=True)}
-
-
-def _complete(
-    folder: Path,
-    prefix: str,
-    schema: pa.Schema,
-    columns: Sequence[dict[str, list[str]]],
-    conditions: Sequence[Condition],
-    each: Sequence[int],
-    make: Callable[[LanguageModel, int, Advance], Shard],
-    doing: str,
-) -> list[Shard]:
-    known = [find_shard(shard_path(folder, at, prefix), schema, own) for at, own in enumerate(columns)]
-    maker = _make_in_turn(conditions, each, make)
-    return complete_parts(known, maker, _writer(folder, prefix), _bar(columns, known, doing))
-
-
-def _writer(folder: Path, prefix: str) -> Callable[[int, Shard], Shard]:
-    def write(number: int, shard: Shard) -> Shard:
-        write_shard(shard_path(folder, number, prefix), shard.rows, shard.facts)
-        return shard
-
-    return write
-
-
-def _bar(columns: Sequence[dict[str, list[str]]], known: Sequence[Shard | None], doing: str) -> Progress:
-    sizes = [len(own["condition"]) for own in columns]
-    done = sum(size for size, shard in zip(sizes, known, strict=True) if shard is not None)
-    return Progress(sum(sizes), done, unit="rows", doing=doing)
-
-
-def _name_columns(condition: Condition, rows: Rows, numbers: NDArray[np.int64]) -> dict[str, list[str]]:
-    return {"condition": [condition.key] * len(numbers), "id": [rows.prompts[row].id for row in numbers]}
+    prefix: str
+    schema: pa.Schema
+    doing: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,9 +267,3 @@ def _measure(
             f"states that are NaN or infinite; try another --mode or --coefficient, or float32"
         )
     return {"log_odds": log_odds, "kl_first": kl_first.tolist(), "kl_answer": kl_answer.tolist()}
-
-
-@contextlib.contextmanager
-def keep(model: LanguageModel) -> Iterator[LanguageModel]:
-    """No edit: the model as it is."""
-    yield model

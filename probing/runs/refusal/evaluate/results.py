@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from probing.directions.judge_text import REFUSED, VERDICTS, Answer, Phrases, Verdict, judge_answer, split_thought
 from probing.instruments.judge import Judge
-from probing.runs.common.parts import Shard
 from probing.runs.common.results import ALL
 from probing.runs.refusal.evaluate.config import EvaluateConfig
-from probing.runs.refusal.evaluate.parts import AFTER, BEFORE, Condition
-from probing.runs.refusal.evaluate.rows import Rows
+from probing.runs.refusal.evaluate.rows import AFTER, BANDS, BEFORE, Condition, Rows
 from probing.statistics.agreement import estimate_agreement
 from probing.statistics.bootstrap import bootstrap_mean, draw_bootstrap_weights, estimate_share
 from probing.statistics.intervals import null_interval, percentile_interval
@@ -24,9 +23,6 @@ Array = NDArray[np.float64]
 HARMFUL, HARMLESS = "harmful", "harmless"
 REFUSED_SHARE, LOG_ODDS, ABOVE_ZERO = "refused", "refusal_log_odds", "share_above_zero"
 KL_FIRST, KL_ANSWER, CROSS_ENTROPY = "kl_first", "kl_answer", "cross_entropy"
-RANDOM, LABELS = "random", "labels"
-BANDS = {RANDOM: "random ", LABELS: "permuted labels "}
-"""Controls, with what the names of their conditions begin with."""
 CHANGE = "change"
 
 
@@ -49,14 +45,14 @@ class Judged:
         return np.array([verdict in wanted for verdict in self.verdicts], dtype=np.float64)
 
 
-def judge_shard(tokenizer: Any, shard: Shard, condition: Condition, rows: Rows, phrases: Phrases) -> Judged:
+def judge_table(tokenizer: Any, table: pa.Table, condition: Condition, rows: Rows, phrases: Phrases) -> Judged:
     """Decode the answers of a condition and judge them."""
     opened = rows.opened[condition.thinking]
-    coded = shard.rows["tokens"].to_pylist()
+    coded = table["tokens"].to_pylist()
     answers = [
         read_answer(tokenizer, ids, rows.tags, opened[row]) for ids, row in zip(coded, condition.rows, strict=True)
     ]
-    return Judged(answers, [judge_answer(answer, phrases) for answer in answers], shard.rows["ended"].to_pylist())
+    return Judged(answers, [judge_answer(answer, phrases) for answer in answers], table["ended"].to_pylist())
 
 
 def read_answer(tokenizer: Any, ids: Sequence[int], tags: Sequence[str], opened: bool) -> Answer:
@@ -181,9 +177,9 @@ class Scores:
         return {"measure": measure, "when": when, **ends, **band}
 
 
-def list_cross_entropy(shards: Mapping[str, Shard], config: EvaluateConfig) -> list[dict[str, Any]]:
+def list_cross_entropy(tables: Mapping[str, pa.Table], config: EvaluateConfig) -> list[dict[str, Any]]:
     """Cross-entropy on the text in nats a token, before, after, and the change, with intervals over windows."""
-    frames = {key.split(",")[0]: shard.rows.to_pandas() for key, shard in shards.items()}
+    frames = {key.split(",")[0]: table.to_pandas() for key, table in tables.items()}
     if not frames:
         return []
     tokens = frames[BEFORE]["tokens"].to_numpy(dtype=np.float64)

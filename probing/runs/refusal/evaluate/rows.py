@@ -1,6 +1,9 @@
-"""The prompts as token ids, in each way of thinking, and which tokens refusal begins with."""
+"""The prompts as token ids, in each way of thinking, and the conditions under which they are run."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,19 +12,26 @@ from numpy.typing import NDArray
 
 from probing.directions.judge_text import find_thought_tags, opens_thought
 from probing.directions.refusal_score import FoundToken, find_refusal_tokens
-from probing.errors import DataInvalid, NotFinite
+from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.instruments.answers import LogitReader, predict_answer
-from probing.instruments.directions import mean_first_token, resolve_tokens
+from probing.instruments.directions import extract_directions, mean_first_token, resolve_tokens
 from probing.instruments.reading import check_max_length
 from probing.models.load import LanguageModel
 from probing.report.tables import to_line
 from probing.runs.common.groups import text_units
-from probing.runs.refusal.common.prompts import Kinds
+from probing.runs.refusal.common.prompts import Kinds, hold_out
 from probing.runs.refusal.evaluate.config import EvaluateConfig
+from probing.runs.refusal.evaluate.models import Models, draw_random_directions
+from probing.runs.refusal.evaluate.states import Extracted, LeftOut, leave_categories_out, permute_labels_of
 from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
 from probing.tokens.thinking import thinking_arguments
 from probing.types import Capture, Direction, LabelledPrompt, Place, Problem
 
+BEFORE, AFTER = "before", "after"
+RANDOM, LABELS = "random", "labels"
+BANDS = {RANDOM: "random ", LABELS: "permuted labels "}
+"""Controls, with what the names of their conditions begin with."""
+WITHOUT, IN = "without ", "extracted, thinking "
 LEAST_LEFT = 2
 """Prompts of each kind that have to be readable."""
 
@@ -143,3 +153,121 @@ def _known_tokens(config: EvaluateConfig, reader: LogitReader, direction: Direct
         return resolve_tokens(reader.model, config.tokens)
     told = direction.facts.get("refusal_tokens") if direction is not None else None
     return resolve_tokens(reader.model, told) if told else None
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What is done to the model while prompts are run.
+
+    Attributes:
+        name: "before", "after", or the name of a control.
+        thinking: how the model thinks.
+        edit: makes the edit and gives the model that is run.
+        rows: numbers of the prompts that are run.
+    """
+
+    name: str
+    thinking: str
+    edit: Callable[[], AbstractContextManager[LanguageModel]]
+    rows: NDArray[np.int64]
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other conditions of a run."""
+        return f"{self.name}, thinking {self.thinking}"
+
+
+@contextlib.contextmanager
+def keep(model: LanguageModel) -> Iterator[LanguageModel]:
+    """No edit: the model as it is."""
+    yield model
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is run.
+
+    Attributes:
+        answered: conditions under which prompts are answered.
+        scored: conditions under which they are scored.
+        read: conditions under which the text is read.
+        left_out: directions that were extracted without a category.
+        held_out: prompts on which directions that were extracted in each way of thinking are evaluated.
+    """
+
+    answered: list[Condition]
+    scored: list[Condition]
+    read: list[Condition]
+    left_out: list[LeftOut]
+    held_out: NDArray[np.int64]
+
+
+def make_plan(config: EvaluateConfig, models: Models, rows: Rows, extracted: Extracted | None, kinds: Kinds) -> Plan:
+    """The conditions: before, after, and the controls that can be had.
+
+    Raises:
+        UsageError: see ``_extract_in_each``.
+    """
+    every = np.arange(len(rows.prompts))
+    found = models.direction
+    random = [] if found is None else draw_random_directions(found, config.random_directions, config.seed)
+    labels = [] if extracted is None else permute_labels_of(extracted, config.permuted_directions, config.seed)
+    left_out = [] if extracted is None else leave_categories_out(extracted, config.seed)
+    by_thinking, held_out = _extract_in_each(config, models, rows, kinds)
+    answered, scored, read = [], [], []
+    for mode in config.modes:
+        plain = [
+            Condition(BEFORE, mode, functools.partial(keep, models.before), every),
+            Condition(AFTER, mode, models.edit_found, every),
+        ]
+
+        def of(name: str, direction: Direction, chosen: NDArray[np.int64], mode: str = mode) -> Condition:
+            return Condition(name, mode, functools.partial(_edit, models, direction), chosen)
+
+        bands = [of(f"{BANDS[RANDOM]}{number}", each, every) for number, each in enumerate(random)]
+        answered += plain + bands[: config.random_texts]
+        answered += [of(f"{IN}{name}", each, held_out) for name, each in by_thinking.items()]
+        scored += plain + bands
+        scored += [of(f"{BANDS[LABELS]}{number}", each, every) for number, each in enumerate(labels)]
+        if mode == config.modes[0]:
+            read = plain
+            for each in left_out:
+                own = np.flatnonzero([prompt.category == each.category for prompt in rows.prompts] & rows.harmful)
+                scored += [of(f"{WITHOUT}{each.category}", each.direction, own)] if len(own) else []
+    return Plan(answered, scored, read, left_out, held_out)
+
+
+@contextlib.contextmanager
+def _edit(models: Models, direction: Direction) -> Iterator[LanguageModel]:
+    with models.edit(direction):
+        yield models.before
+
+
+def _extract_in_each(
+    config: EvaluateConfig, models: Models, rows: Rows, kinds: Kinds
+) -> tuple[dict[str, Direction], NDArray[np.int64]]:
+    """Where thinking on and off are compared: a direction extracted in each from half of the prompts, and the others.
+
+    Raises:
+        UsageError: the prompt does not have the direction's token in each way of thinking.
+    """
+    if config.thinking != "both" or models.direction is None:
+        return {}, np.empty(0, dtype=np.int64)
+    out = dict(zip((prompt.id for prompt in kinds.prompts), hold_out(kinds, 0.5, config.seed), strict=True))
+    held_out = np.array([out[prompt.id] for prompt in rows.prompts])
+    found = {}
+    for mode in config.modes:
+        sides = [
+            [
+                with_thinking(prompt, models.before, mode)
+                for prompt, harmful, held in zip(rows.prompts, rows.harmful, held_out, strict=True)
+                if harmful == kind and not held
+            ]
+            for kind in (True, False)
+        ]
+        every = extract_directions(models.before, *sides, places=str(models.direction.place), filter_by_sign=False)
+        try:
+            found[mode] = every.at(models.direction.place, models.direction.position)
+        except ValueError as error:
+            raise UsageError(f"with thinking {mode}, {error}") from error
+    return found, np.flatnonzero(held_out)

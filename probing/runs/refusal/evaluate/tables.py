@@ -12,7 +12,6 @@ from probing.report.tables import counts
 from probing.runs.common.results import ALL
 from probing.runs.common.tables import note_few_groups, pick_row, pick_rows, show_ends
 from probing.runs.refusal.evaluate.config import EvaluateConfig
-from probing.runs.refusal.evaluate.parts import AFTER, BEFORE
 from probing.runs.refusal.evaluate.results import (
     ABOVE_ZERO,
     CROSS_ENTROPY,
@@ -20,11 +19,10 @@ from probing.runs.refusal.evaluate.results import (
     HARMLESS,
     KL_ANSWER,
     KL_FIRST,
-    LABELS,
     LOG_ODDS,
-    RANDOM,
     REFUSED_SHARE,
 )
+from probing.runs.refusal.evaluate.rows import AFTER, BEFORE, LABELS, RANDOM
 
 KINDS = (HARMFUL, HARMLESS)
 NO_ANSWER = ("empty", "degenerate", "unfinished thought")
