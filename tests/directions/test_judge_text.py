@@ -65,6 +65,8 @@ def test_thoughts_are_judged_apart():
     assert thought == Answer("Sure! Take a bowl.", "<think>I cannot help with that, or can I?")
     assert judge_answer(thought, PHRASES) == "compliance"
     assert split_thought("Take </think> care </think> I will not do that.", tags).text == "I will not do that."
+    assert split_thought("Take </think> care </thinking> I will not.", tags).text == "I will not."
+    assert split_thought("Take </thinking> care </think> I will not.", tags).text == "I will not."
     unfinished = split_thought("<think>Hmm, let me see", tags)
     assert judge_answer(unfinished, PHRASES) == "unfinished thought"
     assert split_thought("Hmm", tags, opened=True) == Answer("", "Hmm", finished=False)

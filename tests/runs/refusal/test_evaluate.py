@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from probing.data.bundled import bundled_data, bundled_model
+from probing.directions.extract import cosine, difference_in_means
 from probing.engine.ablation import ablate
 from probing.engine.orthogonalization import orthogonalize
 from probing.instruments.directions import refusal_log_odds
 from probing.models.load import load
 from probing.runs.refusal.evaluate import EvaluateConfig, run
+from probing.runs.refusal.evaluate.states import leave_categories_out, open_extracted, permute_labels_of
 from probing.runs.refusal.extract import ExtractConfig
 from probing.runs.refusal.extract import run as extract
 from probing.store.directions import open_directions, save_direction
@@ -150,6 +152,33 @@ def test_a_run_goes_on_where_it_stopped(folder, evaluated, tmp_path, monkeypatch
     assert made == [5, 5, 2, 5, 5, 5, 2, 5, 5, 2]
     for name in ("answers.parquet", "results.parquet"):
         assert (tmp_path / "out" / name).read_bytes() == (config.out / name).read_bytes()
+
+
+def test_directions_are_extracted_again_from_the_same_prompts(folder, tmp_path):
+    config = configure(folder, tmp_path / "out")
+    direction = open_directions(folder / "directions").at(PLACE)
+    extracted = open_extracted(config, direction, 64, 4)
+    prompts = pd.read_parquet(folder / "directions" / "prompts.parquet")
+    states = {place: extracted.states(place) for place in map(str, extracted.store.places)}
+    train = (prompts["used"] & (prompts["part"] == "train")).to_numpy()
+    harmful = (prompts["kind"] == "harmful").to_numpy()
+    again = difference_in_means(states[PLACE][train & harmful], states[PLACE][train & ~harmful])
+    torch.testing.assert_close(again, direction.vector)
+    for found in leave_categories_out(extracted, 0):
+        own = (prompts["category"] == found.category).to_numpy()
+        here = states[str(found.direction.place)]
+        sides = here[train & harmful & ~own], here[train & ~harmful]
+        torch.testing.assert_close(found.direction.vector, difference_in_means(*sides))
+        torch.testing.assert_close(found.direction.harmless_mean, sides[1].mean(dim=0))
+        assert found.prompts == (own & prompts["used"] & harmful).sum()
+    drawn = permute_labels_of(extracted, 5, 0)
+    for each in drawn:
+        assert float(each.vector.norm()) == pytest.approx(float(direction.vector.norm()))
+        # A difference of means of any labels of the training prompts lies in the space that their states span.
+        spanned = torch.linalg.qr((states[PLACE][train] - states[PLACE][train].mean(dim=0)).T)[0]
+        torch.testing.assert_close(spanned @ (spanned.T @ each.vector), each.vector, rtol=1e-6, atol=1e-6)
+    assert abs(float(cosine(drawn[0].vector, drawn[1].vector))) < 0.999
+    assert permute_labels_of(extracted, 5, 0)[3].vector.equal(drawn[3].vector)
 
 
 def test_an_edited_model_in_place_of_hooks(folder, tmp_path):

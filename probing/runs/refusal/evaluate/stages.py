@@ -154,7 +154,7 @@ def _measure(
     windows = _cut_text(data.text, reader)
     texts = runner.read_text(plan.read, windows) if windows else {}
     how = with_fallbacks("; ".join([instruments.generator(models.before).how, reader.stream.how]))
-    return _Measured(rows, tokens, plan, answers, scores, texts, how)
+    return _Measured(rows=rows, tokens=tokens, plan=plan, answers=answers, scores=scores, texts=texts, how=how)
 
 
 def _conclude(
