@@ -96,7 +96,8 @@ def test_the_affine_edit_takes_the_refusals_of_the_bundled_model_away(evaluated)
     assert not (answers.get_group("harmful")["verdict_after"] == "refusal").any()
     verdict = next(iter(report.tables))
     assert verdict == "Verdict"
-    said = report.tables[verdict]["verdict"][0]
+    edited, said = report.tables[verdict]["verdict"]
+    assert edited == "Edited: affine at resid_pre:2"
     assert said.startswith("Refused harmful prompts: 100.0% before, 0.0% after (under-refusal 0.0% and 100.0%)")
     assert pick(config.out, kind="harmful", category="all", measure="refused", when="after")["random_low"] == 1
     interval = pick(config.out, kind="harmful", category="all", measure="refused", when="before")
@@ -160,7 +161,7 @@ def test_directions_are_extracted_again_from_the_same_prompts(folder, tmp_path):
     extracted = open_extracted(config, direction, 64, 4)
     prompts = pd.read_parquet(folder / "directions" / "prompts.parquet")
     states = {place: extracted.states(place) for place in map(str, extracted.store.places)}
-    train = (prompts["used"] & (prompts["part"] == "train")).to_numpy()
+    train = (prompts["used"] & (prompts["part"] == "train")).to_numpy(copy=True)
     harmful = (prompts["kind"] == "harmful").to_numpy()
     again = difference_in_means(states[PLACE][train & harmful], states[PLACE][train & ~harmful])
     torch.testing.assert_close(again, direction.vector)
@@ -188,7 +189,8 @@ def test_an_edited_model_in_place_of_hooks(folder, tmp_path):
     model.model.save_pretrained(tmp_path / "edited")
     model.tokenizer.save_pretrained(tmp_path / "edited")
     few = {"random_directions": 0, "permuted_directions": 0, "mode": "project"}
-    run(configure(folder, tmp_path / "hooks", **few))
+    report = run(configure(folder, tmp_path / "hooks", **few))
+    assert "writers found/edited/proved" in report.tables["Verdict"]["verdict"][0]
     run(configure(folder, tmp_path / "weights", edited_model=str(tmp_path / "edited"), **few))
     hooks, weights = (pd.read_parquet(tmp_path / name / "answers.parquet") for name in ("hooks", "weights"))
     assert hooks["answer_after"].tolist() == weights["answer_after"].tolist()
@@ -222,7 +224,7 @@ def test_thinking_on_and_off(folder, tmp_path):
     # The prompt ends within a thought, and this model never closes one.
     assert (answers[answers["thinking"] == "on"]["verdict_before"] == "unfinished thought").all()
     assert not (answers[answers["thinking"] == "off"]["verdict_before"] == "unfinished thought").any()
-    assert len(report.tables["Verdict"]) == 2
+    assert len(report.tables["Verdict"]) == 3
 
 
 def broken_model(path):

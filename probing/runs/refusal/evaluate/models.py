@@ -54,6 +54,18 @@ class Models:
         where = config.where.split(",") if config.where and "," in config.where else config.where
         return ablate(self.before, direction, config.mode, where=where, layers=layers, coefficient=config.coefficient)
 
+    def describe_edit(self) -> str:
+        """What the edit changes, and that it was proved; made once, and taken off again.
+
+        Raises:
+            UsageError: options that do not fit the model or the direction. EditRefused: it cannot be proved.
+        """
+        if self.edited is not None:
+            return f"the weights of {self.edited.source.model}, as they were given"
+        assert self.direction is not None
+        with self.edit(self.direction) as edit:
+            return str(edit.describe())
+
     @contextlib.contextmanager
     def edit_found(self) -> Iterator[LanguageModel]:
         """The model after the edit: the one that was given, or the one with the direction's edit on it."""

@@ -124,6 +124,7 @@ class _Measured:
         scores: scores by condition.
         texts: cross-entropy of the text by condition; none without a text.
         how: how the models were run.
+        edit: what was edited.
     """
 
     rows: Rows
@@ -133,6 +134,7 @@ class _Measured:
     scores: Mapping[str, pa.Table]
     texts: Mapping[str, pa.Table]
     how: str
+    edit: str
 
 
 def _measure(
@@ -145,6 +147,7 @@ def _measure(
         if model is not None:
             instruments.add(model)
     reader = instruments.reader(models.before)
+    edit = models.describe_edit()
     tokens = find_tokens(config, rows, reader, models.direction)
     plan = make_plan(config, models, rows, extracted, data.kinds)
     runner = PartRunner(folder.shards, rows, instruments)
@@ -154,7 +157,9 @@ def _measure(
     windows = _cut_text(data.text, reader)
     texts = runner.read_text(plan.read, windows) if windows else {}
     how = with_fallbacks("; ".join([instruments.generator(models.before).how, reader.stream.how]))
-    return _Measured(rows=rows, tokens=tokens, plan=plan, answers=answers, scores=scores, texts=texts, how=how)
+    return _Measured(
+        rows=rows, tokens=tokens, plan=plan, answers=answers, scores=scores, texts=texts, how=how, edit=edit
+    )
 
 
 def _conclude(
@@ -224,6 +229,7 @@ def _gather_facts(
         "data": data.kinds.table.facts(),
         "model": model_facts(models.before),
         "edited_model": None if models.edited is None else model_facts(models.edited),
+        "edit": measured.edit,
         "how": measured.how,
         "rows_by_status": {"ok": len(rows.prompts), **dict(sorted(statuses.items()))},
         "problems": [asdict(problem) for problem in rows.problems][:LISTED_PROBLEMS],

@@ -58,7 +58,7 @@ class Shown:
 
 def make_tables(shown: Shown) -> dict[str, pd.DataFrame]:
     """Tables by title, in the order in which they are shown."""
-    tables = {"Verdict": pd.DataFrame({"verdict": tell_verdict(shown)})}
+    tables = {"Verdict": pd.DataFrame({"verdict": [f"Edited: {shown.facts['edit']}", *tell_verdict(shown)]})}
     for mode in shown.config.modes:
         title = "" if mode == "default" else f", thinking {mode}"
         own = pick_rows(shown.results, thinking=mode)
@@ -171,7 +171,7 @@ def _list_changes(own: pd.DataFrame) -> pd.DataFrame:
         found = pick_row(own, kind=HARMLESS, category=ALL, measure=measure)
         row = {"": name, "value": found["value"], "95 % interval": show_ends(found)}
         rows.append(row | (_show_bands(found) if measure == KL_FIRST else {}))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("-")
 
 
 def _list_categories(own: pd.DataFrame) -> pd.DataFrame:
