@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 CPU_ROWS = 32
 """Rows that are generated together on a CPU, where more are no faster."""
 MOST_ROWS = 256
+WINDOWS = 32
+"""Windows of a text whose states are in memory together."""
 SHARE_OF_MEMORY = 0.5
 """Of what is free on a card, that caches may take."""
 
@@ -274,9 +276,12 @@ def measure_cross_entropy(
     reader: LogitReader, windows: Sequence[Sequence[int]], report: Advance | None = None
 ) -> tuple[list[float], list[int]]:
     """Sum of the cross-entropy in nats over the tokens of each window but its first, and the number of these tokens."""
-    segments = [Segment(list(window), 0, len(window) - 1) for window in windows]
-    states = reader.read(segments, report)
-    targets = torch.tensor([id for window in windows for id in window[1:]], device=reader.head.weight.device)
-    logprobs = token_stats(states.to(reader.head.weight.device), reader.head, targets).logprob.double().cpu()
-    counts = [len(window) - 1 for window in windows]
-    return [-float(part.sum()) for part in logprobs.split(counts)], counts
+    sums: list[float] = []
+    for start in range(0, len(windows), WINDOWS):
+        some = windows[start : start + WINDOWS]
+        states = reader.read([Segment(list(window), 0, len(window) - 1) for window in some], report)
+        device = reader.head.weight.device
+        targets = torch.tensor([id for window in some for id in window[1:]], device=device)
+        logprobs = token_stats(states.to(device), reader.head, targets).logprob.double().cpu()
+        sums += [-float(part.sum()) for part in logprobs.split([len(window) - 1 for window in some])]
+    return sums, [len(window) - 1 for window in windows]

@@ -255,6 +255,7 @@ BAD = {
     "no such judge": (["--judge=no-such-judge"], "cannot be started"),
     "a judge that dies": ([f"--judge={shlex.quote(sys.executable)} -c pass"], "before it answered"),
     "a judge that hangs": (["--judge=sleep 60", "--judge-seconds=0.5"], "did not answer within 0.5 seconds"),
+    "a judge that gives up": ([f"--judge={shlex.quote(sys.executable)} {{folder}}/once.py"], "ended (status 0) before"),
     "a judge that babbles": (["--judge=cat"], "gave the verdict None"),
     "an unknown mode": (["--mode=erase"], "mode"),
     "layers": (["--layers=9"], "layers"),
@@ -272,6 +273,7 @@ def test_bad_input_is_named(probing, folder, tmp_path, case):
     if case == "another width":
         narrow = Direction(torch.ones(8), Place("resid_pre", 2), -1, load("bundled").source)
         save_direction(folder / "narrow.safetensors", narrow)
+    (folder / "once.py").write_text(JUDGE + "    break\n")
     if "broken" in "".join(options) and not (folder / "broken").exists():
         source = load(str(broken_model(folder / "broken"))).source
         save_direction(folder / "broken.safetensors", Direction(torch.ones(64), Place("resid_pre", 2), -1, source))
@@ -284,7 +286,10 @@ def test_bad_input_is_named(probing, folder, tmp_path, case):
     assert status == 2, errors
     assert said in errors
     assert "Traceback" not in errors
-    assert not (tmp_path / "out" / "answers.parquet").exists()
+    # What ends before the first answer leaves nothing; answers that were saved are gone on from.
+    saved = case in ("a judge that gives up", "scores of NaN")
+    left = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
+    assert left == ({"run.json", "shards"} if saved else set())
 
 
 def test_without_a_direction_or_an_edited_model(probing, folder, tmp_path):

@@ -72,6 +72,17 @@ def _without(text: str, tokens: Sequence[str]) -> str:
     return text.strip()
 
 
+def try_judge(config: EvaluateConfig) -> None:
+    """Ask the judge from outside about an answer of our own, before any prompt is answered.
+
+    Raises:
+        DataInvalid: it ended, did not answer in time, or answered nonsense. UsageError: it cannot be started.
+    """
+    if config.judge is not None:
+        with Judge(config.judge, config.judge_seconds) as judge:
+            judge.ask("trial", "What is 7 + 5?", "12.")
+
+
 def ask_judge(config: EvaluateConfig, rows: Rows, judged: Mapping[str, Judged]) -> dict[str, list[str]]:
     """Verdicts of the judge from outside on the answers before and after, by the key of the condition.
 

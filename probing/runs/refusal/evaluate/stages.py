@@ -43,6 +43,7 @@ from probing.runs.refusal.evaluate.results import (
     compare_judges,
     judge_table,
     list_cross_entropy,
+    try_judge,
 )
 from probing.runs.refusal.evaluate.rows import (
     AFTER,
@@ -140,7 +141,8 @@ class _Measured:
 def _measure(
     folder: RunFolder, config: EvaluateConfig, data: EvaluationData, models: Models, extracted: Extracted | None
 ) -> _Measured:
-    """Run the prompts under every condition."""
+    """Run the prompts under every condition; what can be wrong with the options shows before that."""
+    try_judge(config)
     rows = prepare_rows(config, data.kinds, models.before, data.phrases.thought_ends)
     instruments = Instruments(config)
     for model in (models.before, models.edited):
