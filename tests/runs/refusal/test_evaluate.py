@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from probing.data.bundled import bundled_data, bundled_model
 from probing.directions.extract import cosine, difference_in_means
+from probing.directions.judge_text import Answer
 from probing.engine.ablation import ablate
 from probing.engine.orthogonalization import orthogonalize
 from probing.instruments.directions import refusal_log_odds
 from probing.models.load import load
 from probing.runs.refusal.evaluate import EvaluateConfig, run
+from probing.runs.refusal.evaluate.results import read_answer
 from probing.runs.refusal.evaluate.states import leave_categories_out, open_extracted, permute_labels_of
 from probing.runs.refusal.extract import ExtractConfig
 from probing.runs.refusal.extract import run as extract
@@ -296,3 +298,20 @@ def test_without_a_direction_or_an_edited_model(probing, folder, tmp_path):
     status, _, errors = probing("refusal", "evaluate", "--model=bundled", f"--out={tmp_path / 'out'}")
     assert status == 2
     assert "give a direction, an --edited-model, or both" in errors
+
+
+class SpecialTags:
+    """A tokenizer whose closing tag is a special token, which other texts are decoded without."""
+
+    words = ("Hmm", "</think>", "Sure!", "<|end|>")
+    all_special_tokens = ("</think>", "<|end|>", "")
+
+    def decode(self, ids, skip_special_tokens):
+        return " ".join(self.words[id] for id in ids if not (skip_special_tokens and id in (1, 3)))
+
+
+def test_a_tag_that_is_a_special_token_ends_the_thought():
+    tags = ("</think>",)
+    assert read_answer(SpecialTags(), [0, 1, 2, 3], tags, False) == Answer("Sure!", "Hmm")
+    assert read_answer(SpecialTags(), [2, 3], tags, False) == Answer("Sure!")
+    assert read_answer(SpecialTags(), [0, 3], tags, True) == Answer("", "Hmm", finished=False)
