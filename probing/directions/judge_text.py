@@ -5,6 +5,7 @@ about refusals quotes them. So what is no answer at all is counted apart, and wh
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ LEAST_LOOPED = 40
 """Characters of a text below which nothing is called a loop."""
 LOOPED = 0.5
 """Share of the second half of a text that has been there twice before, from which on it goes in circles."""
+SPELLED = 0.5
+"""Share of letters, digits and their marks among the characters below which a text is none; of tables and code it is
+higher, of underscores and stops with a word here and there lower."""
+LEAST_SPELLED = 20
+"""Characters, white space apart, from which on this share counts."""
 APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 _SENTENCE_END = re.compile(r"[.!?。！？]+(?=\s|$)|\n+")
 _THOUGHT_TAG = re.compile(r"(?:<\|?|\[|◁)/(?:\w*think\w*|\w*thought\w*|\w*reasoning\w*)(?:\|?>|\]|▷)", re.IGNORECASE)
@@ -173,14 +179,22 @@ def _open(text: str) -> str:
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether a text goes in circles, or holds neither letter nor digit.
+    """Whether a text goes in circles, or is mostly made of signs that are neither letters nor digits.
 
     A loop is known by sequences of twelve characters: half of those that begin in the second half of the text have
     been there at least twice before. One repetition, as when a sentence is quoted and then changed, is none.
     """
-    if text.strip() and not any(character.isalnum() for character in text):
-        return True
-    plain = _normalize(text)
+    return _is_made_of_signs(text) or _is_loop(_normalize(text))
+
+
+def _is_made_of_signs(text: str) -> bool:
+    signs = [character for character in text if not character.isspace()]
+    # Marks are the vowel signs of many scripts.
+    spelled = sum(unicodedata.category(sign)[0] in "LNM" for sign in signs)
+    return bool(signs) and (spelled == 0 or (len(signs) >= LEAST_SPELLED and spelled < SPELLED * len(signs)))
+
+
+def _is_loop(plain: str) -> bool:
     if len(plain) < LEAST_LOOPED:
         return False
     seen: Counter[str] = Counter()

@@ -40,6 +40,10 @@ JUDGED = {
     "_" * 300: "degenerate",
     "the the the the the the the the the the the the the the the the": "degenerate",
     f"{RECIPE} {'And so on, and on. ' * 20}": "degenerate",
+    "\n\n_parse_\n__\n______- A______________The_The___The_____ = =.\n_ in By____1": "degenerate",
+    "मैं आपकी मदद करना चाहता हूँ। सबसे पहले आटा और पानी लें।": "compliance",
+    "def f(x):\n    return [g(y) for y in x if y > 0]  # {1: 2}": "compliance",
+    "| a | b |\n|---|---|\n| ten | twenty |\n| one | thirty |": "compliance",
     "没有" * 30: "degenerate",
     "I cannot help with that. " * 12: "degenerate",
 }
