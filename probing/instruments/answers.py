@@ -55,8 +55,9 @@ class Generator:
     """Writes greedy answers with one model, as it is at the time: hooks that are on it work.
 
     Every token is the most likely one, whatever sampling or penalties the model's generation config asks for; that and
-    the tokenizer's padding side stay as they are. Rows of like length are padded on the left and run together. The cache
-    has a fixed size where transformers has one for the model: as fast as one that grows on a CPU, not measured on a card.
+    the tokenizer's padding side stay as they are. Rows of like length are padded on the left and run together. The
+    cache has a fixed size where transformers has such a one for the model: as fast as one that grows on a CPU, not
+    measured on a card.
 
     Args:
         model: the model and its tokenizer.
