@@ -33,6 +33,7 @@ COMMANDS = {
     "probe": "fit supervised probes to labelled prompts, and try to prove them wrong",
     "clusters": "measure how far labelled prompts lie apart at every layer, of one model or several",
     "refusal extract": "find the direction between harmful and harmless prompts at every layer, and judge it",
+    "refusal evaluate": "measure what an edit of a model changes: refusal of both kinds of prompts, and everything else",
     "capture": "write hidden states of texts, at any places of any model",
     "show": "print pairs of a finished run, with their texts beside their numbers",
     "demo": "run every job on the bundled model and data",
@@ -47,6 +48,8 @@ EXAMPLES = {
     "probe": "probing probe --model bundled --data bundled --out probe",
     "clusters": "probing clusters --model base-model --model tuned-model --data prompts.jsonl --out clusters",
     "refusal extract": "probing refusal extract --model bundled --out directions",
+    "refusal evaluate": "probing refusal evaluate --model bundled --direction directions --place resid_pre:2 "
+    "--out evaluated",
     "capture": "probing capture --model bundled --data prompts.jsonl --places resid_post:all --out states",
     "show": "probing show scores --lowest 20",
     "demo": "probing demo --out demo-out",

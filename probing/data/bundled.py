@@ -24,3 +24,8 @@ BUNDLED_MODELS = {BUNDLED: bundled_model, BUNDLED_DISPLACED: bundled_displaced}
 def bundled_data(name: Literal["pairs", "prompts", "statements"] = "pairs") -> Path:
     """A bundled JSONL file: preference pairs of four kinds, labelled prompts, or statements with their opposites."""
     return _ROOT / "data" / f"{name}.jsonl"
+
+
+def bundled_phrases() -> Path:
+    """The phrases by which answers are judged."""
+    return _ROOT / "refusal_phrases.txt"

@@ -100,7 +100,7 @@ def _find_template(tokenizer: Any, row: EncodedRow) -> Positions | Problem:
     if not row.text.conversational:
         return row.problem("no_template", "a plain text has no chat template around it; ask for chat")
     try:
-        ending = template_ending(tokenizer)
+        ending = template_ending(tokenizer, row.prompt.chat_template_kwargs)
     except DataInvalid as error:
         return row.problem("no_template", f"what stands after an instruction is not known: {error}")
     if not ending:

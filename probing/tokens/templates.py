@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,18 +163,22 @@ def _render_fixed(renderer: ConversationRenderer) -> list[str | None]:
     return texts
 
 
-def template_ending(tokenizer: Any) -> tuple[int, ...]:
+def template_ending(tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> tuple[int, ...]:
     """The tokens that a chat template writes after an instruction: what two rendered instructions end with alike.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        arguments: further arguments of the template: one that switches thinking changes its end, for instance.
 
     Raises:
         DataInvalid: the template refuses an instruction.
     """
-    return _ending(tokenizer, repr(tokenizer.chat_template))
+    return _ending(tokenizer, repr(tokenizer.chat_template), canonical(arguments or {}))
 
 
 @functools.lru_cache(maxsize=8)
-def _ending(tokenizer: Any, template: str) -> tuple[int, ...]:
-    renderer = ConversationRenderer(tokenizer)
+def _ending(tokenizer: Any, template: str, arguments: bytes) -> tuple[int, ...]:
+    renderer = ConversationRenderer(tokenizer, arguments=json.loads(arguments))
     conversations: list[list[Message]] = [[{"role": "user", "content": content}] for content in INSTRUCTIONS]
     tasks = [functools.partial(renderer.render, each, add_generation_prompt=True) for each in conversations]
     texts = render_in_time(tasks, lambda index: f"the instruction {INSTRUCTIONS[index]!r}")

@@ -1,0 +1,140 @@
+"""The models before and after the edit, the direction, and how it is put into a model."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probing.engine.ablation import ablate
+from probing.errors import SourceMismatch, UsageError
+from probing.models.layers import find_stack
+from probing.models.load import LanguageModel, load
+from probing.runs.refusal.evaluate.config import EvaluateConfig
+from probing.store.activations import tensor_sha256
+from probing.store.directions import (
+    DIRECTION_FILE,
+    DIRECTIONS_FILE,
+    check_model,
+    open_direction,
+    open_directions,
+)
+from probing.types import Direction
+
+RANDOM_STREAM = 13
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The models, and the direction.
+
+    Attributes:
+        before: the model as it is.
+        edited: the model as somebody edited it; None where the edit is made while the model runs.
+        direction: the direction; None where only an edited model was given.
+        config: options of the run.
+    """
+
+    before: LanguageModel
+    edited: LanguageModel | None
+    direction: Direction | None
+    config: EvaluateConfig
+
+    def edit(self, direction: Direction) -> AbstractContextManager[Any]:
+        """The edit that the options name, by a direction, in the model as it is."""
+        config, chosen = self.config, self.config.layers
+        layers: Sequence[int] | None = None
+        if chosen == "all":
+            layers = list(range(self.before.layers))
+        elif chosen is not None:
+            layers = list(map(int, chosen.split(",")))
+        where = config.where.split(",") if config.where and "," in config.where else config.where
+        return ablate(self.before, direction, config.mode, where=where, layers=layers, coefficient=config.coefficient)
+
+    def describe_edit(self) -> str:
+        """What the edit changes, and that it was proved; made once, and taken off again.
+
+        Raises:
+            UsageError: options that do not fit the model or the direction. EditRefused: it cannot be proved.
+        """
+        if self.edited is not None:
+            return f"the weights of {self.edited.source.model}, as they were given"
+        assert self.direction is not None
+        with self.edit(self.direction) as edit:
+            return str(edit.describe())
+
+    @contextlib.contextmanager
+    def edit_found(self) -> Iterator[LanguageModel]:
+        """The model after the edit: the one that was given, or the one with the direction's edit on it."""
+        if self.edited is not None:
+            yield self.edited
+            return
+        assert self.direction is not None
+        with self.edit(self.direction):
+            yield self.before
+
+
+def open_models(config: EvaluateConfig) -> Models:
+    """Load the models and the direction, and check that they belong together.
+
+    Raises:
+        SourceMismatch: the direction is of another model, or the edited model has another tokenizer.
+        UsageError: a place or layers that are not there.
+    """
+    before = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    direction = None if config.direction is None else _read_direction(config, config.direction.expanduser())
+    if direction is not None:
+        stack = find_stack(before)
+        check_model(direction, before.source, stack.width, len(stack.blocks))
+    edited = None
+    if config.edited_model is not None:
+        edited = load(config.edited_model, None, config.dtype, config.device, config.trust_remote_code)
+        if edited.source.tokenizer_sha256 != before.source.tokenizer_sha256:
+            raise SourceMismatch(
+                f"{config.edited_model} has another tokenizer than {config.model}, so that their tokens cannot be "
+                f"compared; give the model that it was made from"
+            )
+    return Models(before, edited, direction, config)
+
+
+def _read_direction(config: EvaluateConfig, path: Path) -> Direction:
+    many = path.name == DIRECTIONS_FILE or (path.is_dir() and not (path / DIRECTION_FILE).exists())
+    if not many or not (path.is_file() or (path / DIRECTIONS_FILE).exists()):
+        if config.place is not None:
+            raise UsageError(f"{path}: holds one direction, so leave out --place")
+        return open_direction(path)
+    if config.place is None:
+        raise UsageError(f"{path}: holds the directions of every place; name one as --place, resid_pre:8 for instance")
+    try:
+        return open_directions(path).at(config.place, config.position)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def identify_direction(direction: Direction | None) -> dict[str, Any]:
+    """What tells one direction from another in the identity of a run."""
+    if direction is None:
+        return {}
+    mean = direction.harmless_mean
+    hashes = {
+        "vector": tensor_sha256(direction.vector.double().contiguous()),
+        "mean": None if mean is None else tensor_sha256(mean.double().contiguous()),
+    }
+    return {"direction": hashes | {"place": str(direction.place), "position": direction.position}}
+
+
+def with_length_of(direction: Direction, vector: torch.Tensor, method: str) -> Direction:
+    """Another vector, or subspace, at the length of a direction's own, in its place."""
+    own = direction.vector.double()
+    scaled = vector.double() / vector.double().norm(dim=-1, keepdim=True) * own.norm(dim=-1, keepdim=True)
+    return replace(direction, vector=scaled, method=method)
+
+
+def draw_random_directions(direction: Direction, count: int, seed: int) -> list[Direction]:
+    """Directions drawn from all with equal chance, of the length and rank of a given one, at its place."""
+    generator = torch.Generator().manual_seed(seed + (RANDOM_STREAM << 32))
+    drawn = torch.randn((count, *direction.vector.shape), generator=generator, dtype=torch.float64)
+    return [with_length_of(direction, vector, f"random {number}") for number, vector in enumerate(drawn)]
