@@ -33,7 +33,7 @@ COMMANDS = {
     "probe": "fit supervised probes to labelled prompts, and try to prove them wrong",
     "clusters": "measure how far labelled prompts lie apart at every layer, of one model or several",
     "refusal extract": "find the direction between harmful and harmless prompts at every layer, and judge it",
-    "refusal evaluate": "measure what an edit of a model changes: refusal of both kinds of prompts, and everything else",
+    "refusal evaluate": "measure what an edit of a model changes: refusal, over-refusal, damage",
     "capture": "write hidden states of texts, at any places of any model",
     "show": "print pairs of a finished run, with their texts beside their numbers",
     "demo": "run every job on the bundled model and data",

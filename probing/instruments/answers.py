@@ -22,8 +22,9 @@ from probing.kernels.output_head import Unembedding, is_out_of_memory, logit_chu
 from probing.kernels.token_stats import token_stats
 from probing.models.devices import free_memory
 from probing.models.heads import find_head
-from probing.models.layers import find_backbone, use_eval_mode
+from probing.models.layers import find_backbone
 from probing.models.load import LanguageModel
+from probing.models.passes import use_eval_mode
 from probing.types import Place
 
 log = logging.getLogger(__name__)

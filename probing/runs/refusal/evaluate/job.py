@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from probing.runs.refusal.common.models import check_chat_models
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.data import read_data
 from probing.store.manifest import claim
@@ -14,6 +15,7 @@ def run(config: EvaluateConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
+    check_chat_models(config, [config.model], config.revision)
     data = read_data(config)
     with claim(Path(config.out).expanduser(), "refusal evaluate") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.

@@ -11,8 +11,9 @@ import torch
 
 from probing.engine.ablation import ablate
 from probing.errors import SourceMismatch, UsageError
+from probing.models.language_model import LanguageModel
 from probing.models.layers import find_stack
-from probing.models.load import LanguageModel, load
+from probing.runs.common.models import load_model
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.store.activations import tensor_sha256
 from probing.store.directions import (
@@ -84,14 +85,14 @@ def open_models(config: EvaluateConfig) -> Models:
         SourceMismatch: the direction is of another model, or the edited model has another tokenizer.
         UsageError: a place or layers that are not there.
     """
-    before = load(config.model, config.revision, config.dtype, config.device, config.trust_remote_code)
+    before = load_model(config.model, config, config.revision)
     direction = None if config.direction is None else _read_direction(config, config.direction.expanduser())
     if direction is not None:
         stack = find_stack(before)
         check_model(direction, before.source, stack.width, len(stack.blocks))
     edited = None
     if config.edited_model is not None:
-        edited = load(config.edited_model, None, config.dtype, config.device, config.trust_remote_code)
+        edited = load_model(config.edited_model, config)
         if edited.source.tokenizer_sha256 != before.source.tokenizer_sha256:
             raise SourceMismatch(
                 f"{config.edited_model} has another tokenizer than {config.model}, so that their tokens cannot be "

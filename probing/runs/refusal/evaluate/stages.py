@@ -19,7 +19,6 @@ from probing.instruments.answers import LogitReader
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.kernels.dispatch import with_fallbacks
 from probing.models.layers import find_stack
-from probing.report.screen import to_message
 from probing.runs.common.record import (
     begin_run,
     clear,
@@ -58,6 +57,7 @@ from probing.runs.refusal.evaluate.rows import (
 )
 from probing.runs.refusal.evaluate.states import Extracted, open_extracted
 from probing.runs.refusal.evaluate.tables import Shown, make_tables, tell_verdict
+from probing.shown import to_message
 from probing.store.activations import tensor_sha256
 from probing.store.manifest import RunFolder
 from probing.types import Report

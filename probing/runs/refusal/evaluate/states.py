@@ -14,8 +14,8 @@ from probing.directions.extract import NoDirection, difference_in_means, find_di
 from probing.errors import DataInvalid, SourceMismatch
 from probing.instruments.directions import split_positions
 from probing.probes.evaluate import rank_within_folds
+from probing.runs.common.inputs import STATES
 from probing.runs.common.record import check_files
-from probing.runs.common.states import STATES
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.models import with_length_of
 from probing.store.activations import ActivationStore, open_store

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from probing.runs.common.inputs import check_models, check_templates
+from probing.runs.refusal.common.models import check_chat_models
 from probing.runs.refusal.common.prompts import read_kinds
 from probing.runs.refusal.extract.config import ExtractConfig
 from probing.store.manifest import claim
@@ -15,8 +15,7 @@ def run(config: ExtractConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
-    check_models(config, [config.model], config.revision, config.places)
-    check_templates([config.model], "refusal is read at the end of a prompt that the chat template writes")
+    check_chat_models(config, [config.model], config.revision, config.places)
     kinds = read_kinds(config)
     with claim(Path(config.out).expanduser(), "refusal extract") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
