@@ -47,7 +47,8 @@ def score(probing, model_folder, data, tmp_path):
 def test_score_then_filter(probing, score, data, tmp_path):
     status, out, errors = score()
     assert status == 0
-    assert f"wrote {tmp_path / 'out' / 'scores.parquet'}, {tmp_path / 'out' / 'run.json'}" in errors
+    wrote = ", ".join(str(tmp_path / "out" / name) for name in ("scores.parquet", "plots.html", "run.json"))
+    assert f"wrote {wrote}" in errors
     *_, show, keep = (line.removeprefix("next: probing ") for line in errors.splitlines())
     assert "r5, row 5, ok" in probing(*shlex.split(show))[1]
     assert probing(*shlex.split(keep), "--out", tmp_path / "some.jsonl")[0] == 2  # --out is given already
@@ -73,7 +74,7 @@ def test_json_is_for_machines(score):
 
 def test_an_error_is_an_object_where_json_was_asked_for(probing, tmp_path):
     absent = tmp_path / "absent.jsonl"
-    status, out, errors = probing("score", "--model", "m", "--data", absent, "--out", tmp_path / "out", "--json")
+    status, out, errors = probing("score", "--model", "bundled", "--data", absent, "--out", tmp_path / "out", "--json")
     told = json.loads(out)["error"]
     assert (status, told) == (2, {"type": "DataInvalid", "message": f"{absent}: no such file", "exit_status": 2})
     assert errors == f"probing score: {absent}: no such file\n"

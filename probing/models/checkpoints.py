@@ -208,6 +208,13 @@ def _check_name(path_or_id: str, name: str) -> None:
     close = difflib.get_close_matches(name, BUNDLED_MODELS, n=1, cutoff=0.8)
     if close:
         raise ModelInvalid(f"{path_or_id}: no such folder or model; did you mean {close[0]}?")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ModelInvalid(f"{path_or_id}: no such folder, and no name that a model of the hub can have") from error
 
 
 def _check_folder(folder: Path, tokenized: bool) -> None:

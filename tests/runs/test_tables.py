@@ -90,7 +90,7 @@ def test_one_token_pairs_are_told_and_left_out():
     ranked = made["Rank correlation of scores of the reference with the change of ln p(chosen)"].iloc[0]
     assert ranked["pairs"] == 3
     assert ranked["Spearman"] == pytest.approx(-1.0)  # ches 3, 1, 2 against -1, 1, 0
-    assert made["Notes"]["note"].str.contains("1 pairs have responses of one token").any()
+    assert made["Notes"]["note"].str.contains("1 pair has responses of one token").any()
 
 
 def test_the_course_keeps_pairs_that_every_step_knows():
@@ -155,5 +155,5 @@ def test_one_token_pairs_are_not_ranked_by_ches():
     assert made["Most alike by ches_normalized"]["id"].tolist() == ["a", "b", "e"]
     quantiles = made["Quantiles of the scores (higher: the responses look more alike to the model)"].set_index("score")
     assert quantiles.loc["ches", "pairs"] == 3
-    assert made["Notes"]["note"].str.contains("1 pairs have responses of one token").any()
+    assert made["Notes"]["note"].str.contains("1 pair has responses of one token").any()
     assert not math.isnan(quantiles.loc["ches", "50%"])

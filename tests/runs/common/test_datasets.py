@@ -91,7 +91,7 @@ def test_halves_are_those_of_a_whole_file(tmp_path):
 def test_data_must_be_named(tmp_path):
     with pytest.raises(ValueError, match="data must name at least one dataset"):
         options(tmp_path, [])
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give at most one of limit and sample"):
         options(tmp_path, "d", limit=1, sample=1)
     with pytest.raises(UsageError, match="standard input can be read only once"):
         read_labelled(options(tmp_path, ["-", "-"]), ["-", "-"])
