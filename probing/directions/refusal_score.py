@@ -47,6 +47,19 @@ def refusal_log_odds(
     return torch.log(refusal + SMOOTHING) - torch.log(rest + SMOOTHING)
 
 
+def first_token_divergence(
+    base: Float[Tensor, "row vocabulary"], edited: Float[Tensor, "row vocabulary"]
+) -> Float[Tensor, " row"]:
+    """KL(base || edited) of the first token of each prompt, in nats, from logits; float64, NaN where logits are.
+
+    The published code adds 1e-6 to every probability first; this is the divergence itself, which is never below 0.
+    """
+    own, other = base.double().log_softmax(dim=1), edited.double().log_softmax(dim=1)
+    # A token that never comes (a logit of minus infinity) counts nothing, and 0 times infinity would be NaN.
+    terms = torch.where(own.exp() == 0, 0.0, own.exp() * (own - other))
+    return terms.sum(dim=1).clamp_min(0.0)
+
+
 @dataclass(frozen=True)
 class FoundToken:
     """A refusal token with its mean probability as first token after harmful and after harmless prompts."""
