@@ -12,6 +12,15 @@ PRUNED = 0.2
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a candidate has to keep to; see ``choose_direction``."""
+
+    induce_least: float = INDUCE_LEAST
+    kl_most: float = KL_MOST
+    pruned: float = PRUNED
+
+
+@dataclass(frozen=True)
 class Choice:
     """The chosen candidate, and why others were not.
 

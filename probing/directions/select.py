@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from probing.directions.choose import INDUCE_LEAST, KL_MOST, PRUNED, Choice, choose_direction, count_kept_layers
+from probing.directions.choose import Choice, Limits, choose_direction, count_kept_layers
 from probing.directions.cosmic import choose_cosmic, cosine_of
 from probing.directions.refusal_score import SMOOTHING
 
@@ -86,15 +86,6 @@ Watch = Callable[[Score, int], AbstractContextManager[Advance]]
 @contextlib.contextmanager
 def _watch_nothing(score: Score, count: int) -> Iterator[Advance]:
     yield lambda share: None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a candidate has to keep to; see ``choose_direction``."""
-
-    induce_least: float = INDUCE_LEAST
-    kl_most: float = KL_MOST
-    pruned: float = PRUNED
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +201,7 @@ class Table:
 
 
 def select_exhaustively(
-    measurements: Measurements, limits: Limits = Limits(), *, cosmic: bool = False, watch: Watch = _watch_nothing
+    measurements: Measurements, limits: Limits, *, cosmic: bool = False, watch: Watch = _watch_nothing
 ) -> Selected:
     """Measure every score of every candidate, and choose: the definition.
 
@@ -230,7 +221,7 @@ def select_exhaustively(
 
 
 def select_by_cascade(
-    measurements: Measurements, limits: Limits = Limits(), *, cosmic: bool = False, watch: Watch = _watch_nothing
+    measurements: Measurements, limits: Limits, *, cosmic: bool = False, watch: Watch = _watch_nothing
 ) -> Selected:
     """Measure only what the choice depends on, and choose the same candidate as ``select_exhaustively``.
 
@@ -352,9 +343,9 @@ def _ask_cosmic(table: Table, kept: Sequence[Candidate], limits: Limits) -> Cosm
     )
     best, chosen = -math.inf, None
     for each in order:
-        if halves[each] + 1 + ROUNDING < best:
-            continue
         if table.states["bypass"][each] != MEASURED:
+            if halves[each] + 1 + ROUNDING < best:
+                continue
             table.measure("bypass", [each])
         score[each] = halves[each] + _score_cosmic(table, each, "bypass")
         better = score[each] > best or (score[each] == best and chosen is not None and each < chosen)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from probing.directions.choose import INDUCE_LEAST, KL_MOST, PRUNED
+from probing.directions.choose import INDUCE_LEAST, KL_MOST, PRUNED, Limits
 from probing.directions.select import (
     MEASURED,
     SCORES,
     STOPPED,
     Advance,
-    Limits,
     Measurements,
     Score,
     Selected,
@@ -234,7 +233,8 @@ def list_candidates(measured: ModelMeasurements, selected: Selected) -> pd.DataF
             second = None if selected.cosmic is None else selected.cosmic.score[row, layer]
             stopped = [score for score in SCORES if selected.states[score][row, layer] == STOPPED]
             status, reason = _judge(measured, selected, row, layer)
-            own: dict[str, Any] = {"place": str(place), "layer": layer, "position": position, **values}
+            own: dict[str, Any] = {"place": str(place), "layer": layer, "position": position}
+            own |= {str(score): value for score, value in values.items()}
             own |= {"cosmic": second, "stopped": ", ".join(stopped), "status": status, "reason": reason}
             rows.append(own)
     return pd.DataFrame(rows).astype({"cosmic": "float64"})

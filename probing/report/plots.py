@@ -108,6 +108,37 @@ def draw_clusters(
     return True
 
 
+def draw_candidates(table: pd.DataFrame, path: Path) -> bool:
+    """Scores of candidate directions over the places of a model, one figure a score and one line a position.
+
+    Args:
+        table: ``place``, ``position``, ``bypass``, ``induce``, ``kl`` and ``cosmic``, one row a candidate, places in
+            order; NaN where a score was not measured.
+        path: path of the page.
+
+    Returns:
+        Whether it was drawn; False where plotly is not installed.
+    """
+    if not _plotly_is_here():
+        return False
+    titles = {
+        "bypass": "bypass: mean refusal score of harmful prompts, direction ablated",
+        "induce": "induce: mean refusal score of harmless prompts, direction added",
+        "kl": "kl: divergence of the first token of harmless answers, direction ablated, nats",
+        "cosmic": "COSMIC",
+    }
+    figures = []
+    for score, title in titles.items():
+        known = table[table[score].notna()]
+        traces = [
+            _scatter(own["place"], own[score], "lines+markers", f"position {position}")
+            for position, own in known.groupby("position")
+        ]
+        figures += [_figure(traces, title)] if traces else []
+    _write_page(figures, path)
+    return True
+
+
 def _plotly_is_here() -> bool:
     return importlib.util.find_spec("plotly") is not None
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from probing.directions.choose import Limits
 from probing.directions.cosmic import choose_cosmic_layers, cosine_of
 from probing.directions.select import (
     LARGEST_SCORE,
     SCORES,
     STOPPED,
-    Limits,
     Measured,
     select_by_cascade,
     select_exhaustively,
@@ -92,14 +92,14 @@ def test_equal_scores_give_the_first_candidate():
     means["kl"][0, 0] = 0.5
     scores = spread(means, noise=0.0)
     for select in (select_exhaustively, select_by_cascade):
-        assert select(Known(scores)).choice.index == (0, 1)
+        assert select(Known(scores), Limits()).choice.index == (0, 1)
 
 
 def test_nothing_passes():
     """All that may be chosen is measured then, to say which comes nearest."""
     scores = spread({name: np.asarray(value) for name, value in draw(3).items()})
     scores["kl"] += 1
-    whole, fast = (select(Known(scores)) for select in (select_exhaustively, select_by_cascade))
+    whole, fast = (select(Known(scores), Limits()) for select in (select_exhaustively, select_by_cascade))
     assert fast.choice.index is None
     assert fast.choice.nearest == whole.choice.nearest
     assert fast.choice.reasons.tolist() == whole.choice.reasons.tolist()
@@ -111,9 +111,9 @@ def test_a_place_without_a_direction_is_never_asked_for():
     scores = spread(draw(5))
     for name in SCORES:
         scores[name][~candidates] = 1e9
-    selected = select_by_cascade(Known(scores, candidates=candidates))
+    selected = select_by_cascade(Known(scores, candidates=candidates), Limits())
     assert np.isnan(selected.values["induce"][~candidates]).all()
-    assert selected.choice.index == select_exhaustively(Known(scores, candidates=candidates)).choice.index
+    assert selected.choice.index == select_exhaustively(Known(scores, candidates=candidates), Limits()).choice.index
 
 
 def test_what_cannot_be_reached_any_more_is_stopped():
@@ -121,7 +121,7 @@ def test_what_cannot_be_reached_any_more_is_stopped():
     means["induce"][0, 2:4] = 1.0
     means["kl"][0, 3] = 0.01
     measurements = Known(spread(means, noise=0.0))
-    selected = select_by_cascade(measurements)
+    selected = select_by_cascade(measurements, Limits())
     assert selected.choice.index == (0, 3)
     # The sum of 24 prompts at -17 cannot be made up for by 8 at 18.42, nor 16 of them by 16.
     assert selected.states["induce"][0, 0] == STOPPED
@@ -136,7 +136,7 @@ def test_a_late_rise_is_waited_for():
     scores = spread({"bypass": np.zeros((1, 10)), "induce": np.zeros((1, 10)), "kl": np.zeros((1, 10))}, noise=0.0)
     scores["induce"][:] = -18.0
     scores["induce"][0, 4, 16:] = 18.1
-    assert select_by_cascade(Known(scores)).choice.index == (0, 4)
+    assert select_by_cascade(Known(scores), Limits()).choice.index == (0, 4)
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -145,7 +145,7 @@ def test_published_tables_take_a_third_of_the_layer_forwards(model):
     means = {name: np.array(table[name], dtype=float) for name in SCORES}
     scores = {name: np.repeat(values[..., None], 32, axis=-1) for name, values in means.items()}
     measurements = Known(scores)
-    selected = select_by_cascade(measurements)
+    selected = select_by_cascade(measurements, Limits())
     row, layer = selected.choice.index
     assert [table["positions"][row], layer] == table["chosen"]
     assert selected.exhaustive_forwards == 3 * means["bypass"].size * means["bypass"].shape[1] * 32
@@ -166,8 +166,8 @@ def test_cosmic_chooses_as_if_it_had_seen_all(seed):
     }
     scores = spread(draw(seed), seed=seed)
     known = [Known(scores, ends=ends, targets=targets) for _ in range(2)]
-    whole = select_exhaustively(known[0], cosmic=True)
-    fast = select_by_cascade(known[1], cosmic=True)
+    whole = select_exhaustively(known[0], Limits(), cosmic=True)
+    fast = select_by_cascade(known[1], Limits(), cosmic=True)
     assert fast.cosmic.index == whole.cosmic.index
     assert fast.choice.index == whole.choice.index
     expected = cosine_of(ends["induce"][1, 2], targets[0]) + cosine_of(ends["bypass"][1, 2], targets[1])
