@@ -54,8 +54,8 @@ def read_held_out(config: SelectConfig, kinds: Kinds) -> HeldOut:
     if missing or other:
         first = min(missing or other)
         raise SourceMismatch(
-            f"{folder}: the prompt '{first}' that was held out there is not in {kinds.table.path}, or has another label "
-            f"there; give the data, labels and columns of that run"
+            f"{folder}: the prompt '{first}' that was held out there is not in {kinds.table.path}, or its label is "
+            f"another; give the data, labels and columns of that run"
         )
     if not found:
         raise DataInvalid(f"{folder}: no prompt was held out there that could be read")

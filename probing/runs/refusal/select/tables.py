@@ -95,9 +95,9 @@ def make_notes(config: SelectConfig, selection: Selection, names: dict[int, str]
         layers = ", ".join(map(str, selection.cosmic_layers))
         several = "s" if len(selection.cosmic_layers) > 1 else ""
         said.append(
-            f"COSMIC looks at the layer{several} {layers}, where harmful and harmless prompts are least alike, and needs no "
-            f"refusal tokens: its score is the cosine of harmless states with the direction added to harmful ones plus "
-            f"that of harmful states with it ablated to harmless ones. "
+            f"COSMIC looks at the layer{several} {layers}, where harmful and harmless prompts are least alike, and "
+            f"needs no refusal tokens: its score is the cosine of harmless states with the direction added to harmful "
+            f"ones plus that of harmful states with it ablated to harmless ones. "
             + ("It chooses none, since none keeps to the limit of kl." if selection.cosmic is None else "")
         )
     if not config.exhaustive:
