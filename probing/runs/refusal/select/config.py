@@ -19,13 +19,12 @@ class SelectConfig(RefusalOptions):
     Every candidate of 'probing refusal extract' is judged on the prompts that were held out there: bypass is the mean
     refusal score of harmful prompts with the direction ablated everywhere, induce that of harmless prompts with the
     direction added at its layer, kl how much the ablation changes the first token of answers to harmless prompts. The
-    candidate with the lowest bypass within the limits is chosen. COSMIC gives a second opinion that needs no refusal
-    tokens. Writes direction.safetensors, candidates.parquet, plots.html and summary.json.
+    candidate with the lowest bypass within the limits is chosen. The refusal tokens are those of the extraction, unless
+    others are given. COSMIC gives a second opinion that needs no refusal tokens. Writes direction.safetensors,
+    candidates.parquet, plots.html and summary.json.
 
     Args:
         directions: folder that 'probing refusal extract' wrote from the same model and data.
-        refusal_tokens: tokens that the model begins its refusals with, separated by commas: ids, or texts of one token
-            each, in which a space counts; by default those of the extraction.
         induce_least: least mean refusal score of harmless prompts with the direction added.
         kl_most: largest mean divergence of the first token of harmless answers, in nats.
         pruned: share of the last layers whose directions are left out.
