@@ -3,7 +3,9 @@
 import argparse
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_refusal.py"
@@ -15,7 +17,7 @@ def bench():
     spec = importlib.util.spec_from_file_location("bench_refusal", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.SMALL = (5, 32, 2, 2)
+    module.SMALL = (4, 16, 2, 2)
     return module
 
 
@@ -26,13 +28,11 @@ def test_ratios_are_told(bench):
 
 
 def test_another_choice_gets_no_time(bench, monkeypatch):
-    plain = bench.select
+    table = pd.DataFrame({"induce": [1.0], "kl": [0.1], "bypass": [-1.0]})
 
     def choose_otherwise(model, directions, sides, exhaustive=False, **options):
-        found = plain(model, directions, sides, exhaustive=exhaustive, **options)
-        if not exhaustive:
-            object.__setattr__(found.direction, "position", -99)
-        return found
+        direction = SimpleNamespace(place="resid_pre:1", position=-1 if exhaustive else -2)
+        return SimpleNamespace(direction=direction, table=table, layer_forwards={"kl": 1})
 
     monkeypatch.setattr(bench, "select", choose_otherwise)
     with pytest.raises(SystemExit, match="the two ways choose differently; no times are shown"):

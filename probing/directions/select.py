@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from probing.directions.choose import Choice, Limits, choose_direction, count_kept_layers
+from probing.directions.choose import Choice, Limits, choose_direction, count_kept_layers, measure_shortfall
 from probing.directions.cosmic import choose_cosmic, cosine_of
 from probing.directions.refusal_score import SMOOTHING
 
@@ -33,6 +33,8 @@ LARGEST_SCORE = math.log(1 + SMOOTHING) - math.log(SMOOTHING)
 ROUNDING = 1e-9
 """Partial sums in another order may differ by so much; no candidate is given up within it."""
 NOT_MEASURED, STOPPED, MEASURED = "", "stopped", "measured"
+FAR = 1e9
+"""Stands for a divergence that was not measured to the end because it is too large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +227,7 @@ def select_by_cascade(
 ) -> Selected:
     """Measure only what the choice depends on, and choose the same candidate as ``select_exhaustively``.
 
-    Where no candidate passes, all that are not of the last layers are measured, so that the nearest is the same, too.
+    Where no candidate passes, so much more is measured that the nearest is the same, too; COSMIC is not asked then.
 
     Args:
         measurements: what can be measured.
@@ -246,11 +248,11 @@ def select_by_cascade(
     table.measure("bypass", inducing)
     finite = [each for each in inducing if math.isfinite(table.values["bypass"][each])]
     ordered = sorted(finite, key=lambda each: (table.values["bypass"][each], each))
-    if not any(_keeps_answers(table, each, limits) for each in ordered):
-        for score in SCORES:
-            table.measure(score, kept)
+    passes = any(_keeps_answers(table, each, limits) for each in ordered)
+    if not passes:
+        _look_for_nearest(table, kept, limits)
     forwards = dict(table.forwards)
-    second = _ask_cosmic(table, kept, limits) if cosmic else None
+    second = _ask_cosmic(table, kept, limits) if cosmic and passes else None
     return _conclude(table, limits, forwards, second)
 
 
@@ -276,11 +278,34 @@ def _keeps_answers(table: Table, candidate: Candidate, limits: Limits) -> bool:
     return bool(table.values["kl"][candidate] <= limits.kl_most)
 
 
+def _look_for_nearest(table: Table, kept: Sequence[Candidate], limits: Limits) -> None:
+    """Measure what it takes to know which candidate misses the limits by least; ``kl`` can only add to what it misses."""
+    table.measure("induce", kept)
+    induce, kl, bypass = (table.values[score] for score in ("induce", "kl", "bypass"))
+    finite = [each for each in kept if math.isfinite(induce[each])]
+    missed = {each: float(measure_shortfall(induce[each], 0.0, limits)) for each in finite}
+    count, least = sum(table.measurements.blocks("kl")), math.inf
+    for each in sorted(finite, key=lambda each: (missed[each], each)):
+        if missed[each] > least:
+            break
+
+        def is_farther(total: float, to_come: int, own: float = induce[each], least: float = least) -> bool:
+            return bool(measure_shortfall(own, total / count, limits) > least + ROUNDING)
+
+        table.measure("kl", [each], is_farther)
+        if table.states["kl"][each] != MEASURED or not math.isfinite(kl[each]):
+            continue
+        whole = float(measure_shortfall(induce[each], kl[each], limits))
+        if whole <= least:
+            table.measure("bypass", [each])
+            least = whole if math.isfinite(bypass[each]) else least
+
+
 def _conclude(table: Table, limits: Limits, forwards: dict[Score, int], cosmic: Cosmic | None) -> Selected:
     """The choice by ``choose_direction``; what was not measured stands in its table as what is known of it."""
     # A stopped measurement missed its limit. Where one was not begun, another score decides: ``induce`` is too low, or
     # a candidate with a lower ``bypass`` passes.
-    missed = {"bypass": 0.0, "induce": limits.induce_least - 1, "kl": limits.kl_most + 1}
+    missed = {"bypass": 0.0, "induce": limits.induce_least - 1, "kl": limits.kl_most + FAR}
     passed = {"bypass": 0.0, "induce": limits.induce_least, "kl": 0.0}
     known = {}
     for score in SCORES:

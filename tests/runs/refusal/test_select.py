@@ -20,14 +20,14 @@ LOOSE = {"kl_most": 5.0}
 
 @pytest.fixture(scope="module")
 def some(tmp_path_factory):
-    """Bundled prompts, a sixth of them."""
-    return harness.write(tmp_path_factory.mktemp("prompts") / "some.jsonl", ROWS[::6])
+    """Bundled prompts, a twelfth of them."""
+    return harness.write(tmp_path_factory.mktemp("prompts") / "some.jsonl", ROWS[::12])
 
 
 @pytest.fixture(scope="module")
 def directions(some, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "directions"
-    few = {"resamples": 20, "permutations": 5, "validation_share": 0.4}
+    few = {"resamples": 5, "permutations": 2, "validation_share": 0.4}
     extract(ExtractConfig(model="bundled", data=str(some), out=out, **few))
     return out
 
