@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from probing import Directions, LanguageModel, Selection, extract_directions, select_direction
 from probing.data.bundled import bundled_model
 
-LAYERS, WIDTH, PROMPTS, ROUNDS = 16, 256, 16, 5
+LAYERS, WIDTH, PROMPTS, ROUNDS = 16, 256, 8, 4
 SMALL = (8, 32, 4, 2)
 INDUCING = 0.6
 """Quantile of ``induce`` that is its limit: four in ten candidates of a random model pass it, as of published ones."""

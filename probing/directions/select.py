@@ -279,7 +279,7 @@ def _keeps_answers(table: Table, candidate: Candidate, limits: Limits) -> bool:
 
 
 def _look_for_nearest(table: Table, kept: Sequence[Candidate], limits: Limits) -> None:
-    """Measure what it takes to know which candidate misses the limits by least; ``kl`` can only add to what it misses."""
+    """Measure what it takes to know which candidate misses the limits by least; ``kl`` can only add to it."""
     table.measure("induce", kept)
     induce, kl, bypass = (table.values[score] for score in ("induce", "kl", "bypass"))
     finite = [each for each in kept if math.isfinite(induce[each])]

@@ -307,7 +307,8 @@ def test_none_passes(model, directions):
         select_direction(model, directions, *HELD_OUT, kl_most=1e-9)
     table = told.value.table
     assert set(table["status"]) == {"out"}
-    whole = pytest.raises(NonePasses, select_direction, model, directions, *HELD_OUT, kl_most=1e-9, exhaustive=True)
+    with pytest.raises(NonePasses) as whole:
+        select_direction(model, directions, *HELD_OUT, kl_most=1e-9, exhaustive=True)
     assert find_named(told) == find_named(whole)
     assert "changes harmless answers by more than 1e-09 nats" in str(told.value)
 
