@@ -21,6 +21,9 @@ from probing.instruments.directions import extract_directions as extract_directi
 from probing.instruments.directions import refusal_log_odds as refusal_log_odds
 from probing.instruments.filtering import filter_pairs as filter_pairs
 from probing.instruments.pair_scores import score_pairs as score_pairs
+from probing.instruments.select_direction import NonePasses as NonePasses
+from probing.instruments.select_direction import Selection as Selection
+from probing.instruments.select_direction import select_direction as select_direction
 from probing.kernels.token_stats import TokenStats as TokenStats
 from probing.kernels.token_stats import Unembedding as Unembedding
 from probing.kernels.token_stats import token_stats as token_stats

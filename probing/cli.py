@@ -33,6 +33,7 @@ COMMANDS = {
     "probe": "fit supervised probes to labelled prompts, and try to prove them wrong",
     "clusters": "measure how far labelled prompts lie apart at every layer, of one model or several",
     "refusal extract": "find the direction between harmful and harmless prompts at every layer, and judge it",
+    "refusal select": "choose the direction whose removal takes refusal away and little else",
     "refusal evaluate": "measure what an edit of a model changes: refusal, over-refusal, damage",
     "capture": "write hidden states of texts, at any places of any model",
     "show": "print pairs of a finished run, with their texts beside their numbers",
@@ -48,6 +49,7 @@ EXAMPLES = {
     "probe": "probing probe --model bundled --data bundled --out probe",
     "clusters": "probing clusters --model base-model --model tuned-model --data prompts.jsonl --out clusters",
     "refusal extract": "probing refusal extract --model bundled --out directions",
+    "refusal select": "probing refusal select --model bundled --directions directions --kl-most 5 --out selected",
     "refusal evaluate": "probing refusal evaluate --model bundled --direction directions --place resid_pre:2 "
     "--out evaluated",
     "capture": "probing capture --model bundled --data prompts.jsonl --places resid_post:all --out states",

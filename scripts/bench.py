@@ -6,6 +6,7 @@
     python scripts/bench.py ccs [--record docs/benchmarks/ccs.jsonl]
     python scripts/bench.py clusters [--record docs/benchmarks/clusters.jsonl]
     python scripts/bench.py kernels [--record docs/benchmarks/kernels.jsonl]
+    python scripts/bench.py refusal [--record docs/benchmarks/refusal.jsonl]
 
 Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio
 of neighbouring runs is what counts. No time is printed when the two ways do not agree.
@@ -27,6 +28,7 @@ from bench_ccs import bench_ccs
 from bench_clusters import bench_clusters
 from bench_kernels import bench_kernels
 from bench_likelihood import bench_likelihood
+from bench_refusal import bench_refusal
 from measuring import spread_of, status_bytes, timed
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -38,6 +40,7 @@ from probing.runs.common.options import PairDataOptions
 from probing.runs.common.versions import versions
 from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 
+WHAT = ("score", "capture", "likelihood", "ccs", "clusters", "kernels", "refusal")
 BLOCKS = 8
 TOLERANCE = 1e-4
 
@@ -191,7 +194,7 @@ def bench_score(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the command line, measure, print and append."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["score", "memory", "capture", "likelihood", "ccs", "clusters", "kernels"])
+    parser.add_argument("what", choices=[*WHAT, "memory"])
     parser.add_argument("way", nargs="?", choices=["ours", "plain"])
     parser.add_argument("--data", default=BUNDLED, help="preference pairs (default: the bundled ones)")
     parser.add_argument("--rows", type=int, default=200)
@@ -213,6 +216,7 @@ def main() -> None:
         "ccs": lambda: bench_ccs(options),
         "clusters": lambda: bench_clusters(options),
         "kernels": lambda: bench_kernels(options),
+        "refusal": lambda: bench_refusal(options),
     }
     where = facts(options.device)
     lines = [json.dumps({"bench": options.what, **row, **where}) for row in jobs[options.what]()]

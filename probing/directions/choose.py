@@ -12,6 +12,15 @@ PRUNED = 0.2
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a candidate has to keep to; see ``choose_direction``."""
+
+    induce_least: float = INDUCE_LEAST
+    kl_most: float = KL_MOST
+    pruned: float = PRUNED
+
+
+@dataclass(frozen=True)
 class Choice:
     """The chosen candidate, and why others were not.
 
@@ -88,13 +97,20 @@ def count_kept_layers(layers: int, pruned: float = PRUNED) -> int:
     return int(round(layers * (1 - pruned), 9))
 
 
+def measure_shortfall(
+    induce: NDArray[np.float64] | float, kl: NDArray[np.float64] | float, limits: Limits
+) -> NDArray[np.float64]:
+    """By how much candidates miss their limits: of the refusal score in its units, of KL in units of the limit."""
+    return np.maximum(limits.induce_least - induce, 0) + np.maximum(kl / max(limits.kl_most, 1e-9) - 1, 0)
+
+
 def _find_nearest(
     tables: list[NDArray[np.float64]], out: NDArray[np.bool_], induce_least: float, kl_most: float
 ) -> tuple[int, ...] | None:
-    """The candidate that misses a limit by least: of the refusal score in its units, of KL in units of the limit."""
+    """The candidate that misses its limits by least."""
     if out.all():
         return None
-    short = np.maximum(induce_least - tables[1], 0) + np.maximum(tables[2] / max(kl_most, 1e-9) - 1, 0)
+    short = measure_shortfall(tables[1], tables[2], Limits(induce_least, kl_most))
     return _argmin(np.where(out, np.inf, short))
 
 

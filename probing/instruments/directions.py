@@ -262,7 +262,7 @@ def extract_directions(
         LayerNotFound: a place that the model does not have. UsageError: options out of range.
     """
     language_model = as_language_model(model)
-    rows = (_name_rows(as_prompts(harmful), KINDS[0]), _name_rows(as_prompts(harmless), KINDS[1]))
+    rows = (name_rows(as_prompts(harmful), KINDS[0]), name_rows(as_prompts(harmless), KINDS[1]))
     whole = language_model.model
     with ONE_AT_A_TIME, LeaveAsFound(whole), LeaveAsFound(whole):
         reading = None
@@ -312,7 +312,7 @@ def describe_method(method: Method, rank: int = 1, off_harmless_mean: bool = Fal
     return ", ".join(words)
 
 
-def _name_rows(prompts: Sequence[LabelledPrompt], kind: str) -> list[LabelledPrompt]:
+def name_rows(prompts: Sequence[LabelledPrompt], kind: str) -> list[LabelledPrompt]:
     """Rows whose ids differ between the kinds."""
     return [replace(prompt, id=f"{kind} {prompt.id}") for prompt in prompts]
 

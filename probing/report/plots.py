@@ -61,6 +61,14 @@ _METRICS = {
 }
 """Name of each metric in words, and which end is which."""
 
+CANDIDATE_SCORES = {
+    "bypass": ("Refusal score of harmful prompts without the direction, mean", "log-odds"),
+    "induce": ("Refusal score of harmless prompts with the direction added, mean", "log-odds"),
+    "kl": ("Divergence of the first token of harmless answers without the direction, mean", "nats"),
+    "cosmic": ("COSMIC: likeness of edited states to those of the other kind", "mean cosine"),
+}
+"""Titles and units of the scores of candidate directions."""
+
 
 def draw_scores(
     scores: pd.DataFrame, axes: Mapping[str, str], marks: Mapping[str, tuple[float, str]], about: str, path: Path
@@ -265,6 +273,34 @@ def draw_clusters(
     for (model, metric), rows in categories.groupby(["model", "metric"], sort=False):
         figures.append(_heat_figure(rows, f"{_name_metric(str(metric))[0]} by category and place, {model}", about))
     figures += [_points_figure(points, title, about) for title, points in pictures.items()]
+    write_page(figures, path)
+    return True
+
+
+def draw_candidates(table: pd.DataFrame, about: str, path: Path) -> bool:
+    """Scores of candidate directions over the places of a model, one figure a score and one line a position.
+
+    Args:
+        table: ``place``, ``position``, ``bypass``, ``induce``, ``kl`` and ``cosmic``, one row a candidate, places in
+            order; NaN where a score was not measured.
+        about: what the plots were made from.
+        path: path of the page.
+
+    Returns:
+        Whether it was drawn; False where plotly is not installed.
+    """
+    if not is_plotly_here():
+        return False
+    figures = []
+    for score, (title, unit) in CANDIDATE_SCORES.items():
+        known = table[table[score].notna()]
+        traces = [
+            make_line(own["place"], own[score], "lines+markers", f"position {position}")
+            for position, own in known.groupby("position")
+        ]
+        if traces:
+            figure = make_figure(traces, title, about, "place", unit)
+            figures.append(name_places(figure, list(dict.fromkeys(known["place"]))))
     write_page(figures, path)
     return True
 

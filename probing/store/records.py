@@ -227,6 +227,7 @@ DONE: Mapping[str, Check] = {
     "probe": _with_files({}, SUMMARY),
     "clusters": _with_files({}, SUMMARY),
     "refusal extract": _with_files({}, SUMMARY),
+    "refusal select": _with_files({}, SUMMARY),
     "refusal evaluate": _with_files({}, SUMMARY),
     "capture": _is_manifest,
 }

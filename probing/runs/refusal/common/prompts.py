@@ -13,6 +13,8 @@ from probing.runs.common.groups import refuse_twin_labels, text_units
 from probing.runs.refusal.common.options import KindOptions
 from probing.types import LabelledPrompt
 
+PROMPTS_FILE = "prompts.parquet"
+"""Where the extraction lists every prompt, and which were held out."""
 LEAST = 4
 """Prompts of each kind without which nothing can be held out."""
 

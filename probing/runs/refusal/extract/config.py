@@ -7,7 +7,6 @@ from probing.runs.common.options import MOST_DRAWS, DrawOptions, PermutationOpti
 from probing.runs.refusal.common.options import RefusalOptions
 
 RESULTS_FILE = "results.parquet"
-PROMPTS_FILE = "prompts.parquet"
 SUMMARY_FILE = "summary.json"
 PLACES = "resid_pre:all"
 

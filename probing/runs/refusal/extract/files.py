@@ -15,8 +15,8 @@ from probing.directions.extract import cosine
 from probing.instruments.directions import describe_method
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.runs.common.record import describe_how, write_summary
-from probing.runs.refusal.common.prompts import Kinds
-from probing.runs.refusal.extract.config import PROMPTS_FILE, RESULTS_FILE, SUMMARY_FILE, ExtractConfig
+from probing.runs.refusal.common.prompts import PROMPTS_FILE, Kinds
+from probing.runs.refusal.extract.config import RESULTS_FILE, SUMMARY_FILE, ExtractConfig
 from probing.runs.refusal.extract.parts import NUMBERS
 from probing.runs.refusal.extract.rows import Material
 from probing.store.directions import DIRECTIONS_FILE, save_directions
