@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from probing.data.bundled import bundled_data
-from probing.instruments.select_direction import select_direction
+from probing.instruments.select_direction import NonePasses, select_direction
+from probing.instruments.selection import ModelMeasurements
 from probing.models.load import load
 from probing.runs.refusal.extract import ExtractConfig
 from probing.runs.refusal.extract import run as extract
@@ -88,8 +89,6 @@ def test_exhaustive_chooses_the_same(some, directions, selected, tmp_path):
 
 
 def test_a_run_goes_on_where_it_stopped(some, directions, selected, tmp_path, monkeypatch):
-    from probing.instruments.selection import ModelMeasurements
-
     plain, opened = ModelMeasurements.open, []
 
     def stop_at_fourth(self, score, layer, rows):
@@ -121,6 +120,25 @@ def test_shown_again_when_finished(probing, some, directions, selected, caplog):
     status, _, errors = probing("refusal", "select", *given, "--kl-most=4")
     assert status == 2
     assert "made from something else" in errors
+
+
+def test_a_run_in_which_none_passed_goes_on_with_other_limits(some, directions, selected, tmp_path, monkeypatch):
+    """A measurement that was stopped by one limit goes on where the next asks for more of it."""
+    opened, plain = [], ModelMeasurements.open
+
+    def note(self, score, layer, rows):
+        opened.append((score, layer))
+        return plain(self, score, layer, rows)
+
+    monkeypatch.setattr(ModelMeasurements, "open", note)
+    given = {"model": "bundled", "data": str(some), "directions": directions, "out": tmp_path / "out"}
+    for kl_most in (0.0, 0.1):
+        with pytest.raises(NonePasses, match="The nearest is resid_pre:"):
+            run(SelectConfig(**given, kl_most=kl_most))
+    assert sum(score == "induce" for score, _ in opened) == len({own for own in opened if own[0] == "induce"})
+    run(SelectConfig(**given, **LOOSE))
+    for name in ("direction.safetensors", "candidates.parquet"):
+        assert (tmp_path / "out" / name).read_bytes() == (selected[0] / name).read_bytes()
 
 
 BAD = {

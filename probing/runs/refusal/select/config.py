@@ -34,9 +34,10 @@ class SelectConfig(RefusalOptions):
     """
 
     directions: Path = option(identity=False)
-    induce_least: float = option(INDUCE_LEAST, least=-20.0, most=20.0)
-    kl_most: float = option(KL_MOST, least=0.0, most=1e6)
-    pruned: float = option(PRUNED, least=0.0, most=0.99)
+    # What is measured does not depend on the limits, so that a run in which nothing passed goes on with others.
+    induce_least: float = option(INDUCE_LEAST, least=-20.0, most=20.0, identity=False)
+    kl_most: float = option(KL_MOST, least=0.0, most=1e6, identity=False)
+    pruned: float = option(PRUNED, least=0.0, most=0.99, identity=False)
     exhaustive: bool = False
     cosmic: bool = True
 

@@ -39,23 +39,29 @@ class SavedMeasurements:
 
     @contextlib.contextmanager
     def open(self, score: Score, layer: int, rows: Sequence[int]) -> Iterator[Measure]:
-        """Prepare the measurement of some rows of a layer."""
-        path = shard_path(self._folder, layer, f"{score}_{'_'.join(map(str, rows))}_")
-        known = self._read(path)
-        if known is not None:
-            yield lambda left, block: self._recall(known, left, block)
-            return
-        kept: Kept = {}
-        with self._measurements.open(score, layer, rows) as measure:
+        """Prepare the measurement of some rows of a layer.
 
-            def measure_and_keep(left: Sequence[int], block: int) -> Measured:
-                found = measure(left, block)
+        A measurement that was stopped early may be asked for further blocks of prompts; only these are measured then.
+        """
+        path = shard_path(self._folder, layer, f"{score}_{'_'.join(map(str, rows))}_")
+        kept = self._read(path) or {}
+        before = len(kept)
+        with contextlib.ExitStack() as stack:
+            opened: list[Measure] = []
+
+            def measure_or_recall(left: Sequence[int], block: int) -> Measured:
+                if all((block, row) in kept for row in left):
+                    return self._recall(kept, left, block)
+                if not opened:
+                    opened.append(stack.enter_context(self._measurements.open(score, layer, rows)))
+                found = opened[0](left, block)
                 for at, row in enumerate(left):
                     kept[block, row] = (found.scores[at], None if found.ends is None else found.ends[at])
                 return found
 
-            yield measure_and_keep
-        write_shard(path, _to_table(kept), {})
+            yield measure_or_recall
+        if len(kept) > before:
+            write_shard(path, _to_table(kept), {})
 
     def _read(self, path: Path) -> Kept | None:
         read = read_shard(path, SCHEMA)

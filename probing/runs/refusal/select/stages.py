@@ -8,6 +8,7 @@ from pathlib import Path
 from probing.data.tables import canonical
 from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import ONE_AT_A_TIME
+from probing.errors import SourceMismatch
 from probing.instruments.select_direction import Selection, prepare_measurements, select_among
 from probing.models.language_model import LanguageModel
 from probing.runs.common.models import load_model
@@ -52,7 +53,9 @@ def select_into(folder: RunFolder, config: SelectConfig, held_out: HeldOut) -> R
         "directions": file_sha256(directions) if directions.is_file() else None,
     }
     begin_run(folder, config, made_of, [model.device])
-    if not folder.finished:
+    if folder.finished:
+        _check_limits(folder, config)
+    else:
         selection = _select(folder, config, held_out, model, directions)
         tokens = selection.direction.facts["refusal_tokens"]
         names = {id: to_message(model.tokenizer.decode([id])) for id in tokens}
@@ -61,6 +64,17 @@ def select_into(folder: RunFolder, config: SelectConfig, held_out: HeldOut) -> R
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return read_finished_report(folder, SUMMARY_FILE)
+
+
+def _check_limits(folder: RunFolder, config: SelectConfig) -> None:
+    """Raise ``SourceMismatch`` if a finished run chose by other limits."""
+    known = folder.facts().get("config", {})
+    for name, value in asdict(config.limits).items():
+        if known.get(name) != value:
+            raise SourceMismatch(
+                f"{folder.path} holds a run that was made from something else: {name} was {known.get(name)}, is "
+                f"{value}. Choose another --out, or delete the folder to start anew"
+            )
 
 
 def _select(
