@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.directions.edits import Change, affine_target, pull_back
 from probing.engine.edit_guard import EditGuard
-from probing.engine.edit_points import FEW_TOKENS, Point, install, prove_points
+from probing.engine.edit_points import FEW_TOKENS, Check, Point, install, prove_points
 from probing.engine.edit_requests import EditRequest, Mode, read_kinds, read_request
 from probing.engine.edited_tokens import EditedTokens, Tokens
 from probing.engine.guard import LeaveAsFound
@@ -136,17 +136,20 @@ def ablate(
         guard = _guard_of(request, ablation)
         before = guard.measure() if guard is not None else {}
     handles: list[Any] = []
+    checks = [Check(point) for point in ablation.points]
     try:
-        handles += install(ablation.points, request.stack, state)
+        handles.extend(install(request.stack, state, checks))
         with ONE_AT_A_TIME, LeaveAsFound(whole), LeaveAsFound(whole):
-            after = prove_points(ablation.points, request.stack, state, guard)
+            after = prove_points(checks, request.stack, state, guard)
             if guard is not None:
                 guard.check(before, after)
                 ablation.writers.proved = ablation.writers.edited
+        for check in checks:
+            check.remove()
         yield ablation
     finally:
-        for handle in handles:
-            handle.remove()
+        for each in (*checks, *handles):
+            each.remove()
 
 
 def _plan(request: EditRequest, where: str | Collection[str] | None, state: EditedTokens) -> Ablation:

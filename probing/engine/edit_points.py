@@ -1,7 +1,7 @@
 """Points at which states are changed while a model runs: their hooks, and the proof that these do what they should."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -30,15 +30,19 @@ class Point:
     before: bool = False
 
 
-def install(points: Sequence[Point], stack: Stack, tokens: EditedTokens) -> list[Any]:
-    """Put the hooks of an edit on; returns their handles, which the caller removes."""
+def install(stack: Stack, tokens: EditedTokens, checks: Sequence["Check"]) -> Iterator[Any]:
+    """Put the hooks of an edit on, each between those of its check; yields their handles, which the caller removes."""
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens.begin(module, args, kwargs)
 
     outer = [] if tokens.everywhere else list(dict.fromkeys((stack.language_model.model, stack.backbone)))
-    handles = [module.register_forward_pre_hook(look, with_kwargs=True) for module in outer]
-    return handles + [_hook(point, tokens) for point in points]
+    for module in outer:
+        yield module.register_forward_pre_hook(look, with_kwargs=True)
+    for check in checks:
+        check.look_before()
+        yield _hook(check.point, tokens)
+        check.look_behind()
 
 
 def _hook(point: Point, tokens: EditedTokens) -> Any:
@@ -72,7 +76,7 @@ def edit_all_tokens(tokens: EditedTokens) -> Iterator[None]:
 
 
 def prove_points(
-    points: Sequence[Point], stack: Stack, tokens: EditedTokens, guard: EditGuard | None
+    checks: Sequence["Check"], stack: Stack, tokens: EditedTokens, guard: EditGuard | None
 ) -> dict[str, Component]:
     """Run a small batch and compare, at every point, what came out with the formula in float64.
 
@@ -82,48 +86,49 @@ def prove_points(
     Raises:
         EditRefused: a point that did not run, whose states are not as the formula says, or that was changed in place.
     """
-    checks = [_Check(point) for point in points]
-    handles = [handle for check in checks for handle in check.install()]
     ids = guard_ids(stack, ROWS if tokens.rows is None else len(tokens.rows), FEW_TOKENS)
     watching: AbstractContextManager[dict[str, Component]] = contextlib.nullcontext({})
     if guard is not None:
         watching = guard.watch()
-    try:
-        with torch.no_grad(), use_eval_mode(stack.language_model.model), edit_all_tokens(tokens), watching as found:
-            run_backbone(stack.backbone, ids)
-            for check in checks:
-                check.judge(tokens, stack)
-        return found
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), use_eval_mode(stack.language_model.model), edit_all_tokens(tokens), watching as found:
+        run_backbone(stack.backbone, ids)
+        for check in checks:
+            check.judge(tokens, stack)
+    return found
 
 
-class _Check:
-    """States at one point on both sides of its hook."""
+class Check:
+    """States at one point on both sides of its hook; ``remove`` takes the hooks of the check off."""
 
     def __init__(self, point: Point) -> None:
         self.point = point
         self.given: Tensor | None = None
         self.copied: Tensor | None = None
         self.edited: Tensor | None = None
+        self._handles: list[Any] = []
 
-    def install(self) -> list[Any]:
-        """Hooks before and behind the one of the edit; where there is none, both see the same states."""
+    def look_before(self) -> None:
+        """Put a hook on, before that of the edit."""
+        self._tap(self._see)
+
+    def look_behind(self) -> None:
+        """Put a hook on, behind that of the edit; where there is none, both see the same states."""
+        self._tap(self._see_edited)
+
+    def remove(self) -> None:
+        """Take both off."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _tap(self, receive: Callable[[Tensor | None], None]) -> None:
         module = self.point.module
         if self.point.before:
-            return [
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs: self._see(read_input(args, kwargs)), with_kwargs=True, prepend=True
-                ),
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs: self._see_edited(read_input(args, kwargs)), with_kwargs=True
-                ),
-            ]
-        return [
-            module.register_forward_hook(lambda _, args, output: self._see(first_tensor(output)), prepend=True),
-            module.register_forward_hook(lambda _, args, output: self._see_edited(first_tensor(output))),
-        ]
+            handle = module.register_forward_pre_hook(
+                lambda _, args, kwargs: receive(read_input(args, kwargs)), with_kwargs=True
+            )
+        else:
+            handle = module.register_forward_hook(lambda _, args, output: receive(first_tensor(output)))
+        self._handles.append(handle)
 
     def _see(self, tensor: Tensor | None) -> None:
         self.given, self.copied = tensor, None if tensor is None else tensor.clone()

@@ -65,28 +65,42 @@ class EditedTokens:
     def _find_mask(self, given: Mapping[str, Any], device: torch.device) -> Tensor:
         """Which tokens are edited, [row token]."""
         assert self.shape is not None
-        tokens = self.shape[1]
         cache = given.get("past_key_values", given.get("cache_params"))
-        past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-        real = given.get("attention_mask")
-        if tokens == 1 and cache is not None and (past or real is None) and self.prompt_tokens is None:
+        past, begun = _read_cache(cache)
+        every = torch.ones(self.shape, dtype=torch.bool, device=device)
+        if self.shape[1] == 1 and begun and self.prompt_tokens is None:
             # One more token of a generation: it is the last, and belongs to the response.
-            return torch.ones(self.shape, dtype=torch.bool, device=device)
-        if not isinstance(real, Tensor) or real.ndim != 2:
-            raise UsageError(
-                f"tokens={self.tokens!r} needs an attention_mask of [row token] with each pass, to tell tokens from "
-                f"padding (packed sequences and static caches have none)"
-            )
-        positions = real.long().cumsum(dim=1)[:, -tokens:] - 1
-        real = real[:, -tokens:].bool()
+            return every
+        real, positions = self._find_positions(given, every, past if past or not begun else None)
         if self.tokens == "last":
-            return real & (positions == positions.amax(dim=1, keepdim=True))
+            return real & (positions == positions.masked_fill(~real, -1).amax(dim=1, keepdim=True))
         if self.prompt_tokens is not None:
-            prompt = torch.as_tensor(self.prompt_tokens, device=device).reshape(-1, 1)
-            return real & (positions >= prompt)
+            return real & (positions >= torch.as_tensor(self.prompt_tokens, device=device).reshape(-1, 1))
         if cache is None and not given.get("use_cache", False):
             raise UsageError("tokens='response' needs prompt_tokens where a pass has no cache to tell the prompt by")
-        return torch.full(self.shape, bool(past), device=device) & real
+        return real & begun
+
+    def _find_positions(self, given: Mapping[str, Any], every: Tensor, past: int | None) -> tuple[Tensor, Tensor]:
+        """Which tokens of a pass are no padding, and how many of its row stand before each, both [row token]."""
+        tokens = every.shape[1]
+        mask, told = given.get("attention_mask"), given.get("position_ids")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            real, positions = mask[:, -tokens:].bool(), (mask.long().cumsum(dim=1) - 1)[:, -tokens:]
+        # Generation leaves out a mask without padding, and gives positions or a cache in its place.
+        elif mask is None and isinstance(told, Tensor) and told.ndim == 2:
+            real, positions = every, told.expand(every.shape)
+        elif mask is None and past is not None and ("past_key_values" in given or "cache_params" in given):
+            real, positions = every, past + every.long().cumsum(dim=1) - 1
+        else:
+            raise UsageError(
+                f"tokens={self.tokens!r} needs an attention_mask of [row token] with each pass, to tell tokens from "
+                f"padding"
+            )
+        if isinstance(told, Tensor) and told.ndim == 2:
+            steps, both = told.diff(dim=1), real[:, 1:] & real[:, :-1]
+            if bool(((steps != 1) & both).any()):
+                raise UsageError(f"tokens={self.tokens!r} cannot be told in packed sequences; run them one a row")
+        return real, positions
 
     def flatten(self, states: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """States as [token width], with the direction of each token and whether it is edited (None: all are).
@@ -115,3 +129,19 @@ class EditedTokens:
         if flat.numel() == states.numel() or self.shape is None:
             return flat.reshape(states.shape)
         return flat.reshape(*self.shape, flat.shape[-1])
+
+
+def _read_cache(cache: Any) -> tuple[int, bool]:
+    """Tokens that a cache holds, as far as it counts them, and whether it holds any."""
+    try:
+        past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    except ValueError:
+        # A cache of a state-space model counts no tokens.
+        past = 0
+    if past or cache is None:
+        return past, past > 0
+    try:
+        return 0, bool(cache.has_previous_state())
+    except (AttributeError, TypeError, ValueError):
+        # It holds no states of a state-space model.
+        return 0, False

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from probing.directions.edits import pull_back
-from probing.engine.edit_guard import EditGuard
+from probing.engine.edit_guard import ROUNDINGS, EditGuard
 from probing.engine.edit_requests import EditRequest, read_kinds, read_request
 from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import EditRefused, UsageError
+from probing.models.hooks import Tap, record_taps
 from probing.models.in_memory import as_language_model
 from probing.models.layers import find_stack
 from probing.models.writers import Writer, Writers, find_writers
@@ -132,7 +133,9 @@ def orthogonalize(
             heads = _untie(whole, edit)
             _keep(edit)
             _edit(request, tensors, norm_preserving)
-            guard.check(before, guard.measure())
+            with record_taps([Tap(tensor.owner) for tensor in edit.tensors]) as ran:
+                guard.check(before, guard.measure())
+            _check_idle(request, tensors, {index for index, _ in ran})
             _check_heads(heads)
         except BaseException:
             edit.undo()
@@ -215,16 +218,36 @@ def _restore(parameter: nn.Parameter, original: Tensor) -> None:
         parameter.copy_(original)
 
 
-def _edit(request: EditRequest, tensors: dict[Writer, list[WritingTensor]], norm_preserving: bool) -> None:
-    basis, done = request.basis(), set()
+def _with_bases(
+    request: EditRequest, tensors: dict[Writer, list[WritingTensor]]
+) -> Iterator[tuple[WritingTensor, Tensor]]:
+    """Each tensor with the vectors that are removed from it: behind a norm, or before it."""
+    basis = request.basis()
     for writer, own in tensors.items():
         inner = basis if writer.norm is None else pull_back(basis, writer.norm.scale, writer.norm.centred)
         for tensor in own:
-            # Blocks may share their weights.
-            if _place(tensor.parameter) not in done:
-                done.add(_place(tensor.parameter))
-                against = basis if tensor.shift else inner
-                project_tensor(tensor.parameter.detach(), tensor.axis, against, norm_preserving)
+            yield tensor, basis if tensor.shift else inner
+
+
+def _edit(request: EditRequest, tensors: dict[Writer, list[WritingTensor]], norm_preserving: bool) -> None:
+    done = set()
+    for tensor, basis in _with_bases(request, tensors):
+        # Blocks may share their weights.
+        if _place(tensor.parameter) not in done:
+            done.add(_place(tensor.parameter))
+            project_tensor(tensor.parameter.detach(), tensor.axis, basis, norm_preserving)
+
+
+def _check_idle(request: EditRequest, tensors: dict[Writer, list[WritingTensor]], ran: set[int]) -> None:
+    """Raise unless weights that no token of the guard's batch used (experts) hold nothing of the direction either."""
+    for index, (tensor, basis) in enumerate(_with_bases(request, tensors)):
+        if index in ran:
+            continue
+        vectors = tensor.parameter.detach().movedim(tensor.axis, -1).reshape(-1, basis.shape[1])
+        along = (vectors.double() @ basis.T.to(vectors.device)).norm()
+        spread = (basis.shape[0] / basis.shape[1]) ** 0.5
+        if not along <= ROUNDINGS * torch.finfo(vectors.dtype).eps * spread * vectors.double().norm():
+            raise EditRefused(f"{tensor.name} still holds {float(along):.2e} along the direction; the edit was undone")
 
 
 def _check_heads(heads: Sequence[tuple[str, nn.Parameter, Tensor]]) -> None:

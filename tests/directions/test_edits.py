@@ -69,7 +69,7 @@ def test_affine_lands_on_the_means(generator):
 def test_a_subspace_has_no_length(generator):
     vectors, mean = torch.randn(2, 8, generator=generator), torch.randn(8, generator=generator)
     assert affine_target(vectors, mean, 0.0).shape == (8,)
-    with pytest.raises(UsageError, match="coefficient 0.5 for 2 directions"):
+    with pytest.raises(UsageError, match=r"coefficient 0\.5 for 2 directions"):
         affine_target(vectors, mean, 0.5)
 
 

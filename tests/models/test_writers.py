@@ -201,7 +201,9 @@ def test_quantised_weights_are_refused_by_name(kind):
 
 @pytest.mark.parametrize("name", ["bert", "deberta_v3"])
 def test_a_norm_after_each_sum_is_refused_by_name(name):
-    with pytest.raises(EditRefused, match=r"(Bert|DebertaV2)Model cannot be edited at its writes: a norm .*\(layer 0\)"):
+    with pytest.raises(
+        EditRefused, match=r"(Bert|DebertaV2)Model cannot be edited at its writes: a norm .*\(layer 0\)"
+    ):
         find_writers(find_stack(families.make(name)))
 
 
