@@ -215,6 +215,9 @@ def _is_manifest(value: Any, where: str) -> None:
         raise ValueError(f"data: {first} shards, found {len(value['shards'])}")
 
 
+EXPORTS = ("model", "lora", "gguf")
+"""Forms in which an edit leaves this package."""
+_WRITTEN = check_object({"name": is_text, "file": is_file_name, "before": is_none_or(is_hash), "after": is_hash})
 _TABLES = is_mapping(is_hash, is_one_of("displacement.parquet", "tokens.parquet", "course.parquet"))
 DONE: Mapping[str, Check] = {
     "score": _with_problems({"scores_sha256": is_hash}, {"data": _PAIRS}),
@@ -223,6 +226,8 @@ DONE: Mapping[str, Check] = {
     "probe": _with_files({}, SUMMARY),
     "clusters": _with_files({}, SUMMARY),
     "refusal extract": _with_files({}, SUMMARY),
+    "refusal export": check_object({"tensors": is_list(_WRITTEN), "model": is_source, "format": is_one_of(*EXPORTS)}),
+    "refusal transfer": _with_files({}, SUMMARY),
     "capture": _is_manifest,
 }
 """What the record of a finished run has, by command."""
