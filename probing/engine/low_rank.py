@@ -1,4 +1,4 @@
-"""The removal of a direction from the weights of a model as an adapter: two thin matrices for each module that writes."""
+"""The removal of a direction from the weights of a model as an adapter: two thin matrices for each writing module."""
 
 from dataclasses import dataclass
 

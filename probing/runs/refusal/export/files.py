@@ -93,8 +93,8 @@ def _tell_edit(config: ExportConfig, direction: Direction) -> list[str]:
     if config.format == "gguf":
         return [
             f"The file holds the direction times {config.coefficient:g}, for llama.cpp (`--control-vector`). It is "
-            "added to the residual stream at one layer, at every token. **It adds. It cannot remove a direction**: with "
-            "a negative scale it moves every state by the same vector, whatever the state holds.",
+            "added to the residual stream at one layer, at every token. **It adds. It cannot remove a direction**: "
+            "with a negative scale it moves every state by the same vector, whatever the state holds.",
         ]
     kept = " Each vector of a weight kept its length." if config.norm_preserving else ""
     how = (
@@ -123,7 +123,7 @@ def _tell_undo(config: ExportConfig) -> list[str]:
         return [
             "Load the model without the adapter, or switch the adapter off (`disable_adapter()` of PEFT): the weights "
             "of the model stay as they are; `manifest.json` lists their hashes. Where the embedding and the output "
-            "head share their weights, do not merge the adapter with old versions of PEFT, which would change the head too."
+            "head share their weights, do not merge the adapter with old versions of PEFT, which change the head."
         ]
     if config.format == "gguf":
         return ["Run the model without the control vector."]
