@@ -83,9 +83,9 @@ def share_prompts(
     """
     place = choose_place(direction.place, layers, model.layers) if config.place is None else Place.parse(config.place)
     after = read_states(model, kinds.prompts, place, direction.position)
-    sides = split_kinds(kinds.prompts, kinds.harmful)
+    refused, answered = split_kinds(kinds.prompts, kinds.harmful)
     tokens = _find_tokens(config, direction, model)
-    reading = read_refusals(model, *sides, tokens=tokens)
+    reading = read_refusals(model, refused, answered, tokens)
     out = hold_out(kinds, HELD_OUT, config.seed)
     kept = [
         at
