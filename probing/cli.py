@@ -35,6 +35,8 @@ COMMANDS = {
     "refusal extract": "find the direction between harmful and harmless prompts at every layer, and judge it",
     "refusal select": "choose the direction whose removal takes refusal away and little else",
     "refusal evaluate": "measure what an edit of a model changes: refusal, over-refusal, damage",
+    "refusal export": "write the edit as a model, as an adapter, or as a control vector, and prove what was written",
+    "refusal transfer": "use a direction of one model in another, and measure how far it holds there",
     "capture": "write hidden states of texts, at any places of any model",
     "show": "print pairs of a finished run, with their texts beside their numbers",
     "demo": "run every job on the bundled model and data",
@@ -52,6 +54,8 @@ EXAMPLES = {
     "refusal select": "probing refusal select --model bundled --directions directions --kl-most 5 --out selected",
     "refusal evaluate": "probing refusal evaluate --model bundled --direction directions --place resid_pre:2 "
     "--out evaluated",
+    "refusal export": "probing refusal export --model bundled --direction selected --format lora --out adapter",
+    "refusal transfer": "probing refusal transfer --from-direction selected --model other-model --out transferred",
     "capture": "probing capture --model bundled --data prompts.jsonl --places resid_post:all --out states",
     "show": "probing show scores --lowest 20",
     "demo": "probing demo --out demo-out",

@@ -133,7 +133,7 @@ def checkpoint_source(
     Raises:
         ModelInvalid: there are no files of weights, so that other weights could not be told from these.
     """
-    folder = Path(name) if Path(name).is_dir() else _cache_folder(name, revision or "main")
+    folder = Path(name) if Path(name).is_dir() else cache_folder(name, revision or "main")
     files = find_weight_files(folder)
     if not files:
         raise ModelInvalid(f"{given}: the files that its weights were loaded from were not found in {folder}")
@@ -147,7 +147,7 @@ def checkpoint_source(
     )
 
 
-def _cache_folder(name: str, revision: str) -> Path:
+def cache_folder(name: str, revision: str) -> Path:
     """Folder in which the hub's library has just put a checkpoint."""
     return Path(cached_file(name, "config.json", revision=revision, local_files_only=True)).parent
 

@@ -97,7 +97,7 @@ def load(
             if not isinstance(tokenizer.model_max_length, int | float):
                 raise ValueError("model_max_length of its tokenizer is no number")
             wanted = {"config": config, "dtype": _dtype(dtype, place, config), **options}
-            with _hide_bars() if here else contextlib.nullcontext():
+            with hide_bars() if here else contextlib.nullcontext():
                 model, info = _from_pretrained(name, place, device == BALANCED, wanted)
         missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
         _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
@@ -106,7 +106,7 @@ def load(
 
 
 @contextlib.contextmanager
-def _hide_bars() -> Iterator[None]:
+def hide_bars() -> Iterator[None]:
     """No bars of transformers while a checkpoint is read from this machine; what is fetched from the hub shows them."""
     shown, fetching = hf_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     hf_logging.disable_progress_bar()

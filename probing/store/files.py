@@ -122,6 +122,16 @@ def check_output_name(path: Path) -> None:
         raise UsageError(f"{path}: there is no such home folder; choose another --out")
 
 
+def check_free(path: Path) -> None:
+    """Raise unless nothing stands under this name.
+
+    Raises:
+        UsageError: something does, a broken link for instance.
+    """
+    if os.path.lexists(path):
+        raise UsageError(f"{path}: exists already, and is not written over; choose another --out")
+
+
 def is_special(path: Path) -> bool:
     """Whether this is a device, a pipe or a socket, which nothing may replace."""
     return path.exists() and not path.is_file() and not path.is_dir()

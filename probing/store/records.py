@@ -218,6 +218,9 @@ def _is_manifest(value: Any, where: str) -> None:
 _PAGES = ("plots.html", "course.html")
 _PAIR_FILES = ("displacement.parquet", "tokens.parquet", "course.parquet")
 _TABLES = is_mapping(is_hash, is_one_of(*_PAIR_FILES, *_PAGES))
+EXPORTS = ("model", "lora", "gguf")
+"""Forms in which an edit leaves this package."""
+_WRITTEN = check_object({"name": is_text, "file": is_file_name, "before": is_none_or(is_hash), "after": is_hash})
 DONE: Mapping[str, Check] = {
     "score": _with_problems(
         {"scores_sha256": is_hash}, {"data": _PAIRS, "sha256": is_mapping(is_hash, is_one_of(*_PAGES))}
@@ -229,6 +232,8 @@ DONE: Mapping[str, Check] = {
     "refusal extract": _with_files({}, SUMMARY),
     "refusal select": _with_files({}, SUMMARY),
     "refusal evaluate": _with_files({}, SUMMARY),
+    "refusal export": check_object({"tensors": is_list(_WRITTEN), "model": is_source, "format": is_one_of(*EXPORTS)}),
+    "refusal transfer": _with_files({}, SUMMARY),
     "capture": _is_manifest,
 }
 """What the record of a finished run has, by command."""

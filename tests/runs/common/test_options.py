@@ -38,6 +38,7 @@ MEANS_ANOTHER_THING = {
     "chat": "a question is asked",
     "split_by": "pairs that share a text",
     "by": "what is ordered, not filtered",
+    "format": "of an edit, not of rows",
     "overwrite": "a file that is exported",
 }
 # Options that count in one job and not in another, and why.

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from probing.directions.extract import bootstrap_angles, cosine, difference_in_means, find_at_positions, project_off
 from probing.errors import DataInvalid
 from probing.probes.evaluate import rank_within_folds
+from probing.runs.refusal.common.separation import measure_separation
 from probing.runs.refusal.extract.config import ExtractConfig
 from probing.runs.refusal.extract.rows import Material
 from probing.statistics.bootstrap import draw_bootstrap_weights
-from probing.statistics.intervals import auroc_interval, null_interval, percentile_interval
+from probing.statistics.intervals import null_interval
 
 Array = NDArray[np.float64]
 WITHIN = 0.95
@@ -63,7 +64,9 @@ def _judge_position(
     if not bool(vector.isfinite().all()):
         return dict.fromkeys(NUMBERS, float("nan"))
     harmful = material.harmful[out]
-    auroc, low, high = _measure_separation(material, config, (states[out] @ vector).numpy(), out)
+    auroc, low, high = measure_separation(
+        (states[out] @ vector).numpy(), harmful, material.units[out], config.resamples, config.seed
+    )
     null = _draw_null(config, states, train, out, harmful)
     sides = [states[rows] for rows in train]
     angles = bootstrap_angles(*sides, *(_draw_weights(material, config, rows) for rows in train)).numpy()
@@ -97,20 +100,6 @@ NUMBERS = (
     "angle",
 )
 """Columns of the results, one value a position."""
-
-
-def _measure_separation(
-    material: Material, config: ExtractConfig, projected: Array, out: NDArray[np.int64]
-) -> tuple[float, float, float]:
-    """AUROC of held-out prompts by their projection, with a bootstrap interval over texts."""
-    weights = np.concatenate(
-        [np.ones((1, len(out))), draw_bootstrap_weights(material.units[out], config.resamples, config.seed)]
-    )
-    true = np.broadcast_to(material.harmful[out], weights.shape)
-    values = rank_within_folds(projected, true, weights, np.zeros(len(out), dtype=np.int64))["auroc"]
-    value, harmful = float(values[0]), material.harmful[out]
-    couples = min(len(set(material.units[out][harmful == kind].tolist())) for kind in (True, False))
-    return value, *(auroc_interval(value, couples, values[1:]) or percentile_interval(values[1:]))
 
 
 def _draw_null(
