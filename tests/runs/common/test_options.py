@@ -40,6 +40,9 @@ MEANS_ANOTHER_THING = {
     "by": "what is ordered, not filtered",
     "format": "of an edit, not of rows",
     "overwrite": "a file that is exported",
+    "direction": "of an export, which needs one; of an evaluation, which can do with an edited model",
+    "mode": "of an export, which can hold two of the edits",
+    "coefficient": "of an export, which cannot hold a share",
 }
 # Options that count in one job and not in another, and why.
 IDENTITY_DIFFERS = {"places": "a capture records them as what they are in the model"}

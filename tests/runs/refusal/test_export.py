@@ -12,7 +12,7 @@ from probing.cli import main
 from probing.data.bundled import bundled_model
 from probing.engine.low_rank import find_low_rank_removal
 from probing.errors import EditRefused, SourceMismatch, UsageError
-from probing.models import checkpoints
+from probing.models import edited_checkpoints
 from probing.runs.refusal.export import ExportConfig, models, run
 from probing.store.activations import tensor_sha256
 from probing.store.control_vectors import read_control_vector
@@ -91,9 +91,9 @@ def test_shards_names_and_dtype_are_those_of_the_checkpoint(tmp_path):
     (model / "LICENSE").write_text("as you like")
     make_direction(tmp_path, model)
     out, report = export(tmp_path, model, "model")
-    names = checkpoints.list_shards(model)
+    names = edited_checkpoints.list_shards(model)
     assert len(names) > 2
-    assert checkpoints.list_shards(out) == names
+    assert edited_checkpoints.list_shards(out) == names
     assert (out / "LICENSE").read_text() == "as you like"
     manifest = json.loads((out / MANIFEST).read_text())
     known = {entry["name"]: entry for entry in manifest["tensors"]}
@@ -127,7 +127,7 @@ def test_a_wrong_export_is_found_and_nothing_appears(tmp_path, monkeypatch):
     make_direction(tmp_path, model)
     before = sorted(os.listdir(tmp_path))
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "_choose", lambda name, before, saved: before)
+        patched.setattr(edited_checkpoints, "_choose", lambda name, before, saved: before)
         with pytest.raises(EditRefused, match="are not those that were edited"):
             export(tmp_path, model, "model")
 
@@ -192,4 +192,4 @@ def test_bad_input(tmp_path, capsys):
 
 
 def test_the_checkpoint_of_the_bundled_model_is_found():
-    assert checkpoints.find_checkpoint("bundled", None) == bundled_model()
+    assert edited_checkpoints.find_model_folder("bundled", None) == bundled_model()
