@@ -42,6 +42,7 @@ MEANS_ANOTHER_THING = {
     "overwrite": "a file that is exported",
     "direction": "of an export, which needs one; of an evaluation, which can do with an edited model",
     "mode": "of an export, which can hold two of the edits",
+    "place": "of a direction among many; of both models",
     "coefficient": "of an export, which cannot hold a share",
 }
 # Options that count in one job and not in another, and why.
