@@ -1,4 +1,4 @@
-"""What an edit or a fine-tune did to one writing matrix: the spectrum of the difference, and what it left of a direction.
+"""What an edit or a fine-tune did to a writing matrix: spectrum of the difference, and what it left of a direction.
 
 A matrix is [residual column]: its columns are vectors that are added to the residual stream.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from probing.directions.edits import remove_from_vectors
 
 LEFT = 0.05
-"""Largest share of a component, relative to before, that a removal leaves. Rounding to bfloat16 leaves about .002 and to
-8 bits about .01; a fine-tune leaves about 1."""
+"""Largest share of a component, relative to before, that a removal leaves. Rounding to bfloat16 leaves about .002, to 8
+bits about .01; a fine-tune leaves about 1."""
 IN_PART = 0.5
 """A component of which more than this is left was not removed, not even in part."""
 ABSENT = 0.02
@@ -164,7 +164,7 @@ def _name_form(state: State, off: float, off_lengths: float, limit: float) -> Fo
 
 
 def join_states(states: Sequence[State]) -> State:
-    """What became of a writer, by what became of its matrices; those that held nothing of the direction do not count."""
+    """What became of a writer, by what became of its matrices; those that held nothing of it do not count."""
     known = {state for state in states if state != "absent"}
     if not known:
         return "absent"

@@ -21,7 +21,6 @@ from probing.directions.audit import (
     common_directions,
     join_states,
     measure_along,
-    measure_component,
     measure_spectrum,
     refine_direction,
     share_of_directions,
@@ -64,6 +63,11 @@ class TensorPair:
     before: Tensor
     after: Tensor
     norms: tuple[Norm | None, Norm | None]
+
+    @property
+    def parts(self) -> int:
+        """Number of matrices."""
+        return len(as_matrices(self.before.detach(), self.axis))
 
     def matrices(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Number and both sides, [residual column] in float64, of the matrices of the tensor, one after another."""
@@ -205,8 +209,12 @@ def describe_audit(audit: EditAudit) -> str:
     said = [f"consistent with removal of {which} from {removed} of {count} writers"]
     if in_part:
         said.append(f"from {len(in_part)} more it was removed in part ({min(in_part):.2f} to {max(in_part):.2f} left)")
-    others = {"kept": "kept it", "absent": "held nothing of it to begin with", "unchanged": "are unchanged"}
-    said += [f"{counts[state]} {what}" for state, what in others.items() if counts.get(state)]  # type: ignore[index]
+    others: dict[State, str] = {
+        "kept": "kept it",
+        "absent": "held nothing of it to begin with",
+        "unchanged": "are unchanged",
+    }
+    said += [f"{counts[state]} {what}" for state, what in others.items() if counts.get(state)]
     return "; ".join(said)
 
 
@@ -357,9 +365,7 @@ def _read_basis(direction: Any, width: int) -> Tensor:
     return orthonormal_rows(vector)
 
 
-def _describe_matrix(
-    pair: TensorPair, part: int, spectrum: MatrixSpectrum, basis: Tensor, along: Along
-) -> MatrixAudit:
+def _describe_matrix(pair: TensorPair, part: int, spectrum: MatrixSpectrum, basis: Tensor, along: Along) -> MatrixAudit:
     assert (spectrum.tensor, spectrum.part) == (pair.name, part)
     return MatrixAudit(
         writer=pair.writer.name,
@@ -376,31 +382,39 @@ def _describe_matrix(
 
 
 def _find_direction(pairs: Sequence[TensorPair], shares: Tensor) -> Tensor:
-    """Of the leading common directions of the changes the one that most tensors lost, then refined by what is left."""
-    first = max(common_directions(shares, CANDIDATES), key=lambda vector: _count_removed(pairs, vector))
-    lost = [pair for pair, left in _measure_lefts(pairs, first) if left <= IN_PART]
+    """The common direction of the changes that most tensors lost, refined by what is left; the leading one if none."""
+    candidates = common_directions(shares, CANDIDATES)
+    lefts = _measure_lefts(pairs, candidates)
+    best = _choose_most_removed(lefts)
+    lost = [pair for pair, left in zip(pairs, lefts[:, best].tolist(), strict=True) if left <= IN_PART]
     if not lost:
-        return first
-    refined = refine_direction(*_sum_squares(lost, len(first)), first)
-    return max(first, refined, key=lambda vector: _count_removed(pairs, vector))
+        return candidates[0]
+    refined = refine_direction(*_sum_squares(lost, shares.shape[0]), candidates[best])
+    both = torch.stack([candidates[best], refined])
+    return both[_choose_most_removed(_measure_lefts(pairs, both))]
 
 
-def _measure_lefts(pairs: Sequence[TensorPair], vector: Tensor) -> Iterator[tuple[TensorPair, float]]:
-    """The largest share of a component that is left in a matrix of each tensor; without those that hold nothing."""
+def _measure_lefts(
+    pairs: Sequence[TensorPair], vectors: Float[Tensor, "direction width"]
+) -> Float[Tensor, "tensor direction"]:
+    """The largest share of each component that is left in a matrix of each tensor; NaN where none holds anything."""
+    rows = []
     for pair in pairs:
-        bases, lefts = pair.bases(vector[None]), []
+        bases, parts = [basis[:, 0] for basis in pair.bases(vectors[:, None])], []
         for _, *sides in pair.matrices():
-            held, left = (float((basis.to(side) @ side).norm()) for basis, side in zip(bases, sides, strict=True))
-            if measure_component(sides[0], bases[0].to(sides[0])) > ABSENT:
-                lefts.append(left / held)
-        if lefts:
-            yield pair, max(lefts)
+            held, left = ((basis.to(side) @ side).norm(dim=1).cpu() for basis, side in zip(bases, sides, strict=True))
+            random = float(sides[0].norm()) / sides[0].shape[0] ** 0.5
+            parts.append(torch.where(held > ABSENT * random, left / held, torch.nan))
+        known = torch.stack(parts)
+        worst = known.nan_to_num(nan=-1.0).amax(dim=0)
+        rows.append(torch.where(worst < 0, torch.nan, worst))
+    return torch.stack(rows)
 
 
-def _count_removed(pairs: Sequence[TensorPair], vector: Tensor) -> tuple[int, float]:
-    """Number of tensors that lost a direction, and minus the sum of what is left in all of them."""
-    lefts = [left for _, left in _measure_lefts(pairs, vector)]
-    return sum(left <= LEFT for left in lefts), -sum(min(left, 1.0) for left in lefts)
+def _choose_most_removed(lefts: Float[Tensor, "tensor direction"]) -> int:
+    """The direction that most tensors lost; of several the one of which least is left in all."""
+    removed, rest = (lefts <= LEFT).sum(dim=0).tolist(), lefts.nan_to_num(nan=1.0).clamp_max(1).sum(dim=0).tolist()
+    return max(range(len(removed)), key=lambda at: (removed[at], -rest[at]))
 
 
 def _sum_squares(pairs: Sequence[TensorPair], width: int) -> tuple[Tensor, Tensor]:

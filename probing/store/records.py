@@ -223,6 +223,7 @@ DONE: Mapping[str, Check] = {
     "probe": _with_files({}, SUMMARY),
     "clusters": _with_files({}, SUMMARY),
     "refusal extract": _with_files({}, SUMMARY),
+    "refusal audit": _with_files({}, SUMMARY),
     "capture": _is_manifest,
 }
 """What the record of a finished run has, by command."""

@@ -9,25 +9,21 @@ HARMFUL, HARMLESS = "harmful", "harmless"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusalOptions(PromptOptions, RunOptions, HubOptions):
-    """Harmful and harmless prompts, and the model that is to tell them apart.
+class KindPromptOptions(PromptOptions, RunOptions):
+    """Harmful and harmless prompts.
 
     Args:
-        model: folder or hub id of a chat model, or "bundled" for the one in this package.
         data: prompts with labels; two files as --data harmful=FILE --data harmless=FILE; or "bundled".
         harmful_label: label of the prompts that the model should refuse.
         harmless_label: label of the prompts that it should answer; rows with other labels are left out.
         refusal_tokens: tokens that the model begins its refusals with, separated by commas: ids, or texts of one token
             each, in which a space counts; found from the prompts where they are not given.
-        filter_by_sign: leave out harmful prompts that the model does not refuse, and harmless ones that it does.
     """
 
-    model: str = option(identity=False)
     data: str | list[str] = option(BUNDLED, identity=False, repeatable=True)
     harmful_label: str = HARMFUL
     harmless_label: str = HARMLESS
     refusal_tokens: str | None = None
-    filter_by_sign: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,3 +38,25 @@ class RefusalOptions(PromptOptions, RunOptions, HubOptions):
         if self.refusal_tokens is None:
             return None
         return [int(token) if token.isdecimal() else token for token in self.refusal_tokens.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindOptions(KindPromptOptions, HubOptions):
+    """The model that is to tell harmful and harmless prompts apart.
+
+    Args:
+        model: folder or hub id of a chat model, or "bundled" for the one in this package.
+    """
+
+    model: str = option(identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalOptions(KindOptions):
+    """Which prompts directions are found from.
+
+    Args:
+        filter_by_sign: leave out harmful prompts that the model does not refuse, and harmless ones that it does.
+    """
+
+    filter_by_sign: bool = True
