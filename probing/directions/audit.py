@@ -124,7 +124,8 @@ def measure_along(
     left = measure_component(after, basis_after) * float(after.norm()) / size / held if held else math.nan
     state = _judge(moved, held, left)
     if moved == 0:
-        return Along(held, left, math.nan, math.nan, math.nan, state, "other")
+        nan = math.nan
+        return Along(held, left, share=nan, off=nan, off_lengths=nan, state=state, form="other")
     expected = remove_from_vectors(before.T.contiguous(), basis, keep_norms=True).T
     off = float((change + basis.T @ (basis @ before)).norm())
     off_lengths = float((after - expected).norm())

@@ -39,6 +39,7 @@ MEANS_ANOTHER_THING = {
     "split_by": "pairs that share a text",
     "by": "what is ordered, not filtered",
     "overwrite": "a file that is exported",
+    "policy": "one of three ways to name what is compared; the only one",
 }
 # Options that count in one job and not in another, and why.
 IDENTITY_DIFFERS = {"places": "a capture records them as what they are in the model"}
