@@ -16,6 +16,7 @@ from probing.errors import ProbingError as ProbingError
 from probing.errors import SourceMismatch as SourceMismatch
 from probing.errors import StoreCorrupt as StoreCorrupt
 from probing.errors import UsageError as UsageError
+from probing.instruments.audit import audit_edit as audit_edit
 from probing.instruments.capture import capture as capture
 from probing.instruments.directions import extract_directions as extract_directions
 from probing.instruments.directions import refusal_log_odds as refusal_log_odds

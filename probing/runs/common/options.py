@@ -210,6 +210,21 @@ class HubOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwoModelOptions(Options):
+    """The model before and the model after, and their versions.
+
+    Args:
+        reference: folder or hub id of the model before training, or "bundled".
+        reference_revision: branch, tag or commit of a reference from the hub.
+        policy_revision: branch, tag or commit of a policy from the hub.
+    """
+
+    reference: str = option(identity=False, holds="model")
+    reference_revision: str | None = option(None, identity=False)
+    policy_revision: str | None = option(None, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
     """Where and in what precision models run.
 

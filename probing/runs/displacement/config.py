@@ -5,7 +5,7 @@ from pathlib import Path
 
 from probing.errors import UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
-from probing.runs.common.options import MOST_ROWS, PairOptions, option
+from probing.runs.common.options import MOST_ROWS, PairOptions, TwoModelOptions, option
 
 PAIRS_FILE = "displacement.parquet"
 TOKENS_FILE = "tokens.parquet"
@@ -16,14 +16,13 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DisplacementConfig(PairOptions):
+class DisplacementConfig(TwoModelOptions, PairOptions):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
     Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html
     too.
 
     Args:
-        reference: folder or hub id of the model before training, or "bundled".
         policy: folder or hub id of the model after training; an adapter's folder is put onto the base weights of the
             reference, which are then in memory once. "bundled-displaced" is such a copy of the bundled model.
         adapter: folder of an adapter, in place of a policy: it is put onto the base weights of the reference.
@@ -39,11 +38,8 @@ class DisplacementConfig(PairOptions):
             last_state_similarity, edit_similarity, displacement_rate, displacement_rate_exact.
         top: number of tokens to name at each position of a response that gained most, and as many that lost most (or,
             where fewer did, gained and lost least); 0 leaves out tokens.parquet.
-        reference_revision: branch, tag or commit of a reference from the hub.
-        policy_revision: branch, tag or commit of a policy from the hub.
     """
 
-    reference: str = option(identity=False, holds="model")
     policy: str | None = option(None, identity=False, holds="model")
     adapter: str | None = option(None, identity=False)
     reference_adapter: str | None = option(None, identity=False)
@@ -53,8 +49,6 @@ class DisplacementConfig(PairOptions):
     beta: float = option(0.1, above=0, most=1e6, identity=False)
     predictors: str = ",".join(SCORE_COLUMNS)
     top: int = option(3, least=0, most=1000)
-    reference_revision: str | None = option(None, identity=False)
-    policy_revision: str | None = option(None, identity=False)
     shard_pairs: int = option(256, least=1, most=MOST_ROWS)
 
     def __post_init__(self) -> None:

@@ -9,11 +9,10 @@ HARMFUL, HARMLESS = "harmful", "harmless"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KindOptions(PromptOptions, RunOptions, HubOptions):
-    """Harmful and harmless prompts, and the model that is to tell them apart.
+class KindPromptOptions(PromptOptions, RunOptions):
+    """Harmful and harmless prompts.
 
     Args:
-        model: folder or hub id of a chat model, or "bundled" for the one in this package.
         data: prompts with labels; two files as --data harmful=FILE --data harmless=FILE; or "bundled".
         harmful_label: label of the prompts that the model should refuse.
         harmless_label: label of the prompts that it should answer; rows with other labels are left out.
@@ -21,7 +20,6 @@ class KindOptions(PromptOptions, RunOptions, HubOptions):
             each, in which a space counts; found from the prompts where they are not given.
     """
 
-    model: str = option(identity=False)
     data: str | list[str] = option(BUNDLED, identity=False, repeatable=True)
     harmful_label: str = HARMFUL
     harmless_label: str = HARMLESS
@@ -40,6 +38,17 @@ class KindOptions(PromptOptions, RunOptions, HubOptions):
         if self.refusal_tokens is None:
             return None
         return [int(token) if token.isdecimal() else token for token in self.refusal_tokens.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindOptions(KindPromptOptions, HubOptions):
+    """The model that is to tell harmful and harmless prompts apart.
+
+    Args:
+        model: folder or hub id of a chat model, or "bundled" for the one in this package.
+    """
+
+    model: str = option(identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from probing.data.tables import Table
 from probing.errors import DataInvalid
 from probing.runs.common.datasets import read_labelled_sources
 from probing.runs.common.groups import refuse_twin_labels, text_units
-from probing.runs.refusal.common.options import KindOptions
+from probing.runs.refusal.common.options import KindPromptOptions
 from probing.types import LabelledPrompt
 
 PROMPTS_FILE = "prompts.parquet"
@@ -36,7 +36,7 @@ class Kinds:
     others: int
 
 
-def read_kinds(config: KindOptions) -> Kinds:
+def read_kinds(config: KindPromptOptions) -> Kinds:
     """The harmful and harmless prompts that the options name.
 
     Raises:
