@@ -14,6 +14,10 @@ from probing.runs import capture, ccs, clusters, displacement, probe, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.options import DatasetOptions, Options, PairDataOptions, option
+from probing.runs.refusal.audit import AuditConfig
+from probing.runs.refusal.evaluate import EvaluateConfig
+from probing.runs.refusal.extract import ExtractConfig
+from probing.runs.refusal.select import SelectConfig
 from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.types import Report
@@ -26,6 +30,13 @@ KEEP_LOWEST = 0.5
 QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples": 300, "permutations": 300}
 """Options of contrast-consistent probes that take seconds instead of minutes."""
 PLACES = "resid_post:all,final_norm"
+
+
+FEW_DRAWS: dict[str, Any] = {"resamples": 200, "permutations": 50}
+KL_MOST = 5.0
+"""So small a model knows two kinds of answers, so that its harmless ones change a lot with any edit."""
+EVALUATED = 48
+"""Prompts that the model answers before and after the edit."""
 
 
 LABELLED: dict[str, Any] = {"data": BUNDLED, "chat": True, "over": "template"}
@@ -49,13 +60,29 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
         resamples=200,
         **LABELLED,
     ),
+    "refusal extract": lambda out: ExtractConfig(model=BUNDLED, out=out / "directions", **FEW_DRAWS),
+    "refusal select": lambda out: SelectConfig(
+        model=BUNDLED, directions=out / "directions", kl_most=KL_MOST, out=out / "selected"
+    ),
+    "refusal evaluate": lambda out: EvaluateConfig(
+        model=BUNDLED,
+        direction=out / "selected",
+        mode="affine",
+        sample=EVALUATED,
+        out=out / "evaluated",
+        resamples=FEW_DRAWS["resamples"],
+    ),
+    "refusal audit": lambda out: AuditConfig(
+        reference=BUNDLED, policy=BUNDLED_DISPLACED, out=out / "audit", resamples=FEW_DRAWS["resamples"]
+    ),
 }
 """Every job that comes after scoring and filtering, with its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
-    """Score and filter the bundled preference pairs, see what training on some of them did, capture, probe and cluster.
+    """Score and filter the bundled preference pairs, see what training on some of them did, capture, probe and cluster;
+    find the direction by which the bundled model refuses, and see what an edit along it changes.
 
     Args:
         out: folder for everything that is made.
@@ -91,7 +118,7 @@ def run(config: DemoConfig) -> Report:
 
 def _run_anew(job: str, config: DatasetOptions) -> Report:
     """Run a job; results of an earlier demo that were made with other versions are made again."""
-    run_job = importlib.import_module(f"probing.runs.{job}").run
+    run_job = importlib.import_module(f"probing.runs.{job.replace(' ', '.')}").run
     try:
         report: Report = run_job(config)
     except SourceMismatch:
