@@ -37,7 +37,13 @@ def write_bash(commands: Mapping[str, str], options: Options) -> str:
         commands: descriptions of the commands, by name.
         options: options of each command.
     """
-    names = [f"        {command}) options={_join(_names(of_command))} ;;" for command, of_command in options.items()]
+    names = [f"        '{command}') options={_join(_names(of_command))} ;;" for command, of_command in options.items()]
+    firsts = [*_list_first_words(commands), *GENERAL]
+    families = [
+        f"        {first}) if [[ $COMP_CWORD -eq 2 ]]; then COMPREPLY=($(compgen -W {_join(seconds)} -- "
+        f'"$current")); return; fi; command+=" ${{COMP_WORDS[2]}}" ;;'
+        for first, seconds in _list_families(commands).items()
+    ]
     return "\n".join(
         [
             "# Load it with: source <(probing --print-completion bash), or add that line to ~/.bashrc.",
@@ -48,14 +54,18 @@ def write_bash(commands: Mapping[str, str], options: Options) -> str:
             '    if [[ $current == "=" ]]; then current=""',
             '    elif [[ $previous == "=" ]]; then previous=${COMP_WORDS[COMP_CWORD-2]}; fi',
             "    if [[ $COMP_CWORD -eq 1 ]]; then",
-            f'        COMPREPLY=($(compgen -W {_join([*commands, *GENERAL])} -- "$current")); return',
+            f'        COMPREPLY=($(compgen -W {_join(firsts)} -- "$current")); return',
             "    fi",
-            '    case "${COMP_WORDS[1]} $previous" in',
+            "    local command=${COMP_WORDS[1]}",
+            '    case "$command" in',
+            *families,
+            "    esac",
+            '    case "$command $previous" in',
             f"        '--print-completion --print-completion') values={_join(SCRIPTS)} ;;",
             *_list_cases(options, lambda choices: f"values={_join(choices)}", "return"),
             "    esac",
             '    if [[ -n $values ]]; then COMPREPLY=($(compgen -W "$values" -- "$current")); return; fi',
-            '    case "${COMP_WORDS[1]}" in',
+            '    case "$command" in',
             *names,
             "    esac",
             '    if [[ $current == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$current")); fi',
@@ -68,9 +78,15 @@ def write_bash(commands: Mapping[str, str], options: Options) -> str:
 
 def write_zsh(commands: Mapping[str, str], options: Options) -> str:
     """The script for zsh; see ``write_bash``."""
-    described = [f"{name}:{what}" for name, what in commands.items()]
+    described = [f"{name}:{what}" for name, what in _list_first_words(commands).items()]
+    families = [
+        f"        {first}) if (( CURRENT == 3 )); then commands=("
+        f"{_quote(second + ':' + commands[first + ' ' + second] for second in seconds)}); "
+        f'_describe command commands; return; fi; command+=" $words[3]" ;;'
+        for first, seconds in _list_families(commands).items()
+    ]
     names = [
-        f"        {command}) options=({_quote(f'{option.name}:{_shorten(option)}' for option in of_command)}) ;;"
+        f"        '{command}') options=({_quote(f'{option.name}:{_shorten(option)}' for option in of_command)}) ;;"
         for command, of_command in options.items()
     ]
     return "\n".join(
@@ -85,11 +101,15 @@ def write_zsh(commands: Mapping[str, str], options: Options) -> str:
             "        _describe command commands; return",
             "    fi",
             "    if [[ $PREFIX == --*=* ]]; then previous=${PREFIX%%=*}; compset -P 1 '*='; fi",
-            '    case "$words[2] $previous" in',
+            "    local command=$words[2]",
+            "    case $command in",
+            *families,
+            "    esac",
+            '    case "$command $previous" in',
             f"        '--print-completion --print-completion') compadd -- {_quote(SCRIPTS)}; return ;;",
             *_list_cases(options, lambda choices: f"compadd -- {_quote(choices)}; return", "_files; return"),
             "    esac",
-            "    case $words[2] in",
+            "    case $command in",
             *names,
             "    esac",
             "    if [[ $PREFIX == -* ]]; then _describe option options; else _files; fi",
@@ -103,14 +123,21 @@ def write_fish(commands: Mapping[str, str], options: Options) -> str:
     """The script for fish; see ``write_bash``."""
     lines = ["# Load it with: probing --print-completion fish | source"]
     first = "complete -c probing -n __fish_use_subcommand"
-    lines += [f"{first} -f -a {name} -d {_quote_fish(what)}" for name, what in commands.items()]
+    lines += [f"{first} -f -a {name} -d {_quote_fish(what)}" for name, what in _list_first_words(commands).items()]
+    for family, seconds in _list_families(commands).items():
+        when = f"'{_seen(family)}; and not {_seen(' '.join(seconds))}'"
+        lines += [
+            f"complete -c probing -n {when} -f -a {second} -d {_quote_fish(commands[family + ' ' + second])}"
+            for second in seconds
+        ]
     lines += [f"{first} -f -l {name.removeprefix('--')}" for name in GENERAL[:-1]]
     lines.append(f"{first} -x -l print-completion -a {_quote_fish(' '.join(SCRIPTS))}")
     for command, of_command in options.items():
         for option in of_command:
             choices = f" -x -a {_quote_fish(' '.join(option.choices))}" if option.choices else " -r"
             lines.append(
-                f"complete -c probing -n '__fish_seen_subcommand_from {command}' -l {option.name.removeprefix('--')}"
+                f"complete -c probing -n '{'; and '.join(map(_seen, command.split()))}' "
+                f"-l {option.name.removeprefix('--')}"
                 f"{choices if option.takes_value else ''} -d {_quote_fish(_shorten(option))}"
             )
     return "\n".join(lines)
@@ -122,6 +149,29 @@ SCRIPTS: Mapping[str, Callable[[Mapping[str, str], Options], str]] = {
     "fish": write_fish,
 }
 """What writes the script of each shell."""
+
+
+def _seen(words: str) -> str:
+    return f"__fish_seen_subcommand_from {words}"
+
+
+def _list_families(commands: Iterable[str]) -> dict[str, list[str]]:
+    """Second words of the commands that have two, by the first."""
+    families: dict[str, list[str]] = {}
+    for command in commands:
+        first, _, second = command.partition(" ")
+        if second:
+            families.setdefault(first, []).append(second)
+    return families
+
+
+def _list_first_words(commands: Mapping[str, str]) -> dict[str, str]:
+    """First words of all commands with descriptions; those of a family are described by their second words."""
+    families = _list_families(commands)
+    return {
+        command.partition(" ")[0]: ", ".join(families.get(command.partition(" ")[0], [what]))
+        for command, what in commands.items()
+    }
 
 
 def _list_cases(options: Options, choose: Callable[[Sequence[str]], str], otherwise: str) -> list[str]:

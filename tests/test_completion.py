@@ -14,7 +14,11 @@ from probing.completion import SCRIPTS
 # What is typed, with the cursor at its end; what must be offered, and what must not. Nothing: the shell offers files.
 TYPED = {
     "a command": (["probing", "cl"], ["clusters"], ["score"]),
-    "every command": (["probing", ""], [*COMMANDS], ["--dtype"]),
+    "every command": (["probing", ""], [command.split()[0] for command in COMMANDS], ["--dtype", "extract"]),
+    "a command of a family": (["probing", "refusal", "se"], ["select"], ["score", "extract"]),
+    "every command of a family": (["probing", "refusal", ""], ["extract", "select", "audit"], ["score"]),
+    "an option of a family": (["probing", "refusal", "select", "--kl"], ["--kl-most"], ["--rank"]),
+    "a choice of a family": (["probing", "refusal", "extract", "--method", "l"], ["logistic"], ["--limit"]),
     "a general option": (["probing", "--v"], ["--version"], ["clusters"]),
     "a shell": (["probing", "--print-completion", "z"], ["zsh"], ["bash"]),
     "an option": (["probing", "score", "--col"], ["--columns"], ["--dtype"]),

@@ -35,6 +35,20 @@ def values():
     table = pd.DataFrame({NAME: [NAME * 90, None], "value": [0.123456, 2]})
     long = torch.zeros(500, 3)
     plain = tiny.make_model()
+    direction = probing.Direction(long.T[0] + 1, PLACES[0], -1, SOURCE, NAME, None, {NAME: NAME})
+    counts = {"harmful": 3, "harmless": 4}
+    selection = probing.Selection(
+        direction=direction,
+        table=table,
+        layer_forwards={"induce": 10},
+        exhaustive_layer_forwards=40,
+        cosmic=(NAME, -1),
+        cosmic_layers=[1],
+        cosmic_layer_forwards=2,
+        base={"harmful": 1.0, "harmless": -1.0},
+        prompts=counts,
+        how=NAME,
+    )
     return [
         LanguageModel(plain.model, plain.tokenizer, SOURCE),
         SOURCE,
@@ -54,6 +68,9 @@ def values():
         probing.Estimate(0.1, 0.2, 0.3, 4),
         probing.RankingAccuracy(0.1, 0.2, 3),
         probing.CCSOptions(),
+        direction,
+        probing.Directions(states[None], states[None], states[None], PLACES[:1], (-3, -2, -1), SOURCE, NAME, FACTS),
+        selection,
         PLACES[0],
     ]
 
@@ -74,7 +91,7 @@ def test_every_public_class_is_shown_on_one_short_line(values):
 
 def test_pages_neither_obey_nor_interpret_what_they_show(values):
     pages = [value._repr_html_() for value in values if hasattr(value, "_repr_html_")]
-    assert len(pages) == 9
+    assert len(pages) == 12
     for page in pages:
         assert not FORBIDDEN & set(page)
         assert "<script" not in page

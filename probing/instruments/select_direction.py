@@ -29,6 +29,7 @@ from probing.instruments.selection import ModelMeasurements
 from probing.models.in_memory import as_language_model
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
+from probing.shown import Shown
 from probing.types import Direction, Directions, LabelledPrompt
 
 DOING = {"induce": "adding directions", "bypass": "ablating directions", "kl": "comparing harmless answers"}
@@ -47,8 +48,8 @@ class NonePasses(DataInvalid):
         self.table = table
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Shown):
     """The direction that was selected, and the candidates.
 
     Attributes:
@@ -78,10 +79,12 @@ class Selection:
     prompts: dict[str, int]
     how: str
 
-    def __repr__(self) -> str:
-        spent = sum(self.layer_forwards.values())
-        share = self.exhaustive_layer_forwards / max(spent, 1)
-        return f"Selection({self.direction}, {len(self.table)} candidates, {share:.1f}x fewer layer-forwards)"
+    def shown_facts(self) -> dict[str, object]:
+        """Its main facts by name."""
+        share = self.exhaustive_layer_forwards / max(sum(self.layer_forwards.values()), 1)
+        chosen = f"{self.direction.place}, position {self.direction.position}"
+        spared = f"{share:.1f} times fewer than those of a loop over all candidates"
+        return {"chosen": chosen, "candidates": len(self.table), "layer-forwards": spared, "COSMIC": self.cosmic}
 
 
 def select_direction(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from probing.shown import Shown, list_some
 from probing.types.results import Source
 from probing.types.states import Place
 
@@ -10,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Direction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Direction(Shown):
     """A direction, or a subspace of a few, in the states of one place of one model.
 
     Attributes:
@@ -59,14 +60,15 @@ class Direction:
         """Number of vectors."""
         return 1 if self.vector.ndim == 1 else len(self.vector)
 
-    def __repr__(self) -> str:
-        rank = f"rank {self.rank}, " if self.rank > 1 else ""
-        where = f"{self.place}, position {self.position}"
-        return f"Direction({rank}width {self.width}, {where}, {self.method}, of {self.source.model:.80})"
+    def shown_facts(self) -> dict[str, object]:
+        """Its main facts by name."""
+        rank = {"rank": self.rank} if self.rank > 1 else {}
+        where = {"place": self.place, "position": self.position}
+        return {**rank, "width": self.width, **where, "method": self.method, "model": self.source.model}
 
 
-@dataclass(frozen=True, eq=False)
-class Directions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Directions(Shown):
     """Directions of every place and position; made by ``extract_directions`` or ``open_directions``.
 
     Attributes:
@@ -89,10 +91,10 @@ class Directions:
     method: str
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        width = self.vectors.shape[-1]
-        where = f"{len(self.places)} places x {len(self.positions)} positions"
-        return f"Directions({where}, width {width}, {self.method}, of {self.source.model:.80})"
+    def shown_facts(self) -> dict[str, object]:
+        """Their main facts by name."""
+        where = {"places": list_some(self.places), "positions": list_some(self.positions)}
+        return {**where, "width": self.vectors.shape[-1], "method": self.method, "model": self.source.model}
 
     def at(self, place: Place | str, position: int = -1) -> Direction:
         """The direction at one place and position.
