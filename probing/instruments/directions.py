@@ -132,6 +132,27 @@ def _find_token(model: LanguageModel, text: str) -> int:
     return int(coded[0])
 
 
+def choose_tokens(masses: Sequence[Float[Tensor, " vocabulary"]], known: Sequence[int] | None) -> list[FoundToken]:
+    """Refusal tokens, those that are known or those that are found, with their mean probabilities.
+
+    Args:
+        masses: mean probability of every first token after harmful and after harmless prompts.
+        known: ids of the tokens; None to find them.
+
+    Raises:
+        DataInvalid: none is known, and the model begins its answers to both kinds alike.
+    """
+    if known is not None:
+        return [FoundToken(id, float(masses[0][id]), float(masses[1][id])) for id in known]
+    found = find_refusal_tokens(*masses)
+    if not found:
+        raise DataInvalid(
+            "the model begins its answers to harmful and to harmless prompts alike, so no refusal token can be found: "
+            "it may not refuse at all. Give the tokens that it refuses with (--refusal-tokens), or other prompts"
+        )
+    return found
+
+
 def describe_scores(scores: Iterable[float], harmful: Iterable[bool]) -> str:
     """How the refusal scores of both kinds lie, as a sentence."""
     told = []
@@ -181,16 +202,7 @@ def read_refusals(
         if not len(states):
             raise DataInvalid(f"no {name} prompt can be read; the first: {problems[0].id}, {problems[0].detail}")
     masses = [mean_first_token(states, head) for states, _ in sides]
-    if tokens is None:
-        found = find_refusal_tokens(*masses)
-        if not found:
-            raise DataInvalid(
-                "the model begins its answers to harmful and to harmless prompts alike, so no refusal token can be "
-                "found: it may not refuse at all. Give the tokens that it refuses with, or other prompts"
-            )
-    else:
-        ids = resolve_tokens(model, tokens)
-        found = [FoundToken(id, float(masses[0][id]), float(masses[1][id])) for id in ids]
+    found = choose_tokens(masses, None if tokens is None else resolve_tokens(model, tokens))
     scores: dict[str, float] = {}
     for prompts, (states, problems) in zip((harmful, harmless), sides, strict=True):
         unread = {problem.id for problem in problems}

@@ -1,22 +1,20 @@
 """Directions on disk: one safetensors file with its description, bound to the model and the place they were read at."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt
-from probing.store.activations import tensor_sha256, write_states
+from probing.store.activations import tensor_sha256
 from probing.store.checks import Check, check_object, is_anything, is_hash, is_list, is_mapping, is_place, is_text
-from probing.store.plain_json import parse_json
+from probing.store.described import read_described, write_described
 from probing.store.probes import HASHES
-from probing.store.records import SEAL, check_seal, is_source, refuse_link, seal
+from probing.store.records import check_seal, is_source
 from probing.types import Direction, Directions, Place, Source
 
 FORMAT, FORMAT_OF_MANY = "probing-direction-1", "probing-directions-1"
@@ -75,10 +73,7 @@ def _describe(what: Direction | Directions) -> dict[str, Any]:
 
 def _write(path: str | Path, format: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
     arrays = {name: tensor.detach().double().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    hashes = {name: tensor_sha256(tensor) for name, tensor in arrays.items()}
-    known: dict[str, Any] = {"format": format, **described, "sha256": hashes}
-    known[SEAL] = seal(known)
-    write_states(Path(path).expanduser(), arrays, {"probing": json.dumps(known, default=str)})
+    write_described(Path(path).expanduser(), format, arrays, described)
 
 
 def open_direction(path: str | Path) -> Direction:
@@ -132,18 +127,8 @@ def _read(path: str | Path, name: str, format: str, check: Check) -> Iterator[tu
     """Description and tensors of a file, both checked; ``ValueError`` inside the block means that it is damaged."""
     file = Path(path).expanduser()
     file = file / name if file.is_dir() else file
-    refuse_link(file)
-    if not file.is_file():
-        raise SourceMismatch(f"{file}: no such file")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            known = parse_json((opened.metadata() or {}).get("probing", "{}"))
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
-    if not isinstance(known, dict) or known.get("format") != format:
-        what = "direction" if format == FORMAT else "directions"
-        raise SourceMismatch(f"{file}: holds no {what} of 'probing refusal'")
+    what = "direction" if format == FORMAT else "directions"
+    known, tensors = read_described(file, format, f"{what} of 'probing refusal'")
     try:
         check(known, "")
         check_seal(known)

@@ -1,6 +1,5 @@
 """Trained probes on disk: with the centres they were trained with, bound to the model and the places they read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,22 +8,23 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.probes.ccs_states import Normalization, predict_probabilities
 from probing.shown import Shown, list_some
-from probing.store.activations import tensor_sha256, write_states
+from probing.store.activations import tensor_sha256
 from probing.store.checks import check_object, is_hash, is_list, is_one_of, is_place, is_text
-from probing.store.plain_json import parse_json
-from probing.store.records import SEAL, check_seal, is_source, refuse_link, seal
+from probing.store.described import read_described, write_described
+from probing.store.records import check_seal, is_source
 from probing.types import Activations, Place, Source
 
 FORMAT = "probing-probes-1"
 HASHES = ("weights_sha256", "config_sha256", "tokenizer_sha256", "adapter_sha256")
 """Hashes of a source that have to be the same. The chat template does not change what a model is."""
 TENSORS = ("weight", "bias", "centers")
+WHAT = "probes of 'probing ccs' or 'probing probe'"
+"""What a file of this format holds."""
 _DESCRIBED = check_object(
     {
         "sha256": check_object(dict.fromkeys(TENSORS, is_hash), closed=True),
@@ -138,11 +138,9 @@ def save_probes(
 ) -> None:
     """Write probes as float64 safetensors; shapes as in ``SavedProbes``."""
     tensors = {"weight": weight, "bias": bias, "centers": centers}
-    known = {"format": FORMAT, "source": asdict(source), "places": list(places), "names": list(names), **facts}
+    described = {"source": asdict(source), "places": list(places), "names": list(names), **facts}
     arrays = {name: torch.from_numpy(np.ascontiguousarray(array, np.float64)) for name, array in tensors.items()}
-    known["sha256"] = {name: tensor_sha256(tensor) for name, tensor in arrays.items()}
-    known[SEAL] = seal(known)
-    write_states(path, arrays, {"probing": json.dumps(known, default=str)})
+    write_described(path, FORMAT, arrays, described)
 
 
 def open_probes(path: str | Path) -> SavedProbes:
@@ -153,17 +151,9 @@ def open_probes(path: str | Path) -> SavedProbes:
         StoreCorrupt: the file is damaged.
     """
     file = Path(path).expanduser()
-    refuse_link(file)
-    if not file.is_file():
-        raise SourceMismatch(f"{file}: no such file")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            known = parse_json((opened.metadata() or {}).get("probing", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StoreCorrupt(f"{file}: damaged, or no safetensors file ({error})") from error
-    if not isinstance(known, dict) or known.get("format") != FORMAT or set(tensors) != set(TENSORS):
-        raise SourceMismatch(f"{file}: holds no probes of 'probing ccs' or 'probing probe'")
+    known, tensors = read_described(file, FORMAT, WHAT)
+    if set(tensors) != set(TENSORS):
+        raise SourceMismatch(f"{file}: holds no {WHAT}")
     try:
         _DESCRIBED(known, "")
         check_seal(known)

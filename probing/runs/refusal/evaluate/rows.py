@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from probing.directions.judge_text import find_thought_tags, opens_thought
-from probing.directions.refusal_score import FoundToken, find_refusal_tokens
+from probing.directions.refusal_score import FoundToken
 from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.instruments.answers import LogitReader, predict_answer
-from probing.instruments.directions import extract_directions, mean_first_token, resolve_tokens
+from probing.instruments.directions import choose_tokens, extract_directions, mean_first_token, resolve_tokens
 from probing.instruments.reading import check_max_length
 from probing.models.load import LanguageModel
 from probing.report.tables import to_line
@@ -136,16 +136,7 @@ def find_tokens(
     if not all(bool(torch.isfinite(each).all()) for each in states):
         raise NotFinite(f"the states of {reader.model.source.model} are not finite before any edit; check its weights")
     masses = [mean_first_token(each, reader.head) for each in states]
-    known = _known_tokens(config, reader, direction)
-    if known is not None:
-        return [FoundToken(id, float(masses[0][id]), float(masses[1][id])) for id in known]
-    found = find_refusal_tokens(*masses)
-    if not found:
-        raise DataInvalid(
-            "the model begins its answers to harmful and to harmless prompts alike, so no refusal token can be found: "
-            "it may not refuse at all. Give the tokens that it refuses with as --refusal-tokens, or other prompts"
-        )
-    return found
+    return choose_tokens(masses, _known_tokens(config, reader, direction))
 
 
 def _known_tokens(config: EvaluateConfig, reader: LogitReader, direction: Direction | None) -> list[int] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from probing.directions.extract import NoDirection, difference_in_means, find_direction
 from probing.errors import DataInvalid, SourceMismatch
 from probing.instruments.directions import split_positions
-from probing.probes.evaluate import rank_within_folds
+from probing.probes.prompts import measure_auroc
 from probing.runs.common.inputs import STATES
 from probing.runs.common.record import check_files
 from probing.runs.refusal.evaluate.config import EvaluateConfig
@@ -163,7 +163,7 @@ def _leave_out(extracted: Extracted, by_place: dict[Place, Tensor], category: st
     own = (extracted.prompts["category"] == category).fillna(False).to_numpy(dtype=bool) & extracted.pick("harmful")
     against = extracted.pick("harmless", "validation")
     rows = np.concatenate([np.flatnonzero(own), np.flatnonzero(against)])
-    auroc = _auroc(states[rows] @ vector, np.arange(len(rows)) < own.sum())
+    auroc = measure_auroc((states[rows] @ vector).numpy(), np.arange(len(rows)) < own.sum())
     direction = replace(
         extracted.direction,
         vector=vector,
@@ -183,9 +183,5 @@ def _judge_layer(states: Tensor, halves: list[list[NDArray[np.int64]]]) -> tuple
     sides = [states[half[1]] @ vector for half in halves]
     truth = np.arange(sum(map(len, sides))) < len(sides[0])
     spread = torch.cat([side - side.mean() for side in sides]).std().clamp_min(1e-30)
-    return _auroc(torch.cat(sides), truth), float((sides[0].mean() - sides[1].mean()) / spread)
-
-
-def _auroc(projected: Tensor, truth: NDArray[np.bool_]) -> float:
-    ones, folds = np.ones((1, len(truth))), np.zeros(len(truth), dtype=np.int64)
-    return float(rank_within_folds(projected.numpy(), truth[None], ones, folds)["auroc"][0])
+    auroc = measure_auroc(torch.cat(sides).numpy(), truth)
+    return auroc, float((sides[0].mean() - sides[1].mean()) / spread)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.data.places import expand_places
-from probing.directions.refusal_score import FoundToken, find_refusal_tokens
+from probing.directions.refusal_score import FoundToken
 from probing.errors import DataInvalid
 from probing.instruments.directions import (
     LAST_STATE,
+    choose_tokens,
     describe_scores,
     first_token_head,
     mean_first_token,
@@ -127,16 +128,7 @@ def _find_tokens(
 ) -> list[FoundToken]:
     """Refusal tokens, given or found from the prompts that are not held out, with their mean probabilities."""
     masses = [mean_first_token(ends[torch.from_numpy(rows)], head) for rows in (harmful, harmless)]
-    if config.tokens is not None:
-        ids = resolve_tokens(model, config.tokens)
-        return [FoundToken(id, float(masses[0][id]), float(masses[1][id])) for id in ids]
-    found = find_refusal_tokens(*masses)
-    if not found:
-        raise DataInvalid(
-            "the model begins its answers to harmful and to harmless prompts alike, so no refusal token can be found: "
-            "it may not refuse at all. Give the tokens that it refuses with as --refusal-tokens, or other prompts"
-        )
-    return found
+    return choose_tokens(masses, None if config.tokens is None else resolve_tokens(model, config.tokens))
 
 
 def _check_left(
