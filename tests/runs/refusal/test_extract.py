@@ -56,6 +56,21 @@ def test_what_is_told_of_the_bundled_model(extracted):
     assert "resid_pre:0 some positions have no direction" in harness.notes(report)
 
 
+def test_so_many_of_each_kind_are_drawn(tmp_path):
+    labels = ["harmful"] * 6 + ["harmless"] * 40 + ["other"] * 3
+    rows = [{"id": f"p{n}", "text": f"prompt {n}", "label": label} for n, label in enumerate(labels)]
+    data = str(harness.write(tmp_path / "p.jsonl", rows))
+    few, again, every = (
+        read_kinds(ExtractConfig(model="bundled", data=data, out=tmp_path / "o", per_kind=count))
+        for count in (8, 8, None)
+    )
+    assert few.prompts == again.prompts
+    assert [prompt.id for prompt in few.prompts if prompt.label == "harmful"] == [f"p{n}" for n in range(6)]
+    assert (sum(few.harmful), len(few.harmful), few.others) == (6, 14, 3)
+    assert {prompt.id for prompt in few.prompts} != {f"p{n}" for n in range(14)}
+    assert (len(every.prompts), every.others) == (46, 3)
+
+
 def test_held_out_prompts_share_no_text_with_the_others(tmp_path):
     rows = [row | {"id": f"{row['id']}-{copy}"} for row in ROWS[::16] for copy in range(2)]
     kinds = read_kinds(ExtractConfig(model="m", data=str(harness.write(tmp_path / "d.jsonl", rows)), out=tmp_path))

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from probing.data.bundled import BUNDLED
-from probing.runs.common.options import HubOptions, PromptOptions, RunOptions, option
+from probing.runs.common.options import MOST_ROWS, HubOptions, PromptOptions, RunOptions, option
 
+LEAST = 4
+"""Prompts of each kind without which nothing can be held out."""
 HARMFUL, HARMLESS = "harmful", "harmless"
 
 
@@ -16,6 +18,8 @@ class KindPromptOptions(PromptOptions, RunOptions):
         data: prompts with labels; two files as --data harmful=FILE --data harmless=FILE; or "bundled".
         harmful_label: label of the prompts that the model should refuse.
         harmless_label: label of the prompts that it should answer; rows with other labels are left out.
+        per_kind: number of prompts of each kind; where there are more, so many are drawn at random, always the same
+            ones. All by default.
         refusal_tokens: tokens that the model begins its refusals with, separated by commas: ids, or texts of one token
             each, in which a space counts; found from the prompts where they are not given.
     """
@@ -23,6 +27,7 @@ class KindPromptOptions(PromptOptions, RunOptions):
     data: str | list[str] = option(BUNDLED, identity=False, repeatable=True)
     harmful_label: str = HARMFUL
     harmless_label: str = HARMLESS
+    per_kind: int | None = option(None, least=LEAST, most=MOST_ROWS)
     refusal_tokens: str | None = None
 
     def __post_init__(self) -> None:

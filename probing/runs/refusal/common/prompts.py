@@ -1,22 +1,22 @@
 """Harmful and harmless prompts of a dataset, and which of them are held out."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from probing.data.portions import SAMPLE_SEED
 from probing.data.prompts import Columns, label_name, prompts_from_table
 from probing.data.tables import Table
 from probing.errors import DataInvalid
 from probing.runs.common.datasets import read_labelled_sources
 from probing.runs.common.groups import refuse_twin_labels, text_units
-from probing.runs.refusal.common.options import KindPromptOptions
+from probing.runs.refusal.common.options import LEAST, KindPromptOptions
 from probing.types import LabelledPrompt
 
 PROMPTS_FILE = "prompts.parquet"
 """Where the extraction lists every prompt, and which were held out."""
-LEAST = 4
-"""Prompts of each kind without which nothing can be held out."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,32 @@ def read_kinds(config: KindPromptOptions) -> Kinds:
                 f"{table.path}: {kinds.count(kind)} rows have the label '{label}', and at least {LEAST} are needed; "
                 f"the labels are {shown}"
             )
-    kept = [(prompt, kind) for prompt, kind in zip(prompts, kinds, strict=True) if kind is not None]
-    return Kinds(table, [prompt for prompt, _ in kept], [kind for _, kind in kept], len(prompts) - len(kept))
+    drawn = draw_of_each_kind(kinds, config.per_kind)
+    return Kinds(
+        table,
+        [prompts[row] for row in drawn],
+        [kinds[row] is True for row in drawn],
+        sum(kind is None for kind in kinds),
+    )
+
+
+def draw_of_each_kind(kinds: Sequence[bool | None], count: int | None) -> list[int]:
+    """The rows of both kinds; of a kind that has more than ``count`` so many at random, always the same ones.
+
+    Args:
+        kinds: kind of each row; None where it has neither label.
+        count: number of rows of each kind; None for all.
+
+    Returns:
+        Numbers of the rows, ascending.
+    """
+    drawn: list[int] = []
+    for kind in (True, False):
+        rows = [row for row, own in enumerate(kinds) if own is kind]
+        if count is not None and count < len(rows):
+            rows = random.Random(SAMPLE_SEED).sample(rows, count)
+        drawn += rows
+    return sorted(drawn)
 
 
 def hold_out(kinds: Kinds, share: float, seed: int) -> list[bool]:
