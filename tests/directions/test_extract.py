@@ -169,4 +169,3 @@ def test_a_replicate_without_a_direction_counts_as_ninety_degrees():
     states = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     nothing = torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]])
     assert float(bootstrap_angles(states, torch.zeros(2, 2) + states[:1], *nothing)[0]) == pytest.approx(90)
-

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.directions.extract import difference_in_means
@@ -22,7 +23,7 @@ from probing.engine.edit_requests import Mode
 from probing.errors import DataInvalid
 from probing.instruments.answers import Generated, Generator
 from probing.models.language_model import LanguageModel
-from probing.probes.evaluate import measure_auroc
+from probing.probes.evaluate import measure_auroc, rank_within_folds
 from probing.report.tables import to_line
 from probing.runs.refusal.common.answers import (
     ANSWERED,
@@ -45,7 +46,7 @@ from probing.types import Direction, LabelledPrompt
 EDITS = ("before", "own", "transferred", "random")
 """Directions under which prompts are answered: none, the model's own, the transferred one, one through its map."""
 OWN_STATES = "the model itself"
-CATEGORY_STREAM = 24
+CATEGORY_STREAM, JUDGED_STREAM = 24, 25
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +66,9 @@ def compare_categories(config: TransferConfig, shared: Shared, best: StateMap) -
     """AUROC of the held-out prompts of each category by the direction of each, against held-out harmless prompts.
 
     The direction of a category is the difference in means of its fitted prompts and the fitted harmless ones: in the
-    model itself, and in the other model and then through the map. The null permutes the labels of the prompts that the
-    direction is made of.
+    model itself, and in the other model and then through the map. There are two nulls: ``p`` permutes the labels of the
+    prompts that are judged, ``labels_*`` those of the prompts that the direction is made of. The latter is the wider
+    one where a few dimensions hold most of the variance, since every direction ends near them.
 
     Args:
         config: the job's options.
@@ -117,17 +119,27 @@ def _judge(
     projected = (shared.after[own + harmless].double() @ vectors.T).numpy()
     auroc, low, high = measure_separation(projected[:, 0], flags, np.arange(len(flags)), config.resamples, config.seed)
     null = np.array([measure_auroc(column, flags) for column in projected.T[1:]])
-    # With either sign: a direction of permuted labels has none.
-    far = int((np.abs(null - 0.5) >= abs(auroc - 0.5) - 1e-12).sum())
     return {
         "evaluated_n": len(own),
         "harmless_n": len(harmless),
         "auroc": auroc,
         "auroc_low": low,
         "auroc_high": high,
+        "p": _permute_judged(config, projected[:, 0], flags, auroc),
         **dict(zip(("labels_low", "labels_median", "labels_high"), null_interval(null), strict=True)),
-        "labels_p": (1 + far) / (1 + len(null)),
     }
+
+
+def _permute_judged(
+    config: TransferConfig, projected: NDArray[np.float64], flags: NDArray[np.bool_], auroc: float
+) -> float:
+    """Share of permutations of the labels of the judged prompts whose AUROC is as far from one half."""
+    generator = np.random.default_rng([config.seed, JUDGED_STREAM])
+    drawn = np.stack([generator.permutation(flags) for _ in range(config.permutations)])
+    folds = np.zeros(len(flags), dtype=np.int64)
+    null = rank_within_folds(projected, drawn, np.ones(drawn.shape), folds)["auroc"]
+    far = int((np.abs(null - 0.5) >= abs(auroc - 0.5) - 1e-12).sum())
+    return (1 + far) / (1 + len(null))
 
 
 def judge_categories(shared: Shared, carried: Tensor) -> list[dict[str, Any]]:

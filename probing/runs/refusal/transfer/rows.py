@@ -72,6 +72,16 @@ class Shared:
         return np.flatnonzero(~self.held_out).tolist()
 
 
+def check_split(config: TransferConfig, kinds: Kinds) -> None:
+    """Raise if there are too few prompts even if all can be read.
+
+    Raises:
+        DataInvalid: there are.
+    """
+    out = hold_out(kinds, HELD_OUT, config.seed)
+    check_counts(np.array(kinds.harmful), np.array(out), LEAST, "to fit with", "are there")
+
+
 def share_prompts(
     config: TransferConfig,
     kinds: Kinds,

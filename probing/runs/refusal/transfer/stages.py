@@ -24,7 +24,7 @@ from probing.runs.refusal.transfer.config import SUMMARY_FILE, TransferConfig
 from probing.runs.refusal.transfer.files import write_files
 from probing.runs.refusal.transfer.parts import judge_model
 from probing.runs.refusal.transfer.results import compare_categories, write_texts
-from probing.runs.refusal.transfer.rows import share_prompts
+from probing.runs.refusal.transfer.rows import check_split, share_prompts
 from probing.runs.refusal.transfer.states import read_kept_states
 from probing.runs.refusal.transfer.tables import Found
 from probing.store.directions import check_model
@@ -44,6 +44,7 @@ def transfer_into(
         DataInvalid: too few prompts that both models can read, or no refusal token.
     """
     began = time.monotonic()
+    check_split(config, kinds)
     source = _load(config, config.from_model or direction.source.model)
     check_model(direction, source.source, direction.width, source.layers)
     layers = source.layers
@@ -66,7 +67,7 @@ def transfer_into(
         found = []
         for number, model in enumerate(models):
             kept = folder.shards / f"model-{number + 1}"
-            shared = share_prompts(config, kinds, direction, layers, before, model, kept)
+            shared = share_prompts(config, kinds, direction, layers, before, model=model, folder=kept)
             judged = judge_model(config, shared, direction, model, kept)
             matrix = compare_categories(config, shared, judged.best)
             texts = None if phrases is None else write_texts(config, shared, judged, model, phrases, kept)

@@ -6,15 +6,18 @@ from typing import Any
 
 import pandas as pd
 
+from probing.report.tables import to_line
 from probing.runs.common.tables import SIGNIFICANT, note_floor, show_ends
 from probing.runs.refusal.common.options import HARMFUL, HARMLESS
 from probing.runs.refusal.transfer.config import CATEGORIES_FILE, TransferConfig
 from probing.runs.refusal.transfer.parts import OWN, Judged
-from probing.runs.refusal.transfer.results import CategoryMatrix, Texts, count_refusals, judge_categories
+from probing.runs.refusal.transfer.results import OWN_STATES, CategoryMatrix, Texts, count_refusals, judge_categories
 from probing.runs.refusal.transfer.rows import LEAST, Shared
 
 POOR = 0.9
 """A map whose held-out error is above this is hardly better than the mean alone."""
+MOST_COLUMNS, MOST_CHARACTERS = 8, 20
+"""Categories that fit into 80 columns, and characters of their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +69,7 @@ def make_tables(config: TransferConfig, results: pd.DataFrame, found: Sequence[F
     if categories:
         tables["By category of the harmful prompts"] = pd.DataFrame(categories)
     for each in found:
-        for way in dict.fromkeys(row["through"] for row in each.matrix.rows):
-            title = _of(f"AUROC by category: extracted in (rows), evaluated in (columns), through {way}", each, found)
-            tables[title] = _show_matrix([row for row in each.matrix.rows if row["through"] == way])
+        tables |= {_of(title, each, found): table for title, table in _show_matrices(each.matrix).items()}
     return {**tables, "Notes": pd.DataFrame({"note": _make_notes(config, results, found)})}
 
 
@@ -99,15 +100,26 @@ def _show_texts(config: TransferConfig, texts: Texts) -> pd.DataFrame:
     )
 
 
+def _show_matrices(matrix: CategoryMatrix) -> dict[str, pd.DataFrame]:
+    """One table for the directions of the model itself, and one for those of the other model; none if too wide."""
+    tables = {}
+    for way in dict.fromkeys(row["through"] for row in matrix.rows):
+        rows = [row for row in matrix.rows if row["through"] == way]
+        title = "within this model" if way == OWN_STATES else f"across the models ({way})"
+        if len(rows) <= MOST_COLUMNS**2:
+            tables[f"AUROC by category {title}: extracted in rows, evaluated in columns"] = _show_matrix(rows)
+    return tables
+
+
 def _show_matrix(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Categories numbered, since their names would not fit above the columns; a star where p is small."""
     names = list(dict.fromkeys(row["extracted_in"] for row in rows))
     shown = []
     for number, name in enumerate(names, start=1):
         own = [row for row in rows if row["extracted_in"] == name]
-        line = {"extracted in": f"{number} {name}", "n": own[0]["extracted_n"]}
+        line = {"extracted in": f"{number} {to_line(name)[:MOST_CHARACTERS]}", "n": own[0]["extracted_n"]}
         for at, row in enumerate(own, start=1):
-            line[f"{at}"] = f"{row['auroc']:.2f}{'*' if row['labels_p'] <= SIGNIFICANT else ' '}"
+            line[f"{at}"] = f"{row['auroc']:.2f}{'*' if row['p'] <= SIGNIFICANT else ' '}"
         shown.append(line)
     counts: dict[str, Any] = {"extracted in": "prompts judged", "n": ""}
     counts |= {f"{at}": f"{row['evaluated_n']} " for at, row in enumerate(rows[: len(names)], start=1)}
@@ -163,8 +175,9 @@ def _make_notes(config: TransferConfig, results: pd.DataFrame, found: Sequence[F
             notes.append(
                 f"{each.name}: the columns of the matrix by category have the numbers of its rows. Prompts that are "
                 f"judged, also those on the diagonal, are held out, and stand against "
-                f"{each.matrix.rows[0]['harmless_n']} harmless ones. A star: the AUROC is as far from one half with at "
-                f"most one in 20 directions from permuted labels of the same prompts. {CATEGORIES_FILE} has intervals"
+                f"{each.matrix.rows[0]['harmless_n']} harmless ones. A star: with permuted labels of these prompts the "
+                f"AUROC is as far from one half at most once in 20 times. {CATEGORIES_FILE} has intervals and nulls, "
+                f"and all of it where there are more than {MOST_COLUMNS} categories"
             )
         if each.matrix.left_out:
             few = ", ".join(f"{name} ({fitted} + {out})" for name, (fitted, out) in each.matrix.left_out.items())
