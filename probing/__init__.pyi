@@ -4,6 +4,7 @@ from probing.directions.choose import choose_direction as choose_direction
 from probing.directions.extract import difference_in_means as difference_in_means
 from probing.engine.ablation import ablate as ablate
 from probing.engine.orthogonalization import orthogonalize as orthogonalize
+from probing.engine.weight_bias import add_to_weights as add_to_weights
 from probing.errors import DataInvalid as DataInvalid
 from probing.errors import EditRefused as EditRefused
 from probing.errors import FolderBusy as FolderBusy

@@ -5,7 +5,6 @@ lie beside the harmful one; so "add it once" means the same whatever the method 
 were rounded to bfloat16 before they are subtracted give a direction of cosine .96.
 """
 
-from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -215,39 +214,3 @@ def bootstrap_angles(
         exact = weights.double()
         sides.append(exact @ states.double() / exact.sum(dim=1, keepdim=True))
     return torch.rad2deg(torch.arccos(cosine(sides[0] - sides[1], plain.expand_as(sides[0])).nan_to_num(0.0)))
-
-
-@dataclass
-class RunningMean:
-    """Mean of states that arrive in blocks, in float64, so that no more than a block is in memory.
-
-    Attributes:
-        total: sum so far; None before the first block.
-        count: rows so far.
-    """
-
-    total: Tensor | None = field(default=None)
-    count: int = 0
-
-    def add(self, states: Float[Tensor, "row ..."]) -> None:
-        """Add rows.
-
-        Raises:
-            ValueError: rows of another shape than before.
-        """
-        summed = states.double().sum(dim=0)
-        if self.total is not None and self.total.shape != summed.shape:
-            raise ValueError(f"rows of shape {list(summed.shape)} after rows of shape {list(self.total.shape)}")
-        self.total = summed if self.total is None else self.total + summed
-        self.count += len(states)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of all rows so far.
-
-        Raises:
-            ValueError: there were none.
-        """
-        if self.total is None or not self.count:
-            raise ValueError("there are no states")
-        return self.total / self.count

@@ -4,7 +4,6 @@ A map takes centred states to centred states; a direction, which is a difference
 means. Everything is computed in float64.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,10 +137,3 @@ def to_length(vector: Float[Tensor, " width"], length: float) -> Float[Tensor, "
     if not own > 0:
         raise ValueError("nothing of the direction is left behind the map")
     return vector.double() * (length / own)
-
-
-def measure_auroc(projections: Float[Tensor, "row direction"], harmful: Sequence[bool]) -> Float[Tensor, " direction"]:
-    """Share of pairs of a harmful and a harmless row in which the harmful one has the larger projection; ties half."""
-    flags = torch.tensor(list(harmful))
-    apart = projections[flags][:, None].double() - projections[~flags][None].double()
-    return (apart.sign() + 1).mean(dim=(0, 1)) / 2

@@ -20,8 +20,6 @@ from probing.models.in_memory import as_language_model
 from probing.models.layers import find_stack
 from probing.models.writers import Writer, Writers, find_writers
 
-RESIDUAL = ("resid_pre", "resid_post")
-
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
@@ -194,29 +192,24 @@ def _points_of(writer: Writer, basis: Tensor, coefficient: float) -> Iterator[Po
 
 def _points_at_layers(request: EditRequest) -> tuple[Point, ...]:
     """The residual stream at the chosen layers, on the side of the blocks at which the direction was read."""
-    kind = request.directions[0].place.kind if request.directions and request.mode != "project" else "resid_pre"
-    if kind not in RESIDUAL:
-        raise UsageError(f"mode {request.mode!r} changes the residual stream, and the direction was read at {kind}")
-    if any(each.place.kind != kind for each in request.directions) and request.mode != "project":
-        raise UsageError("the directions of one batch were read on different sides of the blocks")
+    kind = request.side
     return tuple(
         Point(
             f"{kind}:{layer}",
             request.stack.blocks[layer],
-            _change_at_layer(request, request.coefficients[layer]),
+            _change_at_layer(request, layer),
             before=kind == "resid_pre",
         )
         for layer in request.layers
     )
 
 
-def _change_at_layer(request: EditRequest, coefficient: float) -> Change:
+def _change_at_layer(request: EditRequest, layer: int) -> Change:
+    coefficient = request.coefficients[layer]
     if request.mode == "project":
         return Change(request.basis(), coefficient)
     if request.mode == "add":
-        if any(vector.ndim == 2 and len(vector) > 1 for vector in request.vectors):
-            raise UsageError("a subspace has no length, so that it cannot be added; give one of its vectors")
-        return Change(None, shift=coefficient * request.stacked(lambda at: request.vectors[at].double().reshape(-1)))
+        return Change(None, shift=request.shift(layer))
     means = [each.harmless_mean for each in request.directions]
     if not means or any(mean is None for mean in means):
         raise UsageError("mode 'affine' needs the mean of the harmless states, and the direction has no harmless_mean")

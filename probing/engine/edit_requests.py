@@ -11,10 +11,11 @@ from probing.directions.edits import orthonormal_rows
 from probing.errors import UsageError
 from probing.models.stack import Stack
 from probing.models.writers import WRITER_KINDS, Writer, WriterKind
-from probing.types import Direction, Place
+from probing.types import Direction, Place, PlaceKind
 
 Mode = Literal["project", "affine", "add"]
 MODES: tuple[Mode, ...] = ("project", "affine", "add")
+RESIDUAL = ("resid_pre", "resid_post")
 DEFAULTS = {"project": 1.0, "affine": 0.0, "add": 1.0}
 """Coefficient of each mode where none is given."""
 
@@ -64,6 +65,33 @@ class EditRequest:
     def coefficient_of(self, writer: Writer) -> float:
         """The coefficient of the layer of a writer."""
         return self.coefficients[writer.layer or 0]
+
+    @property
+    def side(self) -> PlaceKind:
+        """The side of the blocks on which a layer is edited: "resid_pre" or "resid_post", as the directions were read.
+
+        Raises:
+            UsageError: they were read elsewhere, or on both sides.
+        """
+        if self.mode == "project" or not self.directions:
+            return "resid_pre"
+        kinds = {each.place.kind for each in self.directions}
+        if len(kinds) > 1:
+            raise UsageError("the directions of one batch were read on different sides of the blocks")
+        kind = kinds.pop()
+        if kind not in RESIDUAL:
+            raise UsageError(f"mode {self.mode!r} changes the residual stream, and the direction was read at {kind}")
+        return kind
+
+    def shift(self, layer: int) -> Tensor:
+        """What mode "add" adds at a layer, in float64: [width], or [direction width].
+
+        Raises:
+            UsageError: a subspace of several vectors.
+        """
+        if any(vector.ndim == 2 and len(vector) > 1 for vector in self.vectors):
+            raise UsageError("a subspace has no length, so that it cannot be added; give one of its vectors")
+        return self.coefficients[layer] * self.stacked(lambda at: self.vectors[at].double().reshape(-1))
 
     def basis(self) -> Tensor:
         """Orthonormal vectors, [rank width], or [direction rank width]."""

@@ -1,14 +1,11 @@
 """Edits of weights: a direction removed for good from everything that writes to the residual stream; undone at will."""
 
-import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig
+from torch import Tensor
 
 from probing.directions.edits import pull_back
 from probing.engine.edit_guard import ROUNDINGS, EditGuard
@@ -16,6 +13,7 @@ from probing.engine.edit_points import is_edited
 from probing.engine.edit_requests import EditRequest, read_kinds, read_request
 from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import ONE_AT_A_TIME
+from probing.engine.weight_edits import WeightEdit, check_heads, place_of, untie
 from probing.errors import EditRefused, UsageError
 from probing.models.hooks import Tap, record_taps
 from probing.models.in_memory import as_language_model
@@ -27,45 +25,19 @@ Embedding = Literal["untie", "skip"]
 EMBEDDING: tuple[Embedding, ...] = ("untie", "skip")
 
 
-@dataclass(eq=False)
-class Orthogonalization:
-    """Weights that were edited.
+@dataclass(eq=False, kw_only=True)
+class Orthogonalization(WeightEdit):
+    """Weights from which a direction was removed.
 
     Attributes:
         writers: account of the writers.
-        tensors: the parameters that were changed, with the axis.
-        parameters: number of elements in them.
-        kept_bytes: memory that the originals take, which are kept until ``undo`` or ``forget``.
     """
 
     writers: Writers
-    tensors: tuple[WritingTensor, ...]
-    parameters: int = 0
-    kept_bytes: int = 0
-    _back: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def describe(self) -> str:
         """The edit in one line."""
         return f"weights: {self.writers.describe()}; {len(self.tensors)} tensors of {self.parameters:,} parameters"
-
-    def undo(self) -> None:
-        """Put every weight back as it was, bit for bit; a second time does nothing."""
-        while self._back:
-            self._back.pop()()
-        self.kept_bytes = 0
-
-    def forget(self) -> None:
-        """Give up the originals, so that the edit stays and their memory is free."""
-        self._back.clear()
-        self.kept_bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
 
 
 def orthogonalize(
@@ -125,93 +97,25 @@ def orthogonalize(
         edited = request.choose(found, kinds)
         finder = TensorFinder(request.stack, edited)
         tensors = {writer: finder.find(writer) for writer in edited}
-        edit = Orthogonalization(Writers(found, edited), tuple(each for own in tensors.values() for each in own))
+        edited_tensors = tuple(each for own in tensors.values() for each in own)
+        edit = Orthogonalization(writers=Writers(found, edited), tensors=edited_tensors)
         if embedding == "skip":
             edit.writers.notes.append("the embedding is not edited, as was asked for")
         guard = EditGuard(request.stack, edited, request.basis(), residual=len(edited) == len(found))
         before = guard.measure()
         try:
-            heads = _untie(whole, edit)
-            _keep(edit)
+            heads = untie(whole, edit, edit.writers.notes)
+            edit.keep()
             _edit(request, tensors, norm_preserving)
             with record_taps([Tap(tensor.owner) for tensor in edit.tensors]) as ran:
                 guard.check(before, guard.measure())
             _check_idle(request, tensors, {index for index, _ in ran})
-            _check_heads(heads)
+            check_heads(heads)
         except BaseException:
             edit.undo()
             raise
         edit.writers.proved = edited
     return edit
-
-
-def _untie(whole: Any, edit: Orthogonalization) -> list[tuple[str, nn.Parameter, Tensor]]:
-    """Give whatever else uses an edited parameter one of its own; returns these with what they have to stay.
-
-    Raises:
-        EditRefused: something other than the output head uses it.
-    """
-    mine = {(id(tensor.owner), tensor.key) for tensor in edit.tensors}
-    places = {_place(tensor.parameter): tensor for tensor in edit.tensors}
-    head = whole.get_output_embeddings() if hasattr(whole, "get_output_embeddings") else None
-    kept = []
-    for name, module in whole.named_modules(remove_duplicate=False):
-        for key, parameter in list(module._parameters.items()):
-            if parameter is None or _place(parameter) not in places or (id(module), key) in mine:
-                continue
-            tensor = places[_place(parameter)]
-            if head is None or module not in set(head.modules()):
-                raise EditRefused(f"{tensor.name} cannot be edited alone: {name}.{key} uses the same weights")
-            _separate(whole, module, key, parameter, edit)
-            kept.append((f"{name}.{key}", module, key, parameter.detach().clone()))
-            edit.writers.notes.append(
-                f"{name}.{key} was tied to {tensor.name}, and was untied first: it stays as it was"
-            )
-    return [(name, getattr(module, key), own) for name, module, key, own in kept]
-
-
-def _place(parameter: Tensor) -> tuple[Any, ...]:
-    """Where the elements of a parameter lie; equal for two that share them."""
-    if type(parameter) is not nn.Parameter:
-        # Quantised weights in classes of their own have no memory that could be pointed at.
-        return (id(parameter),)
-    return (parameter.device, parameter.data_ptr(), tuple(parameter.shape))
-
-
-def _separate(whole: nn.Module, module: nn.Module, key: str, parameter: nn.Parameter, edit: Orthogonalization) -> None:
-    """Replace a shared parameter of one module by a copy, and say so in the configs."""
-    configs = [each for each in _configs_of(whole) if getattr(each, "tie_word_embeddings", False)]
-
-    def back() -> None:
-        module._parameters[key] = parameter
-        for config in configs:
-            config.tie_word_embeddings = True
-
-    edit._back.append(back)
-    module._parameters[key] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-    for config in configs:
-        config.tie_word_embeddings = False
-
-
-def _configs_of(whole: Any) -> Iterator[PretrainedConfig]:
-    """The config of a model and that of its text part."""
-    yield whole.config
-    if whole.config.get_text_config() is not whole.config:
-        yield whole.config.get_text_config()
-
-
-def _keep(edit: Orthogonalization) -> None:
-    """Keep a copy of every parameter that will be edited."""
-    for parameter in {id(tensor.parameter): tensor.parameter for tensor in edit.tensors}.values():
-        original = parameter.detach().clone()
-        edit._back.append(functools.partial(_restore, parameter, original))
-        edit.parameters += parameter.numel()
-        edit.kept_bytes += parameter.numel() * parameter.element_size()
-
-
-def _restore(parameter: nn.Parameter, original: Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_(original)
 
 
 def _with_bases(
@@ -229,8 +133,8 @@ def _edit(request: EditRequest, tensors: dict[Writer, list[WritingTensor]], norm
     done = set()
     for tensor, basis in _with_bases(request, tensors):
         # Blocks may share their weights.
-        if _place(tensor.parameter) not in done:
-            done.add(_place(tensor.parameter))
+        if place_of(tensor.parameter) not in done:
+            done.add(place_of(tensor.parameter))
             project_tensor(tensor.parameter.detach(), tensor.axis, basis, norm_preserving)
 
 
@@ -244,12 +148,3 @@ def _check_idle(request: EditRequest, tensors: dict[Writer, list[WritingTensor]]
         spread = (basis.shape[0] / basis.shape[1]) ** 0.5
         if not along <= ROUNDINGS * torch.finfo(vectors.dtype).eps * spread * vectors.double().norm():
             raise EditRefused(f"{tensor.name} still holds {float(along):.2e} along the direction; the edit was undone")
-
-
-def _check_heads(heads: Sequence[tuple[str, nn.Parameter, Tensor]]) -> None:
-    """Raise if what was untied did not stay as it was."""
-    for name, parameter, original in heads:
-        if not torch.equal(parameter, original):
-            raise EditRefused(
-                f"{name} was changed by the edit of the embedding that it was tied to; the edit was undone"
-            )

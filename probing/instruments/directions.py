@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.data.places import expand_places
-from probing.directions.extract import Method, RunningMean, find_at_positions, project_off
+from probing.directions.extract import Method, find_at_positions, project_off
 from probing.directions.refusal_score import FoundToken, find_refusal_tokens
 from probing.directions.refusal_score import refusal_log_odds as log_odds_of_logits
 from probing.engine.guard import LeaveAsFound
@@ -360,6 +360,4 @@ def split_positions(values: Float[Tensor, "token width"], counts: Tensor) -> Flo
 
 
 def _mean(states: Tensor) -> Tensor:
-    running = RunningMean()
-    running.add(states)
-    return running.mean
+    return states.double().sum(dim=0) / len(states)

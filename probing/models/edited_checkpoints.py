@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,24 @@ def find_dtype(folder: Path) -> str:
     return names[halves.pop()] if len(halves) == 1 and "F32" not in kinds and "F64" not in kinds else "float32"
 
 
-def write_like(model: LanguageModel, origin: Path, folder: Path) -> list[WrittenTensor]:
+def write_like(
+    model: LanguageModel,
+    origin: Path,
+    folder: Path,
+    added: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> list[WrittenTensor]:
     """Write a model into a folder in the shards, names and dtypes of the checkpoint that it was loaded from.
 
-    A tensor that did not change is copied bit for bit. An output head that was untied from the embedding stands in the
-    last shard.
+    A tensor that did not change is copied bit for bit. An output head that was untied from the embedding, and other
+    tensors that are new, stand in the last shard.
 
     Args:
         model: the changed model, in the dtype of the checkpoint or a wider one.
         origin: folder of the checkpoint.
         folder: an empty folder.
+        added: names, in the model, of tensors that the checkpoint does not have.
+        settings: of the config of the (text) model that are other than those in the checkpoint.
 
     Raises:
         EditRefused: the tensors of the model do not have the names and shapes of those in the checkpoint.
@@ -109,12 +117,12 @@ def write_like(model: LanguageModel, origin: Path, folder: Path) -> list[Written
     source = _Saved(saved, model.model.base_model_prefix)
     written, shards = [], list_shards(origin)
     for name in shards:
-        written += _write_shard(source, origin, folder, name, last=name == shards[-1])
+        written += _write_shard(source, origin, folder, name, added if name == shards[-1] else None)
     if source.left:
         raise EditRefused(f"{len(source.left)} tensors of the model have no place in its checkpoint: {source.left[0]}")
     shutil.rmtree(saved)
     _copy_index(origin, folder, written)
-    _copy_companions(origin, folder, model.model.config)
+    _copy_companions(origin, folder, model.model.config, settings or {})
     return written
 
 
@@ -141,7 +149,10 @@ class _Saved:
         return tensor
 
 
-def _write_shard(source: _Saved, origin: Path, folder: Path, name: str, last: bool) -> list[WrittenTensor]:
+def _write_shard(
+    source: _Saved, origin: Path, folder: Path, name: str, added: Collection[str] | None
+) -> list[WrittenTensor]:
+    """Write one shard; the last one gets what is new, of which the names are known then."""
     tensors: dict[str, Tensor] = {}
     written = []
     with safe_open(origin / name, framework="pt") as file:
@@ -150,11 +161,13 @@ def _write_shard(source: _Saved, origin: Path, folder: Path, name: str, last: bo
             before = file.get_tensor(key)
             tensors[key] = _choose(key, before, source.take(key))
             written.append(WrittenTensor(key, name, tensor_sha256(before), tensor_sha256(tensors[key])))
-    # What is left at the end can only be a head that shared the weights of the embedding.
-    if last and len(source.left) == 1:
-        (head,) = source.left
-        tensors[head] = _narrow(source.take(head), tensors)
-        written.append(WrittenTensor(head, name, None, tensor_sha256(tensors[head])))
+    new = [] if added is None else [key for key in source.left if any(_is_name_of(key, each) for each in added)]
+    # What is left then can only be a head that shared the weights of the embedding.
+    if added is not None and len(source.left) == len(new) + 1:
+        new = list(source.left)
+    for key in new:
+        tensors[key] = _narrow(source.take(key), tensors)
+        written.append(WrittenTensor(key, name, None, tensor_sha256(tensors[key])))
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / name, metadata)
     # The library makes files that nobody else may read.
@@ -171,10 +184,15 @@ def _choose(name: str, before: Tensor, saved: Tensor | None) -> Tensor:
     return before if torch.equal(before.to(saved.dtype), saved) else saved.to(before.dtype)
 
 
-def _narrow(head: Tensor | None, others: Mapping[str, Tensor]) -> Tensor:
-    """A head in the dtype of the other matrices of its shard."""
-    assert head is not None
-    return head.to(next((each.dtype for each in others.values() if each.ndim > 1), head.dtype))
+def _is_name_of(saved: str, name: str) -> bool:
+    """Whether a name in a checkpoint, in which a prefix may be left out, is that of a tensor of the model."""
+    return saved == name or name.endswith(f".{saved}") or saved.endswith(f".{name}")
+
+
+def _narrow(new: Tensor | None, others: Mapping[str, Tensor]) -> Tensor:
+    """A new tensor in the dtype of the other matrices of its shard."""
+    assert new is not None
+    return new.to(next((each.dtype for each in others.values() if each.ndim > 1), new.dtype))
 
 
 def _copy_index(origin: Path, folder: Path, written: list[WrittenTensor]) -> None:
@@ -192,17 +210,18 @@ def _count_bytes(file: Path) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in map(opened.get_tensor, opened.keys()))
 
 
-def _copy_companions(origin: Path, folder: Path, config: Any) -> None:
-    """Copy every file that belongs to the model; its config says whether the head is tied now."""
+def _copy_companions(origin: Path, folder: Path, config: Any, settings: Mapping[str, Any]) -> None:
+    """Copy every file that belongs to the model; its config says whether the head is tied now, and what else is new."""
     for path in sorted({path for pattern in COMPANIONS for path in origin.glob(pattern)}):
         if path.is_file() and path.name not in NOT_COPIED and not path.name.endswith(".safetensors.index.json"):
             shutil.copyfile(path, folder / path.name)
     if (origin / TEMPLATES).is_dir():
         shutil.copytree(origin / TEMPLATES, folder / TEMPLATES)
     values = json.loads((origin / "config.json").read_text(encoding="utf-8"))
-    tied = getattr(config, "tie_word_embeddings", None)
-    if tied is False and values.get("tie_word_embeddings") is not False:
-        values["tie_word_embeddings"] = False
-        if isinstance(values.get("text_config"), dict):
-            values["text_config"]["tie_word_embeddings"] = False
+    before = json.dumps(values)
+    text = values["text_config"] if isinstance(values.get("text_config"), dict) else values
+    text.update(settings)
+    if getattr(config, "tie_word_embeddings", None) is False and values.get("tie_word_embeddings") is not False:
+        values["tie_word_embeddings"] = text["tie_word_embeddings"] = False
+    if json.dumps(values) != before:
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

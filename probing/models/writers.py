@@ -12,6 +12,7 @@ from probing.errors import EditRefused
 from probing.models.hooks import Tap, tap_modules
 from probing.models.norms import Norm, could_be_norm, find_norm
 from probing.models.passes import TRIAL_STARTS, run_backbone, trial_ids, use_eval_mode
+from probing.models.proofs import recall, remember
 from probing.models.stack import Stack
 from probing.models.writes import Part, find_terms
 
@@ -101,7 +102,8 @@ def find_writers(stack: Stack, kinds: Collection[WriterKind] = WRITER_KINDS) -> 
 
     The writers of a block are the modules whose outputs were proved to add up to what the block adds; those of the
     embedding are the modules outside of the blocks whose outputs add up to what the first block takes. Where a norm
-    stands behind a write, what goes into the norm is found too.
+    stands behind a write, what goes into the norm is found too. What was found of a model is remembered by its
+    structure (see ``probing.models.proofs``), and only the numbers of norms are read again.
 
     Args:
         stack: the model.
@@ -111,6 +113,16 @@ def find_writers(stack: Stack, kinds: Collection[WriterKind] = WRITER_KINDS) -> 
         EditRefused: a write that is not understood; names the layer or the module.
     """
     wanted = [kind for kind in WRITER_KINDS if kind in kinds]
+    model, name = stack.language_model.model, f"writers: {', '.join(wanted)}"
+    known = recall(model, name)
+    found = None if known is None else _attach(known, stack)
+    if found is None:
+        found = _search(stack, wanted)
+        remember(model, name, [_Known.detach(writer) for writer in found])
+    return found
+
+
+def _search(stack: Stack, wanted: Sequence[WriterKind]) -> tuple[Writer, ...]:
     blocks = [layer for layer in range(len(stack.blocks)) if any(kind != "embedding" for kind in wanted)]
     if blocks:
         _check_forms(stack)
@@ -120,6 +132,39 @@ def find_writers(stack: Stack, kinds: Collection[WriterKind] = WRITER_KINDS) -> 
     found = list(_find_embedding(stack, seen[0], first)) if outside else []
     for (layer, _), own in zip(groups.items(), seen[1:], strict=True):
         found += _find_in_block(stack, layer, own, wanted)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A writer by the names of its modules, which holds no part of the model; parts with their factors."""
+
+    kind: WriterKind
+    layer: int | None
+    name: str
+    factor: float
+    norm: str | None
+    before: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def detach(cls, writer: Writer) -> "_Known":
+        """The writer by names."""
+        before = tuple((part.name, part.factor) for part in writer.before)
+        norm = None if writer.norm is None else writer.norm.name
+        return cls(writer.kind, writer.layer, writer.name, writer.factor, norm, before)
+
+
+def _attach(known: Sequence[_Known], stack: Stack) -> tuple[Writer, ...] | None:
+    """The writers of the model from which they came; None where a norm is none any more."""
+    part = stack.language_model.model.get_submodule
+    found = []
+    for each in known:
+        # Its numbers are read anew, since training changes them.
+        norm = None if each.norm is None else find_norm(each.norm, part(each.norm), stack.width)
+        if norm is None and each.norm is not None:
+            return None
+        before = tuple(Part(name, part(name), factor) for name, factor in each.before)
+        found.append(Writer(each.kind, each.layer, each.name, part(each.name), each.factor, norm=norm, before=before))
     return tuple(found)
 
 

@@ -90,6 +90,24 @@ class TensorFinder:
             found.append(self._find_shift(writer))
         return found
 
+    def measure_gain(self, writer: Writer, tensor: WritingTensor) -> float | None:
+        """What a vector becomes in the write when it is added to a parameter: a multiple, the same for every token.
+
+        Args:
+            writer: a writer.
+            tensor: one of its parameters, to every vector of which, along its axis, the vector is added.
+
+        Returns:
+            The multiple; None where it differs between tokens, or the write changes in another way.
+        """
+        if tensor.shift:
+            return writer.factor
+        if writer.norm is not None:
+            return None
+        trial = _Trial(writer.module, self._calls[id(writer.module)], self._stack.width)
+        gain = trial.measure_gain(tensor.name.removeprefix(f"{writer.name}."), tensor.axis)
+        return None if gain is None else gain * writer.factor
+
     def _find_in(self, name: str, module: nn.Module) -> list[WritingTensor]:
         _check_weights(self._stack, name, module)
         shapes = tuple((key, tuple(value.shape)) for key, value in module.named_parameters())
@@ -174,6 +192,17 @@ class _Trial:
         component = moved @ self._direction.double()
         off = moved - component[:, None] * self._direction.double()
         return "writes" if off.norm() <= ALONG * moved.norm() else "something else"
+
+    def measure_gain(self, path: str, axis: int) -> float | None:
+        """How far the output moves with a direction that is added to a parameter; None unless alike at every token."""
+        value = self.values[path]
+        size = float(self._plain.norm(dim=1).mean()) or 1.0
+        along = (size * self._direction).to(value.device)
+        moved = self._run({path: value + along.reshape([-1 if at == axis else 1 for at in range(value.ndim)])})
+        moved = (moved - self._plain) / size
+        gains = moved @ self._direction.double()
+        off = (moved - gains.mean() * self._direction.double()).norm(dim=1).max()
+        return float(gains.mean()) if float(off) <= ALONG * abs(float(gains.mean())) else None
 
     def prove(self, pairs: Sequence[tuple[str, int]]) -> str | None:
         """What is wrong with the output when all these parameters are projected; None if it is as it should be."""

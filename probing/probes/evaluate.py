@@ -160,6 +160,12 @@ def rank_within_folds(
         return {"auroc": won / fought, "silhouette": shape / held}
 
 
+def measure_auroc(logits: Array, labels: NDArray[np.bool_]) -> float:
+    """AUROC of some rows; NaN where there is one class only."""
+    ones = np.ones((1, len(logits)))
+    return float(rank_within_folds(logits, labels[None], ones, np.zeros(len(logits), dtype=np.int64))["auroc"][0])
+
+
 def _count_wins(ordered: Array, right: Array, wrong: Array) -> tuple[Array, Array]:
     """Weight of the couples in which the true statement scores higher (equal: half), and of all couples."""
     start = np.searchsorted(ordered, ordered, side="left")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probing.probes.evaluate import Array, rank_within_folds
+from probing.probes.evaluate import Array, measure_auroc, rank_within_folds
 from probing.probes.supervised import LinearProbe, fit_lda, fit_logistic, fit_mass_mean
 from probing.statistics.folds import Splits
 from probing.statistics.permutation import permute_labels
@@ -177,12 +177,6 @@ def _mean_known(scores: Array) -> Array:
     known = np.isfinite(scores)
     mean: Array = np.where(known, scores, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return np.where(known.any(axis=0), mean, 0.5)
-
-
-def measure_auroc(logits: Array, labels: NDArray[np.bool_]) -> float:
-    """AUROC of some rows; NaN where there is one class only."""
-    ones = np.ones((1, len(logits)))
-    return float(rank_within_folds(logits, labels[None], ones, np.zeros(len(logits), dtype=np.int64))["auroc"][0])
 
 
 def measure_rows(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from probing.directions.extract import (
     METHODS,
     NoDirection,
-    RunningMean,
     bootstrap_angles,
     cosine,
     difference_in_means,
@@ -170,16 +169,3 @@ def test_a_replicate_without_a_direction_counts_as_ninety_degrees():
     states = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     nothing = torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]])
     assert float(bootstrap_angles(states, torch.zeros(2, 2) + states[:1], *nothing)[0]) == pytest.approx(90)
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
-def test_a_mean_in_blocks_is_the_mean(sizes):
-    states = torch.randn(sum(sizes), 2, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    running = RunningMean()
-    for block in states.split(sizes):
-        running.add(block)
-    torch.testing.assert_close(running.mean, states.double().mean(0), rtol=1e-14, atol=1e-15)
-    with pytest.raises(ValueError, match="after rows of shape"):
-        running.add(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="no states"):
-        _ = RunningMean().mean

@@ -3,7 +3,6 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import Ridge
-from sklearn.metrics import roc_auc_score
 
 from probing.directions.transfer import (
     draw_like,
@@ -11,7 +10,6 @@ from probing.directions.transfer import (
     fit_maps,
     fit_orthogonal,
     keep_states,
-    measure_auroc,
     to_length,
 )
 
@@ -83,10 +81,3 @@ def test_random_directions_have_the_length_of_the_given_one(generator):
         to_length(torch.zeros(4), 1.0)
     with pytest.raises(ValueError, match="cannot stay as it is"):
         keep_states(torch.zeros(3, 4), torch.zeros(3, 5))
-
-
-def test_auroc_is_that_of_scikit_learn(generator):
-    projections = torch.randint(0, 6, (40, 3), generator=generator).float()
-    harmful = (torch.rand(40, generator=generator) < 0.4).tolist()
-    expected = [roc_auc_score(harmful, column) for column in projections.T.numpy()]
-    np.testing.assert_allclose(measure_auroc(projections, harmful).numpy(), expected, atol=1e-12)

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import probing
-from probing.engine import orthogonalization
+from probing.engine import orthogonalization, weight_edits
 from probing.errors import EditRefused, UsageError
 from probing.kernels.project_out import project_out
 from probing.models.layers import find_stack
@@ -284,8 +284,8 @@ MISTAKES = {
     "direction rounded to bf16": ("llama", orthogonalization, "project_tensor", round_direction, "still holds"),
     "tied head edited": (
         "gpt2",
-        orthogonalization,
-        "_separate",
+        weight_edits,
+        "separate",
         lambda *arguments: None,
         r"lm_head\.weight was changed by the edit of the embedding",
     ),

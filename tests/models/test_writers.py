@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from probing.errors import EditRefused
+from probing.models import writers as writers_module
 from probing.models.layers import find_stack
 from probing.models.norms import find_norm
 from probing.models.writers import Writers, find_writers
@@ -225,4 +226,60 @@ def test_a_block_that_is_not_understood_is_refused_by_name():
     plain = layers[1].forward
     layers[1].forward = lambda states, **options: plain(states, **options) ** 2
     with pytest.raises(EditRefused, match=r"no modules of layer 1 add up .*\(layer 1\)"):
+        find_writers(find_stack(language_model))
+
+
+def describe(writer):
+    """Everything that a writer is, its modules by themselves."""
+    norm = None if writer.norm is None else (writer.norm.name, id(writer.norm.module), writer.norm.centred)
+    before = [(part.name, id(part.module), part.factor) for part in writer.before]
+    return writer.kind, writer.layer, writer.name, id(writer.module), writer.factor, norm, before
+
+
+@pytest.mark.parametrize("name", ["gemma2", "bloom", "granitemoehybrid"])
+def test_writers_are_remembered_until_the_structure_changes(name, monkeypatch):
+    language_model = families.make(name)
+    stack = find_stack(language_model)
+    searched = []
+    plain = writers_module._search
+    monkeypatch.setattr(writers_module, "_search", lambda *given: searched.append(given) or plain(*given))
+    first, again = find_writers(stack), find_writers(stack)
+    assert len(searched) == 1
+    assert list(map(describe, again)) == list(map(describe, first))
+    for one, other in zip(first, again, strict=True):
+        assert one.norm is None or torch.equal(one.norm.scale, other.norm.scale)
+        assert one.norm is None or torch.equal(one.norm.shift, other.norm.shift)
+    # Training may change the numbers of a norm, which are read each time.
+    normed = [writer for writer in again if writer.norm is not None]
+    for writer in normed:
+        with torch.no_grad():
+            writer.norm.module.weight.mul_(torch.linspace(0.5, 2, 32))
+    for before, after in zip(normed, [each for each in find_writers(stack) if each.norm is not None], strict=True):
+        fresh = find_norm("norm", before.norm.module, 32)
+        assert torch.equal(after.norm.scale, fresh.scale)
+        assert not torch.allclose(after.norm.scale, before.norm.scale)
+    assert len(searched) == 1
+    # Some kinds are another question; a hook and another module are another structure.
+    find_writers(stack, ("mlp",))
+    assert len(searched) == 2
+    handle = stack.blocks[0].register_forward_hook(lambda *_: None)
+    find_writers(stack)
+    assert len(searched) == 3
+    handle.remove()
+    find_writers(stack)
+    assert len(searched) == 3
+
+
+def test_a_module_that_was_replaced_is_not_remembered():
+    language_model = families.make("llama")
+    stack = find_stack(language_model)
+    before = find_writers(stack)
+    block = stack.blocks[1]
+    block.mlp = torch.nn.Sequential(block.mlp)
+    after = find_writers(stack)
+    (own,) = [writer for writer in after if writer.layer == 1 and writer.kind == "mlp"]
+    assert own.module in set(block.mlp.modules())
+    assert len(after) == len(before)
+    block.mlp = torch.nn.Identity()
+    with pytest.raises(EditRefused):
         find_writers(find_stack(language_model))

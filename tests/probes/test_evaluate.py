@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
-from probing.probes.evaluate import MEANS, METRICS, credit, measure, measure_pairs, scores
+from probing.probes.evaluate import MEANS, METRICS, credit, measure, measure_auroc, measure_pairs, scores
 
 
 def dumb(forms, truth, folds, times):
@@ -180,3 +180,11 @@ def test_pairs_that_count_nothing_leave_nothing():
     forms, truth, folds, _ = draw(1)
     found = measure(forms, truth, folds, weights=np.zeros(23))
     assert all(np.isnan(values).all() for values in found.values())
+
+
+def test_auroc_is_that_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    labels = generator.random(40) < 0.4
+    for values in generator.integers(0, 6, (5, 40)).astype(float):
+        assert measure_auroc(values, labels) == pytest.approx(roc_auc_score(labels, values), abs=1e-12)
+    assert np.isnan(measure_auroc(np.arange(3.0), np.ones(3, dtype=bool)))

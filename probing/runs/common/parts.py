@@ -337,6 +337,7 @@ def complete_layers(
     make: Callable[[str, Callable[[float], None]], Arrays],
     doing: str,
     at_once: int | None = None,
+    unit: str = "places",
 ) -> None:
     """Make the arrays of every place that are not there yet.
 
@@ -347,6 +348,7 @@ def complete_layers(
         doing: label of the progress bar.
         at_once: number of parts that are made at once, by a thread each, in which torch has no others; by default one,
             in this thread.
+        unit: what the progress bar counts.
     """
 
     def make_place(number: int, report: Advance) -> Arrays:
@@ -360,7 +362,7 @@ def complete_layers(
     known = [_find_arrays(folder, number, place) for number, place in enumerate(places)]
     done = sum(facts is not None for facts in known)
     maker = make_one_after_another(make_place) if at_once is None else make_several_at_once(make_place, at_once)
-    complete_parts(known, maker, write, Progress(len(places), done, unit="places", doing=doing))
+    complete_parts(known, maker, write, Progress(len(places), done, unit=unit, doing=doing))
 
 
 def _write_arrays(folder: Path, number: int, place: str, arrays: Arrays) -> dict[str, Any]:

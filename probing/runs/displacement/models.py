@@ -6,18 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from probing.data.bundled import BUNDLED_MODELS
-from probing.errors import ModelInvalid, ProbingError, UsageError
-from probing.instruments.pair_changes import check_same_vocabulary
-from probing.models.checkpoints import base_of, is_adapter
+from probing.errors import ModelInvalid, ProbingError
 from probing.models.hashes import find_weight_files
 from probing.models.load import LanguageModel
-from probing.runs.common.held import InMemory
-from probing.runs.common.models import load_model
-from probing.runs.common.record import dtype_name
+from probing.runs.common.models import load_against, load_model
 from probing.runs.displacement.config import DisplacementConfig
 from probing.store.files import file_sha256
-from probing.tokens.tokenizer_files import brings_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -56,40 +50,9 @@ def find_policy(
 
 
 def load_policy(config: DisplacementConfig, reference: LanguageModel, name: str) -> LanguageModel:
-    """A model to compare with the reference, in its dtype, or as an adapter on its weights.
-
-    Raises:
-        SourceMismatch: the vocabularies differ. ModelInvalid, UsageError: the model cannot be loaded.
-    """
-    if config.adapter is not None or is_adapter(name):
-        if config.policy_revision is not None:
-            raise UsageError(f"{name}: is a folder, which has no revision; leave out --policy-revision")
-        _warn_of_another_base(config, name)
-        return reference.adapted(name)
-    tokenizer = None if brings_tokenizer(name) else reference.tokenizer
-    dtype = dtype_name(reference.dtype) if config.dtype == "auto" else config.dtype
-    policy = load_model(name, config, config.policy_revision, dtype, tokenizer)
-    if policy.model is reference.model:
-        raise UsageError(
-            "the reference and the policy are the same model in memory, with or without an adapter on it, so that "
-            "nothing can differ; load the reference anew, by its path"
-        )
-    check_same_vocabulary(reference, policy)
-    return policy
-
-
-def _warn_of_another_base(config: DisplacementConfig, name: str) -> None:
-    """Warn where an adapter names another base than the one it is put onto."""
-    if isinstance(config.reference, InMemory):
-        return
-    try:
-        said = base_of(name)
-        used = base_of(config.reference) if is_adapter(config.reference) else config.reference
-    except ModelInvalid:
-        return
-    bundled = BUNDLED_MODELS.get(used)
-    if Path(said).name != (Path(used) if bundled is None else bundled()).name:
-        log.warning("%s says that it was trained on %s; it is put onto %s", name, said, used)
+    """A model to compare with the reference; see ``load_against``."""
+    revision, adapter = config.policy_revision, config.adapter is not None
+    return load_against(reference, config.reference, name, config, revision, adapter=adapter)
 
 
 def note_broken_step(step: int, path: Path, error: Exception) -> dict[str, Any]:

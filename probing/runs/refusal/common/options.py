@@ -1,6 +1,7 @@
 """The options that jobs on refusal share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from probing.data.bundled import BUNDLED
 from probing.runs.common.options import MOST_ROWS, HubOptions, PromptOptions, RunOptions, option
@@ -65,3 +66,16 @@ class RefusalOptions(KindOptions):
     """
 
     filter_by_sign: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(KindPromptOptions):
+    """How prompts are answered, and answers judged.
+
+    Args:
+        new_tokens: length of an answer at which it is cut.
+        phrases: file of phrases by which answers are judged, in place of the one in this package.
+    """
+
+    new_tokens: int = option(100, least=1, most=100_000)
+    phrases: Path | None = option(None, identity=False)

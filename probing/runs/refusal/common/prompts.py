@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from probing.data.portions import SAMPLE_SEED
 from probing.data.prompts import Columns, label_name, prompts_from_table
@@ -109,3 +110,26 @@ def split_kinds(prompts: Sequence[LabelledPrompt], harmful: Sequence[bool]) -> t
     return tuple(
         [prompt for prompt, own in zip(prompts, harmful, strict=True) if own is kind] for kind in (True, False)
     )
+
+
+def check_counts(
+    harmful: NDArray[np.bool_], held_out: NDArray[np.bool_], least: int, purpose: str, what: str, hint: str = ""
+) -> None:
+    """Raise unless there are enough prompts of each kind on either side.
+
+    Args:
+        harmful: whether each prompt is harmful.
+        held_out: whether each is held out.
+        least: number of prompts that are needed.
+        purpose: of the prompts that are not held out, for the message.
+        what: what the prompts have in common, for the message.
+        hint: end of the message.
+
+    Raises:
+        DataInvalid: there are too few; says of which.
+    """
+    for kind, name in ((True, "harmful"), (False, "harmless")):
+        for side, said in ((False, purpose), (True, "held out")):
+            count = int(((harmful == kind) & (held_out == side)).sum())
+            if count < least:
+                raise DataInvalid(f"{count} {name} prompts {said} {what}, and {least} are needed{hint}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from probing.runs.common.options import DrawOptions, option
-from probing.runs.refusal.common.options import KindOptions
+from probing.runs.refusal.common.options import AnswerOptions, KindOptions
 
 RESULTS_FILE = "results.parquet"
 ANSWERS_FILE = "answers.parquet"
@@ -14,7 +14,7 @@ MOST_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(KindOptions, DrawOptions):
+class EvaluateConfig(KindOptions, AnswerOptions, DrawOptions):
     """Measure what an edit of a model changes, on harmful and harmless prompts: refusal, and everything else.
 
     The model answers every prompt before and after the edit, greedily; answers are judged by their text. Beside them
@@ -36,14 +36,12 @@ class EvaluateConfig(KindOptions, DrawOptions):
             direction's own for the others.
         where: of project: "writes" for all writes to the residual stream, "resid" for the input of every block, or some
             of embedding, attention and mlp, separated by commas.
-        new_tokens: length of an answer at which it is cut.
         random_directions: number of random directions of the same length that make the band.
         random_texts: how many of these also answer all prompts.
         permuted_directions: number of directions that are extracted under permuted labels, where a folder of 'probing
             refusal extract' is known.
         thinking: "on" or "off" where the chat template has a switch for it; "both" compares them, and directions that
             are extracted in each; "default" is what the template does by itself.
-        phrases: file of phrases by which answers are judged, in place of the one in this package.
         judge: command that judges answers besides: it reads a JSON object a line with id, prompt and answer, and writes
             one with id and verdict for each.
         judge_seconds: time within which the judge must answer.
@@ -59,12 +57,10 @@ class EvaluateConfig(KindOptions, DrawOptions):
     coefficient: float | None = None
     layers: str | None = option(None, form=r"all|\d{1,4}(,\d{1,4})*")
     where: str | None = None
-    new_tokens: int = option(100, least=1, most=100_000)
     random_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     random_texts: int = option(0, least=0, most=MOST_DIRECTIONS)
     permuted_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     thinking: Literal["default", "off", "on", "both"] = "default"
-    phrases: Path | None = option(None, identity=False)
     judge: str | None = None
     judge_seconds: float = option(60.0, above=0, most=86_400, identity=False)
     text: Path | None = option(None, identity=False)

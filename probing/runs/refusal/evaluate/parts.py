@@ -21,12 +21,11 @@ from probing.kernels.output_head import Unembedding
 from probing.models.language_model import LanguageModel
 from probing.report.progress import Progress
 from probing.runs.common.parts import Made, Maker, Shard, complete_parts, find_shard
+from probing.runs.refusal.common.answers import PART_ROWS
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.rows import AFTER, Condition, Rows
 from probing.store.shards import shard_path, write_shard
 
-PART_ROWS = 32
-"""Prompts that are answered together and saved; a run that is killed loses at most so many."""
 FORCED_TOKENS = 32
 """Tokens of the model's own answer over which the edited model is compared with it."""
 ANSWERS = pa.schema(

@@ -1,6 +1,6 @@
 """The numbers of ``probing refusal evaluate``: answers judged, shares and means with intervals, beside the controls."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from probing.directions.judge_text import REFUSED, VERDICTS, Answer, Phrases, Verdict, judge_answer, split_thought
+from probing.directions.judge_text import REFUSED, VERDICTS, Answer, Phrases, Verdict, judge_answer
 from probing.instruments.judge import Judge
 from probing.runs.common.results import ALL
+from probing.runs.refusal.common.answers import read_answer
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.rows import AFTER, BANDS, BEFORE, Condition, Rows
 from probing.statistics.agreement import estimate_agreement
@@ -53,23 +54,6 @@ def judge_table(tokenizer: Any, table: pa.Table, condition: Condition, rows: Row
         read_answer(tokenizer, ids, rows.tags, opened[row]) for ids, row in zip(coded, condition.rows, strict=True)
     ]
     return Judged(answers, [judge_answer(answer, phrases) for answer in answers], table["ended"].to_pylist())
-
-
-def read_answer(tokenizer: Any, ids: Sequence[int], tags: Sequence[str], opened: bool) -> Answer:
-    """An answer from its tokens; the closing tag of a thought is found even where it is a special token."""
-    whole = tokenizer.decode(ids, skip_special_tokens=False)
-    if not any(tag in whole for tag in tags):
-        whole = tokenizer.decode(ids, skip_special_tokens=True)
-    found = split_thought(whole, tags, opened)
-    special = [token for token in tokenizer.all_special_tokens if token]
-    thought = None if found.thought is None else _without(found.thought, special)
-    return Answer(_without(found.text, special), thought, found.finished)
-
-
-def _without(text: str, tokens: Sequence[str]) -> str:
-    for token in tokens:
-        text = text.replace(token, "")
-    return text.strip()
 
 
 def try_judge(config: EvaluateConfig) -> None:

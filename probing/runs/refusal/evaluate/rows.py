@@ -10,22 +10,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probing.directions.judge_text import find_thought_tags, opens_thought
+from probing.directions.judge_text import opens_thought
 from probing.directions.refusal_score import FoundToken
 from probing.errors import DataInvalid, NotFinite, UsageError
 from probing.instruments.answers import LogitReader, predict_answer
 from probing.instruments.directions import choose_tokens, extract_directions, mean_first_token, resolve_tokens
-from probing.instruments.reading import check_max_length
 from probing.models.load import LanguageModel
 from probing.report.tables import to_line
 from probing.runs.common.groups import text_units
+from probing.runs.refusal.common.answers import ANSWERED, limit_prompts, list_thought_tags
 from probing.runs.refusal.common.prompts import Kinds, hold_out
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.models import Models, draw_random_directions
 from probing.runs.refusal.evaluate.states import Extracted, LeftOut, leave_categories_out, permute_labels_of
 from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
 from probing.tokens.thinking import thinking_arguments
-from probing.types import Capture, Direction, LabelledPrompt, Place, Problem
+from probing.types import Direction, LabelledPrompt, Problem
 
 BEFORE, AFTER = "before", "after"
 RANDOM, LABELS = "random", "labels"
@@ -76,12 +76,8 @@ def prepare_rows(config: EvaluateConfig, kinds: Kinds, model: LanguageModel, tag
     Raises:
         DataInvalid: too few prompts of a kind can be answered. UsageError: the template has no switch for thinking.
     """
-    limit = check_max_length(config.max_length, model.max_positions)
-    if model.max_positions is not None:
-        limit = min(limit or model.max_positions, model.max_positions - config.new_tokens)
-        if limit < 2:
-            raise DataInvalid(f"the model has positions for {model.max_positions} tokens; give fewer --new-tokens")
-    known = tuple(dict.fromkeys([*tags, *find_thought_tags(str(model.tokenizer.chat_template))]))
+    limit = limit_prompts(config, model)
+    known = list_thought_tags(model.tokenizer, tags)
     coded = {mode: _tokenize(config, kinds, model, mode, limit) for mode in config.modes}
     problems: dict[str, Problem] = {}
     for rows in coded.values():
@@ -110,8 +106,7 @@ def _tokenize(
     config: EvaluateConfig, kinds: Kinds, model: LanguageModel, mode: str, limit: int | None
 ) -> list[TokenizedPrompt]:
     prompts = [with_thinking(prompt, model, mode) for prompt in kinds.prompts]
-    request = Capture((Place("resid_pre", 0),), "last", "prompt", chat=True)
-    return tokenize_prompts(model.tokenizer, prompts, request, max_length=limit, where=kinds.table.where)
+    return tokenize_prompts(model.tokenizer, prompts, ANSWERED, max_length=limit, where=kinds.table.where)
 
 
 def with_thinking(prompt: LabelledPrompt, model: LanguageModel, mode: str) -> LabelledPrompt:

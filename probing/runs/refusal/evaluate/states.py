@@ -13,7 +13,7 @@ from torch import Tensor
 from probing.directions.extract import NoDirection, difference_in_means, find_direction
 from probing.errors import DataInvalid, SourceMismatch
 from probing.instruments.directions import split_positions
-from probing.probes.prompts import measure_auroc
+from probing.probes.evaluate import measure_auroc
 from probing.runs.common.inputs import STATES
 from probing.runs.common.record import check_files
 from probing.runs.refusal.evaluate.config import EvaluateConfig

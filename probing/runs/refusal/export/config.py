@@ -11,11 +11,11 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(DeviceOptions, HubOptions):
-    """Write the edit that removes a direction as a model or as an adapter, or the one that adds it as a control vector.
+    """Write the edit that removes a direction as a model or an adapter, or that adds it as a model or a control vector.
 
     What was written is loaded back and proved before the folder appears: a batch through the model shows that none of
-    the writes that were edited holds of the direction any more. manifest.json holds the hash of every tensor before and
-    after, README.md says what was done to the model and how it is undone.
+    the writes that were edited holds of the direction any more, or that every token moves by it. manifest.json holds
+    the hash of every tensor before and after, README.md says what was done to the model and how it is undone.
 
     Args:
         model: folder or hub id of the model that the direction is of, or "bundled" for the one in this package.
@@ -23,8 +23,8 @@ class ExportConfig(DeviceOptions, HubOptions):
         format: "model" (the edited model, in the dtype, shards and names of its checkpoint), "lora" (an adapter of PEFT
             whose rank is that of the direction), or "gguf" (a control vector of llama.cpp: it adds, and cannot remove).
         out: folder that is written; it must not exist.
-        mode: "project" removes the direction (model and lora), "add" adds it at its layer (gguf); by default what the
-            format can do.
+        mode: "project" removes the direction (model and lora; the default there), "add" adds it at its layer (model
+            and gguf). "affine" cannot be written as weights and is refused.
         coefficient: times which the direction is added, of mode add; below zero it takes away.
         embedding: "untie" edits the embedding; an output head that shares its weights is separated from it and stays as
             it is. "skip" leaves the embedding as it is.
@@ -35,22 +35,40 @@ class ExportConfig(DeviceOptions, HubOptions):
     direction: Path = option(identity=False)
     format: Literal["model", "lora", "gguf"]
     out: Path = option(identity=False)
-    mode: Literal["project", "add"] | None = None
+    mode: Literal["project", "affine", "add"] | None = None
     coefficient: float = 1.0
     embedding: Literal["untie", "skip"] = "untie"
     norm_preserving: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        able = "add" if self.format == "gguf" else "project"
-        if self.mode not in (None, able):
-            cannot = "adds and cannot remove" if able == "add" else "removes and cannot add"
-            raise ValueError(f"mode '{self.mode}' of format '{self.format}': it {cannot}")
-        if self.format != "gguf" and self.coefficient != 1:
-            raise ValueError(f"a coefficient is for format 'gguf'; '{self.format}' removes the whole component")
+        self._check_mode()
+        if self.edit == "project" and self.coefficient != 1:
+            raise ValueError(f"a coefficient is for mode 'add'; '{self.format}' removes the whole component")
         if not self.coefficient or abs(self.coefficient) == float("inf") or self.coefficient != self.coefficient:
             raise ValueError(f"coefficient must be finite and not 0, not {self.coefficient}")
         if self.norm_preserving and self.format != "model":
             raise ValueError(
                 f"norm_preserving is for format 'model'; with it the edit is not of low rank ({self.format})"
+            )
+        if self.edit == "add" and (self.norm_preserving or self.embedding == "skip"):
+            raise ValueError("norm_preserving and embedding are for mode 'project'; mode 'add' adds one vector")
+
+    @property
+    def edit(self) -> Literal["project", "add"]:
+        """What the export does to a model."""
+        return "add" if self.mode == "add" or self.format == "gguf" else "project"
+
+    def _check_mode(self) -> None:
+        if self.mode == "affine":
+            raise ValueError(
+                "mode 'affine' has no form in weights: it replaces the component of the whole state at one layer, and "
+                "no weight multiplies the whole state there; run it with probing.ablate(model, direction, 'affine')"
+            )
+        if self.mode == "project" and self.format == "gguf":
+            raise ValueError("mode 'project' of format 'gguf': it adds and cannot remove")
+        if self.mode == "add" and self.format == "lora":
+            raise ValueError(
+                "mode 'add' of format 'lora': it removes and cannot add, since an adapter holds matrices and no vector "
+                "that is added at every token; use format 'model' or 'gguf'"
             )

@@ -23,7 +23,7 @@ def gather_facts(config: ExportConfig, direction: Direction, exported: Exported)
         "status": "done",
         "config": config.plain(),
         "format": config.format,
-        "mode": "add" if config.format == "gguf" else "project",
+        "mode": config.edit,
         "model": asdict(exported.source),
         "computed_in": exported.dtype.removeprefix("torch."),
         "direction": {
@@ -51,12 +51,13 @@ def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
 def write_card(folder: Path, config: ExportConfig, direction: Direction, exported: Exported) -> None:
     """Write README.md: what was done to the model, what was proved, what was not edited, how it is undone."""
     what = {
-        "model": "A model with a direction removed",
-        "lora": "An adapter that removes a direction",
-        "gguf": "A control vector that adds a direction",
+        ("model", "project"): "A model with a direction removed",
+        ("model", "add"): "A model with a direction added",
+        ("lora", "project"): "An adapter that removes a direction",
+        ("gguf", "add"): "A control vector that adds a direction",
     }
     lines = [
-        f"# {what[config.format]}",
+        f"# {what[config.format, config.edit]}",
         "",
         f"Made from `{exported.source.model}`" + (f" (revision {config.revision})" if config.revision else "") + ".",
         f"sha256 of its weights: `{exported.source.weights_sha256}`.",
@@ -96,6 +97,13 @@ def _tell_edit(config: ExportConfig, direction: Direction) -> list[str]:
             "added to the residual stream at one layer, at every token. **It adds. It cannot remove a direction**: "
             "with a negative scale it moves every state by the same vector, whatever the state holds.",
         ]
+    if config.edit == "add":
+        return [
+            f"The direction times {config.coefficient:g} was added to the residual stream at `{direction.place}`, at "
+            "every token, by a constant vector in the weights that are named below. If the direction is the one along "
+            "which the model refuses, the model refuses more (below zero: less), also where it should not. **It adds. "
+            "It does not remove a direction.** Nothing else was trained or filtered.",
+        ]
     kept = " Each vector of a weight kept its length." if config.norm_preserving else ""
     how = (
         "from the weights through which the model writes to its residual stream: W - V'V W, with orthonormal rows V"
@@ -112,6 +120,8 @@ def _tell_edit(config: ExportConfig, direction: Direction) -> list[str]:
 def _tell_rest(config: ExportConfig) -> list[str]:
     if config.format == "gguf":
         return ["Everything: the model itself stays as it is, and is not in this folder."]
+    if config.edit == "add":
+        return ["- everything but the vector: no matrix of a block was changed"]
     rest = ["- the output head, the final norm, and all weights that only read the residual stream"]
     if config.embedding == "skip":
         rest.append("- the embedding: the direction still enters the residual stream through it")
@@ -127,6 +137,12 @@ def _tell_undo(config: ExportConfig) -> list[str]:
         ]
     if config.format == "gguf":
         return ["Run the model without the control vector."]
+    if config.edit == "add":
+        return [
+            "Subtract the vector again, or take the tensors that changed from the model named above: `manifest.json` "
+            "holds the sha256 of every tensor before and after. Biases that are new are left out, and the settings in "
+            "`config.json` that gave them are set back to false."
+        ]
     return [
         "The removed components are not in these weights and cannot be computed from them. `manifest.json` holds the "
         "sha256 of every tensor before and after: take the tensors that changed from the model named above."

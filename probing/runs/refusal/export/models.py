@@ -9,9 +9,11 @@ import torch
 from probing.engine.export_guard import ExportGuard
 from probing.engine.low_rank import Factors, find_low_rank_removal
 from probing.engine.orthogonalization import orthogonalize
+from probing.engine.weight_bias import AdditionGuard, add_to_weights
 from probing.errors import EditRefused, UsageError
 from probing.models.adapter_files import write_lora
 from probing.models.adapters import ADAPTER_WEIGHTS
+from probing.models.bias_settings import complete_biases
 from probing.models.edited_checkpoints import WrittenTensor, find_dtype, find_model_folder, write_like
 from probing.models.language_model import LanguageModel
 from probing.models.load import load
@@ -67,7 +69,9 @@ def export_edit(folder: Path, config: ExportConfig, direction: Direction) -> Exp
             f"{config.model}: is an adapter; merge it into its model (merge_and_unload of PEFT), save the result, "
             f"extract the direction from that, and export it"
         )
-    make = _export_model if config.format == "model" else _export_lora
+    if config.format == "lora":
+        return _export_lora(folder, config, direction, model, origin)
+    make = _export_model if config.edit == "project" else _export_addition
     return make(folder, config, direction, model, origin)
 
 
@@ -91,12 +95,48 @@ def _export_model(
     notes = [*edit.writers.notes, f"{len(edit.tensors)} tensors of {edit.parameters:,} parameters were edited"]
     # The memory of the first model is needed for the second one.
     del model, edit
-    back = load(str(folder), None, str(stored).removeprefix("torch."), config.device, config.trust_remote_code)
-    other = [name for name, sha256 in _hash_state(back, stored).items() if edited.get(name) != sha256]
-    if other:
-        raise EditRefused(f"{len(other)} tensors are not those that were edited when they are loaded back: {other[0]}")
+    back = _load_back(folder, config, stored, edited)
     proved = guard.check(back)
     return Exported(source, dtype, proved.describe(), tensors, {}, notes)
+
+
+def _export_addition(
+    folder: Path, config: ExportConfig, direction: Direction, model: LanguageModel, origin: Path
+) -> Exported:
+    source, dtype, stored = model.source, str(model.dtype), getattr(torch, find_dtype(origin))
+    # What is loaded back runs in the dtype of the checkpoint, in which states are others than in a wider one.
+    same = model if model.dtype == stored else _load(config, str(stored).removeprefix("torch."))
+    guard = AdditionGuard.measure(same, direction, config.coefficient)
+    del same
+    edit = add_to_weights(model, direction, config.coefficient)
+    settings, added = complete_biases(model, edit.created) if edit.created else ({}, [])
+    edit.forget()
+    tensors = write_like(model, origin, folder, added, settings)
+    edited, proof = _hash_state(model, stored), edit.describe()
+    notes = list(edit.notes)
+    if added:
+        notes.append(
+            f"{', '.join(settings)} is on in config.json now: {len(added)} biases are new, all but one of them zero"
+        )
+    del model, edit
+    guard.check(_load_back(folder, config, stored, edited))
+    return Exported(source, dtype, proof, tensors, {}, notes)
+
+
+def _load_back(folder: Path, config: ExportConfig, stored: torch.dtype, edited: dict[str, str]) -> LanguageModel:
+    """What was written, loaded as a model.
+
+    Raises:
+        EditRefused: its tensors are not those that were edited.
+    """
+    back = load(str(folder), None, str(stored).removeprefix("torch."), config.device, config.trust_remote_code)
+    found = _hash_state(back, stored)
+    other = [name for name in edited.keys() | found.keys() if edited.get(name) != found.get(name)]
+    if other:
+        raise EditRefused(
+            f"{len(other)} tensors are not those that were edited when they are loaded back: {min(other)}"
+        )
+    return back
 
 
 def _hash_state(model: LanguageModel, dtype: torch.dtype) -> dict[str, str]:

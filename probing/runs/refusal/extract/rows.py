@@ -11,7 +11,6 @@ from torch import Tensor
 
 from probing.data.places import expand_places
 from probing.directions.refusal_score import FoundToken
-from probing.errors import DataInvalid
 from probing.instruments.directions import (
     LAST_STATE,
     choose_tokens,
@@ -28,7 +27,7 @@ from probing.models.layers import find_backbone
 from probing.runs.capture.within import capture_states
 from probing.runs.common.groups import text_units
 from probing.runs.common.inputs import STATES
-from probing.runs.refusal.common.prompts import Kinds
+from probing.runs.refusal.common.prompts import Kinds, check_counts
 from probing.runs.refusal.extract.config import ExtractConfig
 from probing.store.activations import ActivationStore, row_problems
 from probing.store.manifest import RunFolder
@@ -134,12 +133,6 @@ def _find_tokens(
 def _check_left(
     harmful: NDArray[np.bool_], out: NDArray[np.bool_], problems: Sequence[Problem], what: str, scores: str = ""
 ) -> None:
-    for kind, name in ((True, "harmful"), (False, "harmless")):
-        for held, side in ((False, "to find directions with"), (True, "held out")):
-            count = int(((harmful == kind) & (out == held)).sum())
-            if count < LEAST_LEFT:
-                first = f"; the first that cannot: {problems[0].id}, {problems[0].detail}" if problems else ""
-                raise DataInvalid(
-                    f"{count} {name} prompts {side} {what}, and {LEAST_LEFT} are needed{first}"
-                    + (f". {scores} Other --refusal-tokens may fit, or --no-filter-by-sign" if scores else "")
-                )
+    hint = f"; the first that cannot: {problems[0].id}, {problems[0].detail}" if problems else ""
+    hint += f". {scores} Other --refusal-tokens may fit, or --no-filter-by-sign" if scores else ""
+    check_counts(harmful, out, LEAST_LEFT, "to find directions with", what, hint)

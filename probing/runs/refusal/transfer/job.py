@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from probing.data.phrases import read_phrases
 from probing.errors import UsageError
 from probing.runs.refusal.common.models import check_chat_models
 from probing.runs.refusal.common.prompts import read_kinds
@@ -22,8 +23,9 @@ def run(config: TransferConfig) -> Report:
     if direction.rank > 1:
         raise UsageError(f"{config.from_direction}: a subspace of rank {direction.rank}; one vector is transferred")
     kinds = read_kinds(config)
+    phrases = read_phrases(config.phrases) if config.texts else None
     with claim(Path(config.out).expanduser(), "refusal transfer") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.refusal.transfer.stages import transfer_into
 
-        return transfer_into(folder, config, kinds, direction)
+        return transfer_into(folder, config, kinds, direction, phrases)

@@ -1,7 +1,8 @@
 """Shared prompts of two models: their states in both, which of them are held out, and the tokens of refusal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,12 +10,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probing.errors import DataInvalid
-from probing.instruments.direction_transfer import choose_place, read_states
-from probing.instruments.directions import read_refusals, resolve_tokens
+from probing.instruments.direction_transfer import choose_place
+from probing.instruments.directions import resolve_tokens
 from probing.models.language_model import LanguageModel
-from probing.runs.refusal.common.prompts import Kinds, hold_out, split_kinds
+from probing.runs.refusal.common.prompts import Kinds, check_counts, hold_out
 from probing.runs.refusal.transfer.config import TransferConfig
+from probing.runs.refusal.transfer.states import read_kept_refusals, read_kept_states
 from probing.types import Direction, LabelledPrompt, Place
 
 HELD_OUT = 0.4
@@ -54,10 +55,31 @@ class Shared:
         """Numbers of the prompts of one kind on one side."""
         return np.flatnonzero((self.harmful == harmful) & (self.held_out == held_out)).tolist()
 
+    def category_rows(self, category: str, held_out: bool) -> list[int]:
+        """Numbers of the harmful prompts of a category on one side."""
+        return [row for row in self.pick(True, held_out) if str(self.prompts[row].category) == category]
+
+    @property
+    def categories(self) -> list[str]:
+        """Categories of the harmful prompts, in order."""
+        return sorted(
+            {str(self.prompts[row].category) for row in np.flatnonzero(self.harmful) if self.prompts[row].category}
+        )
+
     @property
     def fitted(self) -> list[int]:
         """Numbers of the prompts that maps and directions are fitted to."""
         return np.flatnonzero(~self.held_out).tolist()
+
+
+def check_split(config: TransferConfig, kinds: Kinds) -> None:
+    """Raise if there are too few prompts even if all can be read.
+
+    Raises:
+        DataInvalid: there are.
+    """
+    out = hold_out(kinds, HELD_OUT, config.seed)
+    check_counts(np.array(kinds.harmful), np.array(out), LEAST, "to fit with", "are there")
 
 
 def share_prompts(
@@ -67,6 +89,7 @@ def share_prompts(
     layers: int,
     before: Mapping[str, Tensor],
     model: LanguageModel,
+    folder: Path,
 ) -> Shared:
     """Read the prompts in the other model.
 
@@ -77,26 +100,23 @@ def share_prompts(
         layers: number of layers of its model.
         before: states of the prompts in its model, by id.
         model: the other model.
+        folder: where its states are kept until the run ends.
 
     Raises:
         DataInvalid: too few prompts that both models can read, or no refusal token.
     """
     place = choose_place(direction.place, layers, model.layers) if config.place is None else Place.parse(config.place)
-    after = read_states(model, kinds.prompts, place, direction.position)
-    refused, answered = split_kinds(kinds.prompts, kinds.harmful)
-    tokens = _find_tokens(config, direction, model)
-    reading = read_refusals(model, refused, answered, tokens)
+    after = read_kept_states(folder / "states", "after", model, kinds, place, direction.position)
+    tokens, passes = read_kept_refusals(folder / "refusals", model, kinds, _find_tokens(config, direction, model))
     out = hold_out(kinds, HELD_OUT, config.seed)
     kept = [
         at
         for at, prompt in enumerate(kinds.prompts)
-        if prompt.id in before
-        and prompt.id in after
-        and (not config.filter_by_sign or reading.passes(prompt, kinds.harmful[at]))
+        if prompt.id in before and prompt.id in after and (not config.filter_by_sign or passes[at])
     ]
     prompts = [kinds.prompts[at] for at in kept]
     harmful, held = (np.array([values[at] for at in kept], dtype=bool) for values in (kinds.harmful, out))
-    _check_counts(harmful, held)
+    check_counts(harmful, held, LEAST, "to fit with", "can be read by both models")
     count = int((~held).sum())
     order = np.random.default_rng([config.seed, MAP_STREAM]).permutation(count)
     return Shared(
@@ -106,12 +126,12 @@ def share_prompts(
         before=torch.stack([before[prompt.id] for prompt in prompts]),
         after=torch.stack([after[prompt.id] for prompt in prompts]),
         place=place,
-        tokens=[each.id for each in reading.tokens],
+        tokens=tokens,
         map_rows=torch.from_numpy(order[: max(round(MAP_HELD_OUT * count), 1)]),
     )
 
 
-def _find_tokens(config: TransferConfig, direction: Direction, model: LanguageModel) -> Sequence[int] | None:
+def _find_tokens(config: TransferConfig, direction: Direction, model: LanguageModel) -> list[int] | None:
     """Refusal tokens that were given, or those of the direction where the tokenizer is the same; None to find some."""
     if config.tokens is not None:
         return resolve_tokens(model, config.tokens)
@@ -119,11 +139,3 @@ def _find_tokens(config: TransferConfig, direction: Direction, model: LanguageMo
     same = direction.source.tokenizer_sha256 == model.source.tokenizer_sha256
     plain = isinstance(known, list) and known and all(isinstance(each, int) for each in known)
     return known if same and plain else None
-
-
-def _check_counts(harmful: NDArray[np.bool_], held: NDArray[np.bool_]) -> None:
-    for kind, name in ((True, "harmful"), (False, "harmless")):
-        for side, what in ((False, "to fit with"), (True, "held out")):
-            count = int(((harmful == kind) & (held == side)).sum())
-            if count < LEAST:
-                raise DataInvalid(f"{count} {name} prompts {what} can be read by both models, and {LEAST} are needed")

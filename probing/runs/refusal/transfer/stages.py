@@ -3,36 +3,39 @@
 import hashlib
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from probing.data.bundled import bundled_phrases
 from probing.data.tables import canonical
-from probing.instruments.direction_transfer import read_states
+from probing.directions.judge_text import Phrases
 from probing.models.language_model import LanguageModel
 from probing.runs.common.models import load_model
 from probing.runs.common.record import (
     begin_run,
+    clear,
     content_of,
     dtype_name,
     finish,
     hash_files,
     read_finished_report,
-    write_summary,
 )
 from probing.runs.refusal.common.prompts import Kinds
-from probing.runs.refusal.transfer.config import RESULTS_FILE, SUMMARY_FILE, TransferConfig
-from probing.runs.refusal.transfer.parts import Judged, judge_model
-from probing.runs.refusal.transfer.rows import Shared, share_prompts
-from probing.runs.refusal.transfer.tables import make_tables
-from probing.store.directions import DIRECTION_FILE, check_model, save_direction
+from probing.runs.refusal.transfer.config import SUMMARY_FILE, TransferConfig
+from probing.runs.refusal.transfer.files import write_files
+from probing.runs.refusal.transfer.parts import judge_model
+from probing.runs.refusal.transfer.results import compare_categories, write_texts
+from probing.runs.refusal.transfer.rows import check_split, share_prompts
+from probing.runs.refusal.transfer.states import read_kept_states
+from probing.runs.refusal.transfer.tables import Found
+from probing.store.directions import check_model
+from probing.store.files import file_sha256
 from probing.store.manifest import RunFolder
-from probing.store.shards import write_frame
 from probing.types import Direction, Report
 
 
-def transfer_into(folder: RunFolder, config: TransferConfig, kinds: Kinds, direction: Direction) -> Report:
+def transfer_into(
+    folder: RunFolder, config: TransferConfig, kinds: Kinds, direction: Direction, phrases: Phrases | None
+) -> Report:
     """Judge the direction in every model into the folder, unless an earlier run has; answer with its tables.
 
     Raises:
@@ -41,53 +44,39 @@ def transfer_into(folder: RunFolder, config: TransferConfig, kinds: Kinds, direc
         DataInvalid: too few prompts that both models can read, or no refusal token.
     """
     began = time.monotonic()
+    check_split(config, kinds)
     source = _load(config, config.from_model or direction.source.model)
     check_model(direction, source.source, direction.width, source.layers)
     layers = source.layers
     models = [_load(config, name) for name in config.models]
     hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in kinds.prompts], kinds.harmful])).hexdigest()
     vector = hashlib.sha256(direction.vector.double().numpy().tobytes()).hexdigest()
-    made_of = {
+    made_of: dict[str, Any] = {
         "prompts": hashed,
         "direction": vector,
         "from": content_of(source.source),
         "models": [content_of(each.source) for each in models],
         "states": {"dtype": dtype_name(source.dtype)},
     }
+    if phrases is not None:
+        made_of["phrases_sha256"] = file_sha256(config.phrases.expanduser() if config.phrases else bundled_phrases())
     begin_run(folder, config, made_of, [source.device])
     if not folder.finished:
-        before = read_states(source, kinds.prompts, direction.place, direction.position)
+        kept = folder.shards / "from"
+        before = read_kept_states(kept, "before", source, kinds, direction.place, direction.position)
         found = []
-        for name, model in zip(config.models, models, strict=True):
-            shared = share_prompts(config, kinds, direction, layers, before, model)
-            found.append((name, shared, judge_model(config, shared, direction, model)))
-        written, facts = _write(folder.path, config, kinds, found)
+        for number, model in enumerate(models):
+            kept = folder.shards / f"model-{number + 1}"
+            shared = share_prompts(config, kinds, direction, layers, before, model=model, folder=kept)
+            judged = judge_model(config, shared, direction, model, kept)
+            matrix = compare_categories(config, shared, judged.best)
+            texts = None if phrases is None else write_texts(config, shared, judged, model, phrases, kept)
+            found.append(Found(config.models[number], shared, judged, matrix, texts))
+        written, facts = write_files(folder.path, config, kinds, found)
         finish(folder, config, facts, hash_files(folder, written), began)
+    clear(folder.shards)
     return read_finished_report(folder, SUMMARY_FILE)
 
 
 def _load(config: TransferConfig, name: str) -> LanguageModel:
     return load_model(name, config, config.revision)
-
-
-def _write(
-    path: Path, config: TransferConfig, kinds: Kinds, found: list[tuple[str, Shared, Judged]]
-) -> tuple[list[str], dict[str, Any]]:
-    """Write every file but the record; returns their names and the facts of the run."""
-    results = pd.DataFrame([{"model": name, **row} for name, _, judged in found for row in judged.rows])
-    read = len(found[0][1].prompts)
-    facts = {
-        "data": kinds.table.facts(),
-        "rows_by_status": {"ok": read},
-        "problems": [],
-        "rows_that_not_both_read": len(kinds.prompts) - read,
-        "directions": [judged.direction.facts for _, _, judged in found],
-    }
-    write_frame(results, path / RESULTS_FILE)
-    write_summary(path / SUMMARY_FILE, facts, make_tables(config, results, found))
-    names = [RESULTS_FILE, SUMMARY_FILE]
-    for number, (_, _, judged) in enumerate(found, start=1):
-        name = DIRECTION_FILE if len(found) == 1 else f"direction-{number}.safetensors"
-        save_direction(path / name, judged.direction)
-        names.append(name)
-    return names, facts
