@@ -33,6 +33,8 @@ from probing.shown import Shown
 from probing.types import Direction, Directions, LabelledPrompt
 
 DOING = {"induce": "adding directions", "bypass": "ablating directions", "kl": "comparing harmless answers"}
+LISTED = 3
+"""Candidates that a message names."""
 CHOSEN, PASSES, NOT_NEEDED, OUT = "chosen", "passes", "not needed", "out"
 
 
@@ -258,8 +260,8 @@ def _judge(measured: ModelMeasurements, selected: Selected, row: int, layer: int
 
 
 def _say_why(measured: ModelMeasurements, selected: Selected, limits: Limits, table: pd.DataFrame) -> str:
-    """Which candidate is nearest, and why each failed."""
-    told = [f"{count} because: {reason}" for reason, count in Counter(table["reason"]).most_common()]
+    """Which candidate is nearest, why each failed, and which would pass if only kl might be larger."""
+    told = [f"{reason} ({count})" for reason, count in Counter(table["reason"]).most_common()]
     message = f"none of {len(table)} candidates passes: {'; '.join(told)}"
     nearest = selected.choice.nearest
     if nearest is not None:
@@ -270,4 +272,9 @@ def _say_why(measured: ModelMeasurements, selected: Selected, limits: Limits, ta
             f". The nearest is {place}, position {position}: {scores}; allowed are induce from {limits.induce_least:g} "
             f"and kl up to {limits.kl_most:g}"
         )
+    changing = table[table["induce"].ge(limits.induce_least) & table["kl"].gt(limits.kl_most)]
+    changing = changing[changing["reason"].str.startswith("changes")].sort_values("kl").head(LISTED)
+    if len(changing):
+        named = [f"{row.place}, position {row.position} (kl {row.kl:.2f})" for row in changing.itertuples()]
+        message += f". Only the limit of kl keeps out {'; '.join(named)}"
     return f"{message}. Other prompts, places, methods or limits may do"
