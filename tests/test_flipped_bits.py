@@ -20,7 +20,7 @@ from probing.runs.refusal.evaluate import EvaluateConfig
 from probing.runs.refusal.evaluate.states import open_extracted
 from probing.runs.refusal.select import SelectConfig
 from probing.runs.refusal.select.data import read_held_out
-from probing.store.directions import DIRECTION_FILE, open_direction, open_directions
+from probing.store.directions import open_direction, open_directions
 from probing.store.manifest import RunFolder, read_run
 from probing.store.probes import open_probes
 from probing.store.records import MANIFEST

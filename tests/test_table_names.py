@@ -137,7 +137,7 @@ REFUSAL = {
     },
     "select": {
         "choices": "by place position bypass induce kl cosmic",
-        "candidates": "place position bypass induce kl status reason",
+        "candidates": "place position bypass induce kl cosmic status reason",
         "candidates_by_what_became_of_them": "outcome candidates",
         "refusal_score_of_the_unedited_model": "prompts used mean_refusal_score",
         "cost_in_layer_forwards": "what layer_forwards",
@@ -268,9 +268,8 @@ def test_names_of_the_tables_of_refusals(probing, refusal_run):
         status, shown, errors = probing(*given, "--json")
         assert status == 0, errors
         answer = json.loads(shown)
-        assert all(
-            list(row) == answer["columns"][n] for n, t in answer["titles"].items() for row in answer["tables"][t]
-        )
+        for name, title in answer["titles"].items():
+            assert all(list(row) == list(answer["columns"][name]) for row in answer["tables"][title])
         found[command] = {name: " ".join(columns) for name, columns in answer["columns"].items()}
     assert found == REFUSAL
 
