@@ -132,6 +132,8 @@ def test_what_the_commands_of_refusals_say(probing, refusing, command):
     check(shown, errors)
     for page in (refusing / command).glob("*.html"):
         assert not FORBIDDEN & set(page.read_text(encoding="utf-8").rpartition("figure0")[2])
+    for card in (refusing / command).glob("README.md"):
+        check(card.read_text(encoding="utf-8"))
     more = ["--max-length", "77"] if command != "export" else []
     status, shown, errors = probing(*given, *more)
     assert status == 2, errors
