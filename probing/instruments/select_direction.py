@@ -25,8 +25,9 @@ from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import DataInvalid
 from probing.instruments.capture import as_prompts
 from probing.instruments.directions import KINDS, keep_by_sign, name_rows, read_refusals
-from probing.instruments.selection import ModelMeasurements
+from probing.instruments.selection import ModelMeasurements, check_directions
 from probing.models.in_memory import as_language_model
+from probing.models.layers import find_backbone
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
 from probing.shown import Shown
@@ -172,6 +173,8 @@ def prepare_measurements(
     Raises:
         ProbingError: see ``select_direction``.
     """
+    # Before the tokens that directions of another model name, which this one may not have.
+    check_directions(directions, model, find_backbone(model))
     known = directions.facts.get("refusal_tokens")
     reading = read_refusals(model, harmful, harmless, known if refusal_tokens is None else refusal_tokens)
     sides = keep_by_sign(reading, harmful, harmless) if filter_by_sign else (list(harmful), list(harmless))
