@@ -118,12 +118,12 @@ def started(command, values, said, until):
     """A job in a process of its own, which still runs and has made the files that ``until`` waits for.
 
     Args:
-        command: ``score``, or ``refusal export``, say.
+        command: ``score``, say.
         values: its options.
         said: the file to which its output and errors are added.
         until: called again and again; true when there is enough.
     """
-    program = [sys.executable, "-c", ON_A_SLOW_DISK, *command.split(), *as_options(values)]
+    program = [sys.executable, "-c", ON_A_SLOW_DISK, command, *as_options(values)]
     with said.open("ab") as errors, subprocess.Popen(program, stdout=errors, stderr=errors) as process:
         try:
             while not until():

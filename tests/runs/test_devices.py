@@ -124,7 +124,7 @@ def test_balanced_gives_the_numbers_of_one_device(name, shared, model_folder, tm
         assert '"cpu:1, cpu:2"' in json.dumps(others)
 
 
-@pytest.mark.parametrize("command", ["select", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["select", "export"])
 def test_refusals_on_several_devices(command, refusal_run, tmp_path, monkeypatch):
     """The numbers of one device, with the model on two cards; what is exported is the same, bit for bit."""
     expected = refusal_run / command

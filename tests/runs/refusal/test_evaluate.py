@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import shlex
 import shutil
@@ -221,20 +220,6 @@ def test_an_adapter_in_place_of_hooks(folder, tmp_path):
     assert hooks["answer_after"].tolist() == weights["answer_after"].tolist()
     assert hooks["answer_before"].tolist() == weights["answer_before"].tolist() != weights["answer_after"].tolist()
     np.testing.assert_allclose(hooks["log_odds_after"], weights["log_odds_after"], atol=1e-4)
-
-
-def test_a_killed_evaluation_goes_on(folder, evaluated, tmp_path):
-    config, _ = evaluated
-    out = tmp_path / "out"
-    given = {"model": "bundled", "data": str(folder / "some.jsonl"), "direction": str(folder / "directions")}
-    given |= {"place": PLACE, "mode": "affine", "text": str(folder / "text.txt"), "judge": config.judge}
-    given |= {**FEW, "random_texts": 1, "out": str(out)}
-    harness.kill("refusal evaluate", given, tmp_path / "said", lambda: any((out / "shards").rglob("*.parquet")))
-    assert not (out / "summary.json").exists()
-    run(dataclasses.replace(config, out=out))
-    for name in ("answers.parquet", "results.parquet"):
-        assert (out / name).read_bytes() == (config.out / name).read_bytes()
-    assert not list(out.rglob("*.partial"))
 
 
 def test_thinking_on_and_off(folder, tmp_path):
