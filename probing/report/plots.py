@@ -299,6 +299,8 @@ def draw_candidates(table: pd.DataFrame, about: str, path: Path) -> bool:
         traces = [make_line(own["place"], own[score], "lines+markers", f"position {at}") for at, own in lines]
         if len(known):
             figure = make_figure(traces, title, about, "place", unit)
+            # A single line that was measured has to be named too.
+            figure["layout"]["showlegend"] = True
             figures.append(name_places(figure, list(dict.fromkeys(known["place"]))))
     write_page(figures, path)
     return True

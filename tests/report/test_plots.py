@@ -123,6 +123,7 @@ def test_a_position_of_candidates_has_one_place_in_all_figures(drawn, tmp_path):
     assert plots.draw_candidates(table.assign(kl=nan, cosmic=nan), ABOUT, tmp_path / "p.html")
     names = ["position -2", "position -1"]
     assert [[line["name"] for line in figure["data"]] for figure in drawn] == [names, names]
+    assert all(figure["layout"]["showlegend"] for figure in drawn)
     assert [[line["y"] for line in figure["data"]] for figure in drawn] == [[[], [1.0]], [[2.0], [3.0]]]
 
 
