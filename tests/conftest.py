@@ -68,6 +68,23 @@ def model_folder(tmp_path_factory):
     return tiny.save_model(tmp_path_factory.mktemp("models") / "llama")
 
 
+@pytest.fixture(scope="session")
+def refusal_run(tmp_path_factory):
+    """What every command of refusals wrote for the bundled model: folders of their names, and prompts.jsonl."""
+    import refusal_runs
+    from harness import make_once
+
+    def make(runs):
+        refusal_runs.write_prompts(runs / "prompts.jsonl")
+        for command in refusal_runs.COMMANDS:
+            with pytest.raises(SystemExit) as left:
+                main(refusal_runs.options_of(command, runs / "prompts.jsonl", runs, runs / command))
+            assert left.value.code == 0
+        return str(runs)
+
+    return Path(make_once(tmp_path_factory, "refusal", make))
+
+
 @pytest.fixture(name="probing")
 def run_in_process(capsys):
     """Run a command in this process: (status, stdout, stderr)."""

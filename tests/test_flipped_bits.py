@@ -5,6 +5,7 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import refusal_runs
 import tiny
 from harness import make_pairs, phrase, write
 
@@ -14,7 +15,13 @@ from probing.errors import ProbingError
 from probing.report.screen import to_json
 from probing.runs import filter as filtering
 from probing.runs.common.record import check_files, read_finished_report
-from probing.store.manifest import RunFolder
+from probing.runs.refusal.common.prompts import read_kinds
+from probing.runs.refusal.evaluate import EvaluateConfig
+from probing.runs.refusal.evaluate.states import open_extracted
+from probing.runs.refusal.select import SelectConfig
+from probing.runs.refusal.select.data import read_held_out
+from probing.store.directions import open_direction, open_directions
+from probing.store.manifest import RunFolder, read_run
 from probing.store.probes import open_probes
 from probing.store.records import MANIFEST
 
@@ -85,22 +92,74 @@ def read_store(folder):
 def test_a_flipped_bit_is_refused_or_harmless(data, model_folder, tmp_path, command):
     folder = tmp_path / "out"
     make(command, data, model_folder, folder)
-    expected = read_back(command, folder, data, tmp_path / "kept.jsonl")
+    flip_bits(folder, [lambda: read_back(command, folder, data, tmp_path / "kept.jsonl")], command)
+
+
+def read_export(folder):
+    """The manifest of an export, and the files as it knows them."""
+    manifest = RunFolder(folder, "refusal export", MANIFEST)
+    check_files(manifest, manifest.facts()["sha256"])
+    return to_json(read_run(folder, MANIFEST))
+
+
+def read_tables(folder, command):
+    report = read_finished_report(RunFolder(folder, command), "summary.json")
+    return to_json({title: table.to_dict("records") for title, table in report.tables.items()})
+
+
+def read_direction(folder):
+    one = open_direction(folder)
+    return one.vector.numpy().tobytes(), str((one.place, one.position, one.source, one.facts, one.harmless_mean))
+
+
+def read_for_select(folder, prompts):
+    config = SelectConfig(model="bundled", data=str(prompts), directions=folder, out=folder / "none")
+    held_out, many = read_held_out(config, read_kinds(config)), open_directions(folder)
+    return str((held_out.harmful, held_out.harmless, many.places, many.facts)), many.vectors.numpy().tobytes()
+
+
+def read_for_evaluate(folder, direction):
+    config = EvaluateConfig(model="bundled", extracted=folder, direction=folder, out=folder / "none")
+    extracted = open_extracted(config, direction, direction.width, 4)
+    return extracted.states(direction.place).numpy().tobytes(), extracted.prompts.to_json()
+
+
+@pytest.mark.parametrize("command", refusal_runs.COMMANDS)
+def test_a_flipped_bit_in_what_a_command_of_refusals_wrote(refusal_run, tmp_path, command):
+    """Each later reader of it by itself: select and evaluate read more than the tables of an extraction."""
+    folder, prompts = shutil.copytree(refusal_run / command, tmp_path / "out"), refusal_run / "prompts.jsonl"
+    readers = [lambda: read_tables(folder, f"refusal {command}")]
+    if command == "export":
+        readers = [lambda: read_export(folder)]
+    if command in ("select", "transfer"):
+        readers.append(lambda: read_direction(folder))
+    if command == "extract":
+        direction = open_direction(refusal_run / "select")
+        readers += [lambda: read_for_select(folder, prompts), lambda: read_for_evaluate(folder, direction)]
+    flip_bits(folder, readers, command)
+
+
+def flip_bits(folder, readers, seed):
+    """Flip single bits in every file of a folder: what a reader reads is what it was, or is refused, and often."""
+    expected = [read() for read in readers]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".html")
     assert len(files) > 1
-    generator, refused = random.Random(command), 0
+    generator, refused = random.Random(seed), [0] * len(readers)
     for number in range(FLIPS):
         path = files[number % len(files)]
         whole = path.read_bytes()
         changed = bytearray(whole)
         changed[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
         path.write_bytes(changed)
-        try:
-            assert read_back(command, folder, data, tmp_path / "kept.jsonl") == expected, path
-        except ProbingError:
-            refused += 1
+        for at, read in enumerate(readers):
+            try:
+                assert read() == expected[at], path
+            except ProbingError:
+                refused[at] += 1
         path.write_bytes(whole)
-    assert refused > FLIPS / 4
+    # Any reader reads a quarter of the files at least, but for the one that wants a single file.
+    assert max(refused) > FLIPS / 4
+    assert min(refused) > FLIPS / 20
 
 
 def test_a_bit_that_flips_in_a_part_is_found(tmp_path, data, model_folder):

@@ -6,11 +6,12 @@ import shutil
 import sys
 
 import pytest
+import refusal_runs
 import tiny
 from harness import phrase, write
 
 from probing import cli
-from probing.data.bundled import bundled_data
+from probing.data.bundled import bundled_data, bundled_displaced, bundled_model
 from probing.report.screen import Screen, to_json, to_page
 from probing.shown import escape_controls, to_message
 
@@ -96,6 +97,46 @@ def test_tables_messages_and_pages_of_every_command(probing, hostile, tmp_path, 
     more = ["--max-length", "77"]
     status, shown, errors = probing(*options(command, hostile, out), *more)
     assert status == 2
+    check(shown, errors)
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory):
+    """Models that refuse, and prompts, all of whose names and texts are hostile; their runs are made beside them."""
+    folder = tmp_path_factory.mktemp("refusing") / NAME
+    shutil.copytree(bundled_model(), folder / f"model{NAME}")
+    shutil.copytree(bundled_displaced(), folder / f"policy{NAME}")
+
+    def spoil(row):
+        hostile = {name: f"{row[name]}{HOSTILE}" for name in ("id", "text", "category", "label")}
+        return row | hostile
+
+    refusal_runs.write_prompts(folder / "prompts.jsonl", spoil)
+    return folder
+
+
+@pytest.mark.parametrize("command", refusal_runs.COMMANDS)
+def test_what_the_commands_of_refusals_say(probing, refusing, command):
+    models = [refusing / f"{name}{NAME}" for name in ("model", "policy")]
+    given = refusal_runs.options_of(command, refusing / "prompts.jsonl", refusing, refusing / command, *models)
+    if command != "export":
+        given += [f"--harmful-label=harmful{HOSTILE}", f"--harmless-label=harmless{HOSTILE}"]
+    if command in ("extract", "select"):
+        given.append("--no-filter-by-sign")
+    status, shown, errors = probing(*given)
+    assert status == 0, errors
+    check(shown, errors)
+    again = given if command != "export" else [*given[:-1], refusing / "again"]
+    status, shown, errors = probing(*again, "--json")
+    assert status == 0, errors
+    check(shown, errors)
+    for page in (refusing / command).glob("*.html"):
+        assert not FORBIDDEN & set(page.read_text(encoding="utf-8").rpartition("figure0")[2])
+    for card in (refusing / command).glob("README.md"):
+        check(card.read_text(encoding="utf-8"))
+    more = ["--max-length", "77"] if command != "export" else []
+    status, shown, errors = probing(*given, *more)
+    assert status == 2, errors
     check(shown, errors)
 
 

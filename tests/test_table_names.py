@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import refusal_runs
 
 from probing.data.bundled import bundled_data, bundled_displaced
 from probing.report.columns import GIVEN_UP
@@ -125,6 +126,84 @@ NAMES = {
     },
 }
 
+REFUSAL = {
+    "extract": {
+        "rows_by_status": "status rows",
+        "prompts": "prompts read of_the_right_sign to_find_directions held_out median_refusal_score",
+        "refusal_tokens": "token id harmful harmless",
+        "by_place": "place auroc interval permuted_labels angle length cosine_to_the_other",
+        "by_place_2": "place auroc interval permuted_labels angle length cosine_to_the_other",
+        "notes": "note",
+    },
+    "select": {
+        "choices": "by place position bypass induce kl cosmic",
+        "candidates": "place position bypass induce kl cosmic status reason",
+        "candidates_by_what_became_of_them": "outcome candidates",
+        "refusal_score_of_the_unedited_model": "prompts used mean_refusal_score",
+        "cost_in_layer_forwards": "what layer_forwards",
+        "notes": "note",
+    },
+    "evaluate": {
+        "verdict": "verdict",
+        "refusal_in_generated_answers": "prompts count refused_before before_interval refused_after after_interval",
+        "answers_by_what_they_do": (
+            "the_answer_is harmful_before harmful_before_interval harmful_after harmful_after_interval "
+            "harmless_before harmless_before_interval harmless_after harmless_after_interval"
+        ),
+        "log_odds_of_refusal_at_the_first_token": (
+            "prompts measure before before_interval after after_interval random_directions permuted_labels"
+        ),
+        "how_far_harmless_answers_change": "measure value interval random_directions permuted_labels",
+        "by_category": (
+            "prompts category count refused_before before_interval log_odds_before refused_after "
+            "after_interval log_odds_after"
+        ),
+        "each_category_left_out_of_the_extraction": (
+            "category left_out_of_the_extraction place_chosen auroc evaluated log_odds_before "
+            "log_odds_after above_0_before above_0_after"
+        ),
+        "refusal_tokens": "token id harmful harmless",
+        "rows_by_status": "status rows",
+        "notes": "note",
+    },
+    "export": {
+        "proved": "proof",
+        "tensors": "file tensors changed",
+        "notes": "note",
+    },
+    "transfer": {
+        "models": "model place fitted held_out map",
+        "auroc_of_held_out_prompts_by_their_projection": (
+            "model direction error_of_the_map cosine_to_own auroc interval random_through_the_map "
+            "p_against_random map_of_permuted_prompts"
+        ),
+        "change_of_the_mean_refusal_log_odds": (
+            "model direction removed interval random_removed added added_interval random_added"
+        ),
+        "by_category_of_the_harmful_prompts": (
+            "model category held_out auroc_of_the_transferred_direction "
+            "auroc_of_the_own_direction_of_the_other_categories"
+        ),
+        "notes": "note",
+    },
+    "audit": {
+        "finding": "finding",
+        "writers_by_kind": (
+            "kind writers removed in_part kept absent unchanged relative_change effective_rank u1_v "
+            "share_along_v component_left"
+        ),
+        "writers_with_the_most_of_the_direction_left": (
+            "writer state relative_change effective_rank u1_v share_along_v component_left"
+        ),
+        "refusal_direction_of_the_policy_beside_that_of_the_reference": (
+            "place cosine_at_the_end length_ratio_at_the_end cosine_at_the_instruction length_ratio_at_the_instruction"
+        ),
+        "refusal_tokens": "token id found_in",
+        "refusal_by_the_first_token": "measure value low high prompts",
+        "notes": "note",
+    },
+}
+
 RARE = "aqi_size_free aqi_size_free_without"
 
 
@@ -180,10 +259,25 @@ def test_names_of_tables_and_columns_are_as_they_were(probing, inputs, tmp_path)
     assert found == NAMES
 
 
+def test_names_of_the_tables_of_refusals(probing, refusal_run):
+    """Finished runs are shown again; an export is made anew."""
+    found = {}
+    for command in REFUSAL:
+        out = refusal_run / ("again" if command == "export" else command)
+        given = refusal_runs.options_of(command, refusal_run / "prompts.jsonl", refusal_run, out)
+        status, shown, errors = probing(*given, "--json")
+        assert status == 0, errors
+        answer = json.loads(shown)
+        for name, title in answer["titles"].items():
+            assert all(list(row) == list(answer["columns"][name]) for row in answer["tables"][title])
+        found[command] = {name: " ".join(columns) for name, columns in answer["columns"].items()}
+    assert found == REFUSAL
+
+
 def test_every_column_that_may_be_left_out_is_one_of_its_table():
     # The test of that table holds its names.
     columns = {"places_where_some_rows_have_a_norm_far_above_the_others": {"rows", *RARE.split()}}
-    for tables in NAMES.values():
+    for tables in (*NAMES.values(), *REFUSAL.values()):
         for name, of_table in tables.items():
             columns.setdefault(name, set()).update(of_table.split())
     for table, groups in GIVEN_UP.items():

@@ -25,14 +25,17 @@ from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import DataInvalid
 from probing.instruments.capture import as_prompts
 from probing.instruments.directions import KINDS, keep_by_sign, name_rows, read_refusals
-from probing.instruments.selection import ModelMeasurements
+from probing.instruments.selection import ModelMeasurements, check_directions
 from probing.models.in_memory import as_language_model
+from probing.models.layers import find_backbone
 from probing.models.load import LanguageModel
 from probing.report.progress import Progress
 from probing.shown import Shown
 from probing.types import Direction, Directions, LabelledPrompt
 
 DOING = {"induce": "adding directions", "bypass": "ablating directions", "kl": "comparing harmless answers"}
+LISTED = 3
+"""Candidates that a message names."""
 CHOSEN, PASSES, NOT_NEEDED, OUT = "chosen", "passes", "not needed", "out"
 
 
@@ -170,6 +173,8 @@ def prepare_measurements(
     Raises:
         ProbingError: see ``select_direction``.
     """
+    # Before the tokens that directions of another model name, which this one may not have.
+    check_directions(directions, model, find_backbone(model))
     known = directions.facts.get("refusal_tokens")
     reading = read_refusals(model, harmful, harmless, known if refusal_tokens is None else refusal_tokens)
     sides = keep_by_sign(reading, harmful, harmless) if filter_by_sign else (list(harmful), list(harmless))
@@ -258,8 +263,8 @@ def _judge(measured: ModelMeasurements, selected: Selected, row: int, layer: int
 
 
 def _say_why(measured: ModelMeasurements, selected: Selected, limits: Limits, table: pd.DataFrame) -> str:
-    """Which candidate is nearest, and why each failed."""
-    told = [f"{count} because: {reason}" for reason, count in Counter(table["reason"]).most_common()]
+    """Which candidate is nearest, why each failed, and which would pass if only kl might be larger."""
+    told = [f"{reason} ({count})" for reason, count in Counter(table["reason"]).most_common()]
     message = f"none of {len(table)} candidates passes: {'; '.join(told)}"
     nearest = selected.choice.nearest
     if nearest is not None:
@@ -270,4 +275,9 @@ def _say_why(measured: ModelMeasurements, selected: Selected, limits: Limits, ta
             f". The nearest is {place}, position {position}: {scores}; allowed are induce from {limits.induce_least:g} "
             f"and kl up to {limits.kl_most:g}"
         )
+    changing = table[table["induce"].ge(limits.induce_least) & table["kl"].gt(limits.kl_most)]
+    changing = changing[changing["reason"].str.startswith("changes")].sort_values("kl").head(LISTED)
+    if len(changing):
+        named = [f"{row.place}, position {row.position} (kl {row.kl:.2f})" for row in changing.itertuples()]
+        message += f". Only the limit of kl keeps out {'; '.join(named)}"
     return f"{message}. Other prompts, places, methods or limits may do"

@@ -114,7 +114,7 @@ class ModelMeasurements:
         with set_up(self.model):
             self.stack: Stack = find_backbone(self.model)
             self.head: Unembedding = first_token_head(self.model)
-            self.kind = _check_directions(self.directions, self.model, self.stack)
+            self.kind = check_directions(self.directions, self.model, self.stack)
             self.candidates = self._find_candidates()
             self.prompts = {HARMFUL: self._make_blocks(self.harmful), HARMLESS: self._make_blocks(self.harmless)}
             why_not = "" if self.whole_passes else find_why_not(self.stack)
@@ -324,7 +324,7 @@ def _pick(states: Float[Tensor, "row token width"], last: Tensor) -> Float[Tenso
     return states[torch.arange(len(states), device=states.device), last.to(states.device)]
 
 
-def _check_directions(directions: Directions, model: LanguageModel, stack: Stack) -> Side:
+def check_directions(directions: Directions, model: LanguageModel, stack: Stack) -> Side:
     """The side of the blocks at which directions were read.
 
     Raises:

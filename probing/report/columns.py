@@ -10,6 +10,19 @@ NAMES = {
     "without it 95 %": "silhouette_without_it_interval",
     "its low": "above_baseline_low",
     "its high": "above_baseline_high",
+    "": "measure",
+    "95 % interval": "interval",
+    "95 % before": "before_interval",
+    "95 % after": "after_interval",
+    "95 % interval before": "before_interval",
+    "95 % interval after": "after_interval",
+    "95 % interval of added": "added_interval",
+    "harmful before, 95 %": "harmful_before_interval",
+    "harmful after, 95 %": "harmful_after_interval",
+    "harmless before, 95 %": "harmless_before_interval",
+    "harmless after, 95 %": "harmless_after_interval",
+    "angle of 95 % of replicates": "angle",
+    "what was found, edited and proved": "proof",
 }
 """Stable names of columns whose printed name is no good one; that of any other is its printed name in snake case."""
 
@@ -36,6 +49,9 @@ GIVEN_UP = {
     "probes": ("silhouette", "median_abs_polar_consistency", "auroc", "polar_consistency", "contradiction_index"),
     "ccs_there": ("pairings", "labels", "low high"),
     "by_place": (
+        "cosine_to_the_other",
+        "length",
+        "angle",
         "weight",
         "dunn",
         "xie_beni",
@@ -72,6 +88,24 @@ GIVEN_UP = {
     "differences_of_corrected_values": ("aqi_size_free aqi_size_free_interval",),
     "places_where_some_rows_have_a_norm_far_above_the_others": ("aqi_size_free aqi_size_free_without", "rows"),
     "drift": ("mean_angle", "cka"),
+    "prompts": ("read",),
+    "candidates": ("cosmic",),
+    "answers_by_what_they_do": (
+        "harmful_before_interval harmless_before_interval",
+        "harmful_after_interval harmless_after_interval",
+    ),
+    "log_odds_of_refusal_at_the_first_token": ("before_interval", "permuted_labels"),
+    "how_far_harmless_answers_change": ("permuted_labels",),
+    "by_category": ("before_interval", "after_interval"),
+    "each_category_left_out_of_the_extraction": ("above_0_before above_0_after",),
+    "auroc_of_held_out_prompts_by_their_projection": (
+        "cosine_to_own",
+        "map_of_permuted_prompts",
+        "error_of_the_map",
+    ),
+    "change_of_the_mean_refusal_log_odds": ("interval added_interval",),
+    "writers_by_kind": ("share_along_v", "effective_rank"),
+    "writers_with_the_most_of_the_direction_left": ("share_along_v", "effective_rank"),
 }
 """Columns by table, in the order in which they are left out; those of one entry together. Both by stable names."""
 

@@ -294,12 +294,13 @@ def draw_candidates(table: pd.DataFrame, about: str, path: Path) -> bool:
     figures = []
     for score, (title, unit) in CANDIDATE_SCORES.items():
         known = table[table[score].notna()]
-        traces = [
-            make_line(own["place"], own[score], "lines+markers", f"position {position}")
-            for position, own in known.groupby("position")
-        ]
-        if traces:
+        # A position of which nothing was measured keeps its place, so that each has one color in all figures.
+        lines = [(position, known[known["position"] == position]) for position in sorted(set(table["position"]))]
+        traces = [make_line(own["place"], own[score], "lines+markers", f"position {at}") for at, own in lines]
+        if len(known):
             figure = make_figure(traces, title, about, "place", unit)
+            # A single line that was measured has to be named too.
+            figure["layout"]["showlegend"] = True
             figures.append(name_places(figure, list(dict.fromkeys(known["place"]))))
     write_page(figures, path)
     return True

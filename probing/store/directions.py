@@ -126,6 +126,10 @@ def open_directions(path: str | Path) -> Directions:
 def _read(path: str | Path, name: str, format: str, check: Check) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Description and tensors of a file, both checked; ``ValueError`` inside the block means that it is damaged."""
     file = Path(path).expanduser()
+    if name == DIRECTION_FILE and file.is_dir() and not (file / name).exists() and (file / DIRECTIONS_FILE).exists():
+        raise SourceMismatch(
+            f"{file}: holds the directions of every place; 'probing refusal select' chooses one of them"
+        )
     file = file / name if file.is_dir() else file
     what = "direction" if format == FORMAT else "directions"
     known, tensors = read_described(file, format, f"{what} of 'probing refusal'")

@@ -115,6 +115,18 @@ def test_infinite_indices_leave_an_axis_of_the_finite_ones(drawn, tmp_path):
     assert plots.draw_clusters(results, none, {}, ABOUT, tmp_path / "p.html")
 
 
+def test_a_position_of_candidates_has_one_place_in_all_figures(drawn, tmp_path):
+    nan = float("nan")
+    table = pd.DataFrame(
+        {"place": ["resid_pre:1"] * 2, "position": [-2, -1], "bypass": [nan, 1.0], "induce": [2.0, 3.0]}
+    )
+    assert plots.draw_candidates(table.assign(kl=nan, cosmic=nan), ABOUT, tmp_path / "p.html")
+    names = ["position -2", "position -1"]
+    assert [[line["name"] for line in figure["data"]] for figure in drawn] == [names, names]
+    assert all(figure["layout"]["showlegend"] for figure in drawn)
+    assert [[line["y"] for line in figure["data"]] for figure in drawn] == [[[], [1.0]], [[2.0], [3.0]]]
+
+
 def test_a_page_of_a_million_pairs_is_as_small_as_one_of_few(tmp_path):
     generator = np.random.default_rng(0)
     change = generator.normal(size=1_000_000)

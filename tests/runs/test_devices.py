@@ -7,10 +7,11 @@ import random
 import accelerate
 import pandas as pd
 import pytest
+import refusal_runs
 import tiny
 import torch
 from cards import FIRST, HOST, SECOND, Cards, spread
-from harness import WORDS, read_lines, write
+from harness import WORDS, override, read_lines, write
 
 from probing import cli, score_pairs
 from probing.data.bundled import bundled_data
@@ -121,6 +122,32 @@ def test_balanced_gives_the_numbers_of_one_device(name, shared, model_folder, tm
             found, others = run(name, shared, model_folder, tmp_path / f"spread-{number}", "balanced")
         check_spread(name, found, expected)
         assert '"cpu:1, cpu:2"' in json.dumps(others)
+
+
+@pytest.mark.parametrize("command", ["select", "export"])
+def test_refusals_on_several_devices(command, refusal_run, tmp_path, monkeypatch):
+    """The numbers of one device, with the model on two cards; what is exported is the same, bit for bit."""
+    expected = refusal_run / command
+    given = refusal_runs.options_of(command, refusal_run / "prompts.jsonl", refusal_run, tmp_path / "out")
+    if command == "export":
+        # PEFT makes parameters anew, which then have forgotten on which of the emulated cards they are.
+        given, expected = override(given, ["--format=model"]), tmp_path / "plain"
+        with pytest.raises(SystemExit) as ended:
+            cli.main(override(given, [f"--out={expected}"]))
+    read = loading._from_pretrained
+
+    def on_cards(*given):
+        model, info = read(*given)
+        return spread(model, SECOND), info
+
+    monkeypatch.setattr(loading, "_from_pretrained", on_cards)
+    with Cards(), pytest.raises(SystemExit) as ended:
+        cli.main([*given, "--device", "balanced"])
+    assert ended.value.code == 0
+    kept = [path for path in expected.iterdir() if path.suffix in BYTES]
+    assert kept
+    for path in kept:
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_the_emulated_cards_do_not_mix():

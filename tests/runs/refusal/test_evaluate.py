@@ -20,6 +20,8 @@ from probing.models.load import load
 from probing.runs.refusal.evaluate import EvaluateConfig, run
 from probing.runs.refusal.evaluate.results import read_answer
 from probing.runs.refusal.evaluate.states import leave_categories_out, open_extracted, permute_labels_of
+from probing.runs.refusal.export import ExportConfig
+from probing.runs.refusal.export import run as export
 from probing.runs.refusal.extract import ExtractConfig
 from probing.runs.refusal.extract import run as extract
 from probing.store.directions import open_directions, save_direction
@@ -204,6 +206,20 @@ def test_an_edited_model_in_place_of_hooks(folder, tmp_path):
         == weights["answer_after"].tolist()
     )
     assert "permuted" not in harness.notes(report)
+
+
+def test_an_adapter_in_place_of_hooks(folder, tmp_path):
+    """The adapter of an export answers as the hooks do, token for token."""
+    given = {"model": "bundled", "direction": folder / "direction.safetensors", "format": "lora"}
+    export(ExportConfig(**given, out=tmp_path / "adapter"))
+    few = {"random_directions": 0, "permuted_directions": 0, "mode": "project"}
+    run(configure(folder, tmp_path / "hooks", **few))
+    report = run(configure(folder, tmp_path / "weights", edited_model=str(tmp_path / "adapter"), **few))
+    assert "as they were given" in report.tables["Verdict"]["verdict"][0]
+    hooks, weights = (pd.read_parquet(tmp_path / name / "answers.parquet") for name in ("hooks", "weights"))
+    assert hooks["answer_after"].tolist() == weights["answer_after"].tolist()
+    assert hooks["answer_before"].tolist() == weights["answer_before"].tolist() != weights["answer_after"].tolist()
+    np.testing.assert_allclose(hooks["log_odds_after"], weights["log_odds_after"], atol=1e-4)
 
 
 def test_thinking_on_and_off(folder, tmp_path):

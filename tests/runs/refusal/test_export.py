@@ -2,10 +2,11 @@ import json
 import os
 import shutil
 
+import families
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import probing
 from probing.cli import main
@@ -139,6 +140,59 @@ def test_a_wrong_export_is_found_and_nothing_appears(tmp_path, monkeypatch):
         patched.setattr(models, "find_low_rank_removal", leave_one_out)
         with pytest.raises(EditRefused, match="still holds"):
             export(tmp_path, model, "lora")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+MOE = {
+    # Fused experts [expert out in], which the checkpoint holds apart.
+    "mixtral": "experts.0.w2.weight",
+    # Fused in the checkpoint as well: [expert in out], and with a bias.
+    "gpt_oss": "experts.down_proj_bias",
+    "llama4_text": "experts.down_proj",
+}
+
+
+@pytest.mark.parametrize("family", MOE)
+def test_fused_experts_are_exported_along_the_right_axis(family, tmp_path):
+    made = families.make(family)
+    for name, parameter in made.model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    made.model.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    direction, base = make_direction(tmp_path, tmp_path / "model"), probing.load(str(tmp_path / "model"))
+    out, _ = export(tmp_path, tmp_path / "model", "model")
+    changed = [entry["name"] for entry in json.loads((out / MANIFEST).read_text())["tensors"] if entry["changed"]]
+    assert any(name.endswith(MOE[family]) for name in changed), changed
+    assert not any("gate" in name or "router" in name for name in changed)
+    with probing.ablate(base, direction):
+        expected = answer(base)
+    assert answer(probing.load(str(out))) == expected
+    with pytest.raises(EditRefused, match="experts"):
+        export(tmp_path, tmp_path / "model", "lora")
+    assert not (tmp_path / "out-lora").exists()
+
+
+DAMAGES = ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_folder_that_was_written_wrong_is_found(name, tmp_path, monkeypatch):
+    """Weights that a disk changed between writing and loading back, also those that were not edited."""
+    model = tiny.save_model(tmp_path / "model", tie_word_embeddings=False)
+    make_direction(tmp_path, model)
+    before, plain = sorted(os.listdir(tmp_path)), models.write_like
+
+    def write_wrong(*given):
+        written = plain(*given)
+        weights = load_file(given[2] / "model.safetensors")
+        weights[name][0] += 1
+        save_file(weights, given[2] / "model.safetensors", {"format": "pt"})
+        return written
+
+    monkeypatch.setattr(models, "write_like", write_wrong)
+    with pytest.raises(EditRefused):
+        export(tmp_path, model, "model")
     assert sorted(os.listdir(tmp_path)) == before
 
 

@@ -142,7 +142,7 @@ def test_a_run_in_which_none_passed_goes_on_with_other_limits(some, directions, 
 
 
 BAD = {
-    "none passes": ([], "The nearest is resid_pre:"),
+    "none passes": ([], "Only the limit of kl keeps out resid_pre:2, position -1 (kl 2."),
     "another model": (["--model=bundled-displaced", "--no-filter-by-sign"], "refusal transfer"),
     "other data": ([f"--data={bundled_data('prompts')}", "--sample=60"], "is not in"),
     "no such folder": (["--directions=nowhere"], "no such folder"),

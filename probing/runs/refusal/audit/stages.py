@@ -11,6 +11,7 @@ import pandas as pd
 
 from probing.data.tables import canonical
 from probing.instruments.audit import EditAudit, judge_changes, pair_tensors
+from probing.instruments.directions import resolve_tokens
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.instruments.refusal_drift import RefusalChange, compare_refusals, measure_drift
 from probing.models.devices import devices_of
@@ -51,6 +52,9 @@ def audit_into(folder: RunFolder, config: AuditConfig, kinds: Kinds) -> Report:
     began = time.monotonic()
     reference, policy = load_both(config)
     direction = read_direction(config, reference, policy)
+    if config.tokens is not None:
+        # A wrong one is told before the weights are compared, which takes long.
+        resolve_tokens(reference, config.tokens)
     made_of = _identify_content(kinds, reference, policy, direction)
     begin_run(folder, config, made_of, devices_of(reference), reference.dtype)
     if not folder.finished:

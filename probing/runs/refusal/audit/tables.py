@@ -124,15 +124,14 @@ def _describe_writers(audit: EditAudit, count: int) -> pd.DataFrame:
 
 
 def _describe_drift(drift: pd.DataFrame) -> pd.DataFrame:
-    """Cosine and length by place, at the last and at the first position."""
+    """Cosine and length by place, at the end of the prompt and at the last token of the instruction."""
     rows = []
-    positions = sorted(drift["position"].unique())
-    shown = dict.fromkeys([positions[-1], positions[0]])
+    shown = {drift["position"].min(): "instruction", drift["position"].max(): "end"}
     for place, own in drift.groupby("place", sort=False):
         row: dict[str, Any] = {"place": place}
-        for position in shown:
+        for position, end in reversed(shown.items()):
             at = own[own["position"] == position].iloc[0]
-            row |= {f"cosine at {position}": at["cosine"], f"length ratio at {position}": at["length"]}
+            row |= {f"cosine at the {end}": at["cosine"], f"length ratio at the {end}": at["length"]}
         rows.append(row)
     return pd.DataFrame(rows)
 

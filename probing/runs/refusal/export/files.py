@@ -10,6 +10,7 @@ from probing.models.edited_checkpoints import WrittenTensor
 from probing.runs.common.versions import versions
 from probing.runs.refusal.export.config import CARD_FILE, ExportConfig
 from probing.runs.refusal.export.models import Exported
+from probing.shown import escape_controls
 from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, RunFolder
 from probing.types import Direction
@@ -87,7 +88,8 @@ def write_card(folder: Path, config: ExportConfig, direction: Direction, exporte
         *_tell_undo(config),
         "",
     ]
-    (folder / CARD_FILE).write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
+    # Names of models and what a file says of its direction may hold anything; a card is often shown in a terminal.
+    (folder / CARD_FILE).write_text("\n".join(map(escape_controls, lines)), encoding="utf-8")
 
 
 def _tell_edit(config: ExportConfig, direction: Direction) -> list[str]:

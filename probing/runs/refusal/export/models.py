@@ -181,6 +181,8 @@ def _export_control_vector(folder: Path, config: ExportConfig, direction: Direct
     block = _find_block(direction, model.layers)
     vectors = torch.zeros(model.layers - 1, direction.width)
     vectors[block - 1] = (config.coefficient * direction.vector.double().reshape(-1)).float()
+    if not vectors.isfinite().all() or not vectors.any():
+        raise UsageError(f"the direction times {config.coefficient:g} has no length that float32 can hold")
     hint = str(model.model.config.get_text_config().model_type)
     path = folder / CONTROL_VECTOR_FILE
     write_control_vector(path, ControlVector(vectors, hint))

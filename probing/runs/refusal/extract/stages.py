@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict
 
 from probing.data.tables import canonical
+from probing.instruments.directions import resolve_tokens
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import (
@@ -43,6 +44,9 @@ def extract_into(folder: RunFolder, config: ExtractConfig, kinds: Kinds) -> Repo
     """
     began = time.monotonic()
     model = load_model(config.model, config, config.revision)
+    if config.tokens is not None:
+        # A wrong one is told before all states are read.
+        resolve_tokens(model, config.tokens)
     hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in kinds.prompts], kinds.harmful])).hexdigest()
     made_of = {"prompts": hashed, "model": content_of(model.source), "states": {"dtype": dtype_name(model.dtype)}}
     begin_run(folder, config, made_of, [model.device])

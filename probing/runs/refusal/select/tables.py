@@ -93,9 +93,9 @@ def make_notes(config: SelectConfig, selection: Selection, names: dict[int, str]
         said.append(f"{fewest} prompts of a kind are few to choose among {len(selection.table)} candidates.")
     if selection.cosmic_layers:
         layers = ", ".join(map(str, selection.cosmic_layers))
-        several = "s" if len(selection.cosmic_layers) > 1 else ""
+        named = "the layers" if len(selection.cosmic_layers) > 1 else "layer"
         said.append(
-            f"COSMIC looks at the layer{several} {layers}, where harmful and harmless prompts are least alike, and "
+            f"COSMIC looks at {named} {layers}, where harmful and harmless prompts are least alike, and "
             f"needs no refusal tokens: its score is the cosine of harmless states with the direction added to harmful "
             f"ones plus that of harmful states with it ablated to harmless ones. "
             + ("It chooses none, since none keeps to the limit of kl." if selection.cosmic is None else "")

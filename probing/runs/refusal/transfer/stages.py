@@ -9,6 +9,7 @@ from probing.data.bundled import bundled_phrases
 from probing.data.tables import canonical
 from probing.directions.judge_text import Phrases
 from probing.models.language_model import LanguageModel
+from probing.models.layers import find_stack
 from probing.runs.common.models import load_model
 from probing.runs.common.record import (
     begin_run,
@@ -46,7 +47,7 @@ def transfer_into(
     began = time.monotonic()
     check_split(config, kinds)
     source = _load(config, config.from_model or direction.source.model)
-    check_model(direction, source.source, direction.width, source.layers)
+    check_model(direction, source.source, find_stack(source).width, source.layers)
     layers = source.layers
     models = [_load(config, name) for name in config.models]
     hashed = hashlib.sha256(canonical([[asdict(prompt) for prompt in kinds.prompts], kinds.harmful])).hexdigest()
