@@ -1,11 +1,42 @@
 """COSMIC: how far a direction turns states of one kind of prompt into those of the other, without refusal tokens."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from probing.directions.choose import Limits
+from probing.directions.measurements import (
+    MEASURED,
+    ROUNDING,
+    Candidate,
+    Score,
+    Table,
+    find_late,
+    keeps_answers,
+    list_where,
+)
+
 LOWEST = 0.1
 """Share of the layers that are looked at: those at which the two kinds of prompts look least alike."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cosmic:
+    """The second opinion.
+
+    Attributes:
+        index: the candidate with the highest score that keeps to the limit of ``kl``; None where none does.
+        score: of each candidate whose score was needed, [row layer]; NaN elsewhere.
+        forwards: layer-forwards that it needed beyond the others.
+    """
+
+    index: tuple[int, ...] | None
+    score: NDArray[np.float64]
+    forwards: int
 
 
 def choose_cosmic_layers(
@@ -46,3 +77,44 @@ def choose_cosmic(score: NDArray[np.float64], passing: NDArray[np.bool_]) -> tup
         return None
     at = np.unravel_index(int(np.where(usable, score, -np.inf).argmax()), score.shape)
     return tuple(int(number) for number in at)
+
+
+def _score_cosmic(table: Table, candidate: Candidate, score: Score) -> float:
+    """One half of COSMIC's score: how much states of one kind, edited, look like those of the other."""
+    targets = table.measurements.targets
+    if targets is None:
+        raise ValueError("COSMIC was asked, and the states that it looks at are not read")
+    return cosine_of(table.ends[score, candidate], targets[0] if score == "induce" else targets[1])
+
+
+def ask_cosmic_of_all(table: Table, limits: Limits) -> Cosmic:
+    """COSMIC's choice where every score of every candidate was measured: the definition."""
+    shape = table.measurements.candidates.shape
+    score = np.full(shape, np.nan)
+    for each in list_where(table.measurements.candidates):
+        score[each] = _score_cosmic(table, each, "induce") + _score_cosmic(table, each, "bypass")
+    passing = ~find_late(table.measurements, limits) & (table.values["kl"] <= limits.kl_most)
+    return Cosmic(choose_cosmic(score, passing), score, 0)
+
+
+def ask_cosmic(table: Table, kept: Sequence[Candidate], limits: Limits) -> Cosmic:
+    """COSMIC's choice among all candidates that are kept; half of the score is known, and the other at most 1."""
+    before = sum(table.forwards.values())
+    score = np.full(table.measurements.candidates.shape, np.nan)
+    halves = {each: _score_cosmic(table, each, "induce") for each in kept}
+    # First those whose other half is known already, so that there is something to be better than.
+    order = sorted(
+        (each for each in kept if math.isfinite(halves[each])),
+        key=lambda each: (table.states["bypass"][each] != MEASURED, -halves[each], each),
+    )
+    best, chosen = -math.inf, None
+    for each in order:
+        if table.states["bypass"][each] != MEASURED:
+            if halves[each] + 1 + ROUNDING < best:
+                continue
+            table.measure("bypass", [each])
+        score[each] = halves[each] + _score_cosmic(table, each, "bypass")
+        better = score[each] > best or (score[each] == best and chosen is not None and each < chosen)
+        if better and keeps_answers(table, each, limits):
+            best, chosen = float(score[each]), each
+    return Cosmic(chosen, score, sum(table.forwards.values()) - before)

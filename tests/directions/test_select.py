@@ -7,14 +7,8 @@ import pytest
 
 from probing.directions.choose import Limits
 from probing.directions.cosmic import choose_cosmic_layers, cosine_of
-from probing.directions.select import (
-    LARGEST_SCORE,
-    SCORES,
-    STOPPED,
-    Measured,
-    select_by_cascade,
-    select_exhaustively,
-)
+from probing.directions.measurements import SCORES, STOPPED, Measured
+from probing.directions.select import LARGEST_SCORE, select_by_cascade, select_exhaustively
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_candidates.json").read_text())
 
