@@ -44,25 +44,37 @@ def choose_cosmic_layers(
 ) -> list[int]:
     """The layers at which the mean states of both kinds have the lowest cosine, in order; at least one.
 
+    A share of the layers that is not a whole number is rounded down, as published.
+
     Args:
         harmful: mean states of harmful prompts at the last token before the answer, behind every block.
         harmless: the same of harmless prompts.
         share: share of the layers that are taken.
 
-    Source: Siu et al. 2025, arXiv 2506.00085.
+    Source: Siu et al. 2025, arXiv 2506.00085. Their code reads the states of the training prompts here, and the last
+    block's behind the final norm.
     """
     alike = np.array([cosine_of(own, other) for own, other in zip(harmful, harmless, strict=True)])
-    count = max(1, round(share * len(alike)))
+    # The product is rounded first: .29 x 100 is 28.999999999999996.
+    count = max(1, int(round(share * len(alike), 9)))
     # A layer whose states are not finite tells nothing.
     order = np.argsort(np.where(np.isfinite(alike), alike, np.inf), kind="stable")
     return sorted(order[:count].tolist())
 
 
-def cosine_of(states: Float[np.ndarray, "*axes"], target: Float[np.ndarray, "*axes"]) -> float:
-    """Cosine between mean states of several layers, one after the other as one vector, and those of a target."""
-    own, other = (np.asarray(each, dtype=np.float64).ravel() for each in (states, target))
+def cosine_of(states: Float[np.ndarray, " width"], target: Float[np.ndarray, " width"]) -> float:
+    """Cosine of the angle between two states, in float64; NaN where one of them is zero."""
+    own, other = (np.asarray(each, dtype=np.float64) for each in (states, target))
     lengths = float(np.linalg.norm(own) * np.linalg.norm(other))
     return float(own @ other) / lengths if lengths > 0 else float("nan")
+
+
+def compare_over_layers(states: Float[np.ndarray, "place width"], target: Float[np.ndarray, "place width"]) -> float:
+    """Cosine between mean states and those of a target, each averaged over the layers first.
+
+    Source: Siu et al. 2025, arXiv 2506.00085, as in their code.
+    """
+    return cosine_of(states.mean(axis=0), target.mean(axis=0))
 
 
 def choose_cosmic(score: NDArray[np.float64], passing: NDArray[np.bool_]) -> tuple[int, ...] | None:
@@ -84,7 +96,7 @@ def _score_cosmic(table: Table, candidate: Candidate, score: Score) -> float:
     targets = table.measurements.targets
     if targets is None:
         raise ValueError("COSMIC was asked, and the states that it looks at are not read")
-    return cosine_of(table.ends[score, candidate], targets[0] if score == "induce" else targets[1])
+    return compare_over_layers(table.ends[score, candidate], targets[0] if score == "induce" else targets[1])
 
 
 def ask_cosmic_of_all(table: Table, limits: Limits) -> Cosmic:
