@@ -137,8 +137,10 @@ def _compare(trial: Trial, selected: Path, directions: Path) -> Rows:
     place = f"{direction.place}, {direction.position}"
     rows: Rows = []
     for score, edit in EDITS.items():
-        value, *others = effects[score]
-        for band, drawn in zip(bands, np.split(np.array(others), len(bands)), strict=True):
+        value, others = effects[score][0], effects[score][1:]
+        for band, drawn in zip(
+            bands, np.split(others, np.cumsum([len(own) for own in bands.values()])[:-1]), strict=True
+        ):
             low, _, high = null_interval(drawn)
             rows.append({"place": place, "edit": edit, "band": band, "value": value, "low": low, "high": high})
     return rows

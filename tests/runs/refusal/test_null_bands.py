@@ -99,6 +99,18 @@ def test_directions_drawn_by_covariance_vary_as_the_states_of_one_kind_do(shape)
     assert draw_by_covariance(known, 0, seed=1) == []
 
 
+def test_draws_that_are_no_direction_are_left_out():
+    """All prompts have the same state but two, as at the embedding where few prompts end with another token."""
+    states = torch.ones(12, 4, dtype=torch.float64)
+    harmful = np.arange(12) < 6
+    assert draw_by_covariance(make_known(states, harmful, torch.ones(4)), 5, seed=1) == []
+    states[[0, 7], 2] = 3.0
+    known = make_known(states, harmful, torch.ones(4))
+    # Where the two are on different sides the means do not differ.
+    assert 0 < len(permute_labels_of(known, 30, seed=1)) < 30
+    assert len(draw_by_covariance(known, 30, seed=1)) == 30
+
+
 def test_the_band_stands_beside_the_others(model, folder, extracted, tmp_path):
     rows = [row for row in ROWS if row["split"] == "test"][::19]
     harness.write(tmp_path / "some.jsonl", rows)
@@ -149,7 +161,7 @@ def measure_added(model, like, vectors, tokens):
 
 def compare(model, extracted, tokens):
     """Effect of the direction of an extraction, and the middle 95 % of those with the covariance of its states."""
-    vectors = [each.vector for each in (extracted.direction, *draw_by_covariance(extracted, 100, seed=0))]
+    vectors = [each.vector for each in (extracted.direction, *draw_by_covariance(extracted, 60, seed=0))]
     value, *drawn = measure_added(model, extracted.direction, vectors, tokens)
     low, _, high = null_interval(np.array(drawn))
     return value, low, high

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probing.directions.extract import NoDirection, difference_in_means, find_direction
+from probing.directions.extract import SAME, NoDirection, difference_in_means, find_direction
 from probing.errors import DataInvalid, SourceMismatch
 from probing.instruments.directions import split_positions
 from probing.probes.prompts import measure_auroc
@@ -118,13 +118,11 @@ def permute_labels_of(extracted: Extracted, count: int, seed: int) -> list[Direc
         return []
     states, harmful = _read_training(extracted)
     generator = np.random.default_rng([seed, PERMUTED_STREAM])
-    found = []
-    for number in range(count):
+    vectors = []
+    for _ in range(count):
         drawn = torch.from_numpy(generator.permutation(harmful))
-        apart = difference_in_means(states[drawn], states[~drawn])
-        vector = apart.expand(extracted.direction.vector.shape)
-        found.append(with_length_of(extracted.direction, vector, f"permuted labels {number}"))
-    return found
+        vectors.append(difference_in_means(states[drawn], states[~drawn]).expand(extracted.direction.vector.shape))
+    return _bring_to_length(extracted, vectors, states, "permuted labels")
 
 
 def draw_by_covariance(extracted: Extracted, count: int, seed: int) -> list[Direction]:
@@ -137,14 +135,25 @@ def draw_by_covariance(extracted: Extracted, count: int, seed: int) -> list[Dire
     if not count:
         return []
     states, harmful = _read_training(extracted)
-    for kind in (harmful, ~harmful):
-        states[torch.from_numpy(kind)] -= states[torch.from_numpy(kind)].mean(dim=0)
+    centred = states.clone()
+    for kind in (torch.from_numpy(harmful), torch.from_numpy(~harmful)):
+        centred[kind] -= states[kind].mean(dim=0)
     shape = (*extracted.direction.vector.shape[:-1], len(states))
     generator = np.random.default_rng([seed, COVARIANCE_STREAM])
-    drawn = [torch.from_numpy(generator.standard_normal(shape)) @ states for _ in range(count)]
+    vectors = [torch.from_numpy(generator.standard_normal(shape)) @ centred for _ in range(count)]
+    return _bring_to_length(extracted, vectors, states, "covariance of states")
+
+
+def _bring_to_length(extracted: Extracted, vectors: list[Tensor], states: Tensor, method: str) -> list[Direction]:
+    """Vectors as directions of the length of the direction itself; those that are zero but for rounding are left out.
+
+    At the embedding, for one, prompts that end with the same token have the same state.
+    """
+    least = SAME * float(states.abs().max())
     return [
-        with_length_of(extracted.direction, vector, f"covariance of states {number}")
-        for number, vector in enumerate(drawn)
+        with_length_of(extracted.direction, vector, f"{method} {number}")
+        for number, vector in enumerate(vectors)
+        if bool((vector.norm(dim=-1) > least).all())
     ]
 
 

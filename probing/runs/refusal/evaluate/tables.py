@@ -159,11 +159,7 @@ def _list_log_odds(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _show_bands(row: "pd.Series[Any]") -> dict[str, str]:
-    return {
-        title: show_ends(row, f"{band}_", ".4g")
-        for band, title in BAND_TITLES.items()
-        if row[f"{band}_n"] > 0
-    }
+    return {title: show_ends(row, f"{band}_", ".4g") for band, title in BAND_TITLES.items() if row[f"{band}_n"] > 0}
 
 
 def _list_changes(own: pd.DataFrame) -> pd.DataFrame:
