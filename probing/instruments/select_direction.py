@@ -9,17 +9,8 @@ from typing import Any
 import pandas as pd
 
 from probing.directions.choose import INDUCE_LEAST, KL_MOST, PRUNED, Limits
-from probing.directions.select import (
-    MEASURED,
-    SCORES,
-    STOPPED,
-    Advance,
-    Measurements,
-    Score,
-    Selected,
-    select_by_cascade,
-    select_exhaustively,
-)
+from probing.directions.measurements import MEASURED, SCORES, STOPPED, Advance, Measurements, Score
+from probing.directions.select import Selected, select_by_cascade, select_exhaustively
 from probing.engine.guard import LeaveAsFound
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import DataInvalid

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probing.directions.cosmic import choose_cosmic_layers
+from probing.directions.measurements import Measure, Measured, Score
 from probing.directions.refusal_score import first_token_divergence
-from probing.directions.select import Measure, Measured, Score
 from probing.engine.ablation import ablate
 from probing.engine.suffix import Recording, apply_final_norm, find_why_not, record, repeat_states, run_from
 from probing.errors import DataInvalid, OutOfMemory, UsageError
@@ -71,7 +71,7 @@ class Base:
 
 @dataclass(eq=False)
 class ModelMeasurements:
-    """Scores of directions, measured on the model that they are of: ``Measurements`` of ``probing.directions.select``.
+    """Scores of directions, measured on the model that they are of: ``probing.directions.measurements.Measurements``.
 
     bypass: mean refusal score of harmful prompts with the direction ablated at every write to the residual stream.
     induce: mean refusal score of harmless prompts with the direction added at its place, at all tokens.

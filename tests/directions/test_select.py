@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 
 from probing.directions.choose import Limits
-from probing.directions.cosmic import choose_cosmic_layers, cosine_of
-from probing.directions.select import (
-    LARGEST_SCORE,
-    SCORES,
-    STOPPED,
-    Measured,
-    select_by_cascade,
-    select_exhaustively,
-)
+from probing.directions.cosmic import choose_cosmic_layers, compare_over_layers, cosine_of
+from probing.directions.measurements import SCORES, STOPPED, Measured
+from probing.directions.select import LARGEST_SCORE, select_by_cascade, select_exhaustively
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_candidates.json").read_text())
 
@@ -179,7 +173,10 @@ def test_cosmic_chooses_as_if_it_had_seen_all(seed):
         return
     assert fast.cosmic.index == whole.cosmic.index
     assert fast.choice.index == whole.choice.index
-    expected = cosine_of(ends["induce"][1, 2], targets[0]) + cosine_of(ends["bypass"][1, 2], targets[1])
+    expected = sum(
+        cosine_of(ends[name][1, 2].mean(axis=0), target.mean(axis=0))
+        for name, target in zip(("induce", "bypass"), targets, strict=True)
+    )
     assert whole.cosmic.score[1, 2] == pytest.approx(expected, abs=1e-12)
     assert known[1].asked == sum(fast.forwards.values()) + fast.cosmic.forwards
     assert known[1].asked < known[0].asked
@@ -194,9 +191,12 @@ def test_cosmic_looks_at_the_layers_where_the_kinds_differ_most():
     harmless[[4, 17]] = -harmful[[4, 17]]
     harmless[9] = np.nan
     assert choose_cosmic_layers(harmful, harmless) == [4, 17]
+    assert choose_cosmic_layers(harmful[:19], harmless[:19]) in ([4], [17])
     assert len(choose_cosmic_layers(harmful[:3], harmless[:3])) == 1
-    plain = float(
-        (harmful[:2].ravel() / np.linalg.norm(harmful[:2])) @ (harmful[2:4].ravel() / np.linalg.norm(harmful[2:4]))
-    )
-    assert cosine_of(harmful[:2], harmful[2:4]) == pytest.approx(plain, abs=1e-12)
+
+
+def test_cosmic_averages_over_layers_before_it_compares():
+    states, target = np.array([[3.0, 0.0], [0.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 2.0]])
+    # With both layers as one long vector the cosine would be 8 / sqrt(80), and the mean of both cosines 1.
+    assert compare_over_layers(states, target) == pytest.approx(4 / 20**0.5, abs=1e-12)
     assert np.isnan(cosine_of(np.zeros(3), np.ones(3)))

@@ -13,7 +13,8 @@ import torch
 
 from probing.data.bundled import bundled_data, bundled_model
 from probing.directions.choose import Limits
-from probing.directions.select import SCORES, Measured, select_by_cascade, select_exhaustively
+from probing.directions.measurements import SCORES, Measured
+from probing.directions.select import select_by_cascade, select_exhaustively
 from probing.engine.suffix import find_why_not
 from probing.errors import DataInvalid, SourceMismatch, UsageError
 from probing.instruments.directions import extract_directions

@@ -36,7 +36,8 @@ class EvaluateConfig(KindOptions, AnswerOptions, DrawOptions):
             direction's own for the others.
         where: of project: "writes" for all writes to the residual stream, "resid" for the input of every block, or some
             of embedding, attention and mlp, separated by commas.
-        random_directions: number of random directions of the same length that make the band.
+        random_directions: number of random directions of the same length that make the band; as many are drawn with the
+            covariance of the states, where a folder of 'probing refusal extract' is known.
         random_texts: how many of these also answer all prompts.
         permuted_directions: number of directions that are extracted under permuted labels, where a folder of 'probing
             refusal extract' is known.

@@ -22,14 +22,20 @@ from probing.runs.refusal.common.answers import ANSWERED, limit_prompts, list_th
 from probing.runs.refusal.common.prompts import Kinds, hold_out
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.models import Models, draw_random_directions
-from probing.runs.refusal.evaluate.states import Extracted, LeftOut, leave_categories_out, permute_labels_of
+from probing.runs.refusal.evaluate.states import (
+    Extracted,
+    LeftOut,
+    draw_by_covariance,
+    leave_categories_out,
+    permute_labels_of,
+)
 from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
 from probing.tokens.thinking import thinking_arguments
 from probing.types import Direction, LabelledPrompt, Problem
 
 BEFORE, AFTER = "before", "after"
-RANDOM, LABELS = "random", "labels"
-BANDS = {RANDOM: "random ", LABELS: "permuted labels "}
+RANDOM, COVARIANCE, LABELS = "random", "covariance", "labels"
+BANDS = {RANDOM: "random ", COVARIANCE: "covariance of states ", LABELS: "permuted labels "}
 """Controls, with what the names of their conditions begin with."""
 WITHOUT, IN = "without ", "extracted, thinking "
 LEAST_LEFT = 2
@@ -197,7 +203,7 @@ def make_plan(config: EvaluateConfig, models: Models, rows: Rows, extracted: Ext
     every = np.arange(len(rows.prompts))
     found = models.direction
     random = [] if found is None else draw_random_directions(found, config.random_directions, config.seed)
-    labels = [] if extracted is None else permute_labels_of(extracted, config.permuted_directions, config.seed)
+    from_states = {} if extracted is None else _draw_from_states(config, extracted)
     left_out = [] if extracted is None else leave_categories_out(extracted, config.seed)
     by_thinking, held_out = _extract_in_each(config, models, rows, kinds)
     answered, scored, read = [], [], []
@@ -214,13 +220,22 @@ def make_plan(config: EvaluateConfig, models: Models, rows: Rows, extracted: Ext
         answered += plain + bands[: config.random_texts]
         answered += [of(f"{IN}{name}", each, held_out) for name, each in by_thinking.items()]
         scored += plain + bands
-        scored += [of(f"{BANDS[LABELS]}{number}", each, every) for number, each in enumerate(labels)]
+        scored += [of(name, each, every) for name, each in from_states.items()]
         if mode == config.modes[0]:
             read = plain
             for each in left_out:
                 own = np.flatnonzero([prompt.category == each.category for prompt in rows.prompts] & rows.harmful)
                 scored += [of(f"{WITHOUT}{each.category}", each.direction, own)] if len(own) else []
     return Plan(answered, scored, read, left_out, held_out)
+
+
+def _draw_from_states(config: EvaluateConfig, extracted: Extracted) -> dict[str, Direction]:
+    """The controls that need the states of the extraction, by the name of the condition."""
+    drawn = {
+        LABELS: permute_labels_of(extracted, config.permuted_directions, config.seed),
+        COVARIANCE: draw_by_covariance(extracted, config.random_directions, config.seed),
+    }
+    return {f"{BANDS[band]}{number}": each for band, own in drawn.items() for number, each in enumerate(own)}
 
 
 @contextlib.contextmanager

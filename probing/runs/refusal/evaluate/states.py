@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probing.directions.extract import NoDirection, difference_in_means, find_direction
+from probing.directions.extract import SAME, NoDirection, difference_in_means, find_direction
 from probing.errors import DataInvalid, SourceMismatch
 from probing.instruments.directions import split_positions
 from probing.probes.evaluate import measure_auroc
@@ -24,7 +24,7 @@ from probing.store.manifest import RunFolder, read_run
 from probing.types import Direction, Place
 
 PROMPTS_FILE = "prompts.parquet"
-PERMUTED_STREAM, SPLIT_STREAM = 17, 19
+PERMUTED_STREAM, SPLIT_STREAM, COVARIANCE_STREAM = 17, 19, 29
 LEAST_OF_CATEGORY = 2
 """Harmful prompts of a category with which it is left out, and evaluated."""
 
@@ -116,17 +116,52 @@ def permute_labels_of(extracted: Extracted, count: int, seed: int) -> list[Direc
     """Differences in means under permuted labels of the prompts, at the length of the direction itself."""
     if not count:
         return []
-    sides = [extracted.pick(kind, "train") for kind in ("harmful", "harmless")]
-    states = extracted.states(extracted.direction.place)[torch.from_numpy(sides[0] | sides[1])]
-    harmful = sides[0][sides[0] | sides[1]]
+    states, harmful = _read_training(extracted)
     generator = np.random.default_rng([seed, PERMUTED_STREAM])
-    found = []
-    for number in range(count):
+    vectors = []
+    for _ in range(count):
         drawn = torch.from_numpy(generator.permutation(harmful))
-        apart = difference_in_means(states[drawn], states[~drawn])
-        vector = apart.expand(extracted.direction.vector.shape)
-        found.append(with_length_of(extracted.direction, vector, f"permuted labels {number}"))
-    return found
+        vectors.append(difference_in_means(states[drawn], states[~drawn]).expand(extracted.direction.vector.shape))
+    return _bring_to_length(extracted, vectors, states, "permuted labels")
+
+
+def draw_by_covariance(extracted: Extracted, count: int, seed: int) -> list[Direction]:
+    """Random directions with the covariance of the states within each kind, at the length of the direction itself.
+
+    Each is a sum of the states of the prompts of the extraction, less the mean of their kind, with independent normal
+    weights. A difference in means under permuted labels has the covariance of all states together: it differs from
+    these in that the difference between the kinds, which is the direction itself, is part of that covariance.
+    """
+    if not count:
+        return []
+    states, harmful = _read_training(extracted)
+    centred = states.clone()
+    for kind in (torch.from_numpy(harmful), torch.from_numpy(~harmful)):
+        centred[kind] -= states[kind].mean(dim=0)
+    shape = (*extracted.direction.vector.shape[:-1], len(states))
+    generator = np.random.default_rng([seed, COVARIANCE_STREAM])
+    vectors = [torch.from_numpy(generator.standard_normal(shape)) @ centred for _ in range(count)]
+    return _bring_to_length(extracted, vectors, states, "covariance of states")
+
+
+def _bring_to_length(extracted: Extracted, vectors: list[Tensor], states: Tensor, method: str) -> list[Direction]:
+    """Vectors as directions of the length of the direction itself; those that are zero but for rounding are left out.
+
+    At the embedding, for one, prompts that end with the same token have the same state.
+    """
+    least = SAME * float(states.abs().max())
+    return [
+        with_length_of(extracted.direction, vector, f"{method} {number}")
+        for number, vector in enumerate(vectors)
+        if bool((vector.norm(dim=-1) > least).all())
+    ]
+
+
+def _read_training(extracted: Extracted) -> tuple[Float[Tensor, "row width"], NDArray[np.bool_]]:
+    """States of the prompts that the direction was extracted from, at its place, and which of them are harmful."""
+    harmful, harmless = (extracted.pick(kind, "train") for kind in ("harmful", "harmless"))
+    states = extracted.states(extracted.direction.place)[torch.from_numpy(harmful | harmless)]
+    return states, harmful[harmful | harmless]
 
 
 def leave_categories_out(extracted: Extracted, seed: int) -> list[LeftOut]:

@@ -22,13 +22,14 @@ from probing.runs.refusal.evaluate.results import (
     LOG_ODDS,
     REFUSED_SHARE,
 )
-from probing.runs.refusal.evaluate.rows import AFTER, BEFORE, LABELS, RANDOM
+from probing.runs.refusal.evaluate.rows import AFTER, BEFORE, COVARIANCE, LABELS, RANDOM
 
 KINDS = (HARMFUL, HARMLESS)
 NO_ANSWER = ("empty", "degenerate", "unfinished thought")
 BROKEN = 0.1
 """Share of answers that are none, after the edit, above which a note says so."""
 FEW_DRAWS = 20
+BAND_TITLES = {RANDOM: "random directions", COVARIANCE: "random, covariance of states", LABELS: "permuted labels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +159,7 @@ def _list_log_odds(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _show_bands(row: "pd.Series[Any]") -> dict[str, str]:
-    return {
-        title: show_ends(row, f"{band}_", ".4g")
-        for band, title in ((RANDOM, "random directions"), (LABELS, "permuted labels"))
-        if row[f"{band}_n"] > 0
-    }
+    return {title: show_ends(row, f"{band}_", ".4g") for band, title in BAND_TITLES.items() if row[f"{band}_n"] > 0}
 
 
 def _list_changes(own: pd.DataFrame) -> pd.DataFrame:

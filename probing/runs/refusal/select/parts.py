@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from probing.directions.select import Measure, Measured, Measurements, Score
+from probing.directions.measurements import Measure, Measured, Measurements, Score
 from probing.store.shards import read_shard, shard_path, write_shard
 
 SCHEMA = pa.schema(

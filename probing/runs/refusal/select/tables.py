@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from probing.directions.select import SCORES
+from probing.directions.measurements import SCORES
 from probing.instruments.select_direction import CHOSEN, NOT_NEEDED, OUT, Selection
 from probing.runs.refusal.select.config import CANDIDATES_FILE, SelectConfig
 
