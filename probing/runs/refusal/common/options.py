@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from probing.data.bundled import BUNDLED
-from probing.runs.common.options import HubOptions, PromptOptions, RunOptions, option
+from probing.runs.common.options import HubOptions, Options, PromptOptions, RunOptions, option
 
 HARMFUL, HARMLESS = "harmful", "harmless"
+MOST_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,21 @@ class KindOptions(KindPromptOptions, HubOptions):
     """
 
     model: str = option(identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneDirectionOptions(Options):
+    """Which direction of several, and the random ones beside it.
+
+    Args:
+        place: place of the direction in a folder of 'probing refusal extract', such as resid_pre:22.
+        position: token at which that direction was read, counted from the end of the prompt.
+        random_directions: number of random directions of the same length that make the band.
+    """
+
+    place: str | None = None
+    position: int = option(-1, most=-1)
+    random_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,12 +28,14 @@ class Kinds:
         prompts: harmful and harmless prompts.
         harmful: whether each is harmful.
         others: number of rows with other labels, or none.
+        rows: numbers of the rows of the table that they come from; None where a row is no prompt, but a pair.
     """
 
     table: Table
     prompts: list[LabelledPrompt]
     harmful: list[bool]
     others: int
+    rows: list[int] | None = None
 
 
 def read_kinds(config: KindPromptOptions) -> Kinds:
@@ -58,8 +60,14 @@ def read_kinds(config: KindPromptOptions) -> Kinds:
                 f"{table.path}: {kinds.count(kind)} rows have the label '{label}', and at least {LEAST} are needed; "
                 f"the labels are {shown}"
             )
-    kept = [(prompt, kind) for prompt, kind in zip(prompts, kinds, strict=True) if kind is not None]
-    return Kinds(table, [prompt for prompt, _ in kept], [kind for _, kind in kept], len(prompts) - len(kept))
+    kept = [(at, kind) for at, kind in enumerate(kinds) if kind is not None]
+    return Kinds(
+        table,
+        [prompts[at] for at, _ in kept],
+        [kind for _, kind in kept],
+        len(prompts) - len(kept),
+        [at for at, _ in kept] if len(prompts) == len(table.rows) else None,
+    )
 
 
 def hold_out(kinds: Kinds, share: float, seed: int) -> list[bool]:

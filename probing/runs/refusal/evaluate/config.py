@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 from probing.runs.common.options import DrawOptions, option
-from probing.runs.refusal.common.options import KindOptions
+from probing.runs.refusal.common.options import MOST_DIRECTIONS, KindOptions, OneDirectionOptions
 
 RESULTS_FILE = "results.parquet"
 ANSWERS_FILE = "answers.parquet"
 SUMMARY_FILE = "summary.json"
-MOST_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(KindOptions, DrawOptions):
+class EvaluateConfig(KindOptions, OneDirectionOptions, DrawOptions):
     """Measure what an edit of a model changes, on harmful and harmless prompts: refusal, and everything else.
 
     The model answers every prompt before and after the edit, greedily; answers are judged by their text. Beside them
@@ -24,8 +23,6 @@ class EvaluateConfig(KindOptions, DrawOptions):
     Args:
         direction: file of a direction, or folder of 'probing refusal select'; or folder of 'probing refusal extract',
             of which --place names one.
-        place: place of the direction in a folder of 'probing refusal extract', such as resid_pre:22.
-        position: token at which that direction was read, counted from the end of the prompt.
         extracted: folder of 'probing refusal extract', whose states are extracted from again under permuted labels and
             without each category; by default that of --direction where it is one.
         edited_model: folder, adapter or hub id of the model as it was edited, in place of an edit while it runs.
@@ -37,7 +34,6 @@ class EvaluateConfig(KindOptions, DrawOptions):
         where: of project: "writes" for all writes to the residual stream, "resid" for the input of every block, or some
             of embedding, attention and mlp, separated by commas.
         new_tokens: length of an answer at which it is cut.
-        random_directions: number of random directions of the same length that make the band.
         random_texts: how many of these also answer all prompts.
         permuted_directions: number of directions that are extracted under permuted labels, where a folder of 'probing
             refusal extract' is known.
@@ -51,8 +47,6 @@ class EvaluateConfig(KindOptions, DrawOptions):
     """
 
     direction: Path | None = option(None, identity=False)
-    place: str | None = None
-    position: int = option(-1, most=-1)
     extracted: Path | None = option(None, identity=False)
     edited_model: str | None = option(None, identity=False)
     mode: Literal["project", "affine", "add"] = "project"
@@ -60,7 +54,6 @@ class EvaluateConfig(KindOptions, DrawOptions):
     layers: str | None = option(None, form=r"all|\d{1,4}(,\d{1,4})*")
     where: str | None = None
     new_tokens: int = option(100, least=1, most=100_000)
-    random_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     random_texts: int = option(0, least=0, most=MOST_DIRECTIONS)
     permuted_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     thinking: Literal["default", "off", "on", "both"] = "default"

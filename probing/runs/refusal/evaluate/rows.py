@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from probing.models.load import LanguageModel
 from probing.report.tables import to_line
 from probing.runs.common.groups import text_units
 from probing.runs.refusal.common.prompts import Kinds, hold_out
+from probing.runs.refusal.common.thinking import with_thinking
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.models import Models, draw_random_directions
 from probing.runs.refusal.evaluate.states import Extracted, LeftOut, leave_categories_out, permute_labels_of
 from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
-from probing.tokens.thinking import thinking_arguments
 from probing.types import Capture, Direction, LabelledPrompt, Place, Problem
 
 BEFORE, AFTER = "before", "after"
@@ -112,14 +112,6 @@ def _tokenize(
     prompts = [with_thinking(prompt, model, mode) for prompt in kinds.prompts]
     request = Capture((Place("resid_pre", 0),), "last", "prompt", chat=True)
     return tokenize_prompts(model.tokenizer, prompts, request, max_length=limit, where=kinds.table.where)
-
-
-def with_thinking(prompt: LabelledPrompt, model: LanguageModel, mode: str) -> LabelledPrompt:
-    """A prompt with the chat template's switch for thinking set."""
-    arguments = thinking_arguments(model.tokenizer, mode, model.source.model)
-    if not arguments:
-        return prompt
-    return replace(prompt, chat_template_kwargs={**(prompt.chat_template_kwargs or {}), **arguments})
 
 
 def find_tokens(
