@@ -81,6 +81,10 @@ class HeadPlan:
     seed: int
     inverse_penalty: float
 
+    def labelings(self, name: str) -> NDArray[np.bool_]:
+        """Labels of a head, then the permutations of them, [labeling row]; none for the kind, which is a control."""
+        return self.tasks[name].labels.labelings(0 if name == KIND else self.refits, self.seed)
+
 
 def plan_heads(
     decisions: Decisions, folds: int = 5, *, refits: int = 20, seed: int = 0, inverse_penalty: float = 1.0
@@ -166,9 +170,9 @@ def fit_heads(states: Float[Tensor, "row width"], plan: HeadPlan) -> dict[str, A
     """Logits of every head on rows that it has not seen, at one place.
 
     Returns:
-        For each head of the plan ``NAME.logits`` [labeling row] (of the labels, then of each permutation of them) and
-        ``NAME.inner`` [labeling fold]; ``across.logits`` [row], each by the head that saw no row of its source, NaN
-        where the others hold one decision only.
+        For each head of the plan ``NAME.logits`` [labeling row] (of the labels, then of each permutation of them);
+        ``inner`` [fold], by which a place is chosen; ``across.logits`` [row], each by the head that saw no row of its
+        source, NaN where the others hold one decision only.
     """
     centred = states.double() - states.double().mean(dim=0)
 
@@ -177,9 +181,13 @@ def fit_heads(states: Float[Tensor, "row width"], plan: HeadPlan) -> dict[str, A
 
     arrays: dict[str, Array] = {}
     for name, task in plan.tasks.items():
-        labelings = task.labels.labelings(plan.refits, plan.seed)
-        read = fit_splits(fit, centred[torch.from_numpy(task.rows)], task.labels.splits, labelings)
-        arrays |= {f"{name}.logits": read.logits, f"{name}.inner": read.inner}
+        own, labels, splits = centred[torch.from_numpy(task.rows)], plan.labelings(name), task.labels.splits.without_all
+        # Probes without two folds are needed only where a place is chosen, and for the labels themselves.
+        read = fit_splits(fit, own, splits if name == DECISION else splits.without_pairs, labels[:1])
+        drawn = [fit_splits(fit, own, splits.without_pairs, labels[1:]).logits] if len(labels) > 1 else []
+        arrays[f"{name}.logits"] = np.concatenate([read.logits, *drawn])
+        if name == DECISION:
+            arrays["inner"] = read.inner[0]
     refused = plan.decisions.refused
     across = np.full(len(refused), np.nan)
     for number in range(len(plan.sources) if ACROSS not in plan.why_not else 0):
@@ -264,12 +272,12 @@ def judge_task(name: str, logits: Array, task: HeadTask, plan: HeadPlan, resampl
     )
     low, high = auroc_interval(auroc, couples, replicates) or percentile_interval(replicates, len(np.unique(units)))
     found |= {f"{name}_auroc": auroc, f"{name}_auroc_low": low, f"{name}_auroc_high": high}
-    drawn = task.labels.labelings(plan.refits, plan.seed)[1:]
+    drawn = plan.labelings(name)[1 : len(logits)]
     nulls = {
         "f1": [measure_f1(row, own)[0] for row, own in zip(logits[1:], drawn, strict=True)],
         "auroc": [measure_rows(row, own, folds)["auroc"][0] for row, own in zip(logits[1:], drawn, strict=True)],
     }
-    for metric, draws in nulls.items():
+    for metric, draws in nulls.items() if len(drawn) else ():
         ends = zip(("low", "median", "high"), null_interval(np.array(draws)), strict=True)
         found |= {f"{name}_{metric}_labels_{end}": value for end, value in ends}
     return found
@@ -277,8 +285,8 @@ def judge_task(name: str, logits: Array, task: HeadTask, plan: HeadPlan, resampl
 
 def _describe_f1(name: str, values: Array, positive: NDArray[np.int64]) -> dict[str, float]:
     """An F1 with its interval, from its value and its replicates, one behind the other."""
-    # Few errors make percentiles of the bootstrap too narrow, or a point; the interval of few couples in the wrong order
-    # serves: log-odds with the error of the replicates, and Clopper and Pearson's where no replicate has any error.
+    # Few errors make percentiles of the bootstrap too narrow, or a point. That of an AUROC of few couples serves:
+    # log-odds with the error of the replicates, and Clopper and Pearson's where no replicate has any error.
     count = len(np.unique(positive))
     low, high = auroc_interval(float(values[0]), count, values[1:]) or percentile_interval(values[1:], count)
     return {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
@@ -288,16 +296,16 @@ def choose_inside_folds(inner: Array, logits: Array, folds: NDArray[np.int64]) -
     """The place that every fold would choose without its own rows, and what the heads there say of these.
 
     Args:
-        inner: inner scores of the heads, [place labeling fold].
-        logits: held out, [place labeling row].
+        inner: inner scores of the heads, [place fold].
+        logits: held out, [place row].
         folds: fold of each row, [row].
 
     Returns:
-        Number of the place that each fold chose for the labels, [fold]; logits [labeling row].
+        Number of the place that each fold chose, [fold]; logits [row].
     """
     picked = inner.argmax(axis=0)
-    chosen: Array = logits[picked[:, folds], np.arange(logits.shape[1])[:, None], np.arange(len(folds))]
-    return picked[0], chosen
+    chosen: Array = logits[picked[folds], np.arange(len(folds))]
+    return picked, chosen
 
 
 def judge_sources(logits: Array, plan: HeadPlan) -> list[dict[str, object]]:

@@ -49,6 +49,8 @@ from probing.types import Capture, Direction, LabelledPrompt, Place, Problem
 
 SURFACE = "surface"
 """Stands among the places for the heads that read lengths and punctuation only."""
+LENS_KIND = "resid_post"
+"""The places at which the log-odds are read."""
 FAITHFUL = {torch.float32: 1e-4, torch.float64: 1e-8}
 FAITHFUL_HALF = 1e-2
 """How far the final norm on the last block's output may be from what the backbone returns."""
@@ -165,7 +167,7 @@ def trace_place(
         lens: reads log-odds; None where they cannot be read.
     """
     arrays = {} if plan is None else fit_heads(states[torch.from_numpy(decided)].float(), plan)
-    if lens is not None and place.startswith("resid_post"):
+    if lens is not None and place.startswith(LENS_KIND):
         arrays["lens"] = lens.score(states).numpy()
     return arrays
 
@@ -255,7 +257,7 @@ def _read_ends(
 
 def list_lens_places(stack: Stack) -> tuple[list[Place], Place]:
     """The output of every block, and what the output head multiplies."""
-    blocks = [Place("resid_post", layer) for layer in range(len(stack.blocks))]
+    blocks = [Place(LENS_KIND, layer) for layer in range(len(stack.blocks))]
     return blocks, LAST_STATE if stack.normed else blocks[-1]
 
 
@@ -417,8 +419,8 @@ def plan_or_refuse(decisions: Decisions, folds: int, refits: int, seed: int, inv
     """
     try:
         plan = plan_heads(decisions, folds, refits=refits, seed=seed, inverse_penalty=inverse_penalty)
-        for task in plan.tasks.values():
-            task.labels.labelings(refits, seed)
+        for name in plan.tasks:
+            plan.labelings(name)
     except ValueError as error:
         raise DataInvalid(
             f"the model's decision cannot be told by a head: {error}. Give other prompts or refusal tokens, or leave "

@@ -149,7 +149,7 @@ def list_curves(texts: Sequence[TracedText], curves: Sequence[Array], tokenizer:
 
 
 def list_cliffs(texts: Sequence[TracedText], curves: Sequence[Array]) -> pd.DataFrame:
-    """One row a text and place where a cliff may be: the end of the prompt and, behind a thought, begin of the answer."""
+    """One row a text and place where a cliff may be: the end of its prompt, and that of its thought."""
     rows = [
         {
             "id": text.id,

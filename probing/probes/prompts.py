@@ -134,7 +134,15 @@ def fit_prompts(
 def fit_splits(
     fit: Fit, states: Tensor, splits: Splits, labelings: NDArray[np.bool_], fresh: Tensor | None = None
 ) -> ProbeReadings:
-    """Fit one kind of probe for every split and labeling; the last split sees every row."""
+    """Fit one kind of probe for every split and labeling.
+
+    Args:
+        fit: fits probes to rows.
+        states: states of one layer, [row width].
+        splits: splits of the rows; weight and bias are those of the last one, which by itself sees every row.
+        labelings: the labels, then others, [labeling row].
+        fresh: states of other rows, for the last probe.
+    """
     targets = torch.from_numpy(labelings.T.astype(np.float32)).to(states.device)
     logits = np.empty((len(labelings), len(states), len(splits.left_out)))
     for split in range(logits.shape[2]):
@@ -162,7 +170,9 @@ def fit_where_states_differ(
 
 
 def _score_inner(logits: Array, labelings: NDArray[np.bool_], splits: Splits) -> Array:
-    """[labeling fold]: mean AUROC on each other fold, by the probe that saw neither."""
+    """[labeling fold]: mean AUROC on each other fold, by the probe that saw neither; no folds without such probes."""
+    if not splits.inner(0):
+        return np.empty((len(labelings), 0))
     columns = []
     for fold in range(splits.count):
         scores = []
