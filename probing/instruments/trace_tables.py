@@ -200,7 +200,9 @@ def list_bands(texts: Sequence[TracedText], curves: Sequence[Array]) -> pd.DataF
         own = [curves[at] for at in chosen] if curves else []
         answered = any(len(texts[at].ids) > texts[at].prompt_tokens for at in chosen)
         starts = [texts[at].answer_start for at in chosen]
-        anchors = {AT_PROMPT: ([texts[at].prompt_tokens - 1 for at in chosen], 0)}
+        anchors: dict[str, tuple[list[int | None], int]] = {
+            AT_PROMPT: ([texts[at].prompt_tokens - 1 for at in chosen], 0)
+        }
         if answered:
             anchors[AT_ANSWER] = ([None if start is None else start - 1 for start in starts], WINDOW)
         for align, (places, after) in anchors.items():

@@ -22,7 +22,7 @@ from probing.types import LabelledPrompt
 ANSWERS_FILE = "answers.parquet"
 EVALUATION = "refusal evaluate"
 SOURCE, CATEGORY = "source", "category"
-DECIDED = {**dict.fromkeys(REFUSED, True), "compliance": False}
+DECIDED: Mapping[str, bool] = {**dict.fromkeys(REFUSED, True), "compliance": False}
 """What a verdict says of the decision; other verdicts are of no answer, and say nothing."""
 
 

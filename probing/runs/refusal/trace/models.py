@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from probing.errors import SourceMismatch
 from probing.instruments.directions import first_token_head
-from probing.instruments.trace import ProjectionReader
+from probing.instruments.trace_reading import ProjectionReader
 from probing.kernels.output_head import Unembedding
 from probing.models.language_model import LanguageModel
 from probing.models.layers import find_stack

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from probing.instruments.reading import Advance
-from probing.instruments.trace import LENS_KIND, SURFACE, ProjectionReader, trace_place
+from probing.instruments.trace_reading import LENS_KIND, SURFACE, ProjectionReader, trace_place
 from probing.instruments.trace_tables import TracedText
 from probing.report.progress import Progress
 from probing.runs.common.parts import Shard, complete_layers, complete_parts, find_shard, read_layer_arrays

@@ -17,7 +17,7 @@ from probing.directions.surrogate import (
     judge_task,
 )
 from probing.directions.trace import LensRow, find_lasting_separation, find_suppression
-from probing.instruments.trace import SURFACE
+from probing.instruments.trace_reading import SURFACE
 from probing.instruments.trace_tables import (
     AT_ANSWER,
     AT_PROMPT,
@@ -102,7 +102,8 @@ def gather_results(
     """
     draws = {"resamples": config.resamples, "seed": config.seed}
     places = list_places(arrays, material.plan, layers, material.harmful, material.units, **draws)
-    best, sources, chosen = "", pd.DataFrame(), []
+    best, sources = "", pd.DataFrame()
+    chosen: Sequence[str] = ()
     depths: Mapping[str, float] = {}
     if material.plan is not None:
         row, chosen = _choose_places(config, material, arrays)
@@ -113,7 +114,8 @@ def gather_results(
         ordered = fitted.sort_values("depth", kind="stable")
         depths = find_depths(ordered["depth"].tolist(), ordered[f"{DECISION}_f1"].tolist())
         places = pd.concat([places, pd.DataFrame([row])], ignore_index=True)
-    places.insert(1, "layer", pd.array([find_layer(place) for place in places["place"]], dtype="Int64"))
+    layer = pd.Series([find_layer(place) for place in places["place"]], dtype="Int64")
+    places.insert(1, "layer", layer)
     return Traced(
         places=places,
         sources=sources,

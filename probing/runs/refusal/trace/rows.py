@@ -15,7 +15,7 @@ from probing.directions.judge_text import find_thought_tags, opens_thought
 from probing.directions.refusal_score import FoundToken
 from probing.directions.surrogate import Decisions, HeadPlan
 from probing.instruments.directions import score_states
-from probing.instruments.trace import (
+from probing.instruments.trace_reading import (
     SURFACE,
     Lens,
     append_answer,
@@ -153,7 +153,7 @@ def _decide(
 
 def _plan(config: TraceConfig, data: TraceData, material: Material, kept: Sequence[int]) -> HeadPlan:
     """The heads, on the prompts whose decision is known."""
-    rows = np.flatnonzero(material.decided)
+    rows = np.flatnonzero(material.decided).tolist()
     groups = None if data.groups is None else [data.groups[kept[row]] for row in rows]
     decisions = Decisions(
         material.refused[rows],

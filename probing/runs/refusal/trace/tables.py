@@ -8,10 +8,10 @@ import pandas as pd
 
 from probing.directions.surrogate import ACROSS, DECISION, GOOD_F1, NEAR
 from probing.directions.trace import WINDOW
-from probing.instruments.trace import SURFACE
+from probing.instruments.trace_reading import SURFACE
 from probing.instruments.trace_tables import LENS
 from probing.report.tables import counts
-from probing.runs.common.tables import BY_PLACE, note_few_groups, show_ends
+from probing.runs.common.tables import BY_PLACE, note_few_groups, pick_row, show_ends
 from probing.runs.refusal.trace.config import TraceConfig
 from probing.runs.refusal.trace.results import Traced, count_decisions
 from probing.runs.refusal.trace.rows import Material
@@ -71,8 +71,8 @@ def tell_findings(material: Material, traced: Traced) -> list[str]:
         said.append(
             f"A linear head {first}, {NEAR:.0%} of its maximum ({depths['best_f1']:.3f}, at depth {best}) at {near}."
         )
-        row = traced.places.set_index("place").loc[traced.source_place]
-        if not math.isnan(row.get("kind_agreement", math.nan)):
+        row = pick_row(traced.places, place=traced.source_place)
+        if "kind_agreement" in row:
             said.append(
                 f"There a head that was trained to tell harmful from harmless agrees with the decision to an F1 of "
                 f"{row['kind_agreement']:.3f}; the head of the decision is {row['above_kind']:+.3f} above it "
@@ -201,8 +201,8 @@ def _note_heads(config: TraceConfig, material: Material, traced: Traced) -> list
     said.append("A head reads what is there; 'probing refusal evaluate' measures what the model does with a direction.")
     if ACROSS not in plan.why_not:
         said.append(
-            f"Across sources, each of {len(plan.sources)} is left out in turn; the interval is over texts, not sources, "
-            f"and does not say what another source would bring."
+            f"Across sources, each of {len(plan.sources)} is left out in turn; the interval is over texts: "
+            f"it does not say what another source would bring."
         )
     if config.refits < FEW_DRAWS:
         said.append(f"The band of permuted labels is of {config.refits} refits, so its ends are rough.")
