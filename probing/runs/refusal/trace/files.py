@@ -1,5 +1,7 @@
 """The files of ``probing refusal trace``."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -48,13 +50,13 @@ def gather_facts(
         "rows_of_other_labels": data.kinds.others,
         "decisions": count_decisions(material),
         "decided_by": "sign of the refusal log-odds" if data.answers is None else "verdicts on answers",
-        "depths": dict(traced.depths),
+        "depths": {name: None if math.isnan(value) else value for name, value in traced.depths.items()},
         "chosen_inside_folds": list(traced.chosen),
         "sources": None if plan is None else {"by": data.source_name, "names": list(plan.sources)},
         "not_measured": {} if plan is None else dict(plan.why_not),
         "lens": traced.describe_lens(),
         "no_lens": material.why_no_lens,
-        "falls": traced.falls.to_dict("records"),
+        "falls": json.loads(traced.falls.to_json(orient="records", double_precision=15)),
         "direction": None
         if direction is None
         else {"place": str(direction.place), "position": direction.position, "method": direction.method},

@@ -11,7 +11,7 @@ from probing.directions.trace import WINDOW
 from probing.instruments.trace_reading import SURFACE
 from probing.instruments.trace_tables import LENS
 from probing.report.tables import counts
-from probing.runs.common.tables import BY_PLACE, note_few_groups, pick_row, show_ends
+from probing.runs.common.tables import note_few_groups, pick_row, show_ends
 from probing.runs.refusal.trace.config import TraceConfig
 from probing.runs.refusal.trace.results import Traced, count_decisions
 from probing.runs.refusal.trace.rows import Material
@@ -38,16 +38,17 @@ def make_tables(
     tables = {"Finding": pd.DataFrame({"finding": tell_findings(material, traced)})}
     tables["Decisions of the model"] = pd.DataFrame(count_decisions(material))
     if material.plan is not None:
-        title = f"{BY_PLACE}: agreement of a linear head with the model's decision (F1 of refusal)"
-        tables[title] = _list_agreement(traced)
+        tables["Agreement by place: a linear head with the model's decision (F1 of refusal)"] = _list_agreement(traced)
         for name, words in WITHIN_NAMES.items():
             if name in material.plan.tasks:
-                tables[f"{BY_PLACE}: decision {words}"] = _list_within(traced, name)
+                tables[f"Agreement by place {words}"] = _list_within(traced, name)
     if len(traced.sources):
         title = f"Sources: heads that were trained without each, at {traced.source_place}"
-        tables[title] = traced.sources.rename(columns={"f1": "F1"}).fillna({"F1": "-", "accuracy": "not trained"})
+        # A source of which nothing is refused has no F1, and one without which one decision is left no head.
+        known = traced.sources.rename(columns={"f1": "F1"}).astype(object)
+        tables[title] = known.where(known.notna(), "-")
     if traced.lens:
-        tables[f"{BY_PLACE}: refusal log-odds by final norm and output head (logit lens)"] = _list_lens(traced)
+        tables["Logit lens by place: refusal log-odds by final norm and output head"] = _list_lens(traced)
     if len(traced.falls):
         tables["Cliff: fall of the projection at the last token (plateau minus last)"] = _list_falls(traced.falls)
     tables["Refusal tokens, with their mean probability as first token"] = pd.DataFrame(
