@@ -157,7 +157,7 @@ def trace_place(
         decided: prompts of which the decision is known, on which heads are fitted.
         lens: reads log-odds; None where they cannot be read.
     """
-    arrays = {} if plan is None else fit_heads(states[torch.from_numpy(decided)].float(), plan)
+    arrays = {} if plan is None else fit_heads(states[torch.from_numpy(decided)], plan)
     if lens is not None and place.startswith(LENS_KIND):
         arrays["lens"] = lens.score(states).numpy()
     return arrays

@@ -172,7 +172,7 @@ def test_depths():
 
 
 def lens_row(harmful, harmless, half=0.5):
-    return LensRow(*(Estimate(mean, mean - half, mean + half, 9) for mean in (harmful, harmless)))
+    return LensRow(*(Estimate(float(mean), mean - half, mean + half, 9) for mean in (harmful, harmless)))
 
 
 def test_separation_lasts_only_where_no_later_layer_ends_it():

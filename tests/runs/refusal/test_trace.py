@@ -15,7 +15,8 @@ from probing.runs.common.results import CHOSEN
 from probing.runs.refusal.evaluate import EvaluateConfig
 from probing.runs.refusal.evaluate import run as evaluate
 from probing.runs.refusal.trace import TraceConfig, run
-from probing.runs.refusal.trace.data import read_data
+from probing.runs.refusal.trace.data import GivenAnswer, read_data
+from probing.runs.refusal.trace.rows import append_given
 from probing.store.directions import save_direction
 
 ROWS = [json.loads(line) for line in bundled_data("prompts").read_text().splitlines()][::23]
@@ -162,6 +163,29 @@ def test_sources(made, tmp_path):
     assert found.source_name == "file"
     assert len(set(found.sources)) == 2
     assert read_data(dataclasses.replace(config, split_by="object")).groups[0] == ROWS[0]["object"]
+
+
+@pytest.mark.parametrize(
+    ("opened", "thought", "verdict", "between"),
+    [
+        ("", None, "refusal", ""),
+        ("<think>\n", "bad", "refusal", "bad\n</think>\n\n"),
+        ("", "<think> bad", "refusal", "<think> bad\n</think>\n\n"),
+        ("", "bad", "refusal", "<think>\nbad\n</think>\n\n"),
+        ("<think>\n", "bad", "unfinished thought", ""),
+    ],
+)
+def test_thoughts_stand_between_prompt_and_answer(opened, thought, verdict, between):
+    tokenizer = load("bundled").tokenizer
+    prompt = tokenizer(f"Now {opened}")["input_ids"]
+    ids, start = append_given(tokenizer, prompt, GivenAnswer("Sorry.", thought, verdict), ("</think>",))
+
+    def encode(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    written = "bad" if verdict == "unfinished thought" else "Sorry."
+    assert ids == [*prompt, *(encode(between) if between else []), *encode(written)]
+    assert start == len(prompt) + (len(encode(between)) if between else 0)
 
 
 BAD = {

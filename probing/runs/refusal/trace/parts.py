@@ -34,7 +34,7 @@ def read_places(folder: Path, material: Material) -> dict[str, Mapping[str, Arra
         report(1.0)
         return arrays
 
-    complete_layers(folder, places, make, "fitting heads")
+    complete_layers(folder, places, make, "fitting heads" if fitted else "reading log-odds")
     return {place: read_layer_arrays(folder, number) for number, place in enumerate(places)}
 
 

@@ -177,7 +177,7 @@ def list_texts(config: TraceConfig, material: Material, traced: TracedModel) -> 
     for row, harmful, answer in zip(rows, material.harmful, material.answers, strict=True):
         ids, start = row.ids, len(row.ids)
         if answer is not None:
-            ids, start = _append(tokenizer, row.ids, answer, tags)
+            ids, start = append_given(tokenizer, row.ids, answer, tags)
         known = None if answer is not None and answer.verdict == "unfinished thought" else start
         if limit is not None and len(ids) > limit:
             # The prompt could be read; of what follows, what fits is traced.
@@ -186,7 +186,15 @@ def list_texts(config: TraceConfig, material: Material, traced: TracedModel) -> 
     return texts
 
 
-def _append(tokenizer: Any, prompt: list[int], answer: GivenAnswer, tags: Sequence[str]) -> tuple[list[int], int]:
+def append_given(tokenizer: Any, prompt: list[int], answer: GivenAnswer, tags: Sequence[str]) -> tuple[list[int], int]:
+    """Token ids of a prompt with the model's own thought and answer, and the number of the answer's first token.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        prompt: token ids up to the thought or the answer.
+        answer: what the model wrote.
+        tags: closing tags of thoughts in the chat template.
+    """
     if answer.verdict == "unfinished thought":
         return append_answer(tokenizer, prompt, answer.thought or "")
     opened = opens_thought(tokenizer.decode(prompt), tags)
