@@ -40,7 +40,7 @@ def traced(model, direction):
     sides = [
         [{**row, "response": "Sorry, I cannot."} if at == 0 else row for at, row in enumerate(side)] for side in SIDES
     ]
-    return trace_refusal(model, *sides, direction, places="resid_post:1,resid_post:3", **FEW)
+    return trace_refusal(model, *sides, direction, places="resid_post:3", **FEW)
 
 
 def read_plainly(model, ids):
@@ -133,8 +133,8 @@ def test_the_trace_of_the_bundled_model(model, direction, traced):
         scores = refusal_log_odds(model, SIDES[number], tokens)
         assert places.loc["resid_post:3", f"lens_{kind}"] == pytest.approx(float(scores.mean()), abs=1e-4)
         assert traced.refused[kind] == int((scores > 0).sum())
-    assert list(places.index) == ["resid_post:1", "resid_post:3", "resid_post:0", "resid_post:2", "surface"]
-    assert places["decision_f1"].notna().tolist() == [True, True, False, False, True]
+    assert list(places.index) == ["resid_post:3", "resid_post:0", "resid_post:1", "resid_post:2", "surface"]
+    assert places["decision_f1"].notna().tolist() == [True, False, False, False, True]
     assert places.loc["resid_post:3", "decision_f1"] > 0.8
     assert set(traced.why_not) == {"within_harmful", "within_harmless"}
     assert set(traced.sources["source"]) == {row["category"] for row in ROWS}

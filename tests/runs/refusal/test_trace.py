@@ -70,7 +70,7 @@ def test_results_are_those_of_python(made, traced):
         for kind in ("harmful", "harmless")
     ]
     direction = library.open_direction(config.direction)
-    expected = trace_refusal(model, *sides, direction, places=FEW["places"].split(","), refits=1, resamples=20, folds=3)
+    expected = trace_refusal(model, *sides, direction, classifier=False, resamples=20)
     own = pd.read_parquet(out / "results.parquet").set_index("place")
     for kind in ("harmful", "harmless"):
         theirs = expected.places.set_index("place")[f"lens_{kind}"].dropna()
