@@ -49,6 +49,17 @@ def values():
         prompts=counts,
         how=NAME,
     )
+    trace = probing.RefusalTrace(
+        places=table,
+        sources=table,
+        curves=table,
+        cliffs=table,
+        bands=table,
+        tokens=[],
+        refused=counts,
+        prompts=counts,
+        why_not={NAME * 9: NAME},
+    )
     return [
         LanguageModel(plain.model, plain.tokenizer, SOURCE),
         SOURCE,
@@ -71,6 +82,7 @@ def values():
         direction,
         probing.Directions(states[None], states[None], states[None], PLACES[:1], (-3, -2, -1), SOURCE, NAME, FACTS),
         selection,
+        trace,
         PLACES[0],
     ]
 
@@ -91,7 +103,7 @@ def test_every_public_class_is_shown_on_one_short_line(values):
 
 def test_pages_neither_obey_nor_interpret_what_they_show(values):
     pages = [value._repr_html_() for value in values if hasattr(value, "_repr_html_")]
-    assert len(pages) == 12
+    assert len(pages) == 13
     for page in pages:
         assert not FORBIDDEN & set(page)
         assert "<script" not in page

@@ -29,6 +29,24 @@ def surface_features(prompts: Sequence[LabelledPrompt]) -> NDArray[np.float64]:
     return logarithms
 
 
+def scale_surface(
+    seen: Sequence[LabelledPrompt], others: Sequence[LabelledPrompt] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Features of the texts, each with mean 0 and variance 1 over those seen, without those that never vary there."""
+    features = surface_features(seen)
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    varied = (features != features[:1]).any(axis=0)
+    # Without any varying feature, use a column of zeros, from which nothing can be learnt.
+    if not varied.any():
+        varied[0], mean, spread = True, features[0], np.ones_like(spread)
+
+    def scale(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        scaled: NDArray[np.float64] = ((values - mean) / np.where(varied, spread, 1))[:, varied]
+        return scaled
+
+    return scale(features), None if others is None else scale(surface_features(others))
+
+
 def _counts(text: Text, response: Text | None) -> list[float]:
     parts = [part for side in (text, response) if side is not None for part in _messages(side)]
     whole = "\n".join(parts)

@@ -128,19 +128,26 @@ def fit_prompts(
         "lda": fit_lda,
     }
     labelings = rows.labelings(refits, seed)
-    return LabelledReadings({name: _fit_splits(fits[name], states, rows.splits, labelings, fresh) for name in PROBES})
+    return LabelledReadings({name: fit_splits(fits[name], states, rows.splits, labelings, fresh) for name in PROBES})
 
 
-def _fit_splits(
-    fit: Fit, states: Tensor, splits: Splits, labelings: NDArray[np.bool_], fresh: Tensor | None
+def fit_splits(
+    fit: Fit, states: Tensor, splits: Splits, labelings: NDArray[np.bool_], fresh: Tensor | None = None
 ) -> ProbeReadings:
-    """Fit one kind of probe for every split and labeling; the last split sees every row."""
+    """Fit one kind of probe for every split and labeling.
+
+    Args:
+        fit: fits probes to rows.
+        states: states of one layer, [row width].
+        splits: splits of the rows; weight and bias are those of the last one, which by itself sees every row.
+        labelings: the labels, then others, [labeling row].
+        fresh: states of other rows, for the last probe.
+    """
     targets = torch.from_numpy(labelings.T.astype(np.float32)).to(states.device)
     logits = np.empty((len(labelings), len(states), len(splits.left_out)))
     for split in range(logits.shape[2]):
         kept = torch.from_numpy(splits.train[:, split]).to(states.device)
-        same = bool((states[kept] == states[kept][:1]).all())
-        probe = _zero_probe(states, len(labelings)) if same else fit(states[kept], targets[kept])
+        probe = fit_where_states_differ(fit, states[kept], targets[kept])
         logits[:, :, split] = probe.logits(states).double().cpu().numpy().T
     return ProbeReadings(
         logits=splits.held_out(logits),
@@ -151,14 +158,21 @@ def _fit_splits(
     )
 
 
-def _zero_probe(states: Float[Tensor, "row width"], columns: int) -> LinearProbe:
-    """A probe whose weights are all zero, for rows that are all the same."""
+def fit_where_states_differ(
+    fit: Fit, states: Float[Tensor, "row width"], targets: Float[Tensor, "row column"]
+) -> LinearProbe:
+    """The fitted probes; ones whose weights are all zero for rows that are all the same."""
+    if not bool((states == states[:1]).all()):
+        return fit(states, targets)
+    columns = targets.shape[1]
     dtype = torch.promote_types(states.dtype, torch.float32)
     return LinearProbe(states.new_zeros(states.shape[1], columns, dtype=dtype), states.new_zeros(columns, dtype=dtype))
 
 
 def _score_inner(logits: Array, labelings: NDArray[np.bool_], splits: Splits) -> Array:
-    """[labeling fold]: mean AUROC on each other fold, by the probe that saw neither."""
+    """[labeling fold]: mean AUROC on each other fold, by the probe that saw neither; no folds without such probes."""
+    if not splits.inner(0):
+        return np.empty((len(labelings), 0))
     columns = []
     for fold in range(splits.count):
         scores = []

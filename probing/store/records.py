@@ -235,6 +235,7 @@ DONE: Mapping[str, Check] = {
     "refusal export": check_object({"tensors": is_list(_WRITTEN), "model": is_source, "format": is_one_of(*EXPORTS)}),
     "refusal transfer": _with_files({}, SUMMARY),
     "refusal audit": _with_files({}, SUMMARY),
+    "refusal trace": _with_files({}, SUMMARY),
     "capture": _is_manifest,
 }
 """What the record of a finished run has, by command."""

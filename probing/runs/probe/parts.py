@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from probing.data.surface import surface_features
+from probing.data.surface import scale_surface
 from probing.errors import OutOfMemory
 from probing.probes.prompts import fit_prompts
 from probing.runs.common.parts import Arrays
@@ -43,15 +41,5 @@ def fit_place(material: Material, place: str, device: torch.device, report: Call
 
 
 def _surface_states(seen: Prompts, others: Prompts | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Features of the texts, each with mean 0 and variance 1 over the data, without those that never vary."""
-    features = surface_features(seen.rows)
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    varied = (features != features[:1]).any(axis=0)
-    # Without any varying feature, use a column of zeros, from which nothing can be learnt.
-    if not varied.any():
-        varied[0], mean, spread = True, features[0], np.ones_like(spread)
-
-    def scale(values: NDArray[np.float64]) -> torch.Tensor:
-        return torch.from_numpy(((values - mean) / np.where(varied, spread, 1))[:, varied])
-
-    return scale(features), None if others is None else scale(surface_features(others.rows))
+    own, new = scale_surface(seen.rows, None if others is None else others.rows)
+    return torch.from_numpy(own), None if new is None else torch.from_numpy(new)

@@ -44,10 +44,14 @@ MEANS_ANOTHER_THING = {
     "mode": "of an export, which can hold two of the edits",
     "place": "of a direction among many; of both models",
     "coefficient": "of an export, which cannot hold a share",
+    "answers": "of an evaluation; two words for yes and no",
     "policy": "one of three ways to name what is compared; the only one",
 }
 # Options that count in one job and not in another, and why.
-IDENTITY_DIFFERS = {"places": "a capture records them as what they are in the model"}
+IDENTITY_DIFFERS = {
+    "places": "a capture records them as what they are in the model",
+    "answers": "two words that are compared; or a folder, which is told apart by its content",
+}
 
 
 def declared(each):

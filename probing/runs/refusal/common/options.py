@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probing.data.bundled import BUNDLED
-from probing.runs.common.options import MOST_ROWS, HubOptions, PromptOptions, RunOptions, option
+from probing.runs.common.options import MOST_ROWS, HubOptions, Options, PromptOptions, RunOptions, option
 
 LEAST = 4
 """Prompts of each kind without which nothing can be held out."""
 HARMFUL, HARMLESS = "harmful", "harmless"
+MOST_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,22 @@ class KindOptions(KindPromptOptions, HubOptions):
     """
 
     model: str = option(identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneDirectionOptions(Options):
+    """Which direction of several, and the random ones beside it.
+
+    Args:
+        place: place of the direction in a folder of 'probing refusal extract', such as resid_pre:22.
+        position: token at which that direction was read, counted from the end of the prompt.
+        random_directions: number of random directions of the same length that make the band; 'probing refusal evaluate'
+            draws as many with the covariance of the states, where it knows a folder of 'probing refusal extract'.
+    """
+
+    place: str | None = None
+    position: int = option(-1, most=-1)
+    random_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,14 @@ class Kinds:
         prompts: harmful and harmless prompts.
         harmful: whether each is harmful.
         others: number of rows with other labels, or none.
+        rows: numbers of the rows of the table that they come from; None where a row is no prompt, but a pair.
     """
 
     table: Table
     prompts: list[LabelledPrompt]
     harmful: list[bool]
     others: int
+    rows: list[int] | None = None
 
 
 def read_kinds(config: KindPromptOptions) -> Kinds:
@@ -64,7 +66,8 @@ def read_kinds(config: KindPromptOptions) -> Kinds:
         table,
         [prompts[row] for row in drawn],
         [kinds[row] is True for row in drawn],
-        sum(kind is None for kind in kinds),
+        kinds.count(None),
+        drawn if len(prompts) == len(table.rows) else None,
     )
 
 

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 from probing.runs.common.options import DrawOptions, option
-from probing.runs.refusal.common.options import AnswerOptions, KindOptions
+from probing.runs.refusal.common.options import MOST_DIRECTIONS, AnswerOptions, KindOptions, OneDirectionOptions
 
 RESULTS_FILE = "results.parquet"
 ANSWERS_FILE = "answers.parquet"
 SUMMARY_FILE = "summary.json"
-MOST_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(KindOptions, AnswerOptions, DrawOptions):
+class EvaluateConfig(KindOptions, AnswerOptions, OneDirectionOptions, DrawOptions):
     """Measure what an edit of a model changes, on harmful and harmless prompts: refusal, and everything else.
 
     The model answers every prompt before and after the edit, greedily; answers are judged by their text. Beside them
@@ -24,8 +23,6 @@ class EvaluateConfig(KindOptions, AnswerOptions, DrawOptions):
     Args:
         direction: file of a direction, or folder of 'probing refusal select'; or folder of 'probing refusal extract',
             of which --place names one.
-        place: place of the direction in a folder of 'probing refusal extract', such as resid_pre:22.
-        position: token at which that direction was read, counted from the end of the prompt.
         extracted: folder of 'probing refusal extract', whose states are extracted from again under permuted labels and
             without each category; by default that of --direction where it is one.
         edited_model: folder, adapter or hub id of the model as it was edited, in place of an edit while it runs.
@@ -36,8 +33,6 @@ class EvaluateConfig(KindOptions, AnswerOptions, DrawOptions):
             direction's own for the others.
         where: of project: "writes" for all writes to the residual stream, "resid" for the input of every block, or some
             of embedding, attention and mlp, separated by commas.
-        random_directions: number of random directions of the same length that make the band; as many are drawn with the
-            covariance of the states, where a folder of 'probing refusal extract' is known.
         random_texts: how many of these also answer all prompts.
         permuted_directions: number of directions that are extracted under permuted labels, where a folder of 'probing
             refusal extract' is known.
@@ -50,15 +45,12 @@ class EvaluateConfig(KindOptions, AnswerOptions, DrawOptions):
     """
 
     direction: Path | None = option(None, identity=False)
-    place: str | None = None
-    position: int = option(-1, most=-1)
     extracted: Path | None = option(None, identity=False)
     edited_model: str | None = option(None, identity=False)
     mode: Literal["project", "affine", "add"] = "project"
     coefficient: float | None = None
     layers: str | None = option(None, form=r"all|\d{1,4}(,\d{1,4})*")
     where: str | None = None
-    random_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     random_texts: int = option(0, least=0, most=MOST_DIRECTIONS)
     permuted_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
     thinking: Literal["default", "off", "on", "both"] = "default"

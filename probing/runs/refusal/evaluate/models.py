@@ -4,25 +4,18 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from probing.engine.ablation import ablate
-from probing.errors import SourceMismatch, UsageError
+from probing.errors import SourceMismatch
 from probing.models.language_model import LanguageModel
 from probing.models.layers import find_stack
 from probing.runs.common.models import load_model
+from probing.runs.refusal.common.directions import read_direction
 from probing.runs.refusal.evaluate.config import EvaluateConfig
-from probing.store.activations import tensor_sha256
-from probing.store.directions import (
-    DIRECTION_FILE,
-    DIRECTIONS_FILE,
-    check_model,
-    open_direction,
-    open_directions,
-)
+from probing.store.directions import check_model
 from probing.types import Direction
 
 RANDOM_STREAM = 13
@@ -86,7 +79,11 @@ def open_models(config: EvaluateConfig) -> Models:
         UsageError: a place or layers that are not there.
     """
     before = load_model(config.model, config, config.revision)
-    direction = None if config.direction is None else _read_direction(config, config.direction.expanduser())
+    direction = (
+        None
+        if config.direction is None
+        else read_direction(config.direction.expanduser(), config.place, config.position)
+    )
     if direction is not None:
         stack = find_stack(before)
         check_model(direction, before.source, stack.width, len(stack.blocks))
@@ -99,32 +96,6 @@ def open_models(config: EvaluateConfig) -> Models:
                 f"compared; give the model that it was made from"
             )
     return Models(before, edited, direction, config)
-
-
-def _read_direction(config: EvaluateConfig, path: Path) -> Direction:
-    many = path.name == DIRECTIONS_FILE or (path.is_dir() and not (path / DIRECTION_FILE).exists())
-    if not many or not (path.is_file() or (path / DIRECTIONS_FILE).exists()):
-        if config.place is not None:
-            raise UsageError(f"{path}: holds one direction, so leave out --place")
-        return open_direction(path)
-    if config.place is None:
-        raise UsageError(f"{path}: holds the directions of every place; name one as --place, resid_pre:8 for instance")
-    try:
-        return open_directions(path).at(config.place, config.position)
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def identify_direction(direction: Direction | None) -> dict[str, Any]:
-    """What tells one direction from another in the identity of a run."""
-    if direction is None:
-        return {}
-    mean = direction.harmless_mean
-    hashes = {
-        "vector": tensor_sha256(direction.vector.double().contiguous()),
-        "mean": None if mean is None else tensor_sha256(mean.double().contiguous()),
-    }
-    return {"direction": hashes | {"place": str(direction.place), "position": direction.position}}
 
 
 def with_length_of(direction: Direction, vector: torch.Tensor, method: str) -> Direction:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from probing.report.tables import to_line
 from probing.runs.common.groups import text_units
 from probing.runs.refusal.common.answers import ANSWERED, limit_prompts, list_thought_tags
 from probing.runs.refusal.common.prompts import Kinds, hold_out
+from probing.runs.refusal.common.thinking import with_thinking
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.models import Models, draw_random_directions
 from probing.runs.refusal.evaluate.states import (
@@ -30,7 +31,6 @@ from probing.runs.refusal.evaluate.states import (
     permute_labels_of,
 )
 from probing.tokens.prompts import TokenizedPrompt, tokenize_prompts
-from probing.tokens.thinking import thinking_arguments
 from probing.types import Direction, LabelledPrompt, Problem
 
 BEFORE, AFTER = "before", "after"
@@ -113,14 +113,6 @@ def _tokenize(
 ) -> list[TokenizedPrompt]:
     prompts = [with_thinking(prompt, model, mode) for prompt in kinds.prompts]
     return tokenize_prompts(model.tokenizer, prompts, ANSWERED, max_length=limit, where=kinds.table.where)
-
-
-def with_thinking(prompt: LabelledPrompt, model: LanguageModel, mode: str) -> LabelledPrompt:
-    """A prompt with the chat template's switch for thinking set."""
-    arguments = thinking_arguments(model.tokenizer, mode, model.source.model)
-    if not arguments:
-        return prompt
-    return replace(prompt, chat_template_kwargs={**(prompt.chat_template_kwargs or {}), **arguments})
 
 
 def find_tokens(

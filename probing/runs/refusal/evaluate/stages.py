@@ -30,10 +30,11 @@ from probing.runs.common.record import (
     read_finished_report,
     rendered_prompts,
 )
+from probing.runs.refusal.common.directions import identify_direction
 from probing.runs.refusal.evaluate.config import SUMMARY_FILE, EvaluateConfig
 from probing.runs.refusal.evaluate.data import EvaluationData
 from probing.runs.refusal.evaluate.files import list_answers, write_files
-from probing.runs.refusal.evaluate.models import Models, identify_direction, open_models
+from probing.runs.refusal.evaluate.models import Models, open_models
 from probing.runs.refusal.evaluate.parts import Instruments, PartRunner
 from probing.runs.refusal.evaluate.results import (
     Judged,
