@@ -1,11 +1,12 @@
 """The processes of a distributed run: which rows are whose, and what all of them measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 Row = TypeVar("Row")
+Value = TypeVar("Value")
 
 
 def count_processes() -> int:
@@ -23,15 +24,33 @@ def take_own_rows(rows: Sequence[Row]) -> list[Row]:
     return list(rows[find_rank() :: count_processes()])
 
 
-def gather(own: Any) -> list[Any]:
-    """What every process has to say, in the order of their numbers; each of them must call this.
+def gather_all(measure: Callable[[], Value]) -> list[Value]:
+    """What every process measures, in the order of their numbers; each of them must call this.
 
     Args:
-        own: anything that can be pickled, the same small kind of thing in every process.
+        measure: gives anything that can be pickled.
+
+    Raises:
+        Exception: whatever ``measure`` raised in this process; in the others ``ProcessFailed``, so that none of them
+            waits for one that gave up.
     """
-    processes = count_processes()
-    if processes == 1:
-        return [own]
-    gathered: list[Any] = [None] * processes
+    if count_processes() == 1:
+        return [measure()]
+    own: tuple[Value | None, str | None] = (None, None)
+    failure: Exception | None = None
+    try:
+        own = (measure(), None)
+    except Exception as error:  # noqa: BLE001 (it is raised again, once the others know)
+        own, failure = (None, f"{type(error).__name__}: {error}"), error
+    gathered: list[Any] = [None] * count_processes()
     dist.all_gather_object(gathered, own)
-    return gathered
+    if failure is not None:
+        raise failure
+    for number, (_, trouble) in enumerate(gathered):
+        if trouble is not None:
+            raise ProcessFailed(f"process {number}: {trouble}")
+    return [value for value, _ in gathered]
+
+
+class ProcessFailed(RuntimeError):
+    """Another process of a distributed run could not measure its share."""

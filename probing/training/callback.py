@@ -1,0 +1,246 @@
+"""What the callbacks share: when they measure, what they log, alarms, and that nothing of theirs ends a run."""
+
+import contextlib
+import json
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from probing.errors import UsageError
+from probing.models.in_memory import as_language_model
+from probing.models.language_model import LanguageModel
+from probing.training.alarms import ON_ALARM, Alarm, OnAlarm, explain_silence, read_alarms
+from probing.training.keeping import leave_training
+from probing.training.processes import gather_all
+from probing.training.schedule import Schedule
+from probing.training.trainer_log import find_trainer, log_row, send_alert
+from probing.types import Estimate
+
+log = logging.getLogger(__name__)
+
+FOLDER = "probing"
+"""Folder within the output folder of a training run."""
+HISTORY_FILE = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured after one step.
+
+    Attributes:
+        step: number of optimizer steps that were done.
+        estimates: numbers by name, with their intervals; without one, both ends are NaN.
+        verdict: a sentence on what they mean; None where there is none.
+        further: numbers by name that have no alarms, such as those of groups.
+    """
+
+    step: int
+    estimates: Mapping[str, Estimate]
+    verdict: str | None
+    further: Mapping[str, float]
+
+    def row(self) -> dict[str, float | str]:
+        """The numbers as they are logged: each by its name, with its interval's ends behind it where it has one."""
+        values: dict[str, float | str] = {}
+        for name, estimate in self.estimates.items():
+            values[name] = estimate.value
+            if estimate.low == estimate.low:
+                values |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        values |= self.further
+        return values if self.verdict is None else values | {"verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class AlarmEvent:
+    """An alarm that went off.
+
+    Attributes:
+        alarm: which one.
+        measured: the number, with its interval.
+        step: after how many optimizer steps.
+        control: the trainer's; what is set there (``should_training_stop``, ``should_save``) happens.
+    """
+
+    alarm: Alarm
+    measured: Estimate
+    step: int
+    control: TrainerControl
+
+    def __str__(self) -> str:
+        interval = f"[{self.measured.low:.3g}, {self.measured.high:.3g}]"
+        return f"step {self.step}: {self.alarm.column} is {self.measured.value:.3g} {interval} ({self.alarm})"
+
+
+class MeasuringCallback(TrainerCallback):
+    """A callback that measures the model at some steps and logs what it found; its parts are for subclasses.
+
+    Args:
+        every: at which steps: see ``Schedule``.
+        alarms: thresholds by name of a number, such as ``{"share_displaced": "> 0.2"}``; an alarm goes off once its
+            whole 95 % interval is beyond it, and again only after it was not.
+        on_alarm: "warn" logs a warning and has trackers send an alert; "stop" ends the training besides; "save" has a
+            checkpoint saved besides; or a function that is called with the ``AlarmEvent``.
+        strict: whether an error of the callback ends the training. By default it is logged, and the callback does
+            nothing from then on.
+        columns: the numbers that are measured, and whether each has an interval.
+
+    Raises:
+        UsageError: no such steps, numbers, thresholds or actions.
+    """
+
+    name = "callback"
+
+    def __init__(
+        self,
+        every: int | float | Collection[int],
+        alarms: Mapping[str, str] | None,
+        on_alarm: OnAlarm | Callable[[AlarmEvent], None],
+        strict: bool,
+        columns: Mapping[str, bool],
+    ) -> None:
+        self.schedule = Schedule(every)
+        self.alarms = read_alarms(alarms, columns)
+        if not callable(on_alarm) and on_alarm not in ON_ALARM:
+            raise UsageError(f"on_alarm is {on_alarm!r}; give {', '.join(map(repr, ON_ALARM))} or a function")
+        self.on_alarm = on_alarm
+        self.strict = strict
+        self.history: list[Measurement] = []
+        self.seconds = 0.0
+        self._began = 0.0
+        self._failed: str | None = None
+        self._ringing: set[str] = set()
+        self._folder = Path()
+
+    @abstractmethod
+    def begin(self, model: LanguageModel, resumed: bool) -> None:
+        """Prepare: read what is measured on, and what it is compared with; in ``self._folder`` if it was resumed."""
+
+    @abstractmethod
+    def measure(self, model: LanguageModel, step: int) -> Measurement:
+        """Measure the model after a step."""
+
+    @abstractmethod
+    def count_rows(self) -> int:
+        """Number of pairs or prompts that are measured."""
+
+    @abstractmethod
+    def is_share(self, column: str) -> bool:
+        """Whether a number is a share of the rows."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Measure what later values are compared with; in a resumed run it is read."""
+        self._began, self.seconds, self.history, self._failed = time.perf_counter(), 0.0, [], None
+        self._folder = Path(args.output_dir or ".") / FOLDER / self.name
+        with self._guarded(), self._reading(given) as model:
+            if state.is_world_process_zero:
+                self._forget_later_steps(state.global_step)
+            self.begin(model, state.global_step > 0)
+            for alarm in self.alarms:
+                silence = explain_silence(alarm, self.count_rows(), self.is_share(alarm.column))
+                if silence is not None:
+                    log.warning("%s: %s", type(self).__name__, silence)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Measure, if this step is due."""
+        if self.schedule.is_due(state.global_step, state.max_steps):
+            self._measure(state, control, given)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Measure the model as it ends, unless the last step was measured; and say what measuring cost."""
+        if state.global_step > 0 and (not self.history or self.history[-1].step != state.global_step):
+            self._measure(state, control, given)
+        whole = time.perf_counter() - self._began
+        if self.history and state.is_world_process_zero:
+            log.warning(
+                "%s: %d measurements took %.1f s, %.1f %% of the training run's %.1f s",
+                type(self).__name__,
+                len(self.history),
+                self.seconds,
+                100 * self.seconds / whole,
+                whole,
+            )
+
+    def _measure(self, state: TrainerState, control: TrainerControl, given: Mapping[str, Any]) -> None:
+        # Every process has to know whether one of them gave up: it would not measure its share.
+        self._failed = next((failed for failed in gather_all(lambda: self._failed) if failed is not None), None)
+        if self._failed is not None:
+            return
+        with self._guarded():
+            with self._reading(given) as model:
+                found = self.measure(model, state.global_step)
+            self.history.append(found)
+            trainer = find_trainer()
+            log_row(trainer, found.row())
+            if state.is_world_process_zero:
+                self._write(found)
+                if found.verdict is not None:
+                    log.info("step %d: %s", found.step, found.verdict)
+            self._ring(trainer, found, control)
+
+    def _ring(self, trainer: Any, found: Measurement, control: TrainerControl) -> None:
+        """Let the alarms go off whose numbers are beyond their thresholds now and were not before."""
+        for alarm in self.alarms:
+            measured = found.estimates[alarm.column]
+            if not alarm.goes_off(measured):
+                self._ringing.discard(str(alarm))
+                continue
+            if str(alarm) in self._ringing:
+                continue
+            self._ringing.add(str(alarm))
+            event = AlarmEvent(alarm, measured, found.step, control)
+            text = f"{event}" if found.verdict is None else f"{event}; {found.verdict}"
+            if trainer.is_world_process_zero():
+                log.warning("%s: %s", type(self).__name__, text)
+            send_alert(trainer, f"probing: {alarm}", text)
+            if callable(self.on_alarm):
+                self.on_alarm(event)
+            elif self.on_alarm == "stop":
+                control.should_training_stop = True
+            elif self.on_alarm == "save":
+                control.should_save = True
+
+    def _forget_later_steps(self, step: int) -> None:
+        """Remove what an earlier run in this folder wrote after a step, at which this one begins."""
+        for path in self._folder.glob("*-*.parquet"):
+            number = path.stem.rpartition("-")[2]
+            if number.isdecimal() and int(number) > step:
+                path.unlink()
+        history = self._folder / HISTORY_FILE
+        if history.is_file():
+            lines = history.read_text(encoding="utf-8").splitlines(keepends=True)
+            history.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+    def _write(self, found: Measurement) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / HISTORY_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": found.step, **found.row()}) + "\n")
+
+    @contextlib.contextmanager
+    def _reading(self, given: Mapping[str, Any]) -> Iterator[LanguageModel]:
+        """The model that is trained, left as it was found; what this takes is counted."""
+        began = time.perf_counter()
+        model = as_language_model((given["model"], given.get("processing_class")))
+        try:
+            with leave_training(model):
+                yield model
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Errors are logged and end the callback, not the training, unless that is wanted."""
+        try:
+            yield
+        except Exception as error:
+            if self.strict:
+                raise
+            self._failed = f"{type(error).__name__}: {error}"
+            log.error("%s: nothing more is measured in this run, because %s", type(self).__name__, self._failed)
