@@ -1,61 +1,52 @@
-"""What a model said before training, kept with the run so that a resumed run compares with the same."""
+"""What was measured before training, kept with the run so that a resumed run compares with the same."""
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
+from torch import Tensor
 
 from probing.errors import SourceMismatch, StoreCorrupt
-from probing.tokens.pairs import TokenizedPair
-from probing.training.pair_set import PairValues
+from probing.store.activations import tensor_sha256
+from probing.store.described import read_described, write_described
+from probing.store.records import SEAL, seal
 
-PAIRS_FILE = "baseline.parquet"
-MASS_FILE = "baseline-tokens.npy"
-FACTS_FILE = "baseline.json"
-
-
-def hash_tokens(tokenized: Sequence[TokenizedPair]) -> str:
-    """A hash of ids and tokens of all pairs, in order: it differs for other pairs, another tokenizer or template."""
-    digest = hashlib.sha256()
-    for pair in tokenized:
-        digest.update(json.dumps([pair.id, pair.prompt_tokens, pair.chosen, pair.rejected]).encode())
-    return digest.hexdigest()
+BASELINE_FILE = "baseline.safetensors"
+FORMAT = "probing.baseline"
 
 
-def save_baseline(folder: Path, values: PairValues, tokenized: Sequence[TokenizedPair]) -> None:
-    """Keep the values of a model before training in a folder, which is made."""
+def save_baseline(folder: Path, tensors: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
+    """Keep tensors of a model before training in a folder, which is made.
+
+    Args:
+        folder: the callback's folder within the output folder of the run.
+        tensors: by name.
+        identity: what they were measured on, which has to be the same when they are read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    values.frame.to_parquet(folder / PAIRS_FILE, index=False)
-    np.save(folder / MASS_FILE, values.mass)
-    (folder / FACTS_FILE).write_text(json.dumps({"pairs_sha256": hash_tokens(tokenized)}), encoding="utf-8")
+    write_described(folder / BASELINE_FILE, FORMAT, tensors, {"measured_on": dict(identity)})
 
 
-def open_baseline(folder: Path, tokenized: Sequence[TokenizedPair]) -> PairValues:
-    """The values that ``save_baseline`` kept.
+def open_baseline(folder: Path, identity: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that ``save_baseline`` kept.
 
     Raises:
-        SourceMismatch: there are none, or they are of other pairs, or of another tokenizer or chat template.
-        StoreCorrupt: a file is damaged.
+        SourceMismatch: there are none, or they were measured on something else; names what differs.
+        StoreCorrupt: the file is damaged.
     """
-    if not (folder / FACTS_FILE).is_file():
+    file = folder / BASELINE_FILE
+    if not file.is_file():
         raise SourceMismatch(
-            f"{folder}: holds no baseline, which a resumed run compares with; resume with the output folder of the run "
-            f"that began it, or give a reference model"
+            f"{file}: there is no baseline, which a resumed run compares with; resume with the output folder of the "
+            f"run that began it"
         )
-    try:
-        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        frame, mass = pd.read_parquet(folder / PAIRS_FILE), np.load(folder / MASS_FILE, allow_pickle=False)
-        known = facts["pairs_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(
-            f"{folder}: the baseline is damaged ({error}); give a reference model in its place"
-        ) from error
-    if known != hash_tokens(tokenized):
+    known, tensors = read_described(file, FORMAT, "baseline of a callback")
+    sealed = known.pop(SEAL, None) == seal({key: value for key, value in known.items() if key != SEAL})
+    if not sealed or known.get("sha256") != {name: tensor_sha256(tensor) for name, tensor in tensors.items()}:
+        raise StoreCorrupt(f"{file}: the baseline was changed since it was written")
+    other = sorted(key for key, value in identity.items() if known["measured_on"].get(key) != value)
+    if other:
         raise SourceMismatch(
-            f"{folder}: the baseline there is of other pairs, or of another tokenizer or chat template; give the pairs "
-            f"with which the run began"
+            f"{file}: the baseline there has other {' and '.join(other)}; resume with those that the run began with"
         )
-    return PairValues(frame, mass)
+    return tensors

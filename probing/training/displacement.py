@@ -18,8 +18,9 @@ from probing.tokens.pairs import TokenizedPair
 from probing.training.alarms import OnAlarm
 from probing.training.baselines import open_baseline, save_baseline
 from probing.training.callback import AlarmEvent, Measurement, MeasuringCallback
-from probing.training.pair_set import SIDES, PairSet, PairValues, measure_pairs, tokenize_set
+from probing.training.pair_set import SIDES, PairSet, PairValues, hash_tokens, measure_pairs, tokenize_set
 from probing.training.processes import find_rank, gather_all
+from probing.training.refusal import open_probe
 from probing.types import Estimate
 
 SHARES = ("share_displaced", "ranking_accuracy")
@@ -71,6 +72,14 @@ class DisplacementCallback(MeasuringCallback):
         max_length: longest sequence in tokens; a longer pair is an error.
         batch_tokens: padded tokens a batch; found by itself when None.
         columns: columns of prompts and responses, where they are none of the known layouts.
+        prompts: prompts on which ``directions`` and refusals are watched besides, in any form that ``capture`` takes,
+            a path, "bundled", or a mapping from labels (as "harmful", "harmless") to these: ``projection/NAME`` (of
+            the state on the direction's unit vector) and ``refusal_log_odds``, means over prompts with their
+            intervals, and for each label again.
+        directions: a direction, or the path of its file or of a folder of 'probing refusal select'; a list of these,
+            or a mapping from names.
+        refusal_tokens: ids or texts of the tokens that the model refuses with; by default those that a direction
+            knows.
 
     Attributes:
         history: a ``Measurement`` of every step that was measured.
@@ -94,8 +103,13 @@ class DisplacementCallback(MeasuringCallback):
         max_length: int | None = None,
         batch_tokens: int | None = None,
         columns: PairColumns | None = None,
+        prompts: Any = None,
+        directions: Any = (),
+        refusal_tokens: Sequence[int | str] | None = None,
     ) -> None:
-        super().__init__(every, alarms, on_alarm, strict, COLUMNS)
+        self._probe = open_probe(prompts, directions, refusal_tokens)
+        further = [] if self._probe is None else self._probe.columns()
+        super().__init__(every, alarms, on_alarm, strict, COLUMNS | dict.fromkeys(further, True))
         self.pairs = PairSet.read(pairs, by, columns)
         self.by, self.reference, self.max_length, self.batch_tokens = by, reference, max_length, batch_tokens
         self._tokenized: list[TokenizedPair] = []
@@ -112,16 +126,22 @@ class DisplacementCallback(MeasuringCallback):
 
     def begin(self, model: LanguageModel, resumed: bool) -> None:
         """Measure the reference, or read what it said when the run began."""
-        gather_all(lambda: self._tokenize(model))
+        gather_all(lambda: self._prepare(model))
         if resumed and self.reference is None:
-            self._before = open_baseline(self._folder, self._tokenized)
+            kept = open_baseline(self._folder, self._identity())
+            self._before = PairValues.of([pair.id for pair in self._tokenized], kept)
             return
         self._before = self._measure_reference(model)
         if find_rank() == 0:
-            save_baseline(self._folder, self._before, self._tokenized)
+            save_baseline(self._folder, self._before.tensors(), self._identity())
 
-    def _tokenize(self, model: LanguageModel) -> None:
+    def _identity(self) -> dict[str, str]:
+        return {"pairs, tokenizer or chat template": hash_tokens(self._tokenized)}
+
+    def _prepare(self, model: LanguageModel) -> None:
         self._tokenized, self._tokenizer = tokenize_set(model, self.pairs, self.max_length), model.tokenizer
+        if self._probe is not None:
+            self._probe.prepare(model)
 
     def _measure_reference(self, model: LanguageModel) -> PairValues:
         if self.reference is None:
@@ -147,6 +167,8 @@ class DisplacementCallback(MeasuringCallback):
         for group in sorted(set(self.pairs.groups or [])):
             own = changes[np.array(self.pairs.groups) == group]
             further |= {f"{self.by}={group}/{name}": float(own[COLUMN_OF.get(name, name)].mean()) for name in BY_GROUP}
+        if self._probe is not None:
+            estimates |= self._probe.estimate(self._probe.read(model)[0])
         verdict = describe_regime(estimates["chosen_change"], estimates["rejected_change"])
         if find_rank() == 0:
             self._write_pairs(step, changes, after.mass - self._before.mass)

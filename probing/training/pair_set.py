@@ -1,6 +1,8 @@
 """A fixed set of preference pairs, measured again and again while a model is trained."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ from probing.training.processes import gather_all, take_own_rows
 from probing.types import PreferencePair
 
 SIDES = ("chosen", "rejected")
+MASS = "mass"
 LEAST_LOGPROB = -1e4
+"""Stands for ln 0, which times 0 is 0."""
 SCORED = ("ches", "ches_normalized", "chosen_logprob", "rejected_logprob")
 
 
@@ -84,6 +88,19 @@ class PairValues:
     frame: pd.DataFrame
     mass: NDArray[np.float64]
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The numbers by name, float64."""
+        columns = self.frame.drop(columns="id")
+        return {str(name): torch.tensor(columns[name].to_numpy(dtype=np.float64)) for name in columns} | {
+            MASS: torch.from_numpy(self.mass)
+        }
+
+    @classmethod
+    def of(cls, ids: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> "PairValues":
+        """The values whose numbers ``tensors`` gave."""
+        columns = {name: tensor.numpy() for name, tensor in tensors.items() if name != MASS}
+        return cls(pd.DataFrame({"id": list(ids), **columns}), tensors[MASS].numpy())
+
 
 def tokenize_set(model: LanguageModel, pairs: PairSet, max_length: int | None) -> list[TokenizedPair]:
     """The pairs as this model sees them.
@@ -100,6 +117,14 @@ def tokenize_set(model: LanguageModel, pairs: PairSet, max_length: int | None) -
             f"measured as a whole, so leave such pairs out of it"
         )
     return tokenized
+
+
+def hash_tokens(tokenized: Sequence[TokenizedPair]) -> str:
+    """A hash of ids and tokens of all pairs, in order: it differs for other pairs, another tokenizer or template."""
+    digest = hashlib.sha256()
+    for pair in tokenized:
+        digest.update(json.dumps([pair.id, pair.prompt_tokens, pair.chosen, pair.rejected]).encode())
+    return digest.hexdigest()
 
 
 def measure_pairs(
@@ -173,7 +198,6 @@ def _read_distributions(states: torch.Tensor, head: Unembedding) -> tuple[torch.
         for _, logits in logit_chunks(states.to(head.weight.device), head):
             logprobs = logits.log_softmax(dim=1)
             shares = logprobs.exp()
-            # A token that is masked has no share, and ln 0 times 0 is 0.
             entropies.append(-torch.linalg.vecdot(shares, logprobs.clamp_min(LEAST_LOGPROB)).double().cpu())
             mass += shares.sum(dim=0).double().cpu()
     return torch.cat(entropies), mass
