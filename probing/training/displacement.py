@@ -1,5 +1,6 @@
 """The callback that says whether preference training displaces likelihood, and what to do about it."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from probing.training.processes import find_rank, gather_all
 from probing.training.refusal import open_probe
 from probing.types import Estimate
 
-SHARES = ("share_displaced", "ranking_accuracy")
+SHARES = ("share_displaced", "share_halved", "ranking_accuracy")
 MEANS = (
     "chosen_change",
     "rejected_change",
@@ -39,7 +40,7 @@ MEANS = (
     "ches_normalized",
 )
 COLUMNS = dict.fromkeys((*MEANS, *SHARES), True) | {"regime": False}
-BY_GROUP = ("chosen_change", "rejected_change", "share_displaced")
+BY_GROUP = ("chosen_change", "rejected_change", "share_displaced", "share_halved")
 TOP = 10
 """Tokens that gained and that lost most probability which are named."""
 
@@ -51,7 +52,9 @@ class DisplacementCallback(MeasuringCallback):
     with what it said when training began. Logged under ``probing/``: means over pairs of ``chosen_change`` and
     ``rejected_change`` (ln p of the response, summed over its tokens, in nats), the same ``_per_token`` and of the end
     of turn alone (``_end_change``), ``margin`` (ln p of chosen less rejected) and ``margin_change``,
-    ``share_displaced`` (pairs whose margin grows while ln p of the chosen response falls), ``ranking_accuracy``,
+    ``share_displaced`` (pairs whose margin grows while ln p of the chosen response falls, however little),
+    ``share_halved`` (of these, pairs whose chosen response is less than half as likely as before),
+    ``ranking_accuracy``,
     ``entropy`` (of the next token, over the chosen responses), ``ches`` and ``ches_normalized`` of the model as it is,
     each with the ends of its 95 % interval over pairs; ``regime`` (0 both up; 1 chosen up, rejected down; 2 both down;
     3 chosen down, rejected up), and a sentence, ``verdict``.
@@ -180,7 +183,7 @@ class DisplacementCallback(MeasuringCallback):
         name_moved_tokens(self._tokenizer, moved).to_parquet(self._folder / f"tokens-{step:08d}.parquet", index=False)
 
 
-COLUMN_OF = {"share_displaced": "displaced", "ranking_accuracy": "ranking_correct"}
+COLUMN_OF = {"share_displaced": "displaced", "share_halved": "halved", "ranking_accuracy": "ranking_correct"}
 
 
 def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
@@ -193,6 +196,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     changes["margin"] = after["chosen_logprob"] - after["rejected_logprob"]
     changes["margin_change"] = changes["chosen_change"] - changes["rejected_change"]
     changes["displaced"] = (changes["chosen_change"] < 0) & (changes["margin_change"] > 0)
+    changes["halved"] = changes["displaced"] & (changes["chosen_change"] < -math.log(2))
     changes["ranking_correct"] = changes["margin"] >= 0
     changes["entropy"] = after["entropy"]
     changes["entropy_change"] = after["entropy"] - before["entropy"]

@@ -61,8 +61,9 @@ class DirectionProbe:
             raise UsageError(f"the direction '{name}' is a subspace of {rank}; a projection needs one vector")
 
     def columns(self) -> list[str]:
-        """Names of the numbers that are measured, each with an interval."""
-        return [*(f"{PROJECTION}/{name}" for name in self.directions), *([LOG_ODDS] if self._known_tokens() else [])]
+        """Names of the numbers that are measured, each with an interval: of all prompts, and of those of each label."""
+        names = [*(f"{PROJECTION}/{name}" for name in self.directions), *([LOG_ODDS] if self._known_tokens() else [])]
+        return [*names, *(f"{name}/{label}" for label in sorted(set(self.prompts.labels or [])) for name in names)]
 
     def _known_tokens(self) -> Sequence[int | str]:
         if self.tokens is not None:
