@@ -63,6 +63,10 @@ from probing.store.directions import open_directions as open_directions
 from probing.store.directions import save_direction as save_direction
 from probing.store.probes import SavedProbes as SavedProbes
 from probing.store.probes import open_probes as open_probes
+from probing.training.callback import AlarmEvent as AlarmEvent
+from probing.training.callback import Measurement as Measurement
+from probing.training.displacement import DisplacementCallback as DisplacementCallback
+from probing.training.geometry import GeometryCallback as GeometryCallback
 from probing.types import Activations as Activations
 from probing.types import Capture as Capture
 from probing.types import ContrastPair as ContrastPair

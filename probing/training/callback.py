@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,7 +18,7 @@ from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
 from probing.training.alarms import ON_ALARM, Alarm, OnAlarm, explain_silence, read_alarms
 from probing.training.keeping import leave_training
-from probing.training.processes import gather_all
+from probing.training.processes import check_whole, find_rank, gather_all
 from probing.training.schedule import Schedule
 from probing.training.trainer_log import find_trainer, log_row, send_alert
 from probing.types import Estimate
@@ -89,12 +90,14 @@ class MeasuringCallback(TrainerCallback):
         strict: whether an error of the callback ends the training. By default it is logged, and the callback does
             nothing from then on.
         columns: the numbers that are measured, and whether each has an interval.
+        name: name of this callback where a trainer has several of its kind: then numbers are logged as
+            ``probing/NAME/...``, and files lie in a folder of that name.
 
     Raises:
         UsageError: no such steps, numbers, thresholds or actions.
     """
 
-    name = "callback"
+    kind = "callback"
 
     def __init__(
         self,
@@ -103,7 +106,11 @@ class MeasuringCallback(TrainerCallback):
         on_alarm: OnAlarm | Callable[[AlarmEvent], None],
         strict: bool,
         columns: Mapping[str, bool],
+        name: str | None = None,
     ) -> None:
+        if name is not None and not re.fullmatch(r"[\w.=-]+", name):
+            raise UsageError(f"name is {name!r}; it becomes part of file names, so write letters, digits, '_' and '-'")
+        self.name = name or self.kind
         self.schedule = Schedule(every)
         self.alarms = read_alarms(alarms, columns)
         if not callable(on_alarm) and on_alarm not in ON_ALARM:
@@ -118,8 +125,14 @@ class MeasuringCallback(TrainerCallback):
         self._folder = Path()
 
     @abstractmethod
-    def begin(self, model: LanguageModel, resumed: bool) -> None:
-        """Prepare: read what is measured on, and what it is compared with; in ``self._folder`` if it was resumed."""
+    def begin(self, model: LanguageModel, logged: list[dict[str, Any]] | None) -> None:
+        """Prepare what is measured on, and what it is compared with.
+
+        Args:
+            model: the model that is trained.
+            logged: rows that were logged before the checkpoint from which a run is resumed; what is compared with then
+                lies in ``self._folder``. None for a run that begins.
+        """
 
     @abstractmethod
     def measure(self, model: LanguageModel, step: int) -> Measurement:
@@ -140,9 +153,10 @@ class MeasuringCallback(TrainerCallback):
         self._began, self.seconds, self.history, self._failed = time.perf_counter(), 0.0, [], None
         self._folder = Path(args.output_dir or ".") / FOLDER / self.name
         with self._guarded(), self._reading(given) as model:
-            if state.is_world_process_zero:
-                self._forget_later_steps(state.global_step)
-            self.begin(model, state.global_step > 0)
+            check_whole(model.model)
+            self._check_name(find_trainer())
+            logged = gather_all(lambda: self._forget_later_steps(state.global_step) if find_rank() == 0 else [])
+            self.begin(model, logged[0] if state.global_step > 0 else None)
             for alarm in self.alarms:
                 silence = explain_silence(alarm, self.count_rows(), self.is_share(alarm.column))
                 if silence is not None:
@@ -168,6 +182,14 @@ class MeasuringCallback(TrainerCallback):
                 whole,
             )
 
+    def _check_name(self, trainer: Any) -> None:
+        others = [each for each in trainer.callback_handler.callbacks if isinstance(each, MeasuringCallback)]
+        if any(each is not self and each.name == self.name for each in others):
+            raise UsageError(
+                f"two callbacks of this trainer are called '{self.name}', and would write the same numbers and files; "
+                f"give each a name"
+            )
+
     def _measure(self, state: TrainerState, control: TrainerControl, given: Mapping[str, Any]) -> None:
         # Every process has to know whether one of them gave up: it would not measure its share.
         self._failed = next((failed for failed in gather_all(lambda: self._failed) if failed is not None), None)
@@ -178,7 +200,7 @@ class MeasuringCallback(TrainerCallback):
                 found = self.measure(model, state.global_step)
             self.history.append(found)
             trainer = find_trainer()
-            log_row(trainer, found.row())
+            log_row(trainer, found.row(), "" if self.name == self.kind else f"{self.name}/")
             if state.is_world_process_zero:
                 self._write(found)
                 if found.verdict is not None:
@@ -207,16 +229,20 @@ class MeasuringCallback(TrainerCallback):
             elif self.on_alarm == "save":
                 control.should_save = True
 
-    def _forget_later_steps(self, step: int) -> None:
-        """Remove what an earlier run in this folder wrote after a step, at which this one begins."""
+    def _forget_later_steps(self, step: int) -> list[dict[str, Any]]:
+        """Remove what an earlier run in this folder wrote after a step, at which this one begins; the rows up to it."""
         for path in self._folder.glob("*-*.parquet"):
             number = path.stem.rpartition("-")[2]
             if number.isdecimal() and int(number) > step:
                 path.unlink()
         history = self._folder / HISTORY_FILE
-        if history.is_file():
-            lines = history.read_text(encoding="utf-8").splitlines(keepends=True)
-            history.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+        if not history.is_file():
+            return []
+        # Of a run that was killed the last line may be cut short; it is beyond every checkpoint.
+        lines = [line for line in history.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+        kept = [row for row in map(json.loads, lines) if row["step"] <= step]
+        history.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        return kept
 
     def _write(self, found: Measurement) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,7 @@ class DisplacementCallback(MeasuringCallback):
         alarms: such as ``{"share_displaced": "> 0.2"}``; an alarm goes off when the whole interval is beyond it.
         on_alarm: "warn", "stop" (ends the training), "save" (saves a checkpoint), or a function of the ``AlarmEvent``.
         strict: whether an error of the callback ends the training.
+        name: name of the callback, where a trainer has several: numbers are then logged as ``probing/NAME/...``.
         max_length: longest sequence in tokens; a longer pair is an error.
         batch_tokens: padded tokens a batch; found by itself when None.
         columns: columns of prompts and responses, where they are none of the known layouts.
@@ -91,7 +92,7 @@ class DisplacementCallback(MeasuringCallback):
         UsageError, DataInvalid, TypeError: options or pairs that cannot be used.
     """
 
-    name = "displacement"
+    kind = "displacement"
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class DisplacementCallback(MeasuringCallback):
         alarms: Mapping[str, str] | None = None,
         on_alarm: OnAlarm | Callable[[AlarmEvent], None] = "warn",
         strict: bool = False,
+        name: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
         columns: PairColumns | None = None,
@@ -112,7 +114,7 @@ class DisplacementCallback(MeasuringCallback):
     ) -> None:
         self._probe = open_probe(prompts, directions, refusal_tokens)
         further = [] if self._probe is None else self._probe.columns()
-        super().__init__(every, alarms, on_alarm, strict, COLUMNS | dict.fromkeys(further, True))
+        super().__init__(every, alarms, on_alarm, strict, COLUMNS | dict.fromkeys(further, True), name)
         self.pairs = PairSet.read(pairs, by, columns)
         self.by, self.reference, self.max_length, self.batch_tokens = by, reference, max_length, batch_tokens
         self._tokenized: list[TokenizedPair] = []
@@ -127,10 +129,10 @@ class DisplacementCallback(MeasuringCallback):
         """Whether a number is a share of the pairs."""
         return column in SHARES
 
-    def begin(self, model: LanguageModel, resumed: bool) -> None:
+    def begin(self, model: LanguageModel, logged: list[dict[str, Any]] | None) -> None:
         """Measure the reference, or read what it said when the run began."""
         gather_all(lambda: self._prepare(model))
-        if resumed and self.reference is None:
+        if logged is not None and self.reference is None:
             kept = open_baseline(self._folder, self._identity())
             self._before = PairValues.of([pair.id for pair in self._tokenized], kept)
             return
@@ -150,10 +152,9 @@ class DisplacementCallback(MeasuringCallback):
         if self.reference is None:
             return measure_pairs(model, self._tokenized, self.batch_tokens)
         if self.reference == "adapter off":
-            disabled = getattr(model.model, "disable_adapter", None)
-            if disabled is None:
+            if model.peft is None:
                 raise UsageError(f"reference is 'adapter off', and the {type(model.model).__name__} has no adapter")
-            with disabled():
+            with model.peft.disable_adapter():
                 return measure_pairs(model, self._tokenized, self.batch_tokens)
         named = isinstance(self.reference, str)
         reference = load(self.reference) if named else as_language_model(self.reference, model.tokenizer)

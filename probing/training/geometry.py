@@ -47,6 +47,7 @@ class GeometryCallback(MeasuringCallback):
         alarms: as for ``DisplacementCallback``; of numbers that have intervals.
         on_alarm: as there.
         strict: as there.
+        name: as there.
 
     Attributes:
         history: a ``Measurement`` of every step that was measured.
@@ -55,7 +56,7 @@ class GeometryCallback(MeasuringCallback):
         UsageError, DataInvalid, TypeError, SourceMismatch: options, prompts or directions that cannot be used.
     """
 
-    name = "geometry"
+    kind = "geometry"
 
     def __init__(
         self,
@@ -68,13 +69,14 @@ class GeometryCallback(MeasuringCallback):
         alarms: Mapping[str, str] | None = None,
         on_alarm: OnAlarm | Callable[[AlarmEvent], None] = "warn",
         strict: bool = False,
+        name: str | None = None,
     ) -> None:
         self.prompts = PromptSet.read(prompts)
         if len(self.prompts.prompts) < LEAST:
             raise UsageError(f"{self.prompts.name}: {len(self.prompts.prompts)} prompts; drift needs at least {LEAST}")
         self.layers = layers
         self._probe = DirectionProbe(self.prompts, name_directions(directions), refusal_tokens)
-        super().__init__(every, alarms, on_alarm, strict, dict.fromkeys(self._probe.columns(), True))
+        super().__init__(every, alarms, on_alarm, strict, dict.fromkeys(self._probe.columns(), True), name)
         self._before: dict[Place, Tensor] = {}
         self._projections: dict[str, float] = {}
         self._course: list[list[float]] = []
@@ -87,13 +89,15 @@ class GeometryCallback(MeasuringCallback):
         """No number is a share of the prompts."""
         return False
 
-    def begin(self, model: LanguageModel, resumed: bool) -> None:
+    def begin(self, model: LanguageModel, logged: list[dict[str, Any]] | None) -> None:
         """Read the states before training, or those that were kept when the run began."""
         gather_all(lambda: self._prepare(model))
         values, states = self._probe.read(model)
         self._before = {place: states[place, -1] for place in self._probe.places}
-        self._projections, self._course = {name: float(own.mean()) for name, own in values.items()}, []
-        self._keep(resumed)
+        self._projections = {name: float(own.mean()) for name, own in values.items()}
+        self._keep(logged is not None)
+        named = [f"{PROJECTION}_change/{name}" for name in self._probe.directions]
+        self._course = [[row[name] for name in named] for row in logged or []]
 
     def _prepare(self, model: LanguageModel) -> None:
         with set_up(model):
@@ -154,12 +158,15 @@ LEAST = 4
 
 
 def describe_drift(before: Tensor, after: Tensor) -> dict[str, float]:
-    """How far states went from what they were; see ``GeometryCallback``.
+    """How far states went from what they were; see ``GeometryCallback``. Nothing where all were the same before.
 
     Args:
         before: [prompt width].
         after: the same prompts.
     """
+    # As at the input of the first block, where the last token of all prompts is the same.
+    if bool((before == before[0]).all()):
+        return {}
     shift = centroid_shift(before, after)
     noise = shift.noise * shift.relative / shift.norm if shift.norm > 0 else 0.0
     cka = linear_cka(before, after, debiased=True)

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import nn
+
+from probing.errors import UsageError
 
 Row = TypeVar("Row")
 Value = TypeVar("Value")
@@ -17,6 +20,21 @@ def count_processes() -> int:
 def find_rank() -> int:
     """The number of this process, from 0."""
     return dist.get_rank() if count_processes() > 1 else 0
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise unless every weight is whole in this process.
+
+    Raises:
+        UsageError: FSDP, DeepSpeed ZeRO 3 or tensor parallelism splits the weights, so that one process alone cannot
+            run the model.
+    """
+    for name, weight in model.named_parameters():
+        if hasattr(weight, "ds_id") or type(weight.data).__name__ == "DTensor" or "_fsdp_wrapped_module" in name:
+            raise UsageError(
+                f"the weights {name} are split between processes (FSDP, DeepSpeed ZeRO 3 or tensor parallelism), which "
+                f"callbacks cannot read; compare checkpoints by 'probing displacement --steps'"
+            )
 
 
 def take_own_rows(rows: Sequence[Row]) -> list[Row]:

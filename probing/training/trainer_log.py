@@ -36,7 +36,7 @@ def find_trainer() -> Any:
     )
 
 
-def log_row(trainer: Any, values: Mapping[str, float | str]) -> None:
+def log_row(trainer: Any, values: Mapping[str, float | str], within: str = "") -> None:
     """Write one row of numbers to the history and to every tracker of a trainer.
 
     Trainers of TRL average their metrics between two rows of their own and forget them when a row is written, and the
@@ -46,10 +46,11 @@ def log_row(trainer: Any, values: Mapping[str, float | str]) -> None:
     Args:
         trainer: a ``transformers.Trainer``.
         values: by name, without the prefix "probing/".
+        within: what stands between the prefix and each name.
     """
     due = trainer.control.should_log
     try:
-        transformers.Trainer.log(trainer, {f"{PREFIX}{name}": value for name, value in values.items()})
+        transformers.Trainer.log(trainer, {f"{PREFIX}{within}{name}": value for name, value in values.items()})
     finally:
         trainer.control.should_log = due
 

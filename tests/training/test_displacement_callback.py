@@ -48,9 +48,9 @@ def displaced(tmp_path_factory):
 
 
 def hooks_of(model):
-    """The functions that are hooked on modules."""
-    hooks = [[*module._forward_hooks.values(), *module._forward_pre_hooks.values()] for module in model.modules()]
-    return [getattr(hook, "__func__", hook) for hook in sum(hooks, [])]
+    """The names of the functions that are hooked on modules."""
+    named = [hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    return [getattr(hook, "__qualname__", type(hook).__name__) for hooks in named for hook in hooks.values()]
 
 
 def test_training_ends_with_the_same_weights(displaced):
@@ -75,7 +75,7 @@ def test_displacement_is_told(displaced):
     assert row["verdict"].startswith("both down (chosen -")
     assert "likelihood displacement" in row["verdict"]
     assert row["regime"] == 2
-    assert row["chosen_change_high"] < -5
+    assert row["chosen_change_high"] < -2
     assert row["share_halved"] > 0.2
     assert row["share_displaced_low"] <= row["share_displaced"] <= row["share_displaced_high"]
     groups = {name.split("/")[0] for name in row if name.startswith("category=")}
@@ -166,8 +166,9 @@ def test_a_resumed_run_logs_what_an_unbroken_one_logs(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "two/checkpoint-4"))
     rows, others = our_rows(unbroken), our_rows(again)
     assert list(rows) == list(others) == [2, 4, 6, 8]
-    for step in rows:
-        assert rows[step] == pytest.approx(others[step], rel=1e-5, abs=1e-6)
+    for step, row in rows.items():
+        assert row.pop("verdict") == others[step].pop("verdict")
+        assert row == pytest.approx(others[step], rel=1e-5, abs=1e-6)
     for name in ("displacement", "geometry"):
         files = [(tmp_path / folder / "probing" / name / "history.jsonl").read_text() for folder in ("one", "two")]
         assert len(files[0].splitlines()) == len(files[1].splitlines()) == 4
@@ -188,16 +189,27 @@ def test_an_adapter_is_compared_with_the_model_below_it(tmp_path):
 
     base = load("bundled").model
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.2))
-    at_start = DisplacementCallback(NEAR[48:56], every=4, strict=True)
-    below = DisplacementCallback(NEAR[48:56], every=4, reference="adapter off", strict=True)
-    other = DisplacementCallback(NEAR[48:56], every=4, reference=str(bundled_model()), strict=True)
+    references = {None: None, "below": "adapter off", "other": str(bundled_model())}
+    at_start, below, other = (
+        DisplacementCallback(NEAR[48:56], every=4, reference=reference, name=name, strict=True)
+        for name, reference in references.items()
+    )
     trainer = make_trainer(NEAR[:16], tmp_path, [at_start, below, other], model=model, steps=4)
     trainer.train()
     values = [callback.history[-1].row() for callback in (at_start, below, other)]
+    assert len({row.pop("verdict") for row in values}) == 1
+    assert {"chosen_change", "below/chosen_change", "other/margin"} <= set(our_rows(trainer)[4])
+    assert (tmp_path / "probing/below/baseline.safetensors").is_file()
     # A new adapter changes nothing, so that all three begin alike.
     assert values[0] == pytest.approx(values[1], abs=1e-4)
     assert values[0] == pytest.approx(values[2], abs=1e-4)
     assert values[0]["chosen_change"] != 0
+
+
+def test_two_of_the_same_name_are_refused(tmp_path):
+    callbacks = [DisplacementCallback(NEAR[48:52], every=1, strict=True) for _ in range(2)]
+    with pytest.raises(UsageError, match="give each a name"):
+        make_trainer(NEAR[:8], tmp_path, callbacks, steps=1).train()
 
 
 def broken_callback(error, at):
@@ -236,7 +248,7 @@ def test_what_ends_a_run_leaves_the_model_as_it_was(tmp_path, error):
     with pytest.raises(type(error)):
         trainer.train()
     assert trainer.model.training
-    assert probing_hook not in hooks_of(trainer.model)
+    assert "probing_hook" not in hooks_of(trainer.model)
 
 
 def test_too_few_pairs_for_an_alarm_are_said_at_the_start(tmp_path, caplog):
@@ -257,6 +269,7 @@ LONG = {"id": "long", "prompt": "a " * 3000, "chosen": "b", "rejected": "c"}
         (NEAR[:4], {"alarms": {"shares": "> 1"}}, UsageError, "'shares' is not measured"),
         (NEAR[:4], {"alarms": {"regime": "> 1"}}, UsageError, "no interval"),
         (NEAR[:4], {"on_alarm": "panic"}, UsageError, "on_alarm"),
+        (NEAR[:4], {"name": "../up"}, UsageError, "name is"),
         (NEAR[:4], {"by": "colour"}, DataInvalid, "has no 'colour'"),
         (NEAR[:4], {"directions": ["nowhere.safetensors"], "prompts": ["a"]}, SourceMismatch, "nowhere"),
         (NEAR[:4], {"refusal_tokens": ["I"]}, UsageError, "give prompts, too"),
