@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from probing.errors import UsageError
 from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
+from probing.shown import Shown
 from probing.training.alarms import ON_ALARM, Alarm, OnAlarm, explain_silence, read_alarms
 from probing.training.keeping import leave_training
 from probing.training.processes import check_whole, find_rank, gather_all
@@ -30,8 +31,8 @@ FOLDER = "probing"
 HISTORY_FILE = "history.jsonl"
 
 
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, repr=False)
+class Measurement(Shown):
     """What was measured after one step.
 
     Attributes:
@@ -46,6 +47,11 @@ class Measurement:
     verdict: str | None
     further: Mapping[str, float]
 
+    def shown_facts(self) -> Mapping[str, object]:
+        """The step, the verdict and the numbers with intervals."""
+        numbers = {name: f"{own.value:.3g} [{own.low:.3g}, {own.high:.3g}]" for name, own in self.estimates.items()}
+        return {"step": self.step} | ({} if self.verdict is None else {"verdict": self.verdict}) | numbers
+
     def row(self) -> dict[str, float | str]:
         """The numbers as they are logged: each by its name, with its interval's ends behind it where it has one."""
         values: dict[str, float | str] = {}
@@ -57,8 +63,8 @@ class Measurement:
         return values if self.verdict is None else values | {"verdict": self.verdict}
 
 
-@dataclass(frozen=True)
-class AlarmEvent:
+@dataclass(frozen=True, repr=False)
+class AlarmEvent(Shown):
     """An alarm that went off.
 
     Attributes:
@@ -73,12 +79,16 @@ class AlarmEvent:
     step: int
     control: TrainerControl
 
+    def shown_facts(self) -> Mapping[str, object]:
+        """The alarm, and what set it off."""
+        return {"alarm": self.alarm, "measured": self.measured.value, "step": self.step}
+
     def __str__(self) -> str:
         interval = f"[{self.measured.low:.3g}, {self.measured.high:.3g}]"
         return f"step {self.step}: {self.alarm.column} is {self.measured.value:.3g} {interval} ({self.alarm})"
 
 
-class MeasuringCallback(TrainerCallback):
+class MeasuringCallback(Shown, TrainerCallback):
     """A callback that measures the model at some steps and logs what it found; its parts are for subclasses.
 
     Args:
@@ -123,6 +133,13 @@ class MeasuringCallback(TrainerCallback):
         self._failed: str | None = None
         self._ringing: set[str] = set()
         self._folder = Path()
+
+    def shown_facts(self) -> Mapping[str, object]:
+        """What it measures when, and how far it came."""
+        facts: dict[str, object] = {"name": self.name, "every": self.schedule.every, "rows": self.count_rows()}
+        facts |= {"alarms": ", ".join(map(str, self.alarms))} if self.alarms else {}
+        facts["measurements"] = len(self.history)
+        return facts if self._failed is None else facts | {"ended by": self._failed}
 
     @abstractmethod
     def begin(self, model: LanguageModel, logged: list[dict[str, Any]] | None) -> None:

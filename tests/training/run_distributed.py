@@ -6,6 +6,7 @@ import sys
 import torch
 from training_runs import make_trainer, our_rows, pairs_of
 
+from probing.training import pair_set
 from probing.training.displacement import DisplacementCallback
 from probing.training.geometry import GeometryCallback
 
@@ -17,14 +18,16 @@ def main(out: str, trouble: str) -> None:
     callback = DisplacementCallback(watched, every=2, by="category", strict=False)
     geometry = GeometryCallback([row["prompt"][0]["content"] for row in watched], every=2, layers=-1, strict=False)
     if trouble == "second process":
-        measure = DisplacementCallback.measure
+        measure, calls = pair_set._measure, []
 
-        def measure_badly(self, model, step):
-            if torch.distributed.get_rank() == 1 and step == 4:
+        def measure_badly(*given):
+            calls.append(given)
+            # The first call is that of the baseline, the second that of step 2.
+            if torch.distributed.get_rank() == 1 and len(calls) == 3:
                 raise RuntimeError("no luck in here")
-            return measure(self, model, step)
+            return measure(*given)
 
-        DisplacementCallback.measure = measure_badly
+        pair_set._measure = measure_badly
     trainer = make_trainer(
         near[:32], out, [callback, geometry], steps=6, per_device_train_batch_size=4, ddp_backend="gloo"
     )
