@@ -3,8 +3,10 @@
 import copy
 import json
 import math
+import re
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -117,11 +119,12 @@ def test_reference_log_probabilities_are_those_of_trl(make, tmp_path):
         assert found[name][:] == pytest.approx(expected, abs=1e-4, rel=1e-6), name
 
 
-class TrainerWithoutPrecompute(DPOTrainer):
-    """As ``docs/scores.md`` has it."""
-
-    def _precompute_ref_logps(self, dataset, name, batch_size):
-        return dataset
+def read_documented_trainer():
+    """The class that ``docs/scores.md`` shows."""
+    text = (Path(__file__).parents[1] / "docs/scores.md").read_text("utf-8")
+    names = {"DPOTrainer": DPOTrainer}
+    exec(textwrap.dedent(re.search(r"    class Trainer.*?return dataset\n", text, re.DOTALL)[0]), names)
+    return names["TrainerWithoutPrecompute"]
 
 
 @pytest.mark.filterwarnings(r"ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
@@ -133,7 +136,7 @@ def test_a_trainer_takes_the_written_pairs_in_place_of_its_own_precompute(tmp_pa
     policy, reference = load("bundled-displaced", device="cpu"), load("bundled", device="cpu").model
     losses = []
     for pairs, kind, further in (
-        (written, TrainerWithoutPrecompute, {}),
+        (written, read_documented_trainer(), {}),
         (Dataset.from_list(CONVERSATIONS), DPOTrainer, {"ref_model": reference}),
     ):
         trainer = make_trainer(policy, pairs, tmp_path / kind.__name__, kind, **further)
