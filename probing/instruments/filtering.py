@@ -99,7 +99,8 @@ def check_kind(pairs: Any) -> None:
         advice = "read the file first" if isinstance(pairs, str) else "name one of its splits, as in dataset['train']"
         raise TypeError(f"pairs must be a list, a Dataset or a DataFrame, not a {found}; {advice}")
     if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
-        raise TypeError(f"pairs must be a list, a Dataset or a DataFrame, not {found}, which is read once")
+        why = ", which is read once" if hasattr(pairs, "__iter__") else ""
+        raise TypeError(f"pairs must be a list, a Dataset or a DataFrame, not {found}{why}")
 
 
 def take_rows(pairs: Any, indices: Sequence[int]) -> Any:
@@ -130,7 +131,8 @@ def choose_kept(
     status = frame["status"].to_numpy()[places]
     good = np.flatnonzero(status == "ok")
     if len(good) < len(ids) and bad == "fail":
-        raise DataInvalid(describe_bad_rows(ids, status.tolist(), table))
+        bad_rows = describe_bad_rows(ids, status.tolist(), table)
+        raise DataInvalid(f"{bad_rows}. Say what to do with them: --bad keep or --bad drop")
     keep = np.full(len(ids), bad == "keep")
     try:
         scores = frame[by].to_numpy()[places[good]]
@@ -167,14 +169,11 @@ def find_scores(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> NDArray[n
 
 
 def describe_bad_rows(ids: Sequence[str], status: Sequence[str], table: Table | None = None) -> str:
-    """What is wrong with the pairs that have no score, in words, and what can be done with them."""
+    """What is wrong with the pairs that have no score, in words."""
     bad = [index for index, word in enumerate(status) if word != "ok"]
     counted = Counter(status[index] for index in bad)
     summary = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
     shown = "; ".join(
         (f"{table.where(index)} " if table else "") + f"(id '{ids[index]}'): {status[index]}" for index in bad[:3]
     )
-    return (
-        f"{len(bad)} of {len(ids)} pairs have no score that can be trusted ({summary}); first: {shown}. "
-        f"Say what to do with them: --bad keep or --bad drop"
-    )
+    return f"{len(bad)} of {len(ids)} pairs have no score that can be trusted ({summary}); first: {shown}"

@@ -27,6 +27,8 @@ from probing.models.language_model import LanguageModel
 from probing.tokens.pairs import tokenize_pairs
 from probing.types import PreferencePair
 
+ADVICE = "Say with the argument bad what becomes of them"
+
 
 def filter_dataset(
     dataset: Any,
@@ -172,7 +174,8 @@ def add_ref_logps(
     )
     good = (scores["status"] == "ok").to_numpy().nonzero()[0].tolist()
     if len(good) < len(pairs) and (bad == "fail" or not good):
-        raise DataInvalid(describe_bad_rows(scores["id"].tolist(), scores["status"].tolist()))
+        bad_rows = describe_bad_rows(scores["id"].tolist(), scores["status"].tolist())
+        raise DataInvalid(f"{bad_rows}. {ADVICE}" if good else bad_rows)
     logps = scores.iloc[good].rename(columns={ours: theirs for theirs, ours in REF_LOGPS.items()})
     return _add_columns(take_rows(dataset, good), logps[list(REF_LOGPS)])
 
@@ -192,7 +195,7 @@ def _refuse_bad_rows(pairs: Sequence[PreferencePair], model: LanguageModel, eos:
         for row in tokenize_pairs(model.tokenizer, pairs[start : start + BLOCK_PAIRS], eos=eos, max_length=limit)
     ]
     if set(status) != {"ok"}:
-        raise DataInvalid(describe_bad_rows([pair.id for pair in pairs], status))
+        raise DataInvalid(f"{describe_bad_rows([pair.id for pair in pairs], status)}. {ADVICE}")
 
 
 def _check_new_columns(dataset: Any, names: Sequence[str] | Mapping[str, str]) -> None:

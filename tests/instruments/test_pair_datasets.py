@@ -16,9 +16,6 @@ ROWS = [
     for pair in tiny.PAIRS
 ]
 SAME = {"id": "same", "prompt": "Q", "chosen": " a", "rejected": " a", "source": {"n": 9}}
-HOLDERS = pytest.mark.parametrize(
-    "hold", [list, datasets.Dataset.from_list, pd.DataFrame], ids=["list", "dataset", "frame"]
-)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +27,14 @@ def as_rows(held):
     return held.to_dict("records") if isinstance(held, pd.DataFrame) else list(held)
 
 
-@HOLDERS
 @pytest.mark.parametrize(
-    ("by", "rule"), [("ches_normalized", {"drop_highest": 0.3}), ("chosen_logprob", {"keep_highest": 0.5})]
+    ("hold", "by", "rule"),
+    [
+        (list, "ches_normalized", {"drop_highest": 0.3}),
+        (datasets.Dataset.from_list, "chosen_logprob", {"keep_highest": 0.5}),
+        (pd.DataFrame, "last_state_similarity", {"below": 100.0}),
+    ],
+    ids=["list", "dataset", "frame"],
 )
 def test_what_two_calls_keep_in_one(model, hold, by, rule):
     given = hold([*ROWS[:3], SAME, *ROWS[3:]])
@@ -40,7 +42,6 @@ def test_what_two_calls_keep_in_one(model, hold, by, rule):
     kept, dropped = filter_dataset(given, model, by, bad="drop", return_dropped=True, **rule)
     assert type(kept) is type(dropped) is type(given)
     assert as_rows(kept) == as_rows(filter_pairs(given, scores, by, bad="drop", **rule))
-    assert as_rows(filter_dataset(given, model, by, bad="drop", **rule)) == as_rows(kept)
     of_id = scores.set_index("id")
     assert {row["id"] for row in as_rows(kept)} | {row["id"] for row in as_rows(dropped)} == set(of_id.index)
     for row in as_rows(dropped):
@@ -68,7 +69,7 @@ def test_pairs_whose_numbers_are_not_finite_are_refused_too():
         add_ref_logps(ROWS, broken, bad="drop")
 
 
-@HOLDERS
+@pytest.mark.parametrize("hold", [list, datasets.Dataset.from_list, pd.DataFrame], ids=["list", "dataset", "frame"])
 def test_reference_log_probabilities_are_added_in_kind(model, hold):
     given = hold([*ROWS[:3], SAME, *ROWS[3:]])
     found = add_ref_logps(given, model, bad="drop")
@@ -131,6 +132,10 @@ def test_mistakes_with_reference_log_probabilities_are_named(model):
 
 
 def test_a_list_of_pairs_is_filtered(model):
-    assert filter_dataset(PAIRS, model, keep_lowest=0.2) == [
-        pair for pair in PAIRS if pair.id in {row["id"] for row in filter_dataset(ROWS, model, keep_lowest=0.2)}
-    ]
+    scores = score_pairs(model, PAIRS)
+    assert filter_dataset(PAIRS, model, keep_lowest=0.2) == filter_pairs(PAIRS, scores, keep_lowest=0.2)
+
+
+def test_a_model_in_the_place_of_the_dataset_is_named(model):
+    with pytest.raises(TypeError, match=r"not LanguageModel$"):
+        filter_dataset(model, ROWS, below=0.0)

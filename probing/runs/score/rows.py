@@ -16,13 +16,10 @@ from probing.errors import StoreCorrupt
 from probing.instruments.columns import REF_LOGPS
 from probing.store.files import file_sha256, new_file, new_folder
 from probing.store.manifest import RunFolder
-from probing.types import Format
 
 log = logging.getLogger(__name__)
 
 NAME = "ref_logps"
-SUFFIXES: Mapping[Format, str] = {"datasets": ""}
-"""Ends of the name by format, where it is not the format's own."""
 
 
 def write_ref_logps(folder: RunFolder, table: Table, frame: pd.DataFrame) -> dict[str, Any]:
@@ -39,7 +36,7 @@ def write_ref_logps(folder: RunFolder, table: Table, frame: pd.DataFrame) -> dic
         Facts for the record: name and hash of the file (or folder), and how many rows are in it and left out.
     """
     good = (frame["status"] == "ok").to_numpy().nonzero()[0].tolist()
-    name = NAME + SUFFIXES.get(table.format, f".{table.format}")
+    name = NAME if table.format == "datasets" else f"{NAME}.{table.format}"
     if len(good) < len(frame):
         counted = Counter(frame["status"][frame["status"] != "ok"])
         summary = ", ".join(f"{count} {status}" for status, count in sorted(counted.items()))
