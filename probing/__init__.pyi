@@ -21,6 +21,8 @@ from probing.instruments.capture import capture as capture
 from probing.instruments.directions import extract_directions as extract_directions
 from probing.instruments.directions import refusal_log_odds as refusal_log_odds
 from probing.instruments.filtering import filter_pairs as filter_pairs
+from probing.instruments.pair_datasets import add_ref_logps as add_ref_logps
+from probing.instruments.pair_datasets import filter_dataset as filter_dataset
 from probing.instruments.pair_scores import score_pairs as score_pairs
 from probing.instruments.select_direction import NonePasses as NonePasses
 from probing.instruments.select_direction import Selection as Selection
