@@ -22,6 +22,8 @@ from probing.instruments.capture import capture as capture
 from probing.instruments.directions import extract_directions as extract_directions
 from probing.instruments.directions import refusal_log_odds as refusal_log_odds
 from probing.instruments.filtering import filter_pairs as filter_pairs
+from probing.instruments.pair_datasets import add_ref_logps as add_ref_logps
+from probing.instruments.pair_datasets import filter_dataset as filter_dataset
 from probing.instruments.pair_scores import score_pairs as score_pairs
 from probing.instruments.select_direction import NonePasses as NonePasses
 from probing.instruments.select_direction import Selection as Selection
@@ -66,6 +68,10 @@ from probing.store.directions import open_directions as open_directions
 from probing.store.directions import save_direction as save_direction
 from probing.store.probes import SavedProbes as SavedProbes
 from probing.store.probes import open_probes as open_probes
+from probing.training.callback import AlarmEvent as AlarmEvent
+from probing.training.callback import Measurement as Measurement
+from probing.training.displacement import DisplacementCallback as DisplacementCallback
+from probing.training.geometry import GeometryCallback as GeometryCallback
 from probing.types import Activations as Activations
 from probing.types import Capture as Capture
 from probing.types import ContrastPair as ContrastPair

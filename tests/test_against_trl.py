@@ -2,16 +2,21 @@
 
 import copy
 import json
+import math
+import re
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+import tiny
 import transformers
 from datasets import Dataset
+from harness import read_lines, write
 from trl import DPOConfig, DPOTrainer
 
-from probing import load, score_pairs
+from probing import add_ref_logps, load, score, score_pairs
 from probing.data.bundled import bundled_data
 
 SCRIPT = Path(__file__).parents[1] / "scripts/validate_displacement.py"
@@ -36,13 +41,20 @@ TEXTS = [
 ]
 
 
+SYSTEM = {"role": "system", "content": "Answer with care."}
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 @pytest.fixture(scope="module")
 def language_model():
     return load("bundled", device="cpu")
 
 
-def trl_logprobs(language_model, pairs, folder):
-    """What DPOTrainer adds to its dataset as the reference, in one batch of unlike lengths."""
+def make_trainer(language_model, pairs, folder, trainer=DPOTrainer, **further):
+    """A trainer that has the log-probabilities of its reference, in batches of unlike lengths."""
     settings = DPOConfig(
         output_dir=str(folder),
         precompute_ref_log_probs=True,
@@ -52,16 +64,23 @@ def trl_logprobs(language_model, pairs, folder):
         gradient_checkpointing=False,
         report_to="none",
         disable_tqdm=True,
+        logging_steps=1,
+        save_strategy="no",
+        max_steps=2,
     )
-    trainer = DPOTrainer(
+    return trainer(
         model=copy.deepcopy(language_model.model),  # the trainer replaces its forward
         args=settings,
-        train_dataset=Dataset.from_list(
-            [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs]
-        ),
+        train_dataset=pairs,
         processing_class=language_model.tokenizer,
+        **further,
     )
-    found = trainer.train_dataset
+
+
+def trl_logprobs(language_model, pairs, folder):
+    """What DPOTrainer adds to its dataset as the reference."""
+    plain = Dataset.from_list([{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs])
+    found = make_trainer(language_model, plain, folder).train_dataset
     assert len(found) == len(pairs)
     return [found["ref_chosen_logps"][:], found["ref_rejected_logps"][:]]
 
@@ -75,6 +94,57 @@ def test_logprobs_are_those_of_trl(language_model, pairs, tmp_path):
     for column, expected in zip(LOGPROBS, trl_logprobs(language_model, pairs, tmp_path), strict=True):
         # Float32 sums of up to some fifty log-probabilities, taken in another order.
         assert scores[column].tolist() == pytest.approx(expected, abs=1e-4, rel=0), column
+
+
+def make_chatml_model():
+    """A model whose BOS opens every turn."""
+    tokenizer = tiny.make_tokenizer(bos=False, template=CHATML, padding_side="left")
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    return tiny.make_model(tokenizer=tokenizer, vocab_size=len(tokenizer))
+
+
+@pytest.mark.filterwarnings(r"ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("make", [lambda: load("bundled", device="cpu"), make_chatml_model], ids=["bundled", "chatml"])
+def test_reference_log_probabilities_are_those_of_trl(make, tmp_path):
+    language_model = make()
+    pairs = [
+        {**row, "prompt": [SYSTEM, *row["prompt"]] if number % 2 else row["prompt"]}
+        for number, row in enumerate(CONVERSATIONS)
+    ]
+    language_model.tokenizer.padding_side = "left"
+    found = add_ref_logps(Dataset.from_list(pairs), language_model)
+    assert language_model.tokenizer.padding_side == "left"
+    names = ["ref_chosen_logps", "ref_rejected_logps"]
+    for name, expected in zip(names, trl_logprobs(language_model, pairs, tmp_path), strict=True):
+        assert found[name][:] == pytest.approx(expected, abs=1e-4, rel=1e-6), name
+
+
+def read_documented_trainer():
+    """The class that ``docs/scores.md`` shows."""
+    text = (Path(__file__).parents[1] / "docs/scores.md").read_text("utf-8")
+    names = {"DPOTrainer": DPOTrainer}
+    exec(textwrap.dedent(re.search(r"    class Trainer.*?return dataset\n", text, re.DOTALL)[0]), names)
+    return names["TrainerWithoutPrecompute"]
+
+
+@pytest.mark.filterwarnings(r"ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_trainer_takes_the_written_pairs_in_place_of_its_own_precompute(tmp_path):
+    data = write(tmp_path / "pairs.jsonl", CONVERSATIONS)
+    score(model="bundled", data=str(data), out=tmp_path / "out", write_ref_logps=True, device="cpu")
+    written = Dataset.from_list(read_lines(tmp_path / "out/ref_logps.jsonl"))
+    # Another model than the reference, so that the loss depends on both.
+    policy, reference = load("bundled-displaced", device="cpu"), load("bundled", device="cpu").model
+    losses = []
+    for pairs, kind, further in (
+        (written, read_documented_trainer(), {}),
+        (Dataset.from_list(CONVERSATIONS), DPOTrainer, {"ref_model": reference}),
+    ):
+        trainer = make_trainer(policy, pairs, tmp_path / kind.__name__, kind, **further)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert abs(losses[0][0] - math.log(2)) > 0.1  # which is the loss where policy and reference agree
 
 
 @pytest.mark.slow

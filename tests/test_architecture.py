@@ -26,6 +26,7 @@ FLOORS = [
     ("models",),
     ("engine",),
     ("instruments",),
+    ("training",),
     ("runs.common",),
     ("runs",),
     ("completion",),

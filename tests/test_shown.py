@@ -5,11 +5,13 @@ import pytest
 import tiny
 import torch
 from test_screen import FORBIDDEN, HOSTILE
+from transformers import TrainerControl
 
 import probing
 from probing import LabelledPrompt, LanguageModel, Place, PreferencePair, Report, Source
 from probing.shown import LONGEST_REPR, Shown, list_some
 from probing.store.activations import ActivationStore
+from probing.training.alarms import read_alarms
 from probing.types import Problem
 
 NAME = f"<script>alert(1)</script>{HOSTILE}"
@@ -60,6 +62,8 @@ def values():
         prompts=counts,
         why_not={NAME * 9: NAME},
     )
+    estimate = probing.Estimate(0.1, 0.2, 0.3, 4)
+    measurement = probing.Measurement(3, {NAME: estimate}, NAME * 9, {NAME: 1.0})
     return [
         LanguageModel(plain.model, plain.tokenizer, SOURCE),
         SOURCE,
@@ -84,6 +88,10 @@ def values():
         selection,
         trace,
         PLACES[0],
+        measurement,
+        probing.AlarmEvent(read_alarms({"a": "> 1"}, {"a": True})[0], estimate, 3, TrainerControl()),
+        probing.DisplacementCallback([{"prompt": NAME, "chosen": "a", "rejected": "b"}], every=[1, 2]),
+        probing.GeometryCallback([NAME, "b", "c", "d"], name="n" * 90),
     ]
 
 
@@ -103,7 +111,7 @@ def test_every_public_class_is_shown_on_one_short_line(values):
 
 def test_pages_neither_obey_nor_interpret_what_they_show(values):
     pages = [value._repr_html_() for value in values if hasattr(value, "_repr_html_")]
-    assert len(pages) == 13
+    assert len(pages) == 17
     for page in pages:
         assert not FORBIDDEN & set(page)
         assert "<script" not in page

@@ -19,6 +19,8 @@ LIKELIHOOD_COLUMNS = (
     "rejected_rank_surprisal",
 )
 RATE_COLUMNS = ("displacement_rate", "displacement_rate_exact")
+REF_LOGPS = {"ref_chosen_logps": "chosen_logprob", "ref_rejected_logps": "rejected_logprob"}
+"""Columns in which TRL's DPOTrainer keeps the log-probabilities of its reference model, and ours that hold the same."""
 COLUMNS = ("id", "status", *TOKEN_COLUMNS, *SCORE_COLUMNS)
 """Columns that are scored unless others are named."""
 ALL_COLUMNS = (*COLUMNS, *LIKELIHOOD_COLUMNS, *RATE_COLUMNS)

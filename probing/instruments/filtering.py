@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 Bad = Literal["keep", "drop", "fail"]
 NO_SCORES = ("id", "row", *TOKEN_COLUMNS)
 """Columns of numbers in a table of scores that say where a pair is and how long, not how it scores."""
+SIDE_PREFIX = "probing_"
+"""Begins the names of the columns in which dropped rows carry their scores."""
 
 
 def filter_pairs(
@@ -67,8 +69,8 @@ def filter_pairs(
         The same kind of thing as ``pairs``.
 
     Raises:
-        ValueError: no rule or several, or an unknown column.
-        TypeError: pairs that can only be read once (a generator, an ``IterableDataset``).
+        ValueError: no rule or several, an unknown column, or another word for ``bad``.
+        TypeError: pairs that can only be read once (a generator, an ``IterableDataset``), or a ``DatasetDict``.
         DataInvalid: pairs without a score, and ``bad`` is "fail".
         SourceMismatch: ids of ``pairs`` and ``scores`` differ.
     """
@@ -77,13 +79,32 @@ def filter_pairs(
     given = (keep_lowest, drop_highest, below, keep_highest, drop_lowest, above)
     rule = dict(zip(RULES, given, strict=True))
     warn_of_direction(by, check_rule(**rule)[0])
-    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
-        raise TypeError(
-            f"pairs must be a list, a Dataset or a DataFrame, not {type(pairs).__name__}, which is read once"
-        )
+    check_bad(bad)
+    check_kind(pairs)
     columns = PairColumns(prompt_column, chosen_column, rejected_column, system_column, implicit_prompt)
     kept = choose_kept([pair.id for pair in as_pairs(pairs, columns)], scores, by, bad, rule)
-    indices = [index for index, keep in enumerate(kept) if keep]
+    return take_rows(pairs, [index for index, keep in enumerate(kept) if keep])
+
+
+def check_bad(bad: str) -> None:
+    """Raise ``ValueError`` unless this says what becomes of pairs without a score."""
+    if bad not in get_args(Bad):
+        raise ValueError(f"bad must be one of {', '.join(get_args(Bad))}, not {bad!r}")
+
+
+def check_kind(pairs: Any) -> None:
+    """Raise ``TypeError`` unless rows can be read from this more than once, and taken from it by their numbers."""
+    found = type(pairs).__name__
+    if isinstance(pairs, str | Mapping):
+        advice = "read the file first" if isinstance(pairs, str) else "name one of its splits, as in dataset['train']"
+        raise TypeError(f"pairs must be a list, a Dataset or a DataFrame, not a {found}; {advice}")
+    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
+        why = ", which is read once" if hasattr(pairs, "__iter__") else ""
+        raise TypeError(f"pairs must be a list, a Dataset or a DataFrame, not {found}{why}")
+
+
+def take_rows(pairs: Any, indices: Sequence[int]) -> Any:
+    """Some of the rows, in the order given, as the same kind of thing; a list of anything but tables."""
     if hasattr(pairs, "iloc"):
         return pairs.iloc[indices]
     return pairs.select(indices) if hasattr(pairs, "select") else [pairs[index] for index in indices]
@@ -110,7 +131,8 @@ def choose_kept(
     status = frame["status"].to_numpy()[places]
     good = np.flatnonzero(status == "ok")
     if len(good) < len(ids) and bad == "fail":
-        raise DataInvalid(_describe_bad_rows(ids, status.tolist(), table))
+        bad_rows = describe_bad_rows(ids, status.tolist(), table)
+        raise DataInvalid(f"{bad_rows}. Say what to do with them: --bad keep or --bad drop")
     keep = np.full(len(ids), bad == "keep")
     try:
         scores = frame[by].to_numpy()[places[good]]
@@ -146,14 +168,12 @@ def find_scores(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> NDArray[n
     return np.fromiter((at[identity] for identity in ids), np.int64, len(ids))
 
 
-def _describe_bad_rows(ids: Sequence[str], status: Sequence[str], table: Table | None) -> str:
+def describe_bad_rows(ids: Sequence[str], status: Sequence[str], table: Table | None = None) -> str:
+    """What is wrong with the pairs that have no score, in words."""
     bad = [index for index, word in enumerate(status) if word != "ok"]
     counted = Counter(status[index] for index in bad)
     summary = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
     shown = "; ".join(
         (f"{table.where(index)} " if table else "") + f"(id '{ids[index]}'): {status[index]}" for index in bad[:3]
     )
-    return (
-        f"{len(bad)} of {len(ids)} pairs have no score that can be trusted ({summary}); first: {shown}. "
-        f"Say what to do with them: --bad keep or --bad drop"
-    )
+    return f"{len(bad)} of {len(ids)} pairs have no score that can be trusted ({summary}); first: {shown}"

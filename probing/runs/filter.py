@@ -20,7 +20,7 @@ from probing.data.lazy import make_in_blocks
 from probing.data.tables import Row, Table
 from probing.data.writing import write_rows
 from probing.errors import DataInvalid, UsageError
-from probing.instruments.filtering import Bad, choose_kept, find_scores, warn_of_direction
+from probing.instruments.filtering import SIDE_PREFIX, Bad, choose_kept, find_scores, warn_of_direction
 from probing.runs.common.datasets import read_pair_ids
 from probing.runs.common.options import PairDataOptions
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIDE_PREFIX = "probing_"
 PLOTS_SUFFIX = ".plots.html"
 MODELS = ("model", "reference", "policy", "adapter", "steps")
 """Options of a scoring that name models."""

@@ -39,6 +39,23 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well, within a claimed folder.
+
+    A folder cannot replace another in one step; nobody else may look while the old one is removed.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    with _stage(target, folder=True) as temporary:
+        yield temporary
+        _flush_tree(temporary)
+        _remove(target)
+        os.replace(temporary, target)
+    _flush_to_disk(target.parent)
+
+
+@contextlib.contextmanager
 def new_together(
     targets: Sequence[Path],
     folders: bool = False,

@@ -24,7 +24,7 @@ SHARDS = "shards"
 SAFETENSORS_LEFTOVER = ".tmp??????"
 """Pattern of the file that the safetensors library writes first, beside the requested one."""
 LONGEST_SHOWN = 200
-OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors"
+OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors|ref_logps(\.\w+)?"
 
 
 @dataclass(frozen=True)

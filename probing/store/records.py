@@ -221,9 +221,11 @@ _TABLES = is_mapping(is_hash, is_one_of(*_PAIR_FILES, *_PAGES))
 EXPORTS = ("model", "lora", "gguf")
 """Forms in which an edit leaves this package."""
 _WRITTEN = check_object({"name": is_text, "file": is_file_name, "before": is_none_or(is_hash), "after": is_hash})
+_REF_LOGPS = check_object({"file": is_file_name, "sha256": is_hash, "rows": is_count, "left_out": is_count})
 DONE: Mapping[str, Check] = {
     "score": _with_problems(
-        {"scores_sha256": is_hash}, {"data": _PAIRS, "sha256": is_mapping(is_hash, is_one_of(*_PAGES))}
+        {"scores_sha256": is_hash},
+        {"data": _PAIRS, "sha256": is_mapping(is_hash, is_one_of(*_PAGES)), "ref_logps": _REF_LOGPS},
     ),
     "displacement": _with_files({"broken_steps": is_list(_STEP)}, "displacement.parquet", _TABLES),
     "ccs": _with_files({}, SUMMARY),

@@ -9,19 +9,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import accelerate
+import numpy as np
 import peft
 import pytest
 import tiny
 import torch
 import transformers
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 import probing
 from probing import Capture, LanguageModel, capture, load, score_pairs
 from probing.engine import modes
 from probing.errors import ModelInvalid
+from probing.instruments.columns import RATE_COLUMNS
 from probing.models import layers, proofs, stack
 
 # Of torch.compile and PEFT among themselves.
@@ -30,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`"),
 ]
 ROWS = [{"prompt": "Is it ok?", "chosen": " No", "rejected": " Never"}]
+MORE = [*ROWS, {"prompt": "The answer", "chosen": " is near", "rejected": " is a small boat"}]
 ROOT = Path(__file__).parents[2]
 
 
@@ -98,6 +102,69 @@ def test_a_model_that_accelerate_prepared_for_mixed_precision_is_read_in_its_own
     forward = vars(prepared)["forward"]
     assert scored((prepared, tokenizer)).equals(want)
     assert vars(prepared)["forward"] is forward
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of this process alone."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def read_all(given, tokenizer):
+    """What a training loop may ask for."""
+    kept, dropped = probing.filter_dataset(MORE, (given, tokenizer), keep_lowest=0.5, return_dropped=True)
+    states = capture((given, tokenizer), ["Is it ok?", "Never"], Capture(places=["attn_out:0"]))
+    return {
+        "scores": score_pairs((given, tokenizer), MORE, columns=["all", *RATE_COLUMNS]).to_dict("list"),
+        "states": states.values.tolist(),
+        "kept": (kept, dropped),
+        "reference": probing.add_ref_logps(MORE, (given, tokenizer)),
+    }
+
+
+def look(model):
+    """Everything of a model that is trained, and of the state of the process, that a call could change."""
+    return {
+        "random": [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()],
+        "training": [module.training for module in model.modules()],
+        "checkpointing": [getattr(module, "gradient_checkpointing", None) for module in model.modules()],
+        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        "forward": [vars(module).get("forward") for module in model.modules()],
+        "wanted": [parameter.requires_grad for parameter in model.parameters()],
+        "weights": [parameter.detach().tolist() for parameter in model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
+        "buffers": [buffer.tolist() for buffer in model.buffers()],
+    }
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("adapted", "compiled"), [(False, False), (True, True)])
+def test_in_the_middle_of_a_training_step_numbers_and_state_are_those_of_the_plain_model(adapted, compiled, tokenizer):
+    model = tiny.make_model(attention_dropout=0.3).model
+    if adapted:
+        settings = peft.LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False, lora_dropout=0.3)
+        torch.manual_seed(0)
+        model = peft.get_peft_model(model, settings)
+    want = read_all(copy.deepcopy(model).eval(), tokenizer)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.train()
+    trained = DistributedDataParallel(model)
+    ids = torch.tensor([[1, 30, 40, 50, 60]])
+    # The graph is there while the model is read, and gradients of the step before.
+    trained(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    loss = trained(input_ids=ids, labels=ids, use_cache=False).loss
+    before = look(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = read_all(torch.compile(trained) if compiled else trained, tokenizer)
+    assert found == want
+    assert look(model) == before
+    loss.backward()
+    assert [p.grad is not None for p in model.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert look(model)["gradients"] != before["gradients"]
 
 
 def test_what_is_missing_is_named(model, tokenizer):

@@ -142,6 +142,7 @@ def test_a_folder_of_parts_that_is_a_link_is_not_written_to(tmp_path):
 
 OF_SCORES = {
     "no hash": lambda record: record.pop("scores_sha256") and None,
+    "pairs elsewhere": put("ref_logps", value={"file": "../x", "sha256": HASH, "rows": 1, "left_out": 0}),
     "counts": put("rows_by_status", value={"ok": "many"}),
     "problems": put("problems", value=[{"id": 3}]),
     "nothing ok and no problem": put("rows_by_status", value={"truncated": 5}),

@@ -14,7 +14,7 @@ from probing.errors import DataInvalid, UsageError
 from probing.runs.common.options import PAIR, TEXT, FoldOptions
 from probing.statistics.folds import LEAST_FOLDS, make_folds
 from probing.statistics.groups import connected_groups, find_twins, number_values
-from probing.types import ContrastPair, LabelledPrompt, PreferencePair, Text
+from probing.types import ContrastPair, LabelledPrompt
 
 
 @dataclass(frozen=True)
@@ -87,28 +87,6 @@ def refuse_twin_labels(path: str, prompts: Sequence[LabelledPrompt]) -> None:
 def text_units(prompts: Sequence[LabelledPrompt]) -> list[int]:
     """A number for every row, equal for rows of equal text."""
     return number_values(text_key(prompt) for prompt in prompts)
-
-
-def pair_units(pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:
-    """The group of every preference pair: pairs with the same prompt or a text in common, directly or through others.
-
-    A text is a prompt with a response. An empty prompt is nothing that pairs have in common.
-    """
-    rows, texts = [], []
-    for number, pair in enumerate(pairs):
-        shared = [("text", _join_key(pair.prompt, side)) for side in (pair.chosen, pair.rejected)]
-        shared += [("prompt", _join_key(pair.prompt))] if pair.prompt else []
-        rows += [number] * len(shared)
-        texts += shared
-    groups = connected_groups(rows, texts)
-    return groups[np.searchsorted(rows, np.arange(len(pairs)))]
-
-
-def _join_key(*parts: Text) -> str:
-    """Texts one behind the other with every run of white space as one space, or all messages as JSON."""
-    if all(isinstance(part, str) for part in parts):
-        return collapse_spaces("".join(map(str, parts)))
-    return canonical([message for part in parts for message in part]).decode()
 
 
 def text_key(prompt: LabelledPrompt) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from probing.instruments.columns import split_columns
+from probing.instruments.columns import REF_LOGPS, known_columns, split_columns
 from probing.runs.common.options import HubOptions, PairOptions, option
 
 SCORES_FILE = "scores.parquet"
@@ -15,18 +15,33 @@ SUGGESTED_DROP = 0.2
 class ScoreConfig(PairOptions, HubOptions):
     """Score every pair of a preference dataset by CHES and its relatives.
 
-    Writes scores.parquet, plots.html and run.json.
+    Writes scores.parquet, plots.html and run.json; and the pairs with log-probabilities, where these are asked for.
 
     Args:
         model: folder or hub id of a causal language model, or "bundled" for the small one in this package.
         columns: names of the columns to compute, separated by commas. By default CHES and its relatives; "all" adds
             everything about likelihood, which one pass gives as well; displacement_rate and displacement_rate_exact
             cost more and must be named.
+        write_ref_logps: also write the pairs as ref_logps.jsonl (or in another format that the data have), with the
+            log-probabilities that TRL's DPOTrainer computes of its reference model: ref_chosen_logps and
+            ref_rejected_logps. Pairs that cannot be scored are left out. Give --max-length the max_length of the
+            trainer, which cuts longer pairs.
     """
 
     model: str = option(identity=False, holds="model")
     columns: str | None = None
+    write_ref_logps: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        split_columns(self.columns)
+        _ = self.computed
+        if self.write_ref_logps and not self.eos:
+            raise ValueError(
+                "--write-ref-logps is of responses with their end of turn, as DPOTrainer has them; leave out --no-eos"
+            )
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The columns to compute."""
+        columns = split_columns(self.columns)
+        return known_columns([*columns, *REF_LOGPS.values()]) if self.write_ref_logps else columns

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from probing.runs.common.datasets import read_pairs
 from probing.runs.common.inputs import check_models, check_pair_templates
 from probing.runs.score.config import ScoreConfig
+from probing.runs.score.data import read_data
 from probing.store.manifest import claim
 from probing.types import Report
 
@@ -16,7 +16,7 @@ def run(config: ScoreConfig) -> Report:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
     check_models(config, [config.model], config.revision)
-    table, pairs = read_pairs(config)
+    table, pairs = read_data(config)
     check_pair_templates([config.model], table, pairs)
     with claim(Path(config.out).expanduser(), "score") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.instruments.columns import TOKEN_COLUMNS, split_columns
+from probing.instruments.columns import TOKEN_COLUMNS
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
@@ -38,6 +38,7 @@ from probing.runs.common.record import (
 )
 from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
 from probing.runs.score.files import write_plots
+from probing.runs.score.rows import check_ref_logps, write_ref_logps
 from probing.runs.score.tables import BY, score_tables
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
@@ -73,7 +74,10 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         join_shards(data.with_places(shards), folder.path / SCORES_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
-        plots = write_plots(folder, config, pd.read_parquet(folder.path / SCORES_FILE))
+        frame = pd.read_parquet(folder.path / SCORES_FILE)
+        if config.write_ref_logps and (frame["status"] == "ok").any():
+            facts["ref_logps"] = write_ref_logps(folder, table, frame)
+        plots = write_plots(folder, config, frame)
         hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, plots)}
         finish(folder, config, facts, hashes, began)
     clear(folder.shards)
@@ -87,7 +91,7 @@ def make_scorer(config: ScoreConfig, model: LanguageModel) -> PairScorer:
         eos=config.eos,
         max_length=config.max_length,
         batch_tokens=config.batch_tokens,
-        columns=split_columns(config.columns),
+        columns=config.computed,
         rate_parameters=config.rate_parameters,
         compile=config.compile,
     )
@@ -134,11 +138,12 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     # Folders of earlier versions have no plots.
     plots = facts.get("sha256", {})
     check_files(folder, {SCORES_FILE: facts[HASH], **plots})
+    further = check_ref_logps(folder, facts)
     frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     check_ids(path, frame["id"].tolist(), pairs)
     refuse_if_none(facts, "no pair could be scored", path)
     shown = {**facts, "next": suggest_next(folder.path, facts)} if BY in frame else facts
-    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, *plots, RUN_FILE])
+    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, *further, *plots, RUN_FILE])
 
 
 def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from probing.data.pair_units import pair_units
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
 from probing.report.tables import counts, estimates, extremes, histogram, quantiles
-from probing.runs.common.groups import pair_units
 from probing.runs.common.results import estimate_without_interval
 from probing.shown import count_of
 from probing.statistics.bootstrap import estimate_share

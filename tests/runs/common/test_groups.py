@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from probing.data.pair_units import pair_units
 from probing.errors import DataInvalid, UsageError
-from probing.runs.common.groups import PAIRS, PROMPTS, pair_units, refuse_twin_labels, values_to_split
+from probing.runs.common.groups import PAIRS, PROMPTS, refuse_twin_labels, values_to_split
 from probing.types import ContrastPair, LabelledPrompt, PreferencePair
 
 ROWS = [{"topic": "seas", "text": "t"}, {"topic": "hills", "text": "u"}]

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 import tiny
@@ -465,3 +466,61 @@ def test_the_plots_are_told_checked_and_not_in_the_way(config, tmp_path):
     page.unlink()
     report = score.run(config())
     assert [Path(path).name for path in report.facts["wrote"]] == ["scores.parquet", "run.json"]
+
+
+def save_as(form, rows, folder):
+    """The rows in a format, with one column whose type JSON does not have; and how its files are read again."""
+    dataset = datasets.Dataset.from_list(rows).cast_column("rank", datasets.Value("int8"))
+    if form == "jsonl":
+        return write(folder / "pairs.jsonl", rows), lambda path: read_lines(path.with_suffix(".jsonl"))
+    if form == "parquet":
+        dataset.to_parquet(folder / "pairs.parquet")
+        return folder / "pairs.parquet", lambda path: datasets.Dataset.from_parquet(str(path.with_suffix(".parquet")))
+    dataset.save_to_disk(folder / "pairs")
+    return folder / "pairs", lambda path: datasets.load_from_disk(str(path))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "datasets"])
+def test_pairs_are_written_with_reference_log_probabilities(form, config, tmp_path, model_folder, monkeypatch, caplog):
+    rows = [{**row, "rank": number, "source": {"n": number}} for number, row in enumerate(make_pairs(6))]
+    same = {**rows[0], "id": "same", "rejected": rows[0]["chosen"]}
+    data, read = save_as(form, [*rows[:2], same, *rows[2:]], tmp_path)
+    options = config(data=str(data), write_ref_logps=True)
+    with monkeypatch.context() as stopped:
+        # Whatever stands there when a run is stopped is written anew.
+        stopped.setattr(stages, "write_plots", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            score.run(options)
+    report = score.run(options)
+    found = read(tmp_path / "out/ref_logps")
+    scored = score_pairs(load(str(model_folder)), rows, ["chosen_logprob", "rejected_logprob"])
+    assert list(found) == [
+        {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        for row, chosen, rejected in zip(rows, scored["chosen_logprob"], scored["rejected_logprob"], strict=True)
+    ]
+    assert form == "jsonl" or found.features["rank"].dtype == "int8"
+    assert "1 of 7 pairs are left out (1 identical)" in caplog.text
+    assert {"ches_normalized", "chosen_logprob"} <= set(scores(tmp_path / "out"))
+    assert report.facts["ref_logps"]["left_out"] == 1
+    name = report.facts["ref_logps"]["file"]
+    assert str(tmp_path / "out" / name) in report.facts["wrote"]
+    assert score.run(options).facts["wrote"] == report.facts["wrote"]
+    with pytest.raises(UsageError, match="has a column ref_chosen_logps and ref_rejected_logps already"):
+        score.run(config(data=str(tmp_path / "out" / name), write_ref_logps=True))
+    written = tmp_path / "out" / name
+    written = written if written.is_file() else written / "dataset_info.json"
+    written.write_bytes(written.read_bytes() + b" ")
+    with pytest.raises(StoreCorrupt, match=f"{name}: gone or changed since the run ended"):
+        score.run(options)
+
+
+def test_reference_log_probabilities_have_the_end_of_turn(config):
+    with pytest.raises(ValueError, match="leave out --no-eos"):
+        config(write_ref_logps=True, eos=False)
+
+
+def test_nothing_is_written_where_no_pair_has_a_score(config, tmp_path):
+    rows = [{**row, "rejected": row["chosen"]} for row in make_pairs(2)]
+    with pytest.raises(DataInvalid, match="no pair could be scored"):
+        score.run(config(data=str(write(tmp_path / "same.jsonl", rows)), write_ref_logps=True))
+    assert not list(tmp_path.glob("out/ref_logps*"))

@@ -1,0 +1,66 @@
+"""Two processes that train together log what one process would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_runs import pairs_of
+
+from probing import capture, load, score_pairs
+from probing.metrics.drift import linear_cka
+from probing.types import Capture
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def run(out, trouble="none"):
+    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    done = subprocess.run(
+        [*command, HERE / "run_distributed.py", out, trouble],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((out / f"rows-{rank}.json").read_text()) for rank in (0, 1)], done.stderr
+
+
+def test_both_processes_log_what_one_measures(tmp_path):
+    (rows, others), _ = run(tmp_path)
+    assert rows == others
+    assert [step for step, row in rows.items() if "chosen_change" in row or "cka/resid_post:3" in row] == [
+        "2",
+        "4",
+        "6",
+    ]
+    near = pairs_of("near_identical_refusal")[48:61]
+    after = load(str(tmp_path / "model"))
+    columns = ["chosen_logprob", "rejected_logprob", "ches"]
+    old, new = (score_pairs(model, near, columns=columns) for model in (load("bundled"), after))
+    history = (tmp_path / "probing/displacement/history.jsonl").read_text().splitlines()
+    last = json.loads(history[-1])
+    assert len(history) == 3
+    for side in ("chosen", "rejected"):
+        expected = (new[f"{side}_logprob"] - old[f"{side}_logprob"]).mean()
+        assert last[f"{side}_change"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert last["ches"] == pytest.approx(new["ches"].mean(), rel=1e-5)
+    prompts = [row["prompt"][0]["content"] for row in near]
+    request = Capture(("resid_post:3",), "last", "prompt", chat=True)
+    states = [capture(model, prompts, request).values[:, 0] for model in (load("bundled"), after)]
+    geometry = json.loads((tmp_path / "probing/geometry/history.jsonl").read_text().splitlines()[-1])
+    assert geometry["cka/resid_post:3"] == pytest.approx(linear_cka(*states, debiased=True), rel=1e-5)
+
+
+def test_an_error_in_one_process_ends_measuring_in_both(tmp_path):
+    (rows, others), said = run(tmp_path, "second process")
+    assert rows.keys() == others.keys()
+    assert not any("chosen_change" in row for step, row in rows.items() if step == "6")
+    assert "no luck in here" in said
+    # The other callback goes on.
+    assert "cka/resid_post:3" in rows["6"]
