@@ -1,6 +1,7 @@
 """Started by torchrun in each of two processes: a training run with both callbacks; what they logged goes to a file."""
 
 import json
+import os
 import sys
 
 import torch
@@ -39,7 +40,10 @@ def main(out: str, trouble: str) -> None:
     if rank == 0:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(f"{out}/model")
         trainer.processing_class.save_pretrained(f"{out}/model")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    # Threads of the process group may keep an interpreter from ending.
+    os._exit(0)
 
 
 if __name__ == "__main__":
