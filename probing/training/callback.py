@@ -7,10 +7,11 @@ import re
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from probing.errors import UsageError
@@ -21,7 +22,7 @@ from probing.training.alarms import ON_ALARM, Alarm, OnAlarm, explain_silence, r
 from probing.training.keeping import leave_training
 from probing.training.processes import check_whole, find_rank, gather_all
 from probing.training.schedule import Schedule
-from probing.training.trainer_log import find_trainer, log_row, send_alert
+from probing.training.trainer_log import find_trainer, log_row, log_table, send_alert
 from probing.types import Estimate
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,14 @@ class Measurement(Shown):
         estimates: numbers by name, with their intervals; without one, both ends are NaN.
         verdict: a sentence on what they mean; None where there is none.
         further: numbers by name that have no alarms, such as those of groups.
+        tables: tables by name, for trackers that take them.
     """
 
     step: int
     estimates: Mapping[str, Estimate]
     verdict: str | None
     further: Mapping[str, float]
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def shown_facts(self) -> Mapping[str, object]:
         """The step, the verdict and the numbers with intervals."""
@@ -102,6 +105,7 @@ class MeasuringCallback(Shown, TrainerCallback):
         columns: the numbers that are measured, and whether each has an interval.
         name: name of this callback where a trainer has several of its kind: then numbers are logged as
             ``probing/NAME/...``, and files lie in a folder of that name.
+        tokenizer: the tokenizer, where the trainer has none.
 
     Raises:
         UsageError: no such steps, numbers, thresholds or actions.
@@ -117,10 +121,12 @@ class MeasuringCallback(Shown, TrainerCallback):
         strict: bool,
         columns: Mapping[str, bool],
         name: str | None = None,
+        tokenizer: Any = None,
     ) -> None:
         if name is not None and not re.fullmatch(r"[\w.=-]+", name):
             raise UsageError(f"name is {name!r}; it becomes part of file names, so write letters, digits, '_' and '-'")
         self.name = name or self.kind
+        self.tokenizer = tokenizer
         self.schedule = Schedule(every)
         self.alarms = read_alarms(alarms, columns)
         if not callable(on_alarm) and on_alarm not in ON_ALARM:
@@ -217,7 +223,10 @@ class MeasuringCallback(Shown, TrainerCallback):
                 found = self.measure(model, state.global_step)
             self.history.append(found)
             trainer = find_trainer()
-            log_row(trainer, found.row(), "" if self.name == self.kind else f"{self.name}/")
+            within = "" if self.name == self.kind else f"{self.name}/"
+            log_row(trainer, found.row(), within)
+            for name, table in found.tables.items():
+                log_table(trainer, f"{within}{name}", table)
             if state.is_world_process_zero:
                 self._write(found)
                 if found.verdict is not None:
@@ -270,7 +279,8 @@ class MeasuringCallback(Shown, TrainerCallback):
     def _reading(self, given: Mapping[str, Any]) -> Iterator[LanguageModel]:
         """The model that is trained, left as it was found; what this takes is counted."""
         began = time.perf_counter()
-        model = as_language_model((given["model"], given.get("processing_class")))
+        tokenizer = given.get("processing_class") if self.tokenizer is None else self.tokenizer
+        model = as_language_model((given["model"], tokenizer))
         try:
             with leave_training(model):
                 yield model

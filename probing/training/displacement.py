@@ -73,6 +73,7 @@ class DisplacementCallback(MeasuringCallback):
         on_alarm: "warn", "stop" (ends the training), "save" (saves a checkpoint), or a function of the ``AlarmEvent``.
         strict: whether an error of the callback ends the training.
         name: name of the callback, where a trainer has several: numbers are then logged as ``probing/NAME/...``.
+        tokenizer: the tokenizer, where the trainer has none (as its ``processing_class``).
         max_length: longest sequence in tokens; a longer pair is an error.
         batch_tokens: padded tokens a batch; found by itself when None.
         columns: columns of prompts and responses, where they are none of the known layouts.
@@ -105,6 +106,7 @@ class DisplacementCallback(MeasuringCallback):
         on_alarm: OnAlarm | Callable[[AlarmEvent], None] = "warn",
         strict: bool = False,
         name: str | None = None,
+        tokenizer: Any = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
         columns: PairColumns | None = None,
@@ -114,7 +116,7 @@ class DisplacementCallback(MeasuringCallback):
     ) -> None:
         self._probe = open_probe(prompts, directions, refusal_tokens)
         further = [] if self._probe is None else self._probe.columns()
-        super().__init__(every, alarms, on_alarm, strict, COLUMNS | dict.fromkeys(further, True), name)
+        super().__init__(every, alarms, on_alarm, strict, COLUMNS | dict.fromkeys(further, True), name, tokenizer)
         self.pairs = PairSet.read(pairs, by, columns)
         self.by, self.reference, self.max_length, self.batch_tokens = by, reference, max_length, batch_tokens
         self._tokenized: list[TokenizedPair] = []
@@ -174,14 +176,15 @@ class DisplacementCallback(MeasuringCallback):
         if self._probe is not None:
             estimates |= self._probe.estimate(self._probe.read(model)[0])
         verdict = describe_regime(estimates["chosen_change"], estimates["rejected_change"])
+        tokens = name_moved_tokens(self._tokenizer, after.mass - self._before.mass)
         if find_rank() == 0:
-            self._write_pairs(step, changes, after.mass - self._before.mass)
-        return Measurement(step, estimates, verdict, further)
+            self._write_tables(step, changes, tokens)
+        return Measurement(step, estimates, verdict, further, {"tokens": tokens})
 
-    def _write_pairs(self, step: int, changes: pd.DataFrame, moved: NDArray[np.float64]) -> None:
+    def _write_tables(self, step: int, changes: pd.DataFrame, tokens: pd.DataFrame) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         changes.to_parquet(self._folder / f"pairs-{step:08d}.parquet", index=False)
-        name_moved_tokens(self._tokenizer, moved).to_parquet(self._folder / f"tokens-{step:08d}.parquet", index=False)
+        tokens.to_parquet(self._folder / f"tokens-{step:08d}.parquet", index=False)
 
 
 COLUMN_OF = {"share_displaced": "displaced", "share_halved": "halved", "ranking_accuracy": "ranking_correct"}

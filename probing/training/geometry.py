@@ -48,6 +48,7 @@ class GeometryCallback(MeasuringCallback):
         on_alarm: as there.
         strict: as there.
         name: as there.
+        tokenizer: as there.
 
     Attributes:
         history: a ``Measurement`` of every step that was measured.
@@ -70,13 +71,14 @@ class GeometryCallback(MeasuringCallback):
         on_alarm: OnAlarm | Callable[[AlarmEvent], None] = "warn",
         strict: bool = False,
         name: str | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.prompts = PromptSet.read(prompts)
         if len(self.prompts.prompts) < LEAST:
             raise UsageError(f"{self.prompts.name}: {len(self.prompts.prompts)} prompts; drift needs at least {LEAST}")
         self.layers = layers
         self._probe = DirectionProbe(self.prompts, name_directions(directions), refusal_tokens)
-        super().__init__(every, alarms, on_alarm, strict, dict.fromkeys(self._probe.columns(), True), name)
+        super().__init__(every, alarms, on_alarm, strict, dict.fromkeys(self._probe.columns(), True), name, tokenizer)
         self._before: dict[Place, Tensor] = {}
         self._projections: dict[str, float] = {}
         self._course: list[list[float]] = []

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import transformers
 
 from probing.errors import UsageError
@@ -12,8 +13,8 @@ from probing.errors import UsageError
 log = logging.getLogger(__name__)
 
 PREFIX = "probing/"
-ALERTING = ("wandb", "trackio")
-"""Trackers with a function ``alert(title=, text=)`` of their own."""
+KNOWN = ("wandb", "trackio")
+"""Trackers with functions for alerts, ``alert(title=, text=)``, and tables, ``Table(dataframe=)``."""
 
 
 def find_trainer() -> Any:
@@ -55,6 +56,30 @@ def log_row(trainer: Any, values: Mapping[str, float | str], within: str = "") -
         trainer.control.should_log = due
 
 
+def log_table(trainer: Any, name: str, table: pd.DataFrame) -> None:
+    """Hand a table to the trackers of a trainer that take tables.
+
+    Args:
+        trainer: a ``transformers.Trainer``.
+        name: without the prefix "probing/".
+        table: the table.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    for tracker in _trackers(trainer, "Table"):
+        try:
+            step = {"train/global_step": trainer.state.global_step}
+            tracker.log({f"train/{PREFIX}{name}": tracker.Table(dataframe=table), **step})
+        except Exception as error:  # noqa: BLE001 (a table that does not get through must not end a training run)
+            log.warning("%s did not take the table '%s': %s", tracker.__name__, name, error)
+
+
+def _trackers(trainer: Any, function: str) -> list[Any]:
+    """The trackers that report, and that have a function or class of this name."""
+    named = [sys.modules.get(name) for name in KNOWN if name in (trainer.args.report_to or [])]
+    return [tracker for tracker in named if hasattr(tracker, function)]
+
+
 def send_alert(trainer: Any, title: str, text: str) -> None:
     """Have the trackers of a trainer that know alerts send one; others have the row and the log.
 
@@ -65,11 +90,8 @@ def send_alert(trainer: Any, title: str, text: str) -> None:
     """
     if not trainer.is_world_process_zero():
         return
-    for name in ALERTING:
-        tracker = sys.modules.get(name)
-        if name not in (trainer.args.report_to or []) or not hasattr(tracker, "alert"):
-            continue
+    for tracker in _trackers(trainer, "alert"):
         try:
-            tracker.alert(title=title, text=text)  # type: ignore[union-attr]
+            tracker.alert(title=title, text=text)
         except Exception as error:  # noqa: BLE001 (an alert that does not get through must not end a training run)
-            log.warning("%s did not take the alert '%s': %s", name, title, error)
+            log.warning("%s did not take the alert '%s': %s", tracker.__name__, title, error)

@@ -202,8 +202,7 @@ def test_ten_draws_of_prompts_give_the_same_choice_in_both_ways(model, direction
     assert 2 * spent[0] < spent[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_deep_models_give_the_same_choice_in_both_ways(seed):
     """Models of twelve layers, of three families, and limits about which their scores lie."""
     family = ("llama", "qwen", "gemma")[seed % 3]
