@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import re
 import time
 from abc import abstractmethod
@@ -56,13 +57,12 @@ class Measurement(Shown):
         return {"step": self.step} | ({} if self.verdict is None else {"verdict": self.verdict}) | numbers
 
     def row(self) -> dict[str, float | str]:
-        """The numbers as they are logged: each by its name, with its interval's ends behind it where it has one."""
+        """The numbers as they are logged: each by its name, with the ends of its interval; those that are finite."""
         values: dict[str, float | str] = {}
-        for name, estimate in self.estimates.items():
-            values[name] = estimate.value
-            if estimate.low == estimate.low:
-                values |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        values |= self.further
+        for name, own in self.estimates.items():
+            ends = {name: own.value, f"{name}_low": own.low, f"{name}_high": own.high}
+            values |= {key: value for key, value in ends.items() if math.isfinite(value)}
+        values |= {name: value for name, value in self.further.items() if math.isfinite(value)}
         return values if self.verdict is None else values | {"verdict": self.verdict}
 
 
@@ -173,7 +173,8 @@ class MeasuringCallback(Shown, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Measure what later values are compared with; in a resumed run it is read."""
-        self._began, self.seconds, self.history, self._failed = time.perf_counter(), 0.0, [], None
+        self._began, self.seconds, self.history = time.perf_counter(), 0.0, []
+        self._failed, self._ringing = None, set()
         self._folder = Path(args.output_dir or ".") / FOLDER / self.name
         with self._guarded(), self._reading(given) as model:
             check_whole(model.model)
