@@ -42,7 +42,7 @@ from probing.types import Direction, Directions, LabelledPrompt
 KINDS = ("harmful", "harmless")
 EDITS: dict[Score, str] = {"bypass": "project, harmful prompts", "induce": "add, harmless prompts"}
 """Scores of select, each with the edit that it measures."""
-RANDOM, COVARIANCE, LABELS = "random directions", "random, covariance of states", "permuted labels"
+RANDOM, COVARIANCE, LABELS = "random directions", "random by covariance", "permuted labels"
 LIMITS: dict[str, dict[str, Any]] = {"default": {}, "none": {"induce_least": -20.0, "kl_most": 1e6}}
 HELD_OUT = 1 / 3
 FEW: dict[str, Any] = {"permutations": 2, "resamples": 2}

@@ -16,6 +16,7 @@ FURTHER = {
     "export": [],
     "transfer": [*FEW, *"--permutations 2 --random-edits 1".split()],
     "audit": FEW,
+    "trace": [*FEW, *"--refits 2 --folds 3 --random-directions 4 --places resid_pre:2,resid_post:3".split()],
 }
 COMMANDS = tuple(FURTHER)
 
@@ -43,5 +44,6 @@ def options_of(command, data, runs, out, model="bundled", policy="bundled-displa
         "export": ["--model", model, "--direction", runs / "select", "--format", "lora"],
         "transfer": ["--from-direction", runs / "select", "--model", policy, "--data", data],
         "audit": ["--reference", model, "--policy", policy, "--data", data],
+        "trace": ["--model", model, "--data", data, "--direction", runs / "select"],
     }
     return [str(word) for word in ("refusal", command, *given[command], *FURTHER[command], "--out", out)]

@@ -123,6 +123,9 @@ def test_what_the_commands_of_refusals_say(probing, refusing, command):
         given += [f"--harmful-label=harmful{HOSTILE}", f"--harmless-label=harmless{HOSTILE}"]
     if command in ("extract", "select"):
         given.append("--no-filter-by-sign")
+    if command == "trace":
+        # With these strings in its prompts the model refuses none of them.
+        given.append("--no-classifier")
     status, shown, errors = probing(*given)
     assert status == 0, errors
     check(shown, errors)

@@ -151,9 +151,10 @@ REFUSAL = {
             "harmless_before harmless_before_interval harmless_after harmless_after_interval"
         ),
         "log_odds_of_refusal_at_the_first_token": (
-            "prompts measure before before_interval after after_interval random_directions permuted_labels"
+            "prompts measure before before_interval after after_interval random_directions random_by_covariance "
+            "permuted_labels"
         ),
-        "how_far_harmless_answers_change": "measure value interval random_directions permuted_labels",
+        "how_far_harmless_answers_change": "measure value interval random_directions random_by_covariance permuted_labels",
         "by_category": (
             "prompts category count refused_before before_interval log_odds_before refused_after "
             "after_interval log_odds_after"
@@ -162,6 +163,20 @@ REFUSAL = {
             "category left_out_of_the_extraction place_chosen auroc evaluated log_odds_before "
             "log_odds_after above_0_before above_0_after"
         ),
+        "refusal_tokens": "token id harmful harmless",
+        "rows_by_status": "status rows",
+        "notes": "note",
+    },
+    "trace": {
+        "finding": "finding",
+        "decisions_of_the_model": "prompts read refused complied not_known median_refusal_score",
+        "agreement_by_place": (
+            "place depth f1 interval permuted_labels auroc f1_of_the_head_of_the_kind above_it above_it_interval "
+            "f1_across_sources across_interval"
+        ),
+        "sources": "source prompts refused f1 accuracy",
+        "logit_lens_by_place": "place depth harmful harmful_interval harmless harmless_interval gap",
+        "cliff": "at kind texts plateau last cliff interval random_directions share_of_texts_that_fall",
         "refusal_tokens": "token id harmful harmless",
         "rows_by_status": "status rows",
         "notes": "note",

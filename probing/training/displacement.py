@@ -116,7 +116,15 @@ class DisplacementCallback(MeasuringCallback):
     ) -> None:
         self._probe = open_probe(prompts, directions, refusal_tokens)
         further = [] if self._probe is None else self._probe.columns()
-        super().__init__(every, alarms, on_alarm, strict, COLUMNS | dict.fromkeys(further, True), name, tokenizer)
+        super().__init__(
+            every=every,
+            alarms=alarms,
+            on_alarm=on_alarm,
+            strict=strict,
+            columns=COLUMNS | dict.fromkeys(further, True),
+            name=name,
+            tokenizer=tokenizer,
+        )
         self.pairs = PairSet.read(pairs, by, columns)
         self.by, self.reference, self.max_length, self.batch_tokens = by, reference, max_length, batch_tokens
         self._tokenized: list[TokenizedPair] = []

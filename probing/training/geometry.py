@@ -78,7 +78,15 @@ class GeometryCallback(MeasuringCallback):
             raise UsageError(f"{self.prompts.name}: {len(self.prompts.prompts)} prompts; drift needs at least {LEAST}")
         self.layers = layers
         self._probe = DirectionProbe(self.prompts, name_directions(directions), refusal_tokens)
-        super().__init__(every, alarms, on_alarm, strict, dict.fromkeys(self._probe.columns(), True), name, tokenizer)
+        super().__init__(
+            every=every,
+            alarms=alarms,
+            on_alarm=on_alarm,
+            strict=strict,
+            columns=dict.fromkeys(self._probe.columns(), True),
+            name=name,
+            tokenizer=tokenizer,
+        )
         self._before: dict[Place, Tensor] = {}
         self._projections: dict[str, float] = {}
         self._course: list[list[float]] = []

@@ -41,7 +41,7 @@ def test_an_alert_that_fails_is_logged(monkeypatch, caplog):
     def fail(**_):
         raise ConnectionError("no network")
 
-    tracker = SimpleNamespace(__name__="wandb", alert=fail, Table=fail)
+    tracker = SimpleNamespace(__name__="wandb", alert=fail, Table=fail, log=fail)
     monkeypatch.setitem(sys.modules, "wandb", tracker)
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace())
     send_alert(trainer_of("wandb", "trackio"), "short", "A sentence.")

@@ -139,7 +139,7 @@ def test_the_band_stands_beside_the_others(model, folder, extracted, tmp_path):
     for end in ("low", "median", "high"):
         assert found[f"covariance_{end}"].item() == pytest.approx(float(plain.mean()), abs=1e-4)
     table = report.tables["Log-odds of refusal at the first token"]
-    assert "random, covariance of states" in table.columns
+    assert "random by covariance" in table.columns
     assert "permuted labels" not in table.columns
 
 

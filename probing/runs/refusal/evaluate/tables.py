@@ -29,7 +29,7 @@ NO_ANSWER = ("empty", "degenerate", "unfinished thought")
 BROKEN = 0.1
 """Share of answers that are none, after the edit, above which a note says so."""
 FEW_DRAWS = 20
-BAND_TITLES = {RANDOM: "random directions", COVARIANCE: "random, covariance of states", LABELS: "permuted labels"}
+BAND_TITLES = {RANDOM: "random directions", COVARIANCE: "random by covariance", LABELS: "permuted labels"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ def run(config: TransferConfig) -> Report:
     Raises:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
-    check_chat_models(config, config.models, config.revision)
+    check_chat_models(config, config.models, config.revision, None if config.place is None else [config.place])
     direction = open_direction(config.from_direction)
     if direction.rank > 1:
         raise UsageError(f"{config.from_direction}: a subspace of rank {direction.rank}; one vector is transferred")

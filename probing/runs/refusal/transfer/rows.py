@@ -107,7 +107,7 @@ def share_prompts(
     """
     place = choose_place(direction.place, layers, model.layers) if config.place is None else Place.parse(config.place)
     after = read_kept_states(folder / "states", "after", model, kinds, place, direction.position)
-    tokens, passes = read_kept_refusals(folder / "refusals", model, kinds, _find_tokens(config, direction, model))
+    tokens, passes = read_refusals_of(config, kinds, direction, model, folder)
     out = hold_out(kinds, HELD_OUT, config.seed)
     kept = [
         at
@@ -129,6 +129,17 @@ def share_prompts(
         tokens=tokens,
         map_rows=torch.from_numpy(order[: max(round(MAP_HELD_OUT * count), 1)]),
     )
+
+
+def read_refusals_of(
+    config: TransferConfig, kinds: Kinds, direction: Direction, model: LanguageModel, folder: Path
+) -> tuple[list[int], NDArray[np.bool_]]:
+    """Refusal tokens of a model, and whether it treats each prompt as its label says; kept in the folder of the model.
+
+    Raises:
+        DataInvalid: no refusal token can be found.
+    """
+    return read_kept_refusals(folder / "refusals", model, kinds, _find_tokens(config, direction, model))
 
 
 def _find_tokens(config: TransferConfig, direction: Direction, model: LanguageModel) -> list[int] | None:

@@ -25,7 +25,7 @@ from probing.runs.refusal.transfer.config import SUMMARY_FILE, TransferConfig
 from probing.runs.refusal.transfer.files import write_files
 from probing.runs.refusal.transfer.parts import judge_model
 from probing.runs.refusal.transfer.results import compare_categories, write_texts
-from probing.runs.refusal.transfer.rows import check_split, share_prompts
+from probing.runs.refusal.transfer.rows import check_split, read_refusals_of, share_prompts
 from probing.runs.refusal.transfer.states import read_kept_states
 from probing.runs.refusal.transfer.tables import Found
 from probing.store.directions import check_model
@@ -63,6 +63,9 @@ def transfer_into(
         made_of["phrases_sha256"] = file_sha256(config.phrases.expanduser() if config.phrases else bundled_phrases())
     begin_run(folder, config, made_of, [source.device])
     if not folder.finished:
+        for number, model in enumerate(models):
+            # Where no refusal token is found other options are needed, so that is told before states are kept.
+            read_refusals_of(config, kinds, direction, model, folder.shards / f"model-{number + 1}")
         kept = folder.shards / "from"
         before = read_kept_states(kept, "before", source, kinds, direction.place, direction.position)
         found = []
