@@ -154,7 +154,9 @@ REFUSAL = {
             "prompts measure before before_interval after after_interval random_directions random_by_covariance "
             "permuted_labels"
         ),
-        "how_far_harmless_answers_change": "measure value interval random_directions random_by_covariance permuted_labels",
+        "how_far_harmless_answers_change": (
+            "measure value interval random_directions random_by_covariance permuted_labels"
+        ),
         "by_category": (
             "prompts category count refused_before before_interval log_odds_before refused_after "
             "after_interval log_odds_after"
