@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,8 @@ OF_A_PASS = {
 """Settings of a config under which a pass returns its last states and nothing else; they are set for every pass, so
 that they are no part of a model's structure."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+WANT_GRADIENTS = "make_inputs_require_grads"
+"""Name of the library's hook that has the output of the embedding want a gradient."""
 ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")
 
 
@@ -57,7 +60,7 @@ def _describe(model: Any) -> str:
             id(type(module)),
             id(type(module).forward),
             id(_own_forward(module)),
-            [list(vars(module).get(hooks, ())) for hooks in HOOKS],
+            [_list_hooks(vars(module).get(hooks, {})) for hooks in HOOKS],
             [str(getattr(module, state, None)) for state in ADAPTER_STATE],
             getattr(getattr(module, "config", None), "_attn_implementation", None),
         )
@@ -68,6 +71,14 @@ def _describe(model: Any) -> str:
     ]
     config = {name: value for name, value in model.config.to_dict().items() if name not in OF_A_PASS}
     return hashlib.sha256(json.dumps([parts, weights, config], default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _list_hooks(hooks: Mapping[int, Any]) -> list[int]:
+    """Numbers of the hooks that may change what a pass computes.
+
+    With gradient checkpointing trainers hook the embedding again at every step, to have its output want a gradient.
+    """
+    return [number for number, hook in hooks.items() if getattr(hook, "__name__", "") != WANT_GRADIENTS]
 
 
 def _own_forward(module: nn.Module) -> Any:

@@ -1,5 +1,6 @@
 """The bootstrap: estimates with percentile intervals over rows, and weights of rows in a cluster bootstrap."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +31,8 @@ BATCH_NUMBERS = 1 << 22
 """Numbers of bootstrap replicates that are held at a time: bounds the memory whatever the number of rows."""
 LEAST_RESAMPLES = 200
 RANKED_NUMBERS = 20_000_000
+KEPT_NUMBERS = 1 << 17
+"""Size of draws that are remembered."""
 STREAM = 2
 Array = NDArray[np.float64]
 
@@ -134,10 +137,19 @@ def draw_bootstrap_weights(groups: ArrayLike, replicates: int, seed: int = 0) ->
         seed: seed of the draw.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
-    generator = np.random.default_rng([seed, STREAM])
-    drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
-    weights: Array = drawn[:, index].astype(np.float64)
+    # Several numbers of the same few rows are often estimated one after the other.
+    draw = _draw_again if len(names) * replicates <= KEPT_NUMBERS else _draw_groups
+    weights: Array = draw(len(names), replicates, seed)[:, index].astype(np.float64)
     return weights
+
+
+def _draw_groups(count: int, replicates: int, seed: int) -> NDArray[np.int64]:
+    """Number of times that each of so many groups is drawn in each replicate, [replicate group]."""
+    generator = np.random.default_rng([seed, STREAM])
+    return generator.multinomial(count, np.full(count, 1 / count), size=replicates)
+
+
+_draw_again = functools.lru_cache(maxsize=2)(_draw_groups)
 
 
 def _resample_mean(data: Array, together: NDArray[Any] | None, resamples: int, seed: int) -> Estimate:

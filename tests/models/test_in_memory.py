@@ -310,3 +310,12 @@ def test_the_example_of_the_readme_runs():
     report = space["report"]
     assert isinstance(report, probing.Report)
     assert any(title.startswith("Drift") for title in report.tables)
+
+
+def test_hooks_for_gradients_of_the_embedding_are_no_other_structure():
+    own = tiny.make_model()
+    proofs.remember(own.model, "something", 3)
+    own.model.enable_input_require_grads()
+    assert proofs.recall(own.model, "something") == 3
+    own.model.get_input_embeddings().register_forward_hook(lambda *_: None)
+    assert proofs.recall(own.model, "something") is None
