@@ -176,3 +176,24 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path):
     bare = LanguageModel(tiny.make_model("llama").model, tiny.make_tokenizer(template=None))
     with pytest.raises(ProbingError, match="template"):
         train([GeometryCallback(ALL, strict=True)], tmp_path, bare, steps=1)
+
+
+def test_weights_that_are_split_between_processes_are_refused(tmp_path, language_model):
+    language_model.model.lm_head.weight.ds_id = 3
+    with pytest.raises(UsageError, match=r"lm_head.weight are split between processes .* 'probing displacement"):
+        train([GeometryCallback(ALL, strict=True)], tmp_path, language_model, steps=1)
+
+
+def test_a_trainer_without_a_tokenizer_needs_one(tmp_path, language_model):
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]
+    settings = QUIET | {"per_device_train_batch_size": 1, "max_steps": 1}
+
+    def run(callback):
+        args = transformers.TrainingArguments(output_dir=str(tmp_path), **settings)
+        trainer = transformers.Trainer(language_model.model, args, train_dataset=rows, callbacks=[callback])
+        trainer.train()
+        return our_rows(trainer)
+
+    with pytest.raises(TypeError, match="without its tokenizer"):
+        run(GeometryCallback(ALL, layers=1, strict=True))
+    assert run(GeometryCallback(ALL, layers=1, strict=True, tokenizer=language_model.tokenizer))[1]
