@@ -50,7 +50,7 @@ class RefusalTrace(Shown):
         sources: agreement on each source by heads that saw none of it, at the place of the best agreement.
         curves: one row a token: projection on the direction; empty without a direction.
         cliffs: one row a prompt: plateau, peak, last value and their difference; empty without a direction.
-        bands: quantiles of the curves around the end of the prompt and the begin of the answer.
+        bands: quantiles of the curves around the end of the prompt and the beginning of the answer.
         tokens: the refusal tokens.
         refused: number of prompts that the model refuses, by kind.
         prompts: number of prompts, by kind.

@@ -24,7 +24,7 @@ from probing.types import Place
 
 Array = NDArray[np.float64]
 LENS = "lens"
-AT_PROMPT, AT_ANSWER = "end of the prompt", "begin of the answer"
+AT_PROMPT, AT_ANSWER = "end of the prompt", "beginning of the answer"
 KIND_NAMES = {True: "harmful", False: "harmless"}
 
 
@@ -71,7 +71,7 @@ def list_places(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """One row a place: agreement of the heads with controls, and the refusal log-odds behind a block.
+    """One row a place, in order of depth: agreement of the heads with controls, and refusal log-odds behind a block.
 
     Args:
         arrays: what was read at each place.
@@ -99,7 +99,8 @@ def list_places(
                 }
             row[f"{LENS}_gap"] = lens[place].gap
         rows.append(row)
-    return pd.DataFrame(rows)
+    # Blocks that are read for the lens alone come behind the others; curves are drawn from one row to the next.
+    return pd.DataFrame(rows).sort_values("depth", kind="stable", ignore_index=True)
 
 
 def find_lens_places(arrays: Mapping[str, Mapping[str, Array]]) -> list[str]:
@@ -189,7 +190,7 @@ def measure_random_cliffs(texts: Sequence[TracedText], curves: Sequence[Array], 
 
 
 def list_bands(texts: Sequence[TracedText], curves: Sequence[Array]) -> pd.DataFrame:
-    """Quantiles of the curves of each kind around the end of the prompt and the begin of the answer.
+    """Quantiles of the curves of each kind around the end of the prompt and the beginning of the answer.
 
     Position 0 is the first token behind the prompt, or the first of the answer; ``random_low`` and ``random_high`` are
     the middle 95 % over random directions of the median over texts.

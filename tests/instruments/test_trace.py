@@ -115,12 +115,12 @@ def test_a_thought_has_a_cliff_of_its_own():
     found = list_cliffs(texts, curves).set_index(["id", "at"])
     assert found.loc[("a", "end of the prompt"), "last"] == 4
     # Tokens 6 to 13 of the sequence are the thought, and the curve begins with the second token.
-    row = found.loc[("a", "begin of the answer")]
+    row = found.loc[("a", "beginning of the answer")]
     assert (row["last"], row["plateau"], row["cliff"]) == (12, 8, -4)
     assert len(found) == 3
     bands = list_bands(texts, curves).set_index(["aligned_at", "position"])
-    assert bands.loc[("begin of the answer", 0), "quantile_50"] == 13
-    assert bands.loc[("begin of the answer", 0), "texts"] == 1
+    assert bands.loc[("beginning of the answer", 0), "quantile_50"] == 13
+    assert bands.loc[("beginning of the answer", 0), "texts"] == 1
     assert bands.loc[("end of the prompt", -1), "texts"] == 2
     assert bands.index.get_level_values("position").min() >= -WINDOW
 
@@ -133,8 +133,8 @@ def test_the_trace_of_the_bundled_model(model, direction, traced):
         scores = refusal_log_odds(model, SIDES[number], tokens)
         assert places.loc["resid_post:3", f"lens_{kind}"] == pytest.approx(float(scores.mean()), abs=1e-4)
         assert traced.refused[kind] == int((scores > 0).sum())
-    assert list(places.index) == ["resid_post:3", "resid_post:0", "resid_post:1", "resid_post:2", "surface"]
-    assert places["decision_f1"].notna().tolist() == [True, False, False, False, True]
+    assert list(places.index) == ["resid_post:0", "resid_post:1", "resid_post:2", "resid_post:3", "surface"]
+    assert places["decision_f1"].notna().tolist() == [False, False, False, True, True]
     assert places.loc["resid_post:3", "decision_f1"] > 0.8
     assert set(traced.why_not) == {"within_harmful", "within_harmless"}
     assert set(traced.sources["source"]) == {row["category"] for row in ROWS}

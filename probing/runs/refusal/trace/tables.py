@@ -83,10 +83,12 @@ def tell_findings(material: Material, traced: Traced) -> list[str]:
     for _, row in traced.falls.iterrows():
         outside = "outside" if not row["random_low"] <= row["cliff"] <= row["random_high"] else "within"
         band = f", {outside} the band of random directions" if not math.isnan(row["random_low"]) else ""
+        # What rises is told with the signs of a rise, the ends of its interval too.
         way = "falls by" if row["cliff"] >= 0 else "rises by"
+        moved = row if row["cliff"] >= 0 else pd.Series({"low": -row["high"], "high": -row["low"]})
         said.append(
             f"At the {row['at']} the projection of {row['kind']} prompts {way} {abs(row['cliff']):.3g} "
-            f"({show_ends(row, digits='.3g')}){band}."
+            f"({show_ends(moved, digits='.3g')}){band}."
         )
     return said
 
