@@ -78,7 +78,7 @@ def choose_direction(
     late = np.broadcast_to(np.arange(tables[0].shape[-1]) >= kept, tables[0].shape)
     broken = ~np.isfinite(np.stack(tables)).all(axis=0)
     rules = (
-        (late, f"one of the last {depth - kept} layers"),
+        (late, "the last layer" if depth - kept == 1 else f"one of the last {depth - kept} layers"),
         (broken, "a score is not finite"),
         (tables[1] < induce_least, f"induces less than {induce_least:g}"),
         (tables[2] > kl_most, f"changes harmless answers by more than {kl_most:g} nats"),

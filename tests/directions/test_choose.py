@@ -53,7 +53,7 @@ def test_every_candidate_has_its_reason():
             "induces less than 0",
             "changes harmless answers by more than 0.1 nats",
             "a score is not finite",
-            "one of the last 1 layers",
+            "the last layer",
         ]
     ]
 

@@ -70,7 +70,7 @@ def test_what_is_told(selected):
     assert 3 * cost.loc["together", "layer-forwards"] < cost.loc["a loop over all candidates", "layer-forwards"]
     outcomes = report.tables["Candidates by what became of them"]
     assert outcomes["candidates"].sum() == 12
-    assert "out: one of the last 1 layers" in set(outcomes["outcome"])
+    assert "out: the last layer" in set(outcomes["outcome"])
     assert "'Sorry'" in harness.notes(report)
     assert (out / "plots.html").stat().st_size > 1000
     assert "no refusal tokens" in harness.notes(report).replace("needs no", "no")
