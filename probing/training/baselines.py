@@ -9,7 +9,7 @@ from torch import Tensor
 from probing.errors import SourceMismatch, StoreCorrupt
 from probing.store.activations import tensor_sha256
 from probing.store.described import read_described, write_described
-from probing.store.records import SEAL, seal
+from probing.store.records import SEAL, check_seal
 
 BASELINE_FILE = "baseline.safetensors"
 FORMAT = "probing.baseline"
@@ -41,8 +41,13 @@ def open_baseline(folder: Path, identity: Mapping[str, Any]) -> dict[str, Tensor
             f"run that began it"
         )
     known, tensors = read_described(file, FORMAT, "baseline of a callback")
-    sealed = known.pop(SEAL, None) == seal({key: value for key, value in known.items() if key != SEAL})
-    if not sealed or known.get("sha256") != {name: tensor_sha256(tensor) for name, tensor in tensors.items()}:
+    try:
+        if SEAL not in known:
+            raise ValueError("it has no hash of its own")
+        check_seal(known)
+    except ValueError as error:
+        raise StoreCorrupt(f"{file}: damaged, or written by another version ({error})") from error
+    if known.get("sha256") != {name: tensor_sha256(tensor) for name, tensor in tensors.items()}:
         raise StoreCorrupt(f"{file}: the baseline was changed since it was written")
     other = sorted(key for key, value in identity.items() if known["measured_on"].get(key) != value)
     if other:
