@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from probing.metrics.ranking import idealized_ranking_accuracy
 from probing.report.changes import average_pairs
 from probing.report.layout import shorten
+from probing.report.pair_titles import STATE_SUMS, has_one_token
 from probing.report.tables import counts, estimates, extremes
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals, note_one_token
+from probing.runs.score.tables import good_units, name_intervals, note_one_token
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman
 from probing.statistics.correlation import spearman
 from probing.statistics.intervals import FEW
