@@ -50,9 +50,9 @@ def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
     ]
     if "ches_normalized" in frame:
         said.append(
-            "ches_normalized is high where both responses look alike to the model; training on such pairs tends to take "
-            "probability from the chosen response. When many pairs are trained on together, no score of a single pair "
-            "says much about its own change: compare two models (probing displacement) to see what happened."
+            "ches_normalized is high where both responses look alike to the model; training on such pairs tends to "
+            "take probability from the chosen response. When many pairs are trained on together, no score of a single "
+            "pair says much about its own change: compare two models (probing displacement) to see what happened."
         )
     for column, (value, label) in run.marks.items():
         above = int((frame[column] > value).sum())
