@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from probing.errors import UsageError
+
 GENERATOR = "probing report"
-from probing.store.files import check_free, is_special, new_file
+from probing.store.files import is_special, new_file
 
 BEGINNING = 4000
 """Bytes in which a report says what made it."""
@@ -22,7 +23,9 @@ def check_target(out: Path, overwrite: bool) -> None:
     if is_special(out):
         raise UsageError(f"{out}: is a device or a pipe, which is not replaced; choose another --out")
     if os.path.lexists(out) and not overwrite and not _is_report(out):
-        raise UsageError(f"{out}: exists already and is no report; choose another --out, or replace it with --overwrite")
+        raise UsageError(
+            f"{out}: exists already and is no report; choose another --out, or replace it with --overwrite"
+        )
 
 
 def _is_report(path: Path) -> bool:

@@ -22,7 +22,9 @@ def run(config: ReportConfig) -> Report:
     folders = find_runs(config.folders)
     inside = next((folder for folder in folders if folder.resolve() == out.resolve().parent), None)
     if inside is not None:
-        raise UsageError(f"{out}: would lie in the folder of a run, which holds only what the run wrote; choose another --out")
+        raise UsageError(
+            f"{out}: would lie in the folder of a run, which holds only what the run wrote; choose another --out"
+        )
     runs = list(read_runs(folders))
     check_comparable(runs)
     from probing.runs.report.stages import report_on

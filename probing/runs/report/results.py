@@ -1,5 +1,7 @@
 """The page of a report: what each run says, runs of the same pairs joined by id, in the order of the questions."""
 
+import importlib
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ from probing.report.sections import DESCRIBERS
 from probing.report.sections.displacement import describe_displacement
 from probing.report.sections.pairs import PAIR_FILES, join_pairs
 from probing.report.sections.score import describe_score
-from probing.runs.common.commands import spell_recorded
+from probing.runs.common.about import BEGAN, spell_command
 from probing.runs.report.data import identify_data
 
 PAIR_DESCRIBERS = {"score": describe_score, "displacement": describe_displacement}
@@ -77,13 +79,15 @@ def describe_provenance(run: RunData, folder: str) -> Provenance:
         hashes = source.get("weights_sha256")
         facts[name] = str(source["model"]) + (f" (weights {hashes[:HASH_DIGITS]})" if hashes else "")
     facts |= _describe_data(record)
-    facts |= {"date": str(record["began"])} if record.get("began") else {}
+    facts |= {"date": f"{record[BEGAN]} (UTC)"} if record.get(BEGAN) else {}
     facts["rows"] = ", ".join(f"{count:,} {status}" for status, count in record.get("rows_by_status", {}).items())
     facts["device"] = ", ".join(str(identity[name]) for name in ("device", "dtype") if identity.get(name))
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in identity.get("versions", {}).items())
     facts["record"] = str(record.get("record_sha256", ""))[:HASH_DIGITS]
     shown = {name: value for name, value in facts.items() if value}
-    return Provenance(run.label, spell_recorded(run.command, record.get("config", {})), shown, folder)
+    job = importlib.import_module(f"probing.runs.{run.command.replace(' ', '.')}")
+    known = typing.get_type_hints(job.run)["config"]
+    return Provenance(run.label, spell_command(run.command, record.get("config", {}), known), shown, folder)
 
 
 def _list_models(record: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:

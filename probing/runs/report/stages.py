@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from probing.report.page import write_report
+
 from probing.report.parts import RunData
 from probing.runs.report.config import MEGABYTE, ReportConfig
 from probing.runs.report.files import write_page
