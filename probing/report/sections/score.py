@@ -60,7 +60,7 @@ def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
             f"The line in the distribution of {column} is where {label} cuts: {above:,} pairs lie above {value:.4g}."
         )
     for name in ("displacement_rate", "displacement_rate_exact"):
-        known = frame[name].dropna() if name in frame else []
+        known = frame[name].dropna() if name in frame else pd.Series(dtype=float)
         if len(known):
             said.append(
                 f"{name} is below 0 in {int((known < 0).sum()):,} of {len(known):,} pairs: a small step on such a pair "
