@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from probing.report.parts import Check, State
+from probing.report.parts import Check, RunData, State
 from probing.types import Estimate
 
 
@@ -30,7 +30,10 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "rows_left_out": Threshold("{value} of {n} rows have no number (see their statuses)", "above", 0.05, True),
     "share_displaced": Threshold("ln p(chosen) fell while the margin rose in {value} of {n} pairs", "above", 0.2, True),
     "share_halved": Threshold(
-        "the chosen response lost half its probability in {value} of {n} pairs", "above", 0.2, True
+        "the chosen response of a displaced pair lost more than half its probability in {value} of {n} pairs",
+        "above",
+        0.2,
+        True,
     ),
     "ranking_accuracy_change": Threshold("ranking accuracy changed by {value} over {n} pairs", "below", -0.05),
     # Probes of truth.
@@ -159,6 +162,15 @@ def judge(
         side=usual.side,
         section=section,
     )
+
+
+def judge_rows(run: RunData, section: str, thresholds: Mapping[str, float | None]) -> list[Check]:
+    """The check of the rows of a run that have no number."""
+    counts = run.record.get("rows_by_status", {})
+    rows = sum(counts.values())
+    share = (rows - counts.get("ok", 0)) / rows if rows else math.nan
+    check = judge("rows_left_out", run.label, section, Estimate(share, math.nan, math.nan, rows), thresholds)
+    return [] if check is None else [check]
 
 
 def _judge(estimate: Estimate, limit: float, side: Literal["above", "below"]) -> State:

@@ -1,4 +1,4 @@
-"""What the runs of every command say to the questions of a report."""
+"""What the runs of each command say on a page: functions from a run to its sections, checks and rows."""
 
 from collections.abc import Callable, Mapping
 
