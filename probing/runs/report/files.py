@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 
 from probing.errors import UsageError
+from probing.report.page import GENERATOR
 from probing.store.files import is_special, new_file
 
-GENERATOR = "probing report"
-"""What the head of a page names as its generator."""
 BEGINNING = 4000
 """Bytes in which a report says what made it."""
 
