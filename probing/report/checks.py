@@ -37,7 +37,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
     ),
     "ranking_accuracy_change": Threshold("ranking accuracy changed by {value} over {n} pairs", "below", -0.05),
     # Probes of truth.
-    "ccs_random_as_good": Threshold("{value} of random probes are as accurate as CCS on {n} pairs", "above", 0.05, True),
+    "ccs_random_as_good": Threshold(
+        "{value} of random probes are as accurate as CCS on {n} pairs", "above", 0.05, True
+    ),
     "ccs_labels_p": Threshold("the accuracy of CCS on {n} pairs has p = {value} under permuted labels", "above", 0.05),
     "ccs_follows_word": Threshold(
         "with a word appended to half of {n} pairs, CCS is right about the word by {value} more often than about truth",
@@ -48,8 +50,12 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "probe_above_surface": Threshold(
         "the AUROC of the probe is {value} above that of lengths and punctuation, {n} rows", "below", 0.0
     ),
-    "probe_labels_p": Threshold("the AUROC of the probe on {n} rows has p = {value} under permuted labels", "above", 0.05),
-    "probe_fresh_auroc": Threshold("on {n} prompts written independently the probe has an AUROC of {value}", "below", 0.75),
+    "probe_labels_p": Threshold(
+        "the AUROC of the probe on {n} rows has p = {value} under permuted labels", "above", 0.05
+    ),
+    "probe_fresh_auroc": Threshold(
+        "on {n} prompts written independently the probe has an AUROC of {value}", "below", 0.75
+    ),
     "clusters_labels_p": Threshold("the silhouette of {n} rows has p = {value} under permuted labels", "above", 0.05),
     "clusters_centres_p": Threshold(
         "the distance of the centres of {n} rows has p = {value} under permuted labels", "above", 0.05
@@ -67,7 +73,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "select_kl": Threshold(
         "without the direction the first token of {n} harmless answers moves by {value} nats", "above", 0.1
     ),
-    "select_bypass": Threshold("without the direction the refusal log-odds of {n} harmful prompts are {value}", "above", 0.0),
+    "select_bypass": Threshold(
+        "without the direction the refusal log-odds of {n} harmful prompts are {value}", "above", 0.0
+    ),
     "edit_outside_random": Threshold(
         "the refusal log-odds of {n} prompts lie {value} nats outside the band of random directions", "below", 0.0
     ),

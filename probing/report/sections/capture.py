@@ -40,9 +40,7 @@ def describe_capture(run: RunData, thresholds: Thresholds) -> RunReport:
     if "tokens" in rows:
         figures = draw_rows(is_ok(rows), "tokens", "Length of the texts that were read", "tokens", section, by="label")
     says = [_say_states(run), *_say_labels(rows), *say_rows(run)]
-    part = Section(
-        name=section, question=READ, run=run.label, says=says, figures=figures, rows=name_rows(section)
-    )
+    part = Section(name=section, question=READ, run=run.label, says=says, figures=figures, rows=name_rows(section))
     return RunReport([part], collect([check_rows(run, section, thresholds)]), [table])
 
 

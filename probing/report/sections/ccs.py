@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from probing.report.checks import judge
 from probing.report.parts import Check, RowTable, RunData, RunReport, Section
 from probing.report.plots import draw_layers
 from probing.report.sections.shared import (
@@ -19,7 +20,6 @@ from probing.report.sections.shared import (
     is_ok,
     judge_p,
     make_rows,
-    name_rows,
     name_section,
     pick_row,
     pick_tables,
@@ -33,7 +33,6 @@ from probing.report.sections.shared import (
     say_percent,
     say_rows,
 )
-from probing.report.checks import judge
 from probing.types import Estimate
 
 TRUTH = "Do the states tell true from false?"
@@ -185,9 +184,7 @@ def _say_marker(run: RunData) -> list[str]:
     ]
 
 
-def _check_nulls(
-    run: RunData, section: str, found: "pd.Series | None", thresholds: Thresholds
-) -> list[Check | None]:
+def _check_nulls(run: RunData, section: str, found: "pd.Series | None", thresholds: Thresholds) -> list[Check | None]:
     rows = read_estimate(found, n="pairs").n
     p = read_number(found, "p_labels")
     random = read_number(found, "p_random")

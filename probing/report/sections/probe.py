@@ -32,7 +32,6 @@ from probing.report.sections.shared import (
     say,
     say_band,
     say_estimate,
-
     say_rows,
 )
 

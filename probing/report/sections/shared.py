@@ -237,7 +237,9 @@ def make_column(values: "pd.Series[Any]", name: str, title: str) -> RowColumn:
 def name_ids(frame: pd.DataFrame, apart: Sequence[str]) -> list[str]:
     """Ids of rows, each once: where an id occurs again, what tells its rows apart is added, or else a number."""
     ids = [str(value) for value in frame["id"]]
-    tell = [", ".join(str(row[name]) for name in apart if name in frame) for _, row in frame.iterrows()] if apart else []
+    tell = (
+        [", ".join(str(row[name]) for name in apart if name in frame) for _, row in frame.iterrows()] if apart else []
+    )
     often = {value for value, times in Counter(ids).items() if times > 1}
     taken: dict[str, int] = {}
     named = []

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.report.parts import RunData
+from probing.report.sections import DESCRIBERS
+from probing.report.sections.pairs import PAIR_FILES
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.store.records import SUMMARY, read_summary, refuse_link
 
 if TYPE_CHECKING:
     import pandas as pd
 
+DESCRIBED = (*PAIR_FILES, *DESCRIBERS)
+"""Commands whose runs a report can show."""
 log = logging.getLogger(__name__)
 
 
@@ -79,6 +83,8 @@ def read_runs(folders: Sequence[Path]) -> Iterator[RunData]:
         record = read_run(folder, str(_find_record(folder)))
         if record["status"] != "done":
             raise UsageError(f"{folder}: the run in it is not finished; run the same command again, then the report")
+        if record["command"] not in DESCRIBED:
+            raise UsageError(f"{folder}: no report is made of 'probing {record['command']}'; leave the folder out")
         files = {name: _read_table(folder / name, sha256) for name, sha256 in _list_tables(record).items()}
         yield RunData(label, record["command"], record, files, _read_summary(folder, record))
 

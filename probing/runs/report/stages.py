@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from probing.report.page import write_report
-
-from probing.report.parts import RunData
 from probing.report.svg import draw_svg
+
+from probing.report.page import write_report
+from probing.report.parts import RunData
 from probing.runs.report.config import MEGABYTE, ReportConfig
 from probing.runs.report.files import write_page
 from probing.runs.report.results import count_states, make_page
