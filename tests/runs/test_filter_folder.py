@@ -133,6 +133,15 @@ def test_the_library_loads_the_kept_and_the_dropped_rows(go, tmp_path, name):
     assert dropped["probing_status"][:] == ["ok", "ok"]
 
 
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet", "pairs.saved"])
+def test_dropped_rows_that_are_filtered_again_carry_their_new_scores(go, tmp_path, name):
+    before = [{**row, "probing_ches_normalized": -1.0} for row in ROWS]
+    go(write(tmp_path / name, before))
+    split = "test" if name == "pairs.saved" else "train"
+    dropped = datasets.load_dataset(str(tmp_path / "kept"), "dropped", split=split)
+    assert dropped["probing_ches_normalized"][:] == [6.0, 7.0]
+
+
 def test_the_kept_file_has_the_bytes_that_it_has_without_a_folder(go, tmp_path):
     go()
     go(out=tmp_path / "plain.jsonl")
@@ -407,8 +416,8 @@ def replace(*names):
     plain(*names)
 files.os.replace = replace
 folder = sys.argv[2]
-filtering.run(filtering.FilterConfig(data=f"{folder}/pairs.jsonl", scores=f"{folder}/mine.parquet", out=f"{folder}/kept/",
-    by="ches_normalized", drop_highest=0.5, overwrite=True))
+paths = {"data": f"{folder}/pairs.jsonl", "scores": f"{folder}/mine.parquet", "out": f"{folder}/kept/"}
+filtering.run(filtering.FilterConfig(**paths, by="ches_normalized", drop_highest=0.5, overwrite=True))
 """
 
 
@@ -437,5 +446,5 @@ def test_without_permission_nothing_is_left(go, tmp_path):
 
 def test_a_parent_that_is_a_file(go, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match="Not a directory|File exists"):
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
         go(out=f"{tmp_path}/file/kept/")
