@@ -1,7 +1,6 @@
 """What a run of ``probing clusters`` says: how far labels lie apart in the states, by chance, and after training."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -24,6 +23,7 @@ from probing.report.sections.shared import (
     name_section,
     pick_row,
     pick_tables,
+    prefix,
     read_estimate,
     read_notes,
     read_number,
@@ -97,11 +97,6 @@ def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
 def _pick(results: pd.DataFrame, model: str, metric: str) -> "pd.Series[Any] | None":
     """An index at the place chosen inside each fold."""
     return pick_row(results, model=model, set=HELD_OUT, place=CHOSEN, metric=metric)
-
-
-def _told(check: Check | None, model: str) -> Check | None:
-    """A check of one of the models of a run."""
-    return None if check is None else replace(check, sentence=f"{model}: {check.sentence}")
 
 
 def _say_model(results: pd.DataFrame, model: str) -> list[str]:
@@ -209,14 +204,14 @@ def _check_chance(
         row = _pick(results, model, metric)
         rows = read_estimate(row, n="rows").n
         check = judge_p(name, run, section, read_number(row, "p_labels"), rows, draws, thresholds)
-        checks.append(_told(check, model))
+        checks.append(prefix(check, model))
     return checks
 
 
 def _check_change(run: RunData, results: pd.DataFrame, model: str, thresholds: Thresholds) -> Check | None:
     change = read_estimate(_pick(results, model, SILHOUETTE), "minus_first_corrected", "minus_first_", "rows")
     section = name_section(run, "training")
-    return _told(judge("clusters_separation_change", run.label, section, change, thresholds), model)
+    return prefix(judge("clusters_separation_change", run.label, section, change, thresholds), model)
 
 
 def _list_rows(run: RunData, section: str, models: list[str]) -> tuple[RowTable | None, list[Figure]]:

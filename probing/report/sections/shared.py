@@ -152,6 +152,11 @@ def judge_p(
     return replace(check, state="not judged", sentence=sentence)
 
 
+def prefix(check: Check | None, words: str) -> Check | None:
+    """A check of one of several models or kinds of prompts, which its sentence names first."""
+    return None if check is None else replace(check, sentence=f"{words}: {check.sentence}")
+
+
 def read_option(run: RunData, name: str) -> Any:
     """An option of the run as it was recorded; None where it is not known."""
     return run.record.get("config", {}).get(name)
