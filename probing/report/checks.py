@@ -42,13 +42,14 @@ THRESHOLDS: Mapping[str, Threshold] = {
     ),
     "ccs_labels_p": Threshold("the accuracy of CCS on {n} pairs has p = {value} under permuted labels", "above", 0.05),
     "ccs_follows_word": Threshold(
-        "with a word appended to half of {n} pairs, CCS is right about the word by {value} more often than about truth",
+        "with a word appended to half of {n} pairs, the accuracy of CCS about the word less that about truth is "
+        "{value}",
         "above",
         0.0,
     ),
     # Probes of labels, and distances between labels.
     "probe_above_surface": Threshold(
-        "the AUROC of the probe is {value} above that of lengths and punctuation, {n} rows", "below", 0.0
+        "the AUROC of the probe less that of lengths and punctuation is {value} on {n} rows", "below", 0.0
     ),
     "probe_labels_p": Threshold(
         "the AUROC of the probe on {n} rows has p = {value} under permuted labels", "above", 0.05
@@ -61,14 +62,14 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "the distance of the centres of {n} rows has p = {value} under permuted labels", "above", 0.05
     ),
     "clusters_separation_change": Threshold(
-        "the silhouette, corrected, is {value} above that of the first model, {n} rows", "below", -0.1
+        "the silhouette, corrected, of {n} rows less that of the first model is {value}", "below", -0.1
     ),
     # Refusal directions.
     "direction_auroc": Threshold(
         "at the best of the places {n} held-out prompts are told apart with an AUROC of {value}", "below", 0.75
     ),
     "direction_above_permuted": Threshold(
-        "this AUROC of {n} held-out prompts is {value} above the upper end under permuted labels", "below", 0.0
+        "this AUROC of {n} held-out prompts less the upper end under permuted labels is {value}", "below", 0.0
     ),
     "select_kl": Threshold(
         "without the direction the first token of {n} harmless answers moves by {value} nats", "above", 0.1
@@ -80,8 +81,8 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "the refusal log-odds of {n} prompts lie {value} nats outside the band of random directions", "below", 0.0
     ),
     "edit_outside_covariance": Threshold(
-        "the refusal log-odds of {n} prompts lie {value} nats outside the band of random directions with the covariance of "
-        "the states",
+        "the refusal log-odds of {n} prompts lie {value} nats outside the band of random directions with the "
+        "covariance of the states",
         "below",
         0.0,
     ),
@@ -101,12 +102,12 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "the change of refusal by the transferred direction lies {value} nats outside that of random ones", "below", 0.0
     ),
     "trace_above_permuted": Threshold(
-        "the F1 of the head of the decision is {value} above the upper end under permuted decisions, {n} prompts",
+        "the F1 of the head of the decision less the upper end under permuted decisions is {value} on {n} prompts",
         "below",
         0.0,
     ),
     "trace_above_kind": Threshold(
-        "the F1 of the head of the decision is {value} above that of the head of the kind, {n} prompts", "below", 0.0
+        "the F1 of the head of the decision less that of the head of the kind is {value} on {n} prompts", "below", 0.0
     ),
     "audit_writers_removed": Threshold(
         "the direction is removed from {value} of {n} writers to the residual stream", "above", 0.0, True
@@ -119,15 +120,15 @@ THRESHOLDS: Mapping[str, Threshold] = {
 
 - 5 % for p-values and for shares of random draws that do as well is the level of the tests; such a number is exact and
   has no interval.
-- A difference from a null, a baseline or another head warns where it is below 0: the number is then reached without what
-  the probe, direction or edit is said to have found. "unclear" says that the rows do not tell the two apart.
-- ``ccs_follows_word`` has the outer ends of both intervals as its interval, since the two accuracies are of the same rows.
-- ``clusters_separation_change``: the silhouette goes from -1 to 1; a loss of .1 is more than ten times what its interval
-  leaves open on the bundled data, and less than an edit takes that makes two labels one.
+- A difference from a null distribution, a baseline or another head warns below 0: the number is then reached without
+  what the probe, direction or edit is said to have found. "unclear" says that the rows do not tell the two apart.
+- ``ccs_follows_word`` has the outer ends of both intervals for its interval: the two accuracies are of the same rows.
+- ``clusters_separation_change``: the silhouette is near 1 where labels lie apart and near 0 where they are mixed; .1 is
+  a tenth of that way.
 - ``direction_auroc``, ``probe_fresh_auroc``: at .75 one couple of prompts in four is in the wrong order.
 - ``select_kl``, ``edit_kl_harmless``: .1 nats is the published limit of the change of harmless answers (2406.11717).
-- ``select_bypass``: above 0 the model is more likely to refuse harmful prompts than not, the direction gone.
-- ``edit_refuses_harmless``, ``edit_broken_answers``: one answer in twenty that was good before.
+- ``select_bypass``: above 0 the model rather refuses harmful prompts than not, though the direction is gone.
+- ``edit_refuses_harmless``, ``edit_broken_answers``: one answer in twenty.
 - ``audit_writers_removed``: training leaves the component of a direction about as large as it was; a writer that holds
   at most .05 of it was edited.
 - ``audit_log_odds_change``: one nat is a factor of 2.7 in the odds of refusal.

@@ -2,11 +2,10 @@
 
 import pandas as pd
 
+from probing.report.checks import judge_rows
 from probing.report.parts import RunData, RunReport, Section
 from probing.report.sections.shared import (
     Thresholds,
-    check_rows,
-    collect,
     describe_missing,
     draw_rows,
     find_file,
@@ -41,7 +40,7 @@ def describe_capture(run: RunData, thresholds: Thresholds) -> RunReport:
         figures = draw_rows(is_ok(rows), "tokens", "Length of the texts that were read", "tokens", section, by="label")
     says = [_say_states(run), *_say_labels(rows), *say_rows(run)]
     part = Section(name=section, question=READ, run=run.label, says=says, figures=figures, rows=name_rows(section))
-    return RunReport([part], collect([check_rows(run, section, thresholds)]), [table])
+    return RunReport([part], judge_rows(run, section, thresholds), [table])
 
 
 def _say_states(run: RunData) -> str:

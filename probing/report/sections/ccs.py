@@ -1,18 +1,19 @@
 """What a run of ``probing ccs`` says: whether states tell true from false, and what else explains it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from probing.report.checks import judge
+from probing.report.checks import judge, judge_rows
+from probing.report.figures import Figure
 from probing.report.parts import Check, RowTable, RunData, RunReport, Section
 from probing.report.plots import draw_layers
 from probing.report.sections.shared import (
     ALL,
     CHOSEN,
     Thresholds,
-    check_rows,
     collect,
     describe_missing,
     draw_rows,
@@ -27,9 +28,9 @@ from probing.report.sections.shared import (
     read_notes,
     read_number,
     read_option,
-    say,
     say_band,
     say_estimate,
+    say_p,
     say_percent,
     say_rows,
 )
@@ -78,7 +79,7 @@ def describe_ccs(run: RunData, thresholds: Thresholds) -> RunReport:
             name=real,
             question=REAL,
             run=run.label,
-            says=[*_say_nulls(found), *_say_distractor(run), *_say_marker(run), *read_notes(run)],
+            says=[*_say_nulls(run, found), *_say_distractor(run), *_say_marker(run), *read_notes(run)],
             tables=pick_tables(
                 run,
                 "CCS there, beside",
@@ -91,19 +92,19 @@ def describe_ccs(run: RunData, thresholds: Thresholds) -> RunReport:
             ),
         ),
     ]
-    checks = [check_rows(run, truth, thresholds), *_check_nulls(run, real, found, thresholds)]
+    checks = [*judge_rows(run, truth, thresholds), *_check_nulls(run, real, found, thresholds)]
     checks.append(_check_word(run, real, thresholds))
     return RunReport(sections, collect(checks), [] if rows is None else [rows])
 
 
-def _say_accuracy(found: "pd.Series | None") -> list[str]:
+def _say_accuracy(found: "pd.Series[Any] | None") -> list[str]:
     value = read_estimate(found, n="pairs")
     if math.isnan(value.value):
         return ["The accuracy of CCS at the place chosen inside each fold is not in the files."]
     return [
-        f"CCS answers {say_estimate(value)} of the statements rightly, held out, at the place chosen inside each fold "
-        f"({value.n:,} pairs; in brackets the 95 % interval over groups of pairs, of these trained probes: another start "
-        f"of CCS is not in it)."
+        f"The accuracy of CCS on held-out statements is {say_estimate(value)} at the place chosen inside each fold "
+        f"({value.n:,} pairs; in brackets the 95 % interval over groups of pairs, of these trained probes: another "
+        f"start of CCS is not in it)."
     ]
 
 
@@ -126,33 +127,35 @@ def _say_wrong(rows: RowTable | None) -> list[str]:
         return []
     known = [value for value in right if not math.isnan(value)]
     wrong, half = sum(value == 0 for value in known), sum(0 < value < 1 for value in known)
+    first = " These pairs come first in the rows." if wrong or half else ""
     return [
         f"Of {len(known):,} pairs it is wrong about both statement and opposite in {wrong:,}, and about one of them in "
-        f"{half:,}; the rows are sorted with these first."
+        f"{half:,}.{first}"
     ]
 
 
-def _say_nulls(found: "pd.Series | None") -> list[str]:
-    said = []
+def _say_nulls(run: RunData, found: "pd.Series[Any] | None") -> list[str]:
+    said, draws = [], read_option(run, "permutations")
     random, labels, pairings = (say_band(found, name) for name in ("random", "labels", "pairings"))
     as_good, p = read_number(found, "p_random"), read_number(found, "p_labels")
     if random:
         said.append(
             f"Random directions, oriented in the same way, reach an accuracy of {random} (middle 95 %); "
-            f"{say_percent(as_good)} of them do as well as CCS. Where that is more than a few, the accuracy shows that "
-            f"truth is most of what differs between the forms, and not that the search of CCS found anything."
+            f"{say_percent(as_good)} of them do as well as CCS."
         )
     if labels:
         said.append(
-            f"Under permuted labels the accuracy is {labels} (middle 95 %), p = {say(p)}. A small p says that the answers "
-            f"go with truth on these statements; it says nothing of whether the model uses what is read."
+            f"Under permuted labels the accuracy is {labels} (middle 95 %), {say_p(p, draws)}. A small p says that the "
+            f"answers go with truth on these statements; it says nothing of whether the model uses what is read."
         )
     if pairings:
-        said.append(f"CCS trained on statements with the no form of another statement reaches {pairings}.")
+        said.append(
+            f"CCS trained on statements with the no form of another statement reaches {pairings} on the true pairs."
+        )
     return said or ["Null distributions are not in the files."]
 
 
-def _read_word(run: RunData) -> tuple[str, "pd.Series | None", "pd.Series | None"]:
+def _read_word(run: RunData) -> tuple[str, "pd.Series[Any] | None", "pd.Series[Any] | None"]:
     """Accuracy about truth and about the appended word, at the place that CCS chose."""
     controls = find_file(run, "controls.parquet", "control", "place", "metric", "value")
     place = str((run.record.get("best") or {}).get("ccs", ""))
@@ -165,10 +168,9 @@ def _say_distractor(run: RunData) -> list[str]:
     if truth is None or word is None:
         return ["There is no distractor test of this run at the chosen place (--distractor)."]
     return [
-        f"With '{read_option(run, 'distractor') or 'a word'}' appended to half of the pairs, CCS at {place} is right about "
-        f"truth in {say_estimate(read_estimate(truth, n='pairs'))} and about the word in "
-        f"{say_estimate(read_estimate(word, n='pairs'))} of them: it finds the contrast that is most prominent, whatever "
-        f"that is."
+        f"With '{read_option(run, 'distractor') or 'a word'}' appended to half of the pairs, CCS at {place} is right "
+        f"about truth in {say_estimate(read_estimate(truth, n='pairs'))} and about the word in "
+        f"{say_estimate(read_estimate(word, n='pairs'))} of them: CCS finds whatever contrast is most prominent."
     ]
 
 
@@ -180,11 +182,14 @@ def _say_marker(run: RunData) -> list[str]:
         return []
     return [
         f"With the negating word replaced, the accuracy of the same probe at {place} changes by "
-        f"{say_estimate(read_estimate(row, n='pairs'))}. A probe of truth must lose it, since nothing is denied any more."
+        f"{say_estimate(read_estimate(row, n='pairs'))}. A probe of truth must lose it, since nothing is denied any "
+        f"more."
     ]
 
 
-def _check_nulls(run: RunData, section: str, found: "pd.Series | None", thresholds: Thresholds) -> list[Check | None]:
+def _check_nulls(
+    run: RunData, section: str, found: "pd.Series[Any] | None", thresholds: Thresholds
+) -> list[Check | None]:
     rows = read_estimate(found, n="pairs").n
     p = read_number(found, "p_labels")
     random = read_number(found, "p_random")
@@ -210,7 +215,7 @@ def _check_word(run: RunData, section: str, thresholds: Thresholds) -> Check | N
     return judge("ccs_follows_word", run.label, section, more, thresholds)
 
 
-def _list_pairs(run: RunData, section: str) -> "tuple[RowTable | None, list]":
+def _list_pairs(run: RunData, section: str) -> tuple[RowTable | None, list[Figure]]:
     """The pairs with what CCS says of each, and the distribution of its scores."""
     pairs = find_file(run, "pairs.parquet", "id", "label", *FORMS)
     if pairs is None:

@@ -1,12 +1,11 @@
 """What a run of ``probing clusters`` says: how far labels lie apart in the states, by chance, and after training."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from probing.report.checks import judge
+from probing.report.checks import judge, judge_rows
 from probing.report.figures import Figure
 from probing.report.parts import Check, RowTable, RunData, RunReport, Section
 from probing.report.plots import draw_clusters
@@ -14,7 +13,6 @@ from probing.report.sections.shared import (
     ALL,
     CHOSEN,
     Thresholds,
-    check_rows,
     collect,
     describe_missing,
     draw_rows,
@@ -25,6 +23,7 @@ from probing.report.sections.shared import (
     name_section,
     pick_row,
     pick_tables,
+    prefix,
     read_estimate,
     read_notes,
     read_number,
@@ -32,6 +31,7 @@ from probing.report.sections.shared import (
     say,
     say_band,
     say_estimate,
+    say_p,
     say_rows,
 )
 
@@ -40,6 +40,10 @@ REAL = "Is the separation real?"
 TRAINING = "What did training change in the states?"
 HELD_OUT, CATEGORY, CONTROL = "held out", "category", "control"
 SILHOUETTE, CENTRES = "silhouette", "welch"
+SCALE = (
+    "The silhouette goes from -1 to 1: 1 where rows lie much nearer to rows of their own label than to others, 0 where "
+    "they do not. Labels may lie apart by topic or style: this does not say why."
+)
 DRAWN = (SILHOUETTE, "aqi_size_free", "davies_bouldin", "dunn", "calinski_harabasz", "xie_beni")
 
 
@@ -52,6 +56,8 @@ def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
     models = list(dict.fromkeys(results["model"]))
     rows, figures = _list_rows(run, labels, models)
     drawn = results[(results["set"] == ALL) & results["metric"].isin(DRAWN)]
+    # The index that the sentences tell of comes first.
+    drawn = drawn.sort_values("metric", key=lambda names: names.map(DRAWN.index), kind="stable")
     categories = results[(results["set"] == CATEGORY) & (results["metric"] == SILHOUETTE)]
     sections = [
         Section(
@@ -59,6 +65,7 @@ def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
             question=LABELS,
             run=run.label,
             says=[
+                SCALE,
                 *(sentence for model in models for sentence in _say_model(results, model)),
                 *_say_misplaced(run, models),
                 *say_rows(run),
@@ -72,14 +79,14 @@ def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
             question=REAL,
             run=run.label,
             says=[
-                *(sentence for model in models for sentence in _say_chance(results, model)),
+                *(sentence for model in models for sentence in _say_chance(run, results, model)),
                 *_say_control(run, results, models),
                 *read_notes(run),
             ],
         ),
         *_describe_training(run, results, models),
     ]
-    checks = [check_rows(run, labels, thresholds)]
+    checks = [*judge_rows(run, labels, thresholds)]
     for model in models:
         checks += _check_chance(run, real, results, model, thresholds)
     for model in models[1:]:
@@ -92,11 +99,6 @@ def _pick(results: pd.DataFrame, model: str, metric: str) -> "pd.Series[Any] | N
     return pick_row(results, model=model, set=HELD_OUT, place=CHOSEN, metric=metric)
 
 
-def _told(check: Check | None, model: str) -> Check | None:
-    """A check of one of the models of a run."""
-    return None if check is None else replace(check, sentence=f"{model}: {check.sentence}")
-
-
 def _say_model(results: pd.DataFrame, model: str) -> list[str]:
     row = _pick(results, model, SILHOUETTE)
     value = read_number(row, "value")
@@ -104,10 +106,7 @@ def _say_model(results: pd.DataFrame, model: str) -> list[str]:
         return [f"{model}: no place was judged inside folds; the tables hold the values of all rows by place."]
     corrected = read_estimate(row, "corrected", n="rows")
     many = "" if math.isnan(corrected.value) else f" (as of many rows: {say_estimate(corrected)})"
-    return [
-        f"{model}: at the place chosen inside each fold the silhouette of the labels is {say(value)}{many}. It goes from -1 "
-        f"to 1: 1 where rows lie much nearer to those of their own label than to others, 0 where they do not."
-    ]
+    return [f"{model}: at the place chosen inside each fold the silhouette of the labels is {say(value)}{many}."]
 
 
 def _say_misplaced(run: RunData, models: list[str]) -> list[str]:
@@ -126,16 +125,17 @@ def _say_misplaced(run: RunData, models: list[str]) -> list[str]:
     return said
 
 
-def _say_chance(results: pd.DataFrame, model: str) -> list[str]:
+def _say_chance(run: RunData, results: pd.DataFrame, model: str) -> list[str]:
     row = _pick(results, model, SILHOUETTE)
     band = say_band(row, "labels")
     if not band:
         return []
     centres = read_number(_pick(results, model, CENTRES), "p_labels")
-    also = "" if math.isnan(centres) else f"; p of the distance of their centres is {say(centres)}"
+    also = "" if math.isnan(centres) else f"; for the distance of their centres p is {say(centres)}"
     return [
-        f"{model}: permuted labels have a silhouette of {band} (middle 95 %), p = {say(read_number(row, 'p_labels'))}{also}. "
-        f"Where the second is not small too, the labels differ in spread and need not lie apart."
+        f"{model}: permuted labels have a silhouette of {band} (middle 95 %), "
+        f"{say_p(read_number(row, 'p_labels'), read_option(run, 'permutations'))}{also}. Where the second is not small "
+        f"too, the labels differ in spread and need not lie apart."
     ]
 
 
@@ -162,8 +162,8 @@ def _describe_training(run: RunData, results: pd.DataFrame, models: list[str]) -
         change = read_estimate(_pick(results, model, SILHOUETTE), "minus_first_corrected", "minus_first_", "rows")
         if not math.isnan(change.value):
             said.append(
-                f"{model}: its silhouette, corrected, is {say_estimate(change)} above that of {models[0]}, each at the place "
-                f"chosen inside each fold. The interval is of paired bootstrap replicates."
+                f"{model}: its silhouette, corrected, less that of {models[0]} is {say_estimate(change)}, each at the "
+                f"place chosen inside each fold. The interval is of paired bootstrap replicates."
             )
     drift = find_file(run, "drift.parquet", "model", "place", "subset", "measure", "value")
     said += [sentence for model in models[1:] for sentence in _say_drift(drift, model, models[0])]
@@ -189,9 +189,9 @@ def _say_drift(drift: pd.DataFrame | None, model: str, first: str) -> list[str]:
         return []
     row = own.loc[own["value"].idxmax()]
     return [
-        f"{model}: the mean state moved most from {first} at {row['place']}, by {say(float(row['value']))} of the root mean "
-        f"square distance of states to their mean. This number has no interval; that states moved does not say that answers "
-        f"changed."
+        f"{model}: the mean state moved most from {first} at {row['place']}, by {say(float(row['value']))} of the root "
+        f"mean square distance of states to their mean. This number has no interval; that states moved does not say "
+        f"that answers changed."
     ]
 
 
@@ -204,14 +204,14 @@ def _check_chance(
         row = _pick(results, model, metric)
         rows = read_estimate(row, n="rows").n
         check = judge_p(name, run, section, read_number(row, "p_labels"), rows, draws, thresholds)
-        checks.append(_told(check, model))
+        checks.append(prefix(check, model))
     return checks
 
 
 def _check_change(run: RunData, results: pd.DataFrame, model: str, thresholds: Thresholds) -> Check | None:
     change = read_estimate(_pick(results, model, SILHOUETTE), "minus_first_corrected", "minus_first_", "rows")
     section = name_section(run, "training")
-    return _told(judge("clusters_separation_change", run.label, section, change, thresholds), model)
+    return prefix(judge("clusters_separation_change", run.label, section, change, thresholds), model)
 
 
 def _list_rows(run: RunData, section: str, models: list[str]) -> tuple[RowTable | None, list[Figure]]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probing.report.checks import judge
+from probing.report.checks import judge, judge_rows
 from probing.report.figures import Figure
 from probing.report.parts import Check, RowTable, RunData, RunReport, Section
 from probing.report.plots import draw_layers
@@ -14,7 +14,6 @@ from probing.report.sections.shared import (
     ALL,
     CHOSEN,
     Thresholds,
-    check_rows,
     collect,
     describe_missing,
     draw_rows,
@@ -29,9 +28,9 @@ from probing.report.sections.shared import (
     read_notes,
     read_number,
     read_option,
-    say,
     say_band,
     say_estimate,
+    say_p,
     say_rows,
 )
 
@@ -82,13 +81,13 @@ def describe_probe(run: RunData, thresholds: Thresholds) -> RunReport:
             run=run.label,
             says=[
                 *_say_surface(held, found),
-                *_say_permuted(found),
+                *_say_permuted(run, found),
                 *_say_fresh(_pick_fresh(everything)),
                 *read_notes(run),
             ],
         ),
     ]
-    checks = [check_rows(run, labels, thresholds), *_check_all(run, real, found, _pick_fresh(everything), thresholds)]
+    checks = [*judge_rows(run, labels, thresholds), *_check_all(run, real, found, _pick_fresh(everything), thresholds)]
     return RunReport(sections, collect(checks), [] if rows is None else [rows])
 
 
@@ -109,8 +108,8 @@ def _say_auroc(run: RunData, held: pd.DataFrame) -> list[str]:
     yes = f" (yes: '{positive}')" if positive else ""
     return [
         f"AUROC of held-out rows{yes} at the place chosen inside each fold: {', '.join(told)}; in brackets the 95 % "
-        f"interval over groups of rows. It is the share of pairs of a yes row and a no row that are in the right order, "
-        f"and says that a label can be read from the states, not that the model uses it."
+        f"interval over groups of rows. It is the share of pairs of a yes row and a no row that are in the right "
+        f"order, and says that a label can be read from the states, not that the model uses it."
     ]
 
 
@@ -120,7 +119,8 @@ def _say_wrong(rows: RowTable | None) -> list[str]:
         return []
     known = [value for value in right if value != ""]
     wrong = sum(value == "no" for value in known)
-    return [f"Logistic regression gives {wrong:,} of {len(known):,} rows the wrong label; these rows come first."]
+    first = " These rows come first." if wrong else ""
+    return [f"Logistic regression gives {wrong:,} of {len(known):,} rows the wrong label.{first}"]
 
 
 def _say_surface(held: pd.DataFrame, found: "pd.Series[Any] | None") -> list[str]:
@@ -130,18 +130,18 @@ def _say_surface(held: pd.DataFrame, found: "pd.Series[Any] | None") -> list[str
     above = read_estimate(found, "above_surface", "above_surface_", "rows")
     more = "" if math.isnan(above.value) else f" The probe is {say_estimate(above)} above that."
     return [
-        f"A logistic regression on lengths and punctuation alone reaches an AUROC of {say_estimate(surface)}.{more} What a "
-        f"probe has beyond this may still be topic or style and not what the label means."
+        f"A logistic regression on lengths and punctuation alone reaches an AUROC of {say_estimate(surface)}.{more} "
+        f"What a probe has beyond this may still be topic or style and not what the label means."
     ]
 
 
-def _say_permuted(found: "pd.Series[Any] | None") -> list[str]:
+def _say_permuted(run: RunData, found: "pd.Series[Any] | None") -> list[str]:
     band = say_band(found, "labels")
     if not band:
         return []
     return [
         f"Probes fitted to permuted labels, which choose their own place, reach {band} (middle 95 %), "
-        f"p = {say(read_number(found, 'p_labels'))}."
+        f"{say_p(read_number(found, 'p_labels'), read_option(run, 'refits'))}."
     ]
 
 
@@ -150,8 +150,9 @@ def _say_fresh(fresh: "pd.Series[Any] | None") -> list[str]:
     if math.isnan(value.value):
         return ["No prompts that were written independently were given (--fresh)."]
     return [
-        f"On {value.n:,} prompts that were written independently the AUROC of the logistic probe is {say_estimate(value)}. "
-        f"A fall from the held-out value is what the probe took from the habits of its collection."
+        f"On {value.n:,} prompts that were written independently the AUROC of the logistic probe is "
+        f"{say_estimate(value)}. A fall from the held-out value is what the probe took from the habits of its "
+        f"collection."
     ]
 
 

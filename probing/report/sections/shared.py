@@ -1,8 +1,6 @@
 """What sections of every command share: files that may be missing, numbers in words, rows with their texts."""
 
-import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,11 +25,8 @@ Thresholds = Mapping[str, float | None]
 
 
 def name_section(run: RunData, what: str) -> str:
-    """Name of a section: the label of its run, and what it is about, in letters, digits and hyphens."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", run.label).strip("-")
-    # Labels that differ in other signs alone keep different names.
-    told = plain if plain == run.label else f"{plain}-{hashlib.sha256(run.label.encode()).hexdigest()[:6]}".lstrip("-")
-    return f"{told}-{what}"
+    """Name of a section: what it is about, and the label of its run as a link has it."""
+    return f"{what}-{run.anchor}"
 
 
 def name_rows(section: str) -> str:
@@ -123,6 +118,13 @@ def say_band(row: "pd.Series[Any] | None", name: str) -> str:
     return "" if math.isnan(low) else f"{say(low)} to {say(high)}"
 
 
+def say_p(p: float, draws: int | None) -> str:
+    """A p-value; where it is the least that so many draws can give, this is said."""
+    if draws is not None and p <= (1 + 1e-9) / (draws + 1):
+        return f"p <= {say(p)}, the least that {draws:,} draws can give"
+    return f"p = {say(p)}"
+
+
 def say_percent(share: float) -> str:
     """A share in percent."""
     return "an unknown share" if math.isnan(share) else f"{100 * share:.3g} %"
@@ -150,17 +152,14 @@ def judge_p(
     return replace(check, state="not judged", sentence=sentence)
 
 
+def prefix(check: Check | None, words: str) -> Check | None:
+    """A check of one of several models or kinds of prompts, which its sentence names first."""
+    return None if check is None else replace(check, sentence=f"{words}: {check.sentence}")
+
+
 def read_option(run: RunData, name: str) -> Any:
     """An option of the run as it was recorded; None where it is not known."""
     return run.record.get("config", {}).get(name)
-
-
-def check_rows(run: RunData, section: str, thresholds: Thresholds) -> Check | None:
-    """Share of the rows that were left out. It has no interval: every row of the data was counted."""
-    statuses = count_statuses(run)
-    total = sum(statuses.values())
-    share = (total - statuses.get("ok", 0)) / total if total else NAN
-    return judge("rows_left_out", run.label, section, Estimate(share, NAN, NAN, total), thresholds)
 
 
 def count_statuses(run: RunData) -> dict[str, int]:
