@@ -21,7 +21,8 @@ KEPT = "\n\t\u200c\u200d"
 """What does not print and is kept in texts: lines, and the joiners that emoji and several scripts are written with."""
 TOKEN_SHARE = 0.2
 """What the tokens may use of what the numbers leave, where the texts alone would fill the page."""
-LEAST_TOKEN_BYTES = 8
+MISSES = 30
+"""So many rows in a row that do not fit, and no more are tried: a long text does not end the others' turn, a full page does."""
 NONE, LEFT_OUT = "-1", "-2"
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
@@ -101,9 +102,6 @@ class EncodedTable:
 
     def add_tokens(self, row: int, most: int) -> int | None:
         """The same of its tokens."""
-        count = sum(tokens.offsets[row + 1] - tokens.offsets[row] for tokens in self.rows.tokens.values())
-        if count * LEAST_TOKEN_BYTES > most:
-            return None
 
         def encode() -> list[str]:
             return [encode_tokens(tokens, row, self._strings) for tokens in self.rows.tokens.values()]
@@ -196,8 +194,13 @@ def _leave_out_rows(tables: Sequence[EncodedTable], left: int) -> int:
 def _fill(tables: Sequence[EncodedTable], add: Callable[[EncodedTable, int, int], int | None], left: int) -> int:
     """Add a kind to the rows of all tables, those of most use first; returns the bytes that are left."""
     turns = sorted((turn, number) for number, table in enumerate(tables) for turn in range(len(table.order)))
+    misses = 0
     for turn, number in turns:
-        left -= add(tables[number], tables[number].order[turn], left) or 0
+        taken = add(tables[number], tables[number].order[turn], left)
+        misses = misses + 1 if taken is None else 0
+        if misses == MISSES:
+            break
+        left -= taken or 0
     return left
 
 
