@@ -68,7 +68,9 @@ def to_number(value: Any, infinite: bool = False) -> float:
     return number if infinite or abs(number) <= LARGEST else math.nan
 
 
-def make_axis(given: Mapping[str, Any], values: Iterable[Any], whole: bool = False, room: float = ROOM) -> Axis:
+def make_axis(
+    given: Mapping[str, Any], values: Iterable[Any], whole: bool = False, room: float = ROOM, most: int = TICKS
+) -> Axis:
     """The axis over values.
 
     Args:
@@ -76,6 +78,7 @@ def make_axis(given: Mapping[str, Any], values: Iterable[Any], whole: bool = Fal
         values: everything that is to lie on it; what is no number, NaN or infinite has no place on an axis of numbers.
         whole: whether the values are counts, so that ticks stand at whole numbers.
         room: share of the range that is left free at both ends.
+        most: about the largest number of ticks.
     """
     found = list(values)
     if given.get("type") == "category" or any(isinstance(value, str) for value in found):
@@ -88,7 +91,7 @@ def make_axis(given: Mapping[str, Any], values: Iterable[Any], whole: bool = Fal
     # Room below is left only where values reach there: bars stand on the axis.
     low, high = low - room * span if low != 0 else low, high + room * span if high != 0 else high
     low, high = (float(end) for end in given.get("range", (low, high)))
-    shown = given.get("tickvals") or choose_ticks(low, high, whole)
+    shown = given.get("tickvals") or choose_ticks(low, high, whole, most)
     texts = given.get("ticktext") or write_numbers([float(value) for value in shown])
     ticks = [(value, text) for value, text in zip(shown, texts, strict=True) if low <= float(value) <= high]
     return Axis("linear", low, high, ticks, {})
@@ -130,15 +133,16 @@ def round_up(width: float) -> float:
     return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= width * (1 - 1e-9))
 
 
-def choose_ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Round numbers between two ends, at most ``TICKS`` and one more.
+def choose_ticks(low: float, high: float, whole: bool = False, most: int = TICKS) -> list[float]:
+    """Round numbers between two ends, at most one more than ``most``.
 
     Args:
         low: lower end.
         high: upper end, greater.
         whole: only whole numbers.
+        most: largest number of steps between the ends.
     """
-    step = round_up((high - low) / TICKS)
+    step = round_up((high - low) / most)
     step = max(step, 1.0) if whole else step
     digits = max(0, -math.floor(math.log10(step)))
     numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)

@@ -43,6 +43,7 @@ SVG_STYLE = f""":root{{color-scheme:light dark;{_write_variables(LIGHT)}}}
 .fig-scroll{{overflow-x:auto}}
 .fig-wide .fig-scroll>svg{{min-width:40rem}}
 .fig-scroll>svg{{display:block;width:100%;height:auto;font:13px system-ui,sans-serif;fill:currentColor}}
+.fig-scroll>svg text{{fill:currentColor;stroke:none}}
 .fig-grid{{stroke:var(--grid);fill:none}}
 .fig-axis,.fig-mark{{stroke:currentColor;fill:none}}
 .fig-mark{{stroke-dasharray:5 3;stroke-width:1.5}}
