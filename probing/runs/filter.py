@@ -22,7 +22,7 @@ from probing.data.writing import write_rows
 from probing.errors import DataInvalid, UsageError
 from probing.instruments.filtering import SIDE_PREFIX, Bad, choose_kept, find_scores, warn_of_direction
 from probing.runs.common.datasets import read_pair_ids
-from probing.runs.common.options import PairDataOptions
+from probing.runs.common.options import PairDataOptions, PlotOptions
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import check_output_name, file_sha256, is_special, new_together, remove_leftovers
@@ -40,7 +40,7 @@ MODELS = ("model", "reference", "policy", "adapter", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(PairDataOptions):
+class FilterConfig(PairDataOptions, PlotOptions):
     """Keep the pairs of a preference dataset whose scores are low (or high).
 
     Args:
@@ -161,8 +161,9 @@ def _draw_page(
         kept: numbers of the rows of the scores that are kept.
         used: options of the scoring.
     """
-    from probing.report.figures import describe_run
-    from probing.report.plots import make_filter_page
+    from probing.report.plot_page import make_plots
+    from probing.report.plots import draw_filter
+    from probing.runs.common.about import describe_now
 
     scores = frame[config.by].to_numpy(dtype=np.float64)
     mask = np.zeros(len(scores), dtype=bool)
@@ -172,7 +173,9 @@ def _draw_page(
     mark = None if at is None else (at, f"--{name.replace('_', '-')} {value:g}")
     # Options in a record are not believed: they are shown.
     models = {kind: str(used[kind]) for kind in MODELS if used.get(kind)}
-    return make_filter_page(scores, mask, config.by, mark, describe_run("filter", **models, data=config.sources))
+    about = describe_now("filter", config, **models, data=config.sources)
+    figures = draw_filter(scores, mask, config.by, mark)
+    return make_plots(figures, about, config.interactive) if figures else None
 
 
 def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:

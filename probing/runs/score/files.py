@@ -4,8 +4,9 @@ import pandas as pd
 
 from probing.data.filters import find_threshold, make_keep_mask
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
-from probing.report.figures import describe_run
+from probing.report.plot_page import write_plots
 from probing.report.plots import draw_scores
+from probing.runs.common.about import describe_run
 from probing.runs.score.config import PLOTS_FILE, SUGGESTED_DROP, ScoreConfig
 from probing.runs.score.tables import BY, STATE_SUMS, has_one_token
 from probing.store.manifest import RunFolder
@@ -20,7 +21,7 @@ AXES = {
 """What each column holds, for the axis of its histogram."""
 
 
-def write_plots(folder: RunFolder, config: ScoreConfig, frame: pd.DataFrame) -> list[str]:
+def write_pages(folder: RunFolder, config: ScoreConfig, frame: pd.DataFrame) -> list[str]:
     """Draw the distribution of every column; returns the names of the files."""
     if not (frame["status"] == "ok").any():
         return []
@@ -29,8 +30,9 @@ def write_plots(folder: RunFolder, config: ScoreConfig, frame: pd.DataFrame) -> 
     axes = {name: axis for name, axis in AXES.items() if name in frame}
     threshold = find_suggested_threshold(frame) if BY in axes else None
     marks = {} if threshold is None else {BY: (threshold, f"--drop-highest {SUGGESTED_DROP:g}")}
-    about = describe_run("score", model=config.model, data=config.sources)
-    return [PLOTS_FILE] if draw_scores(ranked, axes, marks, about, folder.path / PLOTS_FILE) else []
+    about = describe_run(folder, config, model=config.model, data=config.sources)
+    figures = draw_scores(ranked, axes, marks)
+    return [PLOTS_FILE] if write_plots(figures, folder.path / PLOTS_FILE, about, config.interactive) else []
 
 
 def find_suggested_threshold(frame: pd.DataFrame) -> float | None:
