@@ -11,6 +11,8 @@ from probing.report.figures import Figure
 from probing.report.parts import Page
 from probing.shown import to_page_text
 
+GENERATOR = "probing report"
+"""What the head of a page names as its generator."""
 MOST_BYTES = 8_000_000
 REMARK_BYTES = 4_000
 """Room for the sentences about what was left out, which are written last."""
@@ -112,6 +114,7 @@ def _write_head(title: str, style: str, script: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
+        f'<meta name="generator" content="{GENERATOR}">\n'
         f"<title>{to_page_text(title)}</title>\n<style>{style}</style>\n</head>\n"
     )
 
