@@ -1,6 +1,6 @@
 """What a run of ``probing score`` says on a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,19 +28,19 @@ def describe_score(run: RunData, thresholds: Mapping[str, float | None], pairs: 
         question=QUESTION,
         run=run.label,
         says=_say(run, frame, int(short.sum())),
-        figures=[
-            _link(figure, run, pairs) for figure in draw_scores(ranked, {own: TITLES[own] for own in known}, run.marks)
-        ],
+        figures=_draw(run, ranked, known, pairs),
         tables={"Quantiles of the scores": quantiles(ranked, known)} if known else {},
         rows=pairs.table.name,
     )
     return RunReport([section], judge_rows(run, name, thresholds))
 
 
-def _link(figure: Figure, run: RunData, pairs: JoinedPairs) -> Figure:
-    """The figure with the rows behind its bars under the name that their column has in the table."""
-    column = figure["rows"]["column"]
-    return figure | {"rows": {"table": pairs.table.name, "column": pairs.names[run.label, column]}}
+def _draw(run: RunData, ranked: pd.DataFrame, known: Sequence[str], pairs: JoinedPairs) -> list[Figure]:
+    """A distribution of every score, with the rows behind its bars."""
+    figures = draw_scores(ranked, {name: TITLES[name] for name in known}, run.marks)
+    for figure, name in zip(figures, known, strict=True):
+        figure["rows"] = {"table": pairs.table.name, "column": pairs.names[run.label, name]}
+    return figures
 
 
 def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
@@ -50,9 +50,9 @@ def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
     ]
     if "ches_normalized" in frame:
         said.append(
-            "ches_normalized is high where both responses look alike to the model; training on such pairs tends to take "
-            "probability from the chosen response. When many pairs are trained on together, no score of a single pair "
-            "says much about its own change: compare two models (probing displacement) to see what happened."
+            "ches_normalized is high where both responses look alike to the model; training on such pairs tends to "
+            "take probability from the chosen response. When many pairs are trained on together, no score of a single "
+            "pair says much about its own change: compare two models (probing displacement) to see what happened."
         )
     for column, (value, label) in run.marks.items():
         above = int((frame[column] > value).sum())
@@ -60,7 +60,7 @@ def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
             f"The line in the distribution of {column} is where {label} cuts: {above:,} pairs lie above {value:.4g}."
         )
     for name in ("displacement_rate", "displacement_rate_exact"):
-        known = frame[name].dropna() if name in frame else []
+        known = frame[name].dropna() if name in frame else pd.Series(dtype=float)
         if len(known):
             said.append(
                 f"{name} is below 0 in {int((known < 0).sum()):,} of {len(known):,} pairs: a small step on such a pair "
