@@ -1,4 +1,4 @@
-"""Plots of refusal directions: separation by place, what an edit changes beside its controls, and what an audit found."""
+"""Plots of refusal directions: separation by place, what an edit changes beside its controls, what an audit found."""
 
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +43,7 @@ def draw_separation(results: pd.DataFrame, positions: Mapping[int, str]) -> list
         bars = make_interval_bars(own["auroc"], own["auroc_low"], own["auroc_high"])
         line = make_line(own["place"], own["auroc"], "lines+markers", f"position {position}")
         traces.append({**line, "line": {"color": MEASURED}, "error_y": bars})
-        title = f"AUROC of held-out prompts by the direction at {words} (position {position}), by place (bars: 95 % intervals)"
+        title = f"AUROC of held-out prompts, direction at {words}, by place (bars: 95 % intervals)"
         figure = make_figure(traces, title, "place", "AUROC (higher is better)")
         figures.append(name_places(figure, list(dict.fromkeys(results["place"]))))
     return figures

@@ -21,6 +21,7 @@ from probing.report.sections.shared import (
     draw_rows,
     find_file,
     make_rows,
+    measure_outside,
     name_section,
     pick_row,
     pick_tables,
@@ -255,22 +256,6 @@ def _check_bands(run: RunData, section: str, results: pd.DataFrame, thresholds: 
         for band in bands
     ]
     return [prefix(check, f"{_aim(run)} prompts") for check in judged]
-
-
-def measure_outside(found: Estimate, row: "pd.Series[Any] | None", band: str) -> Estimate:
-    """How far a number lies outside of a band, on the side that it is nearer to; negative inside of it.
-
-    Args:
-        found: the number with its interval, which goes over to the result.
-        row: a row with the columns ``band`` + "_low" and "_high".
-        band: name of the band.
-    """
-    low, high = read_number(row, f"{band}_low"), read_number(row, f"{band}_high")
-    if math.isnan(low) or math.isnan(found.value):
-        return Estimate(NAN, NAN, NAN, found.n)
-    if found.value - low < high - found.value:
-        return Estimate(low - found.value, low - found.high, low - found.low, found.n)
-    return subtract(found, high)
 
 
 def _check_kl(run: RunData, section: str, results: pd.DataFrame, thresholds: Thresholds) -> Check | None:

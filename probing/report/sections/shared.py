@@ -100,6 +100,22 @@ def subtract(estimate: Estimate, from_below: float) -> Estimate:
     return Estimate(estimate.value - from_below, estimate.low - from_below, estimate.high - from_below, estimate.n)
 
 
+def measure_outside(found: Estimate, row: "pd.Series[Any] | None", band: str) -> Estimate:
+    """How far a number lies outside of a band, on the side that it is nearer to; negative inside of it.
+
+    Args:
+        found: the number with its interval, which goes over to the result.
+        row: a row with the columns ``band`` + "_low" and "_high".
+        band: name of the band.
+    """
+    low, high = read_number(row, f"{band}_low"), read_number(row, f"{band}_high")
+    if math.isnan(low) or math.isnan(found.value):
+        return Estimate(NAN, NAN, NAN, found.n)
+    if found.value - low < high - found.value:
+        return Estimate(low - found.value, low - found.high, low - found.low, found.n)
+    return subtract(found, high)
+
+
 def say(number: float) -> str:
     """A number with three digits; a dash where there is none."""
     return "-" if math.isnan(number) else f"{number:.3g}"
