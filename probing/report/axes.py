@@ -39,7 +39,7 @@ class Axis:
         if self.kind == "category":
             at = float(self.names.get(str(value), math.nan))
         else:
-            at = to_number(value)
+            at = to_number(value, infinite=True)
             if self.kind == "log":
                 at = math.log10(at) if at > 0 else math.nan
         share = (at - self.low) / (self.high - self.low)
