@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from probing.report.axes import round_up
 from probing.report.layout import shorten
 
 Figure = dict[str, Any]
@@ -71,18 +72,12 @@ def choose_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
         low, high = max(low, 2 * first - last), min(high, 2 * last - first)
     # Values that are all but equal get bins that are wide enough to be told apart.
     spread = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-12)
-    width = _round_up(spread / min(max(BINS_OF_ROWS * len(known) ** (1 / 3), LEAST_BINS), BINS - 2))
+    width = round_up(spread / min(max(BINS_OF_ROWS * len(known) ** (1 / 3), LEAST_BINS), BINS - 2))
     digits = max(0, -math.floor(math.log10(width)))
     steps = np.arange(math.floor(low / width), math.floor(high / width) + 2)
     # A product such as 3 * 0.1 is not the nearest number to 0.3.
     edges: NDArray[np.float64] = np.round(steps * width, digits)
     return edges
-
-
-def _round_up(width: float) -> float:
-    """The next of the numbers 1, 2 and 5, with any power of ten."""
-    power = 10.0 ** math.floor(math.log10(width))
-    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= width * (1 - 1e-9))
 
 
 def make_histogram(values: ArrayLike, edges: NDArray[np.float64], name: str, color: str) -> dict[str, Any]:
@@ -96,6 +91,8 @@ def make_histogram(values: ArrayLike, edges: NDArray[np.float64], name: str, col
         "x": (edges[:-1] + widths / 2).tolist(),
         "y": counts.tolist(),
         "width": widths.tolist(),
+        # The exact ends, which the middle and the width do not always give back.
+        "customdata": list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)),
         "hovertext": hover,
         "hoverinfo": "text+name",
     }

@@ -548,7 +548,7 @@
     if (at < 0) return;
     const others = [...(bar.closest("svg") ?? document).querySelectorAll(".bar")];
     // A bin holds its lower end, and the last one its upper end too.
-    const closed = !others.some((other) => other.dataset.column === column && other.dataset.from === to);
+    const closed = !others.some((other) => other.dataset.column === column && Number(other.dataset.from) === Number(to));
     view.filter(at, { from: Number(from), to: Number(to), closed });
     location.hash = `rows-${table}`;
     view.place.focus();

@@ -3,12 +3,12 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable
 from importlib import resources
 
 from probing.report import page_data, page_parts
 from probing.report.figures import Figure
 from probing.report.parts import Page
+from probing.report.svg import SVG_STYLE
 from probing.shown import to_page_text
 
 GENERATOR = "probing report"
@@ -18,11 +18,8 @@ REMARK_BYTES = 4_000
 """Room for the sentences about what was left out, which are written last."""
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 
-Draw = Callable[[Figure, str], str]
-"""Makes inline SVG of a figure; the name is the beginning of all ids in it."""
 
-
-def write_report(page: Page, draw: Draw, most_bytes: int = MOST_BYTES) -> str:
+def write_report(page: Page, most_bytes: int = MOST_BYTES) -> str:
     """The page as an HTML document.
 
     The page is whole without JavaScript but for its rows. Where it would be larger than ``most_bytes``, texts and
@@ -30,7 +27,6 @@ def write_report(page: Page, draw: Draw, most_bytes: int = MOST_BYTES) -> str:
 
     Args:
         page: what the page shows.
-        draw: makes inline SVG of a figure, with the name that its ids begin with.
         most_bytes: largest size of the page in UTF-8. Figures, tables and sentences are never left out.
 
     Raises:
@@ -38,9 +34,9 @@ def write_report(page: Page, draw: Draw, most_bytes: int = MOST_BYTES) -> str:
             table of rows or a column that is not there.
     """
     check_names(page)
-    style, script = _read_asset("page.css"), _read_asset("page.js")
+    style, script = SVG_STYLE + _read_asset("page.css"), _read_asset("page.js")
     head = _write_head(page.title, style, script)
-    body = page_parts.write_body(page, draw)
+    body = page_parts.write_body(page)
     # Remarks stand before the data, whose size they depend on.
     fixed = len("".join((head, *body, script)).encode("utf-8")) + REMARK_BYTES
     data, left_out = page_data.embed_rows(page.rows, most_bytes - fixed, most_bytes)

@@ -22,7 +22,7 @@ KEPT = "\n\t\u200c\u200d"
 TOKEN_SHARE = 0.2
 """What the tokens may use of what the numbers leave, where the texts alone would fill the page."""
 MISSES = 30
-"""So many rows in a row that do not fit, and no more are tried: a long text does not end the others' turn, a full page does."""
+"""After so many rows one after the other that do not fit the page is full; a single long text does not fill it."""
 NONE, LEFT_OUT = "-1", "-2"
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 

@@ -2,14 +2,14 @@
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from probing.report.figures import Figure
 from probing.report.parts import Check, Page, Provenance, RowTable, Section, State
+from probing.report.svg import draw_svg
 from probing.shown import LONGEST_CELL, count_of, to_message, to_page_text
 
 MARKS: Mapping[State, str] = {"WARN": "▲", "unclear": "?", "not judged": "–", "ok": "✓"}
@@ -21,14 +21,14 @@ HOW_JUDGED = (
 ROWS_TITLE, ASKED_TITLE, REMARKS_TITLE = "Rows behind the numbers", "What was asked, and with what", "What was left out"
 
 
-def write_body(page: Page, draw: Callable[[Figure, str], str]) -> tuple[str, str]:
+def write_body(page: Page) -> tuple[str, str]:
     """The body up to the remarks, and what comes after them."""
     before = (
         '<body>\n<a class="skip" href="#page-main">Skip to the checks</a>\n',
         f'<header>\n<h1 dir="auto">{to_page_text(page.title)}</h1>\n</header>\n<main id="page-main" tabindex="-1">\n',
         _write_checks(page.checks),
         _write_contents(page),
-        *(_write_question(text, some, draw) for text, some in _group_by_question(page.sections).items()),
+        *(_write_question(text, some) for text, some in _group_by_question(page.sections).items()),
         _write_rows(page.rows),
         _write_asked(page.runs),
     )
@@ -108,28 +108,22 @@ def _write_entry(question: str, sections: Sequence[Section]) -> str:
     return f"{first}<ul>{inner}</ul></li>\n"
 
 
-def _write_question(question: str, sections: Sequence[Section], draw: Callable[[Figure, str], str]) -> str:
+def _write_question(question: str, sections: Sequence[Section]) -> str:
     """A question with the sections of all runs side by side."""
-    inner = "".join(_write_section(section, draw) for section in sections)
+    inner = "".join(_write_section(section) for section in sections)
     title = f"<h2>{to_page_text(question)}</h2>"
     return f'<section class="question">\n{title}\n<div class="runs">\n{inner}</div>\n</section>\n'
 
 
-def _write_section(section: Section, draw: Callable[[Figure, str], str]) -> str:
+def _write_section(section: Section) -> str:
     says = "".join(f"<p>{to_page_text(sentence)}</p>\n" for sentence in section.says)
-    figures = "".join(
-        _write_figure(figure, draw(figure, f"{section.name}-{number}")) for number, figure in enumerate(section.figures)
-    )
+    figures = "".join(f"{draw_svg(figure, f'{section.name}-{at}')}\n" for at, figure in enumerate(section.figures, 1))
     tables = "".join(write_table(title, table) for title, table in section.tables.items())
     rows = f'<p><a href="#rows-{section.rows}">The rows behind these numbers</a></p>\n' if section.rows else ""
     return (
         f'<section class="run" id="{section.name}" tabindex="-1">\n<h3>{_write_label(section.run)}</h3>\n'
         f"{says}{figures}{tables}{rows}</section>\n"
     )
-
-
-def _write_figure(figure: Figure, drawn: str) -> str:
-    return f"<figure>\n<figcaption>{to_page_text(figure['title'])}</figcaption>\n{drawn}\n</figure>\n"
 
 
 def write_table(title: str, table: pd.DataFrame) -> str:

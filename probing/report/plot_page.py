@@ -7,11 +7,33 @@ from pathlib import Path
 from probing.report.figures import Figure
 from probing.report.layout import shorten
 from probing.report.plotly_page import make_plotly_page
-from probing.report.screen import to_message
+from probing.report.svg import SVG_STYLE, draw_svg
+from probing.shown import to_message, to_page_text
 from probing.store.files import new_file
 
 NAME_WIDTH = 40
 SHOWN_NAMES = 3
+_STYLE = """body{background:var(--paper);color:var(--ink);font:16px/1.45 system-ui,sans-serif;margin:0}
+main{padding:1rem;max-width:62rem;margin:auto}
+h1{font-size:1.3rem;margin:.2rem 0 .6rem}
+dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.1rem .8rem;margin:0 0 1.6rem;font-size:.88rem}
+dt{font-weight:600}
+dd{margin:0;overflow-wrap:anywhere}
+"""
+# The rules hold braces, so that only what surrounds them is a pattern.
+_HEAD = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{title}}</title>
+<style>
+{(SVG_STYLE + _STYLE).replace("{", "{{").replace("}", "}}")}</style>
+</head>
+<body>
+<main>
+<h1>{{title}}</h1>
+<dl>"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +93,14 @@ def make_plots(figures: Sequence[Figure], about: About, interactive: bool = Fals
         about: what they were made from.
         interactive: draw them by plotly, which has to be installed.
     """
-    return make_plotly_page(figures, list_facts(about))
+    facts = list_facts(about)
+    if interactive:
+        return make_plotly_page(figures, facts)
+    # The first two words name the command, or three where it has two names.
+    title = to_page_text(f"Plots of {facts['command'].split(' --')[0]}")
+    lines = [f"<dt>{to_page_text(name)}</dt><dd>{to_page_text(text)}</dd>" for name, text in facts.items()]
+    pictures = [draw_svg(figure, f"figure-{number}") for number, figure in enumerate(figures, 1)]
+    return "\n".join([_HEAD.format(title=title), *lines, "</dl>", *pictures, "</main>", "</body>", "</html>", ""])
 
 
 def list_facts(about: About) -> dict[str, str]:

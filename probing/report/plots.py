@@ -33,7 +33,7 @@ MOST_CATEGORIES = 40
 POINTS = 1000
 """Largest number of points in a picture; jobs draw them from their rows."""
 _COLORS = {"chosen": "#1b6ca8", "rejected": "#c8553d", "margin": "#3a7d44"}
-_KEPT, _DROPPED, _DISPLACED = "#1b6ca8", "#c8553d", "#0b2e4a"
+_KEPT, _DROPPED, _DISPLACED = "#1b6ca8", "#c8553d", "#b8860b"
 _LINES = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6", "#b8860b", "#555555")
 _BANDS = {"random": "#999999", "pairings": "#d9b38c", "labels": "#9fb8c8"}
 _BAND_NAMES = {

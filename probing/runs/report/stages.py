@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from probing.report.svg import draw_svg
-
 from probing.report.page import write_report
 from probing.report.parts import RunData
 from probing.runs.report.config import MEGABYTE, ReportConfig
@@ -33,7 +31,7 @@ def report_on(runs: Sequence[RunData], folders: Sequence[Path], config: ReportCo
         thresholds=config.thresholds,
         remarks=[reason for _, reason in read if reason is not None],
     )
-    write_page(write_report(page, draw_svg, round(config.most_megabytes * MEGABYTE)), out)
+    write_page(write_report(page, round(config.most_megabytes * MEGABYTE)), out)
     counts = count_states(page.checks)
     facts = {"checks": list_checks(page.checks), "states": counts, "remarks": list(page.remarks), "wrote": [str(out)]}
     return Report(make_tables(page), facts, exit_status=int(config.check and counts["WARN"] > 0))
