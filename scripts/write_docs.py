@@ -100,10 +100,10 @@ def describe_difference(block: Block, printed: Sequence[str]) -> str | None:
 
 def is_same(shown: str, printed: str) -> bool:
     """Whether a line of a page is the printed one: equal words, and numbers that agree up to rounding."""
-    pieces = [NUMBER.sub("\0", re.escape(" ".join(part.split())).replace(r"\ ", " ")) for part in _mark(shown)]
-    words, numbers = " ".join(printed.split()), [float(number) for number in NUMBER.findall(" ".join(_mark(shown)))]
-    pattern = r"\s?.*\s?".join(piece.replace("\0", f"({NUMBER.pattern})") for piece in pieces)
-    found = re.fullmatch(pattern, words)
+    parts = [" ".join(part.split()) for part in shown.split(ELISION)]
+    words = [f"({NUMBER.pattern})".join(map(re.escape, NUMBER.split(part))) for part in parts]
+    found = re.fullmatch(r" ?.*? ?".join(words), " ".join(printed.split()))
+    numbers = [float(number) for part in parts for number in NUMBER.findall(part)]
     return found is not None and all(
         abs(before - float(now)) <= DIGITS * abs(before) for before, now in zip(numbers, found.groups(), strict=True)
     )
