@@ -2,9 +2,9 @@
 
     python scripts/write_docs.py [--write] [--print] [PAGE ...]
 
-A line ``$ probing ...`` with lines behind it is a command with its output, as a terminal of 100 columns shows it. A line
-``[...]`` stands for any number of lines, and ``[...]`` within a line for the rest or a part of it. Commands without
-output are not run. The commands of a page run in one folder, in their order.
+A line ``$ probing ...`` with lines behind it is a command with its output, as a terminal of 100 columns shows it. A
+line ``[...]`` stands for any number of lines, and ``[...]`` within a line for a part of it. Commands without output are
+not run. The commands of a page run in one folder, in their order.
 """
 
 import argparse
@@ -138,11 +138,9 @@ def renew(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
 
 
 def _compare(line: str, printed: str) -> float:
-    """How many words two lines have in common, whatever their numbers are."""
-    if not line or not printed:
-        return float(line == printed)
-    before, now = (NUMBER.sub("0", text).split() for text in (line, printed))
-    return difflib.SequenceMatcher(None, before, now, autojunk=False).ratio()
+    """How much two lines have in common, whatever their numbers are."""
+    before, now = (NUMBER.sub("0", " ".join(text.replace(ELISION, "").split())) for text in (line, printed))
+    return difflib.SequenceMatcher(None, before, now, autojunk=False).ratio() if line and printed else line == printed
 
 
 class Terminal(io.StringIO):
