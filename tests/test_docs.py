@@ -20,7 +20,7 @@ A command:
     $ probing a --out b
     Title
     id      value
-    x       1.004 [...]
+    accuracy  1.004 [...]
     [...]
     wrote b
 
@@ -32,7 +32,7 @@ $ probing c
 last line
 ```
 """
-PRINTED = ["Title", "id value", "x 1.01 more 7", "y 2", "", "wrote b"]
+PRINTED = ["Title", "id value", "accuracy 1.01 more 7", "y 2", "", "wrote b"]
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_output_is_compared_but_for_spaces_rounding_and_what_is_left_out():
     assert write_docs.describe_difference(block, PRINTED) is None
     for planted in (
         ["Another title", *PRINTED[1:]],
-        [*PRINTED[:2], "x 1.03 more 7", *PRINTED[3:]],
+        [*PRINTED[:2], "accuracy 1.03 more 7", *PRINTED[3:]],
         [*PRINTED[:1], "a new line", *PRINTED[1:]],
         [*PRINTED, "one line more"],
         PRINTED[:-1],
@@ -85,13 +85,13 @@ def test_lines_are_compared(shown, printed, same):
 
 
 def test_a_page_is_rewritten_with_the_same_things_left_out():
-    now = ["Title", "id value note", "x 5.5 more 7", "y 3", "", "wrote b, c"]
+    now = ["Title", "id value note", "accuracy 5.5 more 7", "y 3", "", "wrote b, c"]
     printed = {"probing a --out b": now, "probing c": ["first", "last line"]}
     text = write_docs.rewrite(PAGE, printed)
     assert write_docs.find_differences(PAGE, printed)
     assert write_docs.find_differences(text, printed) == []
     assert "    id value note\n" in text
-    assert "    x 5.5 more 7\n    [...]\n    wrote b, c\n\n    $ probing without-output" in text
+    assert "    accuracy 5.5 more 7\n    [...]\n    wrote b, c\n\n    $ probing without-output" in text
     assert text.split("```")[1] == PAGE.split("```")[1]
     with pytest.raises(ValueError, match="nothing like this line"):
         write_docs.rewrite(PAGE, printed | {"probing a --out b": ["quite", "other"]})
