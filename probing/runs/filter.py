@@ -324,7 +324,8 @@ def _make_card(
         counts=counts,
         spread=spread,
         examples={title: read(rows) for title, rows in chosen.items()},
-        command=_spell_command(config),
+        # Without the slash the same command would write a file where there is no folder yet.
+        command=_spell_command(dataclasses.replace(config, out=f"{str(config.out).rstrip('/')}/")),
         versions=_list_versions(facts),
         date=datetime.now(UTC).date().isoformat(),
     )

@@ -311,6 +311,7 @@ def test_only_a_folder_of_its_own_is_replaced(go, tmp_path):
     # It is known without the slash too.
     go(drop_highest=0.0, overwrite=True, out=tmp_path / "kept")
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["README.md", "plots.html", "train.jsonl"]
+    assert f"--out {tmp_path}/kept/ --scores" in card_of(tmp_path / "kept")
     (tmp_path / "kept" / "thesis.tex").write_text("mine")
     for out in (f"{tmp_path}/kept/", tmp_path / "kept"):
         with pytest.raises(UsageError, match="kept: is a folder, and n"):
