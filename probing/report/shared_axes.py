@@ -33,7 +33,7 @@ def _share(figures: Sequence[Figure], axis: str, values_of: Any) -> None:
     layouts = [figure["layout"][axis] for figure in figures]
     if any(layout.get("type") in ("category", "log") for layout in layouts):
         return
-    known = [np.asarray(values_of(figure), dtype=np.float64) for figure in figures]
+    known = [np.asarray(list(values_of(figure)), dtype=np.float64) for figure in figures]
     known = [values[np.isfinite(values)] for values in known]
     given = [value for layout in layouts for value in layout.get("range", [])]
     every = np.concatenate([*known, np.asarray(given, dtype=np.float64)])
