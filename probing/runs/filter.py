@@ -6,10 +6,10 @@ import gzip
 import logging
 import os
 import re
+import shlex
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,8 @@ from probing.errors import DataInvalid, UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
 from probing.instruments.filtering import SIDE_PREFIX, Bad, choose_kept, find_scores, warn_of_direction
 from probing.runs.common.datasets import read_pair_ids
-from probing.runs.common.options import PairDataOptions, option
-from probing.runs.common.provenance import list_data, list_models, list_versions, name_source, spell_command
+from probing.runs.common.options import PairDataOptions, PlotOptions, option
+from probing.runs.common.provenance import list_data, list_models, list_versions, name_source
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import check_output_name, file_sha256, is_special, new_together, remove_leftovers
@@ -51,7 +51,7 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(PairDataOptions):
+class FilterConfig(PairDataOptions, PlotOptions):
     """Keep the pairs of a preference dataset whose scores are low (or high).
 
     Args:
@@ -297,6 +297,7 @@ def _make_card(
         report: counts and quantiles.
     """
     from probing.report.filter_card import FilterCard
+    from probing.runs.common.about import today, write_command
 
     counts, spread = report.tables.values()
     mask, values = np.array(filtered.kept), filtered.scores[config.by].to_numpy(dtype=np.float64)
@@ -306,6 +307,8 @@ def _make_card(
         return list(zip(pairs, values[rows].tolist(), strict=True))
 
     chosen = _choose_examples(values, mask, check_rule(**config.rule)[0])
+    # Without the slash the same command would write a file where there is no folder yet.
+    out = f"{str(config.out).rstrip('/')}/"
     return FilterCard(
         folder=Path(config.out).name,
         title=", ".join(map(name_source, config.sources)),
@@ -320,10 +323,9 @@ def _make_card(
         counts=counts,
         spread=spread,
         examples={title: read(rows) for title, rows in chosen.items()},
-        # Without the slash the same command would write a file where there is no folder yet.
-        command=spell_command("filter", dataclasses.replace(config, out=f"{str(config.out).rstrip('/')}/")),
+        command=f"{write_command('filter', config)} --out {shlex.quote(out)}",
         versions=list_versions(facts),
-        date=datetime.now(UTC).date().isoformat(),
+        date=today(),
     )
 
 
@@ -355,8 +357,9 @@ def _draw_page(
         kept: numbers of the rows of the scores that are kept.
         used: options of the scoring.
     """
-    from probing.report.figures import describe_run
-    from probing.report.plots import make_filter_page
+    from probing.report.plot_page import make_plots
+    from probing.report.plots import draw_filter
+    from probing.runs.common.about import describe_now
 
     scores = frame[config.by].to_numpy(dtype=np.float64)
     mask = np.zeros(len(scores), dtype=bool)
@@ -366,7 +369,9 @@ def _draw_page(
     mark = None if at is None else (at, f"--{name.replace('_', '-')} {value:g}")
     # Options in a record are not believed: they are shown.
     models = {kind: str(used[kind]) for kind in MODELS if used.get(kind)}
-    return make_filter_page(scores, mask, config.by, mark, describe_run("filter", **models, data=config.sources))
+    about = describe_now("filter", config, **models, data=config.sources)
+    figures = draw_filter(scores, mask, config.by, mark)
+    return make_plots(figures, about, config.interactive) if figures else None
 
 
 def _as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:

@@ -226,8 +226,8 @@ def test_the_card_says_what_was_removed_and_why(go, tmp_path):
         "| `kept` | 6 | 0 |",
         "Model: not known",
         "rows `9`; sha256 of the file `",
-        f"--data {tmp_path / 'pairs.jsonl'} --out {tmp_path}/kept/ --scores",
-        "--drop-highest 0.25 --bad drop",
+        f"probing filter --data {tmp_path / 'pairs.jsonl'} --scores",
+        f"--drop-highest 0.25 --bad drop --out {tmp_path}/kept/\n",
     ):
         assert wanted in card
     assert report.facts["sha256"][str(tmp_path / "kept" / "train.jsonl")] in card
@@ -312,7 +312,7 @@ def test_only_a_folder_of_its_own_is_replaced(go, tmp_path):
     # It is known without the slash too.
     go(drop_highest=0.0, overwrite=True, out=tmp_path / "kept")
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["README.md", "plots.html", "train.jsonl"]
-    assert f"--out {tmp_path}/kept/ --scores" in card_of(tmp_path / "kept")
+    assert f"--overwrite --out {tmp_path}/kept/\n" in card_of(tmp_path / "kept")
     (tmp_path / "kept" / "thesis.tex").write_text("mine")
     for out in (f"{tmp_path}/kept/", tmp_path / "kept"):
         with pytest.raises(UsageError, match="kept: is a folder, and n"):

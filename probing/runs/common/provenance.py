@@ -1,13 +1,11 @@
-"""Where a result comes from, for a reader: the data, the models, the versions and the command, as far as is known."""
+"""Where a result comes from, for a reader: the data, the models and the versions, as far as is known."""
 
-import dataclasses
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from probing.data.tables import Table
-from probing.runs.common.options import DatasetOptions, Options
+from probing.runs.common.options import DatasetOptions
 from probing.runs.common.versions import DISTRIBUTION, version_of
 
 RECORDED_MODELS = ("model", "reference", "policy")
@@ -58,17 +56,3 @@ def list_versions(facts: Mapping[str, Any]) -> dict[str, str]:
     known = identity.get("versions") if isinstance(identity, Mapping) else None
     recorded = known if isinstance(known, Mapping) else {}
     return own | {name: str(recorded[name]) for name in RECORDED_VERSIONS if name in recorded}
-
-
-def spell_command(command: str, config: Options) -> str:
-    """The command with the options that differ from their defaults."""
-    parts = ["probing", *command.split()]
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if value != entry.default:
-            flag = f"--{'no-' if value is False else ''}{entry.name.replace('_', '-')}"
-            for each in value if isinstance(value, list) else [value]:
-                # A value that begins with a hyphen would be taken for an option.
-                given = [flag, str(each)] if not str(each).startswith("-") else [f"{flag}={each}"]
-                parts += [flag] if isinstance(each, bool) else given
-    return shlex.join(parts)

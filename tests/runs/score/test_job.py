@@ -453,7 +453,7 @@ def test_the_plots_are_told_checked_and_not_in_the_way(config, tmp_path):
     for name in ("ches", "ches_normalized", "last_state_similarity", "edit_similarity"):
         assert f"Distribution of {name} over " in text
     assert "--drop-highest 0.2" in text
-    assert "probing score: model " in text
+    assert "probing score --data " in text
     assert list(report.facts["sha256"]) == ["plots.html"]
     page.write_text("another")
     with pytest.raises(StoreCorrupt, match=r"plots\.html: gone or changed"):
