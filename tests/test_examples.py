@@ -17,7 +17,7 @@ SHOWN = {
 def test_every_example_is_tried_and_documented():
     assert sorted(SHOWN) == sorted(path.stem for path in FOLDER.glob("*.py"))
     page = (FOLDER.parent / "docs/training.md").read_text("utf-8")
-    assert all(f"../examples/{name}.py" in page for name in SHOWN)
+    assert all(f"examples/{name}.py" in page for name in SHOWN)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

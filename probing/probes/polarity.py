@@ -43,7 +43,10 @@ def contradiction_index(
     ``a1 n1 + a0 n0``, in [0, 2]: 0 without contradiction, .5 for a probe that says .5 of everything.
 
     Args:
-        a1, a0, n1, n0: see ``polar_consistency``.
+        a1: probability of the statement's yes form.
+        a0: probability of the statement's no form.
+        n1: probability of the opposite's yes form.
+        n0: probability of the opposite's no form.
 
     Raises:
         ValueError: different shapes, or values outside [0, 1].

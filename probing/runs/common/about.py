@@ -2,10 +2,11 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from probing.report.plot_page import About, name_sources
 from probing.runs.common.options import Options
@@ -48,14 +49,24 @@ def describe_now(command: str, config: Options, **sources: str | Path | Sequence
 
 
 def write_command(command: str, config: Options) -> str:
-    """The command as it is typed, with every option that was given another value than its default.
+    """The command as it is typed: see ``spell_command``."""
+    return spell_command(command, {entry.name: getattr(config, entry.name) for entry in fields(config)}, type(config))
 
-    The output, which can be moved, is left out: the page lies in it.
+
+def spell_command(command: str, options: Mapping[str, Any], known: type[Options]) -> str:
+    """A command as it is typed, with every option that has another value than its default.
+
+    The output, which can be moved, is left out: what says this lies in it.
+
+    Args:
+        command: name of the command ("refusal extract").
+        options: options by name, as a job or its record has them.
+        known: the class of the job's options; those that it does not have are left out.
     """
     words = ["probing", *command.split()]
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        if entry.name == "out" or value == entry.default:
+    for entry in fields(known):
+        value = options.get(entry.name, entry.default)
+        if entry.name == "out" or value is None or value == entry.default:
             continue
         flag = entry.name.replace("_", "-")
         if isinstance(value, bool):

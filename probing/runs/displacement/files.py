@@ -4,12 +4,12 @@ from typing import Any
 
 import pandas as pd
 
+from probing.report.changes import average_changes
 from probing.report.plot_page import About, write_plots
 from probing.report.plots import draw_changes, draw_course
 from probing.runs.common.about import describe_run
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, PLOTS_FILE, DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.displacement.tables import average_changes
 from probing.runs.score.tables import good_units
 from probing.statistics.bootstrap import estimate_share
 from probing.store.manifest import RunFolder

@@ -17,9 +17,10 @@ from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments import pair_changes, pair_scores
 from probing.models.load import LanguageModel
+from probing.report.changes import average_changes
 from probing.runs import displacement
 from probing.runs.displacement.config import DisplacementConfig
-from probing.runs.displacement.tables import average_changes, measure_largest_drop
+from probing.runs.displacement.tables import measure_largest_drop
 
 WORDS = ["near", "nearer", "never", "no", "yes", "always", "sorry", "help", "boat", "glue"]
 ROWS = [

@@ -1,0 +1,41 @@
+"""One small run of every command on the bundled models, read back as a report reads it."""
+
+import pytest
+from harness import read_lines, write
+from refusal_runs import COMMANDS, options_of, write_prompts
+
+from probing.cli import main
+from probing.data.bundled import bundled_data
+from probing.runs.report.data import read_runs
+
+FEW = ["--resamples", "20", "--places", "resid_post:1,resid_post:3", "--folds", "3"]
+PROBES = "--epochs 10 --restarts 2 --pairings 1 --random 5 --refits 2 --permutations 20 --distractor banana".split()
+
+
+def run_all(folder):
+    """Finished runs by command: refusal commands on some of the prompts, the others too."""
+    prompts = write_prompts(folder / "prompts.jsonl")
+    fresh = write(folder / "fresh.jsonl", read_lines(bundled_data("prompts"))[5::24])
+    statements = write(folder / "statements.jsonl", read_lines(bundled_data("statements"))[::9])
+    given = ["--model", "bundled", "--data", str(prompts), "--out"]
+    commands = {
+        "capture": ["capture", *given, str(folder / "capture"), "--places", "final_norm"],
+        "ccs": ["ccs", "--model", "bundled", "--data", str(statements), "--out", str(folder / "ccs"), *FEW, *PROBES],
+        "probe": ["probe", *given, str(folder / "probe"), *FEW, "--refits", "2", "--fresh", str(fresh)],
+        "clusters": ["clusters", *given, str(folder / "clusters"), *FEW, "--permutations", "20"],
+    }
+    commands["clusters"] += ["--model", "bundled-displaced"]
+    for command in COMMANDS:
+        commands[f"refusal {command}"] = options_of(command, prompts, folder, folder / command)
+    for words in commands.values():
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0, words
+    names = {command: folder / command.removeprefix("refusal ") for command in commands}
+    return dict(zip(names, read_runs(list(names.values())), strict=True))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A finished run of every command, by command."""
+    return run_all(tmp_path_factory.mktemp("sections"))
