@@ -79,7 +79,8 @@ def make_frame(figure: Figure) -> Frame:
     height = max(HEIGHT, ROW * len(y.names)) if heat else HEIGHT
     names = TURNED * max([measure(text) for _, text in x.ticks], default=0) + LINE if turned else LINE + 6
     bottom = names + LINE * len(wrap_axis_title(figure, "xaxis", wide)) + 6
-    return Frame(left, top, width, height, x, y, (wide, top + height + bottom), turned)
+    whole = (wide, top + height + bottom)
+    return Frame(left=left, top=top, width=width, height=height, x=x, y=y, whole=whole, turned=turned)
 
 
 def _make_axes(figure: Figure) -> tuple[Axis, Axis]:

@@ -180,6 +180,7 @@ def test_a_heat_map_has_its_numbers_in_cells_that_are_darker_the_greater_they_ar
     for cell, category in zip(cells, ["one", "one", "two"], strict=True):
         middle = float(cell.get("y")) + float(cell.get("height")) / 2
         assert middle == pytest.approx(named[category] - 4.5, abs=0.2)
+    assert named["one"] < named["two"]
     assert {"0.10", "0.90", "0.50"} <= set(named)
 
 
