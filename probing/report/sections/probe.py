@@ -57,7 +57,7 @@ COLUMNS = {
 
 def describe_probe(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and predictions of a run of ``probing probe``."""
-    results = find_file(run, "results.parquet", "set", "subset", "place", "probe", "metric", "value")
+    results = find_file(run, "results.parquet", "set", "subset", "place", "probe", "metric", "value", "low", "high")
     if results is None:
         return describe_missing(run, "labels", LABELS, "results.parquet")
     labels, real = name_section(run, "labels"), name_section(run, "labels-controls")
