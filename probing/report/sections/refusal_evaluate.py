@@ -105,7 +105,15 @@ def _describe_refusal(
         run=run.label,
         says=[*read_notes(run, "Verdict"), *said, *say_rows(run), *read_notes(run)],
         figures=[*figures, *_draw_answers(answers, name)],
-        tables=pick_tables(run, "Refusal in generated", "Log-odds of refusal", "By category", "Each category left out"),
+        tables=pick_tables(
+            run,
+            "Refusal in generated",
+            "Log-odds of refusal",
+            "By category",
+            "Each category left out",
+            "Refused, by where",
+            "Our verdicts",
+        ),
         rows=rows[0].name if rows else None,
     )
 

@@ -1,7 +1,9 @@
 """One small run of every command on the bundled models, read back as a report reads it."""
 
+from pathlib import Path
+
 import pytest
-from harness import read_lines, write
+from harness import make_once, read_lines, write
 from refusal_runs import COMMANDS, options_of, write_prompts
 
 from probing.cli import main
@@ -13,7 +15,7 @@ PROBES = "--epochs 10 --restarts 2 --pairings 1 --random 5 --refits 2 --permutat
 
 
 def run_all(folder):
-    """Finished runs by command: refusal commands on some of the prompts, the others too."""
+    """Folders of finished runs by command: refusal commands on some of the prompts, the others too."""
     prompts = write_prompts(folder / "prompts.jsonl")
     fresh = write(folder / "fresh.jsonl", read_lines(bundled_data("prompts"))[5::24])
     statements = write(folder / "statements.jsonl", read_lines(bundled_data("statements"))[::9])
@@ -31,11 +33,11 @@ def run_all(folder):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 0, words
-    names = {command: folder / command.removeprefix("refusal ") for command in commands}
-    return dict(zip(names, read_runs(list(names.values())), strict=True))
+    return {command: str(folder / command.removeprefix("refusal ")) for command in commands}
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """A finished run of every command, by command."""
-    return run_all(tmp_path_factory.mktemp("sections"))
+    folders = make_once(tmp_path_factory, "sections", run_all)
+    return dict(zip(folders, read_runs([Path(folder) for folder in folders.values()]), strict=True))
