@@ -44,6 +44,14 @@ CHANGES = "What does the edit change in refusal?"
 BROKE = "What did the edit break?"
 REFUSED = ("refusal", "soft refusal")
 BROKEN = ("empty", "degenerate", "unfinished thought")
+TABLES = (
+    "Refusal in generated",
+    "Log-odds of refusal",
+    "By category",
+    "Each category left out",
+    "Refused, by where",
+    "Our verdicts",
+)
 LEAST_CHANGED = 10
 """Answers that changed, and that did not, below which the bootstrap of a change is too narrow."""
 NOTHING = Estimate(NAN, NAN, NAN, 0)
