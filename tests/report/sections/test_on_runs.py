@@ -187,25 +187,35 @@ def test_numbers_of_a_selection(runs):
 
 def test_numbers_of_an_evaluated_edit(runs):
     run = runs["refusal evaluate"]
-    report, answers = describe(run), run.files["answers.parquet"]
+    report = describe(run)
     results = run.files["results.parquet"]
     results = results[results["category"] == "all"]
     odds = where(results, kind="harmful", measure="refusal_log_odds", when="after")
-    assert f"nats in the mean before and {odds['value']:.3g} [{odds['low']:.3g}, {odds['high']:.3g}] after" in says(
-        report
-    )
+    assert f"before and {odds['value']:.3g} [{odds['low']:.3g}, {odds['high']:.3g}] after" in says(report)
     # One random direction is no band.
     assert check_of(report, "edit_outside_random").state == "not judged"
-    broken = [verdict in BROKEN for verdict in answers["verdict_after"]]
-    check = check_of(report, "edit_broken_answers")
-    assert (check.value, check.n) == (np.mean(broken), len(answers))
-    own = answers[answers["kind"] == "harmless"]
-    change = np.mean(
-        [(b in REFUSED) - (a in REFUSED) for a, b in zip(own["verdict_before"], own["verdict_after"], strict=True)]
-    )
-    assert check_of(report, "edit_refuses_harmless").value == change
     kl = where(results, kind="harmless", measure="kl_first", when="after")
     assert f"answers moves by {kl['value']:.3g} [{kl['low']:.3g}" in says(report)
+
+
+def test_answers_are_counted_by_what_they_do(runs):
+    run = runs["refusal evaluate"]
+    answers = run.files["answers.parquet"]
+    cycle = ["refusal", "soft refusal", "compliance", "empty", "degenerate", "unfinished thought", "compliance"]
+    told = [cycle[at % len(cycle)] for at in range(len(answers))]
+    answers = answers.assign(verdict_after=told, verdict_before=["compliance", "refusal"] * (len(answers) // 2))
+    report = describe(replace(run, files={**run.files, "answers.parquet": answers}))
+    broken = [verdict in BROKEN for verdict in told]
+    check = check_of(report, "edit_broken_answers")
+    assert (check.value, check.n) == (pytest.approx(np.mean(broken)), len(answers))
+    own = answers[answers["kind"] == "harmless"]
+    before, after = (
+        np.mean([verdict in REFUSED for verdict in own[f"verdict_{when}"]]) for when in ("before", "after")
+    )
+    assert after != before
+    assert check_of(report, "edit_refuses_harmless").value == pytest.approx(after - before)
+    count = sum(verdict in BROKEN for verdict in own["verdict_after"])
+    assert f"Of {len(own)} answers to harmless prompts {count} are empty, degenerate or unfinished" in says(report)
 
 
 def test_what_an_edit_does_is_held_against_bands_of_enough_directions(runs):
@@ -288,11 +298,9 @@ def test_a_run_whose_files_lack_something_is_described_all_the_same(runs, name):
         empty = frame.copy()
         for column in frame.select_dtypes("float"):
             empty[column] = np.nan
-        for base in (run, short):
-            report = describe(replace(base, files=others | {file: empty}))
-            assert not re.search(r"\bnan\b", says(report))
-            draw = [draw_svg(figure, "figure") for section in report.sections for figure in section.figures]
-            assert all(draw)
+        report = describe(replace(run, files=others | {file: empty}))
+        assert not re.search(r"\bnan\b", says(report))
+        assert all(draw_svg(figure, "figure") for section in report.sections for figure in section.figures)
 
 
 OPTIONAL = {
