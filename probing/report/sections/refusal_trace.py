@@ -98,7 +98,7 @@ def _pick_place(run: RunData, places: pd.DataFrame) -> "pd.Series[Any] | None":
         return None
     chosen = Counter(run.record.get("chosen_inside_folds") or []).most_common(1)
     row = pick_row(known, place=chosen[0][0]) if chosen else None
-    return known.loc[known["decision_f1"].idxmax()] if row is None else row
+    return known.sort_values("decision_f1", kind="stable").iloc[-1] if row is None else row
 
 
 def _known(places: pd.DataFrame, column: str) -> "pd.Series[bool]":
@@ -122,10 +122,6 @@ def _say_heads(run: RunData, places: pd.DataFrame) -> list[str]:
         said.append(
             f"On prompts of sources that the head has not seen it has {say_estimate(across)} at {row['place']}."
         )
-    said.append(
-        "A head reads what is there; the model need not use it, and a place where the decision can be read is not the "
-        "place where it is made."
-    )
     return said
 
 
@@ -175,7 +171,8 @@ def _list_cliffs(run: RunData, section: str, cliffs: pd.DataFrame | None) -> tup
     curves = find_file(run, "curves.parquet", "id", "part", "token", "from_end", "text", "projection")
     written = pd.Series(dtype="object") if curves is None else _write_curves(curves)
     texts = find_texts(run, cliffs["id"].tolist())
-    frame = cliffs.assign(curve=cliffs["id"].map(written), **{f"text {what}": values for what, values in texts.items()})
+    known = pd.DataFrame({f"text {what}": values for what, values in texts.items()}, index=cliffs.index)
+    frame = pd.concat([cliffs.assign(curve=cliffs["id"].map(written)), known], axis=1)
     shown = {what: f"text {what}" for what in texts} | {"last tokens of the prompt [projection]": "curve"}
     table = make_rows(
         run,

@@ -9,27 +9,31 @@ from probing.report.checks import judge, judge_rows
 from probing.report.parts import Check, RowTable, RunData, RunReport, Section
 from probing.report.plots_refusal import draw_transfer
 from probing.report.sections.shared import (
+    LEAST_DIRECTIONS,
     NAN,
     Thresholds,
     collect,
     describe_missing,
     find_file,
+    judge_p,
     make_rows,
     measure_outside,
     name_section,
     pick_tables,
     prefix,
+    read_band,
     read_estimate,
     read_notes,
     read_number,
+    read_option,
     say,
     say_band,
     say_estimate,
     say_rows,
 )
-from probing.types import Estimate
 
 SAME = "Does the direction do the same in another model?"
+NEEDED = ("model", "direction", "auroc", "auroc_low", "auroc_high")
 OWN = "own direction"
 EDITS = {
     "before": "without an edit",
@@ -41,13 +45,14 @@ EDITS = {
 
 def describe_transfer(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and answers of a run of ``probing refusal transfer``."""
-    results = find_file(run, "results.parquet", "model", "direction", "auroc")
+    results = find_file(run, "results.parquet", *NEEDED)
     if results is None:
         return describe_missing(run, "transfer", SAME, "results.parquet")
     name = name_section(run, "transfer")
     answers = find_file(run, "answers.parquet", "id")
     rows = [] if answers is None else [_list_answers(run, name, answers)]
-    said, figures, checks = [], [], [*judge_rows(run, name, thresholds)]
+    said, figures = [], []
+    checks: list[Check | None] = [*judge_rows(run, name, thresholds)]
     for model, own in results.groupby("model", sort=False):
         own = own.reset_index(drop=True)
         best = _pick_best(own)
@@ -80,7 +85,7 @@ def _pick_best(results: pd.DataFrame) -> "pd.Series[Any] | None":
     if given.empty:
         return None
     known = given["map_error"].notna() if "map_error" in given else pd.Series(False, index=given.index)
-    return given.loc[given.loc[known, "map_error"].idxmin()] if known.any() else given.iloc[0]
+    return given[known].sort_values("map_error", kind="stable").iloc[0] if known.any() else given.iloc[0]
 
 
 def _say_model(results: pd.DataFrame, best: "pd.Series[Any] | None") -> list[str]:
@@ -93,7 +98,7 @@ def _say_model(results: pd.DataFrame, best: "pd.Series[Any] | None") -> list[str
         f"{say_band(best, 'random') or 'not measured'}. Its cosine with the model's own is "
         f"{say(read_number(best, 'cosine_to_own'))}."
     ]
-    for change, words in (("removed", "Removing it from harmful"), ("added", "Adding it to harmless")):
+    for change, words in (("removed", "removing it from harmful"), ("added", "adding it to harmless")):
         value = read_estimate(best, change, f"{change}_")
         if not math.isnan(value.value):
             band = say_band(best, f"random_{change}")
@@ -105,20 +110,21 @@ def _say_model(results: pd.DataFrame, best: "pd.Series[Any] | None") -> list[str
 def _check_model(
     run: RunData, section: str, best: "pd.Series[Any] | None", thresholds: Thresholds
 ) -> list[Check | None]:
-    rows = sum(count for _, count in _count_held_out(run))
-    p = Estimate(read_number(best, "random_p"), NAN, NAN, rows)
+    p, drawn = read_number(best, "random_p"), read_option(run, "random_edits")
     removed = read_estimate(best, "removed", "removed_")
-    outside = measure_outside(removed, best, "random_removed")
+    few = drawn is not None and drawn < LEAST_DIRECTIONS
+    outside = measure_outside(removed, *((NAN, NAN) if few else read_band(best, "random_removed")))
+    rows, draws = _count_held_out(run), read_option(run, "permutations")
     return [
-        judge("transfer_p_random", run.label, section, p, thresholds),
+        judge_p("transfer_p_random", run, section, p, rows, draws, thresholds),
         judge("transfer_outside_random", run.label, section, outside, thresholds),
     ]
 
 
-def _count_held_out(run: RunData) -> list[tuple[str, int]]:
-    """Held-out prompts of each direction that was written; of one where they have the same."""
-    facts = run.record.get("directions") or []
-    return [("", int((each.get("prompts") or {}).get("held_out") or 0)) for each in facts[:1]]
+def _count_held_out(run: RunData) -> int:
+    """Prompts that the directions were judged on."""
+    facts = (run.record.get("directions") or [{}])[0]
+    return int((facts.get("prompts") or {}).get("held_out") or 0)
 
 
 def _list_answers(run: RunData, section: str, answers: pd.DataFrame) -> RowTable:

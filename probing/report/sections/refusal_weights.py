@@ -86,7 +86,7 @@ def _say_writers(run: RunData, writers: pd.DataFrame) -> list[str]:
     left = writers["component_left"].dropna()
     if left.empty:
         return ["No matrix of the reference holds anything of the direction."]
-    row = writers.loc[left.idxmin()]
+    row = writers.loc[left.index].sort_values("component_left", kind="stable").iloc[0]
     return [
         f"Of the component along the direction {say(float(left.median()))} is left in the median of {len(left):,} "
         f"matrices, and least, {say(float(left.min()))}, in {row['writer']}. These are numbers of weights and have no "

@@ -1,7 +1,9 @@
 """One small run of every command on the bundled models, read back as a report reads it."""
 
+from pathlib import Path
+
 import pytest
-from harness import read_lines, write
+from harness import make_once, read_lines, write
 from refusal_runs import COMMANDS, options_of, write_prompts
 
 from probing.cli import main
@@ -9,14 +11,14 @@ from probing.data.bundled import bundled_data
 from probing.runs.report.data import read_runs
 
 FEW = ["--resamples", "20", "--places", "resid_post:1,resid_post:3", "--folds", "3"]
-PROBES = "--epochs 10 --restarts 2 --pairings 1 --random 5 --refits 2 --permutations 20 --distractor banana".split()
+PROBES = "--epochs 4 --restarts 1 --pairings 1 --random 5 --refits 2 --permutations 20 --distractor banana".split()
 
 
 def run_all(folder):
-    """Finished runs by command: refusal commands on some of the prompts, the others too."""
+    """Folders of finished runs by command: refusal commands on some of the prompts, the others too."""
     prompts = write_prompts(folder / "prompts.jsonl")
     fresh = write(folder / "fresh.jsonl", read_lines(bundled_data("prompts"))[5::24])
-    statements = write(folder / "statements.jsonl", read_lines(bundled_data("statements"))[::9])
+    statements = write(folder / "statements.jsonl", read_lines(bundled_data("statements"))[::13])
     given = ["--model", "bundled", "--data", str(prompts), "--out"]
     commands = {
         "capture": ["capture", *given, str(folder / "capture"), "--places", "final_norm"],
@@ -24,18 +26,18 @@ def run_all(folder):
         "probe": ["probe", *given, str(folder / "probe"), *FEW, "--refits", "2", "--fresh", str(fresh)],
         "clusters": ["clusters", *given, str(folder / "clusters"), *FEW, "--permutations", "20"],
     }
-    commands["clusters"] += ["--model", "bundled-displaced"]
+    commands["clusters"] += ["--model", "bundled-displaced", "--no-tsne"]
     for command in COMMANDS:
         commands[f"refusal {command}"] = options_of(command, prompts, folder, folder / command)
     for words in commands.values():
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 0, words
-    names = {command: folder / command.removeprefix("refusal ") for command in commands}
-    return dict(zip(names, read_runs(list(names.values())), strict=True))
+    return {command: str(folder / command.removeprefix("refusal ")) for command in commands}
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """A finished run of every command, by command."""
-    return run_all(tmp_path_factory.mktemp("sections"))
+    folders = make_once(tmp_path_factory, "sections", run_all)
+    return dict(zip(folders, read_runs([Path(folder) for folder in folders.values()]), strict=True))
