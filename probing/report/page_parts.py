@@ -25,9 +25,9 @@ MOST_TABLES = 3
 ROWS_TITLE, ASKED_TITLE, REMARKS_TITLE = "Rows behind the numbers", "What was asked, and with what", "What was left out"
 
 
-def write_body(page: Page) -> tuple[str, str]:
-    """The body up to the remarks, and what comes after them."""
-    before = (
+def write_body(page: Page) -> str:
+    """The body up to the remarks, which stand at the end of the element "main"."""
+    parts = (
         '<body>\n<a class="skip" href="#page-main">Skip to the checks</a>\n',
         f'<header>\n<h1 dir="auto">{to_page_text(page.title)}</h1>\n</header>\n<main id="page-main" tabindex="-1">\n',
         _write_checks(page.checks),
@@ -36,7 +36,7 @@ def write_body(page: Page) -> tuple[str, str]:
         _write_rows(page.rows),
         _write_asked(page.runs),
     )
-    return "".join(before), "</main>\n"
+    return "".join(parts)
 
 
 def write_remarks(remarks: Sequence[str]) -> str:

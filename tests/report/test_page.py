@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 import html5lib
 import pandas as pd
 import pytest
-from report_pages import NAN, PLANTED, make_check, make_page
+from report_pages import NAN, PLANTED, make_check, make_page, make_rows
 
 from probing.report.page import write_report
 from probing.report.page_parts import write_table
-from probing.report.parts import Page, Section
+from probing.report.parts import Page, RowTable, Section
 
 
 class Outline(HTMLParser):
@@ -114,11 +114,16 @@ def test_sections_of_one_question_stand_side_by_side(document):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"sections": [Section("a b", "q", "r")]}, "names of a section must be unique"),
-        ({"sections": [Section("fell", "q", "r")] * 2}, "names of a section must be unique"),
+        ({"sections": [Section("a b", "q", "r")]}, "names of sections and tables must be unique"),
+        ({"sections": [Section("fell", "q", "r")] * 2}, "names of sections and tables must be unique"),
+        (
+            {"sections": [Section("rows-pairs", "q", "r")]},
+            "must be unique, of letters, digits and hyphens: .'rows-pairs'.",
+        ),
         ({"sections": [Section("fell", "q", "r", rows="nobody")]}, "there is no table of rows 'nobody'"),
         ({"sections": []}, "checks refer to sections that are not there"),
         ({"rows": []}, "there is no table of rows 'pairs'"),
+        ({"rows": [make_rows(3, 60, 5), RowTable("t", "t", [], [], first="x")]}, "sorted by a column"),
     ],
 )
 def test_names_that_lead_nowhere_are_refused(change, told):
