@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pandas as pd
 
+from probing.report.figures import make_figure, make_histogram
 from probing.report.parts import Check, Page, Provenance, RowColumn, RowTable, Section, Tokens
 
 NAN = float("nan")
@@ -24,17 +25,12 @@ PLANTED = (
 WORDS = "the a boat carries glue and string to an answer that nobody wrote down while paper waits near the wood".split()
 
 
-def draw_bars(figure, name):
-    """A figure as the simplest SVG whose bars lead to rows."""
-    behind = figure.get("rows", {})
-    bars = "".join(
-        f'<rect class="bar" data-table="{behind["table"]}" data-column="{behind["column"]}" data-from="{low}" '
-        f'data-to="{low + 1}" tabindex="0" role="button" aria-label="{low} to {low + 1}" x="{60 * at + 5}" y="20" '
-        'width="50" height="100" fill="#4a86c5"/>'
-        for at, low in enumerate(range(-3, 3))
-        if behind
-    )
-    return f'<svg id="{name}" viewBox="0 0 400 130" role="group" aria-label="bars">{bars}</svg>'
+def make_bars():
+    """A figure whose six bars lead to rows."""
+    edges = np.arange(-3.0, 4.0)
+    bars = make_histogram(np.repeat(edges[:-1] + 0.5, range(1, 7)), edges, "pairs", "#1b6ca8")
+    figure = make_figure([bars], f"Figure {PLANTED[0]}", "change, nats", "pairs")
+    return {**figure, "rows": {"table": "pairs", "column": "change"}}
 
 
 def make_tokens(rows, generator, count):
@@ -123,7 +119,7 @@ def make_check(state, name="share_displaced", section="fell"):
 
 def make_page(rows=320):
     """A page with two runs, every state of a check, planted texts everywhere, and two tables of rows."""
-    figure = {"data": [], "layout": {}, "title": f"Figure {PLANTED[0]}", "rows": {"table": "pairs", "column": "change"}}
+    figure = make_bars()
     table = pd.DataFrame({"measure": ["share", PLANTED[3]], "value": [0.123456, NAN], "pairs": [123456, 7]})
     question = f"Did it fall? {PLANTED[1]}"
     sections = [

@@ -84,7 +84,7 @@
     const cells = (row) =>
       row.map((cell, at) => make("td", { class: titles[at][1] && "number" }, ...(Array.isArray(cell) ? cell : [cell])));
     const body = make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells(row))));
-    const table = make("table", {}, make("caption", {}, caption), make("thead", {}, make("tr", {}, ...heads)), body);
+    const table = make("table", {}, make("caption", {}, make("span", {}, caption)), make("thead", {}, make("tr", {}, ...heads)), body);
     return make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption }, table);
   };
 
@@ -246,7 +246,7 @@
       this.sorters = titles.map(([title, kind], at) => {
         const button = makeButton(title, () => this.sort(at - 1));
         button.append(make("span", { class: "arrow", "aria-hidden": "true" }));
-        return make("th", { scope: "col", class: kind === "text" ? undefined : "number" }, button);
+        return make("th", { scope: "col", class: kind === "number" && "number" }, button);
       });
       const sample = texts.length ? [make("th", { scope: "col" }, texts[0].name)] : [];
       this.heads.append(...this.sorters, ...sample);
@@ -364,7 +364,7 @@
         line.append(
           isText
             ? make("td", { dir: "auto" }, shorten(cell, CELL_TEXT))
-            : make("td", { class: column.kind === "text" ? undefined : "number" }, cell),
+            : make("td", { class: column.kind === "number" && "number" }, cell),
         );
       }
       if (texts.length) {

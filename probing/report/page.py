@@ -6,8 +6,7 @@ import re
 from importlib import resources
 
 from probing.report import page_data, page_parts
-from probing.report.figures import Figure
-from probing.report.parts import Page
+from probing.report.parts import Page, Section
 from probing.report.svg import SVG_STYLE
 from probing.shown import to_page_text
 
@@ -35,22 +34,13 @@ def write_report(page: Page, most_bytes: int = MOST_BYTES) -> str:
     """
     check_names(page)
     style, script = SVG_STYLE + _read_asset("page.css"), _read_asset("page.js")
-    head = _write_head(page.title, style, script)
-    body = page_parts.write_body(page)
-    # Remarks stand before the data, whose size they depend on.
-    fixed = len("".join((head, *body, script)).encode("utf-8")) + REMARK_BYTES
+    begin = _write_head(page.title, style, script) + page_parts.write_body(page)
+    end = f"<script>{script}</script>\n</body>\n</html>\n"
+    # Remarks stand before the data, and tell what of them was left out.
+    fixed = len((begin + page_parts.write_remarks(page.remarks) + end).encode("utf-8")) + REMARK_BYTES
     data, left_out = page_data.embed_rows(page.rows, most_bytes - fixed, most_bytes)
     remarks = page_parts.write_remarks([*page.remarks, *left_out])
-    return "".join(
-        (
-            head,
-            body[0],
-            remarks,
-            body[1],
-            f'<script type="application/json" id="page-data">{data}</script>\n',
-            f"<script>{script}</script>\n</body>\n</html>\n",
-        )
-    )
+    return f'{begin}{remarks}</main>\n<script type="application/json" id="page-data">{data}</script>\n{end}'
 
 
 def check_names(page: Page) -> None:
@@ -59,32 +49,33 @@ def check_names(page: Page) -> None:
     Raises:
         ValueError: One is not.
     """
-    for kind, names in (
-        ("section", [part.name for part in page.sections]),
-        ("table", [rows.name for rows in page.rows]),
-    ):
-        wrong = [name for name in names if not _NAME.fullmatch(name) or name.startswith("page-")]
-        if wrong or len(set(names)) < len(names):
-            raise ValueError(f"names of a {kind} must be unique, of letters, digits and hyphens: {wrong or names}")
+    sections, tables = [section.name for section in page.sections], [f"rows-{rows.name}" for rows in page.rows]
+    names = [*sections, *tables]
+    wrong = {name for name in names if not _NAME.fullmatch(name) or name.startswith("page-") or names.count(name) > 1}
+    if wrong:
+        raise ValueError(
+            f"names of sections and tables must be unique, of letters, digits and hyphens: {sorted(wrong)}"
+        )
     columns = {rows.name: {column.name for column in rows.columns} for rows in page.rows}
+    lost = [rows.name for rows in page.rows if rows.first is not None and rows.first not in columns[rows.name]]
+    if lost:
+        raise ValueError(f"tables of rows are sorted by a column that they do not have: {lost}")
     for section in page.sections:
-        if section.rows is not None and section.rows not in columns:
-            raise ValueError(f"section {section.name}: there is no table of rows {section.rows!r}")
-        for figure in section.figures:
-            _check_rows_of(figure, section.name, columns)
-    missing = {check.section for check in page.checks} - {section.name for section in page.sections}
+        _check_references(section, columns)
+    missing = {check.section for check in page.checks} - set(sections)
     if missing:
         raise ValueError(f"checks refer to sections that are not there: {sorted(missing)}")
 
 
-def _check_rows_of(figure: Figure, section: str, columns: dict[str, set[str]]) -> None:
-    """The rows behind a figure are on the page."""
-    behind = figure.get("rows")
-    if behind is None:
-        return
-    named = behind.get("column")
-    if behind["table"] not in columns or (named is not None and named not in columns[behind["table"]]):
-        raise ValueError(f"section {section}: a figure refers to rows that are not on the page: {behind}")
+def _check_references(section: Section, columns: dict[str, set[str]]) -> None:
+    """The rows behind a section and its figures are on the page."""
+    if section.rows is not None and section.rows not in columns:
+        raise ValueError(f"section {section.name}: there is no table of rows {section.rows!r}")
+    for figure in section.figures:
+        behind = figure.get("rows", {})
+        table, column = behind.get("table"), behind.get("column")
+        if behind and (table not in columns or (column is not None and column not in columns[table])):
+            raise ValueError(f"section {section.name}: a figure refers to rows that are not on the page: {behind}")
 
 
 def _read_asset(name: str) -> str:

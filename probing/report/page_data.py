@@ -90,7 +90,9 @@ class EncodedTable:
         self.order = order_by_use(rows)
         self._strings = strings
         self._ids = [encode_text(name) for name in show_ids(rows.ids)]
-        self._columns = [_encode_column(column, strings) for column in rows.columns]
+        # The column by which rows are sorted stands first, where a narrow screen shows it.
+        self.columns = sorted(rows.columns, key=lambda column: column.name != rows.first)
+        self._columns = [_encode_column(column, strings) for column in self.columns]
         self._texts = {name: [LEFT_OUT] * len(rows.ids) for name in rows.texts}
         self._tokens = {name: ["0"] * len(rows.ids) for name in rows.tokens}
         self._shown = set(range(len(rows.ids)))
@@ -140,7 +142,6 @@ class EncodedTable:
     def write(self) -> str:
         """The table as JSON."""
         rows = self.rows
-        names = [column.name for column in rows.columns]
         columns = [
             _write_object(
                 name=json.dumps(column.name, ensure_ascii=False).translate(_ESCAPES),
@@ -148,13 +149,13 @@ class EncodedTable:
                 kind=json.dumps(column.kind),
                 values=self._write_values(values),
             )
-            for column, values in zip(rows.columns, self._columns, strict=True)
+            for column, values in zip(self.columns, self._columns, strict=True)
         ]
         named = {"texts": self._texts, "tokens": self._tokens}
         return _write_object(
             name=json.dumps(rows.name),
             title=encode_text(to_message(rows.title)),
-            first=str(names.index(rows.first)) if rows.first is not None else NONE,
+            first="0" if rows.first is not None else NONE,
             ids=self._write_values(self._ids),
             columns=f"[{','.join(columns)}]",
             **{

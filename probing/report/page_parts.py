@@ -18,12 +18,16 @@ HOW_JUDGED = (
     "WARN: the whole 95 % interval lies beyond the threshold. Unclear: a part of it does. "
     "Not judged: there is no number. A number without an interval is taken as exact."
 )
+MOST_FINE = 6
+"""So many checks that are ok are shown; more are folded away."""
+MOST_TABLES = 3
+"""So many tables of a section are shown; more are folded away."""
 ROWS_TITLE, ASKED_TITLE, REMARKS_TITLE = "Rows behind the numbers", "What was asked, and with what", "What was left out"
 
 
-def write_body(page: Page) -> tuple[str, str]:
-    """The body up to the remarks, and what comes after them."""
-    before = (
+def write_body(page: Page) -> str:
+    """The body up to the remarks, which stand at the end of the element "main"."""
+    parts = (
         '<body>\n<a class="skip" href="#page-main">Skip to the checks</a>\n',
         f'<header>\n<h1 dir="auto">{to_page_text(page.title)}</h1>\n</header>\n<main id="page-main" tabindex="-1">\n',
         _write_checks(page.checks),
@@ -32,7 +36,7 @@ def write_body(page: Page) -> tuple[str, str]:
         _write_rows(page.rows),
         _write_asked(page.runs),
     )
-    return "".join(before), "</main>\n"
+    return "".join(parts)
 
 
 def write_remarks(remarks: Sequence[str]) -> str:
@@ -44,13 +48,15 @@ def write_remarks(remarks: Sequence[str]) -> str:
 
 
 def _write_checks(checks: Sequence[Check]) -> str:
-    order = list(MARKS)
-    items = "".join(map(_write_check, sorted(checks, key=lambda check: order.index(check.state))))
-    listed = f'<ul class="checks">\n{items}</ul>\n<p class="small">{HOW_JUDGED}</p>\n' if checks else ""
-    return (
-        '<section id="page-checks" aria-labelledby="page-checks-title">\n'
-        f'<h2 id="page-checks-title">{_count_warnings(checks)}</h2>\n{listed}</section>\n'
-    )
+    """The strip: what warns comes first, and many checks that are ok are folded away."""
+    listed = {state: "".join(_write_check(check) for check in checks if check.state == state) for state in MARKS}
+    fine = sum(check.state == "ok" for check in checks)
+    folded = listed.pop("ok") if fine > MOST_FINE else ""
+    inner = f'<ul class="checks">\n{"".join(listed.values())}</ul>\n' if any(listed.values()) else ""
+    if folded:
+        inner += f'<details>\n<summary>{fine} checks are ok</summary>\n<ul class="checks">\n{folded}</ul>\n</details>\n'
+    explained = f'<p class="small">{HOW_JUDGED}</p>\n' if checks else ""
+    return f'<section id="page-checks">\n<h2>{_count_warnings(checks)}</h2>\n{explained}{inner}</section>\n'
 
 
 def _count_warnings(checks: Sequence[Check]) -> str:
@@ -118,12 +124,21 @@ def _write_question(question: str, sections: Sequence[Section]) -> str:
 def _write_section(section: Section) -> str:
     says = "".join(f"<p>{to_page_text(sentence)}</p>\n" for sentence in section.says)
     figures = "".join(f"{draw_svg(figure, f'{section.name}-{at}')}\n" for at, figure in enumerate(section.figures, 1))
-    tables = "".join(write_table(title, table) for title, table in section.tables.items())
+    tables = [write_table(title, table) for title, table in section.tables.items()]
     rows = f'<p><a href="#rows-{section.rows}">The rows behind these numbers</a></p>\n' if section.rows else ""
     return (
         f'<section class="run" id="{section.name}" tabindex="-1">\n<h3>{_write_label(section.run)}</h3>\n'
-        f"{says}{figures}{tables}{rows}</section>\n"
+        f'{says}<div class="figures">\n{figures}</div>\n{_fold_tables(tables)}{rows}</section>\n'
     )
+
+
+def _fold_tables(tables: Sequence[str]) -> str:
+    """The first tables of a section, and more of them folded away."""
+    more = len(tables) - MOST_TABLES
+    if more < 2:
+        return "".join(tables)
+    folded = "".join(tables[MOST_TABLES:])
+    return f"{''.join(tables[:MOST_TABLES])}<details>\n<summary>{more} more tables</summary>\n{folded}</details>\n"
 
 
 def write_table(title: str, table: pd.DataFrame) -> str:
@@ -140,7 +155,7 @@ def write_table(title: str, table: pd.DataFrame) -> str:
     label = html.escape(to_message(title), quote=True)
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{label}">\n<table>\n'
-        f"<caption>{to_page_text(title)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n"
+        f"<caption><span>{to_page_text(title)}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n"
         "</table>\n</div>\n"
     )
 
@@ -191,7 +206,9 @@ def _write_provenance(run: Provenance) -> str:
         f"<div><dt>{to_page_text(name)}</dt><dd>{_write_label(value)}</dd></div>\n"
         for name, value in {"folder": run.folder, **run.facts}.items()
     )
+    # Lines break between options, not at the hyphens in them.
+    command = " ".join(f"<span>{word}</span>" for word in to_page_text(run.command).split(" "))
     return (
         f'<section class="run">\n<h3>{_write_label(run.run)}</h3>\n'
-        f"<p><code>{to_page_text(run.command)}</code></p>\n<dl>\n{facts}</dl>\n</section>\n"
+        f'<p><code>{command}</code></p>\n<dl class="asked">\n{facts}</dl>\n</section>\n'
     )

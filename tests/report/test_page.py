@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 import html5lib
 import pandas as pd
 import pytest
-from report_pages import NAN, PLANTED, draw_bars, make_check, make_page
+from report_pages import NAN, PLANTED, make_check, make_page, make_rows
 
 from probing.report.page import write_report
 from probing.report.page_parts import write_table
-from probing.report.parts import Page, Section
+from probing.report.parts import Page, RowTable, Section
 
 
 class Outline(HTMLParser):
@@ -38,13 +38,13 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def document():
-    return write_report(make_page(), draw_bars)
+    return write_report(make_page())
 
 
 def test_the_document_is_valid_and_the_same_each_time(document):
     # The strict parser raises at the first error of the syntax.
     html5lib.HTMLParser(strict=True).parse(document)
-    assert document == write_report(make_page(), draw_bars)
+    assert document == write_report(make_page())
 
 
 def test_every_link_leads_somewhere_and_nothing_is_loaded(document):
@@ -80,7 +80,7 @@ def test_headings_are_in_order_and_checks_come_first(document):
 )
 def test_the_headline_counts_in_words(states, headline):
     page = Page("t", [make_check(state) for state in states], [Section("fell", "q", "r")], [], [])
-    assert f">{headline}</h2>" in write_report(page, draw_bars)
+    assert f">{headline}</h2>" in write_report(page)
 
 
 def test_planted_texts_are_spelled_out_in_the_document(document):
@@ -114,20 +114,25 @@ def test_sections_of_one_question_stand_side_by_side(document):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"sections": [Section("a b", "q", "r")]}, "names of a section must be unique"),
-        ({"sections": [Section("fell", "q", "r")] * 2}, "names of a section must be unique"),
+        ({"sections": [Section("a b", "q", "r")]}, "names of sections and tables must be unique"),
+        ({"sections": [Section("fell", "q", "r")] * 2}, "names of sections and tables must be unique"),
+        (
+            {"sections": [Section("rows-pairs", "q", "r")]},
+            "must be unique, of letters, digits and hyphens: .'rows-pairs'.",
+        ),
         ({"sections": [Section("fell", "q", "r", rows="nobody")]}, "there is no table of rows 'nobody'"),
         ({"sections": []}, "checks refer to sections that are not there"),
         ({"rows": []}, "there is no table of rows 'pairs'"),
+        ({"rows": [make_rows(3, 60, 5), RowTable("t", "t", [], [], first="x")]}, "sorted by a column"),
     ],
 )
 def test_names_that_lead_nowhere_are_refused(change, told):
     with pytest.raises(ValueError, match=told):
-        write_report(replace(make_page(), **change), draw_bars)
+        write_report(replace(make_page(), **change))
 
 
 def test_a_figure_whose_column_is_not_there_is_refused():
     page = make_page()
     page.sections[0].figures[0]["rows"]["column"] = "nobody"
     with pytest.raises(ValueError, match="refers to rows that are not on the page"):
-        write_report(page, draw_bars)
+        write_report(page)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from report_pages import NAN, draw_bars, make_planted_rows, make_rows
+from report_pages import NAN, make_planted_rows, make_rows
 
 from probing.report.page import write_report
 from probing.report.page_data import embed_rows, encode_number, encode_text, order_by_use, show_ids, show_text
@@ -119,8 +119,8 @@ def test_one_text_that_is_too_long_does_not_take_the_others_turn():
 
 
 def test_the_whole_page_is_under_its_size_and_says_what_is_missing():
-    page = Page("t", [], [], [make_rows(400, 200, 10), make_planted_rows()], [], ["A remark."])
-    written = write_report(page, draw_bars, most_bytes=300_000)
+    page = Page("t", [], [], [make_rows(400, 200, 10), make_planted_rows()], [], ["A remark." * 2_000])
+    written = write_report(page, most_bytes=300_000)
     assert 280_000 < len(written.encode("utf-8")) < 300_000
     remarks = written[written.index('id="page-remarks"') :]
     assert remarks.index("A remark.") < remarks.index("rows were left out to keep the page under 0.3 MB")
