@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """The folders of runs that are named, or that lie in folders that are named.
 
-    A folder without a record stands for the finished runs in it, in the order of ``DESCRIBED``; those in it that are not
-    finished are left out, and a warning says so.
+    A folder without a record stands for the finished runs in it, in the order of ``DESCRIBED``; those in it that are
+    not finished are left out, and a warning says so.
 
     Raises:
         UsageError: there is no such folder, it holds no run, or one is named twice.
