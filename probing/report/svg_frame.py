@@ -1,5 +1,6 @@
 """The frame of a picture: its axes, and the room around them for their texts."""
 
+import itertools
 import math
 import textwrap
 import unicodedata
@@ -67,7 +68,7 @@ def make_frame(figure: Figure) -> Frame:
     columns, wide = len(x.names), WIDTH
     if heat and any("texttemplate" in trace for trace in figure["data"]):
         wide = max(WIDTH, left + CELL * columns + 8)
-    turned = x.kind == "category" and not _fit(x, wide - left - 8)
+    turned = not _fit(x, wide - left - 8)
     if turned:
         # A turned text ends below its tick, and reaches to the left of it.
         reach = [TURNED * measure(text) - (wide - left) * x.locate(value) for value, text in x.ticks]
@@ -115,7 +116,7 @@ def _make_lower(given: Mapping[str, Any], values: list[Any], room: float) -> Axi
     """The axis below, with as many ticks as have room beside each other."""
     for most in range(TICKS + 3, 1, -1):
         axis = make_axis(given, values, room=room, most=most)
-        if sum(measure(text) + LETTER for _, text in axis.ticks) < WIDTH - 80 or axis.kind != "linear":
+        if _fit(axis, WIDTH - 100):
             break
     return axis
 
@@ -132,8 +133,10 @@ def _near_marks(figure: Figure) -> list[Mapping[str, Any]]:
 
 
 def _fit(axis: Axis, width: float) -> bool:
-    """Whether the names of categories fit beside each other."""
-    return all(measure(text) < width / max(len(axis.names), 1) for _, text in axis.ticks)
+    """Whether the texts of an axis that is so wide have room beside each other."""
+    ticks = [(axis.locate(value) * width, measure(text)) for value, text in axis.ticks]
+    pairs = itertools.pairwise(ticks)
+    return all(abs(there - here) > (size + other) / 2 for (here, size), (there, other) in pairs)
 
 
 def is_heat(figure: Figure) -> bool:

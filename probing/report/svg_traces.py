@@ -34,7 +34,12 @@ def _draw_bars(trace: Mapping[str, Any], frame: Frame, figure: Figure, below: di
     for x, y, (low, high), text in zip(trace["x"], trace["y"], ends, words, strict=True):
         base = below.get(x, 0.0) if stacked else 0.0
         below[x] = base + y
-        left, right, top, bottom = frame.across(low), frame.across(high), frame.up(base + y), frame.up(base)
+        left, right, top, bottom = (
+            frame.across(low),
+            frame.across(high),
+            frame.up(base + y, clamp=True),
+            frame.up(base, clamp=True),
+        )
         if y <= 0 or math.isnan(left + right):
             continue
         name = f"{trace['name']}, {text}" if len(figure["data"]) > 1 else text

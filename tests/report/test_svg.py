@@ -408,3 +408,19 @@ def test_every_figure_of_every_job_is_drawn_inside_its_frame():
         assert list_marks(svg, "fig-bar", "rect") or [
             path for path in svg.iter("path") if path.get("class") in ("fig-line", "fig-band")
         ]
+
+
+def test_an_axis_of_given_ends_is_drawn_even_where_they_are_one():
+    line = make_line([1.0, 2.0], [0.5, 0.5], "markers", "n")
+    figure = make_figure([line, make_histogram([1.2], np.array([1.0, 2.0]), "pairs", "red")], "t")
+    figure["layout"]["yaxis"]["range"] = [0.5, 0.5]
+    figure["layout"]["xaxis"]["range"] = [1.0, 2.0]
+    assert len(list_marks(read(figure), "fig-dot")) == 2
+
+
+def test_names_at_numbers_are_turned_where_they_have_no_room():
+    names = [f"a long name of an edit {at}" for at in range(6)]
+    figure = make_figure([make_line(range(6), range(6), "markers", "n")], "t")
+    figure["layout"]["xaxis"] |= {"tickvals": list(range(6)), "ticktext": names}
+    turned = [text.text for text in read(figure).iter("text") if "transform" in text.attrib]
+    assert turned == names
