@@ -4,7 +4,8 @@
 
 A line ``$ probing ...`` with lines behind it is a command with its output, as a terminal of 100 columns shows it. A
 line ``[...]`` stands for any number of lines, and ``[...]`` within a line for a part of it. Commands without output are
-not run. The commands of a page run in one folder, in their order.
+not run. What a command wrote and what it says could come next may be missing at the end. The commands of a page run in
+one folder, in their order.
 """
 
 import argparse
@@ -28,6 +29,8 @@ ALIKE = 0.5
 """Lines that are less alike than this are not one line before and after a change."""
 DIGITS = 0.02
 """Numbers may differ by this share: other processors round otherwise, and that can move the end of an interval."""
+ENDS = ("wrote ", "next: ")
+"""What a command says when it is done, on stderr."""
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 
@@ -84,6 +87,7 @@ def _find_end(lines: Sequence[str], begin: int, indent: str) -> int:
 
 def describe_difference(block: Block, printed: Sequence[str]) -> str | None:
     """Where the output of a block is not what the command prints; None where it is."""
+    printed = cut_end(block.shown, printed)
     at, anywhere = 0, False
     for line in block.shown:
         if line.strip() == ELISION:
@@ -97,6 +101,15 @@ def describe_difference(block: Block, printed: Sequence[str]) -> str | None:
     if at < len(printed) and not anywhere:
         return f"$ {block.command}\n  printed and not shown: {printed[at]}"
     return None
+
+
+def cut_end(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
+    """What is printed, without the lines of the end that the page has none of."""
+    missing = tuple(begin for begin in ENDS if not any(line.startswith(begin) for line in shown))
+    kept = [line for line in printed if not line.startswith(missing)]
+    while kept and not kept[-1]:
+        kept.pop()
+    return kept
 
 
 def is_same(shown: str, printed: str) -> bool:
@@ -121,6 +134,7 @@ def renew(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a line has nothing like it in what is printed now; the page has to be looked at.
     """
+    printed = cut_end(shown, printed)
     lines: list[str] = []
     at, anywhere = 0, False
     for line in shown:
@@ -167,7 +181,7 @@ def run_command(command: str) -> list[str]:
             status = left.code
     if status:
         raise ValueError(f"{command}: left with {status}: {told.getvalue().strip()}")
-    ends = [line for line in told.getvalue().splitlines() if line.startswith(("wrote ", "next: "))]
+    ends = [line for line in told.getvalue().splitlines() if line.startswith(ENDS)]
     return [line.rstrip() for line in [*screen.getvalue().splitlines(), *([""] if ends else []), *ends]]
 
 

@@ -55,12 +55,13 @@ def test_commands_with_output_are_found_and_others_are_not():
 def test_output_is_compared_but_for_spaces_rounding_and_what_is_left_out():
     block = write_docs.find_blocks(PAGE)[0]
     assert write_docs.describe_difference(block, PRINTED) is None
+    assert write_docs.describe_difference(block, [*PRINTED, "next: probing c"]) is None
     for planted in (
         ["Another title", *PRINTED[1:]],
         [*PRINTED[:2], "accuracy 1.03 more 7", *PRINTED[3:]],
         [*PRINTED[:1], "a new line", *PRINTED[1:]],
         [*PRINTED, "one line more"],
-        PRINTED[:-1],
+        PRINTED[:1],
     ):
         assert "$ probing a --out b" in write_docs.describe_difference(block, planted)
 
