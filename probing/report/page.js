@@ -234,9 +234,10 @@
       const caption = make("caption", { class: "unseen" }, table.title);
       this.grid = make("table", { class: "grid" }, caption, make("thead", {}, this.heads), this.body);
       const scroll = { class: "scroll", tabindex: "0", role: "group", "aria-label": table.title };
+      const paper = make("p", { class: "paper" }, "On paper the table has its first eight columns.");
       this.before = makeButton(`${STEP} before`, () => this.extend(-STEP));
       this.more = makeButton(`${STEP} more`, () => this.extend(STEP));
-      this.place.append(tools, this.chips, this.status, this.before, make("div", scroll, this.grid), this.more);
+      this.place.append(tools, this.chips, this.status, this.before, make("div", scroll, this.grid), this.more, paper);
       this.buildHeads();
     }
 

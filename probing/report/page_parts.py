@@ -147,10 +147,7 @@ def write_table(title: str, table: pd.DataFrame) -> str:
         return f'<p class="caption">{to_page_text(title)}: none</p>\n'
     numeric = [is_number(table.iloc[:, at]) for at in range(table.shape[1])]
     right = [' class="number"' if number else "" for number in numeric]
-    heads = "".join(
-        f'<th scope="col"{side}>{to_page_text(name, LONGEST_CELL)}</th>'
-        for side, name in zip(right, table, strict=True)
-    )
+    heads = "".join(_write_heading(str(name), side) for name, side in zip(table, right, strict=True))
     rows = "".join(f"<tr>{_write_cells(cells, right)}</tr>\n" for cells in table.itertuples(index=False, name=None))
     label = html.escape(to_message(title), quote=True)
     return (
@@ -158,6 +155,11 @@ def write_table(title: str, table: pd.DataFrame) -> str:
         f"<caption><span>{to_page_text(title)}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n"
         "</table>\n</div>\n"
     )
+
+
+def _write_heading(name: str, side: str) -> str:
+    """The heading of a column; one without a name is no heading."""
+    return f'<th scope="col"{side}>{to_page_text(name, LONGEST_CELL)}</th>' if name.strip() else "<td></td>"
 
 
 def is_number(column: "pd.Series[Any]") -> bool:

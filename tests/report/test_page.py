@@ -102,6 +102,7 @@ def test_a_small_table_has_four_digits_and_says_what_is_missing():
     assert '<td class="number"><span class="none">none</span></td><td class="number">2</td><td>no</td>' in written
     assert written.count("none</span>") == 2
     assert '<th scope="col" class="number">value</th>' in written
+    assert "<tr><td></td><th" in write_table("T", pd.DataFrame({"": ["a"], "b": [1]}))
     assert write_table("T", table[:0]) == '<p class="caption">T: none</p>\n'
 
 

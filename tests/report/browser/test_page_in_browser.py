@@ -311,6 +311,9 @@ def test_without_scripts_the_page_is_whole_but_for_its_rows(visit, report):
 def test_on_paper_nothing_that_is_pressed_is_printed(visit, report):
     page = visit(report)
     page.emulate_media(media="print")
+    # A sheet of A4 without its margins.
+    page.set_viewport_size({"width": 720, "height": 1000})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     expect(page.locator(PAIRS).get_by_role("searchbox")).to_be_hidden()
     expect(page.get_by_role("button", name="50 more").first).to_be_hidden()
     expect(page.get_by_role("link", name="pairs-").first).to_be_visible()
