@@ -1,6 +1,7 @@
 """Checks of a report: the state follows from the interval and the threshold, and the sentence says both."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -70,3 +71,16 @@ def test_rows_without_a_number_are_counted_from_the_record(counts, share, state)
     [found] = judge_rows(RunData("run", "score", {"rows_by_status": counts}, {}), "section", {})
     assert found.value == pytest.approx(share, nan_ok=True)
     assert (found.state, found.n) == (state, sum(counts.values()))
+
+
+def list_rows():
+    """The checks as the table of the docs has them."""
+    for name, check in THRESHOLDS.items():
+        bound = f"{100 * check.value:g} %" if check.share else f"{check.value:g}"
+        yield f"| `{name}` | {check.words.format(value='X', n='N')} | {check.side} {bound} |"
+
+
+def test_the_docs_list_every_check_with_its_threshold():
+    page = (Path(__file__).parents[2] / "docs/report.md").read_text("utf-8")
+    table = page.split("|---|---|---|\n")[1].split("\n\n")[0]
+    assert table.split("\n") == list(list_rows())
