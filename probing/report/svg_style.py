@@ -20,9 +20,9 @@ COLORS = {
     "#999999": 6,
     "#d9b38c": 5,
     "#9fb8c8": 1,
-    "#0b2e4a": 1,
+    "#0b2e4a": 0,
 }
-"""The series whose colour stands for a colour of a figure."""
+"""The series whose colour stands for a colour of a figure; 0 is the colour of the text."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "1 3")
 
 
@@ -47,6 +47,7 @@ SVG_STYLE = f""":root{{color-scheme:light dark;{_write_variables(LIGHT)}}}
 .fig-grid{{stroke:var(--grid);fill:none}}
 .fig-axis,.fig-mark{{stroke:currentColor;fill:none}}
 .fig-mark{{stroke-dasharray:5 3;stroke-width:1.5}}
+.fig-s0{{--c:var(--ink)}}
 {_SERIES_RULES}
 .fig-bar{{fill:var(--c);stroke:var(--paper);stroke-width:.5}}
 .fig-line{{stroke:var(--c);fill:none;stroke-width:2}}
