@@ -44,12 +44,12 @@ def test_a_change_of_many_answers_is_a_mean_of_differences():
 
 
 def test_p_values_that_no_draw_could_make_small_are_not_judged():
-    judged = judge_p("probe_labels_p", make_run(), "s", 0.5, 10, 1, {})
+    judged = judge_p("probe_labels_p", make_run(), "s", 0.5, 10, draws=1, thresholds={})
     assert judged.state == "not judged"
     assert "with 1 draws no p-value is below 0.5" in judged.sentence
-    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, 100, {}).state == "WARN"
-    assert judge_p("probe_labels_p", make_run(), "s", 0.01, 10, 100, {}).state == "ok"
-    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, 100, {"probe_labels_p": None}) is None
+    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, draws=100, thresholds={}).state == "WARN"
+    assert judge_p("probe_labels_p", make_run(), "s", 0.01, 10, draws=100, thresholds={}).state == "ok"
+    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, draws=100, thresholds={"probe_labels_p": None}) is None
     assert say_p(1 / 21, 20) == "p <= 0.0476, the least that 20 draws can give"
     assert say_p(2 / 21, 20) == "p = 0.0952"
 
