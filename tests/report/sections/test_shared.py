@@ -1,13 +1,18 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from probing.report.checks import THRESHOLDS
 from probing.report.parts import RunData
 from probing.report.sections.refusal_evaluate import estimate_change
 from probing.report.sections.shared import draw_rows, judge_p, make_rows, measure_outside, name_section, say_p
 from probing.types import Estimate
 
 NAN = float("nan")
+ROOT = Path(__file__).parents[3]
 
 
 def make_run(**given):
@@ -76,3 +81,8 @@ def test_bars_count_the_rows_of_every_label_and_lead_to_them():
     assert figure["data"][-1]["name"].startswith("others, ")
     assert figure["rows"] == {"table": "rows-s", "column": "score"}
     assert draw_rows(frame.assign(score=NAN), "score", "Scores", "score", "s") == []
+
+
+def test_every_check_is_in_the_docs():
+    listed = re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"))
+    assert set(THRESHOLDS) <= set(listed)
