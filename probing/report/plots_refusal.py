@@ -9,6 +9,7 @@ from probing.report.figures import Figure, make_band, make_figure, make_interval
 
 BANDS = {
     "random": ("95 % of random directions", "#999999"),
+    "drawn": ("range of random directions", "#999999"),
     "covariance": ("95 % of random directions with the covariance of the states", "#b8860b"),
     "labels": ("95 % of directions under permuted labels", "#3a7d44"),
     "permuted": ("95 % of maps of permuted prompts", "#7d5ba6"),
@@ -82,7 +83,7 @@ def draw_transfer(results: pd.DataFrame) -> list[Figure]:
     ):
         if not {change, f"{change}_low", f"{change}_high"} <= set(results.columns):
             continue
-        ends = {f"random_{change}_low": "random_low", f"random_{change}_high": "random_high"}
+        ends = {f"random_{change}_low": "drawn_low", f"random_{change}_high": "drawn_high"}
         rows = results[
             ["direction", change, f"{change}_low", f"{change}_high", *(each for each in ends if each in results)]
         ]
@@ -135,7 +136,8 @@ def draw_direction_drift(drift: pd.DataFrame) -> list[Figure]:
 
 def _draw_beside(rows: pd.DataFrame, names: Sequence[str], column: str, ends: str, title: str, up: str) -> Figure:
     """Points with their intervals, and to the right of each the band of every control that it has."""
-    at = np.arange(len(rows), dtype=np.float64)
+    # Numbers stand at 1, 2 and so on: at 0 there would be an axis.
+    at = np.arange(1, len(rows) + 1, dtype=np.float64)
     bars = make_interval_bars(rows[column], rows[f"{ends}low"], rows[f"{ends}high"])
     point = make_line(at.tolist(), rows[column], "markers", "measured, with 95 % interval")
     traces = [{**point, "marker": {"color": MEASURED}, "error_y": bars}]
@@ -153,6 +155,6 @@ def _draw_beside(rows: pd.DataFrame, names: Sequence[str], column: str, ends: st
         marker = {"color": color, "symbol": "diamond-open"}
         traces.append({**line, "marker": marker, "error_y": make_interval_bars(middle[known], low[known], high[known])})
     figure = make_figure(traces, title, "", up)
-    axis = {"tickmode": "array", "tickvals": at.tolist(), "ticktext": list(names), "range": [-0.5, len(rows) - 0.1]}
+    axis = {"tickmode": "array", "tickvals": at.tolist(), "ticktext": list(names), "range": [0.5, len(rows) + 0.9]}
     figure["layout"]["xaxis"] |= axis
     return figure

@@ -30,7 +30,7 @@ COLUMNS = {
 def describe_capture(run: RunData, thresholds: Thresholds) -> RunReport:
     """What was read, and the rows that were left out."""
     section = name_section(run, "states")
-    rows = find_file(run, "rows.parquet", "id", "status")
+    rows = find_file(run, "rows.parquet", "id status")
     if rows is None:
         return describe_missing(run, "states", READ, "rows.parquet")
     about = "One row a text; the states themselves are in the folder of the run."

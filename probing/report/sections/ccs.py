@@ -40,6 +40,15 @@ TRUTH = "Do the states tell true from false?"
 REAL = "Is the separation real?"
 FORMS = ("ccs_A1", "ccs_A0", "ccs_N1", "ccs_N0")
 ACCURACY = "esa"
+CONTROLS = (
+    "CCS there, beside",
+    "Distractor test",
+    "Marker control",
+    "By formulation",
+    "Mean over places of",
+    "Restarts of CCS",
+    "Cosine of the CCS",
+)
 COLUMNS = {
     "right": "CCS is right, share of statement and opposite",
     "score": "score of the statement, 0 (false) to 1 (true)",
@@ -59,7 +68,7 @@ COLUMNS = {
 
 def describe_ccs(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and pairs of statements of a run of ``probing ccs``."""
-    results = find_file(run, "results.parquet", "subset", "place", "probe", "metric", "value", "low", "high")
+    results = find_file(run, "results.parquet", "subset place probe metric value low high")
     if results is None:
         return describe_missing(run, "truth", TRUTH, "results.parquet")
     truth, real = name_section(run, "truth"), name_section(run, "truth-controls")
@@ -80,16 +89,7 @@ def describe_ccs(run: RunData, thresholds: Thresholds) -> RunReport:
             question=REAL,
             run=run.label,
             says=[*_say_nulls(run, found), *_say_distractor(run), *_say_marker(run), *read_notes(run)],
-            tables=pick_tables(
-                run,
-                "CCS there, beside",
-                "Distractor test",
-                "Marker control",
-                "By formulation",
-                "Mean over places of",
-                "Restarts of CCS",
-                "Cosine of the CCS",
-            ),
+            tables=pick_tables(run, *CONTROLS),
         ),
     ]
     checks = [*judge_rows(run, truth, thresholds), *_check_nulls(run, real, found, thresholds)]
@@ -157,7 +157,7 @@ def _say_nulls(run: RunData, found: "pd.Series[Any] | None") -> list[str]:
 
 def _read_word(run: RunData) -> tuple[str, "pd.Series[Any] | None", "pd.Series[Any] | None"]:
     """Accuracy about truth and about the appended word, at the place that CCS chose."""
-    controls = find_file(run, "controls.parquet", "control", "place", "probe", "metric", "value")
+    controls = find_file(run, "controls.parquet", "control place probe metric value")
     place = str((run.record.get("best") or {}).get("ccs", ""))
     where = {"control": "distractor", "place": place, "probe": "ccs"}
     return place, pick_row(controls, **where, metric="truth"), pick_row(controls, **where, metric="distractor")
@@ -175,7 +175,7 @@ def _say_distractor(run: RunData) -> list[str]:
 
 
 def _say_marker(run: RunData) -> list[str]:
-    controls = find_file(run, "controls.parquet", "control", "place", "probe", "metric", "value")
+    controls = find_file(run, "controls.parquet", "control place probe metric value")
     place = str((run.record.get("best") or {}).get("ccs", ""))
     row = pick_row(controls, control="marker:change", place=place, probe="ccs", metric=ACCURACY)
     if row is None:
@@ -194,8 +194,10 @@ def _check_nulls(
     p = read_number(found, "p_labels")
     random = read_number(found, "p_random")
     return [
-        judge_p("ccs_random_as_good", run, section, random, rows, read_option(run, "random"), thresholds),
-        judge_p("ccs_labels_p", run, section, p, rows, read_option(run, "permutations"), thresholds),
+        judge_p(
+            "ccs_random_as_good", run, section, random, rows, draws=read_option(run, "random"), thresholds=thresholds
+        ),
+        judge_p("ccs_labels_p", run, section, p, rows, draws=read_option(run, "permutations"), thresholds=thresholds),
     ]
 
 
@@ -216,7 +218,7 @@ def _check_word(run: RunData, section: str, thresholds: Thresholds) -> Check | N
 
 def _list_pairs(run: RunData, section: str) -> tuple[RowTable | None, list[Figure]]:
     """The pairs with what CCS says of each, and the distribution of its scores."""
-    pairs = find_file(run, "pairs.parquet", "id", "label", *FORMS)
+    pairs = find_file(run, "pairs.parquet", f"id label {' '.join(FORMS)}")
     if pairs is None:
         return None, []
     pairs = _judge_pairs(pairs)

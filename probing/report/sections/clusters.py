@@ -40,7 +40,7 @@ REAL = "Is the separation real?"
 TRAINING = "What did training change in the states?"
 HELD_OUT, CATEGORY, CONTROL = "held out", "category", "control"
 SILHOUETTE, CENTRES = "silhouette", "welch"
-NEEDED = ("model", "set", "category", "place", "metric", "value", "low", "high", "rows", "labels_low", "labels_high")
+NEEDED = "model set category place metric value low high rows labels_low labels_high"
 SCALE = (
     "The silhouette goes from -1 to 1: 1 where rows lie much nearer to rows of their own label than to others, 0 where "
     "they do not. Labels may lie apart by topic or style: this does not say why."
@@ -50,7 +50,7 @@ DRAWN = (SILHOUETTE, "aqi_size_free", "davies_bouldin", "dunn", "calinski_haraba
 
 def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and rows of a run of ``probing clusters``."""
-    results = find_file(run, "results.parquet", *NEEDED)
+    results = find_file(run, "results.parquet", NEEDED)
     if results is None:
         return describe_missing(run, "labels", LABELS, "results.parquet")
     labels, real = name_section(run, "labels"), name_section(run, "labels-controls")
@@ -166,7 +166,7 @@ def _describe_training(run: RunData, results: pd.DataFrame, models: list[str]) -
                 f"{model}: its silhouette, corrected, less that of {models[0]} is {say_estimate(change)}, each at the "
                 f"place chosen inside each fold. The interval is of paired bootstrap replicates."
             )
-    drift = find_file(run, "drift.parquet", "model", "place", "subset", "measure", "value")
+    drift = find_file(run, "drift.parquet", "model place subset measure value")
     said += [sentence for model in models[1:] for sentence in _say_drift(drift, model, models[0])]
     return [
         Section(
@@ -204,7 +204,7 @@ def _check_chance(
     for name, metric in (("clusters_labels_p", SILHOUETTE), ("clusters_centres_p", CENTRES)):
         row = _pick(results, model, metric)
         rows = read_estimate(row, n="rows").n
-        check = judge_p(name, run, section, read_number(row, "p_labels"), rows, draws, thresholds)
+        check = judge_p(name, run, section, read_number(row, "p_labels"), rows, draws=draws, thresholds=thresholds)
         checks.append(prefix(check, model))
     return checks
 
@@ -217,7 +217,7 @@ def _check_change(run: RunData, results: pd.DataFrame, model: str, thresholds: T
 
 def _list_rows(run: RunData, section: str, models: list[str]) -> tuple[RowTable | None, list[Figure]]:
     """The rows with their silhouettes, and the distribution of these."""
-    frame = find_file(run, "rows.parquet", "id", "status")
+    frame = find_file(run, "rows.parquet", "id status")
     if frame is None:
         return None, []
     columns = {f"silhouette {model}": f"silhouette in {model} (below 0: nearer to another label)" for model in models}

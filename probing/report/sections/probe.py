@@ -57,7 +57,7 @@ COLUMNS = {
 
 def describe_probe(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and predictions of a run of ``probing probe``."""
-    results = find_file(run, "results.parquet", "set", "subset", "place", "probe", "metric", "value", "low", "high")
+    results = find_file(run, "results.parquet", "set subset place probe metric value low high")
     if results is None:
         return describe_missing(run, "labels", LABELS, "results.parquet")
     labels, real = name_section(run, "labels"), name_section(run, "labels-controls")
@@ -169,7 +169,7 @@ def _check_all(
     p = read_number(found, "p_labels")
     checks = [
         judge("probe_above_surface", run.label, section, above, thresholds),
-        judge_p("probe_labels_p", run, section, p, above.n, read_option(run, "refits"), thresholds),
+        judge_p("probe_labels_p", run, section, p, above.n, draws=read_option(run, "refits"), thresholds=thresholds),
     ]
     if fresh is not None:
         checks.append(judge("probe_fresh_auroc", run.label, section, read_estimate(fresh, n="rows"), thresholds))
@@ -178,7 +178,7 @@ def _check_all(
 
 def _list_predictions(run: RunData, section: str) -> tuple[RowTable | None, list[Figure]]:
     """The rows with the logits of their held-out probes, and the distribution of these."""
-    frame = find_file(run, "predictions.parquet", "id", "label", LOGISTIC)
+    frame = find_file(run, "predictions.parquet", f"id label {LOGISTIC}")
     if frame is None:
         return None, []
     frame = _judge_rows(frame, str(run.record.get("positive") or "yes"))

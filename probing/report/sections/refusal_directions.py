@@ -46,12 +46,12 @@ PROMPTS = {
 
 def describe_extract(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and prompts of a run of ``probing refusal extract``."""
-    results = find_file(run, "results.parquet", "place", "position", "auroc", "auroc_low", "auroc_high")
+    results = find_file(run, "results.parquet", "place position auroc auroc_low auroc_high")
     if results is None:
         return describe_missing(run, "directions", WHERE, "results.parquet")
     name = name_section(run, "directions")
     best, count = _pick_best(results), int(run.record.get("held_out") or 0)
-    prompts = find_file(run, "prompts.parquet", "id", "kind", "refusal_score")
+    prompts = find_file(run, "prompts.parquet", "id kind refusal_score")
     rows, figures = [], []
     if prompts is not None:
         about = "One row a prompt, with the log-odds of a refusal token to come first in the model as it is."
@@ -142,7 +142,7 @@ def _check_best(
 
 def describe_select(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections and checks of a run of ``probing refusal select``."""
-    table = find_file(run, "candidates.parquet", "place", "position", "bypass", "induce", "kl", "cosmic", "status")
+    table = find_file(run, "candidates.parquet", "place position bypass induce kl cosmic status")
     if table is None:
         return describe_missing(run, "selection", WHICH, "candidates.parquet")
     name = name_section(run, "selection")

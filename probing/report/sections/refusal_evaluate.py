@@ -80,12 +80,12 @@ TEXTS = {
 
 def describe_evaluate(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and answers of a run of ``probing refusal evaluate``."""
-    results = find_file(run, "results.parquet", "kind", "category", "measure", "when", "value", "low", "high")
+    results = find_file(run, "results.parquet", "kind category measure when value low high")
     if results is None:
         return describe_missing(run, "refusal", CHANGES, "results.parquet")
     everything = results[results["category"] == ALL]
     refusal, broke = name_section(run, "refusal"), name_section(run, "broken")
-    answers = find_file(run, "answers.parquet", "id", "kind", "verdict_before", "verdict_after")
+    answers = find_file(run, "answers.parquet", "id kind verdict_before verdict_after")
     rows = [] if answers is None else [_list_answers(run, refusal, answers)]
     checks: list[Check | None] = [*judge_rows(run, refusal, thresholds)]
     for thinking, own in _split_thinking(everything):
@@ -113,15 +113,7 @@ def _describe_refusal(
         run=run.label,
         says=[*read_notes(run, "Verdict"), *said, *say_rows(run), *read_notes(run)],
         figures=[*figures, *_draw_answers(answers, name)],
-        tables=pick_tables(
-            run,
-            "Refusal in generated",
-            "Log-odds of refusal",
-            "By category",
-            "Each category left out",
-            "Refused, by where",
-            "Our verdicts",
-        ),
+        tables=pick_tables(run, *TABLES),
         rows=rows[0].name if rows else None,
     )
 

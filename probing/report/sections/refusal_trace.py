@@ -50,7 +50,7 @@ COLUMNS = {
 
 def describe_trace(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and texts of a run of ``probing refusal trace``."""
-    places = find_file(run, "results.parquet", "place", "depth")
+    places = find_file(run, "results.parquet", "place depth")
     if places is None:
         return describe_missing(run, "depth", WHERE, "results.parquet")
     name = name_section(run, "depth")
@@ -128,7 +128,7 @@ def _say_heads(run: RunData, places: pd.DataFrame) -> list[str]:
 def _describe_tokens(run: RunData, places: pd.DataFrame, bands: pd.DataFrame) -> tuple[Section, list[RowTable]]:
     """The projections token by token."""
     name = name_section(run, "tokens")
-    cliffs = find_file(run, "cliffs.parquet", "id", "kind", "cliff")
+    cliffs = find_file(run, "cliffs.parquet", "id kind cliff")
     rows, figures = _list_cliffs(run, name, cliffs)
     section = Section(
         name=name,
@@ -168,7 +168,7 @@ def _say_cliffs(run: RunData, cliffs: pd.DataFrame | None) -> list[str]:
 def _list_cliffs(run: RunData, section: str, cliffs: pd.DataFrame | None) -> tuple[list[RowTable], list[Figure]]:
     if cliffs is None:
         return [], []
-    curves = find_file(run, "curves.parquet", "id", "part", "token", "from_end", "text", "projection")
+    curves = find_file(run, "curves.parquet", "id part token from_end text projection")
     written = pd.Series(dtype="object") if curves is None else _write_curves(curves)
     texts = find_texts(run, cliffs["id"].tolist())
     known = pd.DataFrame({f"text {what}": values for what, values in texts.items()}, index=cliffs.index)

@@ -33,7 +33,8 @@ from probing.report.sections.shared import (
 )
 
 SAME = "Does the direction do the same in another model?"
-NEEDED = ("model", "direction", "auroc", "auroc_low", "auroc_high")
+NEEDED = "model direction auroc auroc_low auroc_high"
+TABLES = ("Models", "AUROC of held-out", "Change of", "Refused in", "By category", "AUROC by category")
 OWN = "own direction"
 EDITS = {
     "before": "without an edit",
@@ -45,7 +46,7 @@ EDITS = {
 
 def describe_transfer(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and answers of a run of ``probing refusal transfer``."""
-    results = find_file(run, "results.parquet", *NEEDED)
+    results = find_file(run, "results.parquet", NEEDED)
     if results is None:
         return describe_missing(run, "transfer", SAME, "results.parquet")
     name = name_section(run, "transfer")
@@ -71,9 +72,7 @@ def describe_transfer(run: RunData, thresholds: Thresholds) -> RunReport:
             *read_notes(run),
         ],
         figures=figures,
-        tables=pick_tables(
-            run, "Models", "AUROC of held-out", "Change of", "Refused in", "By category", "AUROC by category"
-        ),
+        tables=pick_tables(run, *TABLES),
         rows=rows[0].name if rows else None,
     )
     return RunReport([section], collect(checks), rows)
@@ -116,7 +115,7 @@ def _check_model(
     outside = measure_outside(removed, *((NAN, NAN) if few else read_band(best, "random_removed")))
     rows, draws = _count_held_out(run), read_option(run, "permutations")
     return [
-        judge_p("transfer_p_random", run, section, p, rows, draws, thresholds),
+        judge_p("transfer_p_random", run, section, p, rows, draws=draws, thresholds=thresholds),
         judge("transfer_outside_random", run.label, section, outside, thresholds),
     ]
 

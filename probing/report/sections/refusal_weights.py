@@ -48,12 +48,12 @@ COLUMNS = {
 
 def describe_audit(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and prompts of a run of ``probing refusal audit``."""
-    writers = find_file(run, "writers.parquet", "writer", "kind", "layer", "component_left")
+    writers = find_file(run, "writers.parquet", "writer kind layer component_left")
     if writers is None:
         return describe_missing(run, "weights", WEIGHTS, "writers.parquet")
     weights, still = name_section(run, "weights"), name_section(run, "still-refuses")
-    drift = find_file(run, "drift.parquet", "place", "position", "cosine")
-    prompts = find_file(run, "prompts.parquet", "id", "kind", "log_odds_before", "log_odds_after")
+    drift = find_file(run, "drift.parquet", "place position cosine")
+    prompts = find_file(run, "prompts.parquet", "id kind log_odds_before log_odds_after")
     rows, figures = _list_prompts(run, still, prompts)
     sections = [
         Section(

@@ -36,10 +36,10 @@ def name_rows(section: str) -> str:
     return f"rows-{section}"
 
 
-def find_file(run: RunData, name: str, *columns: str) -> pd.DataFrame | None:
-    """A table of the run; None where it is missing, has no row, or lacks one of these columns."""
+def find_file(run: RunData, name: str, columns: str) -> pd.DataFrame | None:
+    """A table of the run; None where it is missing, has no row, or lacks one of these columns, "id label category"."""
     frame = run.files.get(name)
-    if frame is None or not len(frame) or not set(columns) <= set(frame.columns):
+    if frame is None or not len(frame) or not set(columns.split()) <= set(frame.columns):
         return None
     return frame
 

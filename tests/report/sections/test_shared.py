@@ -1,13 +1,18 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from probing.report.checks import THRESHOLDS
 from probing.report.parts import RunData
 from probing.report.sections.refusal_evaluate import estimate_change
 from probing.report.sections.shared import draw_rows, judge_p, make_rows, measure_outside, name_section, say_p
 from probing.types import Estimate
 
 NAN = float("nan")
+ROOT = Path(__file__).parents[3]
 
 
 def make_run(**given):
@@ -44,12 +49,12 @@ def test_a_change_of_many_answers_is_a_mean_of_differences():
 
 
 def test_p_values_that_no_draw_could_make_small_are_not_judged():
-    judged = judge_p("probe_labels_p", make_run(), "s", 0.5, 10, 1, {})
+    judged = judge_p("probe_labels_p", make_run(), "s", 0.5, 10, draws=1, thresholds={})
     assert judged.state == "not judged"
     assert "with 1 draws no p-value is below 0.5" in judged.sentence
-    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, 100, {}).state == "WARN"
-    assert judge_p("probe_labels_p", make_run(), "s", 0.01, 10, 100, {}).state == "ok"
-    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, 100, {"probe_labels_p": None}) is None
+    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, draws=100, thresholds={}).state == "WARN"
+    assert judge_p("probe_labels_p", make_run(), "s", 0.01, 10, draws=100, thresholds={}).state == "ok"
+    assert judge_p("probe_labels_p", make_run(), "s", 0.5, 10, draws=100, thresholds={"probe_labels_p": None}) is None
     assert say_p(1 / 21, 20) == "p <= 0.0476, the least that 20 draws can give"
     assert say_p(2 / 21, 20) == "p = 0.0952"
 
@@ -76,3 +81,8 @@ def test_bars_count_the_rows_of_every_label_and_lead_to_them():
     assert figure["data"][-1]["name"].startswith("others, ")
     assert figure["rows"] == {"table": "rows-s", "column": "score"}
     assert draw_rows(frame.assign(score=NAN), "score", "Scores", "score", "s") == []
+
+
+def test_every_check_is_in_the_docs():
+    listed = re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"))
+    assert set(THRESHOLDS) <= set(listed)
