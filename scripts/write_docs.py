@@ -2,9 +2,10 @@
 
     python scripts/write_docs.py [--write] [--print] [PAGE ...]
 
-A line ``$ probing ...`` with lines behind it is a command with its output, as a terminal of 100 columns shows it. A line
-``[...]`` stands for any number of lines, and ``[...]`` within a line for the rest or a part of it. Commands without
-output are not run. All pages share one folder: a command runs once, and later ones find what it wrote.
+A line ``$ probing ...`` with lines behind it is a command with its output, as a terminal of 100 columns shows it. A
+line ``[...]`` stands for any number of lines, and ``[...]`` within a line for a part of it. Commands without output are
+not run. What a command wrote and what it says could come next may be missing at the end. The commands of a page run in
+one folder, in their order.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +29,8 @@ ALIKE = 0.5
 """Lines that are less alike than this are not one line before and after a change."""
 DIGITS = 0.02
 """Numbers may differ by this share: other processors round otherwise, and that can move the end of an interval."""
+ENDS = ("wrote ", "next: ")
+"""What a command says when it is done, on stderr."""
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 
@@ -83,6 +87,7 @@ def _find_end(lines: Sequence[str], begin: int, indent: str) -> int:
 
 def describe_difference(block: Block, printed: Sequence[str]) -> str | None:
     """Where the output of a block is not what the command prints; None where it is."""
+    printed = cut_end(block.shown, printed)
     at, anywhere = 0, False
     for line in block.shown:
         if line.strip() == ELISION:
@@ -98,12 +103,21 @@ def describe_difference(block: Block, printed: Sequence[str]) -> str | None:
     return None
 
 
+def cut_end(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
+    """What is printed, without the lines of the end that the page has none of."""
+    missing = tuple(begin for begin in ENDS if not any(line.startswith(begin) for line in shown))
+    kept = [line for line in printed if not line.startswith(missing)]
+    while kept and not kept[-1]:
+        kept.pop()
+    return kept
+
+
 def is_same(shown: str, printed: str) -> bool:
     """Whether a line of a page is the printed one: equal words, and numbers that agree up to rounding."""
-    pieces = [NUMBER.sub("\0", re.escape(" ".join(part.split())).replace(r"\ ", " ")) for part in _mark(shown)]
-    words, numbers = " ".join(printed.split()), [float(number) for number in NUMBER.findall(" ".join(_mark(shown)))]
-    pattern = r"\s?.*\s?".join(piece.replace("\0", f"({NUMBER.pattern})") for piece in pieces)
-    found = re.fullmatch(pattern, words)
+    parts = [" ".join(part.split()) for part in shown.split(ELISION)]
+    words = [f"({NUMBER.pattern})".join(map(re.escape, NUMBER.split(part))) for part in parts]
+    found = re.fullmatch(r" ?.*? ?".join(words), " ".join(printed.split()))
+    numbers = [float(number) for part in parts for number in NUMBER.findall(part)]
     return found is not None and all(
         abs(before - float(now)) <= DIGITS * abs(before) for before, now in zip(numbers, found.groups(), strict=True)
     )
@@ -120,6 +134,7 @@ def renew(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a line has nothing like it in what is printed now; the page has to be looked at.
     """
+    printed = cut_end(shown, printed)
     lines: list[str] = []
     at, anywhere = 0, False
     for line in shown:
@@ -137,7 +152,9 @@ def renew(shown: Sequence[str], printed: Sequence[str]) -> list[str]:
 
 
 def _compare(line: str, printed: str) -> float:
-    return difflib.SequenceMatcher(None, line.split(), printed.split(), autojunk=False).ratio() if line else not printed
+    """How much two lines have in common, whatever their numbers are."""
+    before, now = (NUMBER.sub("0", " ".join(text.replace(ELISION, "").split())) for text in (line, printed))
+    return difflib.SequenceMatcher(None, before, now, autojunk=False).ratio() if line and printed else line == printed
 
 
 class Terminal(io.StringIO):
@@ -164,7 +181,7 @@ def run_command(command: str) -> list[str]:
             status = left.code
     if status:
         raise ValueError(f"{command}: left with {status}: {told.getvalue().strip()}")
-    ends = [line for line in told.getvalue().splitlines() if line.startswith(("wrote ", "next: "))]
+    ends = [line for line in told.getvalue().splitlines() if line.startswith(ENDS)]
     return [line.rstrip() for line in [*screen.getvalue().splitlines(), *([""] if ends else []), *ends]]
 
 
@@ -182,20 +199,43 @@ def open_folder(folder: Path) -> Iterator[None]:
             os.environ["COLUMNS"] = columns
 
 
-def run_blocks(texts: Mapping[Path, str], folder: Path) -> dict[str, list[str]]:
-    """What every command of the pages prints, by command; each runs once."""
+def run_blocks(texts: Mapping[Path, str], folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """What every command of the pages prints, by command, but for those that begin with what is left out.
+
+    Every page has a folder of its own, so that it can show no command that needs what another page made. A command that
+    ran for another page does not run again: what it wrote is copied.
+    """
     printed: dict[str, list[str]] = {}
-    with open_folder(folder):
-        for text in texts.values():
-            for block in find_blocks(text):
-                if block.command not in printed:
-                    printed[block.command] = run_command(block.command)
+    written: dict[str, list[Path]] = {}
+    for number, text in enumerate(texts.values()):
+        here = folder / str(number)
+        here.mkdir(parents=True)
+        for block in find_blocks(text):
+            if block.command.startswith(leave_out):
+                continue
+            if block.command in printed:
+                copy_paths(written[block.command], here)
+                continue
+            before = set(here.iterdir())
+            with open_folder(here):
+                printed[block.command] = run_command(block.command)
+            written[block.command] = sorted(set(here.iterdir()) - before)
     return printed
 
 
+def copy_paths(paths: Sequence[Path], to: Path) -> None:
+    """Copy files and folders into a folder."""
+    for path in paths:
+        if path.is_dir():
+            shutil.copytree(path, to / path.name)
+        else:
+            shutil.copy2(path, to / path.name)
+
+
 def find_differences(text: str, printed: Mapping[str, Sequence[str]]) -> list[str]:
-    """Where a page shows something else than what its commands print."""
-    found = [describe_difference(block, printed[block.command]) for block in find_blocks(text)]
+    """Where a page shows something else than what its commands print; those that did not run are not looked at."""
+    blocks = [block for block in find_blocks(text) if block.command in printed]
+    found = [describe_difference(block, printed[block.command]) for block in blocks]
     return [difference for difference in found if difference is not None]
 
 

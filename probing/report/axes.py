@@ -10,6 +10,8 @@ from probing.report.layout import shorten
 LARGEST = 1e300
 """Values beyond it are drawn as infinite ones are: the width of their range would be no number."""
 SMALLEST = 1e-290
+NEAR = 1e-6
+"""Share of an axis by which a value may lie beyond its end, as the end of a bar does that is made from its middle."""
 TICKS = 6
 ROOM = 0.04
 """Share of a range that is left free at both of its ends."""
@@ -39,11 +41,11 @@ class Axis:
         if self.kind == "category":
             at = float(self.names.get(str(value), math.nan))
         else:
-            at = to_number(value)
+            at = to_number(value, infinite=True)
             if self.kind == "log":
                 at = math.log10(at) if at > 0 else math.nan
         share = (at - self.low) / (self.high - self.low)
-        return share if -1e-9 <= share <= 1 + 1e-9 else math.nan
+        return share if -NEAR <= share <= 1 + NEAR else math.nan
 
     def clamp(self, value: Any) -> float:
         """The same of an end of an interval, which may lie beyond the picture; NaN only for NaN."""
@@ -90,7 +92,7 @@ def make_axis(
     span = high - low
     # Room below is left only where values reach there: bars stand on the axis.
     low, high = low - room * span if low != 0 else low, high + room * span if high != 0 else high
-    low, high = (float(end) for end in given.get("range", (low, high)))
+    low, high = _widen(*(float(end) for end in given.get("range", (low, high))))
     shown = given.get("tickvals") or choose_ticks(low, high, whole, most)
     texts = given.get("ticktext") or write_numbers([float(value) for value in shown])
     ticks = [(value, text) for value, text in zip(shown, texts, strict=True) if low <= float(value) <= high]

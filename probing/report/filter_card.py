@@ -1,6 +1,7 @@
 """The card of a filtered dataset: where it comes from, what was removed and why, and what that does not promise."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ DEFAULT, DROPPED = "default", "dropped"
 TAG = "model-probing-filter"
 """Tells the card of a dataset that a filter wrote from all others."""
 TAGS = ["preference", "model-probing", TAG]
-PROMPT_WIDTH, RESPONSE_WIDTH, NAME_WIDTH = 300, 300, 200
+PROMPT_WIDTH, RESPONSE_WIDTH, NAME_WIDTH, LINE_WIDTH = 300, 300, 200, 88
 RULES_IN_WORDS = {
     "keep_lowest": "Of the pairs that have a score, the {share} with the lowest {by} are kept.",
     "drop_highest": "Of the pairs that have a score, the {share} with the highest {by} are dropped.",
@@ -218,8 +219,19 @@ def _tell_examples(card: FilterCard) -> list[str]:
                 "rejected": shorten(to_line(pair.rejected), RESPONSE_WIDTH),
             }
             heading = f"{write_code(pair.id, NAME_WIDTH)}, {write_code(card.by)} {score:.4g}:"
-            lines += [heading, "", *write_block([f"{name + ':':<10}{text}" for name, text in texts.items()]), ""]
+            lines += [
+                heading,
+                "",
+                *write_block([line for name, text in texts.items() for line in _wrap(name, text)]),
+                "",
+            ]
     return lines
+
+
+def _wrap(name: str, text: str) -> list[str]:
+    """A text beside its name, on lines that need no scrolling."""
+    begin = f"{name + ':':<10}"
+    return textwrap.wrap(text, LINE_WIDTH, initial_indent=begin, subsequent_indent=" " * 10) or [begin.rstrip()]
 
 
 def _tell_limits(card: FilterCard) -> list[str]:

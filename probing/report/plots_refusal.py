@@ -1,4 +1,4 @@
-"""Plots of refusal directions: separation by place, what an edit changes beside its controls, and what an audit found."""
+"""Plots of refusal directions: separation by place, what an edit changes beside its controls, what an audit found."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +35,7 @@ def draw_separation(results: pd.DataFrame, positions: Mapping[int, str]) -> list
         if own.empty:
             continue
         traces = []
-        if "labels_low" in own and own["labels_low"].notna().any():
+        if {"labels_low", "labels_high"} <= set(own.columns) and own["labels_low"].notna().any():
             ends = own["labels_low"], own["labels_high"]
             traces.append(
                 make_band(own["place"], *ends, color="#9fb8c8", name="95 % under permuted labels", opacity=0.3)
@@ -43,7 +43,7 @@ def draw_separation(results: pd.DataFrame, positions: Mapping[int, str]) -> list
         bars = make_interval_bars(own["auroc"], own["auroc_low"], own["auroc_high"])
         line = make_line(own["place"], own["auroc"], "lines+markers", f"position {position}")
         traces.append({**line, "line": {"color": MEASURED}, "error_y": bars})
-        title = f"AUROC of held-out prompts by the direction at {words} (position {position}), by place (bars: 95 % intervals)"
+        title = f"AUROC of held-out prompts, direction at {words}, by place (bars: 95 % intervals)"
         figure = make_figure(traces, title, "place", "AUROC (higher is better)")
         figures.append(name_places(figure, list(dict.fromkeys(results["place"]))))
     return figures
@@ -80,6 +80,8 @@ def draw_transfer(results: pd.DataFrame) -> list[Figure]:
         ("removed", "harmful prompts, direction removed"),
         ("added", "harmless prompts, direction added"),
     ):
+        if not {change, f"{change}_low", f"{change}_high"} <= set(results.columns):
+            continue
         ends = {f"random_{change}_low": "random_low", f"random_{change}_high": "random_high"}
         rows = results[
             ["direction", change, f"{change}_low", f"{change}_high", *(each for each in ends if each in results)]
@@ -137,7 +139,11 @@ def _draw_beside(rows: pd.DataFrame, names: Sequence[str], column: str, ends: st
     bars = make_interval_bars(rows[column], rows[f"{ends}low"], rows[f"{ends}high"])
     point = make_line(at.tolist(), rows[column], "markers", "measured, with 95 % interval")
     traces = [{**point, "marker": {"color": MEASURED}, "error_y": bars}]
-    there = [band for band in BANDS if f"{band}_low" in rows and rows[f"{band}_low"].notna().any()]
+    there = [
+        band
+        for band in BANDS
+        if {f"{band}_low", f"{band}_high"} <= set(rows.columns) and rows[f"{band}_low"].notna().any()
+    ]
     for number, band in enumerate(there, start=1):
         words, color = BANDS[band]
         low, high = (rows[f"{band}_{end}"].to_numpy(dtype=np.float64) for end in ("low", "high"))

@@ -14,7 +14,6 @@ from probing.report.svg_frame import (
     WIDTH,
     Frame,
     draw_text,
-    fits,
     is_heat,
     make_frame,
     measure,
@@ -89,11 +88,10 @@ def _draw_axes(figure: Figure, frame: Frame) -> list[str]:
     ticks = "".join(f"M{spell(frame.across(value))} {spell(bottom)}v4" for value, _ in frame.x.ticks)
     path = f"M{spell(frame.left)} {spell(frame.top)}V{spell(bottom)}h{spell(frame.width)}{ticks}"
     parts = [f'<path class="fig-axis" d="{path}"/>']
-    turned = frame.x.kind == "category" and not fits(frame.x, frame.width)
     for value, text in frame.x.ticks:
-        x, y = frame.across(value), bottom + (12 if turned else LINE)
-        more = f' transform="rotate(-45 {spell(x)} {spell(y)})"' if turned else ""
-        parts.append(draw_text(x, y, text, "end" if turned else "middle", more))
+        x, y = frame.across(value), bottom + (12 if frame.turned else LINE)
+        more = f' transform="rotate(-45 {spell(x)} {spell(y)})"' if frame.turned else ""
+        parts.append(draw_text(x, y, text, "end" if frame.turned else "middle", more))
     parts += [draw_text(frame.left - 6, frame.up(value) + 4.5, text, "end") for value, text in frame.y.ticks]
     width, height = frame.whole
     below = wrap_axis_title(figure, "xaxis", width)

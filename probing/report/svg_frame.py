@@ -1,5 +1,6 @@
 """The frame of a picture: its axes, and the room around them for their texts."""
 
+import itertools
 import math
 import textwrap
 import unicodedata
@@ -36,6 +37,7 @@ class Frame:
         x: the axis below.
         y: the axis at the left.
         whole: width and height of the picture.
+        turned: whether the texts below are turned, since they have no room beside each other.
     """
 
     left: float
@@ -45,6 +47,7 @@ class Frame:
     x: Axis
     y: Axis
     whole: tuple[float, float]
+    turned: bool
 
     def across(self, value: Any) -> float:
         """Where a value lies from left to right."""
@@ -65,18 +68,20 @@ def make_frame(figure: Figure) -> Frame:
     columns, wide = len(x.names), WIDTH
     if heat and any("texttemplate" in trace for trace in figure["data"]):
         wide = max(WIDTH, left + CELL * columns + 8)
-    turned = x.kind == "category" and not fits(x, wide - left - 8)
+    turned = not _fit(x, wide - left - 8)
     if turned:
         # A turned text ends below its tick, and reaches to the left of it.
         reach = [TURNED * measure(text) - (wide - left) * x.locate(value) for value, text in x.ticks]
         left = max(left, 10 + max(reach, default=0))
-    last = 0.5 * measure(x.ticks[-1][1]) if x.ticks and x.kind != "category" else 8
+    first, last = (0.5 * measure(text) for _, text in (x.ticks[0], x.ticks[-1])) if x.ticks and not turned else (0, 8)
+    left = max(left, first)
     width = wide - left - max(last, 8)
     top = 10 + LINE * (len(wrap_axis_title(figure, "yaxis", wide)) + len(figure["layout"].get("annotations", [])))
     height = max(HEIGHT, ROW * len(y.names)) if heat else HEIGHT
     names = TURNED * max([measure(text) for _, text in x.ticks], default=0) + LINE if turned else LINE + 6
     bottom = names + LINE * len(wrap_axis_title(figure, "xaxis", wide)) + 6
-    return Frame(left, top, width, height, x, y, (wide, top + height + bottom))
+    whole = (wide, top + height + bottom)
+    return Frame(left=left, top=top, width=width, height=height, x=x, y=y, whole=whole, turned=turned)
 
 
 def _make_axes(figure: Figure) -> tuple[Axis, Axis]:
@@ -85,8 +90,8 @@ def _make_axes(figure: Figure) -> tuple[Axis, Axis]:
     bars: dict[Any, float] = {}
     for trace in figure["data"]:
         if trace["type"] == "bar":
-            for x, y, width in zip(trace["x"], trace["y"], trace["width"], strict=True):
-                across += [x - width / 2, x + width / 2]
+            across += [end for ends in find_bar_ends(trace) for end in ends]
+            for x, y in zip(trace["x"], trace["y"], strict=True):
                 bars[x] = (bars.get(x, 0.0) if figure["layout"].get("barmode") == "stack" else 0.0) + y
                 up += [0.0, bars[x]]
             continue
@@ -101,11 +106,17 @@ def _make_axes(figure: Figure) -> tuple[Axis, Axis]:
     )
 
 
+def find_bar_ends(trace: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The lower and the upper end of every bar."""
+    middles = zip(trace["x"], trace["width"], strict=True)
+    return trace.get("customdata") or [(x - width / 2, x + width / 2) for x, width in middles]
+
+
 def _make_lower(given: Mapping[str, Any], values: list[Any], room: float) -> Axis:
     """The axis below, with as many ticks as have room beside each other."""
     for most in range(TICKS + 3, 1, -1):
         axis = make_axis(given, values, room=room, most=most)
-        if sum(measure(text) + LETTER for _, text in axis.ticks) < WIDTH - 80 or axis.kind != "linear":
+        if _fit(axis, WIDTH - 100):
             break
     return axis
 
@@ -121,9 +132,11 @@ def _near_marks(figure: Figure) -> list[Mapping[str, Any]]:
     return [mark for mark in marks if low - room <= mark["x0"] <= high + room]
 
 
-def fits(axis: Axis, width: float) -> bool:
-    """Whether the names of categories fit beside each other."""
-    return all(measure(text) < width / max(len(axis.names), 1) for _, text in axis.ticks)
+def _fit(axis: Axis, width: float) -> bool:
+    """Whether the texts of an axis that is so wide have room beside each other."""
+    ticks = [(axis.locate(value) * width, measure(text)) for value, text in axis.ticks]
+    pairs = itertools.pairwise(ticks)
+    return all(abs(there - here) > (size + other) / 2 for (here, size), (there, other) in pairs)
 
 
 def is_heat(figure: Figure) -> bool:

@@ -7,13 +7,13 @@ from typing import Any
 from probing.report.axes import to_number
 from probing.report.figures import Figure
 from probing.report.layout import shorten
-from probing.report.svg_frame import Frame, draw_text, quote, spell, to_plain
+from probing.report.svg_frame import Frame, draw_text, find_bar_ends, quote, spell, to_plain
 from probing.report.svg_style import COLORS, SERIES
 from probing.shown import to_page_text
 
 NAMED = 60
 """Letters of the text of a point that are shown."""
-MOST_OPACITY = 0.55
+MOST_OPACITY = 0.5
 """Of a cell: numbers in it are read on any of its colours."""
 
 
@@ -27,14 +27,19 @@ def _draw_bars(trace: Mapping[str, Any], frame: Frame, figure: Figure, below: di
     """One rectangle for each bar that counts anything, on those of earlier traces where bars are stacked."""
     parts = []
     rows, stacked = figure.get("rows"), figure["layout"].get("barmode") == "stack"
-    ends = trace.get("customdata") or [(x - w / 2, x + w / 2) for x, w in zip(trace["x"], trace["width"], strict=True)]
+    ends = find_bar_ends(trace)
     words = trace.get("hovertext") or [
         f"{low:g} to {high:g}: {y:,}" for (low, high), y in zip(ends, trace["y"], strict=True)
     ]
     for x, y, (low, high), text in zip(trace["x"], trace["y"], ends, words, strict=True):
         base = below.get(x, 0.0) if stacked else 0.0
         below[x] = base + y
-        left, right, top, bottom = frame.across(low), frame.across(high), frame.up(base + y), frame.up(base)
+        left, right, top, bottom = (
+            frame.across(low),
+            frame.across(high),
+            frame.up(base + y, clamp=True),
+            frame.up(base, clamp=True),
+        )
         if y <= 0 or math.isnan(left + right):
             continue
         name = f"{trace['name']}, {text}" if len(figure["data"]) > 1 else text
@@ -148,7 +153,11 @@ def _draw_heat(trace: Mapping[str, Any], frame: Frame, figure: Figure, below: di
             title = to_page_text(f"{shorten(str(name), NAMED)}, {place}: {number:.4g}")
             parts.append(f'<rect {box} fill-opacity="{shade(share)}"><title>{title}</title></rect>')
             if "texttemplate" in trace:
-                parts.append(draw_text(x + width / 2, y + height / 2 + 4.5, f"{number:.2f}"))
+                parts.append(
+                    draw_text(
+                        x + width / 2, y + height / 2 + 4.5, f"{number:.2f}" if abs(number) < 1000 else f"{number:.0e}"
+                    )
+                )
     return [*parts, "</g>"]
 
 

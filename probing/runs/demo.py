@@ -114,7 +114,9 @@ def run(config: DemoConfig) -> Report:
     others = {job: _run_anew(job, settings(out)) for job, settings in JOBS.items()}
     folders = [out / "scores", *(settings(out).out for settings in JOBS.values())]
     others["report"] = report.run(
-        report.ReportConfig(folders=folders, out=out / REPORT_FILE, title="Report on the demo", overwrite=again)
+        report.ReportConfig(
+            folders=folders, out=out / REPORT_FILE, title="Report on the demo", most_megabytes=1, overwrite=again
+        )
     )
     reports |= others
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]

@@ -10,7 +10,6 @@ import shlex
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,8 @@ from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
 from probing.instruments.filtering import SIDE_PREFIX, Bad, choose_kept, find_scores, warn_of_direction
 from probing.runs.common.datasets import read_pair_ids
 from probing.runs.common.options import PairDataOptions, PlotOptions, option
+from probing.runs.common.provenance import list_data, list_models, list_versions, name_source
 from probing.runs.common.scored import PARTS, READING, check_same_pairs, read_pair_table, recorded_reading
-from probing.runs.common.versions import DISTRIBUTION, version_of
 from probing.runs.score.config import SCORES_FILE
 from probing.store.files import check_output_name, file_sha256, is_special, new_together, remove_leftovers
 from probing.store.manifest import RUN_FILE, read_run
@@ -45,9 +44,6 @@ log = logging.getLogger(__name__)
 PLOTS_SUFFIX = ".plots.html"
 MODELS = ("model", "reference", "policy", "adapter", "steps")
 """Options of a scoring that name models."""
-RECORDED_MODELS = ("model", "reference", "policy")
-"""Entries of the record of a scoring that tell of models."""
-RECORDED_VERSIONS = ("torch", "transformers", "tokenizers")
 JSON_CHUNK, CSV_CHUNK = 10 << 20, 10_000
 """Bytes of JSONL and rows of CSV from which the datasets library takes the types of all others."""
 LONGEST_CHUNK = (1 << 31) - (1 << 20)
@@ -301,6 +297,7 @@ def _make_card(
         report: counts and quantiles.
     """
     from probing.report.filter_card import FilterCard
+    from probing.runs.common.about import today, write_command
 
     counts, spread = report.tables.values()
     mask, values = np.array(filtered.kept), filtered.scores[config.by].to_numpy(dtype=np.float64)
@@ -310,12 +307,14 @@ def _make_card(
         return list(zip(pairs, values[rows].tolist(), strict=True))
 
     chosen = _choose_examples(values, mask, check_rule(**config.rule)[0])
+    # Without the slash the same command would write a file where there is no folder yet.
+    out = f"{str(config.out).rstrip('/')}/"
     return FilterCard(
         folder=Path(config.out).name,
-        title=", ".join(map(_name_source, config.sources)),
+        title=", ".join(map(name_source, config.sources)),
         source=", ".join(config.sources),
-        data=_list_data(reading, filtered.table),
-        models=_list_models(facts),
+        data=list_data(reading, filtered.table),
+        models=list_models(facts),
         by=config.by,
         meaning=_tell_meaning(config.by),
         rule=check_rule(**config.rule),
@@ -324,9 +323,9 @@ def _make_card(
         counts=counts,
         spread=spread,
         examples={title: read(rows) for title, rows in chosen.items()},
-        command=_spell_command(config),
-        versions=_list_versions(facts),
-        date=datetime.now(UTC).date().isoformat(),
+        command=f"{write_command('filter', config)} --out {shlex.quote(out)}",
+        versions=list_versions(facts),
+        date=today(),
     )
 
 
@@ -345,65 +344,6 @@ def _tell_meaning(by: str) -> str:
     if by in SCORE_COLUMNS:
         return "Higher means that the two responses are more alike to the model."
     return "Lower means that the chosen response is expected to lose more." if by in RATE_COLUMNS else ""
-
-
-def _name_source(source: str) -> str:
-    """The name of a file or a folder without where it lies; the id of a dataset of the hub."""
-    return Path(source).name if Path(source).expanduser().exists() else source
-
-
-def _list_data(config: FilterConfig, table: Table) -> dict[str, object]:
-    """Facts of the dataset by what they are."""
-    whole = table.numbers is None and table.format != "datasets"
-    told = {
-        "revision": config.data_revision,
-        "subset": config.subset,
-        "split": config.split,
-        "limit": config.limit,
-        "sample": config.sample,
-        "rows": len(table.rows),
-        f"sha256 of {'the file' if whole else 'these rows'}": table.sha256,
-    }
-    return {name: value for name, value in told.items() if value is not None}
-
-
-def _list_models(facts: Mapping[str, Any]) -> dict[str, dict[str, object]]:
-    """Facts of the models that a record tells of; they are not believed, they are shown."""
-    names = {
-        "model": "model",
-        "revision": "revision",
-        "weights_sha256": "sha256 of its weights",
-        "adapter_sha256": "sha256 of its adapter",
-        "dtype": "dtype",
-    }
-    told = {kind: facts[kind] for kind in RECORDED_MODELS if isinstance(facts.get(kind), Mapping)}
-    return {
-        kind: {name: known[key] for key, name in names.items() if known.get(key) is not None}
-        for kind, known in told.items()
-    }
-
-
-def _list_versions(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Versions of this package and of what writes, and of what made the scores."""
-    own = {"probing": version_of(DISTRIBUTION), "datasets": version_of("datasets"), "pyarrow": version_of("pyarrow")}
-    identity = facts.get("identity")
-    known = identity.get("versions") if isinstance(identity, Mapping) else None
-    recorded = known if isinstance(known, Mapping) else {}
-    return own | {name: str(recorded[name]) for name in RECORDED_VERSIONS if name in recorded}
-
-
-def _spell_command(config: FilterConfig) -> str:
-    """The command with the options that differ from their defaults."""
-    parts = ["probing", "filter"]
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if value != entry.default:
-            flag = f"--{entry.name.replace('_', '-')}"
-            for each in value if isinstance(value, list) else [value]:
-                # A value that begins with a hyphen would be taken for an option.
-                given = [flag, str(each)] if not str(each).startswith("-") else [f"{flag}={each}"]
-                parts += [flag] if each is True else given
-    return shlex.join(parts)
 
 
 def _draw_page(

@@ -9,6 +9,9 @@ from probing.report.sections.clusters import describe_clusters
 from probing.report.sections.probe import describe_probe
 from probing.report.sections.refusal_directions import describe_extract, describe_select
 from probing.report.sections.refusal_evaluate import describe_evaluate
+from probing.report.sections.refusal_trace import describe_trace
+from probing.report.sections.refusal_transfer import describe_transfer
+from probing.report.sections.refusal_weights import describe_audit, describe_export
 
 DESCRIBERS: Mapping[str, Callable[[RunData, Mapping[str, float | None]], RunReport]] = {
     "capture": describe_capture,
@@ -18,5 +21,9 @@ DESCRIBERS: Mapping[str, Callable[[RunData, Mapping[str, float | None]], RunRepo
     "refusal extract": describe_extract,
     "refusal select": describe_select,
     "refusal evaluate": describe_evaluate,
+    "refusal export": describe_export,
+    "refusal transfer": describe_transfer,
+    "refusal audit": describe_audit,
+    "refusal trace": describe_trace,
 }
 """What makes the report of a run, by its command."""

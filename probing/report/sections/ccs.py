@@ -59,7 +59,7 @@ COLUMNS = {
 
 def describe_ccs(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and pairs of statements of a run of ``probing ccs``."""
-    results = find_file(run, "results.parquet", "subset", "place", "probe", "metric", "value")
+    results = find_file(run, "results.parquet", "subset", "place", "probe", "metric", "value", "low", "high")
     if results is None:
         return describe_missing(run, "truth", TRUTH, "results.parquet")
     truth, real = name_section(run, "truth"), name_section(run, "truth-controls")
@@ -157,7 +157,7 @@ def _say_nulls(run: RunData, found: "pd.Series[Any] | None") -> list[str]:
 
 def _read_word(run: RunData) -> tuple[str, "pd.Series[Any] | None", "pd.Series[Any] | None"]:
     """Accuracy about truth and about the appended word, at the place that CCS chose."""
-    controls = find_file(run, "controls.parquet", "control", "place", "metric", "value")
+    controls = find_file(run, "controls.parquet", "control", "place", "probe", "metric", "value")
     place = str((run.record.get("best") or {}).get("ccs", ""))
     where = {"control": "distractor", "place": place, "probe": "ccs"}
     return place, pick_row(controls, **where, metric="truth"), pick_row(controls, **where, metric="distractor")
@@ -175,7 +175,7 @@ def _say_distractor(run: RunData) -> list[str]:
 
 
 def _say_marker(run: RunData) -> list[str]:
-    controls = find_file(run, "controls.parquet", "control", "place", "metric", "value")
+    controls = find_file(run, "controls.parquet", "control", "place", "probe", "metric", "value")
     place = str((run.record.get("best") or {}).get("ccs", ""))
     row = pick_row(controls, control="marker:change", place=place, probe="ccs", metric=ACCURACY)
     if row is None:
@@ -194,8 +194,7 @@ def _check_nulls(
     p = read_number(found, "p_labels")
     random = read_number(found, "p_random")
     return [
-        # The number of random probes is no option: 100 are drawn, which is enough for a p-value of .01.
-        judge_p("ccs_random_as_good", run, section, random, rows, None, thresholds),
+        judge_p("ccs_random_as_good", run, section, random, rows, read_option(run, "random"), thresholds),
         judge_p("ccs_labels_p", run, section, p, rows, read_option(run, "permutations"), thresholds),
     ]
 

@@ -40,6 +40,7 @@ REAL = "Is the separation real?"
 TRAINING = "What did training change in the states?"
 HELD_OUT, CATEGORY, CONTROL = "held out", "category", "control"
 SILHOUETTE, CENTRES = "silhouette", "welch"
+NEEDED = ("model", "set", "category", "place", "metric", "value", "low", "high", "rows", "labels_low", "labels_high")
 SCALE = (
     "The silhouette goes from -1 to 1: 1 where rows lie much nearer to rows of their own label than to others, 0 where "
     "they do not. Labels may lie apart by topic or style: this does not say why."
@@ -49,7 +50,7 @@ DRAWN = (SILHOUETTE, "aqi_size_free", "davies_bouldin", "dunn", "calinski_haraba
 
 def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and rows of a run of ``probing clusters``."""
-    results = find_file(run, "results.parquet", "model", "set", "place", "metric", "value")
+    results = find_file(run, "results.parquet", *NEEDED)
     if results is None:
         return describe_missing(run, "labels", LABELS, "results.parquet")
     labels, real = name_section(run, "labels"), name_section(run, "labels-controls")
@@ -86,7 +87,7 @@ def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
         ),
         *_describe_training(run, results, models),
     ]
-    checks = [*judge_rows(run, labels, thresholds)]
+    checks: list[Check | None] = [*judge_rows(run, labels, thresholds)]
     for model in models:
         checks += _check_chance(run, real, results, model, thresholds)
     for model in models[1:]:
@@ -187,7 +188,7 @@ def _say_drift(drift: pd.DataFrame | None, model: str, first: str) -> list[str]:
     )
     if own.empty:
         return []
-    row = own.loc[own["value"].idxmax()]
+    row = own.sort_values("value", kind="stable").iloc[-1]
     return [
         f"{model}: the mean state moved most from {first} at {row['place']}, by {say(float(row['value']))} of the root "
         f"mean square distance of states to their mean. This number has no interval; that states moved does not say "

@@ -57,13 +57,14 @@ COLUMNS = {
 
 def describe_probe(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and predictions of a run of ``probing probe``."""
-    results = find_file(run, "results.parquet", "set", "subset", "place", "probe", "metric", "value")
+    results = find_file(run, "results.parquet", "set", "subset", "place", "probe", "metric", "value", "low", "high")
     if results is None:
         return describe_missing(run, "labels", LABELS, "results.parquet")
     labels, real = name_section(run, "labels"), name_section(run, "labels-controls")
     everything = results[results["subset"] == ALL]
     held = everything[everything["set"] == HELD_OUT]
     found = pick_row(held, place=CHOSEN, probe=LOGISTIC, metric="auroc")
+    fresh = _pick_fresh(run, everything)
     rows, figures = _list_predictions(run, labels)
     sections = [
         Section(
@@ -82,18 +83,19 @@ def describe_probe(run: RunData, thresholds: Thresholds) -> RunReport:
             says=[
                 *_say_surface(held, found),
                 *_say_permuted(run, found),
-                *_say_fresh(_pick_fresh(everything)),
+                *_say_fresh(fresh),
                 *read_notes(run),
             ],
         ),
     ]
-    checks = [*judge_rows(run, labels, thresholds), *_check_all(run, real, found, _pick_fresh(everything), thresholds)]
+    checks = [*judge_rows(run, labels, thresholds), *_check_all(run, real, found, fresh, thresholds)]
     return RunReport(sections, collect(checks), [] if rows is None else [rows])
 
 
-def _pick_fresh(results: pd.DataFrame) -> "pd.Series[Any] | None":
-    """The AUROC of the logistic probe on fresh prompts."""
-    return pick_row(results[results["place"] != SURFACE], set=FRESH, probe=LOGISTIC, metric="auroc")
+def _pick_fresh(run: RunData, results: pd.DataFrame) -> "pd.Series[Any] | None":
+    """The AUROC of the logistic probe on fresh prompts, at the place that the folds of all data found best."""
+    best = (run.record.get("best") or {}).get(LOGISTIC)
+    return pick_row(results, set=FRESH, place=best, probe=LOGISTIC, metric="auroc")
 
 
 def _say_auroc(run: RunData, held: pd.DataFrame) -> list[str]:

@@ -46,7 +46,7 @@ PROMPTS = {
 
 def describe_extract(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and prompts of a run of ``probing refusal extract``."""
-    results = find_file(run, "results.parquet", "place", "position", "auroc")
+    results = find_file(run, "results.parquet", "place", "position", "auroc", "auroc_low", "auroc_high")
     if results is None:
         return describe_missing(run, "directions", WHERE, "results.parquet")
     name = name_section(run, "directions")
@@ -142,7 +142,7 @@ def _check_best(
 
 def describe_select(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections and checks of a run of ``probing refusal select``."""
-    table = find_file(run, "candidates.parquet", "place", "position", "bypass", "induce", "kl", "status")
+    table = find_file(run, "candidates.parquet", "place", "position", "bypass", "induce", "kl", "cosmic", "status")
     if table is None:
         return describe_missing(run, "selection", WHICH, "candidates.parquet")
     name = name_section(run, "selection")

@@ -21,10 +21,12 @@ from probing.report.sections.shared import (
     draw_rows,
     find_file,
     make_rows,
+    measure_outside,
     name_section,
     pick_row,
     pick_tables,
     prefix,
+    read_band,
     read_estimate,
     read_notes,
     read_number,
@@ -42,6 +44,14 @@ CHANGES = "What does the edit change in refusal?"
 BROKE = "What did the edit break?"
 REFUSED = ("refusal", "soft refusal")
 BROKEN = ("empty", "degenerate", "unfinished thought")
+TABLES = (
+    "Refusal in generated",
+    "Log-odds of refusal",
+    "By category",
+    "Each category left out",
+    "Refused, by where",
+    "Our verdicts",
+)
 LEAST_CHANGED = 10
 """Answers that changed, and that did not, below which the bootstrap of a change is too narrow."""
 NOTHING = Estimate(NAN, NAN, NAN, 0)
@@ -70,36 +80,50 @@ TEXTS = {
 
 def describe_evaluate(run: RunData, thresholds: Thresholds) -> RunReport:
     """Sections, checks and answers of a run of ``probing refusal evaluate``."""
-    results = find_file(run, "results.parquet", "kind", "category", "measure", "when", "value")
+    results = find_file(run, "results.parquet", "kind", "category", "measure", "when", "value", "low", "high")
     if results is None:
         return describe_missing(run, "refusal", CHANGES, "results.parquet")
     everything = results[results["category"] == ALL]
     refusal, broke = name_section(run, "refusal"), name_section(run, "broken")
     answers = find_file(run, "answers.parquet", "id", "kind", "verdict_before", "verdict_after")
     rows = [] if answers is None else [_list_answers(run, refusal, answers)]
-    sections, checks = [], [*judge_rows(run, refusal, thresholds)]
-    said, shown = [], []
+    checks: list[Check | None] = [*judge_rows(run, refusal, thresholds)]
     for thinking, own in _split_thinking(everything):
-        said += [f"{thinking}{sentence}" for sentence in _say_refusal(run, own)]
-        shown += _draw_refusal(own, thinking)
         found = [*_check_bands(run, refusal, own, thresholds), _check_kl(run, broke, own, thresholds)]
         checks += [prefix(check, thinking.removesuffix(": ")) if thinking else check for check in found]
-    sections.append(
-        Section(
-            name=refusal,
-            question=CHANGES,
-            run=run.label,
-            says=[*read_notes(run, "Verdict"), *said, *say_rows(run), *read_notes(run)],
-            figures=[*shown, *_draw_answers(answers, refusal)],
-            tables=pick_tables(
-                run, "Refusal in generated", "Log-odds of refusal", "By category", "Each category left out"
-            ),
-            rows=rows[0].name if rows else None,
-        )
-    )
-    sections.append(_describe_broken(run, broke, everything, answers, rows))
     checks += _check_answers(run, refusal, broke, answers, thresholds)
+    sections = [
+        _describe_refusal(run, refusal, everything, answers, rows),
+        _describe_broken(run, broke, everything, answers, rows),
+    ]
     return RunReport(sections, collect(checks), rows)
+
+
+def _describe_refusal(
+    run: RunData, name: str, results: pd.DataFrame, answers: pd.DataFrame | None, rows: Sequence[RowTable]
+) -> Section:
+    said: list[str] = []
+    figures: list[Figure] = []
+    for thinking, own in _split_thinking(results):
+        said += [f"{thinking}{sentence}" for sentence in _say_refusal(own)]
+        figures += _draw_refusal(own, thinking)
+    return Section(
+        name=name,
+        question=CHANGES,
+        run=run.label,
+        says=[*read_notes(run, "Verdict"), *said, *say_rows(run), *read_notes(run)],
+        figures=[*figures, *_draw_answers(answers, name)],
+        tables=pick_tables(
+            run,
+            "Refusal in generated",
+            "Log-odds of refusal",
+            "By category",
+            "Each category left out",
+            "Refused, by where",
+            "Our verdicts",
+        ),
+        rows=rows[0].name if rows else None,
+    )
 
 
 def _split_thinking(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -121,7 +145,7 @@ def _aim(run: RunData) -> str:
     return "harmless" if adds else "harmful"
 
 
-def _say_refusal(run: RunData, results: pd.DataFrame) -> list[str]:
+def _say_refusal(results: pd.DataFrame) -> list[str]:
     said = []
     for kind in ("harmful", "harmless"):
         before, after = (_pick(results, kind, "refusal_log_odds", when) for when in ("before", "after"))
@@ -251,31 +275,15 @@ def _check_bands(run: RunData, section: str, results: pd.DataFrame, thresholds: 
     found = read_estimate(row)
     bands = [band for band in ("random", "covariance") if band == "random" or say_band(row, band)]
     judged = [
-        judge(f"edit_outside_{band}", run.label, section, measure_outside(found, row, band), thresholds)
+        judge(f"edit_outside_{band}", run.label, section, measure_outside(found, *read_band(row, band)), thresholds)
         for band in bands
     ]
     return [prefix(check, f"{_aim(run)} prompts") for check in judged]
 
 
-def measure_outside(found: Estimate, row: "pd.Series[Any] | None", band: str) -> Estimate:
-    """How far a number lies outside of a band, on the side that it is nearer to; negative inside of it.
-
-    Args:
-        found: the number with its interval, which goes over to the result.
-        row: a row with the columns ``band`` + "_low" and "_high".
-        band: name of the band.
-    """
-    low, high = read_number(row, f"{band}_low"), read_number(row, f"{band}_high")
-    if math.isnan(low) or math.isnan(found.value):
-        return Estimate(NAN, NAN, NAN, found.n)
-    if found.value - low < high - found.value:
-        return Estimate(low - found.value, low - found.high, low - found.low, found.n)
-    return subtract(found, high)
-
-
 def _check_kl(run: RunData, section: str, results: pd.DataFrame, thresholds: Thresholds) -> Check | None:
     row = _pick(results, "harmless", "kl_first")
-    more = subtract(read_estimate(row), read_number(row, "random_high"))
+    more = subtract(read_estimate(row), read_band(row, "random")[1])
     return judge("edit_kl_harmless", run.label, section, more, thresholds)
 
 

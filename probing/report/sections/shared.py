@@ -19,6 +19,8 @@ CHOSEN = "chosen inside folds"
 ALL = "all"
 NAN = float("nan")
 COLORS = ("#c8553d", "#1b6ca8", "#3a7d44", "#7d5ba6", "#b8860b", "#555555")
+LEAST_DIRECTIONS = 3
+"""Number of random directions below which their range is no band."""
 MOST_SERIES = 6
 """Largest number of labels that are told apart in a histogram."""
 Thresholds = Mapping[str, float | None]
@@ -98,6 +100,28 @@ def read_estimate(row: "pd.Series[Any] | None", name: str = "value", ends: str =
 def subtract(estimate: Estimate, from_below: float) -> Estimate:
     """How far a number with its interval lies above a number that has none."""
     return Estimate(estimate.value - from_below, estimate.low - from_below, estimate.high - from_below, estimate.n)
+
+
+def read_band(row: "pd.Series[Any] | None", band: str) -> tuple[float, float]:
+    """The ends of a band of directions; NaN where fewer than three directions were drawn, which bound nothing."""
+    if read_number(row, f"{band}_n") < LEAST_DIRECTIONS:
+        return NAN, NAN
+    return read_number(row, f"{band}_low"), read_number(row, f"{band}_high")
+
+
+def measure_outside(found: Estimate, low: float, high: float) -> Estimate:
+    """How far a number lies outside of a band, on the side that it is nearer to; negative inside of it.
+
+    Args:
+        found: the number with its interval, which goes over to the result.
+        low: lower end of the band; NaN where there is none.
+        high: upper end.
+    """
+    if math.isnan(low) or math.isnan(found.value):
+        return Estimate(NAN, NAN, NAN, found.n)
+    if found.value - low < high - found.value:
+        return Estimate(low - found.value, low - found.high, low - found.low, found.n)
+    return subtract(found, high)
 
 
 def say(number: float) -> str:

@@ -35,7 +35,7 @@ class ReportConfig(Options):
     threshold: str | list[str] | None = option(None, identity=False, repeatable=True)
     title: str | None = option(None, identity=False)
     most_megabytes: float = option(8.0, identity=False, above=0.2, most=1000)
-    overwrite: bool = option(False, identity=False)
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """The folders of runs that are named, or that lie in folders that are named.
 
-    A folder without a record stands for the finished runs in it; those in it that are not finished are left out, and
-    a warning says so.
+    A folder without a record stands for the finished runs in it, in the order of ``DESCRIBED``; those in it that are
+    not finished are left out, and a warning says so.
 
     Raises:
         UsageError: there is no such folder, it holds no run, or one is named twice.
@@ -51,15 +51,16 @@ def _find_record(folder: Path) -> str | None:
 
 def _find_within(folder: Path) -> list[Path]:
     inner = [each for each in sorted(folder.iterdir()) if each.is_dir() and _find_record(each)]
-    done = [each for each in inner if read_run(each, str(_find_record(each)))["status"] == "done"]
-    for each in inner:
-        if each not in done:
+    records = {each: read_run(each, str(_find_record(each))) for each in inner}
+    done = [each for each, record in records.items() if record["status"] == "done" and record["command"] in DESCRIBED]
+    for each, record in records.items():
+        if record["status"] != "done":
             log.warning("%s: the run in it is not finished, and is left out of the report", each)
     if not done:
         raise UsageError(
             f"{folder}: holds no finished run (no {RUN_FILE} or {MANIFEST}); give the output folder of a command"
         )
-    return done
+    return sorted(done, key=lambda each: DESCRIBED.index(records[each]["command"]))
 
 
 def label_runs(folders: Sequence[Path]) -> list[str]:

@@ -10,6 +10,7 @@ from probing.report.sections import DESCRIBERS
 from probing.report.sections.displacement import describe_displacement
 from probing.report.sections.pairs import PAIR_FILES, join_pairs
 from probing.report.sections.score import describe_score
+from probing.report.shared_axes import share_axes
 from probing.runs.common.about import BEGAN, spell_command
 from probing.runs.report.data import identify_data
 
@@ -37,10 +38,12 @@ def make_page(
     """
     reports = list(_describe(runs, thresholds))
     checks = [check for report in reports for check in report.checks]
+    sections = _order_sections(reports)
+    share_axes(sections)
     return Page(
         title=title,
         checks=sorted(checks, key=lambda check: STATES.index(check.state)),
-        sections=_order_sections(reports),
+        sections=sections,
         rows=[table for report in reports for table in report.rows],
         runs=[describe_provenance(run, folder) for run, folder in zip(runs, folders, strict=True)],
         remarks=list(remarks),

@@ -10,6 +10,7 @@ from probing.runs.report.files import write_page
 from probing.runs.report.results import count_states, make_page
 from probing.runs.report.rows import add_texts
 from probing.runs.report.tables import list_checks, make_tables
+from probing.shown import LISTED
 from probing.types import Report
 
 
@@ -27,7 +28,7 @@ def report_on(runs: Sequence[RunData], folders: Sequence[Path], config: ReportCo
     page = make_page(
         runs=[run for run, _ in read],
         folders=[str(folder) for folder in folders],
-        title=config.title or f"Report on {', '.join(run.label for run in runs)}",
+        title=config.title or f"Report on {name_runs([run.label for run in runs])}",
         thresholds=config.thresholds,
         remarks=[reason for _, reason in read if reason is not None],
     )
@@ -35,3 +36,8 @@ def report_on(runs: Sequence[RunData], folders: Sequence[Path], config: ReportCo
     counts = count_states(page.checks)
     facts = {"checks": list_checks(page.checks), "states": counts, "remarks": list(page.remarks), "wrote": [str(out)]}
     return Report(make_tables(page), facts, exit_status=int(config.check and counts["WARN"] > 0))
+
+
+def name_runs(labels: Sequence[str]) -> str:
+    """A few runs by their labels, many by their number."""
+    return ", ".join(labels) if len(labels) <= LISTED else f"{len(labels)} runs"

@@ -604,4 +604,4 @@ def test_a_course_that_an_earlier_version_drew_without_a_hash(config, steps, tmp
     assert "Notes" not in report.tables or "not drawn" not in report.tables["Notes"]["note"].str.cat()
     (tmp_path / "out" / "course.html").unlink()
     notes = displacement.run(config(steps=steps)).tables["Notes"]["note"].str.cat()
-    assert "The course is not drawn: that needs plotly" in notes
+    assert "The course is not drawn: the version that made this run" in notes

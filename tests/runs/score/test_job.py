@@ -488,7 +488,7 @@ def test_pairs_are_written_with_reference_log_probabilities(form, config, tmp_pa
     options = config(data=str(data), write_ref_logps=True)
     with monkeypatch.context() as stopped:
         # Whatever stands there when a run is stopped is written anew.
-        stopped.setattr(stages, "write_plots", lambda *_: 1 / 0)
+        stopped.setattr(stages, "write_pages", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             score.run(options)
     report = score.run(options)
