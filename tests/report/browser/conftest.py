@@ -19,7 +19,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield started
         started.close()
 
@@ -32,18 +32,33 @@ def report(tmp_path_factory):
     return path.as_uri()
 
 
+@pytest.fixture(scope="module")
+def contexts(browser):
+    """Contexts by their options: one is used for all pages that need no other, since each starts a process."""
+    made = {}
+
+    def find(**options):
+        key = tuple(sorted(options.items()))
+        if key not in made:
+            made[key] = browser.new_context(**options)
+        return made[key]
+
+    return find
+
+
 @pytest.fixture
-def visit(browser):
+def visit(contexts):
     """Opens an address: visit(address, width=1280, scheme="light", ...) returns the page.
 
     At the end of a test nothing was asked of a network, nothing was said on the console, and no planted text has run.
     """
-    contexts, heard = [], []
+    pages, heard = [], []
 
     def open_page(address, width=1280, scheme="light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
+        page = contexts(**options).new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
         page.set_default_timeout(10_000)
         page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: heard.append(str(error)))
@@ -52,9 +67,8 @@ def visit(browser):
         return page
 
     yield open_page
-    scripted = [context for context in contexts if context.pages[0].locator("#page-data").count()]
-    canaries = [context.pages[0].evaluate("typeof window.canary") for context in scripted]
-    for context in contexts:
-        context.close()
+    canaries = [page.evaluate("typeof window.canary") for page in pages]
+    for page in pages:
+        page.close()
     assert heard == []
     assert set(canaries) <= {"undefined"}

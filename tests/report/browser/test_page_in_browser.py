@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from report_pages import PLANTED, make_planted_rows, make_rows
+from report_pages import PLANTED, make_page, make_planted_rows, make_rows
 
 from probing.report.page import write_report
 from probing.report.page_data import show_ids, show_text
@@ -37,6 +37,14 @@ def values():
     """Numbers of the first column by id, as the page has them."""
     rows = make_rows(320, 60, 5)
     return dict(zip(rows.ids, rows.columns[0].values, strict=True))
+
+
+@pytest.fixture(scope="module")
+def few_rows(tmp_path_factory):
+    """Address of a page with few rows: rules are tried on every cell of them."""
+    path = tmp_path_factory.mktemp("few") / "report.html"
+    path.write_text(write_report(make_page(8)), encoding="utf-8")
+    return path.as_uri()
 
 
 def test_fifty_rows_are_shown_and_fifty_more(visit, report):
@@ -192,7 +200,7 @@ def test_a_link_finds_its_row_behind_a_search_and_in_its_own_table(visit, report
 
 
 def test_the_link_of_a_row_is_copied(visit, report):
-    page = visit(f"{report}#pair=pairs-00007", permissions=["clipboard-read", "clipboard-write"])
+    page = visit(f"{report}#pair=pairs-00007", permissions=("clipboard-read", "clipboard-write"))
     page.get_by_role("button", name="copy link").click()
     expect(page.locator(f"{OPENED} .buttons")).to_contain_text("copied")
     assert page.evaluate("navigator.clipboard.readText()") == page.url
@@ -289,12 +297,12 @@ def test_a_missing_number_is_none_and_never_a_number(visit, report):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_no_serious_fault_of_accessibility_and_no_sideways_scrolling(visit, report, width, scheme):
+def test_no_fault_of_accessibility_and_no_sideways_scrolling(visit, few_rows, width, scheme):
     # The rules run as a script that the policy of the page would refuse.
-    page = visit(f"{report}#pair=pairs-00007", width, scheme, bypass_csp=True)
+    page = visit(f"{few_rows}#pair=pairs-00003", width, scheme, bypass_csp=True)
     page.evaluate("for (const some of document.querySelectorAll('details')) some.open = true")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    found = Axe().run(page).response["violations"]
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
 
 
