@@ -16,7 +16,8 @@ _copy = Path(tempfile.mkdtemp(prefix="probing-docs-"))
 
 def copy_sources(to: Path) -> None:
     """Copy the sources, and add what is missing."""
-    shutil.copytree(ROOT / "probing", to / "probing", ignore=shutil.ignore_patterns("bundled", "__pycache__"))
+    ignored = shutil.ignore_patterns("bundled", "__pycache__")
+    shutil.copytree(ROOT / "probing", to / "probing", ignore=ignored, dirs_exist_ok=True)
     for folder in {path.parent for path in (to / "probing").rglob("*.py")}:
         (folder / "__init__.py").touch()
 

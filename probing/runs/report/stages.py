@@ -9,7 +9,7 @@ from probing.runs.report.config import MEGABYTE, ReportConfig
 from probing.runs.report.files import write_page
 from probing.runs.report.results import count_states, make_page
 from probing.runs.report.rows import add_texts
-from probing.runs.report.tables import list_checks, make_tables
+from probing.runs.report.tables import list_checks, make_tables, write_text
 from probing.shown import LISTED
 from probing.types import Report
 
@@ -35,7 +35,8 @@ def report_on(runs: Sequence[RunData], folders: Sequence[Path], config: ReportCo
     write_page(write_report(page, round(config.most_megabytes * MEGABYTE)), out)
     counts = count_states(page.checks)
     facts = {"checks": list_checks(page.checks), "states": counts, "remarks": list(page.remarks), "wrote": [str(out)]}
-    return Report(make_tables(page), facts, exit_status=int(config.check and counts["WARN"] > 0))
+    failed = config.check and counts["WARN"] > 0
+    return Report(make_tables(page), facts, write_text(page), exit_status=int(failed))
 
 
 def name_runs(labels: Sequence[str]) -> str:

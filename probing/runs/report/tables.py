@@ -1,12 +1,18 @@
-"""Tables of ``probing report``: the strip of checks, and what the page holds."""
+"""What ``probing report`` answers: the checks, as a table, as text and for programs, and what was left out."""
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from probing.report.parts import Check, Page
+from probing.shown import to_message
 
+INDENT = 4
+WIDTH = 100
+"""Columns of text that goes to no terminal."""
 CHECKS = "Checks (WARN: the whole 95 % interval lies beyond the threshold)"
 
 
@@ -17,6 +23,22 @@ def make_tables(page: Page) -> dict[str, pd.DataFrame]:
     if page.remarks:
         tables["Left out"] = pd.DataFrame({"remark": list(page.remarks)})
     return tables
+
+
+def write_text(page: Page) -> str:
+    """The checks as text for a terminal, each with its whole sentence: a threshold that is cut says nothing."""
+    width = shutil.get_terminal_size((WIDTH, 24)).columns
+    states = max(len(check.state) for check in page.checks) if page.checks else 0
+    runs = max(len(to_message(check.run)) for check in page.checks) if page.checks else 0
+    lines = [CHECKS]
+    for check in page.checks:
+        begin = f"{check.state:<{states}} {to_message(check.run):<{runs}} "
+        # Beside long names of runs the sentence has lines of its own.
+        apart = " " * (len(begin) if len(begin) <= width // 3 else INDENT)
+        lines.append(
+            textwrap.fill(f"{begin}{to_message(check.sentence)} ({check.name})", width, subsequent_indent=apart)
+        )
+    return "\n".join([*lines, *(["", "Left out"] if page.remarks else []), *map(to_message, page.remarks)])
 
 
 def list_checks(checks: Sequence[Check]) -> list[dict[str, Any]]:
