@@ -57,6 +57,8 @@ def make_rows(rows, characters, tokens, name="pairs"):
     drawn = [" ".join(plain.choice(WORDS) for _ in range(characters // 5)) for _ in range(100)]
     change = generator.normal(0, 1, rows)
     change[rows // 2] = NAN
+    # On an edge between two bars, and at the end of the last.
+    change[:2] = 0, 3
     numbers = {f"score_{at}": generator.normal(0, 10.0**at, rows) for at in range(6)}
     return RowTable(
         name=name,

@@ -228,6 +228,13 @@ def test_a_bar_leads_to_its_rows(visit, report, values, key):
     expect(status_of(page)).to_have_text("Showing 50 of 320 rows")
 
 
+def test_the_last_bar_holds_its_upper_end(visit, report, values):
+    page = visit(report)
+    page.get_by_role("button", name="2 to 3: ").first.click()
+    assert set(list_cells(page, 0)) == {name for name in values if 2 <= values[name] <= 3}
+    assert "pairs-00001" in list_cells(page, 0)
+
+
 def test_the_page_is_used_by_keyboard_alone(visit, report):
     page = visit(report)
     page.keyboard.press("Tab")
