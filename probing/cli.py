@@ -40,6 +40,7 @@ COMMANDS = {
     "refusal trace": "say where in depth and where in the text a model decides to refuse",
     "refusal audit": "say what an edit or a fine-tune did to the weights: was one direction removed, and from where",
     "capture": "write hidden states of texts, at any places of any model",
+    "report": "write one page about finished runs: checks, figures, tables, and the rows behind them",
     "show": "print pairs of a finished run, with their texts beside their numbers",
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",
@@ -61,6 +62,7 @@ EXAMPLES = {
     "refusal trace": "probing refusal trace --model bundled --direction directions --place resid_pre:2 --out traced",
     "refusal audit": "probing refusal audit --reference base-model --policy edited-model --out audit",
     "capture": "probing capture --model bundled --data prompts.jsonl --places resid_post:all --out states",
+    "report": "probing report scores moved --out report.html --check",
     "show": "probing show scores --lowest 20",
     "demo": "probing demo --out demo-out",
 }
@@ -163,7 +165,7 @@ def _find_config_type(command: str) -> type:
 def _run_guarded(command: str, arguments: list[str]) -> int:
     """Run the command, and turn an error into one line and a status."""
     try:
-        _run(command, arguments)
+        return _run(command, arguments)
     except ProbingError as error:
         print(to_message(f"probing {command}: {error}"), file=sys.stderr)
         if "--json" in arguments:
@@ -189,10 +191,9 @@ def _run_guarded(command: str, arguments: list[str]) -> int:
         )
         print(to_message(line), file=sys.stderr)
         return 2 if error.errno in WRONG_PLACE else 1
-    return 0
 
 
-def _run(command: str, arguments: list[str]) -> None:
+def _run(command: str, arguments: list[str]) -> int:
     job = importlib.import_module(f"probing.runs.{command.replace(' ', '.')}")
     config, shown = _parse(command, _find_config_type(command), arguments)
     if shown["quiet"]:
@@ -210,13 +211,14 @@ def _run(command: str, arguments: list[str]) -> None:
         columns = {name: name_columns(report.tables[title].columns) for name, title in titles.items()}
         tables = {title: _to_records(report.tables[title], columns[name]) for name, title in titles.items()}
         print(to_json({"titles": titles, "columns": columns, "tables": tables, **report.facts}), flush=True)
-        return
+        return int(report.exit_status)
     fits = sys.stdout.isatty() and not shown["full"]
     print(report.text or render(report.tables, shutil.get_terminal_size().columns if fits else None), flush=True)
     if "wrote" in report.facts and not shown["quiet"]:
         print("\n" + to_message(f"wrote {', '.join(report.facts['wrote'])}"), file=sys.stderr)
         for command_line in report.facts.get("next", []):
             print(to_message(f"next: {command_line}"), file=sys.stderr)
+    return int(report.exit_status)
 
 
 def _to_records(table: "pandas.DataFrame", names: Iterable[str]) -> list[dict[str, Any]]:
@@ -309,6 +311,8 @@ def _add_option(group: Any, entry: "dataclasses.Field[Any]", hint: Any, describe
     how: dict[str, Any] = {"default": entry.default} if given else {}
     if hint is bool:
         how |= {"action": ActionYesNo(no_prefix="no-")}
+    elif _is_positional(entry) and typing.get_origin(hint) is list:
+        how |= {"type": typing.get_args(hint)[0], "nargs": "+"}
     else:
         how |= {"type": hint, "metavar": metavar_of(hint)}
     if _is_positional(entry):

@@ -132,7 +132,9 @@ def describe_type(hint: Any) -> str:
 
 def metavar_of(hint: Any) -> str | None:
     """What stands for the value of an option in its help."""
-    kind = _kinds(hint)[0]
+    kinds = _kinds(hint)
+    # A path that may end in a slash is taken as text.
+    kind = Path if Path in kinds else kinds[0]
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
     return METAVARS.get(kind)

@@ -48,6 +48,8 @@ EDGES = {
     ("filter", "score"): {"config"},
     ("show", "score"): {"config"},
     ("show", "displacement"): {"config"},
+    ("report", "score"): {"config", "tables"},
+    ("report", "ccs"): {"config"},
 }
 # Jobs that make a family share a folder, and what several of them need lies in its ``common``.
 FAMILIES = ("refusal",)

@@ -87,6 +87,27 @@ def identify_pairs(table: Table, id_column: str | None = None, columns: PairColu
     return ids, digest
 
 
+def pick_pairs(
+    table: Table,
+    indices: Iterable[int],
+    ids: Sequence[str],
+    id_column: str | None = None,
+    columns: PairColumns = USUAL,
+) -> list[PreferencePair]:
+    """The pairs that a few rows of a table are.
+
+    Args:
+        table: the table; no other rows of it are kept in memory.
+        indices: numbers of the rows.
+        ids: the ids of all rows, as ``identify_pairs`` gave them.
+        id_column: as there.
+        columns: as there.
+    """
+    rows = table.rows
+    reader = _Reader.of(rows, table.where, id_column, columns)
+    return [reader.pair(index, rows[index], ids[index], reader.sides(index, rows[index])) for index in indices]
+
+
 def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
     """The table without the rows in which neither response was preferred, whose number is said in the log."""
     ties = set(find_ties(table.rows, columns, table.where))

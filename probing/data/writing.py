@@ -49,7 +49,10 @@ def write_rows(
                 sink.write(table.original[index] + b"\n")
         elif form == table.format == "parquet" and table.original is not None:
             kept = table.original.take(pa.array(indices, pa.int64()))
-            for name, values in _columns_of(extra).items():
+            columns = _columns_of(extra)
+            # Rows that were filtered before have such columns, of other scores.
+            kept = kept.drop_columns([name for name in columns if name in kept.column_names])
+            for name, values in columns.items():
                 kept = kept.append_column(name, pa.array(values))
             pq.write_table(kept, sink)
         elif form == "parquet":
@@ -102,8 +105,9 @@ def _as_dataset(table: Table, indices: Sequence[int], extra: Sequence[Row]) -> A
 
     if table.format != "datasets" or table.original is None:
         return datasets.Dataset(_arrow(table, indices, extra, "datasets"))
-    kept = table.original.select(list(indices))
-    for name, values in _columns_of(extra).items():
+    kept, columns = table.original.select(list(indices)), _columns_of(extra)
+    kept = kept.remove_columns([name for name in columns if name in kept.column_names])
+    for name, values in columns.items():
         kept = kept.add_column(name, values)
     return kept
 

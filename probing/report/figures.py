@@ -1,22 +1,20 @@
-"""Figures as plain dictionaries that plotly draws: traces, axes whose ticks read, bins, and the page around them."""
+"""Figures as plain dictionaries: traces, axes whose ticks read, and bins."""
 
-import html
-import importlib.util
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from probing.report.axes import round_up
 from probing.report.layout import shorten
-from probing.report.screen import to_message, to_page
-from probing.store.files import new_file
 
 Figure = dict[str, Any]
-"""``data`` (traces) and ``layout``, as plotly writes it to JSON, with ``title`` and ``about`` as plain text."""
+"""``data`` (traces) and ``layout``, as plotly writes it to JSON, with a ``title`` as plain text.
+
+``rows``, where it is there, names the table and the column whose rows the bars count.
+"""
 BINS = 100
 """Largest number of bins of a histogram, whatever the number of rows."""
 LEAST_BINS = 10
@@ -26,53 +24,15 @@ FAR = 4.0
 """A range is drawn whole unless it is so many times as wide as the middle 98 % of the values."""
 SHOWN_TICKS = 16
 """Largest number of names that are written below an axis."""
-NAME_WIDTH = 40
-SHOWN_NAMES = 3
-TITLE_WIDTH = 95
-ABOUT_WIDTH = 140
 LABEL_WIDTH = 28
 LINE_PIXELS = 20
 PICTURE_PIXELS = 340
-AXIS_PIXELS = 110
-"""Room for names of places that are turned, and for the name of the axis."""
-LEGEND_WIDTH = 130
-"""Characters in a line of the legend of a page that is 1000 pixels wide."""
 
 
-def is_plotly_here() -> bool:
-    """Whether pages can be drawn."""
-    return importlib.util.find_spec("plotly") is not None
-
-
-def describe_run(command: str, **sources: str | Path | Sequence[str] | None) -> str:
-    """What a plot was made from, in one line: "probing score: model base; data pairs.jsonl".
-
-    Args:
-        command: name of the command.
-        sources: paths or hub ids by what they are, None or empty for what there is not; long ones are shortened to
-            their last parts.
-    """
-    told = []
-    for kind, given in sources.items():
-        if not given:
-            continue
-        names = [str(given)] if isinstance(given, str | Path) else list(given)
-        more = [f"and {len(names) - SHOWN_NAMES} more"] if len(names) > SHOWN_NAMES else []
-        told.append(f"{kind} {', '.join([*map(shorten_path, names[:SHOWN_NAMES]), *more])}")
-    return f"probing {command}: {'; '.join(told)}"
-
-
-def shorten_path(name: str) -> str:
-    """As many of the last parts of a path as fit into 40 characters; at least the last one, or its beginning."""
-    parts = to_message(name).rstrip("/").split("/")
-    first = next((at for at in range(len(parts)) if len("/".join(parts[at:])) <= NAME_WIDTH), len(parts) - 1)
-    return shorten("/".join(parts[first:]), NAME_WIDTH)
-
-
-def make_figure(traces: list[dict[str, Any]], title: str, about: str, across: str = "", up: str = "") -> Figure:
-    """A figure with a title, what it was made from, and names of both axes, units with them."""
+def make_figure(traces: list[dict[str, Any]], title: str, across: str = "", up: str = "") -> Figure:
+    """A figure with a title and names of both axes, units with them."""
     axes = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": up}}}
-    return {"data": traces, "layout": {**axes, "hovermode": "closest"}, "title": title, "about": about}
+    return {"data": traces, "layout": {**axes, "hovermode": "closest"}, "title": title}
 
 
 def make_line(x: Iterable[Any], y: Iterable[Any], mode: str, name: str) -> dict[str, Any]:
@@ -112,18 +72,12 @@ def choose_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
         low, high = max(low, 2 * first - last), min(high, 2 * last - first)
     # Values that are all but equal get bins that are wide enough to be told apart.
     spread = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-12)
-    width = _round_up(spread / min(max(BINS_OF_ROWS * len(known) ** (1 / 3), LEAST_BINS), BINS - 2))
+    width = round_up(spread / min(max(BINS_OF_ROWS * len(known) ** (1 / 3), LEAST_BINS), BINS - 2))
     digits = max(0, -math.floor(math.log10(width)))
     steps = np.arange(math.floor(low / width), math.floor(high / width) + 2)
     # A product such as 3 * 0.1 is not the nearest number to 0.3.
     edges: NDArray[np.float64] = np.round(steps * width, digits)
     return edges
-
-
-def _round_up(width: float) -> float:
-    """The next of the numbers 1, 2 and 5, with any power of ten."""
-    power = 10.0 ** math.floor(math.log10(width))
-    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= width * (1 - 1e-9))
 
 
 def make_histogram(values: ArrayLike, edges: NDArray[np.float64], name: str, color: str) -> dict[str, Any]:
@@ -137,6 +91,8 @@ def make_histogram(values: ArrayLike, edges: NDArray[np.float64], name: str, col
         "x": (edges[:-1] + widths / 2).tolist(),
         "y": counts.tolist(),
         "width": widths.tolist(),
+        # The exact ends, which the middle and the width do not always give back.
+        "customdata": list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)),
         "hovertext": hover,
         "hoverinfo": "text+name",
     }
@@ -194,53 +150,3 @@ def scale_log(figure: Figure, low: float, high: float) -> Figure:
     named = {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     figure["layout"]["yaxis"] |= {"type": "log", **named}
     return figure
-
-
-def write_page(figures: Sequence[Figure], path: Path) -> None:
-    """Write a page with all figures below each other."""
-    with new_file(path) as temporary:
-        temporary.write_text(make_page(figures), encoding="utf-8")
-
-
-def make_page(figures: Sequence[Figure]) -> str:
-    """A page with all figures below each other; the library, which is most of the page, is in it once."""
-    from plotly import io
-
-    template = io.templates["plotly_white"].to_plotly_json()
-    parts = [
-        io.to_html(
-            {"data": to_page(figure["data"]), "layout": _lay_out(figure) | {"template": template}},
-            include_plotlyjs=number == 0,
-            full_html=False,
-            div_id=f"figure{number}",
-            # A check of the figure takes twenty times as long as writing it.
-            validate=False,
-        )
-        for number, figure in enumerate(figures)
-    ]
-    return "\n".join(['<!doctype html><html><head><meta charset="utf-8"></head><body>', *parts, "</body></html>"])
-
-
-def _lay_out(figure: Figure) -> dict[str, Any]:
-    """The layout with its title in lines, made fit for a page."""
-    # The marks of lines and sizes are our own, and are added to texts that have passed the gate.
-    layout = figure["layout"]
-    lines = textwrap.wrap(to_message(figure["title"]), TITLE_WIDTH)
-    about = textwrap.wrap(to_message(figure["about"]), ABOUT_WIDTH)
-    small = [f'<span style="font-size:12px">{html.escape(line, quote=False)}</span>' for line in about]
-    text = "<br>".join([*(html.escape(line, quote=False) for line in lines), *small])
-    title = {"text": text, "x": 0.02, "xanchor": "left", "font": {"size": 16}}
-    top = 40 + LINE_PIXELS * (len(lines) + len(small) + len(layout.get("annotations", [])))
-    names = [trace["name"] for trace in figure["data"] if trace.get("showlegend", True) and "name" in trace]
-    legend = LINE_PIXELS * _count_legend_lines(names) if len(names) > 1 else 0
-    # The legend stands at the bottom, where long names take no width from the picture.
-    below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
-    height = top + layout.get("height", PICTURE_PIXELS) + AXIS_PIXELS + legend
-    margin = {"t": top, "b": AXIS_PIXELS + legend}
-    return {**to_page(layout), "title": title, "margin": margin, "legend": below, "height": height}
-
-
-def _count_legend_lines(names: Sequence[str]) -> int:
-    """Lines of a legend whose columns are as wide as its longest name, the line beside it included."""
-    columns = max(1, LEGEND_WIDTH // (max(map(len, names)) + 8))
-    return math.ceil(len(names) / columns)

@@ -1,5 +1,6 @@
 """What a report consists of: checks, sections with their figures and tables, and the rows behind the numbers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -181,7 +182,9 @@ class RunData:
         files: its Parquet tables by file name.
         summary: its printed tables by title.
         texts: texts of its rows by id and by what they are; empty where the dataset cannot be read any more.
+        groups: value of each row by which its tables are grouped, by id; empty where they are not grouped.
         units: number of the group of each row of its pair table, for intervals; None where texts are not known.
+        marks: values that figures mark with a line and what is there, by column.
     """
 
     label: str
@@ -190,7 +193,14 @@ class RunData:
     files: Mapping[str, "pd.DataFrame"]
     summary: Mapping[str, "pd.DataFrame"] = field(default_factory=dict)
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
     units: Any = None
+    marks: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+
+    @property
+    def anchor(self) -> str:
+        """The label as a name for links: letters, digits, hyphens."""
+        return re.sub(r"[^0-9A-Za-z]+", "-", self.label).strip("-") or "run"
 
 
 @dataclass(frozen=True)

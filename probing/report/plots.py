@@ -1,7 +1,6 @@
-"""Plots for people, as pages that need nothing else; drawn where plotly is installed."""
+"""Plots for people, as figures: plain dictionaries that pages draw."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,16 @@ from probing.report.figures import (
     SHOWN_TICKS,
     Figure,
     choose_edges,
-    is_plotly_here,
     make_band,
     make_figure,
     make_histogram,
     make_interval_bars,
     make_line,
-    make_page,
     mark_value,
     name_places,
     note_outside,
     scale_log,
     stack_bars,
-    write_page,
 )
 from probing.report.layout import shorten
 from probing.types import Estimate
@@ -37,7 +33,7 @@ MOST_CATEGORIES = 40
 POINTS = 1000
 """Largest number of points in a picture; jobs draw them from their rows."""
 _COLORS = {"chosen": "#1b6ca8", "rejected": "#c8553d", "margin": "#3a7d44"}
-_KEPT, _DROPPED, _DISPLACED = "#1b6ca8", "#c8553d", "#0b2e4a"
+_KEPT, _DROPPED, _DISPLACED = "#1b6ca8", "#c8553d", "#b8860b"
 _LINES = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6", "#b8860b", "#555555")
 _BANDS = {"random": "#999999", "pairings": "#d9b38c", "labels": "#9fb8c8"}
 _BAND_NAMES = {
@@ -70,75 +66,60 @@ CANDIDATE_SCORES = {
 """Titles and units of the scores of candidate directions."""
 
 
-def draw_scores(
-    scores: pd.DataFrame, axes: Mapping[str, str], marks: Mapping[str, tuple[float, str]], about: str, path: Path
-) -> bool:
+def draw_scores(scores: pd.DataFrame, axes: Mapping[str, str], marks: Mapping[str, tuple[float, str]]) -> list[Figure]:
     """A histogram of every column of scores.
 
     Args:
         scores: one row a pair; NaN for a pair that has no score.
         axes: what each column holds, with its unit, by name; one figure for each.
         marks: a value of a column with a label for it, drawn as a line.
-        about: what the plots were made from, see ``figures.describe_run``.
-        path: path of the page.
 
     Returns:
-        Whether it was drawn; False where plotly is not installed, or no column has a value.
+        One figure for each column that has a value.
     """
     known = {name: scores[name].to_numpy(dtype=np.float64) for name in axes if scores[name].notna().any()}
-    if not known or not is_plotly_here():
-        return False
     figures = []
     for name, values in known.items():
         edges = choose_edges(values)
         title = f"Distribution of {name} over {np.isfinite(values).sum():,} pairs{note_outside(values, edges)}"
-        figure = make_figure([make_histogram(values, edges, "pairs", _KEPT)], title, about, axes[name], "pairs")
+        figure = make_figure([make_histogram(values, edges, "pairs", _KEPT)], title, axes[name], "pairs")
         figures.append(mark_value(figure, *marks[name]) if name in marks else figure)
-    write_page([stack_bars(figure) for figure in figures], path)
-    return True
+    return [stack_bars(figure) for figure in figures]
 
 
-def make_filter_page(
-    scores: NDArray[np.float64], kept: NDArray[np.bool_], axis: str, mark: tuple[float, str] | None, about: str
-) -> str | None:
-    """A page with the distribution of a score over the pairs that were kept and those that were dropped.
+def draw_filter(
+    scores: NDArray[np.float64], kept: NDArray[np.bool_], axis: str, mark: tuple[float, str] | None
+) -> list[Figure]:
+    """The distribution of a score over the pairs that were kept and those that were dropped.
 
     Args:
         scores: [pair]; NaN for a pair that has none.
         kept: whether each pair was kept, [pair].
         axis: name of the score.
         mark: the threshold, and a label for it; None where all pairs went one way.
-        about: what the plot was made from.
 
     Returns:
-        The page; None where plotly is not installed, or no pair has a score.
+        One figure; none where no pair has a score.
     """
-    if not np.isfinite(scores).any() or not is_plotly_here():
-        return None
+    if not np.isfinite(scores).any():
+        return []
     edges = choose_edges(scores)
     parts = [("kept", scores[kept], _KEPT), ("dropped", scores[~kept], _DROPPED)]
     bars = [make_histogram(part, edges, f"{name}, {len(part):,} pairs", color) for name, part, color in parts]
     without = int((~np.isfinite(scores)).sum())
     title = f"Pairs that were kept and dropped by {axis}{note_outside(scores, edges)}"
     title += f"; {without:,} pairs have no score" if without else ""
-    figure = stack_bars(make_figure(bars, title, about, axis, "pairs"))
-    return make_page([mark_value(figure, *mark) if mark else figure])
+    figure = stack_bars(make_figure(bars, title, axis, "pairs"))
+    return [mark_value(figure, *mark) if mark else figure]
 
 
-def draw_changes(pairs: pd.DataFrame, displaced: Estimate, about: str, path: Path) -> bool:
+def draw_changes(pairs: pd.DataFrame, displaced: Estimate) -> list[Figure]:
     """The distribution of the changes of both log-probabilities, with the displaced pairs marked among the chosen.
 
     Args:
         pairs: one row a pair, with ``chosen_change`` and ``rejected_change`` in nats, and ``displaced``.
         displaced: the share of the displaced pairs, with its interval.
-        about: what the plots were made from.
-        path: path of the page.
-
-    Returns:
-        Whether it was drawn; False where plotly is not installed.
     """
-    if not is_plotly_here():
-        return False
     chosen, rejected = (pairs[f"{side}_change"].to_numpy() for side in ("chosen", "rejected"))
     lost = pairs["displaced"].to_numpy(dtype=bool)
     edges = choose_edges(np.concatenate([chosen, rejected]))
@@ -152,32 +133,26 @@ def draw_changes(pairs: pd.DataFrame, displaced: Estimate, about: str, path: Pat
     outside = note_outside(chosen, edges), note_outside(rejected, edges)
     title = f"Change of ln p(chosen) from reference to policy, {len(pairs):,} pairs; {share}{outside[0]}"
     axis = "change of ln p({}), nats (below 0: it lost probability)"
-    figures = [make_figure(sides, title, about, axis.format("chosen"), "pairs")]
+    figures = [make_figure(sides, title, axis.format("chosen"), "pairs")]
     title = f"Change of ln p(rejected) from reference to policy, {len(pairs):,} pairs{outside[1]}"
     bars = [make_histogram(rejected, edges, "pairs", _COLORS["rejected"])]
-    figures.append(make_figure(bars, title, about, axis.format("rejected"), "pairs"))
+    figures.append(make_figure(bars, title, axis.format("rejected"), "pairs"))
     for figure in figures:
         # Both sides on one scale, to be compared.
         figure["layout"]["xaxis"]["range"] = [edges[0], edges[-1]]
-    write_page([mark_value(stack_bars(figure), 0.0, "no change") for figure in figures], path)
-    return True
+    return [mark_value(stack_bars(figure), 0.0, "no change") for figure in figures]
 
 
-def draw_course(course: pd.DataFrame, about: str, path: Path) -> bool:
+def draw_course(course: pd.DataFrame) -> list[Figure]:
     """Changes of both log-probabilities and of their margin against the reference, over the steps of a training.
 
     Args:
         course: one row a ``step`` and ``measure`` ("chosen", "rejected", "margin"): the ``mean`` of the change with its
             interval (``low``, ``high``) and its quartiles (``quarter``, ``three_quarters``) over pairs, in nats, and
             ``pairs``, their number.
-        about: what the plot was made from.
-        path: path of the page.
-
-    Returns:
-        Whether it was drawn; False where there are no steps, or plotly is not installed.
     """
-    if course.empty or not is_plotly_here():
-        return False
+    if course.empty:
+        return []
     traces = []
     names = {"chosen": "ln p(chosen)", "rejected": "ln p(rejected)", "margin": "margin"}
     for measure, color in _COLORS.items():
@@ -195,11 +170,10 @@ def draw_course(course: pd.DataFrame, about: str, path: Path) -> bool:
         traces += [band, {**line, "line": {"color": color}, "error_y": bars}]
     title = f"Change of log-probabilities against the reference over training, {course['pairs'].iloc[0]:,} pairs"
     up = "change against the reference, nats"
-    figure = make_figure(traces, title, about, "step (0: the reference)", up)
+    figure = make_figure(traces, title, "step (0: the reference)", up)
     if course["step"].nunique() <= SHOWN_TICKS:
         figure["layout"]["xaxis"] |= _tick_steps(course["step"].unique().tolist())
-    write_page([figure], path)
-    return True
+    return [figure]
 
 
 def _tick_steps(steps: Sequence[int]) -> dict[str, Any]:
@@ -214,13 +188,7 @@ def _tick_steps(steps: Sequence[int]) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": shown}
 
 
-def draw_layers(
-    results: pd.DataFrame,
-    pictures: Mapping[str, pd.DataFrame],
-    about: str,
-    path: Path,
-    apart: Sequence[str] = (),
-) -> bool:
+def draw_layers(results: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], apart: Sequence[str] = ()) -> list[Figure]:
     """Metrics of probes over the places of a model with the bands of their nulls, and points of some places.
 
     Args:
@@ -228,29 +196,21 @@ def draw_layers(
             ``random_low``, ``random_high`` and so on, places in order; rows of a ``subset`` other than "all" are left
             out.
         pictures: points to draw, by place, at most 1000: two columns of coordinates, ``truth``, ``id`` and ``text``.
-        about: what the plots were made from.
-        path: path of the page.
         apart: rows that stand among the places without being one, and are not joined to the others by a line.
-
-    Returns:
-        Whether it was drawn; False where plotly is not installed.
     """
-    if not is_plotly_here():
-        return False
     everything = results[results["subset"] == "all"]
     figures = [
-        _metric_figure(everything[everything["metric"] == metric], "held out, by place", about, apart)
+        _metric_figure(everything[everything["metric"] == metric], "held out, by place", apart)
         for metric in dict.fromkeys(everything["metric"])
     ]
     title = "{}: yes form less no form of every statement, principal components (a picture, no result)"
-    figures += [_points_figure(points, title.format(place), about) for place, points in pictures.items()]
-    write_page(figures, path)
-    return True
+    figures += [_points_figure(points, title.format(place)) for place, points in pictures.items()]
+    return figures
 
 
 def draw_clusters(
-    results: pd.DataFrame, categories: pd.DataFrame, pictures: Mapping[str, pd.DataFrame], about: str, path: Path
-) -> bool:
+    results: pd.DataFrame, categories: pd.DataFrame, pictures: Mapping[str, pd.DataFrame]
+) -> list[Figure]:
     """Cluster indices over the places of models with the bands of permuted labels, heat maps by category, and points.
 
     Args:
@@ -258,39 +218,24 @@ def draw_clusters(
             ``labels_low`` and ``labels_high``, places in order.
         categories: the same table of the rows of each ``category``, ``rows`` of them; one heat map a model and metric.
         pictures: points to draw, by title, at most 1000: two columns of coordinates, ``truth``, ``id`` and ``text``.
-        about: what the plots were made from.
-        path: path of the page.
-
-    Returns:
-        Whether it was drawn; False where plotly is not installed.
     """
-    if not is_plotly_here():
-        return False
     everything = results.rename(columns={"model": "probe"})
     figures = [
-        _metric_figure(rows, "by place", about, every_band=True) for _, rows in everything.groupby("metric", sort=False)
+        _metric_figure(rows, "by place", every_band=True) for _, rows in everything.groupby("metric", sort=False)
     ]
     for (model, metric), rows in categories.groupby(["model", "metric"], sort=False):
-        figures.append(_heat_figure(rows, f"{_name_metric(str(metric))[0]} by category and place, {model}", about))
-    figures += [_points_figure(points, title, about) for title, points in pictures.items()]
-    write_page(figures, path)
-    return True
+        figures.append(_heat_figure(rows, f"{_name_metric(str(metric))[0]} by category and place, {model}"))
+    figures += [_points_figure(points, title) for title, points in pictures.items()]
+    return figures
 
 
-def draw_candidates(table: pd.DataFrame, about: str, path: Path) -> bool:
+def draw_candidates(table: pd.DataFrame) -> list[Figure]:
     """Scores of candidate directions over the places of a model, one figure a score and one line a position.
 
     Args:
         table: ``place``, ``position``, ``bypass``, ``induce``, ``kl`` and ``cosmic``, one row a candidate, places in
             order; NaN where a score was not measured.
-        about: what the plots were made from.
-        path: path of the page.
-
-    Returns:
-        Whether it was drawn; False where plotly is not installed.
     """
-    if not is_plotly_here():
-        return False
     figures = []
     for score, (title, unit) in CANDIDATE_SCORES.items():
         known = table[table[score].notna()]
@@ -298,15 +243,14 @@ def draw_candidates(table: pd.DataFrame, about: str, path: Path) -> bool:
         lines = [(position, known[known["position"] == position]) for position in sorted(set(table["position"]))]
         traces = [make_line(own["place"], own[score], "lines+markers", f"position {at}") for at, own in lines]
         if len(known):
-            figure = make_figure(traces, title, about, "place", unit)
+            figure = make_figure(traces, title, "place", unit)
             # A single line that was measured has to be named too.
             figure["layout"]["showlegend"] = True
             figures.append(name_places(figure, list(dict.fromkeys(known["place"]))))
-    write_page(figures, path)
-    return True
+    return figures
 
 
-def _heat_figure(rows: pd.DataFrame, title: str, about: str) -> Figure:
+def _heat_figure(rows: pd.DataFrame, title: str) -> Figure:
     sizes = rows.groupby("category", sort=False)["rows"].max()
     shown = sizes.sort_values(ascending=False, kind="stable").index[:MOST_CATEGORIES]
     if len(shown) < len(sizes):
@@ -326,16 +270,14 @@ def _heat_figure(rows: pd.DataFrame, title: str, about: str) -> Figure:
     if len(places) <= SHOWN_TICKS:
         # Numbers in cells that are narrower than they would lie over each other.
         heat["texttemplate"] = "%{z:.2f}"
-    figure = make_figure([heat], title, about, "place", "category")
+    figure = make_figure([heat], title, "place", "category")
     ticks = {"tickmode": "array", "tickvals": names, "ticktext": [shorten(name, LABEL_WIDTH) for name in names]}
     figure["layout"]["yaxis"] |= {"type": "category", "automargin": True, **ticks}
     figure["layout"]["height"] = max(PICTURE_PIXELS, LINE_PIXELS * len(names))
     return name_places(figure, places)
 
 
-def _metric_figure(
-    rows: pd.DataFrame, over: str, about: str, apart: Sequence[str] = (), every_band: bool = False
-) -> Figure:
+def _metric_figure(rows: pd.DataFrame, over: str, apart: Sequence[str] = (), every_band: bool = False) -> Figure:
     """One metric over places: the bands of the first probe or of every one, and the values of all with intervals."""
     probes = list(dict.fromkeys(rows["probe"]))
     traces = []
@@ -345,7 +287,7 @@ def _metric_figure(
     for number, probe in enumerate(probes):
         traces += _probe_traces(rows[rows["probe"] == probe], probe, _pick_color(number), apart)
     title, axis = _name_metric(rows["metric"].iloc[0])
-    figure = make_figure(traces, f"{title}, {over} (bars: 95 % intervals)", about, "place", axis)
+    figure = make_figure(traces, f"{title}, {over} (bars: 95 % intervals)", "place", axis)
     if every_band and bool((rows[["value", "low", "labels_low"]] > 0).all(axis=None)):
         # Labels that are parted by a gap without any spread have an infinite index.
         known = rows[["value", "low", "labels_low", "high", "labels_high"]].to_numpy(dtype=np.float64)
@@ -394,11 +336,11 @@ def _probe_traces(own: pd.DataFrame, probe: str, color: str, apart: Sequence[str
     return traces
 
 
-def _points_figure(points: pd.DataFrame, title: str, about: str) -> Figure:
+def _points_figure(points: pd.DataFrame, title: str) -> Figure:
     across, up = points.columns[:2]
     traces = []
     for number, (truth, some) in enumerate(points.groupby("truth")):
         marker = {"color": _pick_color(number), "symbol": ("circle", "x")[number % 2], "opacity": 0.7}
         trace = make_line(some[across], some[up], "markers", shorten(str(truth), LABEL_WIDTH))
         traces.append({**trace, "marker": marker, "text": list(some["id"] + ": " + some["text"])})
-    return make_figure(traces, title, about, across, up)
+    return make_figure(traces, title, across, up)

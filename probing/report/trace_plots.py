@@ -1,19 +1,15 @@
 """Plots of a trace: agreement and log-odds by depth, and projections token by token."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from probing.report.figures import (
     Figure,
-    is_plotly_here,
     make_band,
     make_figure,
     make_interval_bars,
     make_line,
     mark_value,
     name_places,
-    write_page,
 )
 
 COLORS = {"harmful": "#c8553d", "harmless": "#1b6ca8"}
@@ -25,7 +21,7 @@ HEADS = {
 RANDOM = "#999999"
 
 
-def draw_trace(places: pd.DataFrame, bands: pd.DataFrame, about: str, path: Path) -> bool:
+def draw_trace(places: pd.DataFrame, bands: pd.DataFrame) -> list[Figure]:
     """Agreement of heads and refusal log-odds over the places of a model, and quantiles of projections by token.
 
     Args:
@@ -33,24 +29,15 @@ def draw_trace(places: pd.DataFrame, bands: pd.DataFrame, about: str, path: Path
             with ``_low`` and ``_high``) and of the logit lens (``lens_harmful``, ``lens_harmless``), where measured.
         bands: one row ``aligned_at``, ``kind`` and ``position``: ``quantile_10`` to ``quantile_90``, ``random_low`` and
             ``random_high``; empty without a direction.
-        about: what the plots were made from.
-        path: path of the page.
-
-    Returns:
-        Whether it was drawn; False where plotly is not installed, or there is nothing to draw.
     """
-    if not is_plotly_here():
-        return False
-    figures = [*_draw_heads(places, about), *_draw_lens(places, about)]
+    figures = [*_draw_heads(places), *_draw_lens(places)]
     if len(bands):
         for align, rows in bands.groupby("aligned_at", sort=False):
-            figures.append(_draw_bands(rows, str(align), about))
-    if figures:
-        write_page(figures, path)
-    return bool(figures)
+            figures.append(_draw_bands(rows, str(align)))
+    return figures
 
 
-def _draw_heads(places: pd.DataFrame, about: str) -> list[Figure]:
+def _draw_heads(places: pd.DataFrame) -> list[Figure]:
     traces = []
     known = places[places["depth"].notna()]
     for name, (words, color) in HEADS.items():
@@ -67,10 +54,10 @@ def _draw_heads(places: pd.DataFrame, about: str) -> list[Figure]:
     ends = own["decision_f1_labels_low"], own["decision_f1_labels_high"]
     traces.insert(0, make_band(own["place"], *ends, color=RANDOM, name="95 % under permuted labels", opacity=0.3))
     title = "Agreement with the model's decision, by place (bars: 95 % intervals)"
-    return [name_places(make_figure(traces, title, about, "place", "F1 of refusal"), known["place"].tolist())]
+    return [name_places(make_figure(traces, title, "place", "F1 of refusal"), known["place"].tolist())]
 
 
-def _draw_lens(places: pd.DataFrame, about: str) -> list[Figure]:
+def _draw_lens(places: pd.DataFrame) -> list[Figure]:
     if "lens_gap" not in places or not places["lens_gap"].notna().any():
         return []
     own = places[places["lens_gap"].notna()]
@@ -82,10 +69,10 @@ def _draw_lens(places: pd.DataFrame, about: str) -> list[Figure]:
             {**make_line(own["place"], own[f"lens_{kind}"], "lines", f"{kind}, mean"), "line": {"color": color}}
         )
     title = "Refusal log-odds read behind each block by final norm and output head"
-    return [name_places(make_figure(traces, title, about, "place", "log-odds, nats"), own["place"].tolist())]
+    return [name_places(make_figure(traces, title, "place", "log-odds, nats"), own["place"].tolist())]
 
 
-def _draw_bands(rows: pd.DataFrame, align: str, about: str) -> Figure:
+def _draw_bands(rows: pd.DataFrame, align: str) -> Figure:
     traces = []
     for kind, color in COLORS.items():
         own = rows[rows["kind"] == kind]
@@ -102,5 +89,5 @@ def _draw_bands(rows: pd.DataFrame, align: str, about: str) -> Figure:
             name = f"95 % of random directions, {kind}"
             traces.append(make_band(own["position"], *ends, color=RANDOM, name=name, opacity=0.2))
     title = f"Projection on the direction, token by token, around the {align}"
-    figure = make_figure(traces, title, about, f"tokens from the {align}", "projection (units of the states)")
+    figure = make_figure(traces, title, f"tokens from the {align}", "projection (units of the states)")
     return mark_value(figure, -0.5, align)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.data.tables import read_table
 from probing.errors import SourceMismatch
-from probing.runs import capture, ccs, clusters, displacement, probe, score
+from probing.runs import capture, ccs, clusters, displacement, probe, report, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.options import DatasetOptions, Options, PairDataOptions, option
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 KEEP_LOWEST = 0.5
+REPORT_FILE = "report.html"
 QUICK: dict[str, Any] = {"restarts": 3, "epochs": 500, "pairings": 1, "resamples": 300, "permutations": 300}
 """Options of contrast-consistent probes that take seconds instead of minutes."""
 PLACES = "resid_post:all,final_norm"
@@ -82,7 +83,8 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
     """Score and filter the bundled preference pairs, see what training on some of them did, capture, probe and cluster;
-    find the direction by which the bundled model refuses, and see what an edit along it changes.
+    find the direction by which the bundled model refuses, and see what an edit along it changes; write one page about
+    all of it.
 
     Args:
         out: folder for everything that is made.
@@ -110,6 +112,12 @@ def run(config: DemoConfig) -> Report:
     )
     tables = {**_add_titles(reports), "By kind of pair": _count_by_kind(out)}
     others = {job: _run_anew(job, settings(out)) for job, settings in JOBS.items()}
+    folders = [out / "scores", *(settings(out).out for settings in JOBS.values())]
+    others["report"] = report.run(
+        report.ReportConfig(
+            folders=folders, out=out / REPORT_FILE, title="Report on the demo", most_megabytes=1, overwrite=again
+        )
+    )
     reports |= others
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]
     facts = {job: report.facts for job, report in reports.items()}

@@ -13,7 +13,7 @@ EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "report": ["plotly"]}
 USES = {
     "cuda": "kernels run in Triton on a CUDA card",
     "train": "adapters (peft); trl for scripts/validate_displacement.py",
-    "report": "interactive plots are drawn (plotly)",
+    "report": "--interactive: pages of plots that can be zoomed (plotly)",
 }
 
 

@@ -56,6 +56,12 @@ def read_run(folder: Path, name: str = RUN_FILE) -> dict[str, Any]:
     if not path.is_file():
         raise SourceMismatch(f"{folder}: holds no {name}, so it is not the output folder of a run")
     record = read_json(path)
+    newer = record.get("schema_version") if isinstance(record, dict) else None
+    if isinstance(newer, int) and newer > SCHEMA_VERSION:
+        raise StoreCorrupt(
+            f"{path}: written by a newer version of probing (schema {newer}, this one reads {SCHEMA_VERSION}); update "
+            f"probing to read it"
+        )
     try:
         check_record(record, name)
     except ValueError as error:

@@ -72,11 +72,14 @@ class Report:
         tables: tables by title.
         facts: facts of the run: the content of ``run.json``.
         text: what the command line prints in place of the tables, if anything.
+        exit_status: status with which the command line leaves once it has printed: 1 where a check that was asked for
+            did not hold.
     """
 
     tables: Mapping[str, "pandas.DataFrame"]
     facts: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    exit_status: int = 0
 
     def __repr__(self) -> str:
         shapes = [

@@ -13,6 +13,7 @@ import pytest
 
 from probing import filter_pairs
 from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
+from probing.report import plots
 from probing.runs import filter as filtering
 from probing.runs import score
 from probing.runs.filter import FilterConfig
@@ -324,7 +325,7 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
     frame.to_parquet(tmp_path / "s.parquet")
     del rows
     # The page takes as much, whatever the number of rows: most of it is the library that draws it.
-    monkeypatch.setattr("probing.report.plots.make_filter_page", lambda *_: None)
+    monkeypatch.setattr(plots, "draw_filter", lambda *_: [])
     for constant in ("data.pairs.ASIDE_BYTES", "store.files.CHUNK"):
         monkeypatch.setattr(f"probing.{constant}", 2**20)
     given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
@@ -474,46 +475,43 @@ def test_outputs_that_cannot_be(config, out):
         config(out=out)
 
 
-def page_of(path):
-    """The traces, the layout and the whole text of the only figure of a page."""
-    text = path.read_text()
-    own = text[text.rindex("Plotly.newPlot(") :]
-    data, end = json.JSONDecoder().raw_decode(own, own.index("[{"))
-    layout, _ = json.JSONDecoder().raw_decode(own, own.index("{", end))
-    return data, layout
-
-
-def test_the_picture_shows_what_was_kept_and_dropped(config, scored, tmp_path):
+def test_the_picture_shows_what_was_kept_and_dropped(config, scored, tmp_path, monkeypatch):
+    drawn = []
+    make = plots.draw_filter
+    monkeypatch.setattr(plots, "draw_filter", lambda *given: drawn.append(make(*given)) or drawn[-1])
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "100000")
     report = filtering.run(config())
-    plots = tmp_path / "kept.jsonl.plots.html"
-    assert report.facts["wrote"][-1] == str(plots)
-    (kept, dropped), layout = page_of(plots)
+    path = tmp_path / "kept.jsonl.plots.html"
+    assert report.facts["wrote"][-1] == str(path)
+    kept, dropped = drawn[0][0]["data"]
+    layout = drawn[0][0]["layout"]
     assert (sum(kept["y"]), sum(dropped["y"])) == (5, 5)
     scores = pd.read_parquet(scored / "scores" / "scores.parquet")["ches_normalized"].dropna().sort_values().tolist()
     assert layout["shapes"][0]["x0"] == pytest.approx((scores[4] + scores[5]) / 2)
     assert layout["annotations"][0]["text"] == "--keep-lowest 0.5"
-    title = layout["title"]["text"]
-    assert "Pairs that were kept and dropped by ches_normalized; 1 pairs have no score" in title
-    assert "probing filter: model " in title
-    assert "pairs.jsonl" in title
+    page = path.read_text()
+    assert "Pairs that were kept and dropped by ches_normalized; 1 pairs have no score" in page
+    assert "<dd>probing filter --data " in page
+    assert "<dt>model</dt>" in page
+    assert "<dt>date</dt><dd>1970-01-02 (UTC)</dd>" in page
     filtering.run(config(keep_lowest=None, below=0.123, overwrite=True))
-    assert page_of(plots)[1]["shapes"][0]["x0"] == 0.123
+    assert drawn[1][0]["layout"]["shapes"][0]["x0"] == 0.123
 
 
 def test_a_picture_of_another_run_does_not_stand_beside_the_kept_rows(config, tmp_path, monkeypatch):
-    plots = tmp_path / "kept.jsonl.plots.html"
-    plots.write_text("somebody's")
+    page = tmp_path / "kept.jsonl.plots.html"
+    page.write_text("somebody's")
     with pytest.raises(UsageError, match=r"plots\.html: exists already"):
         filtering.run(config())
-    assert [path.name for path in tmp_path.iterdir()] == [plots.name]
-    monkeypatch.setattr("probing.report.plots.is_plotly_here", lambda: False)
+    assert [path.name for path in tmp_path.iterdir()] == [page.name]
+    monkeypatch.setattr(plots, "draw_filter", lambda *_: [])
     filtering.run(config(overwrite=True))
-    assert not plots.exists()
-    plots.symlink_to(tmp_path / "other")
+    assert not page.exists()
+    page.symlink_to(tmp_path / "other")
     with pytest.raises(UsageError, match="is a link"):
         filtering.run(config(overwrite=True))
-    plots.unlink()
-    plots.mkdir()
+    page.unlink()
+    page.mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         filtering.run(config(overwrite=True))
 

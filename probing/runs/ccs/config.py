@@ -12,6 +12,7 @@ from probing.runs.common.options import (
     FoldOptions,
     OneModelOptions,
     PermutationOptions,
+    PlotOptions,
     SupervisedOptions,
     option,
 )
@@ -26,7 +27,7 @@ FORMS_FILE = "forms.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CCSConfig(CategoryOptions, OneModelOptions, FoldOptions, SupervisedOptions, PermutationOptions):
+class CCSConfig(CategoryOptions, OneModelOptions, FoldOptions, SupervisedOptions, PermutationOptions, PlotOptions):
     """Train contrast-consistent probes on pairs of opposite statements at every layer, and see what they found.
 
     The dataset holds statements with their opposites and a label, whether the statement is true. Writes

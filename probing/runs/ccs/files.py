@@ -15,8 +15,8 @@ from probing.data.forms import FORMS
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.probes.contrast_readings import PROBES
-from probing.report.figures import describe_run
 from probing.report.layout import shorten
+from probing.report.plot_page import write_plots
 from probing.report.plots import POINTS, draw_layers
 from probing.report.tables import to_line
 from probing.runs.ccs.config import (
@@ -30,6 +30,7 @@ from probing.runs.ccs.config import (
 )
 from probing.runs.ccs.parts import Material
 from probing.runs.ccs.results import Judged
+from probing.runs.common.about import describe_run
 from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import CHOSEN
 from probing.store.manifest import RunFolder
@@ -109,9 +110,10 @@ def write_files(
         facts={"normalization": config.normalization, "token": material.forms.token, "best": judged.best},
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
-    about = describe_run("ccs", model=config.model, states=config.store, data=config.sources)
+    about = describe_run(folder, config, model=config.model, states=config.store, data=config.sources)
     pictures = _draw_pictures(material, judged)
-    if draw_layers(judged.results, pictures, about, folder.path / PLOTS_FILE, apart=[CHOSEN]):
+    figures = draw_layers(judged.results, pictures, apart=[CHOSEN])
+    if write_plots(figures, folder.path / PLOTS_FILE, about, config.interactive):
         written.append(PLOTS_FILE)
     return written
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from probing.runs.common.options import MOST_TOKENS, LabelledOptions, PermutationOptions, option
+from probing.runs.common.options import MOST_TOKENS, LabelledOptions, PermutationOptions, PlotOptions, option
 
 RESULTS_FILE = "results.parquet"
 ROWS_FILE = "rows.parquet"
@@ -17,7 +17,7 @@ LEAST_ROWS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClustersConfig(LabelledOptions, PermutationOptions):
+class ClustersConfig(LabelledOptions, PermutationOptions, PlotOptions):
     """Cluster indices and the alignment quality index of labelled prompts at every layer, with intervals and nulls.
 
     The dataset holds texts with labels. Writes results.parquet, rows.parquet, summary.json, plots.html, the states and,

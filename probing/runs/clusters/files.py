@@ -15,8 +15,8 @@ from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.metrics.clusters.preparation import scale_points
 from probing.metrics.clusters.readings import DriftReadings
-from probing.report.figures import describe_run
 from probing.report.layout import shorten
+from probing.report.plot_page import write_plots
 from probing.report.plots import POINTS, draw_clusters
 from probing.report.tables import to_line
 from probing.runs.clusters.config import DRIFT_FILE, PLOTS_FILE, RESULTS_FILE, ROWS_FILE, SHIFTS_FILE, SUMMARY_FILE
@@ -24,6 +24,7 @@ from probing.runs.clusters.parts import ArraysOf, drift_subsets
 from probing.runs.clusters.results import Judged, judge
 from probing.runs.clusters.rows import CATEGORY, DRIFT, Material
 from probing.runs.clusters.tables import make_tables
+from probing.runs.common.about import describe_run
 from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import ALL
 from probing.store.activations import write_states
@@ -59,8 +60,9 @@ def write_everything(
     results = judged.results[(judged.results["set"] == ALL) & judged.results["metric"].isin(PLOTTED)]
     categories = judged.results[(judged.results["set"] == CATEGORY) & (judged.results["metric"] == PLOTTED[0])]
     config = material.config
-    about = describe_run("clusters", model=config.models, states=config.stores, data=config.sources)
-    if draw_clusters(results, categories, _draw_pictures(material, judged), about, folder.path / PLOTS_FILE):
+    about = describe_run(folder, config, model=config.models, states=config.stores, data=config.sources)
+    figures = draw_clusters(results, categories, _draw_pictures(material, judged))
+    if write_plots(figures, folder.path / PLOTS_FILE, about, config.interactive):
         written.append(PLOTS_FILE)
     return facts, written
 

@@ -5,6 +5,7 @@ identity, whether it says how states are captured. A job declares an option anew
 there, or where its default differs; ``--help`` shows the description that is nearest in the class tree.
 """
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args
 from probing.data.pair_columns import PairColumns
 from probing.data.places import expand_places
 from probing.data.portions import Part
+from probing.errors import UsageError
 from probing.statistics.folds import LEAST_FOLDS
 from probing.store.files import check_output_name
 from probing.types import SHORT_DTYPES, Over
@@ -371,6 +373,23 @@ class OneModelOptions(StatesOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_states(self.model, self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions(Options):
+    """How plots are drawn.
+
+    Args:
+        interactive: draw the plots with plotly, which makes pages of 5 MB whose pictures can be zoomed; it needs
+            model-probing[report]. The pages of a run that is finished stay as it wrote them.
+    """
+
+    interactive: bool = option(False, identity=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interactive and importlib.util.find_spec("plotly") is None:
+            raise UsageError("--interactive needs plotly: pip install 'model-probing[report]', or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

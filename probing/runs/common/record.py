@@ -18,6 +18,7 @@ from probing.errors import SourceMismatch, StoreCorrupt
 from probing.kernels.dispatch import with_fallbacks
 from probing.models.devices import device_names
 from probing.models.load import LanguageModel
+from probing.runs.common.about import BEGAN, today
 from probing.runs.common.options import Options
 from probing.runs.common.versions import versions
 from probing.store.activations import ActivationStore
@@ -65,7 +66,7 @@ def begin_run(
     # The identity is made from the recorded options by today's rules, not by those of the version that wrote them, so
     # that older folders still resume.
     recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
-    folder.begin(depends_on, {"config": config.plain()}, recorded)
+    folder.begin(depends_on, {"config": config.plain(), BEGAN: today()}, recorded)
     if known.get("status") == "done":
         log.warning("%s holds this run, finished: its results are shown again", folder.path)
 

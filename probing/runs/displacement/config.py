@@ -5,7 +5,7 @@ from pathlib import Path
 
 from probing.errors import UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
-from probing.runs.common.options import MOST_ROWS, PairOptions, TwoModelOptions, option
+from probing.runs.common.options import MOST_ROWS, PairOptions, PlotOptions, TwoModelOptions, option
 
 PAIRS_FILE = "displacement.parquet"
 TOKENS_FILE = "tokens.parquet"
@@ -16,7 +16,7 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DisplacementConfig(TwoModelOptions, PairOptions):
+class DisplacementConfig(TwoModelOptions, PairOptions, PlotOptions):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
     Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html

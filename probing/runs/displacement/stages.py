@@ -42,7 +42,7 @@ from probing.runs.common.record import (
 )
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, TOKENS_FILE, DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.displacement.files import write_plots
+from probing.runs.displacement.files import write_pages
 from probing.runs.displacement.models import (
     find_policy,
     hash_checkpoint,
@@ -102,7 +102,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
             wrote.append(COURSE_FILE)
             facts |= {"policy_step": taken}
         facts |= {"broken_steps": broken}
-        wrote += write_plots(folder, config, inputs)
+        wrote += write_pages(folder, config, inputs)
         finish(folder, config, facts, hash_files(folder, wrote), began)
     clear(folder.shards)
     return read_report(folder, config, inputs)
@@ -253,9 +253,9 @@ def read_report(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -
     check_ids(folder.path / PAIRS_FILE, frame["id"].tolist(), inputs.pairs)
     notes = [f"Step {entry['step']} ({entry['folder']}) is left out: {entry['why']}" for entry in facts["broken_steps"]]
     wrote = [*facts["sha256"], RUN_FILE]
-    # Earlier versions drew the course without a hash of it.
+    # Earlier versions drew the course without a hash of it, and only with plotly.
     if course is not None and len(course) and not (folder.path / COURSE_PLOT).is_file():
-        notes.append("The course is not drawn: that needs plotly (pip install 'model-probing[report]')")
+        notes.append("The course is not drawn: the version that made this run drew it only where plotly was installed")
     results = Results(frame, course, folder.path / TOKENS_FILE if TOKENS_FILE in facts["sha256"] else None)
     made = make_tables(results, config, inputs, facts, notes)
     return report_of(folder, made, facts, wrote)

@@ -12,34 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 from probing.metrics.ranking import idealized_ranking_accuracy
+from probing.report.changes import average_pairs
 from probing.report.layout import shorten
+from probing.report.pair_titles import STATE_SUMS, has_one_token
 from probing.report.tables import counts, estimates, extremes
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.displacement.data import Inputs
-from probing.runs.score.tables import STATE_SUMS, good_units, has_one_token, name_intervals, note_one_token
-from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
+from probing.runs.score.tables import good_units, name_intervals, note_one_token
+from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman
 from probing.statistics.correlation import spearman
-from probing.statistics.intervals import FEW, student_interval
+from probing.statistics.intervals import FEW
 from probing.types import Estimate
 
 LISTED_PAIRS = 5
 TOKEN_WIDTH = 16
 SHOWN_GAIN = 0.005
-MEANS = {
-    "share displaced": "displaced",
-    "change of ln p(chosen)": "chosen_change",
-    "change of ln p(chosen) per token": "chosen_change_per_token",
-    "change of ln p(rejected)": "rejected_change",
-    "change of ln p(rejected) per token": "rejected_change_per_token",
-    "change of the margin": "margin_change",
-    "ranking accuracy before": "ranking_correct_before",
-    "ranking accuracy after": "ranking_correct_after",
-}
-
-
-SHARES = ("displaced", "ranking_correct_before", "ranking_correct_after")
-"""Columns of ``MEANS`` that say yes or no of a pair."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ def make_tables(
     said = [*notes, *_make_notes(scored, config, facts)]
     units = good_units(frame, pairs)
     said += _note_few(units, config)
-    rows = _average_pairs(scored, units)
+    rows = average_pairs(scored, units)
     if shares is not None:
         ideal = _idealize(scored, np.asarray(shares)[good], config.beta)
         if isinstance(ideal, str):
@@ -103,18 +91,6 @@ def make_tables(
     if said:
         tables["Notes"] = pd.DataFrame({"note": said})
     return tables
-
-
-def _average_pairs(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[str, Estimate]]:
-    rows = []
-    for name, column in MEANS.items():
-        average = estimate_share if column in SHARES else bootstrap_mean
-        rows.append((name, average(scored[column].astype(float), groups=units)))
-    for time in ("before", "after"):
-        ties = estimate_share((scored[f"margin_{time}"] == 0).astype(float), groups=units)
-        if ties.value:
-            rows.append((f"of these, ties {time}", ties))
-    return rows
 
 
 def _idealize(scored: pd.DataFrame, shares: Any, beta: float) -> list[tuple[str, Estimate]] | str:
@@ -220,33 +196,6 @@ def _average_course(course: pd.DataFrame) -> pd.DataFrame:
                 "ranking accuracy": (part["chosen_logprob"] >= part["rejected_logprob"]).mean(),
             }
         )
-    return pd.DataFrame(rows)
-
-
-def average_changes(course: pd.DataFrame, units: Mapping[str, int]) -> pd.DataFrame:
-    """Changes against step 0, averaged over pairs: one row a step and measure, for ``plots.draw_course``.
-
-    The interval of each mean is Student's over groups of pairs, which needs one pass where a bootstrap would need a
-    thousand for each step.
-
-    Args:
-        course: one row a step and pair.
-        units: group of each pair, by its id.
-    """
-    sides = {
-        side: course.pivot(index="step", columns="id", values=f"{side}_logprob").sort_index()
-        for side in ("chosen", "rejected")
-    }
-    changes = {side: (table - table.iloc[0]) if len(table) else table for side, table in sides.items()}
-    changes["margin"] = changes["chosen"] - changes["rejected"]
-    rows = []
-    for measure, table in changes.items():
-        groups = np.array([units[identity] for identity in table.columns])
-        for step, values in zip(table.index, table.to_numpy(), strict=True):
-            low, high = student_interval(values, groups)
-            quarter, three_quarters = np.quantile(values, [0.25, 0.75]).tolist()
-            row = {"step": int(step), "measure": measure, "mean": float(values.mean()), "low": low, "high": high}
-            rows.append(row | {"quarter": quarter, "three_quarters": three_quarters, "pairs": len(values)})
     return pd.DataFrame(rows)
 
 

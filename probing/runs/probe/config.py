@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from probing.runs.common.options import LabelledOptions, OneModelOptions, SupervisedOptions, option
+from probing.runs.common.options import LabelledOptions, OneModelOptions, PlotOptions, SupervisedOptions, option
 
 RESULTS_FILE = "results.parquet"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -14,7 +14,7 @@ FRESH_STATES = "fresh-states"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(LabelledOptions, OneModelOptions, SupervisedOptions):
+class ProbeConfig(LabelledOptions, OneModelOptions, SupervisedOptions, PlotOptions):
     """Fit logistic, mass-mean and LDA probes to labelled prompts at every layer, and try to prove them wrong.
 
     The dataset holds texts with labels. Writes results.parquet, predictions.parquet, probes.safetensors, summary.json,

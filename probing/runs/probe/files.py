@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from probing.data.tables import Table
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.probes.prompts import PROBES
-from probing.report.figures import describe_run
+from probing.report.plot_page import write_plots
 from probing.report.plots import draw_layers
+from probing.runs.common.about import describe_run
 from probing.runs.common.record import describe_how, write_summary
 from probing.runs.common.results import CHOSEN, SURFACE
 from probing.runs.common.states import Prompts
@@ -84,9 +85,10 @@ def write_files(
     )
     write_summary(folder.path / SUMMARY_FILE, facts, tables)
     config = material.config
-    about = describe_run("probe", model=config.model, states=config.store, data=config.sources)
+    about = describe_run(folder, config, model=config.model, states=config.store, data=config.sources)
     shown = judged.results[judged.results["set"] == HELD_OUT]
-    if draw_layers(shown, {}, about, folder.path / PLOTS_FILE, apart=[CHOSEN, SURFACE]):
+    figures = draw_layers(shown, {}, apart=[CHOSEN, SURFACE])
+    if write_plots(figures, folder.path / PLOTS_FILE, about, config.interactive):
         written.append(PLOTS_FILE)
     return written
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from probing.instruments.columns import REF_LOGPS, known_columns, split_columns
-from probing.runs.common.options import HubOptions, PairOptions, option
+from probing.runs.common.options import HubOptions, PairOptions, PlotOptions, option
 
 SCORES_FILE = "scores.parquet"
 PLOTS_FILE = "plots.html"
@@ -12,7 +12,7 @@ SUGGESTED_DROP = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairOptions, HubOptions):
+class ScoreConfig(PairOptions, HubOptions, PlotOptions):
     """Score every pair of a preference dataset by CHES and its relatives.
 
     Writes scores.parquet, plots.html and run.json; and the pairs with log-probabilities, where these are asked for.

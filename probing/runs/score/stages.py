@@ -37,7 +37,7 @@ from probing.runs.common.record import (
     report_of,
 )
 from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
-from probing.runs.score.files import write_plots
+from probing.runs.score.files import write_pages
 from probing.runs.score.rows import check_ref_logps, write_ref_logps
 from probing.runs.score.tables import BY, score_tables
 from probing.store.files import file_sha256
@@ -77,7 +77,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         frame = pd.read_parquet(folder.path / SCORES_FILE)
         if config.write_ref_logps and (frame["status"] == "ok").any():
             facts["ref_logps"] = write_ref_logps(folder, table, frame)
-        plots = write_plots(folder, config, frame)
+        plots = write_pages(folder, config, frame)
         hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, plots)}
         finish(folder, config, facts, hashes, began)
     clear(folder.shards)

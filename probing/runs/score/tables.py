@@ -8,19 +8,20 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from probing.data.filters import find_threshold, make_keep_mask
 from probing.data.pair_units import pair_units
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
+from probing.report.pair_titles import STATE_SUMS, has_one_token
 from probing.report.tables import counts, estimates, extremes, histogram, quantiles
 from probing.runs.common.results import estimate_without_interval
+from probing.runs.score.config import SUGGESTED_DROP
 from probing.shown import count_of
 from probing.statistics.bootstrap import estimate_share
 from probing.types import Estimate, PreferencePair
 
 LISTED_PAIRS = 5
 BY = "ches_normalized"
-STATE_SUMS = ("ches", "ches_normalized")
-"""Scores that are exactly 0 for responses of one token each, whatever the pair: both sums are the same state."""
 
 
 def score_tables(
@@ -51,16 +52,18 @@ def score_tables(
     return tables
 
 
-def has_one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Pairs whose responses are one token each."""
-    return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)
-
-
 def note_one_token(count: int, fate: str) -> str:
     """A note of so many pairs that CHES cannot rank, and of what became of them."""
     pairs, verb, them = count_of(count, "pair"), "have" if count > 1 else "has", "them" if count > 1 else "it"
     why = f"{pairs} {verb} responses of one token each, for which CHES is 0 by definition"
     return f"{why}: {'they are' if count > 1 else 'it is'} {fate}; displacement_rate ranks {them}"
+
+
+def find_suggested_threshold(frame: pd.DataFrame) -> float | None:
+    """The score between the pairs that the suggested filter keeps and those that it drops, if it drops any."""
+    good = frame[frame["status"] == "ok"]
+    kept = make_keep_mask(good["id"].tolist(), good[BY].tolist(), drop_highest=SUGGESTED_DROP)
+    return find_threshold(good[BY].to_numpy(), kept)
 
 
 def good_units(frame: pd.DataFrame, pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:

@@ -698,10 +698,11 @@ def test_a_part_that_was_interrupted_goes_on_from_its_pieces(config, tmp_path, m
 
 def test_it_works_without_plotly(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
-    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     report = job.run(config(places=PLACES[0]))
-    assert set(report.facts["sha256"]) == FILES - {"plots.html"}
-    assert not (tmp_path / "out" / "plots.html").exists()
+    assert set(report.facts["sha256"]) == FILES
+    assert "<svg" in (tmp_path / "out" / "plots.html").read_text()
+    with pytest.raises(UsageError, match=r"--interactive needs plotly: pip install 'model-probing\[report\]'"):
+        config(interactive=True)
 
 
 # The command line

@@ -17,9 +17,10 @@ from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments import pair_changes, pair_scores
 from probing.models.load import LanguageModel
+from probing.report.changes import average_changes
 from probing.runs import displacement
 from probing.runs.displacement.config import DisplacementConfig
-from probing.runs.displacement.tables import average_changes, measure_largest_drop
+from probing.runs.displacement.tables import measure_largest_drop
 
 WORDS = ["near", "nearer", "never", "no", "yes", "always", "sorry", "help", "boat", "glue"]
 ROWS = [
@@ -603,4 +604,4 @@ def test_a_course_that_an_earlier_version_drew_without_a_hash(config, steps, tmp
     assert "Notes" not in report.tables or "not drawn" not in report.tables["Notes"]["note"].str.cat()
     (tmp_path / "out" / "course.html").unlink()
     notes = displacement.run(config(steps=steps)).tables["Notes"]["note"].str.cat()
-    assert "The course is not drawn: that needs plotly" in notes
+    assert "The course is not drawn: the version that made this run" in notes

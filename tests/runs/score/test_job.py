@@ -453,7 +453,7 @@ def test_the_plots_are_told_checked_and_not_in_the_way(config, tmp_path):
     for name in ("ches", "ches_normalized", "last_state_similarity", "edit_similarity"):
         assert f"Distribution of {name} over " in text
     assert "--drop-highest 0.2" in text
-    assert "probing score: model " in text
+    assert "probing score --data " in text
     assert list(report.facts["sha256"]) == ["plots.html"]
     page.write_text("another")
     with pytest.raises(StoreCorrupt, match=r"plots\.html: gone or changed"):
@@ -488,7 +488,7 @@ def test_pairs_are_written_with_reference_log_probabilities(form, config, tmp_pa
     options = config(data=str(data), write_ref_logps=True)
     with monkeypatch.context() as stopped:
         # Whatever stands there when a run is stopped is written anew.
-        stopped.setattr(stages, "write_plots", lambda *_: 1 / 0)
+        stopped.setattr(stages, "write_pages", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             score.run(options)
     report = score.run(options)

@@ -6,8 +6,6 @@ from typing import Literal
 
 from probing.runs.common.options import DeviceOptions, HubOptions, option
 
-CARD_FILE = "README.md"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(DeviceOptions, HubOptions):

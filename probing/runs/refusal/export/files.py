@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from probing.models.edited_checkpoints import WrittenTensor
+from probing.report.card import CARD_FILE, write_code
 from probing.runs.common.versions import versions
-from probing.runs.refusal.export.config import CARD_FILE, ExportConfig
+from probing.runs.refusal.export.config import ExportConfig
 from probing.runs.refusal.export.models import Exported
-from probing.shown import escape_controls
+from probing.shown import LONGEST_MESSAGE, escape_controls
 from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, RunFolder
 from probing.types import Direction
@@ -60,7 +61,9 @@ def write_card(folder: Path, config: ExportConfig, direction: Direction, exporte
     lines = [
         f"# {what[config.format, config.edit]}",
         "",
-        f"Made from `{exported.source.model}`" + (f" (revision {config.revision})" if config.revision else "") + ".",
+        f"Made from {write_code(exported.source.model)}"
+        + (f" (revision {write_code(config.revision)})" if config.revision else "")
+        + ".",
         f"sha256 of its weights: `{exported.source.weights_sha256}`.",
         "",
         "## What was done",
@@ -70,8 +73,8 @@ def write_card(folder: Path, config: ExportConfig, direction: Direction, exporte
         "## The direction",
         "",
         f"- read at `{direction.place}`, position {direction.position} (counted from the end of the prompt)",
-        f"- rank {direction.rank}, width {direction.width}; found as: {direction.method}",
-        f"- prompts and what else is known: `{json.dumps(direction.facts, default=str)}`",
+        f"- rank {direction.rank}, width {direction.width}; found as: {write_code(direction.method)}",
+        f"- prompts and what else is known: {write_code(json.dumps(direction.facts, default=str), LONGEST_MESSAGE)}",
         "",
         "## What was found, edited and proved",
         "",

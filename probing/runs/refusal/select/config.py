@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probing.directions.choose import INDUCE_LEAST, KL_MOST, PRUNED, Limits
-from probing.runs.common.options import option
+from probing.runs.common.options import PlotOptions, option
 from probing.runs.refusal.common.options import RefusalOptions
 
 CANDIDATES_FILE = "candidates.parquet"
@@ -13,7 +13,7 @@ PLOTS_FILE = "plots.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectConfig(RefusalOptions):
+class SelectConfig(RefusalOptions, PlotOptions):
     """Choose the direction whose removal takes most refusal away, among those that induce it and do little else.
 
     Every candidate of 'probing refusal extract' is judged on the prompts that were held out there: bypass is the mean

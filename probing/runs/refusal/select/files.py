@@ -1,7 +1,6 @@
 """The files of ``probing refusal select``."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,12 +8,14 @@ import pandas as pd
 from probing.instruments.select_direction import Selection
 from probing.kernels.dispatch import with_fallbacks
 from probing.models.load import LanguageModel
-from probing.report.figures import describe_run
+from probing.report.plot_page import write_plots
 from probing.report.plots import draw_candidates
+from probing.runs.common.about import describe_run
 from probing.runs.common.record import model_facts, write_summary
 from probing.runs.refusal.select.config import CANDIDATES_FILE, PLOTS_FILE, SUMMARY_FILE, SelectConfig
 from probing.runs.refusal.select.data import HeldOut
 from probing.store.directions import DIRECTION_FILE, save_direction
+from probing.store.manifest import RunFolder
 from probing.store.shards import write_frame
 
 
@@ -42,12 +43,18 @@ def gather_facts(selection: Selection, held_out: HeldOut, model: LanguageModel) 
 
 
 def write_files(
-    path: Path, config: SelectConfig, selection: Selection, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
+    folder: RunFolder,
+    config: SelectConfig,
+    selection: Selection,
+    tables: Mapping[str, pd.DataFrame],
+    facts: Mapping[str, Any],
 ) -> list[str]:
     """Write every file but the record; returns their names."""
+    path = folder.path
     save_direction(path / DIRECTION_FILE, selection.direction)
     write_frame(selection.table, path / CANDIDATES_FILE)
     write_summary(path / SUMMARY_FILE, facts, tables)
     written = [DIRECTION_FILE, CANDIDATES_FILE, SUMMARY_FILE]
-    about = describe_run("refusal select", model=config.model, directions=config.directions, data=config.sources)
-    return [*written, PLOTS_FILE] if draw_candidates(selection.table, about, path / PLOTS_FILE) else written
+    about = describe_run(folder, config, model=config.model, directions=config.directions, data=config.sources)
+    drawn = write_plots(draw_candidates(selection.table), path / PLOTS_FILE, about, config.interactive)
+    return [*written, PLOTS_FILE] if drawn else written

@@ -60,7 +60,7 @@ def select_into(folder: RunFolder, config: SelectConfig, held_out: HeldOut) -> R
         tokens = selection.direction.facts["refusal_tokens"]
         names = {id: to_message(model.tokenizer.decode([id])) for id in tokens}
         facts = gather_facts(selection, held_out, model)
-        written = write_files(folder.path, config, selection, make_tables(config, selection, names), facts)
+        written = write_files(folder, config, selection, make_tables(config, selection, names), facts)
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return read_finished_report(folder, SUMMARY_FILE)

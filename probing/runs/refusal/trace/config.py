@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from probing.runs.common.options import FoldOptions, StatesOptions, SupervisedOptions, option
+from probing.runs.common.options import FoldOptions, PlotOptions, StatesOptions, SupervisedOptions, option
 from probing.runs.refusal.common.options import MOST_DIRECTIONS, KindOptions, OneDirectionOptions
 
 RESULTS_FILE = "results.parquet"
@@ -16,7 +16,7 @@ SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceConfig(KindOptions, StatesOptions, OneDirectionOptions, FoldOptions, SupervisedOptions):
+class TraceConfig(KindOptions, StatesOptions, OneDirectionOptions, FoldOptions, SupervisedOptions, PlotOptions):
     """Say where in depth and where in the text a model decides to refuse.
 
     Three measurements: how well a linear head on the states behind each block agrees with the model's own decision to

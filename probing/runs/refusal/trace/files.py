@@ -4,15 +4,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.models.language_model import LanguageModel
-from probing.report.figures import describe_run
+from probing.report.plot_page import write_plots
 from probing.report.trace_plots import draw_trace
+from probing.runs.common.about import describe_run
 from probing.runs.common.record import describe_how, model_facts, write_summary
 from probing.runs.refusal.trace.config import (
     BANDS_FILE,
@@ -27,6 +27,7 @@ from probing.runs.refusal.trace.config import (
 from probing.runs.refusal.trace.data import TraceData
 from probing.runs.refusal.trace.results import Traced, count_decisions
 from probing.runs.refusal.trace.rows import Material, count_statuses
+from probing.store.manifest import RunFolder
 from probing.store.shards import write_frame
 from probing.types import Direction
 
@@ -65,7 +66,11 @@ def gather_facts(
 
 
 def write_files(
-    path: Path, config: TraceConfig, traced: Traced, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
+    folder: RunFolder,
+    config: TraceConfig,
+    traced: Traced,
+    tables: Mapping[str, pd.DataFrame],
+    facts: Mapping[str, Any],
 ) -> list[str]:
     """Write every file but the record; returns their names."""
     frames = {
@@ -77,8 +82,9 @@ def write_files(
     }
     written = [name for name, frame in frames.items() if len(frame)]
     for name in written:
-        write_frame(frames[name], path / name)
-    write_summary(path / SUMMARY_FILE, facts, tables)
-    about = describe_run("refusal trace", model=config.model, direction=config.direction, data=config.sources)
-    drawn = draw_trace(traced.places, traced.bands, about, path / PLOTS_FILE)
+        write_frame(frames[name], folder.path / name)
+    write_summary(folder.path / SUMMARY_FILE, facts, tables)
+    about = describe_run(folder, config, model=config.model, direction=config.direction, data=config.sources)
+    figures = draw_trace(traced.places, traced.bands)
+    drawn = write_plots(figures, folder.path / PLOTS_FILE, about, config.interactive)
     return [*written, SUMMARY_FILE, *([PLOTS_FILE] if drawn else [])]

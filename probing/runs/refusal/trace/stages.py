@@ -59,7 +59,7 @@ def trace_into(folder: RunFolder, config: TraceConfig, data: TraceData) -> Repor
         names = {token.id: to_message(model.tokenizer.decode([token.id])) for token in material.tokens}
         facts = gather_facts(material, data, found, model, direction=traced.direction, names=names)
         tables = make_tables(config, material, found, facts, names)
-        written = write_files(folder.path, config, found, tables, facts)
+        written = write_files(folder, config, found, tables, facts)
         finish(folder, config, facts, hash_files(folder, written), began)
     clear(folder.shards)
     return read_finished_report(folder, SUMMARY_FILE)

@@ -1,0 +1,74 @@
+"""What a run of ``probing score`` says on a page."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from probing.report.checks import judge_rows
+from probing.report.figures import Figure
+from probing.report.pair_titles import SCORED, STATE_SUMS, TITLES, has_one_token
+from probing.report.parts import RunData, RunReport, Section
+from probing.report.plots import draw_scores
+from probing.report.sections.pairs import SCORES, JoinedPairs
+from probing.report.tables import quantiles
+
+QUESTION = "Which pairs will hurt?"
+
+
+def describe_score(run: RunData, thresholds: Mapping[str, float | None], pairs: JoinedPairs) -> RunReport:
+    """Distributions of the scores, with the suggested filter, and what they can and cannot tell."""
+    frame = run.files[SCORES]
+    short = has_one_token(frame)
+    ranked = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
+    known = [name for name in SCORED if name in frame and np.isfinite(ranked[name]).any()]
+    name = f"score-{run.anchor}"
+    section = Section(
+        name=name,
+        question=QUESTION,
+        run=run.label,
+        says=_say(run, frame, int(short.sum())),
+        figures=_draw(run, ranked, known, pairs),
+        tables={"Quantiles of the scores": quantiles(ranked, known)} if known else {},
+        rows=pairs.table.name,
+    )
+    return RunReport([section], judge_rows(run, name, thresholds))
+
+
+def _draw(run: RunData, ranked: pd.DataFrame, known: Sequence[str], pairs: JoinedPairs) -> list[Figure]:
+    """A distribution of every score, with the rows behind its bars."""
+    figures = draw_scores(ranked, {name: TITLES[name] for name in known}, run.marks)
+    for figure, name in zip(figures, known, strict=True):
+        figure["rows"] = {"table": pairs.table.name, "column": pairs.names[run.label, name]}
+    return figures
+
+
+def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
+    said = [
+        "A score is computed from the untrained model alone and is a proxy: it orders the pairs of one dataset for one "
+        "model, and its values cannot be compared between models or datasets.",
+    ]
+    if "ches_normalized" in frame:
+        said.append(
+            "ches_normalized is high where both responses look alike to the model; training on such pairs tends to "
+            "take probability from the chosen response. When many pairs are trained on together, no score of a single "
+            "pair says much about its own change: compare two models (probing displacement) to see what happened."
+        )
+    for column, (value, label) in run.marks.items():
+        above = int((frame[column] > value).sum())
+        said.append(
+            f"The line in the distribution of {column} is where {label} cuts: {above:,} pairs lie above {value:.4g}."
+        )
+    for name in ("displacement_rate", "displacement_rate_exact"):
+        known = frame[name].dropna() if name in frame else pd.Series(dtype=float)
+        if len(known):
+            said.append(
+                f"{name} is below 0 in {int((known < 0).sum()):,} of {len(known):,} pairs: a small step on such a pair "
+                f"alone lowers ln p(chosen)."
+            )
+    if short:
+        said.append(
+            f"{short:,} pairs have responses of one token each, for which CHES is 0 by definition; they are left out "
+            f"of its distribution."
+        )
+    return said
