@@ -117,6 +117,7 @@ NAMES = {
         "drift": "model place shift_relative cka cka_debiased largest_angle mean_angle conflict conflict_2",
         "notes": "note",
     },
+    "report": {"checks": "state run check finding"},
     "doctor": {
         "machine": "what found",
         "what_will_run": "what choice why",
@@ -253,6 +254,7 @@ def options(command, inputs, out):
         "ccs": [*model, "--data", "bundled", *QUICK, *FAST, "--replace-word", "dangerous=risky"],
         "probe": [*model, "--data", prompts, "--fresh", fresh, *QUICK, "--refits", "2"],
         "clusters": [*model, "--model", "bundled-displaced", "--data", prompts, *QUICK, "--no-tsne"],
+        "report": [out / "moved", "--out", out / "report.html"],
         "doctor": ["--model", "bundled"],
     }
     more = {

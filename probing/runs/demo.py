@@ -112,7 +112,6 @@ def run(config: DemoConfig) -> Report:
     )
     tables = {**_add_titles(reports), "By kind of pair": _count_by_kind(out)}
     others = {job: _run_anew(job, settings(out)) for job, settings in JOBS.items()}
-    folders = [out / "scores", *(settings(out).out for settings in JOBS.values())]
     others["report"] = report.run(
         report.ReportConfig(
             folders=folders, out=out / REPORT_FILE, title="Report on the demo", most_megabytes=1, overwrite=again
