@@ -114,7 +114,7 @@ def run(config: DemoConfig) -> Report:
     others = {job: _run_anew(job, settings(out)) for job, settings in JOBS.items()}
     others["report"] = report.run(
         report.ReportConfig(
-            folders=folders, out=out / REPORT_FILE, title="Report on the demo", most_megabytes=1, overwrite=again
+            folders=[out], out=out / REPORT_FILE, title="Report on the demo", most_megabytes=1, overwrite=again
         )
     )
     reports |= others

@@ -54,8 +54,9 @@ def _find_within(folder: Path) -> list[Path]:
     records = {each: read_run(each, str(_find_record(each))) for each in inner}
     done = [each for each, record in records.items() if record["status"] == "done" and record["command"] in DESCRIBED]
     for each, record in records.items():
-        if record["status"] != "done":
-            log.warning("%s: the run in it is not finished, and is left out of the report", each)
+        if each not in done:
+            why = "the run in it is not finished" if record["status"] != "done" else "its command has no report"
+            log.warning("%s: %s, and it is left out of the report", each, why)
     if not done:
         raise UsageError(
             f"{folder}: holds no finished run (no {RUN_FILE} or {MANIFEST}); give the output folder of a command"

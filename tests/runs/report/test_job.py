@@ -131,7 +131,7 @@ def test_a_folder_of_runs_stands_for_the_finished_ones(runs, tmp_path, probing, 
     (folder / "scores/run.json").write_text(json.dumps(record))
     status, out, _ = probing("report", folder, "--out", tmp_path / "r.html")
     assert status == 0
-    assert "scores: the run in it is not finished, and is left out of the report" in caplog.text
+    assert "scores: the run in it is not finished, and it is left out of the report" in caplog.text
     assert "moved" in out
 
 
