@@ -16,7 +16,7 @@ from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
 from probing.report import plots
 from probing.runs import filter as filtering
 from probing.runs import score
-from probing.runs.filter import FilterConfig
+from probing.runs.filter import FilterConfig, results, stages
 
 ROWS = [
     {
@@ -325,7 +325,7 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
     frame.to_parquet(tmp_path / "s.parquet")
     del rows
     # The page takes as much, whatever the number of rows: most of it is the library that draws it.
-    monkeypatch.setattr(plots, "draw_filter", lambda *_: [])
+    monkeypatch.setattr(results, "draw_filter", lambda *_: [])
     for constant in ("data.pairs.ASIDE_BYTES", "store.files.CHUNK"):
         monkeypatch.setattr(f"probing.{constant}", 2**20)
     given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
@@ -341,14 +341,14 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
 
 def test_data_that_change_meanwhile_are_not_filtered(config, scored, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_bytes((scored / "pairs.jsonl").read_bytes())
-    plain = filtering.choose_kept
+    plain = stages.choose_kept
 
     def change(*arguments):
         with (tmp_path / "mine.jsonl").open("r+b") as file:
             file.write(b" ")
         return plain(*arguments)
 
-    monkeypatch.setattr(filtering, "choose_kept", change)
+    monkeypatch.setattr(stages, "choose_kept", change)
     with pytest.raises(DataInvalid, match=r"mine\.jsonl: changed while it was read"):
         filtering.run(config(data=str(tmp_path / "mine.jsonl")))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
@@ -478,7 +478,9 @@ def test_outputs_that_cannot_be(config, out):
 def test_the_picture_shows_what_was_kept_and_dropped(config, scored, tmp_path, monkeypatch):
     drawn = []
     make = plots.draw_filter
-    monkeypatch.setattr(plots, "draw_filter", lambda *given: drawn.append(make(*given)) or drawn[-1])
+    monkeypatch.setattr(
+        "probing.runs.filter.results.draw_filter", lambda *given: drawn.append(make(*given)) or drawn[-1]
+    )
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "100000")
     report = filtering.run(config())
     path = tmp_path / "kept.jsonl.plots.html"
@@ -504,7 +506,7 @@ def test_a_picture_of_another_run_does_not_stand_beside_the_kept_rows(config, tm
     with pytest.raises(UsageError, match=r"plots\.html: exists already"):
         filtering.run(config())
     assert [path.name for path in tmp_path.iterdir()] == [page.name]
-    monkeypatch.setattr(plots, "draw_filter", lambda *_: [])
+    monkeypatch.setattr(results, "draw_filter", lambda *_: [])
     filtering.run(config(overwrite=True))
     assert not page.exists()
     page.symlink_to(tmp_path / "other")

@@ -165,7 +165,7 @@ def test_a_column_that_begins_late_is_loaded_all_the_same(go, tmp_path):
 
 
 def test_large_tables_of_text_are_read_as_a_whole(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(filtering, "CSV_CHUNK", 5)
+    monkeypatch.setattr("probing.runs.filter.files.CSV_CHUNK", 5)
     go(write(tmp_path / "pairs.csv", FLAT))
     [kept, dropped] = facts_of(tmp_path / "kept")["configs"]
     assert (kept["chunksize"], kept["low_memory"]) == (6, False)
