@@ -1,5 +1,6 @@
 """Changes of log-probabilities between two models, averaged over pairs: one row a measure, or a step of a training."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -37,11 +38,19 @@ def average_pairs(scored: pd.DataFrame, units: NDArray[np.int64] | None) -> list
     for name, column in MEANS.items():
         average = estimate_share if column in SHARES else bootstrap_mean
         rows.append((name, average(scored[column].astype(float), groups=units)))
+        if column == "displaced":
+            halved = estimate_share(find_halved(scored).astype(float), groups=units)
+            rows.append(("share displaced and less than half as likely", halved))
     for time in ("before", "after"):
         ties = estimate_share((scored[f"margin_{time}"] == 0).astype(float), groups=units)
         if ties.value:
             rows.append((f"of these, ties {time}", ties))
     return rows
+
+
+def find_halved(scored: pd.DataFrame) -> "pd.Series[bool]":
+    """Pairs that are displaced and whose chosen response is less than half as likely as before."""
+    return scored["displaced"].astype(bool) & (scored["chosen_change"] < -math.log(2))
 
 
 def average_changes(course: pd.DataFrame, units: Mapping[str, int]) -> pd.DataFrame:

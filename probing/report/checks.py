@@ -35,6 +35,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
         0.2,
         True,
     ),
+    "chosen_change_per_token": Threshold(
+        "ln p(chosen) changed by {value} nats a token in the mean of {n} pairs", "below", -0.1
+    ),
     "ranking_accuracy_change": Threshold("ranking accuracy changed by {value} over {n} pairs", "below", -0.05),
     # Probes of truth.
     "ccs_random_as_good": Threshold(
@@ -86,6 +89,11 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "below",
         0.0,
     ),
+    "edit_outside_permuted": Threshold(
+        "the refusal log-odds of {n} prompts lie {value} nats outside the band of directions under permuted labels",
+        "below",
+        0.0,
+    ),
     "edit_refuses_harmless": Threshold(
         "the share of {n} harmless prompts that are refused changed by {value}", "above", 0.05
     ),
@@ -118,6 +126,8 @@ THRESHOLDS: Mapping[str, Threshold] = {
 }
 """The checks by name. Why these thresholds:
 
+- ``share_displaced`` counts falls of any size and ``share_halved`` those that matter, both of pairs whose margin rose;
+  ``chosen_change_per_token`` sees the runs that are ruined, margin and all: at -.1 every token is a tenth less likely.
 - 5 % for p-values and for shares of random draws that do as well is the level of the tests; such a number is exact and
   has no interval.
 - A difference from a null distribution, a baseline or another head warns below 0: the number is then reached without

@@ -15,14 +15,14 @@ MARGIN = 0.04
 def share_axes(sections: Sequence[Section]) -> None:
     """Give figures of the same measure in sections of the same question the same ranges on both axes.
 
-    Figures are of the same measure if they have the same number within their sections and both axes have the same
-    names. Bars keep zero as their foot, and axes of names or of logarithms stay as they are.
+    Figures are of the same measure if both axes have the same names. Bars keep zero as their foot, and axes of names or
+    of logarithms stay as they are.
     """
     alike: dict[tuple[object, ...], list[Figure]] = {}
     for section in sections:
-        for number, figure in enumerate(section.figures):
+        for figure in section.figures:
             names = [figure["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
-            alike.setdefault((section.question, number, *names), []).append(figure)
+            alike.setdefault((section.question, *names), []).append(figure)
     for figures in alike.values():
         if len(figures) > 1:
             _share(figures, "xaxis", _across)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probing.report.changes import average_changes, average_pairs
+from probing.report.changes import average_changes, average_pairs, find_halved
 from probing.report.checks import judge, judge_rows
 from probing.report.figures import Figure
 from probing.report.parts import Check, RunData, RunReport, Section
@@ -20,8 +20,7 @@ from probing.types import Estimate
 
 QUESTION = "Did training displace probability?"
 COURSE = "course.parquet"
-HALVED = math.log(2)
-"""Nats that half the probability is."""
+JUDGED = ("share_displaced", "share_halved", "chosen_change_per_token", "ranking_accuracy_change")
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
@@ -65,12 +64,11 @@ def judge_changes(
         units: group of each of these pairs, [pair]; None where every pair is its own.
         thresholds: see ``checks.judge``.
     """
-    found: dict[str, Estimate] = dict.fromkeys(
-        ("share_displaced", "share_halved", "ranking_accuracy_change"), NO_ESTIMATE
-    )
+    found: dict[str, Estimate] = dict.fromkeys(JUDGED, NO_ESTIMATE)
     if len(scored):
-        halved = scored["displaced"].astype(bool) & (scored["chosen_change"] < -HALVED)
+        halved = find_halved(scored)
         ranked = [scored[f"ranking_correct_{time}"].astype(float) for time in ("before", "after")]
+        found["chosen_change_per_token"] = bootstrap_mean(scored["chosen_change_per_token"], groups=units)
         found["share_displaced"] = estimate_share(scored["displaced"].astype(float), groups=units)
         found["share_halved"] = estimate_share(halved.astype(float), groups=units)
         found["ranking_accuracy_change"] = bootstrap_mean(ranked[1] - ranked[0], groups=units)

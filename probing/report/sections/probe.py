@@ -37,6 +37,7 @@ from probing.report.sections.shared import (
 LABELS = "Do the states tell the labels apart?"
 REAL = "Is the separation real?"
 HELD_OUT, FRESH, SURFACE = "held out", "fresh", "surface"
+BASELINE = "lengths and punctuation"
 LOGISTIC = "logistic"
 PROBES = {"logistic": "logistic regression", "mass_mean": "mass mean", "lda": "linear discriminant analysis"}
 COLUMNS = {
@@ -72,7 +73,7 @@ def describe_probe(run: RunData, thresholds: Thresholds) -> RunReport:
             question=LABELS,
             run=run.label,
             says=[*_say_auroc(run, held), *_say_wrong(rows), *say_rows(run)],
-            figures=[*draw_layers(held, {}, [CHOSEN, SURFACE]), *figures],
+            figures=[*draw_layers(_name_baseline(held), {}, [CHOSEN, BASELINE]), *figures],
             tables=pick_tables(run, "AUROC, ", "By place"),
             rows=None if rows is None else rows.name,
         ),
@@ -123,6 +124,11 @@ def _say_wrong(rows: RowTable | None) -> list[str]:
     wrong = sum(value == "no" for value in known)
     first = " These rows come first." if wrong else ""
     return [f"Logistic regression gives {wrong:,} of {len(known):,} rows the wrong label.{first}"]
+
+
+def _name_baseline(held: pd.DataFrame) -> pd.DataFrame:
+    """The results with the baseline under its name in words, among the places of a figure."""
+    return held.assign(place=held["place"].replace(SURFACE, BASELINE))
 
 
 def _say_surface(held: pd.DataFrame, found: "pd.Series[Any] | None") -> list[str]:

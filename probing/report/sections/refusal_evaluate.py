@@ -54,6 +54,12 @@ TABLES = (
 )
 LEAST_CHANGED = 10
 """Answers that changed, and that did not, below which the bootstrap of a change is too narrow."""
+BAND_CHECKS = {
+    "random": "edit_outside_random",
+    "covariance": "edit_outside_covariance",
+    "labels": "edit_outside_permuted",
+}
+"""The checks against bands of directions that mean nothing, by the beginning of the columns of the band."""
 NOTHING = Estimate(NAN, NAN, NAN, 0)
 COLUMNS = {
     "log_odds_change": "change of the refusal log-odds, nats",
@@ -265,10 +271,10 @@ def _check_bands(run: RunData, section: str, results: pd.DataFrame, thresholds: 
     """How far the refusal log-odds after the edit lie outside of what directions do that mean nothing."""
     row = _pick(results, _aim(run), "refusal_log_odds")
     found = read_estimate(row)
-    bands = [band for band in ("random", "covariance") if band == "random" or say_band(row, band)]
     judged = [
-        judge(f"edit_outside_{band}", run.label, section, measure_outside(found, *read_band(row, band)), thresholds)
-        for band in bands
+        judge(name, run.label, section, measure_outside(found, *read_band(row, band)), thresholds)
+        for band, name in BAND_CHECKS.items()
+        if band == "random" or say_band(row, band)
     ]
     return [prefix(check, f"{_aim(run)} prompts") for check in judged]
 

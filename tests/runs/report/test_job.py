@@ -15,6 +15,7 @@ from probing.runs.capture.config import CaptureConfig
 from probing.runs.displacement.config import DisplacementConfig
 from probing.runs.report.data import label_runs
 from probing.runs.score.config import ScoreConfig
+from probing.store.files import file_sha256
 from probing.store.records import SEAL, seal
 
 PAIRS = 60
@@ -53,11 +54,30 @@ def read_data(page):
 def test_a_displaced_run_fails_the_check_in_words_and_a_healthy_one_does_not(runs, tmp_path, probing):
     status, out, _ = probing("report", runs / "moved", "--check", "--out", tmp_path / "r.html")
     assert status == 1
-    assert re.search(r"WARN +moved share_displaced +ln p\(chosen\) fell while the margin rose in \d", out)
+    told = " ".join(out.split())
+    assert re.search(
+        r"WARN moved ln p\(chosen\) fell while the margin rose in \d.*?WARN above 20 % \(share_displaced\)", told
+    )
     status, out, _ = probing("report", runs / "healthy", "--check", "--out", tmp_path / "r.html")
     assert status == 0
-    assert "WARN  " not in out
+    assert not re.search("^WARN", out, re.MULTILINE)
     assert probing("report", runs / "moved", "--out", tmp_path / "r.html")[0] == 0
+
+
+def test_a_run_whose_chosen_answers_fall_with_their_margin_fails_too(runs, tmp_path, probing):
+    """None of its pairs is displaced, and no accuracy changes."""
+    folder = tmp_path / "ruined"
+    shutil.copytree(runs / "moved", folder)
+    frame = pd.read_parquet(folder / "displacement.parquet")
+    frame["displaced"], frame["ranking_correct_after"] = False, frame["ranking_correct_before"]
+    frame.to_parquet(folder / "displacement.parquet")
+    record = json.loads((folder / "run.json").read_text())
+    record["sha256"]["displacement.parquet"] = file_sha256(folder / "displacement.parquet")
+    record[SEAL] = seal(record)
+    (folder / "run.json").write_text(json.dumps(record))
+    status, out, _ = probing("report", folder, "--check", "--json", "--out", tmp_path / "r.html")
+    warned = {check["name"] for check in json.loads(out)["checks"] if check["state"] == "WARN"}
+    assert (status, warned) == (1, {"chosen_change_per_token"})
 
 
 def test_json_has_the_checks_under_stable_names(runs, tmp_path, probing):
@@ -157,7 +177,7 @@ def test_texts_of_data_that_moved_are_found_by_data_and_else_are_left_out(runs, 
 def test_thresholds_can_be_given_and_checks_left_out(runs, tmp_path, probing):
     given = ("report", runs / "moved", "--check", "--json", "--out", tmp_path / "r.html")
     loose = ("--threshold", "share_displaced=0.99", "--threshold", "share_halved=off")
-    strict = ("--threshold", "ranking_accuracy_change=-1")
+    strict = ("--threshold", "ranking_accuracy_change=-1", "--threshold", "chosen_change_per_token=off")
     status, out, _ = probing(*given, *loose, *strict)
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
     assert status == 0
