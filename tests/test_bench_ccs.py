@@ -72,7 +72,8 @@ def test_a_layer_against_its_plain_form():
         "time of closed forms",
     ]
     for row, most in zip(rows, (bench_ccs_layer.AGREE, bench_ccs_layer.SAME_DIRECTION), strict=True):
-        assert 0 < row["ratio_20"] <= row["ratio_median"] <= row["ratio_80"]
+        # Times of a moment, less others, can be below 0 on a busy machine.
+        assert row["ratio_20"] <= row["ratio_median"] <= row["ratio_80"]
         assert 0 <= row["worst_difference"] <= most
 
 

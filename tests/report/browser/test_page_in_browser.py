@@ -148,6 +148,8 @@ def test_an_opened_row_shows_texts_and_its_tokens_with_their_numbers(visit, repo
         assert token.get_attribute("class").split() == ["token", *([f"{side}-{level}"] if level else [])]
     details = page.locator(f"{OPENED} details").first
     details.locator("summary").click()
+    # The table is made when it is opened, and texts are read without waiting for it.
+    details.locator("tbody tr").nth(2).wait_for()
     cells = details.locator("tbody tr").nth(2).locator("td").all_inner_texts()
     assert float(cells[3]) == pytest.approx(math.exp(tokens.before[37]), rel=0.006)
     assert float(cells[4]) == pytest.approx(math.exp(tokens.after[37]), rel=0.006)
