@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import logging
 import re
 from importlib import resources
 
@@ -15,6 +16,7 @@ GENERATOR = "probing report"
 MOST_BYTES = 8_000_000
 REMARK_BYTES = 4_000
 """Room for the sentences about what was left out, which are written last."""
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 
 
@@ -22,7 +24,8 @@ def write_report(page: Page, most_bytes: int = MOST_BYTES) -> str:
     """The page as an HTML document.
 
     The page is whole without JavaScript but for its rows. Where it would be larger than ``most_bytes``, texts and
-    tokens of rows are left out, those of the rows in the middle first, and the remarks say so.
+    tokens of rows are left out, those of the rows in the middle first, and the remarks say so; so does a warning, which
+    also tells where the page is larger all the same.
 
     Args:
         page: what the page shows.
@@ -40,7 +43,14 @@ def write_report(page: Page, most_bytes: int = MOST_BYTES) -> str:
     fixed = len((begin + page_parts.write_remarks(page.remarks) + end).encode("utf-8")) + REMARK_BYTES
     data, left_out = page_data.embed_rows(page.rows, most_bytes - fixed, most_bytes)
     remarks = page_parts.write_remarks([*page.remarks, *left_out])
-    return f'{begin}{remarks}</main>\n<script type="application/json" id="page-data">{data}</script>\n{end}'
+    written = f'{begin}{remarks}</main>\n<script type="application/json" id="page-data">{data}</script>\n{end}'
+    size = len(written.encode("utf-8"))
+    if size > most_bytes:
+        wanted, needed = f"{most_bytes / 1e6:.3g} MB", f"{size / 1e6:.3g} MB"
+        left_out.append(f"The page has {needed}, more than {wanted}: figures and tables are never left out.")
+    for sentence in left_out:
+        log.warning("%s", sentence)
+    return written
 
 
 def check_names(page: Page) -> None:

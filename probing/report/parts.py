@@ -1,5 +1,6 @@
 """What a report consists of: checks, sections with their figures and tables, and the rows behind the numbers."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,6 +186,7 @@ class RunData:
         groups: value of each row by which its tables are grouped, by id; empty where they are not grouped.
         units: number of the group of each row of its pair table, for intervals; None where texts are not known.
         marks: values that figures mark with a line and what is there, by column.
+        number: which of the runs it is whose labels would give the same name for links, from 1.
     """
 
     label: str
@@ -196,11 +198,29 @@ class RunData:
     groups: Mapping[str, str] = field(default_factory=dict)
     units: Any = None
     marks: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    number: int = 1
 
     @property
     def anchor(self) -> str:
         """The label as a name for links: letters, digits, hyphens."""
-        return re.sub(r"[^0-9A-Za-z]+", "-", self.label).strip("-") or "run"
+        return make_anchor(self.label, self.number)
+
+
+def make_anchor(label: str, number: int = 1) -> str:
+    """A label as a name for links: letters, digits, hyphens, and from 2 on its number."""
+    name = re.sub(r"[^0-9A-Za-z]+", "-", label).strip("-") or "run"
+    return name if number == 1 else f"{name}-{number}"
+
+
+def number_anchors(labels: Sequence[str]) -> list[int]:
+    """A number for each label that makes its name for links another one than those before it."""
+    taken: set[str] = set()
+    numbers = []
+    for label in labels:
+        number = next(number for number in itertools.count(1) if make_anchor(label, number) not in taken)
+        taken.add(make_anchor(label, number))
+        numbers.append(number)
+    return numbers
 
 
 @dataclass(frozen=True)

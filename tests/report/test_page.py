@@ -137,3 +137,12 @@ def test_a_figure_whose_column_is_not_there_is_refused():
     page.sections[0].figures[0]["rows"]["column"] = "nobody"
     with pytest.raises(ValueError, match="refers to rows that are not on the page"):
         write_report(page)
+
+
+def test_a_page_that_stays_larger_than_asked_is_written_and_a_warning_says_so(caplog):
+    assert len(write_report(make_page(), 1_000)) > 1_000
+    assert re.search(r"The page has [\d.]+ MB, more than 0\.001 MB", caplog.text)
+    assert "were left out to keep the page under 0.001 MB" in caplog.text
+    caplog.clear()
+    write_report(make_page())
+    assert caplog.text == ""

@@ -71,7 +71,7 @@ def describe_ccs(run: RunData, thresholds: Thresholds) -> RunReport:
     results = find_file(run, "results.parquet", "subset place probe metric value low high")
     if results is None:
         return describe_missing(run, "truth", TRUTH, "results.parquet")
-    truth, real = name_section(run, "truth"), name_section(run, "truth-controls")
+    truth, real = name_section(run, "truth"), name_section(run, "controls-truth")
     found = pick_row(results, subset=ALL, place=CHOSEN, probe="ccs", metric=ACCURACY)
     rows, figures = _list_pairs(run, truth)
     sections = [

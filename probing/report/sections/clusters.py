@@ -53,7 +53,7 @@ def describe_clusters(run: RunData, thresholds: Thresholds) -> RunReport:
     results = find_file(run, "results.parquet", NEEDED)
     if results is None:
         return describe_missing(run, "labels", LABELS, "results.parquet")
-    labels, real = name_section(run, "labels"), name_section(run, "labels-controls")
+    labels, real = name_section(run, "labels"), name_section(run, "controls-labels")
     models = list(dict.fromkeys(results["model"]))
     rows, figures = _list_rows(run, labels, models)
     drawn = results[(results["set"] == ALL) & results["metric"].isin(DRAWN)]

@@ -61,7 +61,7 @@ def describe_probe(run: RunData, thresholds: Thresholds) -> RunReport:
     results = find_file(run, "results.parquet", "set subset place probe metric value low high")
     if results is None:
         return describe_missing(run, "labels", LABELS, "results.parquet")
-    labels, real = name_section(run, "labels"), name_section(run, "labels-controls")
+    labels, real = name_section(run, "labels"), name_section(run, "controls-labels")
     everything = results[results["subset"] == ALL]
     held = everything[everything["set"] == HELD_OUT]
     found = pick_row(held, place=CHOSEN, probe=LOGISTIC, metric="auroc")

@@ -27,7 +27,11 @@ Thresholds = Mapping[str, float | None]
 
 
 def name_section(run: RunData, what: str) -> str:
-    """Name of a section: what it is about, and the label of its run as a link has it."""
+    """Name of a section: what it is about, and the label of its run as a link has it.
+
+    No two sections may begin with the same word: "labels" and "labels-controls" of the runs "controls-a" and "a" would
+    have one name.
+    """
     return f"{what}-{run.anchor}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
-from probing.report.parts import RunData
+from probing.report.parts import RunData, number_anchors
 from probing.report.sections import DESCRIBERS
 from probing.report.sections.pairs import PAIR_FILES
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
@@ -36,27 +36,31 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for given in folders:
         folder = given.expanduser()
         if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder; give the output folder of a finished run")
-        found += [folder] if _find_record(folder) else _find_within(folder)
-    real = [os.path.realpath(folder) for folder in found]
-    twice = next((folder for folder, path in zip(found, real, strict=True) if real.count(path) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice}: is named twice; a report shows a run once")
+            what = "is no folder" if os.path.lexists(folder) else "no such folder"
+            raise UsageError(f"{folder}: {what}; give the output folder of a finished run")
+        found += [folder] if find_record(folder) else _find_within(folder)
+    first: dict[str, Path] = {}
+    for folder in found:
+        other = first.setdefault(os.path.realpath(folder), folder)
+        if other is not folder:
+            also = "" if other == folder else f", the first time as {other}"
+            raise UsageError(f"{folder}: is named twice{also}; a report shows a run once")
     return found
 
 
-def _find_record(folder: Path) -> str | None:
+def find_record(folder: Path) -> str | None:
+    """Name of the record of the run that a folder holds; None where it holds none."""
     return next((name for name in (RUN_FILE, MANIFEST) if os.path.lexists(folder / name)), None)
 
 
 def _find_within(folder: Path) -> list[Path]:
-    inner = [each for each in sorted(folder.iterdir()) if each.is_dir() and _find_record(each)]
-    records = {each: read_run(each, str(_find_record(each))) for each in inner}
+    inner = [each for each in sorted(folder.iterdir()) if each.is_dir() and find_record(each)]
+    records = {each: read_run(each, str(find_record(each))) for each in inner}
     done = [each for each, record in records.items() if record["status"] == "done" and record["command"] in DESCRIBED]
-    for each, record in records.items():
-        if each not in done:
-            why = "the run in it is not finished" if record["status"] != "done" else "its command has no report"
-            log.warning("%s: %s, and it is left out of the report", each, why)
+    for each in [each for each in inner if each not in done]:
+        unfinished = records[each]["status"] != "done"
+        why = "the run in it is not finished" if unfinished else f"it is of 'probing {records[each]['command']}'"
+        log.warning("%s: %s, and is left out of the report", each, why)
     if not done:
         raise UsageError(
             f"{folder}: holds no finished run (no {RUN_FILE} or {MANIFEST}); give the output folder of a command"
@@ -81,14 +85,15 @@ def read_runs(folders: Sequence[Path]) -> Iterator[RunData]:
         SourceMismatch: a folder holds no run.
         StoreCorrupt: a file is gone or damaged.
     """
-    for folder, label in zip(folders, label_runs(folders), strict=True):
-        record = read_run(folder, str(_find_record(folder)))
+    labels = label_runs(folders)
+    for folder, label, number in zip(folders, labels, number_anchors(labels), strict=True):
+        record = read_run(folder, str(find_record(folder)))
         if record["status"] != "done":
             raise UsageError(f"{folder}: the run in it is not finished; run the same command again, then the report")
         if record["command"] not in DESCRIBED:
             raise UsageError(f"{folder}: no report is made of 'probing {record['command']}'; leave the folder out")
         files = {name: _read_table(folder / name, sha256) for name, sha256 in _list_tables(record).items()}
-        yield RunData(label, record["command"], record, files, _read_summary(folder, record))
+        yield RunData(label, record["command"], record, files, _read_summary(folder, record), number=number)
 
 
 def _list_tables(record: Mapping[str, Any]) -> dict[str, str]:

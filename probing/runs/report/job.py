@@ -4,7 +4,7 @@ from pathlib import Path
 
 from probing.errors import UsageError
 from probing.runs.report.config import ReportConfig
-from probing.runs.report.data import check_comparable, find_runs, read_runs
+from probing.runs.report.data import check_comparable, find_record, find_runs, read_runs
 from probing.runs.report.files import check_target
 from probing.types import Report
 
@@ -20,8 +20,7 @@ def run(config: ReportConfig) -> Report:
     out = Path(config.out).expanduser()
     check_target(out, config.overwrite)
     folders = find_runs(config.folders)
-    inside = next((folder for folder in folders if folder.resolve() == out.resolve().parent), None)
-    if inside is not None:
+    if find_record(out.resolve().parent) is not None:
         raise UsageError(
             f"{out}: would lie in the folder of a run, which holds only what the run wrote; choose another --out"
         )

@@ -5,6 +5,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from probing.errors import StoreCorrupt
 from probing.report.parts import Check, Page, Provenance, RowTable, RunData, RunReport, Section
 from probing.report.sections import DESCRIBERS
 from probing.report.sections.displacement import describe_displacement
@@ -35,6 +36,9 @@ def make_page(
         title: title of the page.
         thresholds: thresholds in place of the usual ones; see ``checks.judge``.
         remarks: what is missing and why.
+
+    Raises:
+        StoreCorrupt: the tables of a run do not hold what this version reads from them; names the run.
     """
     reports = list(_describe(runs, thresholds))
     checks = [check for report in reports for check in report.checks]
@@ -54,17 +58,30 @@ def _describe(runs: Sequence[RunData], thresholds: Mapping[str, float | None]) -
     """What every run says; the pairs of runs on the same data come once, with the first of them."""
     tables: dict[Any, Any] = {}
     for run in runs:
-        if run.command not in PAIR_FILES:
-            yield DESCRIBERS[run.command](run, thresholds)
-            continue
-        data = identify_data(run)
-        known = data in tables
-        if not known:
-            same = [other for other in runs if other.command in PAIR_FILES and identify_data(other) == data]
-            tables[data] = join_pairs(same, "pairs" if not tables else f"pairs-{len(tables) + 1}")
-        report = PAIR_DESCRIBERS[run.command](run, thresholds, tables[data])
-        rows: list[RowTable] = [] if known else [tables[data].table]
-        yield RunReport(report.sections, report.checks, [*rows, *report.rows])
+        try:
+            yield _describe_run(run, runs, thresholds, tables)
+        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+            # Columns differ between versions, and a table that has its hash may still hold anything.
+            raise StoreCorrupt(
+                f"{run.label}: its tables are not as this version writes and reads them ({type(error).__name__}: "
+                f"{error}); leave the folder out, or run its command again"
+            ) from error
+
+
+def _describe_run(
+    run: RunData, runs: Sequence[RunData], thresholds: Mapping[str, float | None], tables: dict[Any, Any]
+) -> RunReport:
+    """What a run says; ``tables`` holds the tables of pairs so far, by the hash of their data."""
+    if run.command not in PAIR_FILES:
+        return DESCRIBERS[run.command](run, thresholds)
+    data = identify_data(run)
+    known = data in tables
+    if not known:
+        same = [other for other in runs if other.command in PAIR_FILES and identify_data(other) == data]
+        tables[data] = join_pairs(same, "pairs" if not tables else f"pairs-{len(tables) + 1}")
+    report = PAIR_DESCRIBERS[run.command](run, thresholds, tables[data])
+    rows: list[RowTable] = [] if known else [tables[data].table]
+    return RunReport(report.sections, report.checks, [*rows, *report.rows])
 
 
 def _order_sections(reports: Sequence[RunReport]) -> list[Section]:

@@ -7,13 +7,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from probing.data.columns import column_values
 from probing.data.pair_units import pair_units
 from probing.data.pairs import content_sha256
 from probing.data.prompts import prompts_from_table
 from probing.errors import DataInvalid, ProbingError, SourceMismatch, UsageError
 from probing.report.parts import RunData
-from probing.report.sections.pairs import PAIR_FILES
+from probing.report.sections.pairs import PAIR_FILES, SCORES
 from probing.runs.ccs.config import FORMS_FILE
 from probing.runs.common.datasets import read_labelled_sources, read_pairs, text_columns
 from probing.runs.common.held import NOT_FILES
@@ -133,8 +136,12 @@ def spell(text: Text) -> str:
 
 
 def _find_marks(run: RunData) -> dict[str, tuple[float, str]]:
-    """Where the filter that a scoring suggests cuts."""
-    if run.command != "score" or BY not in run.files["scores.parquet"]:
+    """Where the filter that a scoring suggests cuts; nothing where a score that it would need is missing."""
+    frame = run.files.get(SCORES)
+    if run.command != "score" or frame is None or not {"id", "status", BY} <= set(frame.columns):
         return {}
-    threshold = find_suggested_threshold(run.files["scores.parquet"])
+    scores = pd.to_numeric(frame.loc[frame["status"] == "ok", BY], errors="coerce")
+    if not np.isfinite(scores.to_numpy(dtype=np.float64, na_value=np.nan)).all():
+        return {}
+    threshold = find_suggested_threshold(frame)
     return {} if threshold is None else {BY: (threshold, f"--drop-highest {SUGGESTED_DROP:g}")}

@@ -1,5 +1,6 @@
 """probing report: reads finished runs of any commands, joins those of the same pairs, judges, and writes one page."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from harness import read_lines, write
 
 from probing.data.bundled import bundled_data
+from probing.report.parts import number_anchors
 from probing.runs import capture, displacement, score
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.displacement.config import DisplacementConfig
@@ -151,7 +153,7 @@ def test_a_folder_of_runs_stands_for_the_finished_ones(runs, tmp_path, probing, 
     (folder / "scores/run.json").write_text(json.dumps(record))
     status, out, _ = probing("report", folder, "--out", tmp_path / "r.html")
     assert status == 0
-    assert "scores: the run in it is not finished, and it is left out of the report" in caplog.text
+    assert "scores: the run in it is not finished, and is left out of the report" in caplog.text
     assert "moved" in out
 
 
@@ -201,9 +203,9 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(runs, tmp_path, prob
         ([], "FOLDERS is required"),
         ([tmp_path / "nowhere"], "no such folder"),
         ([tmp_path / "empty"], "holds no finished run"),
-        ([runs / "pairs.jsonl"], "no such folder"),
+        ([runs / "pairs.jsonl"], "is no folder"),
         ([runs / "moved", runs / "moved"], "is named twice"),
-        ([runs / "moved", runs / "scores" / ".." / "moved"], "is named twice"),
+        ([runs / "moved", runs / "scores" / ".." / "moved"], f"is named twice, the first time as {runs / 'moved'}"),
         ([runs / "moved", runs / "elsewhere"], "on different data"),
         ([runs / "moved", "--threshold", "share_displaced"], "write it as share_displaced=0.2"),
         ([runs / "moved", "--threshold", "share_displaced=much"], "write it as share_displaced=0.2"),
@@ -213,7 +215,8 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(runs, tmp_path, prob
         assert said in refuse(probing, *arguments, "--out", page), said
     assert "is a folder" in refuse(probing, runs / "moved", "--out", tmp_path)
     assert "is no report" in refuse(probing, runs / "moved", "--out", mine)
-    assert "would lie in the folder of a run" in refuse(probing, runs / "moved", "--out", runs / "moved/r.html")
+    for name in ("moved", "scores"):
+        assert "would lie in the folder of a run" in refuse(probing, runs / "moved", "--out", runs / name / "r.html")
     assert "is a device or a pipe" in refuse(probing, runs / "moved", "--out", "/dev/null")
     assert mine.read_text() == "my notes"
     assert not page.exists()
@@ -254,6 +257,48 @@ def test_damaged_unfinished_and_newer_runs_are_refused(runs, tmp_path, probing):
     unknown = damage(runs, tmp_path / "unknown", lambda record: record.update(command="divination"))
     assert "no report is made of 'probing divination'" in refuse(probing, unknown, "--out", page)
     assert not page.exists()
+
+
+def test_folders_whose_names_give_the_same_link_stand_side_by_side(runs, tmp_path, probing):
+    names = ["a b", "a-b", "\u65e5\u672c", "\u4e2d\u6587", "controls-a b"]
+    for name in names:
+        shutil.copytree(runs / "scores", tmp_path / name)
+    page = tmp_path / "r.html"
+    assert probing("report", *(tmp_path / name for name in names), "--out", page)[0] == 0
+    found = re.findall(r'<section [^>]*id="(score-[^"]*)"', page.read_text("utf-8"))
+    assert found == ["score-a-b", "score-a-b-2", "score-run", "score-run-2", "score-controls-a-b"]
+
+
+def test_numbers_of_labels_give_names_that_none_before_has():
+    assert number_anchors(["s", "s!", "s-2", "s 2", "t"]) == [1, 2, 2, 3, 1]
+
+
+def test_tables_without_what_is_read_from_them_are_told_with_their_run(runs, tmp_path, probing):
+    folder = tmp_path / "old"
+    shutil.copytree(runs / "moved", folder)
+    table = folder / "displacement.parquet"
+    pd.read_parquet(table).drop(columns="margin_change").to_parquet(table)
+    record = json.loads((folder / "run.json").read_text())
+    record["sha256"]["displacement.parquet"] = hashlib.sha256(table.read_bytes()).hexdigest()
+    record[SEAL] = seal(record)
+    (folder / "run.json").write_text(json.dumps(record))
+    status, _, err = probing("report", folder, "--out", tmp_path / "r.html")
+    assert status == 1
+    assert "old: its tables are not as this version writes and reads them (KeyError: 'margin_change')" in err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_scoring_without_finite_scores_has_no_suggested_filter(runs, tmp_path, probing):
+    folder = tmp_path / "infinite"
+    shutil.copytree(runs / "scores", folder)
+    table = folder / "scores.parquet"
+    pd.read_parquet(table).assign(ches_normalized=np.inf).to_parquet(table)
+    record = json.loads((folder / "run.json").read_text())
+    record["scores_sha256"] = hashlib.sha256(table.read_bytes()).hexdigest()
+    record[SEAL] = seal(record)
+    (folder / "run.json").write_text(json.dumps(record))
+    assert probing("report", folder, "--out", tmp_path / "r.html")[0] == 0
+    assert "--drop-highest" not in (tmp_path / "r.html").read_text("utf-8")
 
 
 def test_labels_are_as_short_as_tells_runs_apart(tmp_path):
