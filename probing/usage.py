@@ -127,7 +127,7 @@ def describe_type(hint: Any) -> str:
             words.append(f"one of {', '.join(map(str, typing.get_args(kind)))}")
         elif typing.get_origin(kind) is not list:
             words.append(WANTED.get(kind, str(kind)))
-    return " or ".join(words)
+    return " or ".join(words) or "a list"
 
 
 def metavar_of(hint: Any) -> str | None:

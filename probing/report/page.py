@@ -2,8 +2,9 @@
 
 import base64
 import hashlib
-import logging
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 from probing.report import page_data, page_parts
@@ -16,16 +17,27 @@ GENERATOR = "probing report"
 MOST_BYTES = 8_000_000
 REMARK_BYTES = 4_000
 """Room for the sentences about what was left out, which are written last."""
-log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 
 
-def write_report(page: Page, most_bytes: int = MOST_BYTES) -> str:
+@dataclass(frozen=True)
+class Document:
+    """A page as it is written.
+
+    Attributes:
+        text: the page as an HTML document.
+        left_out: what was left out to keep its size, in sentences; or that it is larger all the same.
+    """
+
+    text: str
+    left_out: Sequence[str]
+
+
+def write_report(page: Page, most_bytes: int = MOST_BYTES) -> Document:
     """The page as an HTML document.
 
     The page is whole without JavaScript but for its rows. Where it would be larger than ``most_bytes``, texts and
-    tokens of rows are left out, those of the rows in the middle first, and the remarks say so; so does a warning, which
-    also tells where the page is larger all the same.
+    tokens of rows are left out, those of the rows in the middle first, and the remarks say so.
 
     Args:
         page: what the page shows.
@@ -48,9 +60,7 @@ def write_report(page: Page, most_bytes: int = MOST_BYTES) -> str:
     if size > most_bytes:
         wanted, needed = f"{most_bytes / 1e6:.3g} MB", f"{size / 1e6:.3g} MB"
         left_out.append(f"The page has {needed}, more than {wanted}: figures and tables are never left out.")
-    for sentence in left_out:
-        log.warning("%s", sentence)
-    return written
+    return Document(written, left_out)
 
 
 def check_names(page: Page) -> None:

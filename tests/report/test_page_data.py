@@ -120,7 +120,7 @@ def test_one_text_that_is_too_long_does_not_take_the_others_turn():
 
 def test_the_whole_page_is_under_its_size_and_says_what_is_missing():
     page = Page("t", [], [], [make_rows(400, 200, 10), make_planted_rows()], [], ["A remark." * 2_000])
-    written = write_report(page, most_bytes=300_000)
+    written = write_report(page, most_bytes=300_000).text
     assert 280_000 < len(written.encode("utf-8")) < 300_000
     remarks = written[written.index('id="page-remarks"') :]
     assert remarks.index("A remark.") < remarks.index("rows were left out to keep the page under 0.3 MB")

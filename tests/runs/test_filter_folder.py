@@ -343,8 +343,8 @@ BAD_PLACES = {
     "other dataset": (make_other_dataset, "is a folder, and not one"),
     "broken card": (make_recursive, "is a folder, and not one"),
     "file": (lambda path: path.write_text("x"), "is a file, where a folder"),
-    "link to a folder": (lambda path: path.symlink_to(path.parent), "holds what is being filtered"),
-    "link to a file": (lambda path: path.symlink_to(path.parent / "pairs.jsonl"), "is what is being filtered"),
+    "link to a folder": (lambda path: path.symlink_to(path.parent), "no folder is replaced through it"),
+    "link to a file": (lambda path: path.symlink_to(path.parent / "pairs.jsonl"), "no folder is replaced through it"),
     "pipe": (os.mkfifo, "is a device or a pipe"),
 }
 

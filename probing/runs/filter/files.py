@@ -152,6 +152,8 @@ def _check_folder(config: FilterConfig, out: Path) -> None:
 
     if set(str(out)) & set("*?["):
         raise UsageError(f"{out}: load_dataset takes *, ? and [ in a path for a pattern; choose another --out")
+    if out.is_symlink():
+        raise UsageError(f"{out}: is a link, and no folder is replaced through it; name the folder itself")
     _check_replaceable(config, out)
     if out.is_file():
         raise UsageError(f"{out}: is a file, where a folder would be made; choose another --out")

@@ -34,7 +34,7 @@ class ReportConfig(Options):
     check: bool = option(False, identity=False)
     threshold: str | list[str] | None = option(None, identity=False, repeatable=True)
     title: str | None = option(None, identity=False)
-    most_megabytes: float = option(8.0, identity=False, above=0.2, most=1000)
+    most_megabytes: float = option(8.0, identity=False, above=0.05, most=1000)
     overwrite: bool = False
 
     def __post_init__(self) -> None:

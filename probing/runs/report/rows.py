@@ -53,7 +53,9 @@ def add_texts(run: RunData, folder: Path, data: Sequence[str]) -> tuple[RunData,
         return run, None
     recorded = run.record["config"].get("data")
     reasons = []
-    for source in (recorded, *([list(data)] if data else [])):
+    # Runs of different datasets may each have one among those that are named.
+    named = [list(data), *(data if len(data) > 1 else [])] if data else []
+    for source in (recorded, *named):
         try:
             found = read(source)
         except (ProbingError, OSError) as error:

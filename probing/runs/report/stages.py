@@ -1,6 +1,8 @@
 """``probing report`` after its runs: their texts, the page, the answer."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from probing.report.page import write_report
@@ -12,6 +14,8 @@ from probing.runs.report.rows import add_texts
 from probing.runs.report.tables import list_checks, make_tables, write_text
 from probing.shown import LISTED
 from probing.types import Report
+
+log = logging.getLogger(__name__)
 
 
 def report_on(runs: Sequence[RunData], folders: Sequence[Path], config: ReportConfig, out: Path) -> Report:
@@ -32,11 +36,15 @@ def report_on(runs: Sequence[RunData], folders: Sequence[Path], config: ReportCo
         thresholds=config.thresholds,
         remarks=[reason for _, reason in read if reason is not None],
     )
-    write_page(write_report(page, round(config.most_megabytes * MEGABYTE)), out)
-    counts = count_states(page.checks)
-    facts = {"checks": list_checks(page.checks), "states": counts, "remarks": list(page.remarks), "wrote": [str(out)]}
+    document = write_report(page, round(config.most_megabytes * MEGABYTE))
+    write_page(document.text, out)
+    for sentence in document.left_out:
+        log.warning("%s", sentence)
+    told = replace(page, remarks=[*page.remarks, *document.left_out])
+    counts = count_states(told.checks)
+    facts = {"checks": list_checks(told.checks), "states": counts, "remarks": list(told.remarks), "wrote": [str(out)]}
     failed = config.check and counts["WARN"] > 0
-    return Report(make_tables(page), facts, write_text(page), exit_status=int(failed))
+    return Report(make_tables(told), facts, write_text(told), exit_status=int(failed))
 
 
 def name_runs(labels: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ def browser():
 def report(tmp_path_factory):
     """Address of a page with planted texts."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(write_report(make_page()), encoding="utf-8")
+    path.write_text(write_report(make_page()).text, encoding="utf-8")
     return path.as_uri()
 
 

@@ -43,7 +43,7 @@ def values():
 def few_rows(tmp_path_factory):
     """Address of a page with few rows: rules are tried on every cell of them."""
     path = tmp_path_factory.mktemp("few") / "report.html"
-    path.write_text(write_report(make_page(8)), encoding="utf-8")
+    path.write_text(write_report(make_page(8)).text, encoding="utf-8")
     return path.as_uri()
 
 
@@ -339,7 +339,7 @@ def test_on_paper_nothing_that_is_pressed_is_printed(visit, report):
 
 def test_ten_thousand_pairs_are_small_and_open_fast(visit, tmp_path):
     path = tmp_path / "large.html"
-    path.write_text(write_report(Page("Large", [], [], [make_rows(10_000, 600, 40)], [])), encoding="utf-8")
+    path.write_text(write_report(Page("Large", [], [], [make_rows(10_000, 600, 40)], [])).text, encoding="utf-8")
     assert 7_500_000 < path.stat().st_size < 8_000_000
     opened, searched = [], []
     for _ in range(3):

@@ -166,7 +166,9 @@ def test_texts_of_data_that_moved_are_found_by_data_and_else_are_left_out(runs, 
         assert "moved: the texts of its rows are not shown" in caplog.text
         assert "the texts of its rows are not shown" in (tmp_path / "without.html").read_text("utf-8")
         caplog.clear()
-        assert probing("report", moved, "--data", runs / "gone.jsonl", "--out", tmp_path / "with.html")[0] == 0
+        # One of several datasets that have moved.
+        given = ("--data", runs / "other.jsonl", "--data", runs / "gone.jsonl")
+        assert probing("report", moved, *given, "--out", tmp_path / "with.html")[0] == 0
         assert "not shown" not in caplog.text
     finally:
         (runs / "gone.jsonl").rename(runs / "pairs.jsonl")
@@ -174,6 +176,15 @@ def test_texts_of_data_that_moved_are_found_by_data_and_else_are_left_out(runs, 
     prompt = text if isinstance(text, str) else text[-1]["content"]
     assert prompt in (tmp_path / "with.html").read_text("utf-8")
     assert prompt not in (tmp_path / "without.html").read_text("utf-8")
+
+
+def test_what_was_left_out_to_keep_the_size_is_told_to_programs_too(runs, tmp_path, probing, caplog):
+    status, out, _ = probing("report", runs / "moved", "--most-megabytes", 0.1, "--json", "--out", tmp_path / "r.html")
+    [remark, *_] = json.loads(out)["remarks"]
+    assert status == 0
+    assert "were left out to keep the page under 0.1 MB" in remark
+    assert remark in caplog.text
+    assert (tmp_path / "r.html").stat().st_size < 100_000
 
 
 def test_thresholds_can_be_given_and_checks_left_out(runs, tmp_path, probing):
@@ -210,7 +221,7 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(runs, tmp_path, prob
         ([runs / "moved", "--threshold", "share_displaced"], "write it as share_displaced=0.2"),
         ([runs / "moved", "--threshold", "share_displaced=much"], "write it as share_displaced=0.2"),
         ([runs / "moved", "--threshold", "shares=0.2"], "there is no check 'shares'"),
-        ([runs / "moved", "--most-megabytes", "0"], "must be above 0.2"),
+        ([runs / "moved", "--most-megabytes", "0"], "must be above 0.05"),
     ]:
         assert said in refuse(probing, *arguments, "--out", page), said
     assert "is a folder" in refuse(probing, runs / "moved", "--out", tmp_path)
