@@ -73,7 +73,8 @@ def make_frame(figure: Figure) -> Frame:
         # A turned text ends below its tick, and reaches to the left of it.
         reach = [TURNED * measure(text) - (wide - left) * x.locate(value) for value, text in x.ticks]
         left = max(left, 10 + max(reach, default=0))
-    first, last = (0.5 * measure(text) for _, text in (x.ticks[0], x.ticks[-1])) if x.ticks and not turned else (0, 8)
+    # Half of the text, in the larger letters that a phone has.
+    first, last = (0.6 * measure(text) for _, text in (x.ticks[0], x.ticks[-1])) if x.ticks and not turned else (0, 8)
     left = max(left, first)
     width = wide - left - max(last, 8)
     top = 10 + LINE * (len(wrap_axis_title(figure, "yaxis", wide)) + len(figure["layout"].get("annotations", [])))
