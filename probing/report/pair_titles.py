@@ -39,6 +39,12 @@ TITLES = {
 """What each column holds, by its name in the files."""
 
 
+def mask_one_token(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table without the CHES of pairs that it cannot rank."""
+    short = has_one_token(frame)
+    return frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
+
+
 def has_one_token(frame: pd.DataFrame) -> "pd.Series[bool]":
     """Pairs whose responses are one token each."""
     return (frame["status"] == "ok") & (frame["chosen_tokens"] == 1) & (frame["rejected_tokens"] == 1)

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from probing.report.axes import ROOM
 from probing.report.figures import Figure
 from probing.report.parts import Section
-
-MARGIN = 0.04
-"""Room beyond the largest value, as a share of the range."""
+from probing.report.svg_frame import find_bar_ends
 
 
 def share_axes(sections: Sequence[Section]) -> None:
@@ -41,16 +40,14 @@ def _share(figures: Sequence[Figure], axis: str, values_of: Any) -> None:
         return
     low, high = float(every.min()), float(every.max())
     for layout in layouts:
-        layout["range"] = [low, high] if axis == "xaxis" else [low, high + MARGIN * (high - low)]
+        layout["range"] = [low, high] if axis == "xaxis" else [low, high + ROOM * (high - low)]
 
 
 def _across(figure: Figure) -> Iterable[float]:
     """Ends of bars, and places of points."""
     for trace in figure["data"]:
         if trace["type"] == "bar":
-            half = np.asarray(trace["width"]) / 2
-            yield from np.subtract(trace["x"], half)
-            yield from np.add(trace["x"], half)
+            yield from (end for ends in find_bar_ends(trace) for end in ends)
         elif trace["type"] == "scatter":
             yield from (value for value in trace["x"] if isinstance(value, int | float))
 

@@ -141,14 +141,17 @@ def _fit(axis: Axis, width: float) -> bool:
 
 
 def is_heat(figure: Figure) -> bool:
+    """Whether a figure is a heat map."""
     return any(trace["type"] == "heatmap" for trace in figure["data"])
 
 
 def name_kind(trace: Mapping[str, Any]) -> str:
+    """How a trace is drawn: "band" for an area between two lines, else its type."""
     return "band" if trace.get("fill") == "toself" else str(trace["type"])
 
 
 def wrap_axis_title(figure: Figure, axis: str, width: float) -> list[str]:
+    """The title of an axis in lines of at most this width, at most three of them."""
     text = figure["layout"].get(axis, {}).get("title", {}).get("text", "")
     return textwrap.wrap(to_plain(text), max(10, int(width / LETTER)))[:3]
 
@@ -174,4 +177,5 @@ def quote(text: object) -> str:
 
 
 def draw_text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
+    """A text at a place; ``more`` is written as it is, as further attributes."""
     return f'<text x="{spell(x)}" y="{spell(y)}" text-anchor="{anchor}"{more}>{to_page_text(text)}</text>'

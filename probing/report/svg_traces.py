@@ -162,11 +162,13 @@ def _draw_heat(trace: Mapping[str, Any], frame: Frame, figure: Figure, below: di
 
 
 def find_ends(trace: Mapping[str, Any]) -> tuple[float, float]:
+    """The least and the greatest value of a heat map; 0 where it has none."""
     known = [number for row in trace["z"] for number in map(to_number, row) if not math.isnan(number)]
     return min(known, default=0.0), max(known, default=0.0)
 
 
 def shade(share: float) -> str:
+    """Opacity of a cell whose value lies this far between the least and the greatest, 0 to 1."""
     return f"{0.04 + share * (MOST_OPACITY - 0.04):.2f}"
 
 

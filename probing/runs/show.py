@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.data.pairs import content_sha256
 from probing.errors import UsageError
-from probing.runs.common.datasets import read_pairs
-from probing.runs.common.held import NOT_FILES
-from probing.runs.common.options import MOST_ROWS, Options, PairDataOptions, option
-from probing.runs.common.scored import check_same_pairs, read_pair_table, recorded_reading
+from probing.runs.common.options import MOST_ROWS, Options, option
+from probing.runs.common.scored import read_pair_table, read_scored_pairs
 from probing.runs.displacement.config import PAIRS_FILE
 from probing.runs.score.config import SCORES_FILE
 from probing.shown import to_message
@@ -73,7 +70,7 @@ def run(config: ShowConfig) -> Report:
     if file is None:
         raise UsageError(f"{folder}: holds no finished run of 'probing score' or 'probing displacement'")
     frame, facts = read_pair_table(file)
-    pairs = _read_data(config, facts, folder)
+    _, pairs = read_scored_pairs(config.data or facts.get("config", {}).get("data"), facts, folder)
     by = config.by or next(name for name in (BY[file.name], *frame.select_dtypes("number")) if name in frame)
     chosen = choose_rows(config, frame, by)
     texts = {pair.id: pair for pair in pairs}
@@ -103,19 +100,6 @@ def choose_rows(config: ShowConfig, frame: "pd.DataFrame", by: str) -> "pd.DataF
     lowest = ordered.tail(config.lowest)[::-1] if config.lowest else ordered[:0]
     named = frame[frame["id"].isin(ids)]
     return pd.concat([named, ordered.head(highest), lowest]).drop_duplicates("id")
-
-
-def _read_data(config: ShowConfig, facts: Mapping[str, Any], folder: Path) -> list[PreferencePair]:
-    used = facts.get("config", {})
-    data = config.data or used.get("data")
-    if not data:
-        raise UsageError(f"{folder}: its record names no dataset; name it with --data")
-    if isinstance(data, str) and data in NOT_FILES:
-        raise UsageError(f"{folder}: its rows came from {NOT_FILES[data]}; name a file that holds them with --data")
-    reading = PairDataOptions(data=data, out=folder, **recorded_reading(used))
-    _, pairs = read_pairs(reading)
-    check_same_pairs(content_sha256(pairs), facts, ", ".join(reading.sources), folder)
-    return pairs
 
 
 def _join_texts(values: Mapping[Any, Any], pair: PreferencePair) -> dict[str, Any]:

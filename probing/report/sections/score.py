@@ -7,7 +7,7 @@ import pandas as pd
 
 from probing.report.checks import judge_rows
 from probing.report.figures import Figure
-from probing.report.pair_titles import SCORED, STATE_SUMS, TITLES, has_one_token
+from probing.report.pair_titles import SCORED, TITLES, has_one_token, mask_one_token
 from probing.report.parts import RunData, RunReport, Section
 from probing.report.plots import draw_scores
 from probing.report.sections.pairs import SCORES, JoinedPairs
@@ -20,7 +20,7 @@ def describe_score(run: RunData, thresholds: Mapping[str, float | None], pairs: 
     """Distributions of the scores, with the suggested filter, and what they can and cannot tell."""
     frame = run.files[SCORES]
     short = has_one_token(frame)
-    ranked = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
+    ranked = mask_one_token(frame)
     known = [name for name in SCORED if name in frame and np.isfinite(ranked[name]).any()]
     name = f"score-{run.anchor}"
     section = Section(

@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probing.data.pairs import content_sha256
+from probing.data.tables import Table
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
-from probing.runs.common.options import PairColumnOptions
+from probing.runs.common.datasets import read_pairs
+from probing.runs.common.held import NOT_FILES
+from probing.runs.common.options import PairColumnOptions, PairDataOptions
 from probing.store.manifest import RUN_FILE, read_run
 from probing.store.records import refuse_link
+from probing.types import PreferencePair
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +71,52 @@ def read_pair_table(file: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     return frame, facts
 
 
+def list_hashes(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files of a run by name, as its record holds them."""
+    scores = {"scores.parquet": facts["scores_sha256"]} if "scores_sha256" in facts else {}
+    return {**scores, **facts.get("sha256", {})}
+
+
+def check_readable(data: str | list[str] | None, folder: Path) -> str | list[str]:
+    """The dataset of a run, if its rows can be read once more.
+
+    Args:
+        data: the dataset as the record of the run, or an option, names it.
+        folder: folder of the run, for the message.
+
+    Raises:
+        UsageError: none is named, or its rows came from standard input or from memory.
+    """
+    if not data:
+        raise UsageError(f"{folder}: its record names no dataset; name it with --data")
+    gone = next((name for name in ([data] if isinstance(data, str) else data) if name in NOT_FILES), None)
+    if gone is not None:
+        raise UsageError(f"{folder}: its rows came from {NOT_FILES[gone]}; name a file that holds them with --data")
+    return data
+
+
+def read_scored_pairs(
+    data: str | list[str] | None, facts: Mapping[str, Any], folder: Path
+) -> tuple[Table, list[PreferencePair]]:
+    """The dataset of a run and its pairs, read again as the run read them.
+
+    Args:
+        data: where the dataset lies.
+        facts: record of the run.
+        folder: folder of the run.
+
+    Raises:
+        UsageError: see ``check_readable``.
+        SourceMismatch: these are other pairs.
+    """
+    reading = PairDataOptions(
+        data=check_readable(data, folder), out=folder, **recorded_reading(facts.get("config", {}))
+    )
+    table, pairs = read_pairs(reading)
+    check_same_pairs(content_sha256(pairs), facts, ", ".join(reading.sources), folder)
+    return table, pairs
+
+
 def check_same_pairs(found: str, facts: Mapping[str, Any], data: str, scored: object) -> None:
     """Raise unless the texts agree: ids easily agree by chance (0, 1, 2, ...).
 
@@ -90,8 +141,7 @@ def _check_hash(file: Path, content: bytes, facts: Mapping[str, Any]) -> None:
     """Raise unless the table is the one that the record of its run names; say so where there is none."""
     if facts.get("status") == "running":
         raise UsageError(f"{file.parent}: the run in it is not finished; run the same command again")
-    hashes = {"scores.parquet": facts.get("scores_sha256"), **facts.get("sha256", {})}
-    recorded = hashes.get(file.name)
+    recorded = list_hashes(facts).get(file.name)
     if recorded is None:
         log.warning("%s: no %s beside it tells its hash, so it cannot be checked for damage", file, RUN_FILE)
     elif hashlib.sha256(content).hexdigest() != recorded:

@@ -12,6 +12,7 @@ from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.report.parts import RunData, number_anchors
 from probing.report.sections import DESCRIBERS
 from probing.report.sections.pairs import PAIR_FILES
+from probing.runs.common.scored import list_hashes
 from probing.store.manifest import MANIFEST, RUN_FILE, read_run
 from probing.store.records import SUMMARY, read_summary, refuse_link
 
@@ -98,8 +99,7 @@ def read_runs(folders: Sequence[Path]) -> Iterator[RunData]:
 
 def _list_tables(record: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of the Parquet files of a run, by name."""
-    hashes = dict(record.get("sha256", {}))
-    hashes |= {"scores.parquet": record["scores_sha256"]} if "scores_sha256" in record else {}
+    hashes = list_hashes(record)
     hashes |= {"rows.parquet": record["rows_sha256"]} if record["command"] == "capture" else {}
     return {name: sha256 for name, sha256 in hashes.items() if name.endswith(".parquet")}
 

@@ -12,16 +12,14 @@ import pandas as pd
 
 from probing.data.columns import column_values
 from probing.data.pair_units import pair_units
-from probing.data.pairs import content_sha256
 from probing.data.prompts import prompts_from_table
-from probing.errors import DataInvalid, ProbingError, SourceMismatch, UsageError
+from probing.errors import DataInvalid, ProbingError, SourceMismatch
 from probing.report.parts import RunData
 from probing.report.sections.pairs import PAIR_FILES, SCORES
 from probing.runs.ccs.config import FORMS_FILE
-from probing.runs.common.datasets import read_labelled_sources, read_pairs, text_columns
-from probing.runs.common.held import NOT_FILES
-from probing.runs.common.options import PairDataOptions, TextOptions
-from probing.runs.common.scored import check_same_pairs, recorded_reading
+from probing.runs.common.datasets import read_labelled_sources, text_columns
+from probing.runs.common.options import TextOptions
+from probing.runs.common.scored import check_readable, read_scored_pairs
 from probing.runs.score.tables import BY, SUGGESTED_DROP, find_suggested_threshold
 from probing.types import Text, message_text
 
@@ -79,26 +77,13 @@ def _find_reader(run: RunData, folder: Path) -> Callable[[Any], Texts] | None:
     return None
 
 
-def _check_source(source: Any) -> Any:
-    """Raise unless the rows can be read once more."""
-    names = [source] if isinstance(source, str) else list(source or [])
-    gone = next((name for name in names if name in NOT_FILES), None)
-    if gone is not None or not names:
-        came = NOT_FILES.get(gone or "", "an unknown place")
-        raise UsageError(f"they came from {came}; name a file that holds them with --data")
-    return source
-
-
 def _read_pair_texts(run: RunData, folder: Path, source: Any) -> Texts:
-    used = run.record["config"]
-    reading = PairDataOptions(data=_check_source(source), out=folder, **recorded_reading(used))
-    table, pairs = read_pairs(reading)
-    check_same_pairs(content_sha256(pairs), run.record, ", ".join(reading.sources), folder)
+    table, pairs = read_scored_pairs(source, run.record, folder)
     texts = {
         pair.id: {"prompt": spell(pair.prompt), "chosen": spell(pair.chosen), "rejected": spell(pair.rejected)}
         for pair in pairs
     }
-    column = used.get("group_column")
+    column = run.record["config"].get("group_column")
     values = column_values(table, column) if column else []
     groups = {pair.id: str(value) for pair, value in zip(pairs, values, strict=False)}
     return Texts(texts, groups, pair_units(pairs))
@@ -121,7 +106,9 @@ def _read_prompts(run: RunData, folder: Path, source: Any) -> Texts:
     """Prompts or texts by id, if the part of the dataset is the one that the run read."""
     used = run.record["config"]
     known = {entry.name for entry in fields(TextOptions)} - {"data", "out"}
-    options = TextOptions(data=_check_source(source), out=folder, **{k: v for k, v in used.items() if k in known})
+    options = TextOptions(
+        data=check_readable(source, folder), out=folder, **{k: v for k, v in used.items() if k in known}
+    )
     table = read_labelled_sources(options, options.sources, options.part)
     recorded = run.record["data"]
     if isinstance(recorded, dict) and recorded.get("sha256") not in (None, table.sha256):

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from probing.report.pair_titles import SCORED, STATE_SUMS, TITLES, has_one_token
+from probing.report.pair_titles import SCORED, TITLES, mask_one_token
 from probing.report.plot_page import write_plots
 from probing.report.plots import draw_scores
 from probing.runs.common.about import describe_run
@@ -15,8 +15,7 @@ def write_pages(folder: RunFolder, config: ScoreConfig, frame: pd.DataFrame) -> 
     """Draw the distribution of every column; returns the names of the files."""
     if not (frame["status"] == "ok").any():
         return []
-    short = has_one_token(frame)
-    ranked = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
+    ranked = mask_one_token(frame)
     axes = {name: TITLES[name] for name in SCORED if name in frame}
     threshold = find_suggested_threshold(frame) if BY in axes else None
     marks = {} if threshold is None else {BY: (threshold, f"--drop-highest {SUGGESTED_DROP:g}")}

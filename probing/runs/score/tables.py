@@ -12,7 +12,7 @@ from probing.data.filters import find_threshold, make_keep_mask
 from probing.data.pair_units import pair_units
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
-from probing.report.pair_titles import STATE_SUMS, has_one_token
+from probing.report.pair_titles import has_one_token, mask_one_token
 from probing.report.tables import counts, estimates, extremes, histogram, quantiles
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.score.config import SUGGESTED_DROP
@@ -29,7 +29,7 @@ def score_tables(
 ) -> dict[str, pd.DataFrame]:
     """Tables by title, in the order in which they are shown."""
     short = has_one_token(frame)
-    ranked = frame.assign(**{name: frame[name].mask(short) for name in STATE_SUMS if name in frame})
+    ranked = mask_one_token(frame)
     tables = {"Pairs by status": counts(facts["rows_by_status"], "status")}
     groups = {
         "Quantiles of the scores (higher: the responses look more alike to the model)": SCORE_COLUMNS,
