@@ -14,6 +14,7 @@ from probing.report.figures import Figure
 from probing.report.parts import Check, RunData, RunReport, Section
 from probing.report.plots import draw_changes, draw_course
 from probing.report.sections.pairs import CHANGES, TOKENS, JoinedPairs
+from probing.report.sections.shared import say_estimate
 from probing.report.tables import estimates
 from probing.statistics.bootstrap import bootstrap_mean, estimate_share
 from probing.types import Estimate
@@ -82,7 +83,7 @@ def _say(
     fell = scored["chosen_change"] < 0
     change = measured["change of ln p(chosen)"]
     said = [
-        f"ln p(chosen) changed by {_write(change)} nats in the mean of {change.n:,} pairs; it fell in "
+        f"ln p(chosen) changed by {say_estimate(change, digits=4)} nats in the mean of {change.n:,} pairs; it fell in "
         f"{int(fell.sum()):,} of them, and in {int(scored['displaced'].sum()):,} of these the margin rose all the "
         f"same: these are displaced. A loss that only looks at the margin does not see them.",
         "The numbers say what happened to the log-probability of these responses, not whether sampled answers got "
@@ -100,11 +101,6 @@ def _say(
     else:
         said.append(f"The intervals are over {len(np.unique(units)):,} groups of pairs that share a prompt or a text.")
     return said
-
-
-def _write(estimate: Estimate) -> str:
-    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.4g}, {estimate.high:.4g}]"
-    return f"{estimate.value:.4g}{interval}"
 
 
 def _draw_changes(scored: pd.DataFrame, displaced: Estimate, run: RunData, pairs: JoinedPairs) -> list[Figure]:

@@ -128,16 +128,16 @@ def measure_outside(found: Estimate, low: float, high: float) -> Estimate:
     return subtract(found, high)
 
 
-def say(number: float) -> str:
-    """A number with three digits; a dash where there is none."""
-    return "-" if math.isnan(number) else f"{number:.3g}"
+def say(number: float, digits: int = 3) -> str:
+    """A number with so many digits; a dash where there is none."""
+    return "-" if math.isnan(number) else f"{number:.{digits}g}"
 
 
-def say_estimate(estimate: Estimate) -> str:
+def say_estimate(estimate: Estimate, digits: int = 3) -> str:
     """A number with its interval: "0.82 [0.74, 0.88]"."""
     if math.isnan(estimate.value) or math.isnan(estimate.low):
-        return say(estimate.value)
-    return f"{say(estimate.value)} [{say(estimate.low)}, {say(estimate.high)}]"
+        return say(estimate.value, digits)
+    return f"{say(estimate.value, digits)} [{say(estimate.low, digits)}, {say(estimate.high, digits)}]"
 
 
 def say_band(row: "pd.Series[Any] | None", name: str) -> str:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 
 def read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
+    """The table of a scoring, and the record of its run; empty where there is none beside it.
+
+    Raises:
+        UsageError: there is no such table, or its run is not finished.
+        StoreCorrupt: it is damaged.
+    """
     file = path / SCORES_FILE if path.is_dir() else path
     if file.is_file() and file.name != SCORES_FILE and not _is_parquet(file):
         raise UsageError(f"{file}: is no Parquet file; give the output folder of 'probing score' as --scores")

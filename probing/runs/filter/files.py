@@ -179,6 +179,7 @@ def _check_replaceable(config: FilterConfig, target: Path) -> None:
 
 
 def choose_format(config: FilterConfig, table: Table, in_folder: bool) -> Format:
+    """The format to write: that of --format, of the name of the output, or of the data."""
     if in_folder:
         # A folder with a saved dataset in it cannot be read by load_dataset.
         return config.format or ("parquet" if table.format == "datasets" else table.format)
