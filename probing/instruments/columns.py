@@ -19,6 +19,8 @@ LIKELIHOOD_COLUMNS = (
     "rejected_rank_surprisal",
 )
 RATE_COLUMNS = ("displacement_rate", "displacement_rate_exact")
+INFLUENCE_COLUMNS = ("influence", "joint_rate", "joint_rejected_rate", "pilot_change", "pilot_rejected_change")
+"""What training on all pairs does, to a target and to each pair; see ``instruments/influence.py``. Keep the highest."""
 REF_LOGPS = {"ref_chosen_logps": "chosen_logprob", "ref_rejected_logps": "rejected_logprob"}
 """Columns in which TRL's DPOTrainer keeps the log-probabilities of its reference model, and ours that hold the same."""
 COLUMNS = ("id", "status", *TOKEN_COLUMNS, *SCORE_COLUMNS)

@@ -1,5 +1,6 @@
 """How training on a preference pair moves the probability of its chosen response, and where it goes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,24 +62,71 @@ def free_feature_rate(
 
     Source: Razin et al. 2024, arXiv 2410.08847, Theorems 4 and 6.
     """
-    states = torch.cat([chosen_states, rejected_states])
-    ids, chosen = torch.cat([chosen_ids, rejected_ids]).to(states.device), len(chosen_ids)
-    exact = torch.promote_types(states.dtype, torch.float32)
+    products = free_feature_products(
+        [chosen_states, rejected_states], [chosen_ids, rejected_ids], head, logsumexp, against=1
+    )
+    return products.gram[0, 0] - products.gram[0, 1]
+
+
+class FreeFeatureProducts(NamedTuple):
+    """Inner products of the gradients of several responses' ``ln p``, over head and states as free parameters.
+
+    Attributes:
+        gram: ``<grad ln p(y_a), grad ln p(y_b)>``, [against response], in float64.
+        pulls: ``sum_k <r_a,k, r_t> <h_a,k, h_t>`` of every token t of all responses, one response after the other,
+            [against token], in float64: the part of the product that the token contributes through the head. It leaves
+            out what the responses share in states, so that ``pulls`` of response b sum to ``gram[a, b]`` only where
+            both share no state. Source: the token scores of NTHR, arXiv 2505.18830.
+    """
+
+    gram: Tensor
+    pulls: Tensor
+
+
+def free_feature_products(
+    states: Sequence[Float[Tensor, "_ width"]],
+    ids: Sequence[Int[Tensor, " _"]],
+    head: Unembedding,
+    logsumexp: Float[Tensor, " state"] | None = None,
+    against: int | None = None,
+) -> FreeFeatureProducts:
+    """Products of the gradients of the first responses to a prompt with those of all; see ``free_feature_rate``.
+
+    Args:
+        states: the states that predict the tokens of each response to the same prompt, after the final norm.
+        ids: ids of the tokens of each response.
+        head: the output head.
+        logsumexp: ln of the sum of exp(logit) at each state, response after response; computed where it is not given.
+        against: the number of responses, from the first, whose products with all responses are wanted; all by default.
+
+    Returns:
+        Products on the device of the states.
+    """
+    lengths = [len(row) for row in ids]
+    count = len(lengths) if against is None else against
+    together, tokens = torch.cat(list(states)), torch.cat(list(ids))
+    tokens, rows = tokens.to(together.device), sum(lengths[:count])
+    exact = torch.promote_types(together.dtype, torch.float32)
     total = logsumexp
     if total is None:
-        total = torch.cat([logits.logsumexp(dim=1) for _, logits in logit_chunks(states, head)])
-    products = torch.zeros((chosen, len(ids)), dtype=torch.float64, device=states.device)
-    pulls = torch.zeros(states.shape, dtype=torch.float64, device=states.device)
+        total = torch.cat([logits.logsumexp(dim=1) for _, logits in logit_chunks(together, head)])
+    products = torch.zeros((rows, len(tokens)), dtype=torch.float64, device=together.device)
+    backward = torch.zeros(together.shape, dtype=torch.float64, device=together.device)
     for start in range(0, len(head.weight), VOCABULARY_SLICE):
         columns = slice(start, min(start + VOCABULARY_SLICE, len(head.weight)))
-        residuals = _residuals(states, ids, total, head, columns)
-        products += (residuals[:chosen] @ residuals.T).double()
-        pulls += _pulls(residuals, head.weight[columns]).double()
-    wide = states.to(exact).double()
-    weighted = products * (wide[:chosen] @ wide.T)
-    own, other = weighted[:, :chosen].sum() + pulls[:chosen].square().sum(), weighted[:, chosen:].sum()
-    shared = count_shared_states(chosen_ids, rejected_ids)
-    return own - other - (pulls[:shared] * pulls[chosen : chosen + shared]).sum()
+        residuals = _residuals(together, tokens, total, head, columns)
+        products += (residuals[:rows] @ residuals.T).double()
+        backward += _multiply_by_head(residuals, head.weight[columns]).double()
+    wide = together.to(exact).double()
+    weighted = products * (wide[:rows] @ wide.T)
+    pulls = torch.stack([part.sum(dim=0) for part in weighted.split(lengths[:count])])
+    gram = torch.stack([part.sum(dim=1) for part in pulls.split(lengths, dim=1)], dim=1)
+    parts = backward.split(lengths)
+    for one in range(count):
+        for other in range(len(lengths)):
+            shared = lengths[one] if one == other else count_shared_states(ids[one], ids[other])
+            gram[one, other] += (parts[one][:shared] * parts[other][:shared]).sum()
+    return FreeFeatureProducts(gram, pulls)
 
 
 def count_shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:
@@ -101,7 +149,7 @@ def _residuals(states: Tensor, ids: Tensor, total: Tensor, head: Unembedding, co
     return residuals * slope
 
 
-def _pulls(residuals: Tensor, weight: Tensor) -> Tensor:
+def _multiply_by_head(residuals: Tensor, weight: Tensor) -> Tensor:
     """``residuals @ weight`` with sums in the residuals' dtype; on a card by half-precision products."""
     if residuals.is_cuda and residuals.dtype == torch.float32 and weight.dtype == torch.bfloat16 and can_sum_wide():
         return product_by_terms(residuals, weight)

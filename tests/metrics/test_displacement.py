@@ -168,7 +168,7 @@ def test_states_in_half_precision_against_float64(generator, monkeypatch, by_ter
     weight, sides, ids = half_precision_case(generator)
     exact = float(free_feature_rate(*(side.double() for side in sides), *ids, Unembedding(weight.double())))
     if by_terms:
-        monkeypatch.setattr(displacement, "_pulls", displacement.product_by_terms)
+        monkeypatch.setattr(displacement, "_multiply_by_head", displacement.product_by_terms)
     assert float(free_feature_rate(*sides, *ids, Unembedding(weight))) == pytest.approx(exact, rel=1e-6)
     wide = float(free_feature_rate(*(side.float() for side in sides), *ids, Unembedding(weight)))
     assert wide == pytest.approx(exact, rel=1e-6)

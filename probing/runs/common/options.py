@@ -18,7 +18,7 @@ from probing.data.portions import Part
 from probing.errors import UsageError
 from probing.statistics.folds import LEAST_FOLDS
 from probing.store.files import check_output_name
-from probing.types import SHORT_DTYPES, Over
+from probing.types import SHORT_DTYPES, LossName, Over
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 MOST_TOKENS = 10**8
@@ -287,6 +287,18 @@ class PairOptions(PairDataOptions, ResponseOptions, RunOptions):
     max_length: int | None = option(None, least=2, most=MOST_TOKENS)
     rate_parameters: str = option("all", form=r"all|head|last:[1-9]\d{0,3}")
     shard_pairs: int = option(512, least=1, most=MOST_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(Options):
+    """The loss of the preference training that rates and influences are about.
+
+    Args:
+        loss: loss of the training; "margin" stands for any loss of the margin of the two log-probabilities, per unit
+            of its slope.
+    """
+
+    loss: LossName = "margin"
 
 
 @dataclass(frozen=True, kw_only=True)
