@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from probing.data.lazy import make_in_blocks
 from probing.data.tables import Row, Table
 from probing.data.writing import write_rows
-from probing.errors import SourceMismatch
+from probing.errors import SourceMismatch, UsageError
 from probing.instruments.columns import TOKEN_COLUMNS
 from probing.instruments.filtering import SIDE_PREFIX, find_places, list_score_columns
 from probing.runs.filter.data import Scores
@@ -90,8 +90,11 @@ def join_scores(ids: Sequence[str], runs: Sequence[Scores]) -> JoinedScores:
 
     Raises:
         SourceMismatch: ids are not the same ones; names the run.
+        UsageError: the first table does not say how many tokens the pairs have.
     """
     first, *others = [_order_rows(ids, run) for run in runs]
+    if not set(TOKEN_COLUMNS) <= set(first.columns):
+        raise UsageError(f"{runs[0].path}: has no {', '.join(TOKEN_COLUMNS)}; name first a table that has them")
     frame = first[["id", "status", *TOKEN_COLUMNS, *list_score_columns(first)]].copy()
     sources, notes = dict.fromkeys(list_score_columns(first), str(runs[0].path)), []
     for run, other in zip(runs[1:], others, strict=True):

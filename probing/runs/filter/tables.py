@@ -23,6 +23,7 @@ from probing.shown import count_of
 from probing.statistics.intervals import FEW
 from probing.types import Report
 
+LEFT_OUT = "Left out of the comparison"
 LENGTH_RULE = 0.8
 """Rank correlation with the number of tokens from which on a rule is said to do little else than to sort by length."""
 
@@ -89,17 +90,13 @@ def _make_notes(
     said = []
     good, short = int((frame["status"] == "ok").sum()), 0
     if good < len(frame):
-        said.append(
-            f"{count_of(len(frame) - good, 'pair')} without a score in every run are left out of the comparison"
-        )
+        said.append(f"{LEFT_OUT}, since a run gives them no score: {count_of(len(frame) - good, 'pair')}")
     if ranks_state_sums(compared.rules):
         short = int(has_one_token(frame).sum())
         said += [note_one_token(short, "left out of the comparison")] if short else []
     missing = good - short - len(compared.pairs)
     if missing:
-        said.append(
-            f"{count_of(missing, 'pair')} without a number in a column of a rule are left out of the comparison"
-        )
+        said.append(f"{LEFT_OUT}, since a column of a rule has no number for them: {count_of(missing, 'pair')}")
     if len(np.unique(units)) < FEW:
         said.append(f"There are fewer than {FEW} pairs or groups of pairs: correlations have no interval")
     by_length = lengths[lengths["Spearman with tokens"].abs() >= LENGTH_RULE]["rule"]
