@@ -67,7 +67,7 @@ def make_comparison(
     correlations, chance = correlate_rules(compared, units), f"{kept / count:.2g}"
     lengths = measure_lengths(compared, correlations)
     about_rules = f"each keeping {kept} of {count_of(count, 'pair')}; Spearman is 1 where the longest are kept first"
-    about_both = f"which would have a share of {chance} of what they keep in common by chance"
+    about_both = f"where chance would give a share of {chance}"
     tables = {
         "Pairs by status": counts(Counter(map(str, joined.frame["status"])), "status"),
         f"Rules, {about_rules}, with {over}": lengths,
