@@ -266,6 +266,14 @@ def test_runs_over_other_pairs_are_refused(runs, tmp_path):
         compare(runs, "moved", tmp_path / "bare.parquet")
 
 
+def test_the_data_are_read_as_the_first_run_with_a_record_read_them(runs, tmp_path):
+    config = score.ScoreConfig(model="bundled", data=str(runs / "pairs.jsonl"), limit=20, out=tmp_path / "scores")
+    score.run(config)
+    shutil.copy(tmp_path / "scores" / "scores.parquet", tmp_path / "bare.parquet")
+    found = compare(runs, tmp_path / "bare.parquet", tmp_path / "scores", compare="ches,edit_similarity")
+    assert found.facts["compared"] == 20
+
+
 def test_a_table_without_lengths_is_refused(runs, tmp_path):
     table_of(runs, "scores")[["id", "status", "ches", "edit_similarity"]].to_parquet(tmp_path / "mine.parquet")
     with pytest.raises(UsageError, match=r"mine\.parquet: has no prompt_tokens, .*; name first a table that has them"):
@@ -311,6 +319,18 @@ def test_options_that_contradict_each_other(probing, runs, case):
     assert errors.startswith("probing filter: ")
     assert message in errors
     assert errors.count("\n") == 1
+
+
+def test_runs_may_stand_in_a_file_of_options(probing, runs, tmp_path):
+    written = f"data: {runs / 'pairs.jsonl'}\nscores: ['{runs / 'scores'}', '{runs / 'moved'}']\nkeep: 0.5\n"
+    (tmp_path / "options.yaml").write_text(written, encoding="utf-8")
+    given = ["filter", "--config", tmp_path / "options.yaml", "--compare", "ches,margin_change"]
+    status, shown, errors = probing(*given, "--print-config=skip_default")
+    assert (status, errors) == (0, "")
+    (tmp_path / "again.yaml").write_text(shown, encoding="utf-8")
+    answers = [probing(*given), probing("filter", "--config", tmp_path / "again.yaml")]
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 0
 
 
 def test_the_command_prints_tables_and_json(probing, runs):

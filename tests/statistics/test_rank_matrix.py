@@ -20,7 +20,8 @@ def columns_of(rows, count=3, values=1000, seed=0):
 
 @pytest.mark.parametrize("values", [1000, 1], ids=["few ties", "many ties"])
 def test_every_two_columns_are_as_they_are_by_themselves(values):
-    columns, groups = columns_of(60, values=values), np.arange(60) // 2
+    # Groups of different sizes, so that replicates have different numbers of rows.
+    columns, groups = columns_of(60, values=values), np.minimum(np.arange(60) // 2, 22)
     found = bootstrap_spearman_matrix(columns, groups, resamples=300)
     for one in range(3):
         for other in range(3):

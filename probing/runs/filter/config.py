@@ -42,7 +42,7 @@ class FilterConfig(PairDataOptions, PlotOptions):
 
     # A path forgets whether it ends in a slash.
     out: str | Path | None = option(None, identity=False)  # type: ignore[assignment]
-    scores: Path | list[Path] = option(repeatable=True)
+    scores: str | list[str] | Path = option(repeatable=True)
     by: str | None = None
     keep_lowest: float | None = None
     drop_highest: float | None = None

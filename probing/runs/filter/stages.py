@@ -56,7 +56,9 @@ def compare_on_rows(config: FilterConfig, rules: str, runs: Sequence[Scores]) ->
         rules: the rules, as they were written.
         runs: the scores.
     """
-    table, pairs = read_pairs(as_scored(config, runs[0].used))
+    # A bare table does not say how the data were read.
+    used = next((run.used for run in runs if run.used), {})
+    table, pairs = read_pairs(as_scored(config, used))
     sha256 = content_sha256(pairs)
     for run in runs:
         check_same_pairs(sha256, run.facts, ", ".join(config.sources), run.path)
