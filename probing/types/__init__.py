@@ -1,12 +1,12 @@
 """The values that travel between floors: frozen, and checked when made."""
 
 from probing.types.directions import Direction, Directions
+from probing.types.losses import LOSSES, LossName, check_label_smoothing, find_loss
 from probing.types.results import Estimate, Report, Source
 from probing.types.rows import (
     ContrastPair,
     Format,
     LabelledPrompt,
-    LossName,
     Message,
     PreferencePair,
     Text,
@@ -41,6 +41,7 @@ from probing.types.status import (
 __all__ = [
     "DTYPE_NAMES",
     "LABEL_STATUSES",
+    "LOSSES",
     "OVERS",
     "PAIR_STATUSES",
     "PLACE_KINDS",
@@ -71,6 +72,8 @@ __all__ = [
     "Status",
     "Text",
     "TokenActivations",
+    "check_label_smoothing",
     "check_message",
+    "find_loss",
     "message_text",
 ]
