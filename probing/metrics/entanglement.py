@@ -91,8 +91,8 @@ def least_sft_weight(
 ) -> Float[Tensor, " pair"]:
     """Least weight of the chosen response's mean negative log-likelihood that keeps ``ln p(y+)`` from falling.
 
-    With the term of weight ``alpha`` the weights move along ``(d_w + alpha / n) s_w - d_l s_l``. For DPO the least weight
-    is ``(n beta / 2) (<s_w, s_l> / |s_w|^2 - 1)``, at least 0.
+    With the term of weight ``alpha`` the weights move along ``(d_w + alpha / n) s_w - d_l s_l``. For DPO the least
+    weight is ``(n beta / 2) (<s_w, s_l> / |s_w|^2 - 1)``, at least 0.
 
     Args:
         products: products of the gradients.
