@@ -309,8 +309,10 @@ def count_run_tokens(pairs: Sequence[TokenizedPair]) -> int:
     return sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in pairs)
 
 
-def _dtype(name: str) -> str:
-    return "object" if name in GROUPS else "boolean" if name == "ranking_correct" else "float64"
+def _dtype(name: str) -> str | None:
+    if name in GROUPS:
+        return None
+    return "boolean" if name == "ranking_correct" else "float64"
 
 
 def as_frame(
@@ -324,7 +326,7 @@ def as_frame(
     Args:
         pairs: all pairs, in order.
         problems: problems of some of the pairs, by id.
-        columns: pandas dtypes of the columns, by name, in order; facts of a pair may be among them.
+        columns: pandas dtypes of the columns, by name, in order, None for words; facts of a pair may be among them.
         values: values of the other pairs, by id and column.
     """
     facts = [
@@ -334,7 +336,8 @@ def as_frame(
     frame = pd.DataFrame(facts, columns=["id", "status", *TOKEN_COLUMNS])
     for name, dtype in columns.items():
         if name not in frame.columns:
-            frame[name] = pd.array([values[id][name] if id in values else None for id in frame["id"]], dtype=dtype)
+            column = [values[id][name] if id in values else None for id in frame["id"]]
+            frame[name] = column if dtype is None else pd.array(column, dtype=dtype)
     return frame
 
 
