@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from probing.data.filters import check_rule, find_threshold
 from probing.data.pairs import pick_pairs
-from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import KEEP_HIGHEST, KEEP_LOWEST, SCORE_COLUMNS
 from probing.report.filter_card import FilterCard
 from probing.report.plot_page import make_plots
 from probing.report.plots import draw_filter
@@ -85,7 +85,9 @@ def _choose_examples(values: NDArray[np.float64], kept: NDArray[np.bool_], rule:
 def _tell_meaning(by: str) -> str:
     if by in SCORE_COLUMNS:
         return "Higher means that the two responses are more alike to the model."
-    return "Lower means that the chosen response is expected to lose more." if by in RATE_COLUMNS else ""
+    if by in KEEP_LOWEST:
+        return "Higher means that the chosen response is expected to lose more."
+    return "Lower means that the chosen response is expected to lose more." if by in KEEP_HIGHEST else ""
 
 
 def draw_page(
