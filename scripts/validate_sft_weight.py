@@ -3,9 +3,9 @@
     python scripts/validate_sft_weight.py --out DIR [--seeds N] [--quick]
 
 DPO with beta .1 and alpha times the mean negative log-likelihood of the chosen tokens, in float32, at a constant
-learning rate. Alpha is 0, .5, 1 and 2 times the weight that covers, by ``least_sft_weight_exact``, 95 % of the pairs that
-would fall without the term: of all bundled pairs only 3 % would. The share of pairs whose ln p(chosen) fell stands beside
-the share that the weights foretell.
+learning rate. Alpha is 0, .5, 1 and 2 times the weight that covers, by ``least_sft_weight_exact``, 95 % of the pairs
+that would fall without the term: of all bundled pairs only 3 % would. The share of pairs whose ln p(chosen) fell stands
+beside the share that the weights foretell.
 
 * alone: plain gradient descent on one pair at a time, one step and five; on every pair that would fall without the
   term, and on some of each kind.
@@ -218,9 +218,9 @@ def main() -> None:
     covering = [cover_falling(each) for each in (bench.alone, bench.in_batches)]
     falling = float((bench.scores["displacement_rate_exact"] < 0).mean())
     print(
-        f"{len(bench.pairs)} pairs, of which {falling:.1%} would fall. Of all pairs {find_covering(bench.alone):g} covers"
+        f"{len(bench.pairs)} pairs, of which {falling:.1%} would fall; 95 % of all: alpha {find_covering(bench.alone):g};"
     )
-    print(f"95 %; of those that would fall alpha = {covering[0]:g} alone and {covering[1]:g} in batches.")
+    print(f"95 % of those that would fall: alpha {covering[0]:g} alone, {covering[1]:g} in batches")
     results: dict[str, Any] = {"versions": versions(), "covering": covering, "falling": falling}
     results["weights"] = {name: float(np.round(value, 6)) for name, value in bench.alone.items()}
     results["alone"] = train_alone(bench, 1 if options.quick else PAIRS_PER_KIND)
