@@ -217,9 +217,8 @@ def main() -> None:
     bench = Bench(every=5 if options.quick else 1)
     covering = [cover_falling(each) for each in (bench.alone, bench.in_batches)]
     falling = float((bench.scores["displacement_rate_exact"] < 0).mean())
-    print(
-        f"{len(bench.pairs)} pairs, of which {falling:.1%} would fall; 95 % of all: alpha {find_covering(bench.alone):g};"
-    )
+    of_all = find_covering(bench.alone)
+    print(f"{len(bench.pairs)} pairs, of which {falling:.1%} would fall; 95 % of all: alpha {of_all:g};")
     print(f"95 % of those that would fall: alpha {covering[0]:g} alone, {covering[1]:g} in batches")
     results: dict[str, Any] = {"versions": versions(), "covering": covering, "falling": falling}
     results["weights"] = {name: float(np.round(value, 6)) for name, value in bench.alone.items()}
