@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probing.report.figures import Figure, make_figure, make_interval_bars
+from probing.report.figures import Figure, make_figure
 from probing.report.tables import quantiles
 from probing.statistics.bootstrap import estimate_share
 
@@ -54,7 +54,7 @@ def count_regimes(frame: pd.DataFrame, groups: NDArray[np.int64] | None) -> pd.D
 
 
 def draw_regimes(shares: pd.DataFrame, loss: str) -> list[Figure]:
-    """Bars of the shares of the regimes with their intervals, a figure for each column of ``count_regimes``."""
+    """Bars of the shares of the regimes, a figure for each column of ``count_regimes``; intervals when pointed at."""
     figures = []
     for column, own in shares.groupby("score", sort=False):
         traces = [
@@ -66,12 +66,11 @@ def draw_regimes(shares: pd.DataFrame, loss: str) -> list[Figure]:
                 "width": [0.7],
                 "text": [f"{row['regime']}: {row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"],
                 "marker": {"color": _COLORS[row["regime"]]},
-                "error_y": make_interval_bars([row["share"]], [row["low"]], [row["high"]]),
             }
             for at, row in enumerate(own.to_dict("records"))
         ]
         title = f"Share of each {column} over {own['pairs'].sum():,} pairs{f' ({loss})' if loss else ''}"
-        figure = make_figure(traces, title, "regime", "share of the pairs, with 95 % interval")
+        figure = make_figure(traces, title, "regime", "share of the pairs")
         figure["layout"]["xaxis"] |= {"tickvals": list(range(len(own))), "ticktext": own["regime"].tolist()}
         figures.append(figure)
     return figures
@@ -122,7 +121,7 @@ def tell_sft_weights(frame: pd.DataFrame, loss: str) -> list[str]:
         alone, together = (find_covering(each) for each in (frame[column], _in_batches(frame, column, mean)))
         unit = " times the slope of the loss (beta / 2 of DPO)" if loss.partition(",")[0] in ("", "margin") else ""
         said.append(
-            f"{column}: alpha = {alone:g}{unit} covers {COVERED:.0%} of pairs, each alone; alpha = {together:g}{unit} "
+            f"{column}: alpha = {alone:g}{unit} covers {100 * COVERED:g} % of pairs, each alone; alpha = {together:g}{unit} "
             f"in batches whose chosen responses have {mean:.1f} tokens in the mean. This is a first-order statement of "
             f"plain gradient descent; docs/displacement.md says how far it can be trusted."
         )

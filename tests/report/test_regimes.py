@@ -68,7 +68,7 @@ def test_in_batches_a_short_response_needs_more():
     assert table.loc["least_sft_weight", "100%"] == 0.8
     assert table.loc["least_sft_weight, in batches of mean length 10.0", "100%"] == pytest.approx(1.6)
     [told] = tell_sft_weights(frame, "dpo, beta 0.1")
-    assert told.startswith("least_sft_weight: alpha = 0.8 covers 95% of pairs, each alone; alpha = 1.6 in batches")
+    assert told.startswith("least_sft_weight: alpha = 0.8 covers 95 % of pairs, each alone; alpha = 1.6 in batches")
     assert "first-order statement of plain gradient descent" in told
     for loss in ("", "margin, SFT weight 0.2"):
         assert "alpha = 0.8 times the slope of the loss (beta / 2 of DPO) covers" in tell_sft_weights(frame, loss)[0]
