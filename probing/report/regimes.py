@@ -122,8 +122,8 @@ def tell_sft_weights(frame: pd.DataFrame, loss: str) -> list[str]:
         unit = " times the slope of the loss (beta / 2 of DPO)" if loss.partition(",")[0] in ("", "margin") else ""
         said.append(
             f"{column}: alpha = {alone:g}{unit} covers {100 * COVERED:g} % of pairs, each alone; alpha = "
-            f"{together:g}{unit} in batches whose chosen responses have {mean:.1f} tokens in the mean. This is a first-order statement of "
-            f"plain gradient descent; docs/displacement.md says how far it can be trusted."
+            f"{together:g}{unit} in batches whose chosen responses have {mean:.1f} tokens in the mean. This is a "
+            f"first-order statement of plain gradient descent; docs/displacement.md says how far it can be trusted."
         )
     return said
 
