@@ -42,6 +42,7 @@ from probing.metrics.clusters import silhouette as silhouette
 from probing.metrics.clusters import xie_beni as xie_beni
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio as dataset_rank_surprisal_ratio
 from probing.metrics.likelihood import rank_surprisal_ratio as rank_surprisal_ratio
+from probing.metrics.preference_losses import PreferenceLoss as PreferenceLoss
 from probing.metrics.ranking import RankingAccuracy as RankingAccuracy
 from probing.metrics.ranking import idealized_ranking_accuracy as idealized_ranking_accuracy
 from probing.metrics.ranking import ranking_accuracy as ranking_accuracy

@@ -25,10 +25,18 @@ NAMES = {
         "quantiles_of_displacement_rates": (
             "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
         ),
+        "quantiles_of_entanglement": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
+        "regimes": "score regime pairs share low high",
+        "least_weight_of_an_sft_term": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
         "ranking": "measure value low high pairs",
         "histogram_of_ches_normalized": "from to pairs bar",
         "most_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
         "least_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
+        "notes": "note",
     },
     "filter": {
         "pairs": "status kept dropped",
@@ -39,7 +47,8 @@ NAMES = {
             "id status prompt_tokens chosen_tokens rejected_tokens ches ches_normalized "
             "last_state_similarity edit_similarity chosen_logprob rejected_logprob chosen_logprob_per_token "
             "rejected_logprob_per_token ranking_correct ranking_difficulty chosen_mean_rank "
-            "rejected_mean_rank chosen_rank_surprisal rejected_rank_surprisal displacement_rate row"
+            "rejected_mean_rank chosen_rank_surprisal rejected_rank_surprisal displacement_rate "
+            "rejected_rate entanglement gradient_ratio least_sft_weight regime row"
         ),
     },
     "displacement": {
@@ -254,7 +263,7 @@ def options(command, inputs, out):
     pairs, prompts, fresh = (inputs / f"{name}.jsonl" for name in ("pairs", "prompts", "fresh"))
     model = ["--model", "bundled", "--out", out / command]
     given = {
-        "score": [*model, "--data", pairs, "--columns", "all,displacement_rate"],
+        "score": [*model, "--data", pairs, "--columns", "all,regime"],
         "filter": f"--data {pairs} --scores {out / 'score'} --by ches_normalized --keep-lowest 0.5".split(),
         "show": [out / "score", "--lowest", "2"],
         "displacement": f"--reference bundled --steps {inputs / 'steps'} --data {pairs} --out {out / 'moved'}".split(),

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probing.data.filters import make_keep_mask
 from probing.errors import UsageError
-from probing.instruments.columns import INFLUENCE_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import KEEP_HIGHEST, KEEP_LOWEST
 from probing.instruments.filtering import list_score_columns
 from probing.report.pair_titles import STATE_SUMS, mask_one_token
 from probing.statistics.rank_matrix import SpearmanMatrix, bootstrap_spearman_matrix
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Keeps = Literal["lowest", "highest", "smallest", "largest"]
 """Which end of a column is kept: of its values, or ("smallest", "largest") of their absolute values."""
 USUAL_ENDS: Mapping[str, Keeps] = {
-    **dict.fromkeys(SCORE_COLUMNS, "lowest"),
-    **dict.fromkeys((*RATE_COLUMNS, *INFLUENCE_COLUMNS), "highest"),
+    **dict.fromkeys(KEEP_LOWEST, "lowest"),
+    **dict.fromkeys(KEEP_HIGHEST, "highest"),
     "margin_change": "lowest",
     "margin_before": "largest",
     "ranking_difficulty": "largest",

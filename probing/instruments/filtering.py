@@ -12,7 +12,7 @@ from probing.data.filters import RULES, check_rule, make_keep_mask
 from probing.data.pair_columns import PairColumns
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch, UsageError
-from probing.instruments.columns import INFLUENCE_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS
+from probing.instruments.columns import KEEP_HIGHEST, KEEP_LOWEST, SCORE_COLUMNS, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,10 +115,9 @@ def warn_of_direction(by: str, rule: str) -> None:
     keeps_lowest = rule in ("keep_lowest", "drop_highest", "below")
     if by == "influence" and keeps_lowest:
         log.warning("%s with %s keeps the pairs that lower the target most", by, rule)
-    elif (by in (*RATE_COLUMNS, *INFLUENCE_COLUMNS) and keeps_lowest) or (by in SCORE_COLUMNS and not keeps_lowest):
-        side = "rejected" if "rejected" in by else "chosen"
+    elif (by in KEEP_HIGHEST and keeps_lowest) or (by in KEEP_LOWEST and not keeps_lowest):
         kept = "are most alike, and so lose" if by in SCORE_COLUMNS else "lose"
-        log.warning("%s with %s keeps the pairs whose %s responses %s most", by, rule, side, kept)
+        log.warning("%s with %s keeps the pairs whose chosen responses %s most", by, rule, kept)
 
 
 def choose_kept(

@@ -1,8 +1,9 @@
-"""The exact first-order change of a chosen response's likelihood: by gradients of the model itself."""
+"""The exact first-order changes of both responses' likelihoods: by gradients of the model itself."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,25 @@ from probing.tokens.pairs import TokenizedPair
 PIECE = 1 << 22
 
 
+class GradientProducts(NamedTuple):
+    """Inner products of ``s_w`` and ``s_l``, the gradients of ``ln p(y+)`` and ``ln p(y-)`` of one pair.
+
+    Attributes:
+        chosen: ``<s_w, s_w>``.
+        cross: ``<s_w, s_l>``.
+        rejected: ``<s_l, s_l>``.
+        difference: ``<s_w, s_w - s_l>``, from the difference of the gradients.
+    """
+
+    chosen: float
+    cross: float
+    rejected: float
+    difference: float
+
+
 @dataclass(eq=False)
 class GradientRates:
-    """``<grad ln p(y+), grad (ln p(y+) - ln p(y-))>`` of one pair after the other.
+    """Products of the gradients of ``ln p(y+)`` and ``ln p(y-)`` of one pair after the other.
 
     Args:
         stack: the model, from ``find_backbone``.
@@ -43,8 +60,13 @@ class GradientRates:
 
     def rate(self, pair: TokenizedPair) -> float:
         """The change of ``ln p(y+)`` per unit of ``-l'``; two backward passes, gradients in the weights' dtype."""
+        return self.products(pair).difference
+
+    def products(self, pair: TokenizedPair) -> GradientProducts:
+        """All products of both gradients, by two backward passes, with sums in float64."""
         plus, minus = self.gradients(pair)
-        return sum(_product(a, b) for a, b in zip(plus, minus, strict=True))
+        parts = [_multiply(a, b) for a, b in zip(plus, minus, strict=True)]
+        return GradientProducts(*(sum(terms) for terms in zip(*parts, strict=True)))
 
     def gradients(self, pair: TokenizedPair) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of ``ln p(y+)`` and of ``ln p(y-)``, over the chosen parameters."""
@@ -146,7 +168,11 @@ def _require_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> 
                 parameter.requires_grad_(required)
 
 
-def _product(plus: Tensor, minus: Tensor) -> float:
-    """<plus, plus - minus> in float64, a piece at a time: gradients are as large as the model."""
-    pieces = zip(plus.flatten().split(PIECE), minus.flatten().split(PIECE), strict=True)
-    return sum(float((a.double() * (a.double() - b.double())).sum()) for a, b in pieces)
+def _multiply(plus: Tensor, minus: Tensor) -> list[float]:
+    """The products of two gradients in float64, a piece at a time: gradients are as large as the model."""
+    totals = [0.0] * len(GradientProducts._fields)
+    for pieces in zip(plus.flatten().split(PIECE), minus.flatten().split(PIECE), strict=True):
+        a, b = (piece.double() for piece in pieces)
+        terms = [float(a @ a), float(a @ b), float(b @ b), float((a * (a - b)).sum())]
+        totals = [total + term for total, term in zip(totals, terms, strict=True)]
+    return totals

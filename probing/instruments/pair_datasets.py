@@ -8,7 +8,7 @@ import pandas as pd
 from probing.data.filters import RULES, check_rule
 from probing.data.pair_columns import PairColumns
 from probing.errors import DataInvalid, UsageError
-from probing.instruments.columns import COLUMNS, REF_LOGPS, known_columns
+from probing.instruments.columns import COLUMNS, GROUPS, REF_LOGPS, known_columns
 from probing.instruments.filtering import (
     NO_SCORES,
     SIDE_PREFIX,
@@ -22,10 +22,11 @@ from probing.instruments.filtering import (
 )
 from probing.instruments.pair_scores import BLOCK_PAIRS, as_pairs, score_pairs
 from probing.instruments.reading import check_max_length
+from probing.metrics.preference_losses import PreferenceLoss
 from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
 from probing.tokens.pairs import tokenize_pairs
-from probing.types import PreferencePair
+from probing.types import LossName, PreferencePair
 
 ADVICE = "Say with the argument bad what becomes of them"
 
@@ -47,6 +48,7 @@ def filter_dataset(
     max_length: int | None = None,
     batch_tokens: int | None = None,
     rate_parameters: str = "all",
+    loss: PreferenceLoss | LossName = "margin",
     prompt_column: str | None = None,
     chosen_column: str | None = None,
     rejected_column: str | None = None,
@@ -73,7 +75,8 @@ def filter_dataset(
         eos: whether the end of turn belongs to the response, as in training.
         max_length: longest sequence in tokens; longer pairs have no score.
         batch_tokens: tokens in a batch; by default as many as the memory of the device allows.
-        rate_parameters: parameters over which ``displacement_rate_exact`` takes gradients.
+        rate_parameters: parameters over which the exact columns take gradients.
+        loss: the loss whose training rates are about; see ``score_pairs``.
         prompt_column: column of the prompts, where the rows have another one than a known layout.
         chosen_column: column of the chosen responses.
         rejected_column: column of the rejected responses.
@@ -94,7 +97,7 @@ def filter_dataset(
     rule = dict(zip(RULES, given, strict=True))
     warn_of_direction(by, check_rule(**rule)[0])
     check_bad(bad)
-    if by in NO_SCORES or by == "status":
+    if by in (*NO_SCORES, "status", *GROUPS):
         raise UsageError(f"'{by}' is no score to filter by")
     columns = known_columns([*COLUMNS, by])
     if return_dropped:
@@ -111,6 +114,7 @@ def filter_dataset(
         max_length=max_length,
         batch_tokens=batch_tokens,
         rate_parameters=rate_parameters,
+        loss=loss,
     )
     keep = choose_kept(scores["id"].tolist(), scores, by, bad, rule)
     kept, dropped = ([at for at, known in enumerate(keep) if known == fate] for fate in (True, False))

@@ -1,4 +1,4 @@
-"""Columns of pair scores that come from the output head: likelihoods, ranks, rates."""
+"""Columns of pair scores that come from the output head: likelihoods and ranks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import TokenStats, token_stats
-from probing.metrics.displacement import free_feature_rate
 from probing.metrics.likelihood import rank_surprisal_ratio, segment_totals
 from probing.metrics.ranking import ranking_difficulty
 from probing.tokens.pairs import TokenizedPair
@@ -57,31 +56,6 @@ def likelihood_columns(stats: Tensor, pairs: Sequence[TokenizedPair]) -> dict[st
     columns["ranking_correct"] = totals[:, 0] >= totals[:, 1]
     columns["ranking_difficulty"] = ranking_difficulty(totals[:, 0], totals[:, 1])
     return columns
-
-
-def free_rates(
-    states: Tensor, following: Tensor, logsumexp: Tensor, pairs: Sequence[TokenizedPair], head: Unembedding
-) -> Tensor:
-    """``free_feature_rate`` of each pair, on the CPU.
-
-    Args:
-        states: states of each pair's chosen and then rejected response, pair after pair, [token width], where the head
-            is.
-        following: the tokens that they predict, on the CPU.
-        logsumexp: ln of the sum of exp(logit) at each state.
-        pairs: pairs that the states belong to.
-        head: the output head.
-    """
-    lengths = [count for pair in pairs for count in (pair.chosen_tokens, pair.rejected_tokens)]
-    parts, ids = states.split(lengths), following.split(lengths)
-    totals = logsumexp.split([pair.chosen_tokens + pair.rejected_tokens for pair in pairs])
-    # Joined before they go to the host, which would otherwise wait for the card at every pair.
-    return torch.stack(
-        [
-            free_feature_rate(parts[at], parts[at + 1], ids[at], ids[at + 1], head, total)
-            for at, total in zip(range(0, len(parts), 2), totals, strict=True)
-        ]
-    ).cpu()
 
 
 def describe_bad_token(tokenizer: Any, pair: TokenizedPair, logprobs: Tensor) -> str | None:

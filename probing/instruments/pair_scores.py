@@ -17,20 +17,24 @@ from probing.errors import DataInvalid
 from probing.instruments.columns import (
     ALL,
     COLUMNS,
+    EXACT,
+    GROUPS,
     LIKELIHOOD_COLUMNS,
     RATE_COLUMNS,
+    REJECTED_SQUARE,
     SCORE_COLUMNS,
     TOKEN_COLUMNS,
+    expand_groups,
     known_columns,
 )
 from probing.instruments.gradient_rates import GradientRates
 from probing.instruments.pair_likelihoods import (
     as_columns,
     describe_bad_token,
-    free_rates,
     likelihood_columns,
     make_token_readout,
 )
+from probing.instruments.pair_regimes import exact_products, free_products, regime_columns
 from probing.instruments.reading import (
     Advance,
     NonFiniteExplainer,
@@ -45,6 +49,8 @@ from probing.instruments.reading import (
 )
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
+from probing.metrics.entanglement import PairProducts
+from probing.metrics.preference_losses import MARGIN, PreferenceLoss
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
 from probing.models.heads import find_head
 from probing.models.in_memory import as_language_model
@@ -53,7 +59,7 @@ from probing.models.load import LanguageModel
 from probing.models.stack import Stack, output_site
 from probing.report.progress import Progress
 from probing.tokens.pairs import TokenizedPair, tokenize_pairs
-from probing.types import Pooling, PreferencePair, Problem
+from probing.types import LossName, Pooling, PreferencePair, Problem
 
 BLOCK_PAIRS = 512
 """Pairs that are tokenised, sorted and scored together; bounds the memory whatever the number of rows."""
@@ -62,6 +68,10 @@ STATE_BYTES = 1 << 27
 STATE_SHARE = 64
 """On a card these states take at most the 64th part of its memory, if that is more. It is not a part of the free
 memory, so that a continued run forms the same groups."""
+
+
+FINITE = (*SCORE_COLUMNS, *RATE_COLUMNS, "rejected_rate", f"rejected_rate{EXACT}")
+"""Columns without which a pair has no score; others have no value where they are not defined."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,8 @@ class PairScorer:
         max_length: longest sequence; by default what the model has positions for.
         batch_tokens: padded tokens a batch; found by itself when None.
         columns: columns to compute, besides id, status and tokens.
-        rate_parameters: parameters that ``displacement_rate_exact`` covers; see ``GradientRates``.
+        rate_parameters: parameters that exact rates cover; see ``GradientRates``.
+        loss: the loss whose training rates and regimes are about.
         keep_states: whether ``measure`` hands out the states of the responses.
         compile: whether the blocks are compiled by ``torch.compile``.
 
@@ -115,6 +126,7 @@ class PairScorer:
     batch_tokens: int | None = None
     columns: Sequence[str] = COLUMNS
     rate_parameters: str = "all"
+    loss: PreferenceLoss = MARGIN
     keep_states: bool = False
     compile: bool = False
     stream: Stream = field(init=False)
@@ -123,13 +135,13 @@ class PairScorer:
     def __post_init__(self) -> None:
         self.columns = known_columns(self.columns)
         self.limit = check_max_length(self.max_length, self.language_model.max_positions)
-        self._rated = "displacement_rate" in self.columns
+        self._rated, exact = (bool(set(group) & set(self.columns)) for group in GROUPS.values())
         self._keeping = self.keep_states or self._rated
         self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
+        self._likely |= exact and self.loss.needs_likelihoods
         with set_up(self.language_model):
             stack = find_backbone(self.language_model)
             self.stream = self._open_stream(stack)
-            exact = "displacement_rate_exact" in self.columns
             self._exact = GradientRates(stack, self.rate_parameters) if exact else None
         self._explainer = NonFiniteExplainer(self.stream)
 
@@ -218,23 +230,35 @@ class PairScorer:
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
             columns = _similarities(total, last, pairs)
-            stats = states = None
+            stats = states = products = None
             if self._keeping:
                 states = values["tokens"][0].to(self.head.weight.device)
                 following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
                 said = token_stats(states, self.head, following)
                 stats = as_columns(said).cpu()
                 if self._rated:
-                    columns["displacement_rate"] = free_rates(
-                        states, following, said.logsumexp, pairs, self.head
-                    ).tolist()
+                    both = bool(set(REJECTED_SQUARE) & set(self.columns))
+                    products = free_products(states, following, said.logsumexp, pairs, self.head, both)
             elif self._likely:
                 stats = values["tokens"][0]
             if stats is not None:
                 columns |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
+            if products is not None:
+                columns |= self._judge(products, "", pairs, columns)
             if self._exact is not None:
-                columns["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
+                columns |= self._judge(exact_products(self._exact, pairs), EXACT, pairs, columns)
         return Measured(columns, stats, states)
+
+    def _judge(
+        self, products: PairProducts, end: str, pairs: Sequence[TokenizedPair], columns: Mapping[str, list[Any]]
+    ) -> dict[str, list[Any]]:
+        """The columns of a group that were asked for, and its rate, which tells whether they can be trusted."""
+        found = regime_columns(products, self.loss, pairs, columns)
+        return {
+            f"{name}{end}": values
+            for name, values in found.items()
+            if name == RATE_COLUMNS[0] or f"{name}{end}" in self.columns
+        }
 
     def find_troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
         """Why the numbers of a pair cannot be trusted, for each; None where they can."""
@@ -242,7 +266,7 @@ class PairScorer:
         lengths = [pair.chosen_tokens + pair.rejected_tokens for pair in pairs]
         logprobs = [None] * len(pairs) if measured.stats is None else measured.stats[:, 0].split(lengths)
         for index, pair in enumerate(pairs):
-            checked = [name for name in (*SCORE_COLUMNS, *RATE_COLUMNS) if name in measured.columns]
+            checked = [name for name in FINITE if name in measured.columns]
             bad = [name for name in checked if not math.isfinite(measured.columns[name][index])]
             said = logprobs[index]
             if set(bad) & set(SCORE_COLUMNS):
@@ -285,7 +309,9 @@ def count_run_tokens(pairs: Sequence[TokenizedPair]) -> int:
     return sum(len(pair.chosen) + len(pair.rejected) - 2 for pair in pairs)
 
 
-def _dtype(name: str) -> str:
+def _dtype(name: str) -> str | None:
+    if name in GROUPS:
+        return None
     return "boolean" if name == "ranking_correct" else "float64"
 
 
@@ -300,7 +326,7 @@ def as_frame(
     Args:
         pairs: all pairs, in order.
         problems: problems of some of the pairs, by id.
-        columns: pandas dtypes of the columns, by name, in order; facts of a pair may be among them.
+        columns: pandas dtypes of the columns, by name, in order, None for words; facts of a pair may be among them.
         values: values of the other pairs, by id and column.
     """
     facts = [
@@ -310,7 +336,8 @@ def as_frame(
     frame = pd.DataFrame(facts, columns=["id", "status", *TOKEN_COLUMNS])
     for name, dtype in columns.items():
         if name not in frame.columns:
-            frame[name] = pd.array([values[id][name] if id in values else None for id in frame["id"]], dtype=dtype)
+            column = [values[id][name] if id in values else None for id in frame["id"]]
+            frame[name] = column if dtype is None else pd.array(column, dtype=dtype)
     return frame
 
 
@@ -323,6 +350,7 @@ def score_pairs(
     eos: bool = True,
     max_length: int | None = None,
     rate_parameters: str = "all",
+    loss: PreferenceLoss | LossName = "margin",
     compile: bool = False,
     prompt_column: str | None = None,
     chosen_column: str | None = None,
@@ -337,12 +365,13 @@ def score_pairs(
         pairs: ``PreferencePair`` objects, mappings with ``prompt``/``chosen``/``rejected`` in any of TRL's formats, a
             ``datasets.Dataset`` or a ``pandas.DataFrame``.
         columns: columns to return, besides ``id`` and ``status``. By default tokens, CHES and its relatives;
-            "all" stands for these and everything about likelihood; ``displacement_rate`` and
-            ``displacement_rate_exact`` cost more and are named.
+            "all" stands for these and everything about likelihood; rates cost more and are named. "regime" stands for
+            all that tells how training moves both responses, "regime_exact" for the same by gradients of the model.
         batch_tokens: padded tokens a batch; found by itself when None. The numbers do not depend on it.
         eos: whether the end of turn belongs to the response, as in training.
         max_length: longest sequence in tokens; longer pairs get the status ``truncated`` and no score.
-        rate_parameters: over which ``displacement_rate_exact`` takes gradients: "all", "head" or "last:K".
+        rate_parameters: over which the exact columns take gradients: "all", "head" or "last:K".
+        loss: the loss whose training rates and regimes are about: a ``PreferenceLoss``, or the name of one.
         compile: compile the model's blocks with ``torch.compile``; worth it for many pairs on a card.
         prompt_column: column of the prompts, where the rows have another one than a known layout.
         chosen_column: column of the chosen responses.
@@ -362,7 +391,7 @@ def score_pairs(
     if isinstance(columns, str):
         raise TypeError(f"columns are a list of names, not the text {columns!r}")
     computed = known_columns(COLUMNS if columns is None else columns)
-    named = None if columns is None or ALL in columns else ["id", "status", *columns]
+    named = None if columns is None or ALL in columns else ["id", "status", *expand_groups(columns)]
     reading = PairColumns(prompt_column, chosen_column, rejected_column, system_column, implicit_prompt)
     language_model, listed = as_language_model(model), as_pairs(pairs, reading)
     whole = language_model.model
@@ -374,6 +403,7 @@ def score_pairs(
             batch_tokens=batch_tokens,
             columns=computed,
             rate_parameters=rate_parameters,
+            loss=PreferenceLoss(loss) if isinstance(loss, str) else loss,
             compile=compile,
         )
         blocks = read_blocks(listed, BLOCK_PAIRS, scorer.tokenize, scorer.score_tokenized, Progress(len(listed)))

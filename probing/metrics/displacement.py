@@ -1,5 +1,6 @@
 """How training on a preference pair moves the probability of its chosen response, and where it goes."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -110,16 +111,18 @@ def free_feature_products(
     total = logsumexp
     if total is None:
         total = torch.cat([logits.logsumexp(dim=1) for _, logits in logit_chunks(together, head)])
+    firsts = [slice(*ends) for ends in itertools.pairwise([0, *itertools.accumulate(lengths[:count])])]
     products = torch.zeros((rows, len(tokens)), dtype=torch.float64, device=together.device)
     backward = torch.zeros(together.shape, dtype=torch.float64, device=together.device)
     for start in range(0, len(head.weight), VOCABULARY_SLICE):
         columns = slice(start, min(start + VOCABULARY_SLICE, len(head.weight)))
         residuals = _residuals(together, tokens, total, head, columns)
-        products += (residuals[:rows] @ residuals.T).double()
+        # One product for each of the first responses, so that their numbers do not depend on how many these are.
+        for part in firsts:
+            products[part] += (residuals[part] @ residuals.T).double()
         backward += _multiply_by_head(residuals, head.weight[columns]).double()
     wide = together.to(exact).double()
-    weighted = products * (wide[:rows] @ wide.T)
-    pulls = torch.stack([part.sum(dim=0) for part in weighted.split(lengths[:count])])
+    pulls = torch.stack([(products[part] * (wide[part] @ wide.T)).sum(dim=0) for part in firsts])
     gram = torch.stack([part.sum(dim=1) for part in pulls.split(lengths, dim=1)], dim=1)
     parts = backward.split(lengths)
     for one in range(count):

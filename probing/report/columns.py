@@ -31,6 +31,8 @@ GIVEN_UP = {
     "quantiles_of_the_scores": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
     "quantiles_of_likelihoods": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
     "quantiles_of_displacement_rates": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
+    "quantiles_of_entanglement": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
+    "least_weight_of_an_sft_term": ("quantile_0 quantile_5", "quantile_25 quantile_75"),
     "quantiles": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
     "rules": ("low high",),
     "agreement_of_two_rules": ("jaccard", "both", "low high"),

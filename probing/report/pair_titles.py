@@ -15,13 +15,21 @@ _LIKELIHOODS = {
     **{f"{side}_rank_surprisal": f"rank-surprisal ratio of the {side} response, 1/nats" for side in _SIDES},
 }
 _RATES = ("displacement_rate", "displacement_rate_exact")
-SCORED = (*_SIMILARITIES, *_LIKELIHOODS, *_RATES)
+_OF_REGIMES = {
+    "rejected_rate": "below 0: training on the pair pushes ln p(rejected) down",
+    "entanglement": "cosine of the gradients of ln p(chosen) and ln p(rejected)",
+    "gradient_ratio": "length of the gradient of ln p(rejected) over that of ln p(chosen)",
+    "least_sft_weight": "weight of the mean NLL of the chosen response from which ln p(chosen) does not fall at first",
+}
+SCORED = (*_SIMILARITIES, *_LIKELIHOODS, *_RATES, *(f"{name}{end}" for end in ("", "_exact") for name in _OF_REGIMES))
 """Columns of numbers that a scoring computes, in their order."""
 TITLES = {
     "status": "status",
     **{name: f"{name} (higher: the responses look more alike to the model)" for name in _SIMILARITIES},
     **_LIKELIHOODS,
     **{name: f"{name} (below 0: training on the pair pushes ln p(chosen) down)" for name in _RATES},
+    **{f"{name}{end}": f"{name}{end} ({what})" for end in ("", "_exact") for name, what in _OF_REGIMES.items()},
+    **{f"regime{end}": f"regime{end}: what training on the pair does to both responses" for end in ("", "_exact")},
     "ranking_correct": "ln p(chosen) is at least ln p(rejected)",
     "prompt_tokens": "tokens of the prompt",
     **{f"{side}_tokens": f"tokens of the {side} response" for side in _SIDES},

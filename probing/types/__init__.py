@@ -1,12 +1,20 @@
 """The values that travel between floors: frozen, and checked when made."""
 
 from probing.types.directions import Direction, Directions
+from probing.types.losses import (
+    KNOWN_LATER,
+    LOSSES,
+    WITHOUT_REFERENCE,
+    LossName,
+    check_known_later,
+    check_label_smoothing,
+    find_loss,
+)
 from probing.types.results import Estimate, Report, Source
 from probing.types.rows import (
     ContrastPair,
     Format,
     LabelledPrompt,
-    LossName,
     Message,
     PreferencePair,
     Text,
@@ -40,7 +48,9 @@ from probing.types.status import (
 
 __all__ = [
     "DTYPE_NAMES",
+    "KNOWN_LATER",
     "LABEL_STATUSES",
+    "LOSSES",
     "OVERS",
     "PAIR_STATUSES",
     "PLACE_KINDS",
@@ -50,6 +60,7 @@ __all__ = [
     "STATUSES",
     "STATUS_MEANINGS",
     "TEXT_STATUSES",
+    "WITHOUT_REFERENCE",
     "Activations",
     "Capture",
     "ContrastPair",
@@ -71,6 +82,9 @@ __all__ = [
     "Status",
     "Text",
     "TokenActivations",
+    "check_known_later",
+    "check_label_smoothing",
     "check_message",
+    "find_loss",
     "message_text",
 ]

@@ -7,8 +7,6 @@ from typing import Any, Literal
 from probing.shown import show_fields
 
 Format = Literal["jsonl", "json", "csv", "parquet", "datasets"]
-LossName = Literal["margin", "dpo"]
-"""Losses of preference training; see ``metrics/preference_losses.py``."""
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
 """Plain text, or a conversation as a list of ``{"role": ..., "content": ...}``."""

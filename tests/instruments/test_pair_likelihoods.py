@@ -11,7 +11,7 @@ import torch
 from probing import score_pairs
 from probing.errors import UsageError
 from probing.instruments import pair_scores
-from probing.instruments.columns import ALL_COLUMNS, COLUMNS, LIKELIHOOD_COLUMNS
+from probing.instruments.columns import ALL_COLUMNS, COLUMNS, GROUPS, LIKELIHOOD_COLUMNS
 from probing.instruments.gradient_rates import GradientRates, choose_parameters, response_logprob
 from probing.instruments.pair_scores import PairScorer, as_pairs
 from probing.kernels.output_head import Unembedding
@@ -107,7 +107,7 @@ def test_how_many_states_are_kept(monkeypatch):
 
 def test_scores_of_states_are_the_same_with_and_without_likelihoods():
     language_model = tiny.make_model()
-    frame = score_pairs(language_model, ROWS, columns=["all", *RATES])
+    frame = score_pairs(language_model, ROWS, columns=["all", *GROUPS])
     assert frame[list(COLUMNS)].equals(score_pairs(language_model, ROWS))
     assert tuple(frame.columns) == ALL_COLUMNS
 

@@ -10,6 +10,7 @@ from probing.report.figures import Figure
 from probing.report.pair_titles import SCORED, TITLES, has_one_token, mask_one_token
 from probing.report.parts import RunData, RunReport, Section
 from probing.report.plots import draw_scores
+from probing.report.regimes import count_regimes, describe_loss, draw_regimes, measure_sft_weights, tell_sft_weights
 from probing.report.sections.pairs import SCORES, JoinedPairs
 from probing.report.tables import quantiles
 
@@ -23,13 +24,19 @@ def describe_score(run: RunData, thresholds: Mapping[str, float | None], pairs: 
     ranked = mask_one_token(frame)
     known = [name for name in SCORED if name in frame and np.isfinite(ranked[name]).any()]
     name = f"score-{run.anchor}"
+    loss = describe_loss(run.record["config"])
+    units = None if run.units is None else np.asarray(run.units)[(frame["status"] == "ok").to_numpy()]
+    shares, weights = count_regimes(frame, units), measure_sft_weights(frame)
+    tables = {"Quantiles of the scores": quantiles(ranked, known)} if known else {}
+    tables |= {"Regimes, with 95 % intervals": shares} if len(shares) else {}
+    tables |= {"Least weight of an SFT term": weights} if len(weights) else {}
     section = Section(
         name=name,
         question=QUESTION,
         run=run.label,
         says=_say(run, frame, int(short.sum())),
-        figures=_draw(run, ranked, known, pairs),
-        tables={"Quantiles of the scores": quantiles(ranked, known)} if known else {},
+        figures=[*draw_regimes(shares, loss), *_draw(run, ranked, known, pairs)],
+        tables=tables,
         rows=pairs.table.name,
     )
     return RunReport([section], judge_rows(run, name, thresholds))
@@ -44,6 +51,7 @@ def _draw(run: RunData, ranked: pd.DataFrame, known: Sequence[str], pairs: Joine
 
 
 def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
+    loss = describe_loss(run.record["config"])
     said = [
         "A score is computed from the untrained model alone and is a proxy: it orders the pairs of one dataset for one "
         "model, and its values cannot be compared between models or datasets.",
@@ -64,8 +72,9 @@ def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
         if len(known):
             said.append(
                 f"{name} is below 0 in {int((known < 0).sum()):,} of {len(known):,} pairs: a small step on such a pair "
-                f"alone lowers ln p(chosen)."
+                f"alone{f' ({loss})' if loss else ''} lowers ln p(chosen)."
             )
+    said += tell_sft_weights(frame, loss)
     if short:
         said.append(
             f"{short:,} pairs have responses of one token each, for which CHES is 0 by definition; they are left out "

@@ -18,7 +18,7 @@ from probing.data.portions import Part
 from probing.errors import UsageError
 from probing.statistics.folds import LEAST_FOLDS
 from probing.store.files import check_output_name
-from probing.types import SHORT_DTYPES, LossName, Over
+from probing.types import SHORT_DTYPES, Over, check_label_smoothing, find_loss
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 MOST_TOKENS = 10**8
@@ -280,7 +280,7 @@ class PairOptions(PairDataOptions, ResponseOptions, RunOptions):
     """How preference pairs are run.
 
     Args:
-        rate_parameters: parameters over which displacement_rate_exact takes gradients: "all", "head" or "last:K".
+        rate_parameters: parameters over which the exact columns take gradients: "all", "head" or "last:K".
         shard_pairs: number of pairs that are run together and saved; an interrupted run loses at most so many.
     """
 
@@ -290,15 +290,38 @@ class PairOptions(PairDataOptions, ResponseOptions, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossOptions(Options):
+class BetaOptions(Options):
+    """The coefficient of a preference loss.
+
+    Args:
+        beta: coefficient of the preference loss (of DPO, where a displacement asks what its optimum would reach).
+    """
+
+    beta: float = option(0.1, above=0, most=1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(BetaOptions):
     """The loss of the preference training that rates and influences are about.
 
     Args:
-        loss: loss of the training; "margin" stands for any loss of the margin of the two log-probabilities, per unit
-            of its slope.
+        loss: loss of the training: dpo, ipo, hinge (or slic), robust, exo_pair, nca_pair, bco_pair, sppo_hard,
+            apo_zero, apo_down, discopop, sigmoid_norm, cpo, simpo or orpo; "margin" stands for any loss of the margin
+            of the two log-probabilities, per unit of its slope.
+        sft_weight: weight of the mean negative log-likelihood of the chosen response, where the training adds it to the
+            loss. The least weight of it does not depend on this.
+        gamma: margin that SimPO aims at.
+        label_smoothing: share of labels that the training takes to be wrong, of robust, exo_pair, cpo and simpo.
     """
 
-    loss: LossName = "margin"
+    loss: str = "margin"
+    sft_weight: float = option(0.0, least=0, most=1e6)
+    gamma: float = option(0.5, least=0, most=1e6)
+    label_smoothing: float = option(0.0, least=0, most=0.49)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_label_smoothing(find_loss(self.loss), self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from probing.data.filters import check_rule, find_threshold
 from probing.data.pairs import pick_pairs
-from probing.instruments.columns import INFLUENCE_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import INFLUENCE_COLUMNS, KEEP_LOWEST, RATE_COLUMNS, SCORE_COLUMNS
 from probing.report.filter_card import FilterCard
 from probing.report.pair_titles import TITLES
 from probing.report.plot_page import make_plots
@@ -94,6 +94,8 @@ def _choose_examples(values: NDArray[np.float64], kept: NDArray[np.bool_], rule:
 def _tell_meaning(by: str) -> str:
     if by in SCORE_COLUMNS:
         return "Higher means that the two responses are more alike to the model."
+    if by in KEEP_LOWEST:
+        return "Higher means that the chosen response is expected to lose more."
     if by in RATE_COLUMNS:
         return "Lower means that the chosen response is expected to lose more."
     if by in INFLUENCE_COLUMNS:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from probing.instruments.columns import REF_LOGPS, known_columns, split_columns
-from probing.runs.common.options import HubOptions, PairOptions, PlotOptions, option
+from probing.runs.common.options import HubOptions, LossOptions, PairOptions, PlotOptions, option
 
 SCORES_FILE = "scores.parquet"
 PLOTS_FILE = "plots.html"
@@ -12,7 +12,7 @@ SUGGESTED_DROP = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairOptions, HubOptions, PlotOptions):
+class ScoreConfig(PairOptions, LossOptions, HubOptions, PlotOptions):
     """Score every pair of a preference dataset by CHES and its relatives.
 
     Writes scores.parquet, plots.html and run.json; and the pairs with log-probabilities, where these are asked for.
@@ -21,7 +21,8 @@ class ScoreConfig(PairOptions, HubOptions, PlotOptions):
         model: folder or hub id of a causal language model, or "bundled" for the small one in this package.
         columns: names of the columns to compute, separated by commas. By default CHES and its relatives; "all" adds
             everything about likelihood, which one pass gives as well; displacement_rate and displacement_rate_exact
-            cost more and must be named.
+            cost more and must be named. "regime" adds all that tells how training on a pair moves both responses,
+            "regime_exact" the same by gradients of the model.
         write_ref_logps: also write the pairs as ref_logps.jsonl (or in another format that the data have), with the
             log-probabilities that TRL's DPOTrainer computes of its reference model: ref_chosen_logps and
             ref_rejected_logps. Pairs that cannot be scored are left out. Give --max-length the max_length of the

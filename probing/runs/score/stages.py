@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.instruments.columns import TOKEN_COLUMNS
+from probing.instruments.columns import GROUPS, TOKEN_COLUMNS
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
@@ -20,6 +20,7 @@ from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.held import NOT_FILES
+from probing.runs.common.losses import make_loss
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
@@ -47,7 +48,7 @@ from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Report
 
 _KINDS = {"id": pa.string(), "status": pa.string(), "ranking_correct": pa.bool_()}
-_KINDS |= dict.fromkeys(TOKEN_COLUMNS, pa.int64())
+_KINDS |= dict.fromkeys(TOKEN_COLUMNS, pa.int64()) | dict.fromkeys(GROUPS, pa.string())
 HASH = "scores_sha256"
 """Key of the record that holds the hash of the scores."""
 
@@ -93,6 +94,7 @@ def make_scorer(config: ScoreConfig, model: LanguageModel) -> PairScorer:
         batch_tokens=config.batch_tokens,
         columns=config.computed,
         rate_parameters=config.rate_parameters,
+        loss=make_loss(config),
         compile=config.compile,
     )
 

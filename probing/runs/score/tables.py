@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from probing.data.filters import find_threshold, make_keep_mask
 from probing.data.pair_units import pair_units
-from probing.instruments.columns import LIKELIHOOD_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import GROUPS, LIKELIHOOD_COLUMNS, RATE_COLUMNS, REGIME_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
 from probing.report.pair_titles import has_one_token, mask_one_token
+from probing.report.regimes import count_regimes, describe_loss, measure_sft_weights, tell_sft_weights
 from probing.report.tables import counts, estimates, extremes, histogram, quantiles
 from probing.runs.common.results import estimate_without_interval
 from probing.runs.score.config import SUGGESTED_DROP
@@ -22,6 +23,10 @@ from probing.types import Estimate, PreferencePair
 
 LISTED_PAIRS = 5
 BY = "ches_normalized"
+RATES_MEAN = "below 0: training on the pair pushes ln p(chosen) down"
+ENTANGLEMENT_COLUMNS = [
+    name for name in REGIME_COLUMNS if name not in GROUPS and not name.startswith("least_sft_weight")
+]
 
 
 def score_tables(
@@ -30,25 +35,35 @@ def score_tables(
     """Tables by title, in the order in which they are shown."""
     short = has_one_token(frame)
     ranked = mask_one_token(frame)
+    loss = describe_loss(facts.get("config", {}))
+    of_loss = f"{loss}; " if loss else ""
     tables = {"Pairs by status": counts(facts["rows_by_status"], "status")}
     groups = {
         "Quantiles of the scores (higher: the responses look more alike to the model)": SCORE_COLUMNS,
         "Quantiles of likelihoods (ln p in nats)": [name for name in LIKELIHOOD_COLUMNS if name != "ranking_correct"],
-        "Quantiles of displacement rates (below 0: training on the pair pushes ln p(chosen) down)": RATE_COLUMNS,
+        f"Quantiles of displacement rates ({of_loss}{RATES_MEAN})": RATE_COLUMNS,
+        "Quantiles of entanglement (entanglement: cosine of both gradients)": ENTANGLEMENT_COLUMNS,
     }
     for title, names in groups.items():
         present = [name for name in names if name in frame]
         if present:
             tables[title] = quantiles(ranked, present)
+    units = good_units(frame, pairs)
+    if set(GROUPS) & set(frame):
+        tables[f"Regimes ({of_loss}{name_intervals(units)})"] = count_regimes(frame, units)
+    weights = measure_sft_weights(frame)
+    if len(weights):
+        tables[f"Least weight of an SFT term ({of_loss}from which on ln p(chosen) does not fall at first)"] = weights
     if "ranking_correct" in frame:
-        units = good_units(frame, pairs)
         tables[f"Ranking, with {name_intervals(units)}"] = estimates(_measure_ranking(frame, units))
     if BY in frame:
         tables[f"Histogram of {BY}"] = histogram(ranked[BY])
         tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
         tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
-    if bool(short.any()):
-        tables["Notes"] = pd.DataFrame({"note": [note_one_token(int(short.sum()), "not ranked by it")]})
+    notes = [note_one_token(int(short.sum()), "not ranked by it")] if bool(short.any()) else []
+    notes += tell_sft_weights(frame, loss)
+    if notes:
+        tables["Notes"] = pd.DataFrame({"note": notes})
     return tables
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from harness import count_shards, kill, make_pairs, note_calls, read_lines, started, write
 
-from probing import load, score_pairs
+from probing import PreferenceLoss, load, score_pairs
 from probing.engine.stream import TokenBudget
 from probing.errors import DataInvalid, FolderBusy, ModelInvalid, NotFinite, SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.pair_scores import PairScorer
@@ -120,6 +122,85 @@ def test_a_run_without_a_result_makes_way_for_the_corrected_command(config, tmp_
     (tmp_path / "bare" / "run.json").write_text(json.dumps(begun))
     score.run(config(out=tmp_path / "bare", max_length=100))
     assert len(scores(tmp_path / "bare")) == 40
+
+
+def test_regimes_are_words_in_the_table_and_rates_are_those_of_the_loss(config, tmp_path, model_folder, data):
+    report = score.run(config(columns="regime", loss="dpo", beta=0.3, sft_weight=0.1))
+    path = tmp_path / "out" / "scores.parquet"
+    assert pq.read_schema(path).field("regime").type == pa.string()
+    loss = PreferenceLoss("dpo", beta=0.3, sft_weight=0.1)
+    wanted = score_pairs(load(str(model_folder)), read_lines(data), columns=["regime"], loss=loss)
+    pd.testing.assert_frame_equal(scores(tmp_path / "out")[wanted.columns], wanted, check_exact=True)
+    titles = {title.partition(" (")[0]: title for title in report.tables}
+    assert "(dpo, beta 0.3, SFT weight 0.1; below 0: " in titles["Quantiles of displacement rates"]
+    shares = report.tables[titles["Regimes"]].set_index("regime")
+    counted = wanted["regime"].value_counts()
+    assert {word: row.pairs for word, row in shares.iterrows()} == {
+        word: counted.get(word, 0) for word in ("disentangled", "both_fall", "both_rise")
+    }
+    assert shares["share"].sum() == pytest.approx(1)
+    assert ((shares["low"] <= shares["share"]) & (shares["share"] <= shares["high"])).all()
+    [note] = report.tables["Notes"]["note"]
+    assert note.startswith("least_sft_weight: alpha = ")
+    assert (
+        score.run(config(columns="regime", loss="dpo", beta=0.3, sft_weight=0.1)).tables["Notes"]["note"] == note
+    ).all()
+    for changed in ({"loss": "ipo"}, {"beta": 0.1}, {"sft_weight": 0.0}):
+        with pytest.raises(SourceMismatch, match=f"options.{next(iter(changed))} was "):
+            score.run(config(**{"columns": "regime", "loss": "dpo", "beta": 0.3, "sft_weight": 0.1} | changed))
+
+
+def test_a_scoring_of_rates_without_a_loss_is_one_of_the_margin(config, tmp_path):
+    """What a version did that had no such options."""
+    score.run(config(columns="displacement_rate"))
+    path = tmp_path / "out" / "run.json"
+    record = json.loads(path.read_text())
+    for name in ("loss", "beta", "gamma", "label_smoothing", "sft_weight"):
+        del record["config"][name], record["identity"]["options"][name]
+    path.write_text(json.dumps(record))
+    before = (tmp_path / "out" / "scores.parquet").read_bytes()
+    report = score.run(config(columns="displacement_rate"))
+    assert (tmp_path / "out" / "scores.parquet").read_bytes() == before
+    assert "Quantiles of displacement rates (below 0: training on the pair pushes ln p(chosen) down)" in report.tables
+    with pytest.raises(SourceMismatch, match=r"options\.loss was margin, is dpo"):
+        score.run(config(columns="displacement_rate", loss="dpo"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--loss", "aot"], "aot sorts the log-ratios of a batch"),
+        (["--loss", "sigmoid"], "sigmoid is called dpo here"),
+        (["--loss", "nonsense"], "there is no loss 'nonsense'; there are margin, dpo"),
+        (["--loss", "exo_pair"], "exo_pair needs a --label-smoothing above 0"),
+        (["--beta", "0"], "--beta must be above 0"),
+        (["--sft-weight", "-1"], "--sft-weight must be at least 0"),
+    ],
+)
+def test_losses_without_a_start_are_refused_by_name(probing, tmp_path, data, options, told):
+    given = ["score", "--model", "bundled", "--data", str(data), "--out", str(tmp_path / "out"), *options]
+    status, _, errors = probing(*given)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert told in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_with_words_is_shown_filtered_and_reported(probing, config, tmp_path, data):
+    score.run(config(columns="ches_normalized,regime", loss="dpo"))
+    out, status = tmp_path / "out", []
+    status.append(probing("show", str(out), "--by", "least_sft_weight", "--highest", "2")[:2])
+    assert "regime disentangled" in status[0][1] or "regime both" in status[0][1]
+    kept = ["filter", "--data", str(data), "--scores", str(out), "--out", str(tmp_path / "kept.jsonl")]
+    status.append(probing(*kept, "--by", "entanglement", "--drop-highest", "0.2")[:2])
+    assert all("probing_regime" in row for row in read_lines(tmp_path / "kept.dropped.jsonl"))
+    refused, _, errors = probing(*kept, "--by", "regime", "--drop-highest", "0.2", "--overwrite")
+    assert refused == 2
+    assert "there is no score column 'regime'" in errors
+    status.append(probing("report", str(out), "--out", str(tmp_path / "page.html"))[:2])
+    assert [code for code, _ in status] == [0, 0, 0]
+    page = (tmp_path / "page.html").read_text()
+    assert "Share of each regime over 40 pairs (dpo, beta 0.1)" in page
+    assert "Least weight of an SFT term" in page
 
 
 def test_rows_with_other_ids_are_another_run(config, tmp_path, data):
