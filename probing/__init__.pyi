@@ -30,6 +30,7 @@ from probing.instruments.select_direction import Selection as Selection
 from probing.instruments.select_direction import select_direction as select_direction
 from probing.instruments.trace import RefusalTrace as RefusalTrace
 from probing.instruments.trace import trace_refusal as trace_refusal
+from probing.instruments.token_pulls import token_pulls as token_pulls
 from probing.kernels.token_stats import TokenStats as TokenStats
 from probing.kernels.token_stats import Unembedding as Unembedding
 from probing.kernels.token_stats import token_stats as token_stats

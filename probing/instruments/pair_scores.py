@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from probing.data.pair_columns import PairColumns
@@ -31,6 +32,7 @@ from probing.instruments.pair_likelihoods import (
     likelihood_columns,
     make_token_readout,
 )
+from probing.instruments.pull_rows import PULLS_SCHEMA, make_pull_rows, pair_pulls
 from probing.instruments.reading import (
     Advance,
     NonFiniteExplainer,
@@ -43,6 +45,7 @@ from probing.instruments.reading import (
     set_up,
     split_runnable,
 )
+from probing.instruments.token_texts import TokenTexts
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
 from probing.metrics.similarity import ches, ches_normalized, edit_similarity, last_state_similarity
@@ -66,11 +69,12 @@ memory, so that a continued run forms the same groups."""
 
 @dataclass(frozen=True)
 class ScoredBlock:
-    """Scores of some pairs, in their order, with the number of tokens that were run."""
+    """Scores of some pairs, in their order, with the number of tokens that were run; and pulls, where asked for."""
 
     frame: pd.DataFrame
     problems: list[Problem]
     tokens: int
+    pulls: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,13 @@ class Measured:
             pair, [token 2]; None if no likelihood was asked for.
         states: states that predict these tokens, [token width], where they are kept: in the model's dtype, on its
             device.
+        pulls: pull of each token of each pair's rejected response, where they are asked for, a tensor a pair.
     """
 
     columns: dict[str, list[Any]]
     stats: torch.Tensor | None
     states: torch.Tensor | None
+    pulls: list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -103,6 +109,7 @@ class PairScorer:
         rate_parameters: parameters that ``displacement_rate_exact`` covers; see ``GradientRates``.
         keep_states: whether ``measure`` hands out the states of the responses.
         compile: whether the blocks are compiled by ``torch.compile``.
+        pull: whether the pull of each token of the rejected responses is computed.
 
     Raises:
         UsageError: a length or a budget out of range, unknown columns or parameters.
@@ -117,6 +124,7 @@ class PairScorer:
     rate_parameters: str = "all"
     keep_states: bool = False
     compile: bool = False
+    pull: bool = False
     stream: Stream = field(init=False)
     head: Unembedding = field(init=False)
 
@@ -124,7 +132,7 @@ class PairScorer:
         self.columns = known_columns(self.columns)
         self.limit = check_max_length(self.max_length, self.language_model.max_positions)
         self._rated = "displacement_rate" in self.columns
-        self._keeping = self.keep_states or self._rated
+        self._keeping = self.keep_states or self._rated or self.pull
         self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
         with set_up(self.language_model):
             stack = find_backbone(self.language_model)
@@ -132,6 +140,7 @@ class PairScorer:
             exact = "displacement_rate_exact" in self.columns
             self._exact = GradientRates(stack, self.rate_parameters) if exact else None
         self._explainer = NonFiniteExplainer(self.stream)
+        self._texts = TokenTexts(self.language_model.tokenizer)
 
     def _open_stream(self, stack: Stack) -> Stream:
         """A stream that keeps the sum of the last states, the last one, and for every token what likelihoods need."""
@@ -161,10 +170,12 @@ class PairScorer:
     def score_tokenized(self, tokenized: list[TokenizedPair], report: Advance | None = None) -> ScoredBlock:
         """Score pairs that ``tokenize`` returned."""
         runnable, problems = split_runnable(tokenized, report)
-        scores = self._score(runnable, problems, report) if runnable else {}
+        pulls = [PULLS_SCHEMA.empty_table()]
+        scores = self._score(runnable, problems, report, pulls) if runnable else {}
         frame = as_frame(tokenized, problems, {name: _dtype(name) for name in self.columns}, scores)
         tokens = count_run_tokens(runnable)
-        return ScoredBlock(frame, [problems[id] for id in frame["id"] if id in problems], tokens)
+        said = [problems[id] for id in frame["id"] if id in problems]
+        return ScoredBlock(frame, said, tokens, pa.concat_tables(pulls) if self.pull else None)
 
     def tokenize(
         self, pairs: Sequence[PreferencePair], where: Callable[[int], str] | None = None
@@ -173,7 +184,11 @@ class PairScorer:
         return tokenize_pairs(self.language_model.tokenizer, pairs, eos=self.eos, max_length=self.limit, where=where)
 
     def _score(
-        self, pairs: Sequence[TokenizedPair], problems: dict[str, Problem], report: Advance | None
+        self,
+        pairs: Sequence[TokenizedPair],
+        problems: dict[str, Problem],
+        report: Advance | None,
+        pulls: list[pa.Table],
     ) -> dict[str, dict[str, Any]]:
         progress = report_tokens(report, len(pairs), count_run_tokens(pairs))
         scores: dict[str, dict[str, Any]] = {}
@@ -184,6 +199,10 @@ class PairScorer:
                     scores[pair.id] = {name: values[index] for name, values in measured.columns.items()}
                 else:
                     problems[pair.id] = Problem(pair.id, "not_finite", detail)
+            if measured.pulls is not None:
+                rows = zip(group, measured.pulls, strict=True)
+                good = [(p.id, p.rejected[p.prompt_tokens :], each) for p, each in rows if p.id not in problems]
+                pulls.append(make_pull_rows(good, self._texts))
         return scores
 
     def groups(self, pairs: Sequence[TokenizedPair]) -> Iterable[Sequence[TokenizedPair]]:
@@ -218,7 +237,7 @@ class PairScorer:
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
             columns = _similarities(total, last, pairs)
-            stats = states = None
+            stats = states = pulls = None
             if self._keeping:
                 states = values["tokens"][0].to(self.head.weight.device)
                 following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
@@ -228,13 +247,15 @@ class PairScorer:
                     columns["displacement_rate"] = free_rates(
                         states, following, said.logsumexp, pairs, self.head
                     ).tolist()
+                if self.pull:
+                    pulls = pair_pulls(states, following, said.logsumexp, pairs, self.head)
             elif self._likely:
                 stats = values["tokens"][0]
             if stats is not None:
                 columns |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
             if self._exact is not None:
                 columns["displacement_rate_exact"] = [self._exact.rate(pair) for pair in pairs]
-        return Measured(columns, stats, states)
+        return Measured(columns, stats, states, pulls)
 
     def find_troubles(self, pairs: Sequence[TokenizedPair], measured: Measured) -> list[str | None]:
         """Why the numbers of a pair cannot be trusted, for each; None where they can."""
@@ -249,6 +270,8 @@ class PairScorer:
                 details.append(self._explain(pair))
             elif said is not None and not bool(said.isfinite().all()):
                 details.append(describe_bad_token(self.language_model.tokenizer, pair, said))
+            elif measured.pulls is not None and not bool(measured.pulls[index].isfinite().all()):
+                details.append("the pulls of its tokens are not finite: the model's states are too large")
             else:
                 details.append(f"{bad[0]} is {measured.columns[bad[0]][index]}" if bad else None)
         return details

@@ -10,7 +10,8 @@ from probing.report.figures import Figure
 from probing.report.pair_titles import SCORED, TITLES, has_one_token, mask_one_token
 from probing.report.parts import RunData, RunReport, Section
 from probing.report.plots import draw_scores
-from probing.report.sections.pairs import SCORES, JoinedPairs
+from probing.report.pulls import list_pulling_tokens
+from probing.report.sections.pairs import SCORES, TOKENS, JoinedPairs
 from probing.report.tables import quantiles
 
 QUESTION = "Which pairs will hurt?"
@@ -23,13 +24,16 @@ def describe_score(run: RunData, thresholds: Mapping[str, float | None], pairs: 
     ranked = mask_one_token(frame)
     known = [name for name in SCORED if name in frame and np.isfinite(ranked[name]).any()]
     name = f"score-{run.anchor}"
+    tables = {"Quantiles of the scores": quantiles(ranked, known)} if known else {}
+    if TOKENS in run.files:
+        tables["Tokens that pull most, summed over the dataset"] = list_pulling_tokens(run.files[TOKENS])
     section = Section(
         name=name,
         question=QUESTION,
         run=run.label,
         says=_say(run, frame, int(short.sum())),
         figures=_draw(run, ranked, known, pairs),
-        tables={"Quantiles of the scores": quantiles(ranked, known)} if known else {},
+        tables=tables,
         rows=pairs.table.name,
     )
     return RunReport([section], judge_rows(run, name, thresholds))
@@ -66,6 +70,11 @@ def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
                 f"{name} is below 0 in {int((known < 0).sum()):,} of {len(known):,} pairs: a small step on such a pair "
                 f"alone lowers ln p(chosen)."
             )
+    if TOKENS in run.files:
+        said.append(
+            "A token of a rejected response with a pull above 0 is one whose lowering lowers ln p(chosen), in the form "
+            "of displacement_rate. Open a pair to see which of its tokens pull."
+        )
     if short:
         said.append(
             f"{short:,} pairs have responses of one token each, for which CHES is 0 by definition; they are left out "

@@ -25,9 +25,19 @@ BY = "ches_normalized"
 
 
 def score_tables(
-    frame: pd.DataFrame, pairs: Sequence[PreferencePair], facts: Mapping[str, Any]
+    frame: pd.DataFrame,
+    pairs: Sequence[PreferencePair],
+    facts: Mapping[str, Any],
+    pulls: Mapping[str, pd.DataFrame] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Tables by title, in the order in which they are shown."""
+    """Tables by title, in the order in which they are shown.
+
+    Args:
+        frame: the scores.
+        pairs: the pairs of the dataset.
+        facts: record of the run.
+        pulls: tables of the tokens that pull most; None where there are no pulls.
+    """
     short = has_one_token(frame)
     ranked = mask_one_token(frame)
     tables = {"Pairs by status": counts(facts["rows_by_status"], "status")}
@@ -47,6 +57,7 @@ def score_tables(
         tables[f"Histogram of {BY}"] = histogram(ranked[BY])
         tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
         tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
+    tables |= pulls or {}
     if bool(short.any()):
         tables["Notes"] = pd.DataFrame({"note": [note_one_token(int(short.sum()), "not ranked by it")]})
     return tables
