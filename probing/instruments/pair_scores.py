@@ -36,6 +36,7 @@ from probing.instruments.pull_rows import PULLS_SCHEMA, make_pull_rows, pair_pul
 from probing.instruments.reading import (
     Advance,
     NonFiniteExplainer,
+    Row,
     check_max_length,
     check_unique,
     list_rows,
@@ -209,17 +210,7 @@ class PairScorer:
         """All pairs together; or, where every state is kept for a while, as many as the memory for them holds."""
         if not self._keeping:
             return [pairs]
-        width, dtype = self.stream.stack.width, self.language_model.dtype
-        limit = _state_bytes(self.language_model.device) // (dtype.itemsize * width)
-        groups: list[list[TokenizedPair]] = [[]]
-        tokens = 0
-        for pair in pairs:
-            tokens += pair.chosen_tokens + pair.rejected_tokens
-            if groups[-1] and tokens > limit:
-                groups.append([])
-                tokens = pair.chosen_tokens + pair.rejected_tokens
-            groups[-1].append(pair)
-        return groups
+        return split_by_states(pairs, [pair.chosen_tokens + pair.rejected_tokens for pair in pairs], self.stream.stack)
 
     def measure(self, pairs: Sequence[TokenizedPair], report: Callable[[int], None] | None = None) -> Measured:
         """Every number of some pairs that can be run.
@@ -294,6 +285,27 @@ def _similarities(total: torch.Tensor, last: torch.Tensor, pairs: Sequence[Token
             edit_similarity(pair.chosen[pair.prompt_tokens :], pair.rejected[pair.prompt_tokens :]) for pair in pairs
         ],
     }
+
+
+def split_by_states(rows: Sequence[Row], tokens: Sequence[int], stack: Stack) -> list[list[Row]]:
+    """Rows in order, as many together as the memory for states holds; at least one.
+
+    Args:
+        rows: the rows.
+        tokens: number of states that are kept of each.
+        stack: the model.
+    """
+    model = stack.language_model
+    limit = _state_bytes(model.device) // (model.dtype.itemsize * stack.width)
+    groups: list[list[Row]] = [[]]
+    kept = 0
+    for row, count in zip(rows, tokens, strict=True):
+        kept += count
+        if groups[-1] and kept > limit:
+            groups.append([])
+            kept = count
+        groups[-1].append(row)
+    return groups
 
 
 def _state_bytes(device: torch.device) -> int:

@@ -256,8 +256,9 @@ def _encode_column(column: RowColumn, strings: StringTable) -> list[str]:
 def encode_tokens(tokens: Tokens | PulledTokens, row: int, strings: StringTable) -> str:
     """The tokens of a row as JSON, null where it has none.
 
-    Those with pulls are [numbers of texts, pulls]. Others are [numbers of texts, log-probabilities before, changes, gained tokens]: log-probabilities in thousandths of a
-    nat, gained tokens of each token one after the other, each with its probabilities before and after in millionths.
+    Those with pulls are [numbers of texts, pulls]. Others are [numbers of texts, log-probabilities before, changes,
+    gained tokens]: log-probabilities in thousandths of a nat, gained tokens of each token one after the other, each
+    with its probabilities before and after in millionths.
     """
     span = slice(tokens.offsets[row], tokens.offsets[row + 1])
     if span.start == span.stop:

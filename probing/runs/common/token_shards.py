@@ -1,4 +1,4 @@
-"""Tables with a row a token, written shard by shard beside those of the rows, and joined without being held in memory."""
+"""Tables with a row a token, written shard by shard beside those of the rows, and joined from their files."""
 
 from dataclasses import dataclass
 from pathlib import Path

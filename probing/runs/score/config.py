@@ -15,8 +15,8 @@ SUGGESTED_DROP = 0.2
 class ScoreConfig(PairOptions, HubOptions, PlotOptions):
     """Score every pair of a preference dataset by CHES and its relatives.
 
-    Writes scores.parquet, plots.html and run.json; and tokens.parquet, and the pairs with log-probabilities, where these
-    are asked for.
+    Writes scores.parquet, plots.html and run.json; and tokens.parquet, and the pairs with log-probabilities, where
+    these are asked for.
 
     Args:
         model: folder or hub id of a causal language model, or "bundled" for the small one in this package.

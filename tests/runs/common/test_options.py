@@ -45,6 +45,7 @@ MEANS_ANOTHER_THING = {
     "place": "of a direction among many; of both models",
     "coefficient": "of an export, which cannot hold a share",
     "answers": "of an evaluation; two words for yes and no",
+    "prompt_column": "of groups of responses",
     "policy": "one of three ways to name what is compared; the only one",
 }
 # Options that count in one job and not in another, and why.
