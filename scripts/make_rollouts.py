@@ -1,8 +1,8 @@
 """Sample the bundled rollouts: answers of the bundled model to its prompts, each with a reward.
 
 The reward is 1 where the answer does what the label of the prompt wants, by the phrases that answers are judged by (a
-harmful prompt is refused, a harmless one is not), ends with a full stop, and names no other object than the one that was
-asked about. Answers are sampled at a temperature at which some go wrong.
+harmful prompt is refused, a harmless one is not), ends with a full stop, and names no other object than the one asked
+about. Answers are sampled at a temperature at which some go wrong.
 
     python scripts/make_rollouts.py [--out probing/bundled/data/rollouts.jsonl]
 

@@ -17,6 +17,8 @@ from probing.types import RolloutGroup, Text
 PROMPT_COLUMNS = ("prompt", "question", "problem", "instruction", "messages")
 RESPONSES_COLUMNS = ("responses", "completions", "generations")
 REWARDS_COLUMNS = ("rewards", "scores")
+RESPONSE_MARK = "#"
+"""Mark between the id of a group and the number of its response."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def rollouts_from_rows(
     sides = [_read_sides(row, found, where(index), rows) for index, row in enumerate(rows)]
     ids = row_ids(rows, sides, where, id_column)
     return [_make_group(ids[index], row, sides[index], where(index)) for index, row in enumerate(rows)]
+
+
+def name_response(group: str, number: int) -> str:
+    """The id of a response of a group."""
+    return f"{group}{RESPONSE_MARK}{number}"
 
 
 def content_sha256(groups: Iterable[RolloutGroup]) -> str:

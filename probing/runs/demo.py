@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.data.tables import read_table
 from probing.errors import SourceMismatch
-from probing.runs import capture, ccs, clusters, displacement, probe, report, score
+from probing.runs import capture, ccs, clusters, displacement, probe, report, rollouts, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.options import DatasetOptions, Options, PairDataOptions, option
@@ -50,6 +50,7 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
         group_column="kind",
         predictors="ches_normalized,displacement_rate",
     ),
+    "rollouts": lambda out: rollouts.RolloutsConfig(model=BUNDLED, data=BUNDLED, out=out / "rollouts"),
     "capture": lambda out: capture.CaptureConfig(model=BUNDLED, places=PLACES, out=out / "states", **LABELLED),
     "ccs": lambda out: ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK),
     "probe": lambda out: probe.ProbeConfig(model=BUNDLED, out=out / "probe", split_by="object", **LABELLED),

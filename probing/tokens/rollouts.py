@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from probing.data.rollouts import name_response
 from probing.tokens.answers import Answers, tokenize_answers
 from probing.tokens.tokenized_row import TokenizedRow
 from probing.types import Problem, RolloutGroup
@@ -45,11 +46,6 @@ class TokenizedGroup(TokenizedRow):
     def names(self) -> list[str]:
         """An id of each response: that of the group, and the number of the response from 0."""
         return [name_response(self.id, number) for number in range(len(self.sequences))]
-
-
-def name_response(group: str, number: int) -> str:
-    """The id of a response of a group."""
-    return f"{group}#{number}"
 
 
 def tokenize_groups(

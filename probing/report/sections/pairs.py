@@ -149,7 +149,7 @@ def _describe(runs: Sequence[RunData], texts: bool) -> str:
     said = f"One row for each pair of the dataset, with the numbers of {labels}."
     if not texts:
         said += " The texts are not shown: the dataset cannot be read where the run found it; name it with --data."
-    if any(TOKENS in run.files for run in runs):
+    if any(TOKENS in run.files and run.command == "displacement" for run in runs):
         said += (
             f" Tokens that gained probability are listed where the token of the response lost more than {LOST:g} nats."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from probing.data.rollouts import name_response
 from probing.data.tables import Table
 from probing.errors import SourceMismatch
 from probing.instruments.problems import refuse_if_none
@@ -38,7 +39,7 @@ from probing.runs.rollouts.files import write_pages
 from probing.runs.rollouts.tables import make_tables
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards
-from probing.tokens.rollouts import TokenizedGroup, name_response
+from probing.tokens.rollouts import TokenizedGroup
 from probing.types import Report, RolloutGroup
 
 

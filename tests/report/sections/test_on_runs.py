@@ -11,7 +11,7 @@ from probing.report.checks import THRESHOLDS
 from probing.report.sections import DESCRIBERS
 from probing.report.svg import draw_svg
 
-NAMES = ("capture", "ccs", "probe", "clusters", *(f"refusal {name}" for name in COMMANDS))
+NAMES = ("rollouts", "capture", "ccs", "probe", "clusters", *(f"refusal {name}" for name in COMMANDS))
 BROKEN = {"empty", "degenerate", "unfinished thought"}
 REFUSED = {"refusal", "soft refusal"}
 
