@@ -127,7 +127,7 @@ def _to_answer(response: Text, where: str) -> Text:
 
 def _read_list(row: Row, name: str, where: str) -> list[Any]:
     """A list in one column of a row, also where CSV holds it as text."""
-    value = row.get(name)
+    value: Any = row.get(name)
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, str):
         check_characters(value, name, where)

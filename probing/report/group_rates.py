@@ -45,7 +45,8 @@ def sum_up_groups(responses: pd.DataFrame) -> pd.DataFrame:
         }
     )
     order = list(dict.fromkeys(good["group"]))
-    return found.reindex(order).rename_axis("id").reset_index()
+    # A damaged file may lack numbers that a run wrote.
+    return found.reindex(order).dropna().rename_axis("id").reset_index()
 
 
 def estimate_groups(groups: pd.DataFrame, units: NDArray[np.int64] | None) -> list[tuple[str, Estimate]]:

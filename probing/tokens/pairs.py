@@ -75,4 +75,9 @@ def tokenize_pairs(
         for pair in pairs
     ]
     found = tokenize_answers(tokenizer, rows, eos=eos, max_length=max_length, where=where)
-    return [TokenizedPair(row.id, row.prompt_tokens, *row.sequences, problem=row.problem) for row in found]
+    return [TokenizedPair(row.id, row.prompt_tokens, *_both(row.sequences), row.problem) for row in found]
+
+
+def _both(sequences: Sequence[list[int]]) -> tuple[list[int], list[int]]:
+    chosen, rejected = sequences
+    return chosen, rejected

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from probing.report.checks import judge, judge_rows
 from probing.report.figures import Figure
@@ -23,6 +25,7 @@ from probing.report.sections.shared import (
     say_rows,
 )
 from probing.report.tables import estimates
+from probing.statistics.groups import number_values
 from probing.types import Estimate
 
 QUESTION = "Do correct responses fall with the incorrect ones?"
@@ -68,13 +71,13 @@ def describe_rollouts(run: RunData, thresholds: Thresholds) -> RunReport:
     return RunReport([part], [*collect(checks), *judge_rows(run, section, thresholds)], [table])
 
 
-def _find_units(run: RunData, frame: pd.DataFrame, groups: pd.DataFrame) -> "pd.Series[int] | None":
+def _find_units(run: RunData, frame: pd.DataFrame, groups: pd.DataFrame) -> NDArray[np.int64] | None:
     """A number for each group, equal for groups of the same prompt; None where prompts are not known."""
     first = frame.drop_duplicates("group").set_index("group")["id"]
     prompts = [run.texts.get(str(first[name]), {}).get("prompt") for name in groups["id"]]
     if None in prompts:
         return None
-    return pd.Series(pd.factorize(pd.Series(prompts, dtype=object).map(lambda text: " ".join(text.split())))[0])
+    return np.array(number_values(" ".join(str(prompt).split()) for prompt in prompts), dtype=np.int64)
 
 
 def _draw(groups: pd.DataFrame) -> list[Figure]:

@@ -15,7 +15,7 @@ class RolloutsConfig(RolloutOptions, HubOptions, PlotOptions):
     Writes rollouts.parquet, tokens.parquet, plots.html and run.json.
 
     Args:
-        model: folder or hub id of a causal language model, or "bundled" for the small one in this package.
+        model: folder or hub id of the causal language model that is trained and gave the responses, or "bundled".
     """
 
     model: str = option(identity=False, holds="model")
