@@ -30,7 +30,7 @@ NAMES = {
         "most_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
         "least_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
         "tokens_that_pull_most": "token times sum_of_pulls mean_pull",
-        "single_tokens_that_pull_most": "pull id position token context",
+        "single_tokens_that_pull_most": "pull id position context",
     },
     "filter": {
         "pairs": "status kept dropped",
@@ -63,9 +63,9 @@ NAMES = {
     },
     "rollouts": {
         "groups_by_status": "status groups",
-        "what_one_step_of_grpo_does": "measure value low high groups",
+        "what_one_step_of_grpo_does": "measure value low high n",
         "tokens_that_pull_most": "token times sum_of_pulls mean_pull",
-        "single_tokens_that_pull_most": "pull id position token context",
+        "single_tokens_that_pull_most": "pull id position context",
         "groups_whose_correct_responses_fall_most": "rate rate_per_token group correct incorrect prompt",
     },
     "capture": {

@@ -28,8 +28,7 @@ def sum_up_groups(responses: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         ``id`` of the group; ``correct`` and ``incorrect``, numbers of responses; ``rate`` and ``rate_per_token``, means
-        over the correct ones; ``falling``, the share of the correct ones with a rate below 0; ``incorrect_rate``, the
-        mean over the others.
+        over the correct ones; ``incorrect_rate``, the mean over the others.
     """
     good = responses[responses["status"] == "ok"]
     correct = good["correct"].astype(bool)
@@ -40,7 +39,6 @@ def sum_up_groups(responses: pd.DataFrame) -> pd.DataFrame:
             "incorrect": wrong.size(),
             "rate": right["rate"].mean(),
             "rate_per_token": right["rate_per_token"].mean(),
-            "falling": right["rate"].apply(lambda rates: (rates < 0).mean()),
             "incorrect_rate": wrong["rate"].mean(),
         }
     )
@@ -49,17 +47,23 @@ def sum_up_groups(responses: pd.DataFrame) -> pd.DataFrame:
     return found.reindex(order).dropna().rename_axis("id").reset_index()
 
 
-def estimate_groups(groups: pd.DataFrame, units: NDArray[np.int64] | None) -> list[tuple[str, Estimate]]:
-    """What holds of all groups, with intervals.
+def estimate_groups(
+    responses: pd.DataFrame, groups: pd.DataFrame, units: NDArray[np.int64] | None
+) -> list[tuple[str, Estimate]]:
+    """What holds of all groups and of their correct responses, with intervals.
 
     Args:
-        groups: see ``sum_up_groups``; at least one row.
-        units: groups with the same number are drawn together; None where each is its own.
+        responses: one row a response.
+        groups: what ``sum_up_groups`` makes of them; at least one row.
+        units: groups with the same number are drawn together, with all their responses; None where each is its own.
     """
     fall = (groups["rate"] < 0).astype(float)
+    numbers = dict(zip(groups["id"], range(len(groups)) if units is None else units.tolist(), strict=True))
+    right = responses[responses["group"].isin(numbers) & responses["correct"].fillna(False).astype(bool)]
+    falls = (right["rate"] < 0).astype(float)
     return [
-        ("share of groups whose correct responses fall (mean rate below 0)", estimate_share(fall, groups=units)),
-        ("share of correct responses that fall, mean of groups", bootstrap_mean(groups["falling"], groups=units)),
+        ("share of groups whose correct responses fall", estimate_share(fall, groups=units)),
+        ("share of correct responses that fall", estimate_share(falls, groups=right["group"].map(numbers))),
         ("mean rate of the correct responses", bootstrap_mean(groups["rate"], groups=units)),
         ("mean rate of the correct responses per token", bootstrap_mean(groups["rate_per_token"], groups=units)),
         ("mean rate of the incorrect responses", bootstrap_mean(groups["incorrect_rate"], groups=units)),

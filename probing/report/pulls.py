@@ -16,7 +16,7 @@ LISTED_PLACES = 5
 TOKEN_WIDTH = 16
 BEFORE, AFTER = 12, 4
 """Tokens of the context on either side."""
-CONTEXT_WIDTH = 34
+BEFORE_WIDTH = 24
 BATCH_ROWS = 1 << 18
 
 
@@ -75,7 +75,7 @@ def _list_most(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _show_places(tokens: Path, parts: list[pd.DataFrame]) -> pd.DataFrame:
-    columns = ["pull", "id", "position", "token", "context"]
+    columns = ["pull", "id", "position", "context"]
     most = _find_largest(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
     if most.empty:
         return pd.DataFrame(columns=columns)
@@ -84,15 +84,15 @@ def _show_places(tokens: Path, parts: list[pd.DataFrame]) -> pd.DataFrame:
         _write_context(near[near["id"] == identity].sort_values("position")["token"].tolist(), int(position))
         for identity, position in zip(most["id"], most["position"], strict=True)
     ]
-    most = most.assign(token=most["token"].map(_spell), context=contexts)
-    return most.assign(id=[shorten(to_line(identity), ID_WIDTH) for identity in most["id"]])[columns]
+    shown = [shorten(to_line(identity), ID_WIDTH) for identity in most["id"]]
+    return most.assign(id=shown, context=contexts)[columns]
 
 
 def _write_context(response: list[str], position: int) -> str:
     """The tokens around one of a response, which stands in brackets."""
     before = to_line("".join(response[max(position - BEFORE, 0) : position]))
     after = "".join(response[position + 1 : position + 1 + AFTER])
-    return to_line(f"{shorten(before, CONTEXT_WIDTH, end=True)}[{response[position]}]{after}")
+    return to_line(f"{shorten(before, BEFORE_WIDTH, end=True)}[{response[position]}]{after}")
 
 
 def _spell(token: str) -> str:

@@ -52,9 +52,9 @@ def describe_rollouts(run: RunData, thresholds: Thresholds) -> RunReport:
     if frame is None:
         return describe_missing(run, "rollouts", QUESTION, ROLLOUTS)
     groups = sum_up_groups(frame)
-    measured = dict(estimate_groups(groups, _find_units(run, frame, groups))) if len(groups) else {}
+    measured = dict(estimate_groups(frame, groups, _find_units(run, frame, groups))) if len(groups) else {}
     table = make_rows(run, section, f"All {len(frame):,} responses", frame, COLUMNS, ABOUT, first="rate")
-    tables = {"Under one step, with 95 % intervals": estimates(list(measured.items()), "groups")} if measured else {}
+    tables = {"Under one step, with 95 % intervals": estimates(list(measured.items()), "n")} if measured else {}
     if TOKENS in run.files:
         table = replace(table, tokens={"response": take_pulls(run.files[TOKENS], frame["id"].tolist())})
         tables["Tokens that pull most, summed over the dataset"] = list_pulling_tokens(run.files[TOKENS])

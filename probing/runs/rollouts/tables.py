@@ -42,7 +42,7 @@ def make_tables(
     tables = {
         "Groups by status": counts(facts["rows_by_status"], "status", "groups"),
         f"What one step of {config.advantage} does, with 95 % intervals over {over} (rates in nats per unit of step)": (
-            estimates(estimate_groups(found, units), "groups")
+            estimates(estimate_groups(frame, found, units), "n")
         ),
         **pull_tables(tokens, "ln p of the correct responses"),
         "Groups whose correct responses fall most": _list_falling(found, groups),

@@ -123,9 +123,11 @@ def test_a_run_tells_what_it_wrote_and_what_holds_of_all_groups(config, tmp_path
     title = next(title for title in report.tables if title.startswith("What one step of grpo does"))
     table = report.tables[title].set_index("measure")["value"]
     means = [part.loc[part["correct"].astype(bool), "rate"].mean() for _, part in frame.groupby("group", sort=False)]
-    assert table["share of groups whose correct responses fall (mean rate below 0)"] == sum(m < 0 for m in means) / 20
+    assert table["share of groups whose correct responses fall"] == sum(m < 0 for m in means) / 20
     assert table["mean rate of the correct responses"] == pytest.approx(sum(means) / 20)
-    assert report.tables[title]["groups"].tolist() == [20] * 5
+    right = frame[frame["correct"].astype(bool)]
+    assert table["share of correct responses that fall"] == (right["rate"] < 0).mean()
+    assert report.tables[title]["n"].tolist() == [20, len(right), 20, 20, 20]
 
 
 def test_groups_of_one_prompt_are_drawn_together(config, data):
