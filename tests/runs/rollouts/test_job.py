@@ -3,6 +3,7 @@
 import json
 import math
 
+import make_rollouts as make_rollouts_script
 import pandas as pd
 import pytest
 import torch
@@ -11,6 +12,7 @@ from harness import count_shards, kill, make_rollouts, note_calls, notes, read_l
 import probing
 from probing import load
 from probing.data.bundled import bundled_data
+from probing.data.phrases import read_phrases
 from probing.data.rollouts import rollouts_from_rows
 from probing.errors import DataInvalid, NotFinite, SourceMismatch, StoreCorrupt
 from probing.instruments import rollout_rates
@@ -360,5 +362,11 @@ def test_the_bundled_rollouts():
     assert len(rows) == 96
     assert {len(row["responses"]) for row in rows} == {len(row["rewards"]) for row in rows} == {6}
     assert bundled_data("rollouts").stat().st_size < 100_000
-    groups = rollouts_from_rows(rows)
-    assert all(group.conversational for group in groups)
+    assert all(group.conversational for group in rollouts_from_rows(rows))
+    prompts = read_lines(bundled_data("prompts"))
+    objects, by_id = {row["object"] for row in prompts}, {row["id"]: row for row in prompts}
+    for row in rows:
+        rewards = [
+            make_rollouts_script.is_right(a, by_id[row["id"]], objects, read_phrases()) for a in row["responses"]
+        ]
+        assert rewards == row["rewards"]
