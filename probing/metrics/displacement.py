@@ -22,10 +22,10 @@ from probing.kernels.top_columns import top_columns
 
 MOVED_BYTES = 1 << 31
 """Bytes, on a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
-PAIRED_TOKENS = 2048
+PAIRED_TOKENS = 1024
 """Tokens of a group up to which the products of all pairs of them are formed, which is faster for so few."""
 GROUP_BYTES = 1 << 28
-"""Bytes of the gradients of some columns of the head, of all responses of a group, in ``free_feature_group``."""
+"""Bytes that ``free_feature_group`` uses at once for the columns of the head that it works on."""
 LEAST_COLUMNS = 64
 TERMS = 3
 """Number of bf16 numbers of 8 bits each whose sum is a float32 number of 24 bits."""
@@ -186,11 +186,16 @@ def free_feature_group(
     backward = [torch.zeros(own.shape, dtype=torch.float64, device=gram.device) for own in states]
     others = [at for at, good in enumerate(wanted) if not good]
     pulls = {at: torch.zeros(len(states[at]), dtype=torch.float64, device=gram.device) for at in others}
-    size = min(max(GROUP_BYTES // (exact.itemsize * states[0].shape[1] * len(states)), LEAST_COLUMNS), VOCABULARY_SLICE)
+    width = states[0].shape[1]
+    # Of each column a gradient of every response and a residual of every token, twice while they are made.
+    of_column = 2 * exact.itemsize * (len(states) * width + sum(map(len, states)))
+    size = min(max(GROUP_BYTES // of_column, LEAST_COLUMNS), VOCABULARY_SLICE)
     for start in range(0, len(head.weight), size):
         columns = slice(start, min(start + size, len(head.weight)))
         residuals = [_residuals(*own, head, columns) for own in zip(states, tokens, totals, strict=True)]
-        gradients = torch.stack([own.T @ state for own, state in zip(residuals, hidden, strict=True)])
+        gradients = hidden[0].new_empty((len(states), columns.stop - columns.start, width))
+        for at, (own, state) in enumerate(zip(residuals, hidden, strict=True)):
+            torch.mm(own.T, state, out=gradients[at])
         flat = gradients.flatten(1)
         gram += (flat @ flat.T).double()
         together = gradients[[at for at, good in enumerate(wanted) if good]].sum(dim=0)

@@ -72,7 +72,7 @@ def by_hand(model, prompt_tokens, sequences):
     return gram, pulls
 
 
-@pytest.mark.parametrize("paired", [2048, 0])
+@pytest.mark.parametrize("paired", [1024, 0])
 def test_every_number_by_brute_force(config, tmp_path, model_folder, monkeypatch, paired):
     """Both ways to the products, of which the second is for groups of many tokens."""
     monkeypatch.setattr("probing.metrics.displacement.PAIRED_TOKENS", paired)
