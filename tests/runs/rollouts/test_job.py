@@ -17,7 +17,7 @@ from probing.data.rollouts import rollouts_from_rows
 from probing.errors import DataInvalid, NotFinite, SourceMismatch, StoreCorrupt
 from probing.instruments import rollout_rates
 from probing.instruments.rollout_rates import ROLLOUTS_SCHEMA, RolloutScorer
-from probing.runs import rollouts
+from probing.runs import report, rollouts
 from probing.runs.rollouts import stages
 from probing.runs.rollouts.config import RolloutsConfig
 
@@ -114,7 +114,7 @@ def test_every_number_by_brute_force(config, tmp_path, model_folder, monkeypatch
 
 
 def test_a_run_tells_what_it_wrote_and_what_holds_of_all_groups(config, tmp_path):
-    report = rollouts.run(config())
+    answer = rollouts.run(config())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["rows_by_status"] == {"ok": 20}
@@ -122,21 +122,21 @@ def test_a_run_tells_what_it_wrote_and_what_holds_of_all_groups(config, tmp_path
     assert set(record["sha256"]) == {*TABLES, "plots.html"}
     frame = read(tmp_path / "out")
     assert frame["row"].tolist() == [n for n, row in enumerate(make_rollouts(20)) for _ in row["responses"]]
-    title = next(title for title in report.tables if title.startswith("What one step of grpo does"))
-    table = report.tables[title].set_index("measure")["value"]
+    title = next(title for title in answer.tables if title.startswith("What one step of grpo does"))
+    table = answer.tables[title].set_index("measure")["value"]
     means = [part.loc[part["correct"].astype(bool), "rate"].mean() for _, part in frame.groupby("group", sort=False)]
     assert table["share of groups whose correct responses fall"] == sum(m < 0 for m in means) / 20
     assert table["mean rate of the correct responses"] == pytest.approx(sum(means) / 20)
     right = frame[frame["correct"].astype(bool)]
     assert table["share of correct responses that fall"] == (right["rate"] < 0).mean()
-    assert report.tables[title]["n"].tolist() == [20, len(right), 20, 20, 20]
+    assert answer.tables[title]["n"].tolist() == [20, len(right), 20, 20, 20]
 
 
 def test_groups_of_one_prompt_are_drawn_together(config, data):
     rows = make_rollouts(20)
     write(data, [row | {"prompt": rows[n // 2 * 2]["prompt"]} for n, row in enumerate(rows)])
-    report = rollouts.run(config())
-    assert any("over 10 prompts, some of which have several groups" in title for title in report.tables)
+    answer = rollouts.run(config())
+    assert any("over 10 prompts, some of which have several groups" in title for title in answer.tables)
 
 
 STATUSES = {
@@ -155,7 +155,7 @@ STATUSES = {
 def test_every_status_is_told_and_has_no_numbers(config, tmp_path, data):
     bad = [{"id": status, "prompt": "Q: no", **row} for status, row in STATUSES.items()]
     write(data, [*bad, *make_rollouts(2)])
-    report = rollouts.run(config(max_length=50))
+    answer = rollouts.run(config(max_length=50))
     frame = read(tmp_path / "out")
     for status in STATUSES:
         own = frame[frame["group"] == status]
@@ -164,10 +164,10 @@ def test_every_status_is_told_and_has_no_numbers(config, tmp_path, data):
     assert len(frame) == sum(len(row["responses"]) for row in [*bad, *make_rollouts(2)])
     assert frame["correct"].isna().sum() == 1
     assert not set(read(tmp_path / "out", "tokens.parquet")["id"].str.partition("#")[0]) & set(STATUSES)
-    assert report.tables["Groups by status"].set_index("status")["groups"].to_dict() == {"ok": 2} | dict.fromkeys(
+    assert answer.tables["Groups by status"].set_index("status")["groups"].to_dict() == {"ok": 2} | dict.fromkeys(
         STATUSES, 1
     )
-    problems = {entry["status"]: entry for entry in report.facts["problems"]}
+    problems = {entry["status"]: entry for entry in answer.facts["problems"]}
     assert set(problems) == set(STATUSES)
     assert problems["no_reward"]["detail"] == "the reward of response 1 is missing or NaN"
     assert problems["no_reward"]["line"] == "line 2"
@@ -179,9 +179,9 @@ def test_rewards_that_are_no_verdicts(config, data, tmp_path):
     rows[0]["rewards"], rows[1]["rewards"] = [math.nan, *rows[0]["rewards"][1:]], [math.inf, *rows[1]["rewards"][1:]]
     rows[2]["rewards"] = [0.9, 0.2, *rows[2]["rewards"][2:]]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = rollouts.run(config())
-    assert report.facts["rows_by_status"] == {"no_reward": 2, "ok": 2}
-    assert "rewards are neither 0 nor 1: a response counts as correct if its reward is above 0.5" in notes(report)
+    answer = rollouts.run(config())
+    assert answer.facts["rows_by_status"] == {"no_reward": 2, "ok": 2}
+    assert "rewards are neither 0 nor 1: a response counts as correct if its reward is above 0.5" in notes(answer)
     again = rollouts.run(config(out=tmp_path / "other", correct_above=0.1))
     assert "Notes" not in again.tables
     assert read(tmp_path / "other").set_index("id").loc["g2#1", "correct"]
@@ -370,3 +370,16 @@ def test_the_bundled_rollouts():
             make_rollouts_script.is_right(a, by_id[row["id"]], objects, read_phrases()) for a in row["responses"]
         ]
         assert rewards == row["rewards"]
+
+
+def test_a_report_shows_the_responses_while_the_data_are_those_of_the_run(config, tmp_path, data):
+    rollouts.run(config())
+    out = tmp_path / "report.html"
+    found = report.run(report.ReportConfig(folders=[tmp_path / "out"], out=out))
+    assert {check["name"] for check in found.facts["checks"]} == {"share_falling", "rows_left_out"}
+    rows = make_rollouts(20)
+    assert all(json.dumps(row["responses"][0])[1:-1] in out.read_text(encoding="utf-8") for row in rows)
+    write(data, [row | {"rewards": row["rewards"][::-1]} for row in rows])
+    again = report.run(report.ReportConfig(folders=[tmp_path / "out"], out=out))
+    assert "these are not the groups of the run any more" in " ".join(again.facts["remarks"])
+    assert json.dumps(rows[0]["responses"][0])[1:-1] not in out.read_text(encoding="utf-8")
