@@ -45,7 +45,7 @@ FOR_OTHERS = {"capture": "within"}
 # Which job imports which besides, and what of it.
 EDGES = {
     ("displacement", "score"): {"config", "tables"},
-    ("filter", "score"): {"config"},
+    ("filter", "score"): {"tables"},
     ("show", "score"): {"config"},
     ("show", "displacement"): {"config"},
     ("report", "score"): {"config", "tables"},

@@ -231,6 +231,14 @@ REFUSAL = {
     },
 }
 
+COMPARISON = {
+    "pairs_by_status": "status pairs",
+    "rules": "rule kept chosen_tokens rejected_tokens spearman_with_tokens low high",
+    "agreement_of_two_rules": "rule other both share jaccard spearman low high",
+    "what_each_rule_keeps_by_group": "group rule pairs kept share",
+    "notes": "note",
+}
+
 RARE = "aqi_size_free aqi_size_free_without"
 
 
@@ -303,10 +311,26 @@ def test_names_of_the_tables_of_refusals(probing, refusal_run):
     assert found == REFUSAL
 
 
+def test_names_of_the_tables_of_a_comparison_of_rules(probing, inputs, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    # A pair of one token each gives the table of notes.
+    short = {"id": "short", "kind": "short", "prompt": "Is it?", "chosen": " a", "rejected": " b"}
+    rows = [json.loads(line) for line in (inputs / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    plain = [{**row, **{name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")}} for row in rows]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in [*plain, short]), encoding="utf-8")
+    scored = ["--model", "bundled", "--data", pairs, "--columns", "ches,edit_similarity", "--no-eos"]
+    assert probing("score", *scored, "--out", tmp_path / "scores")[0] == 0
+    given = ["--data", pairs, "--scores", tmp_path / "scores", "--compare", "all", "--keep", ".5"]
+    status, shown, errors = probing("filter", *given, "--group-column", "kind", "--json")
+    assert status == 0, errors
+    answer = json.loads(shown)
+    assert {name: " ".join(columns) for name, columns in answer["columns"].items()} == COMPARISON
+
+
 def test_every_column_that_may_be_left_out_is_one_of_its_table():
     # The test of that table holds its names.
     columns = {"places_where_some_rows_have_a_norm_far_above_the_others": {"rows", *RARE.split()}}
-    for tables in (*NAMES.values(), *REFUSAL.values()):
+    for tables in (*NAMES.values(), *REFUSAL.values(), COMPARISON):
         for name, of_table in tables.items():
             columns.setdefault(name, set()).update(of_table.split())
     for table, groups in GIVEN_UP.items():

@@ -12,7 +12,7 @@ from probing.data.filters import RULES, check_rule, make_keep_mask
 from probing.data.pair_columns import PairColumns
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch, UsageError
-from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS
+from probing.instruments.columns import INFLUENCE_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,9 +113,12 @@ def take_rows(pairs: Any, indices: Sequence[int]) -> Any:
 def warn_of_direction(by: str, rule: str) -> None:
     """Warn where the rule keeps just the pairs that the score warns of."""
     keeps_lowest = rule in ("keep_lowest", "drop_highest", "below")
-    if (by in RATE_COLUMNS and keeps_lowest) or (by in SCORE_COLUMNS and not keeps_lowest):
-        kept = "lose" if by in RATE_COLUMNS else "are most alike, and so lose"
-        log.warning("%s with %s keeps the pairs whose chosen responses %s most", by, rule, kept)
+    if by == "influence" and keeps_lowest:
+        log.warning("%s with %s keeps the pairs that lower the target most", by, rule)
+    elif (by in (*RATE_COLUMNS, *INFLUENCE_COLUMNS) and keeps_lowest) or (by in SCORE_COLUMNS and not keeps_lowest):
+        side = "rejected" if "rejected" in by else "chosen"
+        kept = "are most alike, and so lose" if by in SCORE_COLUMNS else "lose"
+        log.warning("%s with %s keeps the pairs whose %s responses %s most", by, rule, side, kept)
 
 
 def choose_kept(
@@ -145,6 +148,11 @@ def choose_kept(
     return kept
 
 
+def list_score_columns(frame: "pd.DataFrame") -> list[str]:
+    """The columns of a table of pairs that pairs can be filtered by."""
+    return [str(name) for name in frame.select_dtypes("number").columns if name not in NO_SCORES]
+
+
 def find_scores(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> NDArray[np.int64]:
     """The row of a table of scores that each id has.
 
@@ -152,9 +160,18 @@ def find_scores(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> NDArray[n
         UsageError: there is no such column of scores.
         SourceMismatch: ids are not the same ones, or one has two rows.
     """
-    known = [name for name in frame.select_dtypes("number").columns if name not in NO_SCORES]
+    known = list_score_columns(frame)
     if by not in known:
         raise UsageError(f"there is no score column '{by}'; there are {', '.join(known)}")
+    return find_places(ids, frame)
+
+
+def find_places(ids: Sequence[str], frame: "pd.DataFrame") -> NDArray[np.int64]:
+    """The row of a table of pairs that each id has.
+
+    Raises:
+        SourceMismatch: ids are not the same ones, or one has two rows.
+    """
     if frame["id"].duplicated().any():
         raise SourceMismatch(f"the scores hold the id '{frame['id'][frame['id'].duplicated()].iloc[0]}' twice")
     at = {identity: row for row, identity in enumerate(frame["id"])}

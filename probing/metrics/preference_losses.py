@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,7 +28,7 @@ class Slopes(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """A loss as its trainer begins with it: policy and reference are the same model.
+    """A loss of preference training.
 
     Attributes:
         name: "margin" stands for any loss of the margin ``ln p(y+) - ln p(y-)``, per unit of its slope.
@@ -43,15 +44,19 @@ class PreferenceLoss:
         rejected_logprob: Float[Tensor, " pair"],
         chosen_tokens: Int[Tensor, " pair"],
         rejected_tokens: Int[Tensor, " pair"],
+        reference: Float[Tensor, "pair 2"] | None = None,
     ) -> Slopes:
-        """Slopes of the loss of each pair at the start of training.
+        """Slopes of the loss of each pair, by default at the start of training.
 
         Args:
             chosen_logprob: ``ln p(y+)``, summed over tokens, in nats.
             rejected_logprob: ``ln p(y-)``, summed over tokens, in nats.
             chosen_tokens: number of tokens of the chosen response.
             rejected_tokens: number of tokens of the rejected response.
+            reference: ``ln p`` of both responses under the reference; by default it is the model itself.
         """
-        one = chosen_logprob.new_ones(chosen_logprob.shape).double()
-        slope = one if self.name == "margin" else one * (self.beta / 2)
+        margin = torch.zeros_like(chosen_logprob).double()
+        if reference is not None:
+            margin = (chosen_logprob - reference[:, 0]) - (rejected_logprob - reference[:, 1])
+        slope = torch.ones_like(margin) if self.name == "margin" else self.beta * torch.sigmoid(-self.beta * margin)
         return Slopes(slope, slope.clone())

@@ -32,6 +32,8 @@ GIVEN_UP = {
     "quantiles_of_likelihoods": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
     "quantiles_of_displacement_rates": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
     "quantiles": ("quantile_5 quantile_95", "quantile_25 quantile_75"),
+    "rules": ("low high",),
+    "agreement_of_two_rules": ("jaccard", "both", "low high"),
     "most_alike_by_ches_normalized": ("prompt",),
     "least_alike_by_ches_normalized": ("prompt",),
     "chosen_responses_that_lost_most": ("prompt",),

@@ -235,6 +235,7 @@ DONE: Mapping[str, Check] = {
     ),
     "displacement": _with_files({"broken_steps": is_list(_STEP)}, "displacement.parquet", _TABLES),
     "rollouts": _with_files({}, "rollouts.parquet"),
+    "influence": _with_files({}, "influence.parquet"),
     "ccs": _with_files({}, SUMMARY),
     "probe": _with_files({}, SUMMARY),
     "clusters": _with_files({}, SUMMARY),

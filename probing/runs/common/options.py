@@ -81,7 +81,7 @@ class Options:
             if value is None and entry.default is not None and type(None) not in get_args(entry.type):
                 raise ValueError(f"{entry.name} must have a value, and null is none")
             _check_bounds(entry, value)
-            if entry.name == "out":
+            if entry.name == "out" and value is not None:
                 check_output_name(Path(value))
 
     def plain(self) -> dict[str, Any]:

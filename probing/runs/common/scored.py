@@ -33,6 +33,12 @@ READING = (
     *(entry.name for entry in dataclasses.fields(PairColumnOptions)),
 )
 """Options that say how the rows of a dataset are read, besides ``PARTS``."""
+PAIR_TABLES: Mapping[str, str] = {
+    "score": "scores.parquet",
+    "displacement": "displacement.parquet",
+    "influence": "influence.parquet",
+}
+"""Tables with a row a pair, by the command that writes them."""
 
 
 def recorded_reading(config: Mapping[str, Any], names: Sequence[str] = (*READING, *PARTS)) -> dict[str, Any]:

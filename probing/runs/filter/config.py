@@ -1,6 +1,6 @@
 """Options of ``probing filter``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from probing.data.filters import RULES, check_rule
@@ -11,14 +11,15 @@ from probing.types import Format
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig(PairDataOptions, PlotOptions):
-    """Keep the pairs of a preference dataset whose scores are low (or high).
+    """Keep the pairs of a preference dataset whose scores are low (or high), or compare rules by which to keep them.
 
     Args:
         data: the dataset that was scored; its rows may have been reordered or given further columns since. The options
             of how and which part it is read are by default those of the scoring.
-        scores: output folder of "probing score", or a scores.parquet.
-        by: score column to filter by. "ches_normalized" is the one to start with: higher means more alike, so keep the
-            lowest. Of a displacement rate keep the highest.
+        scores: output folder of "probing score", "probing displacement" or "probing influence", or the file with a row
+            a pair in it. May be repeated with --compare: runs over the same pairs are joined.
+        by: column to filter by. "ches_normalized" is the one to start with: higher means more alike, so keep the
+            lowest. Of a displacement rate and of an influence keep the highest.
         out: file (or folder, for datasets) for the pairs that are kept. A name that ends in a slash makes a folder that
             load_dataset reads, with the kept and the dropped rows, the plots and a card (README.md).
         keep_lowest: share of the scored pairs to keep, e.g. 0.05.
@@ -32,12 +33,17 @@ class FilterConfig(PairDataOptions, PlotOptions):
         split: which split, where the data have several; by default the one that was scored.
         id_column: column of unique ids; by default the one used for scoring.
         overwrite: replace --out if it exists.
+        compare: rules to compare instead of filtering, separated by commas: names of columns, each with the end that is
+            kept behind a colon (lowest, highest, or smallest or largest of absolute values). The end may be left out of
+            a column for which one is recommended; "all" stands for all of those that are there.
+        keep: with --compare, share of the pairs that every rule keeps, e.g. 0.25.
+        group_column: with --compare, column of the data by whose values it is counted what each rule keeps.
     """
 
     # A path forgets whether it ends in a slash.
-    out: str | Path = option(identity=False)  # type: ignore[assignment]
-    scores: Path
-    by: str
+    out: str | Path | None = option(None, identity=False)  # type: ignore[assignment]
+    scores: str | list[str] | Path = option(repeatable=True)
+    by: str | None = None
     keep_lowest: float | None = None
     drop_highest: float | None = None
     below: float | None = None
@@ -47,10 +53,54 @@ class FilterConfig(PairDataOptions, PlotOptions):
     bad: Bad = "fail"
     format: Format | None = None
     overwrite: bool = False
+    compare: str | None = None
+    keep: float | None = None
+    group_column: str | None = option(None, identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compare is None:
+            self._check_filter()
+        else:
+            self._check_comparison()
+
+    def _check_filter(self) -> None:
+        given = [name for name in ("keep", "group_column") if getattr(self, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} belongs to --compare; a filter takes --by and --out")
+        if self.by is None or self.out is None:
+            missing = " and ".join(f"--{name}" for name in ("by", "out") if getattr(self, name) is None)
+            raise ValueError(f"{missing} must be given, or --compare and --keep to compare rules")
+        if isinstance(self.scores, list) and len(self.scores) != 1:
+            raise ValueError("several --scores belong to --compare; a filter takes one")
         check_rule(**self.rule)
+
+    def _check_comparison(self) -> None:
+        of_filter = ("by", "out", *RULES, "bad", "format", "overwrite")
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        given = [f"--{name.replace('_', '-')}" for name in of_filter if getattr(self, name) != defaults[name]]
+        if given:
+            raise ValueError(f"--compare writes nothing and takes --keep; leave out {', '.join(given)}")
+        if self.keep is None:
+            raise ValueError("--compare takes --keep, the share of the pairs that every rule keeps")
+        if not 0 < self.keep < 1:
+            raise ValueError(f"keep must be a share above 0 and below 1, not {self.keep}")
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the scores lie, in order."""
+        named = self.scores if isinstance(self.scores, list) else [self.scores]
+        return [Path(path).expanduser() for path in named]
+
+    @property
+    def column(self) -> str:
+        """The column to filter by."""
+        return self.by or ""
+
+    @property
+    def target(self) -> Path:
+        """Where the kept rows are written."""
+        return Path(self.out or "").expanduser()
 
     @property
     def rule(self) -> dict[str, float | None]:
@@ -63,4 +113,4 @@ class FilterConfig(PairDataOptions, PlotOptions):
         from probing.report.filter_card import is_filtered_dataset
 
         replaces = self.overwrite and self.format != "datasets"
-        return str(self.out).endswith("/") or (replaces and is_filtered_dataset(Path(self.out).expanduser()))
+        return str(self.out).endswith("/") or (replaces and is_filtered_dataset(self.target))

@@ -1,42 +1,98 @@
 """The inputs of ``probing filter``: the scores, and the dataset as it was read for them."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.errors import DataInvalid, UsageError
-from probing.runs.common.scored import PARTS, READING, read_pair_table, recorded_reading
+from probing.errors import DataInvalid, SourceMismatch, UsageError
+from probing.runs.common.scored import PAIR_TABLES, PARTS, READING, read_pair_table, recorded_reading
 from probing.runs.filter.config import FilterConfig
-from probing.runs.score.config import SCORES_FILE
 from probing.store.manifest import RUN_FILE, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SOURCES = "the output folder of 'probing score', 'probing displacement' or 'probing influence'"
 
-def read_scores(path: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
-    """The table of a scoring, and the record of its run; empty where there is none beside it.
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of a run.
+
+    Attributes:
+        path: the folder or file, as it was named.
+        frame: a row a pair.
+        facts: record of the run; empty where there is none beside the table.
+    """
+
+    path: Path
+    frame: "pd.DataFrame"
+    facts: Mapping[str, Any]
+
+    @property
+    def used(self) -> Mapping[str, Any]:
+        """Options of the run."""
+        used: Mapping[str, Any] = self.facts.get("config", {})
+        return used
+
+
+def read_scores(path: Path) -> Scores:
+    """The table of a run that gives pairs scores, and the record of the run.
 
     Raises:
         UsageError: there is no such table, or its run is not finished.
         StoreCorrupt: it is damaged.
     """
-    file = path / SCORES_FILE if path.is_dir() else path
-    if file.is_file() and file.name != SCORES_FILE and not _is_parquet(file):
-        raise UsageError(f"{file}: is no Parquet file; give the output folder of 'probing score' as --scores")
+    file = _find_table(path) if path.is_dir() else path
+    if file.is_file() and file.name not in PAIR_TABLES.values() and not _is_parquet(file):
+        raise UsageError(f"{file}: is no Parquet file; give {SOURCES} as --scores")
     if not file.is_file():
-        run_file = file.parent / RUN_FILE
-        if run_file.is_file() and read_run(file.parent).get("status") != "done":
-            raise UsageError(f"{path}: the scoring run in it is not finished; run the same 'probing score' again")
-        raise UsageError(f"{file}: no such file; give the output folder of 'probing score' as --scores")
-    return read_pair_table(file)
+        raise UsageError(f"{file}: no such file; give {SOURCES} as --scores")
+    return Scores(path, *read_pair_table(file))
+
+
+def _find_table(folder: Path) -> Path:
+    """The table of the run in a folder; the name of a scoring's where there is none.
+
+    Raises:
+        UsageError: the run is not finished, or gives pairs no scores.
+    """
+    there = [folder / name for name in PAIR_TABLES.values() if (folder / name).is_file()]
+    if not os.path.lexists(folder / RUN_FILE):
+        return there[0] if there else folder / PAIR_TABLES["score"]
+    record = read_run(folder)
+    command = record["command"]
+    if command not in PAIR_TABLES:
+        raise UsageError(
+            f"{folder}: is of 'probing {command}', which gives pairs no scores; give {SOURCES} as --scores"
+        )
+    if record["status"] != "done" and not there:
+        raise UsageError(f"{folder}: the run in it is not finished; run the same 'probing {command}' again")
+    return folder / PAIR_TABLES[command]
 
 
 def _is_parquet(file: Path) -> bool:
     """Whether a file begins as Parquet files do, whatever its name."""
     with file.open("rb") as opened:
         return opened.read(4) == b"PAR1"
+
+
+def check_same_runs(runs: Sequence[Scores]) -> None:
+    """Raise unless all runs are of the same pairs; where a table has no record, its ids are compared later.
+
+    Raises:
+        SourceMismatch: the pairs of two runs differ; names both.
+    """
+    known = [(run.path, run.facts.get("data", {}).get("pairs_sha256")) for run in runs]
+    recorded = [(path, sha256) for path, sha256 in known if sha256 is not None]
+    for path, sha256 in recorded[1:]:
+        if sha256 != recorded[0][1]:
+            raise SourceMismatch(
+                f"{path}: is of other pairs than {recorded[0][0]}; rules are compared over the scores of the same pairs"
+            )
 
 
 def as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:

@@ -38,7 +38,7 @@ def write_outputs(
     Returns:
         The paths.
     """
-    out = Path(config.out).expanduser()
+    out = config.target
     form = choose_format(config, filtered.table, card is not None)
     if card is not None and form != "datasets":
         return _write_folder(config, filtered, card, form, check_unchanged)
@@ -73,7 +73,7 @@ def _write_folder(
 ) -> list[Path]:
     """Write a folder that ``load_dataset`` reads; answers with the paths of its files."""
 
-    out = Path(config.out).expanduser()
+    out = config.target
     zipped = form != "parquet" and all(source.lower().endswith(".gz") for source in config.sources)
     remove_leftovers(out.parent, re.escape(out.name))
 
@@ -166,7 +166,7 @@ def _check_folder(config: FilterConfig, out: Path) -> None:
 
 def _check_replaceable(config: FilterConfig, target: Path) -> None:
     """Raise if this is, holds or lies in what is filtered, or exists and may not be replaced."""
-    sources = {Path(name).expanduser().resolve() for name in [*config.sources, str(config.scores)]}
+    sources = {Path(name).expanduser().resolve() for name in [*config.sources, *map(str, config.folders)]}
     resolved = target.resolve()
     if sources & {resolved, *resolved.parents}:
         raise UsageError(f"{target}: is what is being filtered; choose another --out")
@@ -183,7 +183,7 @@ def choose_format(config: FilterConfig, table: Table, in_folder: bool) -> Format
     if in_folder:
         # A folder with a saved dataset in it cannot be read by load_dataset.
         return config.format or ("parquet" if table.format == "datasets" else table.format)
-    named = file_format(Path(config.out))
+    named = file_format(config.target)
     if named == "json" == file_format(Path(table.path)):
         # Files called .json often hold one object a line; the copy keeps that.
         named = table.format

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 
 from probing.data.filters import check_rule, find_threshold
 from probing.data.pairs import pick_pairs
-from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import INFLUENCE_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
 from probing.report.filter_card import FilterCard
+from probing.report.pair_titles import TITLES
 from probing.report.plot_page import make_plots
 from probing.report.plots import draw_filter
 from probing.runs.common.about import describe_now, today, write_command
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 MODELS = ("model", "reference", "policy", "adapter", "steps")
 """Options of a scoring that name models."""
 EXAMPLES = 3
+_TOGETHER = "when all pairs are trained on together"
+INFLUENCE_MEANINGS = {
+    "influence": "Lower means that training on the pair lowers the target more.",
+    "joint_rate": f"Lower means that the chosen response is expected to lose more {_TOGETHER}.",
+    "joint_rejected_rate": f"Lower means that the rejected response is expected to lose more {_TOGETHER}.",
+    "pilot_change": "Lower means that the chosen response lost more in a few steps of training on all pairs together.",
+    "pilot_rejected_change": "Lower means that the rejected response lost more in a few such steps.",
+}
+"""What a column of an influence run says of a pair, by its name."""
 
 
 def make_card(
@@ -42,7 +51,7 @@ def make_card(
     """
 
     counts, spread = report.tables.values()
-    mask, values = np.array(filtered.kept), filtered.scores[config.by].to_numpy(dtype=np.float64)
+    mask, values = np.array(filtered.kept), filtered.scores[config.column].to_numpy(dtype=np.float64)
 
     def read(rows: list[int]) -> list[tuple[PreferencePair, float]]:
         pairs = pick_pairs(filtered.table, rows, filtered.ids, reading.id_column, reading.pair_columns)
@@ -52,13 +61,13 @@ def make_card(
     # Without the slash the same command would write a file where there is no folder yet.
     out = f"{str(config.out).rstrip('/')}/"
     return FilterCard(
-        folder=Path(config.out).name,
+        folder=config.target.name,
         title=", ".join(map(name_source, config.sources)),
         source=", ".join(config.sources),
         data=list_data(reading, filtered.table),
         models=list_models(facts),
-        by=config.by,
-        meaning=_tell_meaning(config.by),
+        by=config.column,
+        meaning=_tell_meaning(config.column),
         rule=check_rule(**config.rule),
         threshold=find_threshold(values, mask),
         bad=(config.bad, int((filtered.scores["status"] != "ok").sum())),
@@ -85,7 +94,11 @@ def _choose_examples(values: NDArray[np.float64], kept: NDArray[np.bool_], rule:
 def _tell_meaning(by: str) -> str:
     if by in SCORE_COLUMNS:
         return "Higher means that the two responses are more alike to the model."
-    return "Lower means that the chosen response is expected to lose more." if by in RATE_COLUMNS else ""
+    if by in RATE_COLUMNS:
+        return "Lower means that the chosen response is expected to lose more."
+    if by in INFLUENCE_COLUMNS:
+        return INFLUENCE_MEANINGS[by]
+    return f"It is the {TITLES[by]}." if by in TITLES and "_change" in by else ""
 
 
 def draw_page(
@@ -100,7 +113,7 @@ def draw_page(
         used: options of the scoring.
     """
 
-    scores = frame[config.by].to_numpy(dtype=np.float64)
+    scores = frame[config.column].to_numpy(dtype=np.float64)
     mask = np.zeros(len(scores), dtype=bool)
     mask[kept] = True
     name, value = check_rule(**config.rule)
@@ -109,5 +122,5 @@ def draw_page(
     # Options in a record are not believed: they are shown.
     models = {kind: str(used[kind]) for kind in MODELS if used.get(kind)}
     about = describe_now("filter", config, **models, data=config.sources)
-    figures = draw_filter(scores, mask, config.by, mark)
+    figures = draw_filter(scores, mask, config.column, mark)
     return make_plots(figures, about, config.interactive) if figures else None

@@ -38,6 +38,7 @@ MEANS_ANOTHER_THING = {
     "chat": "a question is asked",
     "split_by": "pairs that share a text",
     "by": "what is ordered, not filtered",
+    "group_column": "what rules keep is counted by it, or a summary repeated",
     "format": "of an edit, not of rows",
     "overwrite": "a file that is exported",
     "direction": "of an export, which needs one; of an evaluation, which can do with an edited model",
