@@ -28,6 +28,7 @@ from probing.instruments.pair_scores import score_pairs as score_pairs
 from probing.instruments.select_direction import NonePasses as NonePasses
 from probing.instruments.select_direction import Selection as Selection
 from probing.instruments.select_direction import select_direction as select_direction
+from probing.instruments.token_pulls import token_pulls as token_pulls
 from probing.instruments.trace import RefusalTrace as RefusalTrace
 from probing.instruments.trace import trace_refusal as trace_refusal
 from probing.kernels.token_stats import TokenStats as TokenStats
@@ -62,6 +63,7 @@ from probing.runs.ccs import ccs as ccs
 from probing.runs.clusters import clusters as clusters
 from probing.runs.displacement import displacement as displacement
 from probing.runs.probe import probe as probe
+from probing.runs.rollouts import rollouts as rollouts
 from probing.runs.score import score as score
 from probing.store.activations import open_store as open_store
 from probing.store.directions import open_direction as open_direction

@@ -21,7 +21,10 @@ CHECKED = (
         for name in ("ccs_step", "pair_distances", "project_out", "segment_pool", "token_stats")
     ),
     *(f"probing.metrics.clusters.{name}" for name in ("evaluate", "indices", "preparation")),
-    *(f"probing.metrics.{name}" for name in ("displacement", "drift", "layer_pooling", "ranking", "similarity")),
+    *(
+        f"probing.metrics.{name}"
+        for name in ("displacement", "drift", "group_advantages", "layer_pooling", "ranking", "similarity")
+    ),
     *(f"probing.directions.{name}" for name in ("edits", "extract", "refusal_score", "surrogate", "trace")),
     *(f"probing.engine.{name}" for name in ("readouts", "stream")),
     *(f"probing.probes.{name}" for name in ("ccs", "contrast", "polarity", "prompts", "supervised")),

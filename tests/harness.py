@@ -43,6 +43,19 @@ def make_pairs(count, seed=0):
     ]
 
 
+def make_rollouts(count, seed=0):
+    """Groups of two to five responses of random words, with rewards of 0 and 1, both of which occur."""
+    generator = random.Random(seed)
+    rows = []
+    for n in range(count):
+        size = generator.randint(2, 5)
+        rewards = [1, 0, *(generator.randint(0, 1) for _ in range(size - 2))]
+        responses = [f" {phrase(generator, 1, 12)}" for _ in range(size)]
+        prompt = f"Q: {phrase(generator, 1, 9)}"
+        rows.append({"id": f"g{n}", "prompt": prompt, "responses": responses, "rewards": rewards})
+    return rows
+
+
 def write(path, rows):
     """Rows as lines of JSON, compressed if the name says so."""
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from probing.report.figures import make_figure, make_histogram
-from probing.report.parts import Check, Page, Provenance, RowColumn, RowTable, Section, Tokens
+from probing.report.parts import Check, Page, Provenance, PulledTokens, RowColumn, RowTable, Section, Tokens
 
 NAN = float("nan")
 PLANTED = (
@@ -77,6 +77,21 @@ def make_rows(rows, characters, tokens, name="pairs"):
         tokens={kind: make_tokens(rows, generator, tokens) for kind in ("chosen", "rejected")},
         first="change",
         about="One row a preference pair.",
+    )
+
+
+def make_pulled_rows():
+    """Three responses, the second of which has tokens with pulls: one that cannot be told from 0, and one NaN."""
+    pulls = [250.0, -80.0, 30.0, 0.01, 0.0, NAN, 12.6]
+    tokens = [" sorry", " I", "\n", " cannot", PLANTED[0], " x", " end"]
+    return RowTable(
+        name="pulled",
+        title="Responses",
+        ids=["g#0", "g#1", "g#2"],
+        columns=[RowColumn("rate", "rate", [1.0, 2.0, 3.0], "number")],
+        texts={"response": ["a", "b", "c"]},
+        tokens={"response": PulledTokens([0, 0, 7, 7], tokens, pulls)},
+        first="rate",
     )
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import refusal_runs
 import tiny
-from harness import make_pairs, phrase, write
+from harness import make_pairs, make_rollouts, phrase, write
 
 from probing import cli, open_store
 from probing.data.bundled import bundled_data
@@ -20,6 +20,7 @@ from probing.runs.refusal.evaluate import EvaluateConfig
 from probing.runs.refusal.evaluate.states import open_extracted
 from probing.runs.refusal.select import SelectConfig
 from probing.runs.refusal.select.data import read_held_out
+from probing.runs.report.data import read_runs
 from probing.store.directions import open_direction, open_directions
 from probing.store.manifest import RunFolder, read_run
 from probing.store.probes import open_probes
@@ -29,7 +30,8 @@ FLIPS = 60
 QUICK = ["--places", "resid_post:1", "--resamples", "10", "--folds", "3"]
 FAST = "--epochs 5 --restarts 1 --pairings 1 --random 2 --refits 1 --permutations 5".split()
 COMMANDS = {
-    "score": [],
+    "score": ["--pull"],
+    "rollouts": [],
     "displacement": ["--top", "2"],
     "capture": ["--places", "resid_post:0..1", "--shard-rows", "8"],
     "probe": [*QUICK, "--refits", "2"],
@@ -43,6 +45,7 @@ def data(tmp_path_factory, model_folder):
     folder, words = tmp_path_factory.mktemp("data"), random.Random(0)
     tiny.save_model(folder / "policy", seed=1)
     write(folder / "pairs.jsonl", make_pairs(12))
+    write(folder / "rollouts.jsonl", make_rollouts(8))
     texts = [{"id": f"r{n}", "text": f"{phrase(words, 3, 9)} {n}", "label": "ab"[n % 2]} for n in range(24)]
     write(folder / "texts.jsonl", texts)
     lines = bundled_data("statements").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -54,7 +57,9 @@ def make(command, data, model, out):
     models = ["--model", str(model)]
     if command == "displacement":
         models = ["--reference", str(model), "--policy", str(data / "policy")]
-    name = {"ccs": "statements", "score": "pairs", "displacement": "pairs"}.get(command, "texts")
+    name = {"ccs": "statements", "score": "pairs", "displacement": "pairs", "rollouts": "rollouts"}.get(
+        command, "texts"
+    )
     given = [*models, "--data", str(data / f"{name}.jsonl"), "--out", str(out), *COMMANDS[command]]
     with pytest.raises(SystemExit) as ended:
         cli.main([command, *given])
@@ -73,6 +78,9 @@ def read_back(command, folder, data, kept):
         return kept.read_bytes()
     if command == "capture":
         return read_store(folder)
+    if command == "rollouts":
+        (run,) = read_runs([folder])
+        return [frame.to_json() for frame in run.files.values()]
     report = read_finished_report(RunFolder(folder, command), "summary.json")
     read = [to_json({title: table.to_dict("records") for title, table in report.tables.items()})]
     if command != "clusters":

@@ -155,6 +155,7 @@ NAMES = {
     "clusters": ["model", "data", "out", "folds", "permutations", "resamples", "seed", "weight", "places", "pooling"],
     "ccs": ["model", "data", "out", "epochs", "learning_rate", "random", "answers", "template", "split_by"],
     "filter": ["data", "scores", "out", "by", "below", "keep_lowest", "bad", "format", "overwrite"],
+    "rollouts": ["model", "data", "out", "correct_above", "advantage", "rewards_column", "shard_groups", "max_length"],
     "displacement": ["reference", "policy", "data", "out", "beta", "top", "predictors", "shard_pairs"],
 }
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import refusal_runs
 import tiny
-from harness import phrase, write
+from harness import make_rollouts, phrase, write
 
 from probing import cli
 from probing.data.bundled import bundled_data, bundled_displaced, bundled_model
@@ -57,14 +57,24 @@ def hostile(tmp_path_factory, model_folder):
         {**row, "id": f"{row['id']}{HOSTILE}", "category": f"{row['category']}{HOSTILE}"}
         for row in sorted(kinds.values(), key=lambda row: row["category"])[:24]
     ]
-    for name, content in {"pairs": pairs, "texts": texts, "statements": statements}.items():
+    groups = [
+        {
+            "id": f"{row['id']}{HOSTILE}",
+            "prompt": f"{row['prompt']}{HOSTILE}",
+            "responses": [f"{each}{HOSTILE}" for each in row["responses"]],
+            "rewards": row["rewards"],
+        }
+        for row in make_rollouts(8)
+    ]
+    for name, content in {"pairs": pairs, "texts": texts, "statements": statements, "rollouts": groups}.items():
         write(folder / f"{name}.jsonl", content)
     return folder
 
 
 COMMANDS = {
-    "score": ("pairs", []),
+    "score": ("pairs", ["--pull"]),
     "displacement": ("pairs", ["--top", "2", "--group-column", "kind"]),
+    "rollouts": ("rollouts", []),
     "capture": ("texts", ["--places", "final_norm"]),
     "probe": ("texts", [*QUICK, "--refits", "2", "--places", "resid_post:1"]),
     "clusters": ("texts", [*QUICK, "--permutations", "5", "--places", "resid_post:1", "--no-tsne"]),

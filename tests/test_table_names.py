@@ -36,6 +36,8 @@ NAMES = {
         "histogram_of_ches_normalized": "from to pairs bar",
         "most_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
         "least_alike_by_ches_normalized": "ches_normalized id prompt chosen rejected",
+        "tokens_that_pull_most": "token times sum_of_pulls mean_pull",
+        "single_tokens_that_pull_most": "pull id position context",
         "notes": "note",
     },
     "filter": {
@@ -67,6 +69,13 @@ NAMES = {
         ),
         "drop_of_the_chosen_response": "measure value low high pairs",
         "notes": "note",
+    },
+    "rollouts": {
+        "groups_by_status": "status groups",
+        "what_one_step_of_grpo_does": "measure value low high n",
+        "tokens_that_pull_most": "token times sum_of_pulls mean_pull",
+        "single_tokens_that_pull_most": "pull id position context",
+        "groups_whose_correct_responses_fall_most": "rate rate_per_token group correct incorrect prompt",
     },
     "capture": {
         "rows_by_status": "status rows",
@@ -263,7 +272,8 @@ def options(command, inputs, out):
     pairs, prompts, fresh = (inputs / f"{name}.jsonl" for name in ("pairs", "prompts", "fresh"))
     model = ["--model", "bundled", "--out", out / command]
     given = {
-        "score": [*model, "--data", pairs, "--columns", "all,regime"],
+        "score": [*model, "--data", pairs, "--columns", "all,regime", "--pull"],
+        "rollouts": [*model, "--data", "bundled", "--limit", "12"],
         "filter": f"--data {pairs} --scores {out / 'score'} --by ches_normalized --keep-lowest 0.5".split(),
         "show": [out / "score", "--lowest", "2"],
         "displacement": f"--reference bundled --steps {inputs / 'steps'} --data {pairs} --out {out / 'moved'}".split(),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+BundledName = Literal["pairs", "prompts", "statements", "rollouts"]
 BUNDLED = "bundled"
 BUNDLED_DISPLACED = "bundled-displaced"
 _ROOT = Path(__file__).parents[1] / "bundled"
@@ -21,8 +22,9 @@ def bundled_displaced() -> Path:
 BUNDLED_MODELS = {BUNDLED: bundled_model, BUNDLED_DISPLACED: bundled_displaced}
 
 
-def bundled_data(name: Literal["pairs", "prompts", "statements"] = "pairs") -> Path:
-    """A bundled JSONL file: preference pairs of four kinds, labelled prompts, or statements with their opposites."""
+def bundled_data(name: BundledName = "pairs") -> Path:
+    """A bundled JSONL file: preference pairs of four kinds, labelled prompts, statements with their opposites, or
+    sampled answers with rewards."""
     return _ROOT / "data" / f"{name}.jsonl"
 
 

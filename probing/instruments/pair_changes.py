@@ -12,6 +12,7 @@ from probing.errors import SourceMismatch
 from probing.instruments.columns import LIKELIHOOD_COLUMNS
 from probing.instruments.pair_scores import Measured, PairScorer, as_frame, count_run_tokens
 from probing.instruments.reading import Advance, report_tokens, split_runnable
+from probing.instruments.token_texts import TokenTexts
 from probing.metrics.displacement import find_moved_tokens
 from probing.models.load import LanguageModel
 from probing.tokens.pairs import TokenizedPair
@@ -99,7 +100,7 @@ class PairComparer:
     compile: bool = False
     before: PairScorer = field(init=False)
     after: PairScorer = field(init=False)
-    _names: dict[int, str] = field(init=False, default_factory=dict)
+    _texts: TokenTexts = field(init=False)
 
     def __post_init__(self) -> None:
         common: dict[str, Any] = {"eos": self.eos, "max_length": self.max_length, "batch_tokens": self.batch_tokens}
@@ -108,6 +109,7 @@ class PairComparer:
         self.before = PairScorer(self.reference, columns=columns, rate_parameters=self.rate_parameters, **common)
         self.after = PairScorer(self.policy, columns=LIKELIHOOD_COLUMNS, **common)
         limits = [scorer.limit for scorer in (self.before, self.after) if scorer.limit is not None]
+        self._texts = TokenTexts(self.reference.tokenizer)
         self.before.limit = self.after.limit = min(limits, default=None)
         check_same_head(self.before, self.after)
 
@@ -197,24 +199,18 @@ class PairComparer:
             "side": [side for _, side, response in sides for _ in response],
             "position": [position for _, _, response in sides for position in range(len(response))],
             "token_id": ids,
-            "token": self._name_tokens(ids),
+            "token": self._texts.of(ids),
             "logprob_before": before.stats[:, 0].double().numpy(),
             "logprob_after": after.stats[:, 0].double().numpy(),
         }
         for way in ("gained", "lost"):
             known = getattr(moved, f"{way}_ids")
-            columns[way] = as_lists(self._name_tokens(known.flatten().tolist()), count)
+            columns[way] = as_lists(self._texts.of(known.flatten().tolist()), count)
             columns[f"{way}_ids"] = as_lists(known.flatten().numpy(), count)
             for time in ("before", "after"):
                 columns[f"{way}_{time}"] = as_lists(getattr(moved, f"{way}_{time}").flatten().double().numpy(), count)
         good = [pair.id not in problems for pair, _, response in sides for _ in response]
         return pa.table(columns, schema=TOKENS_SCHEMA).filter(pa.array(good))
-
-    def _name_tokens(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself; each id is looked up once."""
-        for id in set(ids) - self._names.keys():
-            self._names[id] = str(self.reference.tokenizer.decode([id]))
-        return [self._names[id] for id in ids]
 
 
 def as_lists(values: Any, count: int) -> pa.Array:

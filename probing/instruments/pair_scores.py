@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from probing.data.pair_columns import PairColumns
@@ -35,9 +36,11 @@ from probing.instruments.pair_likelihoods import (
     make_token_readout,
 )
 from probing.instruments.pair_regimes import exact_products, free_products, regime_columns
+from probing.instruments.pull_rows import PULLS_SCHEMA, make_pull_rows, pair_pulls
 from probing.instruments.reading import (
     Advance,
     NonFiniteExplainer,
+    Row,
     check_max_length,
     check_unique,
     list_rows,
@@ -47,6 +50,7 @@ from probing.instruments.reading import (
     set_up,
     split_runnable,
 )
+from probing.instruments.token_texts import TokenTexts
 from probing.kernels.output_head import Unembedding
 from probing.kernels.token_stats import token_stats
 from probing.metrics.entanglement import PairProducts
@@ -76,11 +80,12 @@ FINITE = (*SCORE_COLUMNS, *RATE_COLUMNS, "rejected_rate", f"rejected_rate{EXACT}
 
 @dataclass(frozen=True)
 class ScoredBlock:
-    """Scores of some pairs, in their order, with the number of tokens that were run."""
+    """Scores of some pairs, in their order, with the number of tokens that were run; and pulls, where asked for."""
 
     frame: pd.DataFrame
     problems: list[Problem]
     tokens: int
+    pulls: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,13 @@ class Measured:
             pair, [token 2]; None if no likelihood was asked for.
         states: states that predict these tokens, [token width], where they are kept: in the model's dtype, on its
             device.
+        pulls: pull of each token of each pair's rejected response, where they are asked for, a tensor a pair.
     """
 
     columns: dict[str, list[Any]]
     stats: torch.Tensor | None
     states: torch.Tensor | None
+    pulls: list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -114,6 +121,7 @@ class PairScorer:
         loss: the loss whose training rates and regimes are about.
         keep_states: whether ``measure`` hands out the states of the responses.
         compile: whether the blocks are compiled by ``torch.compile``.
+        pull: whether the pull of each token of the rejected responses is computed.
 
     Raises:
         UsageError: a length or a budget out of range, unknown columns or parameters.
@@ -129,6 +137,7 @@ class PairScorer:
     loss: PreferenceLoss = MARGIN
     keep_states: bool = False
     compile: bool = False
+    pull: bool = False
     stream: Stream = field(init=False)
     head: Unembedding = field(init=False)
 
@@ -136,7 +145,7 @@ class PairScorer:
         self.columns = known_columns(self.columns)
         self.limit = check_max_length(self.max_length, self.language_model.max_positions)
         self._rated, exact = (bool(set(group) & set(self.columns)) for group in GROUPS.values())
-        self._keeping = self.keep_states or self._rated
+        self._keeping = self.keep_states or self._rated or self.pull
         self._likely = self._keeping or bool(set(LIKELIHOOD_COLUMNS) & set(self.columns))
         self._likely |= exact and self.loss.needs_likelihoods
         with set_up(self.language_model):
@@ -144,6 +153,7 @@ class PairScorer:
             self.stream = self._open_stream(stack)
             self._exact = GradientRates(stack, self.rate_parameters) if exact else None
         self._explainer = NonFiniteExplainer(self.stream)
+        self._texts = TokenTexts(self.language_model.tokenizer)
 
     def _open_stream(self, stack: Stack) -> Stream:
         """A stream that keeps the sum of the last states, the last one, and for every token what likelihoods need."""
@@ -173,10 +183,12 @@ class PairScorer:
     def score_tokenized(self, tokenized: list[TokenizedPair], report: Advance | None = None) -> ScoredBlock:
         """Score pairs that ``tokenize`` returned."""
         runnable, problems = split_runnable(tokenized, report)
-        scores = self._score(runnable, problems, report) if runnable else {}
+        pulls = [PULLS_SCHEMA.empty_table()]
+        scores = self._score(runnable, problems, report, pulls) if runnable else {}
         frame = as_frame(tokenized, problems, {name: _dtype(name) for name in self.columns}, scores)
         tokens = count_run_tokens(runnable)
-        return ScoredBlock(frame, [problems[id] for id in frame["id"] if id in problems], tokens)
+        said = [problems[id] for id in frame["id"] if id in problems]
+        return ScoredBlock(frame, said, tokens, pa.concat_tables(pulls) if self.pull else None)
 
     def tokenize(
         self, pairs: Sequence[PreferencePair], where: Callable[[int], str] | None = None
@@ -185,7 +197,11 @@ class PairScorer:
         return tokenize_pairs(self.language_model.tokenizer, pairs, eos=self.eos, max_length=self.limit, where=where)
 
     def _score(
-        self, pairs: Sequence[TokenizedPair], problems: dict[str, Problem], report: Advance | None
+        self,
+        pairs: Sequence[TokenizedPair],
+        problems: dict[str, Problem],
+        report: Advance | None,
+        pulls: list[pa.Table],
     ) -> dict[str, dict[str, Any]]:
         progress = report_tokens(report, len(pairs), count_run_tokens(pairs))
         scores: dict[str, dict[str, Any]] = {}
@@ -196,23 +212,17 @@ class PairScorer:
                     scores[pair.id] = {name: values[index] for name, values in measured.columns.items()}
                 else:
                     problems[pair.id] = Problem(pair.id, "not_finite", detail)
+            if measured.pulls is not None:
+                rows = zip(group, measured.pulls, strict=True)
+                good = [(p.id, p.rejected[p.prompt_tokens :], each) for p, each in rows if p.id not in problems]
+                pulls.append(make_pull_rows(good, self._texts))
         return scores
 
     def groups(self, pairs: Sequence[TokenizedPair]) -> Iterable[Sequence[TokenizedPair]]:
         """All pairs together; or, where every state is kept for a while, as many as the memory for them holds."""
         if not self._keeping:
             return [pairs]
-        width, dtype = self.stream.stack.width, self.language_model.dtype
-        limit = _state_bytes(self.language_model.device) // (dtype.itemsize * width)
-        groups: list[list[TokenizedPair]] = [[]]
-        tokens = 0
-        for pair in pairs:
-            tokens += pair.chosen_tokens + pair.rejected_tokens
-            if groups[-1] and tokens > limit:
-                groups.append([])
-                tokens = pair.chosen_tokens + pair.rejected_tokens
-            groups[-1].append(pair)
-        return groups
+        return split_by_states(pairs, [pair.chosen_tokens + pair.rejected_tokens for pair in pairs], self.stream.stack)
 
     def measure(self, pairs: Sequence[TokenizedPair], report: Callable[[int], None] | None = None) -> Measured:
         """Every number of some pairs that can be run.
@@ -230,7 +240,7 @@ class PairScorer:
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
             columns = _similarities(total, last, pairs)
-            stats = states = products = None
+            stats = states = products = pulls = None
             if self._keeping:
                 states = values["tokens"][0].to(self.head.weight.device)
                 following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
@@ -239,6 +249,8 @@ class PairScorer:
                 if self._rated:
                     both = bool(set(REJECTED_SQUARE) & set(self.columns))
                     products = free_products(states, following, said.logsumexp, pairs, self.head, both)
+                if self.pull:
+                    pulls = pair_pulls(states, following, said.logsumexp, pairs, self.head)
             elif self._likely:
                 stats = values["tokens"][0]
             if stats is not None:
@@ -247,7 +259,7 @@ class PairScorer:
                 columns |= self._judge(products, "", pairs, columns)
             if self._exact is not None:
                 columns |= self._judge(exact_products(self._exact, pairs), EXACT, pairs, columns)
-        return Measured(columns, stats, states)
+        return Measured(columns, stats, states, pulls)
 
     def _judge(
         self, products: PairProducts, end: str, pairs: Sequence[TokenizedPair], columns: Mapping[str, list[Any]]
@@ -273,6 +285,8 @@ class PairScorer:
                 details.append(self._explain(pair))
             elif said is not None and not bool(said.isfinite().all()):
                 details.append(describe_bad_token(self.language_model.tokenizer, pair, said))
+            elif measured.pulls is not None and not bool(measured.pulls[index].isfinite().all()):
+                details.append("the pulls of its tokens are not finite: the model's states are too large")
             else:
                 details.append(f"{bad[0]} is {measured.columns[bad[0]][index]}" if bad else None)
         return details
@@ -295,6 +309,27 @@ def _similarities(total: torch.Tensor, last: torch.Tensor, pairs: Sequence[Token
             edit_similarity(pair.chosen[pair.prompt_tokens :], pair.rejected[pair.prompt_tokens :]) for pair in pairs
         ],
     }
+
+
+def split_by_states(rows: Sequence[Row], tokens: Sequence[int], stack: Stack) -> list[list[Row]]:
+    """Rows in order, as many together as the memory for states holds; at least one.
+
+    Args:
+        rows: the rows.
+        tokens: number of states that are kept of each.
+        stack: the model.
+    """
+    model = stack.language_model
+    limit = _state_bytes(model.device) // (model.dtype.itemsize * stack.width)
+    groups: list[list[Row]] = [[]]
+    kept = 0
+    for row, count in zip(rows, tokens, strict=True):
+        kept += count
+        if groups[-1] and kept > limit:
+            groups.append([])
+            kept = count
+        groups[-1].append(row)
+    return groups
 
 
 def _state_bytes(device: torch.device) -> int:

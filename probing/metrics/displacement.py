@@ -23,6 +23,11 @@ from probing.kernels.top_columns import top_columns
 
 MOVED_BYTES = 1 << 31
 """Bytes, on a card, of the four tensors [row vocabulary] in which ``find_moved_tokens`` looks for tokens."""
+PAIRED_TOKENS = 1024
+"""Tokens of a group up to which the products of all pairs of them are formed, which is faster for so few."""
+GROUP_BYTES = 1 << 28
+"""Bytes that ``free_feature_group`` uses at once for the columns of the head that it works on."""
+LEAST_COLUMNS = 64
 TERMS = 3
 """Number of bf16 numbers of 8 bits each whose sum is a float32 number of 24 bits."""
 
@@ -130,6 +135,82 @@ def free_feature_products(
             shared = lengths[one] if one == other else count_shared_states(ids[one], ids[other])
             gram[one, other] += (parts[one][:shared] * parts[other][:shared]).sum()
     return FreeFeatureProducts(gram, pulls)
+
+
+def group_products(
+    states: Sequence[Float[Tensor, "_ width"]],
+    ids: Sequence[Int[Tensor, " _"]],
+    head: Unembedding,
+    wanted: Sequence[bool],
+    logsumexp: Float[Tensor, " state"] | None = None,
+) -> FreeFeatureProducts:
+    """Products of the gradients of all responses to a prompt, and the pulls of those that are not wanted on the others.
+
+    Args, Returns: see ``free_feature_group``, which computes them where there are many tokens.
+    """
+    lengths = [len(own) for own in ids]
+    if sum(lengths) > PAIRED_TOKENS:
+        return free_feature_group(states, ids, head, wanted, logsumexp)
+    gram, pulls = free_feature_products(states, ids, head, logsumexp)
+    others = [own for own, good in zip(pulls.split(lengths, dim=1), wanted, strict=True) if not good]
+    good = torch.tensor(list(wanted), device=gram.device)
+    return FreeFeatureProducts(gram, torch.cat([own[good].sum(dim=0) for own in others] or [gram.new_empty(0)]))
+
+
+def free_feature_group(
+    states: Sequence[Float[Tensor, "_ width"]],
+    ids: Sequence[Int[Tensor, " _"]],
+    head: Unembedding,
+    wanted: Sequence[bool],
+    logsumexp: Float[Tensor, " state"] | None = None,
+) -> FreeFeatureProducts:
+    """Products of the gradients of many long responses to one prompt, in time and memory linear in their tokens.
+
+    The same numbers as ``free_feature_products``, up to rounding, without the products of all pairs of tokens: the
+    gradient of each response by the head, ``sum_t r_t h_t'``, is formed for some columns of the vocabulary at a time.
+
+    Args:
+        states: the states that predict the tokens of each response to the same prompt, after the final norm.
+        ids: ids of the tokens of each response.
+        head: the output head.
+        wanted: whether each response is one whose loss is to be explained.
+        logsumexp: ln of the sum of exp(logit) at each state, response after response; computed where it is not given.
+
+    Returns:
+        ``gram`` of all responses, [response response], and ``pulls``, [token]: for each token of the responses that are
+        not wanted, one after the other, the sum of its pulls on all that are. On the device of the states, in float64.
+    """
+    exact = torch.promote_types(states[0].dtype, torch.float32)
+    hidden, tokens = [own.to(exact) for own in states], [own.to(states[0].device) for own in ids]
+    if logsumexp is None:
+        logsumexp = torch.cat([logits.logsumexp(dim=1) for _, logits in logit_chunks(torch.cat(list(states)), head)])
+    totals = logsumexp.split([len(own) for own in tokens])
+    gram = torch.zeros((len(states), len(states)), dtype=torch.float64, device=logsumexp.device)
+    backward = [torch.zeros(own.shape, dtype=torch.float64, device=gram.device) for own in states]
+    others = [at for at, good in enumerate(wanted) if not good]
+    pulls = {at: torch.zeros(len(states[at]), dtype=torch.float64, device=gram.device) for at in others}
+    width = states[0].shape[1]
+    # Of each column a gradient of every response and a residual of every token, twice while they are made.
+    of_column = 2 * exact.itemsize * (len(states) * width + sum(map(len, states)))
+    size = min(max(GROUP_BYTES // of_column, LEAST_COLUMNS), VOCABULARY_SLICE)
+    for start in range(0, len(head.weight), size):
+        columns = slice(start, min(start + size, len(head.weight)))
+        residuals = [_residuals(*own, head, columns) for own in zip(states, tokens, totals, strict=True)]
+        gradients = hidden[0].new_empty((len(states), columns.stop - columns.start, width))
+        for at, (own, state) in enumerate(zip(residuals, hidden, strict=True)):
+            torch.mm(own.T, state, out=gradients[at])
+        flat = gradients.flatten(1)
+        gram += (flat @ flat.T).double()
+        together = gradients[[at for at, good in enumerate(wanted) if good]].sum(dim=0)
+        for at in others:
+            pulls[at] += ((residuals[at] @ together).double() * hidden[at].double()).sum(dim=1)
+        for at, own in enumerate(residuals):
+            backward[at] += _multiply_by_head(own, head.weight[columns]).double()
+    for one in range(len(states)):
+        for other in range(len(states)):
+            shared = len(ids[one]) if one == other else count_shared_states(ids[one], ids[other])
+            gram[one, other] += (backward[one][:shared] * backward[other][:shared]).sum()
+    return FreeFeatureProducts(gram, torch.cat([pulls[at] for at in others] or [gram.new_empty(0)]))
 
 
 def count_shared_states(chosen_ids: Tensor, rejected_ids: Tensor) -> int:

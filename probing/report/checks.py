@@ -39,6 +39,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "ln p(chosen) changed by {value} nats a token in the mean of {n} pairs", "below", -0.1
     ),
     "ranking_accuracy_change": Threshold("ranking accuracy changed by {value} over {n} pairs", "below", -0.05),
+    "share_falling": Threshold(
+        "one step on a group lowers its correct responses in {value} of {n} groups", "above", 0.2, True
+    ),
     # Probes of truth.
     "ccs_random_as_good": Threshold(
         "{value} of random probes are as accurate as CCS on {n} pairs", "above", 0.05, True
@@ -128,6 +131,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
 
 - ``share_displaced`` counts falls of any size and ``share_halved`` those that matter, both of pairs whose margin rose;
   ``chosen_change_per_token`` sees the runs that are ruined, margin and all: at -.1 every token is a tenth less likely.
+- ``share_falling``: as for ``share_displaced``, of groups of responses under one step.
 - 5 % for p-values and for shares of random draws that do as well is the level of the tests; such a number is exact and
   has no interval.
 - A difference from a null distribution, a baseline or another head warns below 0: the number is then reached without

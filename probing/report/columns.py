@@ -40,6 +40,7 @@ GIVEN_UP = {
     "least_alike_by_ches_normalized": ("prompt",),
     "chosen_responses_that_lost_most": ("prompt",),
     "where_their_probability_went": ("position",),
+    "single_tokens_that_pull_most": ("position",),
     "by_group": (
         "spearman_edit_similarity",
         "spearman_last_state_similarity",

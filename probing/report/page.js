@@ -10,6 +10,9 @@
   const MOST_FALLEN = 5;
   // Changes of log-probability, in nats, at which the colour of a token changes.
   const LIMITS = [0.1, 0.3, 1, 3];
+  // Shares of the largest pull of a response at which the colour of a token changes, and below which it is shown as 0.
+  const SHARES = [0.05, 0.2, 0.5, 0.8];
+  const NO_PULL = 0.001;
   // Of the column of ids, which is none of the columns of the data.
   const ID = -1;
   const NONE = -1;
@@ -101,8 +104,21 @@
         const scaled = [first, last].map((value) => (value === null ? null : value / 1e6));
         others.push({ text: data.strings[text], before: scaled[0], after: scaled[1] });
       }
-      return { at, text: data.strings[number], before: low, change, after, gained: others };
+      const shown = { color: colorOf(change), number: showChange(change) };
+      return { at, text: data.strings[number], before: low, change, after, gained: others, ...shown };
     });
+
+  const showPull = (pull) => (pull === null ? "none" : String(round(pull, 3)));
+
+  const readPulls = ([numbers, pulls]) => {
+    const most = pulls.reduce((largest, pull) => Math.max(largest, Math.abs(pull)), 0);
+    return pulls.map((pull, at) => {
+      const level = pull ? SHARES.filter((share) => Math.abs(pull) >= share * most).length : 0;
+      const color = level === 0 ? "" : `${pull > 0 ? "lost" : "won"}-${level}`;
+      const small = pull !== null && Math.abs(pull) < NO_PULL * most;
+      return { at, text: data.strings[numbers[at]], pull, small, color, number: small ? "0" : showPull(pull) };
+    });
+  };
 
   // "lost-3" where a token lost between 1 and 3 nats.
   const colorOf = (change) => {
@@ -113,16 +129,25 @@
   const makePiece = (text) => make("span", { class: "piece" }, text.replaceAll("\n", "↵").replaceAll("\t", "⇥"));
 
   const makeToken = (token) => {
-    const number = make("span", { class: "change" }, showChange(token.change));
-    return make("span", { class: `token ${colorOf(token.change)}` }, makePiece(token.text), number);
+    const number = make("span", { class: "change" }, token.number);
+    return make("span", { class: `token ${token.color}` }, makePiece(token.text), number);
   };
+
+  const key = (name, text) => make("span", { class: `key ${name}` }, text);
 
   const makeLegend = () => {
     const [a, b, c, d] = LIMITS;
-    const key = (name, text) => make("span", { class: `key ${name}` }, text);
     const lost = [key("lost-4", `-${d} or less`), key("lost-3", `-${c}`), key("lost-2", `-${b}`), key("lost-1", `-${a}`)];
     const won = [key("won-1", `+${a}`), key("won-2", `+${b}`), key("won-3", `+${c}`), key("won-4", `+${d} or more`)];
     return make("p", { class: "legend" }, "Change of ln p, nats: ", ...lost, key("", "nearer to 0"), ...won);
+  };
+
+  const makePullLegend = () => {
+    const names = SHARES.map((share, at) => [at + 1, `${100 * share} %`]).reverse();
+    const above = names.map(([level, text]) => key(`lost-${level}`, text));
+    const below = names.map(([level, text]) => key(`won-${level}`, text)).reverse();
+    const words = "At least so much of the largest pull of the response: above 0 ";
+    return make("p", { class: "legend" }, words, ...above, key("", "less"), ...below, " below 0");
   };
 
   const exp = (logarithm) => (logarithm === null ? null : Math.exp(logarithm));
@@ -156,6 +181,15 @@
 
   const makeTokenTable = (caption, tokens) => makeTable(caption, TOKEN_TITLES, tokens.map(listToken));
 
+  const PULL_TITLES = [
+    ["position", true],
+    ["token", false],
+    ["pull", true],
+  ];
+
+  const makePullTable = (caption, tokens) =>
+    makeTable(caption, PULL_TITLES, tokens.map((token) => [String(token.at), [makePiece(token.text)], showPull(token.pull)]));
+
   // The tokens in colour, the first of them until all are asked for.
   const makeColored = (tokens) => {
     // Numbers between words are no text to listen to; the table below says the same.
@@ -175,12 +209,12 @@
     return [place, more];
   };
 
-  const makeAllTokens = (name, tokens) => {
+  const makeAllTokens = (name, tokens, makeTable) => {
     const summary = make("summary", {}, `All ${countOf(tokens.length, "token")} as a table`);
     const details = make("details", {}, summary);
     details.addEventListener("toggle", () => {
       // Made when it is looked at: a long response has thousands of tokens.
-      if (details.childElementCount === 1) details.append(makeTokenTable(`Tokens of ${name}`, tokens));
+      if (details.childElementCount === 1) details.append(makeTable(`Tokens of ${name}`, tokens));
     });
     return details;
   };
@@ -193,7 +227,17 @@
     const words = `${countOf(known.length, "token")}, sum of changes ${showChange(sum)} nats`;
     const parts = [make("h5", {}, `${name}, token by token`), make("p", {}, words), makeLegend(), ...makeColored(tokens)];
     if (fallen.length) parts.push(makeTokenTable("Tokens that fell most", fallen.slice(0, MOST_FALLEN)));
-    return [...parts, makeAllTokens(name, tokens)];
+    return [...parts, makeAllTokens(name, tokens, makeTokenTable)];
+  };
+
+  const makePulls = (name, packed) => {
+    const tokens = readPulls(packed);
+    const sum = tokens.reduce((total, token) => total + token.pull, 0);
+    const most = tokens.filter((token) => token.pull > 0 && !token.small).sort((a, b) => b.pull - a.pull);
+    const words = `${countOf(tokens.length, "token")}, sum of pulls ${showPull(sum)}; above 0: lowering the token lowers the preferred response`;
+    const parts = [make("h5", {}, `${name}, pull of each token`), make("p", {}, words), makePullLegend(), ...makeColored(tokens)];
+    if (most.length) parts.push(makePullTable("Tokens that pull most", most.slice(0, MOST_FALLEN)));
+    return [...parts, makeAllTokens(name, tokens, makePullTable)];
   };
 
   // ---- A table of rows ----
@@ -484,7 +528,10 @@
     makeTokens(row) {
       const { tokens } = this.table;
       if (tokens.some((response) => response.values[row] === 0)) return [tellLeftOut("tokens")];
-      return tokens.flatMap(({ name, values }) => (values[row] === null ? [] : makeTokens(name, values[row])));
+      return tokens.flatMap(({ name, values }) => {
+        if (values[row] === null) return [];
+        return values[row].length === 2 ? makePulls(name, values[row]) : makeTokens(name, values[row]);
+      });
     }
 
     copyLink(row, place) {

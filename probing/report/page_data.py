@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probing.report.parts import RowColumn, RowTable, Tokens
+from probing.report.parts import PulledTokens, RowColumn, RowTable, Tokens
 from probing.shown import escape_controls, to_message
 
 KEPT = "\n\t\u200c\u200d"
@@ -253,16 +253,19 @@ def _encode_column(column: RowColumn, strings: StringTable) -> list[str]:
     return [encode_number(value) for value in column.values]
 
 
-def encode_tokens(tokens: Tokens, row: int, strings: StringTable) -> str:
+def encode_tokens(tokens: Tokens | PulledTokens, row: int, strings: StringTable) -> str:
     """The tokens of a row as JSON, null where it has none.
 
-    They are [numbers of texts, log-probabilities before, changes, gained tokens]: log-probabilities in thousandths of a
-    nat, gained tokens of each token one after the other, each with its probabilities before and after in millionths.
+    Those with pulls are [numbers of texts, pulls]. Others are [numbers of texts, log-probabilities before, changes,
+    gained tokens]: log-probabilities in thousandths of a nat, gained tokens of each token one after the other, each
+    with its probabilities before and after in millionths.
     """
     span = slice(tokens.offsets[row], tokens.offsets[row + 1])
     if span.start == span.stop:
         return "null"
     numbers = ",".join(str(strings.find(show_text(text))) for text in tokens.tokens[span])
+    if isinstance(tokens, PulledTokens):
+        return f"[[{numbers}],[{','.join(map(encode_number, tokens.pulls[span]))}]]"
     before, after = (np.asarray(values[span], dtype=np.float64) for values in (tokens.before, tokens.after))
     gained = ",".join(_encode_gained(some, strings) for some in tokens.gained[span])
     return f"[[{numbers}],[{_encode_scaled(before)}],[{_encode_scaled(after - before)}],[{gained}]]"

@@ -86,6 +86,21 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class PulledTokens:
+    """The tokens of one response of every row with the pull of each, one after the other.
+
+    Attributes:
+        offsets: [row + 1], where the tokens of each row begin; a row that has none begins where it ends.
+        tokens: [token], texts of the tokens.
+        pulls: [token], above 0 where lowering the token lowers the response that is wanted.
+    """
+
+    offsets: Sequence[int]
+    tokens: Sequence[str]
+    pulls: Sequence[float]
+
+
+@dataclass(frozen=True)
 class RowTable:
     """Rows behind the numbers: they are searched, sorted, and shown one by one.
 
@@ -106,7 +121,7 @@ class RowTable:
     ids: Sequence[str]
     columns: Sequence[RowColumn]
     texts: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
-    tokens: Mapping[str, Tokens] = field(default_factory=dict)
+    tokens: Mapping[str, Tokens | PulledTokens] = field(default_factory=dict)
     first: str | None = None
     about: str = ""
 

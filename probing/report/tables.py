@@ -53,11 +53,11 @@ def histogram(values: "pd.Series[float]", bins: int = BINS) -> pd.DataFrame:
     return pd.DataFrame({"from": edges[:-1], "to": edges[1:], "pairs": found, "bar": bars})
 
 
-def estimates(rows: Sequence[tuple[str, Estimate]]) -> pd.DataFrame:
+def estimates(rows: Sequence[tuple[str, Estimate]], unit: str = "pairs") -> pd.DataFrame:
     """Named estimates with their intervals, one a row."""
     return pd.DataFrame(
         [(name, estimate.value, estimate.low, estimate.high, estimate.n) for name, estimate in rows],
-        columns=["measure", "value", "low", "high", "pairs"],
+        columns=["measure", "value", "low", "high", unit],
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.data.tables import read_table
 from probing.errors import SourceMismatch
-from probing.runs import capture, ccs, clusters, displacement, probe, report, score
+from probing.runs import capture, ccs, clusters, displacement, probe, report, rollouts, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.options import DatasetOptions, Options, PairDataOptions, option
@@ -40,6 +40,8 @@ EVALUATED = 48
 """Prompts that the model answers before and after the edit."""
 
 
+GROUPS = 24
+"""Groups of responses that are measured, so that the page of the demo has room for the tokens of pairs too."""
 LABELLED: dict[str, Any] = {"data": BUNDLED, "chat": True, "over": "template"}
 JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
     "displacement": lambda out: displacement.DisplacementConfig(
@@ -50,6 +52,7 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
         group_column="kind",
         predictors="ches_normalized,displacement_rate",
     ),
+    "rollouts": lambda out: rollouts.RolloutsConfig(model=BUNDLED, data=BUNDLED, sample=GROUPS, out=out / "rollouts"),
     "capture": lambda out: capture.CaptureConfig(model=BUNDLED, places=PLACES, out=out / "states", **LABELLED),
     "ccs": lambda out: ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK),
     "probe": lambda out: probe.ProbeConfig(model=BUNDLED, out=out / "probe", split_by="object", **LABELLED),

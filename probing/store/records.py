@@ -231,9 +231,10 @@ _REF_LOGPS = check_object({"file": is_file_name, "sha256": is_hash, "rows": is_c
 DONE: Mapping[str, Check] = {
     "score": _with_problems(
         {"scores_sha256": is_hash},
-        {"data": _PAIRS, "sha256": is_mapping(is_hash, is_one_of(*_PAGES)), "ref_logps": _REF_LOGPS},
+        {"data": _PAIRS, "sha256": is_mapping(is_hash, is_one_of("tokens.parquet", *_PAGES)), "ref_logps": _REF_LOGPS},
     ),
     "displacement": _with_files({"broken_steps": is_list(_STEP)}, "displacement.parquet", _TABLES),
+    "rollouts": _with_files({}, "rollouts.parquet"),
     "influence": _with_files({}, "influence.parquet"),
     "ccs": _with_files({}, SUMMARY),
     "probe": _with_files({}, SUMMARY),

@@ -12,11 +12,13 @@ from probing.types.losses import (
 )
 from probing.types.results import Estimate, Report, Source
 from probing.types.rows import (
+    AdvantageName,
     ContrastPair,
     Format,
     LabelledPrompt,
     Message,
     PreferencePair,
+    RolloutGroup,
     Text,
     check_message,
     message_text,
@@ -38,6 +40,7 @@ from probing.types.states import (
 from probing.types.status import (
     LABEL_STATUSES,
     PAIR_STATUSES,
+    ROLLOUT_STATUSES,
     STATEMENT_STATUSES,
     STATUS_MEANINGS,
     STATUSES,
@@ -55,6 +58,7 @@ __all__ = [
     "PAIR_STATUSES",
     "PLACE_KINDS",
     "POOLINGS",
+    "ROLLOUT_STATUSES",
     "SHORT_DTYPES",
     "STATEMENT_STATUSES",
     "STATUSES",
@@ -62,6 +66,7 @@ __all__ = [
     "TEXT_STATUSES",
     "WITHOUT_REFERENCE",
     "Activations",
+    "AdvantageName",
     "Capture",
     "ContrastPair",
     "Direction",
@@ -78,6 +83,7 @@ __all__ = [
     "PreferencePair",
     "Problem",
     "Report",
+    "RolloutGroup",
     "Source",
     "Status",
     "Text",

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from probing.shown import show_fields
 
 Format = Literal["jsonl", "json", "csv", "parquet", "datasets"]
+AdvantageName = Literal["grpo", "dapo", "dr_grpo"]
+"""How rewards of a group become weights of its responses; see ``metrics/group_advantages.py``."""
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
 """Plain text, or a conversation as a list of ``{"role": ..., "content": ...}``."""
@@ -58,6 +60,69 @@ class PreferencePair:
     def conversational(self) -> bool:
         """Whether the pair is made of messages, to be rendered by a chat template."""
         return not isinstance(self.prompt, str)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """A prompt with several responses that a model gave to it, and the reward of each.
+
+    Attributes:
+        id: unique within its dataset.
+        prompt: text or messages that all responses answer. Text is joined to each response as it stands.
+        responses: the responses alone, without the prompt: all text, or all lists of messages.
+        rewards: one a response; None or NaN where there is none.
+        tools: tool schemas for the chat template, if any.
+        chat_template_kwargs: further arguments of the chat template, if any.
+
+    Raises:
+        ValueError: an empty id, no response, numbers of responses and rewards that differ, or a message without role or
+            content.
+        TypeError: a mixture of text and messages, or a reward that is no number.
+    """
+
+    id: str
+    prompt: Text
+    responses: Sequence[Text]
+    rewards: Sequence[float | None]
+    tools: Sequence[Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return show_fields(self)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise ValueError(f"a group needs a non-empty text as id, not {self.id!r}")
+        if not self.responses:
+            raise ValueError("the group has no responses")
+        if len(self.responses) != len(self.rewards):
+            raise ValueError(
+                f"there are {len(self.responses)} responses and {len(self.rewards)} rewards; each response needs one"
+            )
+        for number, reward in enumerate(self.rewards):
+            if reward is not None and not isinstance(reward, int | float):
+                raise TypeError(f"reward {number} must be a number or true/false, not {reward!r:.40}")
+        for name, side in [("prompt", self.prompt), *((f"response {n}", r) for n, r in enumerate(self.responses))]:
+            _check_side(name, side, self.conversational)
+
+    @property
+    def conversational(self) -> bool:
+        """Whether the group is made of messages, to be rendered by a chat template."""
+        return not isinstance(self.prompt, str)
+
+
+def _check_side(name: str, side: object, conversational: bool) -> None:
+    """Raise unless a prompt or a response is text, or a list of messages where the group is made of these."""
+    if isinstance(side, str):
+        if conversational:
+            raise TypeError(f"'{name}' is text where the others are lists of messages")
+        return
+    if not isinstance(side, Sequence) or not conversational:
+        raise TypeError(f"'{name}' is {type(side).__name__} where the others are text")
+    if not side:
+        raise ValueError(f"'{name}' holds no message")
+    for message in side:
+        check_message(message, name)
 
 
 def check_message(message: object, name: str) -> None:

@@ -20,6 +20,21 @@ PairStatus = Literal[
     "not_finite",
 ]
 """Status of a preference pair, in ``probing score`` and ``probing displacement``."""
+RolloutStatus = Literal[
+    "ok",
+    "one_response",
+    "no_reward",
+    "none_correct",
+    "all_correct",
+    "empty_response",
+    "empty_prompt",
+    "extra_bos",
+    "refused",
+    "prompt_too_long",
+    "truncated",
+    "not_finite",
+]
+"""Status of a group of responses with rewards, in ``probing rollouts``."""
 TextStatus = Literal[
     "ok",
     "empty_text",
@@ -40,7 +55,7 @@ LabelStatus = Literal["no_label", "not_fresh", "other_label"]
 """Further statuses of a labelled text, in ``probing probe`` and ``probing clusters``."""
 StatementStatus = Literal["same_state"]
 """Further statuses of a statement with its opposite, in ``probing ccs``."""
-Status = Literal[PairStatus, TextStatus, LabelStatus, StatementStatus]
+Status = Literal[PairStatus, RolloutStatus, TextStatus, LabelStatus, StatementStatus]
 
 STATUS_MEANINGS: Mapping[Status, str] = {
     "ok": "the row has its numbers, and they can be trusted",
@@ -51,6 +66,10 @@ STATUS_MEANINGS: Mapping[Status, str] = {
     "extra_bos": "the row's own text holds the BOS token where none belongs (one that the chat template writes is "
     "right), or the sequence begins with two",
     "prompt_too_long": "the prompt alone fills `--max-length` (by default the model's number of positions)",
+    "one_response": "the group has a single response, so that there is nothing to compare it with",
+    "no_reward": "a response of the group has no reward: it is missing, NaN or infinite",
+    "none_correct": "no response of the group is correct, so that none can fall",
+    "all_correct": "all responses of the group are correct, so that none pulls them down",
     "truncated": "a sequence of the pair is longer than `--max-length` or than the model has positions for; it is not "
     "cut, and not scored",
     "not_finite": "states or log-probabilities are NaN or infinite; the detail of the first such row names the layer, "
@@ -73,6 +92,7 @@ STATUS_MEANINGS: Mapping[Status, str] = {
     "same_state": "the yes form and the no form of the statement or of its opposite have the same state everywhere",
 }
 PAIR_STATUSES: tuple[PairStatus, ...] = get_args(PairStatus)
+ROLLOUT_STATUSES: tuple[RolloutStatus, ...] = get_args(RolloutStatus)
 TEXT_STATUSES: tuple[TextStatus, ...] = get_args(TextStatus)
 LABEL_STATUSES: tuple[LabelStatus, ...] = get_args(LabelStatus)
 STATEMENT_STATUSES: tuple[StatementStatus, ...] = get_args(StatementStatus)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from report_pages import NAN, make_planted_rows, make_rows
+from report_pages import NAN, make_planted_rows, make_pulled_rows, make_rows
 
 from probing.report.page import write_report
 from probing.report.page_data import embed_rows, encode_number, encode_text, order_by_use, show_ids, show_text
@@ -24,6 +24,17 @@ def read_texts(data, number=0):
     """Texts by what they are, as they were given: None where there is none, "left out" where they were left out."""
     spelled = {-1: None, -2: "left out", **dict(enumerate(data["strings"]))}
     return {text["name"]: [spelled[at] for at in text["values"]] for text in data["tables"][number]["texts"]}
+
+
+def test_tokens_with_pulls_are_two_lists():
+    rows = make_pulled_rows()
+    data, told, _ = read([rows])
+    (found,) = data["tables"][0]["tokens"]
+    none, (texts, pulls), last = found["values"]
+    assert (none, last, told) == (None, None, [])
+    pulled = rows.tokens["response"]
+    assert [data["strings"][at] for at in texts] == [show_text(token) for token in pulled.tokens]
+    assert pulls == [None if pull != pull else pull for pull in pulled.pulls]
 
 
 def test_what_is_embedded_is_what_was_given():

@@ -11,7 +11,7 @@ import refusal_runs
 import tiny
 import torch
 from cards import FIRST, HOST, SECOND, Cards, spread
-from harness import WORDS, override, read_lines, write
+from harness import WORDS, make_rollouts, override, read_lines, write
 
 from probing import cli, score_pairs
 from probing.data.bundled import bundled_data
@@ -27,7 +27,8 @@ PAIRS = [
 ]
 QUICK = ["--places", "resid_post:2", "--resamples", "10", "--folds", "3"]
 COMMANDS = {
-    "score": ["--columns", "all,displacement_rate,displacement_rate_exact"],
+    "score": ["--columns", "all,displacement_rate,displacement_rate_exact", "--pull"],
+    "rollouts": [],
     "displacement": ["--top", "2"],
     "capture": ["--places", "resid_post:all,attn_out:0,final_norm"],
     "ccs": [*QUICK, *"--epochs 10 --restarts 2 --pairings 1 --random 4 --refits 2 --permutations 10".split()],
@@ -62,7 +63,13 @@ def statements():
 def shared(tmp_path_factory, model_folder):
     """The data of every command, and another model."""
     folder = tmp_path_factory.mktemp("devices")
-    data = {"score": PAIRS, "displacement": PAIRS, "capture": texts(), "ccs": statements()}
+    data = {
+        "score": PAIRS,
+        "displacement": PAIRS,
+        "rollouts": make_rollouts(6),
+        "capture": texts(),
+        "ccs": statements(),
+    }
     data |= {"probe": texts(), "clusters": texts()}
     for name, rows in data.items():
         write(folder / f"{name}.jsonl", rows)

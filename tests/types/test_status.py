@@ -8,6 +8,7 @@ import pytest
 from probing.types import (
     LABEL_STATUSES,
     PAIR_STATUSES,
+    ROLLOUT_STATUSES,
     STATEMENT_STATUSES,
     STATUS_MEANINGS,
     STATUSES,
@@ -17,6 +18,7 @@ from probing.types import (
 ROOT = Path(__file__).parents[2]
 TABLES = {
     "scores": PAIR_STATUSES,
+    "rollouts": ROLLOUT_STATUSES,
     "capture": TEXT_STATUSES,
     "probes": (*STATEMENT_STATUSES, "no_label", "not_fresh"),
     "clusters": ("no_label", "other_label"),
@@ -67,7 +69,7 @@ def words_written(code):
 
 def test_every_word_has_a_meaning():
     assert set(STATUS_MEANINGS) == set(STATUSES)
-    assert set(STATUSES) == {*PAIR_STATUSES, *TEXT_STATUSES, *LABEL_STATUSES, *STATEMENT_STATUSES}
+    assert set(STATUSES) == {*PAIR_STATUSES, *ROLLOUT_STATUSES, *TEXT_STATUSES, *LABEL_STATUSES, *STATEMENT_STATUSES}
     for meaning in STATUS_MEANINGS.values():
         assert meaning
         assert "\n" not in meaning

@@ -12,8 +12,10 @@ from probing.report.sections.refusal_evaluate import describe_evaluate
 from probing.report.sections.refusal_trace import describe_trace
 from probing.report.sections.refusal_transfer import describe_transfer
 from probing.report.sections.refusal_weights import describe_audit, describe_export
+from probing.report.sections.rollouts import describe_rollouts
 
 DESCRIBERS: Mapping[str, Callable[[RunData, Mapping[str, float | None]], RunReport]] = {
+    "rollouts": describe_rollouts,
     "capture": describe_capture,
     "ccs": describe_ccs,
     "probe": describe_probe,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from probing.report.pair_titles import TITLES
-from probing.report.parts import TEXTS, RowColumn, RowTable, RunData, Tokens
+from probing.report.parts import TEXTS, PulledTokens, RowColumn, RowTable, RunData, Tokens
 
 SCORES, CHANGES, TOKENS = "scores.parquet", "displacement.parquet", "tokens.parquet"
 PAIR_FILES: Mapping[str, str] = {"score": SCORES, "displacement": CHANGES}
@@ -103,17 +103,28 @@ def _kind(values: "pd.Series[Any]") -> Literal["number", "flag", "text"]:
     return "number" if pd.api.types.is_numeric_dtype(values) else "text"
 
 
-def _read_tokens(runs: Sequence[RunData], ids: Sequence[str]) -> Iterator[tuple[str, Tokens]]:
-    """The tokens of both responses, of every run that has them."""
+def _read_tokens(runs: Sequence[RunData], ids: Sequence[str]) -> Iterator[tuple[str, Tokens | PulledTokens]]:
+    """The tokens of both responses of every comparison that has them, and of the rejected one those with pulls."""
     with_tokens = [run for run in runs if TOKENS in run.files]
     for run in with_tokens:
         frame = run.files[TOKENS]
+        if run.command == "score":
+            yield f"rejected, {run.label}" if len(with_tokens) > 1 else "rejected", take_pulls(frame, ids)
+            continue
         numbers = frame["id"].map({identity: number for number, identity in enumerate(ids)})
         for side in ("chosen", "rejected"):
             own = frame.assign(pair=numbers)[(frame["side"] == side) & numbers.notna()]
             own = own.sort_values(["pair", "position"], kind="stable")
             name = f"{side}, {run.label}" if len(with_tokens) > 1 else side
             yield name, _take_tokens(own, len(ids))
+
+
+def take_pulls(frame: pd.DataFrame, ids: Sequence[str]) -> PulledTokens:
+    """The tokens of a table of pulls, response after response in the order of these ids."""
+    numbers = frame["id"].map({identity: number for number, identity in enumerate(ids)})
+    own = frame.assign(row=numbers)[numbers.notna()].sort_values(["row", "position"], kind="stable")
+    counts = np.bincount(own["row"].to_numpy(dtype=np.int64), minlength=len(ids))
+    return PulledTokens([0, *np.cumsum(counts).tolist()], own["token"].tolist(), own["pull"].tolist())
 
 
 def _take_tokens(rows: pd.DataFrame, pairs: int) -> Tokens:
@@ -138,7 +149,7 @@ def _describe(runs: Sequence[RunData], texts: bool) -> str:
     said = f"One row for each pair of the dataset, with the numbers of {labels}."
     if not texts:
         said += " The texts are not shown: the dataset cannot be read where the run found it; name it with --data."
-    if any(TOKENS in run.files for run in runs):
+    if any(TOKENS in run.files and run.command == "displacement" for run in runs):
         said += (
             f" Tokens that gained probability are listed where the token of the response lost more than {LOST:g} nats."
         )

@@ -10,8 +10,9 @@ from probing.report.figures import Figure
 from probing.report.pair_titles import SCORED, TITLES, has_one_token, mask_one_token
 from probing.report.parts import RunData, RunReport, Section
 from probing.report.plots import draw_scores
+from probing.report.pulls import list_pulling_tokens
 from probing.report.regimes import count_regimes, describe_loss, draw_regimes, measure_sft_weights, tell_sft_weights
-from probing.report.sections.pairs import SCORES, JoinedPairs
+from probing.report.sections.pairs import SCORES, TOKENS, JoinedPairs
 from probing.report.tables import quantiles
 
 QUESTION = "Which pairs will hurt?"
@@ -30,6 +31,8 @@ def describe_score(run: RunData, thresholds: Mapping[str, float | None], pairs: 
     tables = {"Quantiles of the scores": quantiles(ranked, known)} if known else {}
     tables |= {"Regimes, with 95 % intervals": shares} if len(shares) else {}
     tables |= {"Least weight of an SFT term": weights} if len(weights) else {}
+    if TOKENS in run.files:
+        tables["Tokens that pull most, summed over the dataset"] = list_pulling_tokens(run.files[TOKENS])
     section = Section(
         name=name,
         question=QUESTION,
@@ -75,6 +78,11 @@ def _say(run: RunData, frame: pd.DataFrame, short: int) -> list[str]:
                 f"alone{f' ({loss})' if loss else ''} lowers ln p(chosen)."
             )
     said += tell_sft_weights(frame, loss)
+    if TOKENS in run.files:
+        said.append(
+            "A token of a rejected response with a pull above 0 is one whose lowering lowers ln p(chosen), in the form "
+            "of displacement_rate. Open a pair to see which of its tokens pull."
+        )
     if short:
         said.append(
             f"{short:,} pairs have responses of one token each, for which CHES is 0 by definition; they are left out "

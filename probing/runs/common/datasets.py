@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from probing.data.bundled import BUNDLED, bundled_data
+from probing.data.bundled import BUNDLED, BundledName, bundled_data
 from probing.data.columns import ColumnResolver
 from probing.data.memory import take_part
 from probing.data.pairs import identify_pairs, leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
+from probing.data.rollouts import rollouts_from_table
 from probing.data.tables import Table, join_tables, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.held import InMemory
@@ -24,16 +24,15 @@ from probing.runs.common.options import (
     LabelledOptions,
     PairDataOptions,
     PromptOptions,
+    RolloutOptions,
     TextOptions,
 )
-from probing.types import LabelledPrompt, PreferencePair
+from probing.types import LabelledPrompt, PreferencePair, RolloutGroup
 
 LABEL = "label"
 
 
-def read_sources(
-    config: DatasetOptions, bundled: Literal["pairs", "prompts", "statements"], held: ExitStack | None = None
-) -> Table:
+def read_sources(config: DatasetOptions, bundled: BundledName, held: ExitStack | None = None) -> Table:
     """The part of the dataset that is asked for, of several files together.
 
     Args:
@@ -47,7 +46,7 @@ def read_sources(
 def read_each(
     sources: Sequence[str],
     part: Part,
-    bundled: Literal["pairs", "prompts", "statements"],
+    bundled: BundledName,
     held: ExitStack | None = None,
 ) -> list[Table]:
     """A table for each source; limit and sample are applied only where there is a single one.
@@ -66,9 +65,7 @@ def read_each(
     return [_read_source(source, part, bundled, held) for source in sources]
 
 
-def _read_source(
-    source: str, part: Part, bundled: Literal["pairs", "prompts", "statements"], held: ExitStack | None
-) -> Table:
+def _read_source(source: str, part: Part, bundled: BundledName, held: ExitStack | None) -> Table:
     if isinstance(source, InMemory):
         return take_part(source.held, part)
     return read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part, held=held)
@@ -84,6 +81,12 @@ def read_pair_ids(config: PairDataOptions, held: ExitStack) -> tuple[Table, list
     """The dataset as a table whose rows stay in their files, without ties; the ids of its pairs, and their hash."""
     table = leave_out_ties(read_sources(config, "pairs", held), config.pair_columns)
     return table, *identify_pairs(table, config.id_column, config.pair_columns)
+
+
+def read_rollouts(config: RolloutOptions) -> tuple[Table, list[RolloutGroup]]:
+    """The dataset as a table, and its rows as groups of responses with rewards."""
+    table = read_sources(config, "rollouts")
+    return table, rollouts_from_table(table, config.id_column, config.rollout_columns)
 
 
 def read_labelled_sources(config: PromptOptions, sources: Sequence[str], part: Part) -> Table:

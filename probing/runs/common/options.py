@@ -15,10 +15,11 @@ from typing import Any, Literal, get_args
 from probing.data.pair_columns import PairColumns
 from probing.data.places import expand_places
 from probing.data.portions import Part
+from probing.data.rollouts import RolloutColumns
 from probing.errors import UsageError
 from probing.statistics.folds import LEAST_FOLDS
 from probing.store.files import check_output_name
-from probing.types import SHORT_DTYPES, Over, check_label_smoothing, find_loss
+from probing.types import SHORT_DTYPES, AdvantageName, Over, check_label_smoothing, find_loss
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 MOST_TOKENS = 10**8
@@ -322,6 +323,37 @@ class LossOptions(BetaOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_label_smoothing(find_loss(self.loss), self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions(DatasetOptions, ResponseOptions, RunOptions):
+    """How groups of responses with rewards are read and run.
+
+    Args:
+        prompt_column: column of the prompts, texts or conversations; by default prompt, question, problem, instruction
+            or messages.
+        responses_column: column of the lists of responses; by default responses, completions or generations.
+        rewards_column: column of the lists of rewards, numbers or true and false; by default rewards or scores.
+        correct_above: a response is correct if its reward is above this. The default is right for rewards of 0 and 1,
+            which verifiers give; name it for others.
+        advantage: how rewards become weights of responses, each trained by its weight times the gradient of its ln p:
+            "grpo" (advantage (r - mean)/(std + 1e-4) over the response's tokens), "dapo" (the same over the tokens of
+            the group, TRL's default), "dr_grpo" (r - mean).
+        shard_groups: number of groups that are run together and saved; an interrupted run loses at most so many.
+    """
+
+    prompt_column: str | None = None
+    responses_column: str | None = None
+    rewards_column: str | None = None
+    correct_above: float = option(0.5, least=-1e9, most=1e9)
+    advantage: AdvantageName = "grpo"
+    max_length: int | None = option(None, least=2, most=MOST_TOKENS)
+    shard_groups: int = option(64, least=1, most=MOST_ROWS)
+
+    @property
+    def rollout_columns(self) -> RolloutColumns:
+        """How groups are read."""
+        return RolloutColumns(self.prompt_column, self.responses_column, self.rewards_column)
 
 
 @dataclass(frozen=True, kw_only=True)

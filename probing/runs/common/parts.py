@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -140,71 +140,112 @@ def find_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[obj
     return Shard(*read)
 
 
+class WithId(Protocol):
+    """A row of a dataset that is told from others by its id."""
+
+    @property
+    def id(self) -> str:
+        """The id."""
+
+
+OneRow = TypeVar("OneRow", bound=WithId)
+
+
 @dataclass(frozen=True)
-class Dataset:
-    """Pairs of a table, cut into blocks."""
+class Blocks(Generic[OneRow]):
+    """Rows of a table, cut into blocks.
+
+    Attributes:
+        table: the table.
+        rows: one a row of the table.
+        size: number of rows in a block.
+    """
 
     table: Table
-    pairs: Sequence[PreferencePair]
+    rows: Sequence[OneRow]
     size: int
 
     @property
     def blocks(self) -> list[range]:
-        """Indices of the pairs that make one shard."""
-        return [range(len(self.pairs))[start : start + self.size] for start in range(0, len(self.pairs), self.size)]
+        """Indices of the rows that make one shard."""
+        return [range(len(self.rows))[start : start + self.size] for start in range(0, len(self.rows), self.size)]
 
-    def of(self, block: range) -> list[PreferencePair]:
-        """The pairs of one block."""
-        return [self.pairs[index] for index in block]
+    def of(self, block: range) -> list[OneRow]:
+        """The rows of one block."""
+        return [self.rows[index] for index in block]
 
     def where(self, block: range) -> Callable[[int], str]:
-        """The name of a pair of a block in messages."""
-        return lambda row: f"{self.table.where(block[row])} (id '{self.pairs[block[row]].id}')"
+        """The name of a row of a block in messages."""
+        return lambda row: f"{self.table.where(block[row])} (id '{self.rows[block[row]].id}')"
 
-    def with_places(self, shards: Sequence["Shard"]) -> list[pa.Table]:
-        """The rows of all shards with where each comes from: ``row``, and ``file`` where several were read."""
+    def with_places(self, shards: Sequence["Shard"], of: str = "id") -> list[pa.Table]:
+        """The rows of all shards with where each comes from: ``row``, and ``file`` where several were read.
+
+        Args:
+            shards: one a block.
+            of: column of the shards with the id of the row of the dataset; a shard may have several rows of one.
+        """
+        index_of = {row.id: index for index, row in enumerate(self.rows)}
         tables = []
-        for block, shard in zip(self.blocks, shards, strict=True):
-            rows = shard.rows.append_column("row", pa.array(map(self.table.row_of, block), pa.int64()))
+        for shard in shards:
+            indices = [index_of[name] for name in shard.rows[of].to_pylist()]
+            rows = shard.rows.append_column("row", pa.array(map(self.table.row_of, indices), pa.int64()))
             if self.table.files is not None:
-                rows = rows.append_column("file", pa.array(map(self.table.file_of, block), pa.string()))
+                rows = rows.append_column("file", pa.array(map(self.table.file_of, indices), pa.string()))
             tables.append(rows)
         return tables
 
+
+@dataclass(frozen=True)
+class Dataset(Blocks[PreferencePair]):
+    """Pairs of a table, cut into blocks."""
+
+    @property
+    def pairs(self) -> Sequence[PreferencePair]:
+        """The pairs."""
+        return self.rows
+
     def facts(self) -> dict[str, Any]:
         """Facts of the data for the record."""
-        return self.table.facts() | {"rows": len(self.pairs), "pairs_sha256": content_sha256(self.pairs)}
+        return self.table.facts() | {"rows": len(self.rows), "pairs_sha256": content_sha256(self.rows)}
+
+
+def list_ids(rows: Sequence[WithId]) -> Mapping[str, Sequence[object]]:
+    """The ids of some rows, where a shard has one row for each."""
+    return {"id": [row.id for row in rows]}
 
 
 def complete_shards(
     folder: Path,
-    data: Dataset,
+    data: Blocks[Any],
     schema: pa.Schema,
     prepare: Callable[[range], Ready],
     make: Callable[[int, Ready, Advance], Shard],
     *,
     budget: KeptBudget | None = None,
     whole: Callable[[int], bool] = lambda number: True,
+    columns: Callable[[Sequence[Any]], Mapping[str, Sequence[object]]] = list_ids,
     prefix: str = "",
     doing: str = "scoring",
 ) -> list[Shard]:
-    """Complete all shards of preference pairs: read those of an earlier run, and make the others.
+    """Complete all shards of a dataset: read those of an earlier run, and make the others.
 
     Args:
         folder: folder of the shards.
         data: dataset that the shards are made from.
-        schema: schema of a shard's rows, with a column ``id``.
+        schema: schema of a shard's rows.
         prepare: does what can be done for a block while the one before it is made.
         make: makes the shard with this number from what was prepared for it.
         budget: token budget, which goes on as it was after each shard.
         whole: whether the further files of a shard that is there are there as well.
+        columns: values that a shard of some rows has in some columns, by which it is known to be of them.
         prefix: prefix of the names of files.
         doing: label of the progress bar.
     """
 
     def find(number: int) -> Shard | None:
-        ids = [pair.id for pair in data.of(data.blocks[number])]
-        shard = find_shard(shard_path(folder, number, prefix), schema, {"id": ids})
+        known = columns(data.of(data.blocks[number]))
+        shard = find_shard(shard_path(folder, number, prefix), schema, known)
         return shard if shard is not None and whole(number) else None
 
     def write(number: int, shard: Shard) -> Shard:
@@ -216,7 +257,8 @@ def complete_shards(
             budget.adopt(shard.facts)
 
     known = [find(number) for number in range(len(data.blocks))]
-    bar = Progress(len(data.pairs), sum(len(shard.rows) for shard in known if shard is not None), doing=doing)
+    done = [len(block) for block, shard in zip(data.blocks, known, strict=True) if shard is not None]
+    bar = Progress(len(data.rows), sum(done), doing=doing)
     maker = make_with_next_prepared(lambda number: prepare(data.blocks[number]), make)
     return complete_parts(known, maker, write, bar, adopt)
 
@@ -226,17 +268,24 @@ def to_rows(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
 
 
-def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None) -> dict[str, Any]:
+def status_facts(
+    shards: Sequence[Shard], lines: Mapping[str, str] | None = None, of: str | None = None
+) -> dict[str, Any]:
     """Facts of the rows of all shards: the number of each status, and the first problems.
 
     Args:
         shards: all shards, each of which has ``problems`` among its facts.
         lines: place of each row in its dataset, by id; None where it is not told.
+        of: column of which every value is counted once, where several rows of a shard are one row of the data.
     """
     problems = [problem for shard in shards for problem in shard.facts["problems"]]
     if lines is not None:
         problems = [{**problem, "line": lines[problem["id"]]} for problem in problems]
-    statuses = Counter(status for shard in shards for status in shard.rows["status"].to_pylist())
+    listed = [shard.rows["status"].to_pylist() for shard in shards]
+    if of is not None:
+        once = [dict(zip(s.rows[of].to_pylist(), each, strict=True)) for s, each in zip(shards, listed, strict=True)]
+        listed = [list(each.values()) for each in once]
+    statuses = Counter(status for each in listed for status in each)
     return {
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": problems[:LISTED_PROBLEMS],
@@ -244,12 +293,12 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
     }
 
 
-def pair_facts(shards: Sequence[Shard], data: Dataset) -> dict[str, Any]:
-    """Facts of all shards of pairs: rows by status, the first problems with their lines, speed."""
-    lines = {pair.id: data.table.place(index) for index, pair in enumerate(data.pairs)}
+def pair_facts(shards: Sequence[Shard], data: Blocks[Any], of: str | None = None) -> dict[str, Any]:
+    """Facts of all shards: rows by status, the first problems with their lines, speed. Args: see ``status_facts``."""
+    lines = {row.id: data.table.place(index) for index, row in enumerate(data.rows)}
     tokens, seconds = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
     return {
-        **status_facts(shards, lines),
+        **status_facts(shards, lines, of),
         "batch_tokens": shards[-1].facts["batch_tokens"],
         "tokens": tokens,
         "scoring_seconds": round(seconds, 3),

@@ -27,7 +27,7 @@ from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.records import read_summary
 from probing.tokens.rendering import is_rendered
 from probing.tokens.templates import rendered_sha256
-from probing.types import LabelledPrompt, PreferencePair, Report, Source
+from probing.types import LabelledPrompt, PreferencePair, Report, RolloutGroup, Source
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,11 @@ def rendered_prompts(
     """The same of prompts; ``chat`` says whether plain text becomes a user's turn."""
     arguments = [prompt.chat_template_kwargs for prompt in prompts if is_rendered(prompt, chat)]
     return _rendered(arguments, models)
+
+
+def rendered_groups(groups: Sequence[RolloutGroup], **models: LanguageModel) -> dict[str, dict[str, str]]:
+    """The same of groups of responses; none for groups of plain text."""
+    return _rendered([group.chat_template_kwargs for group in groups if group.conversational], models)
 
 
 def _rendered(arguments: Sequence[Any], models: Mapping[str, LanguageModel]) -> dict[str, dict[str, str]]:

@@ -8,7 +8,6 @@ from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
 from probing.runs.common.options import MOST_ROWS, BetaOptions, PairOptions, PlotOptions, TwoModelOptions, option
 
 PAIRS_FILE = "displacement.parquet"
-TOKENS_FILE = "tokens.parquet"
 COURSE_FILE = "course.parquet"
 COURSE_PLOT = "course.html"
 PLOTS_FILE = "plots.html"

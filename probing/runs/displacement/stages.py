@@ -40,7 +40,8 @@ from probing.runs.common.record import (
     rendered_pairs,
     report_of,
 )
-from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, TOKENS_FILE, DisplacementConfig
+from probing.runs.common.token_shards import TOKENS_FILE, TokenShards
+from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, DisplacementConfig
 from probing.runs.displacement.data import Inputs
 from probing.runs.displacement.files import write_pages
 from probing.runs.displacement.models import (
@@ -52,11 +53,10 @@ from probing.runs.displacement.models import (
 )
 from probing.runs.displacement.tables import Results, course_frame, make_tables
 from probing.store.manifest import RUN_FILE, RunFolder
-from probing.store.shards import join_shards, read_shard, shard_path, stream_shards, write_shard
+from probing.store.shards import join_shards
 from probing.tokens.pairs import TokenizedPair
 from probing.types import Report
 
-TOKENS_PREFIX = "tokens_"
 COURSE_SCHEMA = pa.schema([("id", pa.string()), ("chosen_logprob", pa.float64()), ("rejected_logprob", pa.float64())])
 
 
@@ -86,11 +86,7 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
         join_shards(data.with_places(shards), folder.path / PAIRS_FILE)
         wrote = [PAIRS_FILE]
-        if config.top:
-            numbers = range(len(data.blocks))
-            paths = [shard_path(folder.shards, number, TOKENS_PREFIX) for number in numbers]
-            stream_shards(paths, TOKENS_SCHEMA, folder.path / TOKENS_FILE)
-            wrote.append(TOKENS_FILE)
+        wrote += token_shards(folder, config.top).join(len(data.blocks), folder.path)
         if taken is not None:
             frame = pa.concat_tables(joined).to_pandas()
             before = comparer.before
@@ -134,6 +130,11 @@ def make_comparer(config: DisplacementConfig, reference: LanguageModel, policy: 
     )
 
 
+def token_shards(folder: RunFolder, top: int) -> TokenShards:
+    """The tables of tokens; none where no tokens are to be named."""
+    return TokenShards(folder.shards, TOKENS_SCHEMA, wanted=top > 0)
+
+
 def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
     """Compute the changes of every pair; those of tokens are written beside them."""
     kinds = {"boolean": pa.bool_(), "float64": pa.float64()}
@@ -142,10 +143,7 @@ def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> 
         + [(name, pa.int64()) for name in TOKEN_COLUMNS]
         + [(name, kinds[kind]) for name, kind in comparer.columns.items()]
     )
-    budget = KeptBudget(folder, comparer.streams)
-
-    def tokens_path(number: int) -> Path:
-        return shard_path(folder.shards, number, TOKENS_PREFIX)
+    budget, tokens = KeptBudget(folder, comparer.streams), token_shards(folder, comparer.top)
 
     def prepare(block: range) -> list[TokenizedPair]:
         return comparer.tokenize(data.of(block), data.where(block))
@@ -153,8 +151,7 @@ def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> 
     def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
         began = time.monotonic()
         compared = comparer.compare(tokenized, report)
-        if comparer.top:
-            write_shard(tokens_path(number), compared.tokens, {})
+        tokens.write(number, compared.tokens)
         facts = {
             "tokens": compared.run,
             "seconds": time.monotonic() - began,
@@ -163,10 +160,9 @@ def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> 
         }
         return Shard(to_rows(compared.frame, schema), facts)
 
-    def whole(number: int) -> bool:
-        return not comparer.top or read_shard(tokens_path(number), TOKENS_SCHEMA) is not None
-
-    return complete_shards(folder.shards, data, schema, prepare, make, budget=budget, whole=whole, doing="comparing")
+    return complete_shards(
+        folder.shards, data, schema, prepare, make, budget=budget, whole=tokens.is_whole, doing="comparing"
+    )
 
 
 def write_course(

@@ -153,7 +153,7 @@ def check_comparable(runs: Sequence[RunData]) -> None:
 def identify_data(run: RunData) -> str | None:
     """Hash of the rows of a run: of its pairs, with texts and ids, or of its part of the dataset; None if unknown."""
     data = run.record.get("data")
-    return data.get("pairs_sha256", data.get("sha256")) if isinstance(data, dict) else None
+    return data.get("pairs_sha256", data.get("groups_sha256", data.get("sha256"))) if isinstance(data, dict) else None
 
 
 def _describe_data(run: RunData) -> str:

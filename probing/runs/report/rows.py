@@ -13,12 +13,13 @@ import pandas as pd
 from probing.data.columns import column_values
 from probing.data.pair_units import pair_units
 from probing.data.prompts import prompts_from_table
+from probing.data.rollouts import content_sha256, name_response
 from probing.errors import DataInvalid, ProbingError, SourceMismatch
 from probing.report.parts import RunData
 from probing.report.sections.pairs import PAIR_FILES, SCORES
 from probing.runs.ccs.config import FORMS_FILE
-from probing.runs.common.datasets import read_labelled_sources, text_columns
-from probing.runs.common.options import TextOptions
+from probing.runs.common.datasets import read_labelled_sources, read_rollouts, text_columns
+from probing.runs.common.options import RolloutOptions, TextOptions
 from probing.runs.common.scored import check_readable, read_scored_pairs
 from probing.runs.score.tables import BY, SUGGESTED_DROP, find_suggested_threshold
 from probing.types import Text, message_text
@@ -72,6 +73,8 @@ def _find_reader(run: RunData, folder: Path) -> Callable[[Any], Texts] | None:
         return lambda source: _read_pair_texts(run, folder, source)
     if run.command == "ccs":
         return lambda source: _read_forms(folder / FORMS_FILE)
+    if run.command == "rollouts":
+        return lambda source: _read_responses(run, folder, source)
     if isinstance(run.record.get("data"), dict | list) and run.record["config"].get("data"):
         return lambda source: _read_prompts(run, folder, source)
     return None
@@ -99,6 +102,24 @@ def _read_forms(path: Path) -> Texts:
             texts.setdefault(identity, {})[FORMS.get(form, form)] = str(row["text"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataInvalid(f"{path}: not as it was written ({error})") from error
+    return Texts(texts, {})
+
+
+def _read_responses(run: RunData, folder: Path, source: Any) -> Texts:
+    """Prompts and responses by id of the response, if the groups are those that the run read."""
+    used = run.record["config"]
+    known = {entry.name for entry in fields(RolloutOptions)} - {"data", "out"}
+    options = RolloutOptions(
+        data=check_readable(source, folder), out=folder, **{k: v for k, v in used.items() if k in known}
+    )
+    table, groups = read_rollouts(options)
+    if run.record.get("data", {}).get("groups_sha256") != content_sha256(groups):
+        raise SourceMismatch(f"{table.path}: these are not the groups of the run any more")
+    texts = {
+        name_response(group.id, number): {"prompt": spell(group.prompt), "response": spell(response)}
+        for group in groups
+        for number, response in enumerate(group.responses)
+    }
     return Texts(texts, {})
 
 

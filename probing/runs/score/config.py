@@ -15,7 +15,8 @@ SUGGESTED_DROP = 0.2
 class ScoreConfig(PairOptions, LossOptions, HubOptions, PlotOptions):
     """Score every pair of a preference dataset by CHES and its relatives.
 
-    Writes scores.parquet, plots.html and run.json; and the pairs with log-probabilities, where these are asked for.
+    Writes scores.parquet, plots.html and run.json; and tokens.parquet, and the pairs with log-probabilities, where
+    these are asked for.
 
     Args:
         model: folder or hub id of a causal language model, or "bundled" for the small one in this package.
@@ -27,11 +28,14 @@ class ScoreConfig(PairOptions, LossOptions, HubOptions, PlotOptions):
             log-probabilities that TRL's DPOTrainer computes of its reference model: ref_chosen_logps and
             ref_rejected_logps. Pairs that cannot be scored are left out. Give --max-length the max_length of the
             trainer, which cuts longer pairs.
+        pull: also write tokens.parquet with a row a token of the rejected responses: its pull is how much lowering the
+            token lowers ln p of the chosen response, in the form of displacement_rate. It costs as much as that.
     """
 
     model: str = option(identity=False, holds="model")
     columns: str | None = None
     write_ref_logps: bool = False
+    pull: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

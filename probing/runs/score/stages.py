@@ -15,9 +15,11 @@ from probing.data.tables import Table
 from probing.instruments.columns import GROUPS, TOKEN_COLUMNS
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
+from probing.instruments.pull_rows import PULLS_SCHEMA
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
+from probing.report.pulls import pull_tables
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.losses import make_loss
@@ -37,6 +39,7 @@ from probing.runs.common.record import (
     rendered_pairs,
     report_of,
 )
+from probing.runs.common.token_shards import TOKENS_FILE, TokenShards
 from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
 from probing.runs.score.files import write_pages
 from probing.runs.score.rows import check_ref_logps, write_ref_logps
@@ -79,7 +82,8 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         if config.write_ref_logps and (frame["status"] == "ok").any():
             facts["ref_logps"] = write_ref_logps(folder, table, frame)
         plots = write_pages(folder, config, frame)
-        hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, plots)}
+        tokens = token_shards(folder, config.pull).join(len(data.blocks), folder.path)
+        hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, [*plots, *tokens])}
         finish(folder, config, facts, hashes, began)
     clear(folder.shards)
     return read_report(folder, pairs)
@@ -96,7 +100,13 @@ def make_scorer(config: ScoreConfig, model: LanguageModel) -> PairScorer:
         rate_parameters=config.rate_parameters,
         loss=make_loss(config),
         compile=config.compile,
+        pull=config.pull,
     )
+
+
+def token_shards(folder: RunFolder, pull: bool) -> TokenShards:
+    """The tables of the pulls of tokens; none where they are not asked for."""
+    return TokenShards(folder.shards, PULLS_SCHEMA, wanted=pull)
 
 
 def schema_of(columns: Sequence[str]) -> pa.Schema:
@@ -106,18 +116,23 @@ def schema_of(columns: Sequence[str]) -> pa.Schema:
 
 def score_shards(folder: RunFolder, data: Dataset, scorer: PairScorer) -> list[Shard]:
     """Scores of every pair."""
-    schema = schema_of(scorer.columns)
+    schema, tokens = schema_of(scorer.columns), token_shards(folder, scorer.pull)
 
     def prepare(block: range) -> list[TokenizedPair]:
         return scorer.tokenize(data.of(block), data.where(block))
 
     def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
-        return _new_shard(scorer, schema, tokenized, report)
+        shard, pulls = _new_shard(scorer, schema, tokenized, report)
+        tokens.write(number, pulls)
+        return shard
 
-    return complete_shards(folder.shards, data, schema, prepare, make, budget=KeptBudget(folder, [scorer.stream]))
+    budget = KeptBudget(folder, [scorer.stream])
+    return complete_shards(folder.shards, data, schema, prepare, make, budget=budget, whole=tokens.is_whole)
 
 
-def _new_shard(scorer: PairScorer, schema: pa.Schema, tokenized: list[TokenizedPair], report: Advance) -> Shard:
+def _new_shard(
+    scorer: PairScorer, schema: pa.Schema, tokenized: list[TokenizedPair], report: Advance
+) -> tuple[Shard, pa.Table | None]:
     began = time.monotonic()
     scored = scorer.score_tokenized(tokenized, report)
     facts = {
@@ -126,7 +141,7 @@ def _new_shard(scorer: PairScorer, schema: pa.Schema, tokenized: list[TokenizedP
         "batch_tokens": asdict(scorer.stream.budget),
         "problems": [asdict(problem) for problem in scored.problems],
     }
-    return Shard(to_rows(scored.frame, schema), facts)
+    return Shard(to_rows(scored.frame, schema), facts), scored.pulls
 
 
 def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
@@ -138,14 +153,16 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     """
     facts, path = folder.facts(), folder.path / SCORES_FILE
     # Folders of earlier versions have no plots.
-    plots = facts.get("sha256", {})
-    check_files(folder, {SCORES_FILE: facts[HASH], **plots})
+    others = facts.get("sha256", {})
+    check_files(folder, {SCORES_FILE: facts[HASH], **others})
     further = check_ref_logps(folder, facts)
     frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     check_ids(path, frame["id"].tolist(), pairs)
     refuse_if_none(facts, "no pair could be scored", path)
     shown = {**facts, "next": suggest_next(folder.path, facts)} if BY in frame else facts
-    return report_of(folder, score_tables(frame, pairs, facts), shown, [SCORES_FILE, *further, *plots, RUN_FILE])
+    pulls = pull_tables(folder.path / TOKENS_FILE) if TOKENS_FILE in others else {}
+    tables = score_tables(frame, pairs, facts, pulls)
+    return report_of(folder, tables, shown, [SCORES_FILE, *further, *others, RUN_FILE])
 
 
 def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:

@@ -30,9 +30,19 @@ ENTANGLEMENT_COLUMNS = [
 
 
 def score_tables(
-    frame: pd.DataFrame, pairs: Sequence[PreferencePair], facts: Mapping[str, Any]
+    frame: pd.DataFrame,
+    pairs: Sequence[PreferencePair],
+    facts: Mapping[str, Any],
+    pulls: Mapping[str, pd.DataFrame] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Tables by title, in the order in which they are shown."""
+    """Tables by title, in the order in which they are shown.
+
+    Args:
+        frame: the scores.
+        pairs: the pairs of the dataset.
+        facts: record of the run.
+        pulls: tables of the tokens that pull most; None where there are no pulls.
+    """
     short = has_one_token(frame)
     ranked = mask_one_token(frame)
     loss = describe_loss(facts.get("config", {}))
@@ -60,6 +70,7 @@ def score_tables(
         tables[f"Histogram of {BY}"] = histogram(ranked[BY])
         tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
         tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
+    tables |= pulls or {}
     notes = [note_one_token(int(short.sum()), "not ranked by it")] if bool(short.any()) else []
     notes += tell_sft_weights(frame, loss)
     if notes:

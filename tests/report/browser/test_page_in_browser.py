@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from report_pages import PLANTED, make_page, make_planted_rows, make_rows
+from report_pages import PLANTED, make_page, make_planted_rows, make_pulled_rows, make_rows
 
 from probing.report.page import write_report
 from probing.report.page_data import show_ids, show_text
@@ -160,6 +160,26 @@ def test_an_opened_row_shows_texts_and_its_tokens_with_their_numbers(visit, repo
     shown = [float(row.locator("td").nth(2).inner_text()) for row in fell.locator("tbody tr").all()]
     assert shown == sorted(shown)
     assert shown[0] == pytest.approx(min(changes), abs=0.0061)
+
+
+def test_tokens_with_pulls_are_coloured_by_their_share_of_the_largest(visit, tmp_path):
+    rows = make_pulled_rows()
+    path = tmp_path / "report.html"
+    path.write_text(write_report(Page("Pulls", [], [], [rows], [])).text, encoding="utf-8")
+    page = visit(f"{path.as_uri()}#pulled=g%231")
+    colored = page.locator(f"{OPENED} .tokens")
+    shown = [token.get_attribute("class").split()[1:] for token in colored.locator(".token").all()]
+    assert shown == [["lost-4"], ["won-2"], ["lost-1"], [], [], [], ["lost-1"]]
+    numbers = colored.locator(".change").all_inner_texts()
+    assert numbers == ["250", "-80", "30", "0", "0", "none", "12.6"]
+    assert "7 tokens, sum of pulls 213" in page.locator(OPENED).inner_text()
+    most = page.get_by_role("group", name="Tokens that pull most")
+    assert [row.locator("td").nth(2).inner_text() for row in most.locator("tbody tr").all()] == ["250", "30", "12.6"]
+    page.locator(f"{OPENED} details summary").click()
+    cells = page.locator(f"{OPENED} details tbody tr").nth(3).locator("td")
+    cells.first.wait_for()
+    assert cells.all_inner_texts() == ["3", " cannot", "0.01"]
+    assert page.evaluate("window.canary") is None
 
 
 def test_links_to_rows_work_on_load_and_back_and_forward(visit, report):

@@ -21,6 +21,17 @@ def run_all(folder):
     statements = write(folder / "statements.jsonl", read_lines(bundled_data("statements"))[::13])
     given = ["--model", "bundled", "--data", str(prompts), "--out"]
     commands = {
+        "rollouts": [
+            "rollouts",
+            "--model",
+            "bundled",
+            "--data",
+            "bundled",
+            "--limit",
+            "20",
+            "--out",
+            str(folder / "rollouts"),
+        ],
         "capture": ["capture", *given, str(folder / "capture"), "--places", "final_norm"],
         "ccs": ["ccs", "--model", "bundled", "--data", str(statements), "--out", str(folder / "ccs"), *FEW, *PROBES],
         "probe": ["probe", *given, str(folder / "probe"), *FEW, "--refits", "2", "--fresh", str(fresh)],

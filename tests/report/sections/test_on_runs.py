@@ -11,7 +11,7 @@ from probing.report.checks import THRESHOLDS
 from probing.report.sections import DESCRIBERS
 from probing.report.svg import draw_svg
 
-NAMES = ("capture", "ccs", "probe", "clusters", *(f"refusal {name}" for name in COMMANDS))
+NAMES = ("rollouts", "capture", "ccs", "probe", "clusters", *(f"refusal {name}" for name in COMMANDS))
 BROKEN = {"empty", "degenerate", "unfinished thought"}
 REFUSED = {"refusal", "soft refusal"}
 
@@ -88,6 +88,28 @@ def test_rows_with_other_statuses_are_counted(runs, name):
     check = check_of(report, "rows_left_out")
     assert (check.value, check.n, check.state) == (0.25, 4, "WARN")
     assert "Left out, by status: 1 empty_text (of 4 rows)" in says(report)
+
+
+def test_numbers_of_groups_of_responses(runs):
+    run = runs["rollouts"]
+    report, frame = describe(run), run.files["rollouts.parquet"]
+    good = frame[(frame["status"] == "ok") & frame["correct"].astype(bool)]
+    rates = good.groupby("group")["rate"].mean()
+    check = check_of(report, "share_falling")
+    assert (check.value, check.n) == ((rates < 0).mean(), len(rates))
+    measures = report.sections[0].tables["Under one step, with 95 % intervals"].set_index("measure")["value"]
+    assert measures["mean rate of the correct responses"] == pytest.approx(rates.mean())
+    table, tokens = report.rows[0], run.files["tokens.parquet"]
+    assert table.ids == frame["id"].tolist()
+    pulled = table.tokens["response"]
+    for at, name in enumerate(table.ids):
+        part = slice(pulled.offsets[at], pulled.offsets[at + 1])
+        own = tokens[tokens["id"] == name]
+        assert pulled.pulls[part] == own["pull"].tolist()
+        assert pulled.tokens[part] == own["token"].tolist()
+    sums = report.sections[0].tables["Tokens that pull most, summed over the dataset"]
+    totals = tokens.groupby("token_id")["pull"].sum().sort_values(ascending=False)
+    assert sums["sum of pulls"].tolist() == pytest.approx(totals[totals > 0].head(10).tolist())
 
 
 def test_numbers_of_contrast_consistent_probes(runs):

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
-from harness import interrupt_when, read_lines, write
+from harness import interrupt_when, make_rollouts, read_lines, write
 from pandas.testing import assert_frame_equal
 from torch import nn
 
@@ -41,6 +41,7 @@ CCS |= {"folds": 3, "permutations": 20}
 JOBS = {
     "score": ({}, PAIRS, ("model",)),
     "displacement": ({}, PAIRS, ("reference", "policy")),
+    "rollouts": ({}, make_rollouts(6), ("model",)),
     "probe": ({**LABELLED, "refits": 3}, PROMPTS, ("model",)),
     "clusters": ({**LABELLED, "permutations": 20, "tsne": False}, PROMPTS, ("model",)),
     "ccs": (CCS, STATEMENTS, ("model",)),

@@ -47,6 +47,7 @@ MEANS_ANOTHER_THING = {
     "coefficient": "of an export, which cannot hold a share",
     "answers": "of an evaluation; two words for yes and no",
     "loss": "of preference training; of contrast-consistent probes",
+    "prompt_column": "of groups of responses",
     "policy": "one of three ways to name what is compared; the only one",
 }
 # Options that count in one job and not in another, and why.

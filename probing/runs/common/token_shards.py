@@ -1,0 +1,49 @@
+"""Tables with a row a token, written shard by shard beside those of the rows, and joined from their files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from probing.store.shards import read_shard, shard_path, stream_shards, write_shard
+
+TOKENS_FILE = "tokens.parquet"
+PREFIX = "tokens_"
+
+
+@dataclass(frozen=True)
+class TokenShards:
+    """The token tables of the shards of a run.
+
+    Attributes:
+        folder: folder of the shards.
+        schema: columns of the tables.
+        wanted: whether the run writes them at all; if not, every method does nothing.
+    """
+
+    folder: Path
+    schema: pa.Schema
+    wanted: bool = True
+
+    def write(self, number: int, tokens: pa.Table | None) -> None:
+        """Write the tokens of a shard; before the shard itself, so that a whole shard has its tokens."""
+        if self.wanted and tokens is not None:
+            write_shard(self._path(number), tokens, {})
+
+    def is_whole(self, number: int) -> bool:
+        """Whether the tokens of a shard are there and intact."""
+        return not self.wanted or read_shard(self._path(number), self.schema) is not None
+
+    def join(self, count: int, folder: Path) -> list[str]:
+        """Join the tokens of so many shards into one file in a folder; returns the names of the files.
+
+        Raises:
+            StoreCorrupt: a part is damaged.
+        """
+        if not self.wanted:
+            return []
+        stream_shards([self._path(number) for number in range(count)], self.schema, folder / TOKENS_FILE)
+        return [TOKENS_FILE]
+
+    def _path(self, number: int) -> Path:
+        return shard_path(self.folder, number, PREFIX)

@@ -1,0 +1,142 @@
+"""``probing rollouts`` after its data: measuring, shard by shard, and what is answered."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from probing.data.rollouts import name_response
+from probing.data.tables import Table
+from probing.errors import SourceMismatch
+from probing.instruments.problems import refuse_if_none
+from probing.instruments.pull_rows import PULLS_SCHEMA
+from probing.instruments.reading import Advance
+from probing.instruments.rollout_rates import ROLLOUTS_SCHEMA, RolloutScorer
+from probing.models.devices import devices_of
+from probing.models.load import LanguageModel
+from probing.runs.common.budget import KeptBudget
+from probing.runs.common.models import load_model
+from probing.runs.common.parts import Blocks, Shard, complete_shards, pair_facts, to_rows
+from probing.runs.common.record import (
+    begin_run,
+    check_files,
+    check_rendered,
+    clear,
+    content_of,
+    finish,
+    hash_files,
+    model_facts,
+    note_rendered,
+    rendered_groups,
+    report_of,
+)
+from probing.runs.common.token_shards import TOKENS_FILE, TokenShards
+from probing.runs.rollouts.config import ROLLOUTS_FILE, RolloutsConfig
+from probing.runs.rollouts.data import describe_data
+from probing.runs.rollouts.files import write_pages
+from probing.runs.rollouts.tables import make_tables
+from probing.store.manifest import RUN_FILE, RunFolder
+from probing.store.shards import join_shards
+from probing.tokens.rollouts import TokenizedGroup
+from probing.types import Report, RolloutGroup
+
+
+def measure_into(folder: RunFolder, config: RolloutsConfig, table: Table, groups: Sequence[RolloutGroup]) -> Report:
+    """Measure every group into the folder, unless an earlier run has done so; answer with its tables.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else.
+        StoreCorrupt: the folder's finished tables are missing or changed.
+        DataInvalid, NotFinite: not one group could be measured.
+    """
+    began = time.monotonic()
+    model = load_model(config.model, config, config.revision)
+    made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
+    rendered = rendered_groups(groups, model=model)
+    begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
+    if not folder.finished:
+        check_rendered(folder, rendered)
+        data = Blocks(table, groups, config.shard_groups)
+        scorer = make_scorer(config, model)
+        shards = measure_shards(folder, data, scorer)
+        note_rendered(folder, rendered_groups(groups, model=model))
+        join_shards(data.with_places(shards, "group"), folder.path / ROLLOUTS_FILE)
+        facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
+        facts |= {"data": describe_data(table, groups), **pair_facts(shards, data, "group")}
+        wrote = [ROLLOUTS_FILE, *TokenShards(folder.shards, PULLS_SCHEMA).join(len(data.blocks), folder.path)]
+        wrote += write_pages(folder, config, pd.read_parquet(folder.path / ROLLOUTS_FILE))
+        finish(folder, config, facts, hash_files(folder, wrote), began)
+    clear(folder.shards)
+    return read_report(folder, config, groups)
+
+
+def make_scorer(config: RolloutsConfig, model: LanguageModel) -> RolloutScorer:
+    """A scorer of groups with a model by the options."""
+    return RolloutScorer(
+        model,
+        advantage=config.advantage,
+        correct_above=config.correct_above,
+        eos=config.eos,
+        max_length=config.max_length,
+        batch_tokens=config.batch_tokens,
+        compile=config.compile,
+    )
+
+
+def measure_shards(folder: RunFolder, data: Blocks[RolloutGroup], scorer: RolloutScorer) -> list[Shard]:
+    """Rates of the responses of every group; the pulls of tokens are written beside them."""
+    tokens = TokenShards(folder.shards, PULLS_SCHEMA)
+
+    def prepare(block: range) -> list[TokenizedGroup]:
+        return scorer.tokenize(data.of(block), data.where(block))
+
+    def make(number: int, tokenized: list[TokenizedGroup], report: Advance) -> Shard:
+        began = time.monotonic()
+        scored = scorer.score(tokenized, report)
+        tokens.write(number, scored.pulls)
+        facts = {
+            "tokens": scored.tokens,
+            "seconds": time.monotonic() - began,
+            "batch_tokens": asdict(scorer.stream.budget),
+            "problems": [asdict(problem) for problem in scored.problems],
+        }
+        return Shard(to_rows(scored.frame, ROLLOUTS_SCHEMA), facts)
+
+    return complete_shards(
+        folder.shards,
+        data,
+        ROLLOUTS_SCHEMA,
+        prepare,
+        make,
+        budget=KeptBudget(folder, [scorer.stream]),
+        whole=tokens.is_whole,
+        columns=list_response_ids,
+        doing="measuring",
+    )
+
+
+def list_response_ids(groups: Sequence[RolloutGroup]) -> Mapping[str, Sequence[object]]:
+    """The ids of the responses of some groups, which a shard of these groups has."""
+    return {"id": [name_response(group.id, at) for group in groups for at in range(len(group.responses))]}
+
+
+def read_report(folder: RunFolder, config: RolloutsConfig, groups: Sequence[RolloutGroup]) -> Report:
+    """The tables of a finished run.
+
+    Raises:
+        StoreCorrupt: a file of the run is missing or changed.
+        SourceMismatch: the run is of rows with other ids.
+        DataInvalid, NotFinite: not one group could be measured.
+    """
+    facts, path = folder.facts(), folder.path / ROLLOUTS_FILE
+    check_files(folder, facts["sha256"])
+    frame = pd.read_parquet(path)
+    if frame["id"].tolist() != list_response_ids(groups)["id"]:
+        raise SourceMismatch(
+            f"{path}: was made from rows with other ids. Give the --id-column of that run, or choose another --out"
+        )
+    refuse_if_none(facts, "no group could be measured", path)
+    tables = make_tables(frame, folder.path / TOKENS_FILE, groups, config, facts)
+    return report_of(folder, tables, facts, [*facts["sha256"], RUN_FILE])
