@@ -234,6 +234,7 @@ DONE: Mapping[str, Check] = {
         {"data": _PAIRS, "sha256": is_mapping(is_hash, is_one_of(*_PAGES)), "ref_logps": _REF_LOGPS},
     ),
     "displacement": _with_files({"broken_steps": is_list(_STEP)}, "displacement.parquet", _TABLES),
+    "influence": _with_files({}, "influence.parquet"),
     "ccs": _with_files({}, SUMMARY),
     "probe": _with_files({}, SUMMARY),
     "clusters": _with_files({}, SUMMARY),

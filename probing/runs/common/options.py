@@ -276,21 +276,52 @@ class ResponseOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOptions(PairDataOptions, ResponseOptions, RunOptions):
+class PairRunOptions(PairDataOptions, ResponseOptions, RunOptions):
     """How preference pairs are run.
 
     Args:
-        rate_parameters: parameters over which displacement_rate_exact takes gradients: "all", "head" or "last:K".
         shard_pairs: number of pairs that are run together and saved; an interrupted run loses at most so many.
     """
 
     max_length: int | None = option(None, least=2, most=MOST_TOKENS)
-    rate_parameters: str = option("all", form=r"all|head|last:[1-9]\d{0,3}")
     shard_pairs: int = option(512, least=1, most=MOST_ROWS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossOptions(Options):
+class PairOptions(PairRunOptions):
+    """How rates of preference pairs are computed.
+
+    Args:
+        rate_parameters: parameters over which displacement_rate_exact takes gradients: "all", "head" or "last:K".
+    """
+
+    rate_parameters: str = option("all", form=r"all|head|last:[1-9]\d{0,3}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions(Options):
+    """The groups of pairs.
+
+    Args:
+        group_column: column by whose values the summary is repeated.
+    """
+
+    group_column: str | None = option(None, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaOptions(Options):
+    """The coefficient of a preference loss.
+
+    Args:
+        beta: coefficient of the preference loss (of DPO, where a displacement asks what its optimum would reach).
+    """
+
+    beta: float = option(0.1, above=0, most=1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(BetaOptions):
     """The loss of the preference training that rates and influences are about.
 
     Args:

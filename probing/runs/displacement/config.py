@@ -5,7 +5,15 @@ from pathlib import Path
 
 from probing.errors import UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
-from probing.runs.common.options import MOST_ROWS, PairOptions, PlotOptions, TwoModelOptions, option
+from probing.runs.common.options import (
+    MOST_ROWS,
+    BetaOptions,
+    GroupOptions,
+    PairOptions,
+    PlotOptions,
+    TwoModelOptions,
+    option,
+)
 
 PAIRS_FILE = "displacement.parquet"
 TOKENS_FILE = "tokens.parquet"
@@ -16,7 +24,7 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DisplacementConfig(TwoModelOptions, PairOptions, PlotOptions):
+class DisplacementConfig(TwoModelOptions, PairOptions, GroupOptions, BetaOptions, PlotOptions):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
     Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html
@@ -30,10 +38,8 @@ class DisplacementConfig(TwoModelOptions, PairOptions, PlotOptions):
             policy's adapter is put onto the same weights.
         steps: folder of checkpoints whose names end in a number (checkpoint-500), in place of a policy: all are
             measured, the last one is the policy, and the course over training is drawn.
-        group_column: column by whose values the summary is repeated.
         rater_share_column: column with the share of raters (0 to 1) who preferred the chosen response, for the
             idealised ranking accuracy.
-        beta: coefficient of the DPO loss, for the idealised ranking accuracy.
         predictors: scores of the reference to rank against the change, separated by commas: ches, ches_normalized,
             last_state_similarity, edit_similarity, displacement_rate, displacement_rate_exact.
         top: number of tokens to name at each position of a response that gained most, and as many that lost most (or,
@@ -44,8 +50,8 @@ class DisplacementConfig(TwoModelOptions, PairOptions, PlotOptions):
     adapter: str | None = option(None, identity=False)
     reference_adapter: str | None = option(None, identity=False)
     steps: Path | None = option(None, identity=False)
-    group_column: str | None = option(None, identity=False)
     rater_share_column: str | None = option(None, identity=False)
+    # Here it is of one line of the summary alone.
     beta: float = option(0.1, above=0, most=1e6, identity=False)
     predictors: str = ",".join(SCORE_COLUMNS)
     top: int = option(3, least=0, most=1000)
