@@ -42,7 +42,8 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
             pairs), "margin" (ln p(chosen) - ln p(rejected) of pairs), "response" (ln p of the response of each row), or
             "refusal" (ln p that an answer to the prompt begins with --refusal-text; of labelled prompts those labelled
             harmful).
-        refusal_text: how a refusal begins, for "refusal": words with which this very model refuses.
+        refusal_text: how a refusal begins, for "refusal": the words with which this very model refuses; refusals in
+            other words count as anything else.
         joint: also measure how ln p of both responses of each pair moves in a step on the mean loss of all pairs.
         parameters: parameters that the training changes: "all", "head", "last:K", or "lora": those of the adapter. By
             default "lora" if the model has an adapter, else "all".

@@ -141,7 +141,7 @@ def _make_notes(
         target = facts["target"]
         said.append(f"The target is {_describe_target(config, target)}, {target['mean']:.4g} nats before training")
     if "influence" in scored and null is not None and set(null["kind"]) == {"random direction"}:
-        said.append("No targets were permuted: all of its responses are the same text, or there is one row alone")
+        said.append("No targets were permuted: its rows have no responses that differ")
     if len(np.unique(units)) < FEW:
         said.append(f"There are fewer than {FEW} pairs or groups of pairs: intervals rest on Student's t")
     return said

@@ -1,0 +1,440 @@
+"""probing influence: its numbers against autograd pair by pair, resumed runs, and what is refused."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from harness import kill, make_pairs, note_calls, notes, read_lines, write
+
+import probing
+from probing import LanguageModel
+from probing.errors import DataInvalid, NotFinite, SourceMismatch, UsageError
+from probing.instruments.pair_scores import as_pairs
+from probing.runs import influence
+from probing.runs.influence import parts, stages
+from probing.runs.influence.config import InfluenceConfig
+from probing.runs.influence.models import cut_parameters
+from probing.tokens.pairs import tokenize_pairs
+
+SGD = {"optimizer": "sgd", "null": 0}
+WITHIN = 1e-4
+"""Largest difference from autograd, of the largest number of the column: what central differences in float32 leave."""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Pairs of a training and held-out pairs."""
+    return write(tmp_path / "pairs.jsonl", make_pairs(20)), write(tmp_path / "held.jsonl", make_pairs(6, seed=1))
+
+
+@pytest.fixture
+def config(model_folder, files, tmp_path):
+    def make(**changes):
+        values = {"model": str(model_folder), "data": str(files[0]), "target": str(files[1]), "out": tmp_path / "out"}
+        return InfluenceConfig(**{**values, "shard_pairs": 8, "batch_pairs": 4, "null": 2, **changes})
+
+    return make
+
+
+def frame_of(folder):
+    return pd.read_parquet(folder / "influence.parquet")
+
+
+def logprob(model, ids, prompt_tokens):
+    """ln p of a response by the whole model, one sequence, no padding, in the dumbest form."""
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    return logits[prompt_tokens - 1 : -1].gather(1, torch.tensor(ids[prompt_tokens:])[:, None]).sum()
+
+
+class Oracle:
+    """Gradients of every pair in float64, as long vectors, and what follows from them by the definitions."""
+
+    def __init__(self, language_model, parameters, pairs, held):
+        self.model, self.parameters = language_model.model, parameters
+        tokenized = [tokenize_pairs(language_model.tokenizer, as_pairs(rows)) for rows in (pairs, held)]
+        self.own, self.held = ([self.sides(pair) for pair in each] for each in tokenized)
+
+    def sides(self, pair):
+        return [self.gradient(ids, pair.prompt_tokens) for ids in (pair.chosen, pair.rejected)]
+
+    def gradient(self, ids, prompt_tokens):
+        said = logprob(self.model, ids, prompt_tokens)
+        found = torch.autograd.grad(said, self.parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([each.flatten() for each in found])
+
+    def target(self, quantity):
+        return sum(plus - minus * (quantity == "margin") for plus, minus in self.held) / len(self.held)
+
+    def steps(self, slope=0.05):
+        return [slope * (plus - minus) for plus, minus in self.own]
+
+    def square(self, order, batch):
+        steps = self.steps()
+        batches = [order[at : at + batch] for at in range(0, len(order), batch)]
+        return sum((sum(steps[i] for i in some) / len(some)) ** 2 for some in batches) / len(batches)
+
+    def columns(self, direction):
+        """What the columns should be for the target's direction."""
+        chosen, rejected = (np.array([float(direction @ each[side]) for each in self.own]) for side in (0, 1))
+        return {"target_chosen": chosen, "target_rejected": rejected, "influence": 0.05 * (chosen - rejected)}
+
+    def joint(self, direction):
+        return {
+            name: np.array([float(direction @ each[side]) for each in self.own])
+            for side, name in enumerate(("joint_rate", "joint_rejected_rate"))
+        }
+
+
+def assert_near(frame, expected):
+    for name, values in expected.items():
+        np.testing.assert_allclose(frame[name], values, rtol=0, atol=WITHIN * np.abs(values).max(), err_msg=name)
+
+
+def double(language_model):
+    return LanguageModel(language_model.model.double(), language_model.tokenizer, peft=language_model.peft)
+
+
+def make_oracle(files, which=None):
+    language_model = double(tiny.make_model())
+    model = language_model.model
+    chosen = {None: model.parameters, "head": model.lm_head.parameters}[which]
+    return Oracle(language_model, list(chosen()), *map(read_lines, files))
+
+
+@pytest.mark.parametrize("quantity", ["chosen", "margin"])
+def test_sgd_equals_autograd_pair_by_pair(config, files, tmp_path, quantity):
+    influence.run(config(quantity=quantity, joint=True, **SGD))
+    oracle, frame = make_oracle(files), frame_of(tmp_path / "out")
+    assert_near(frame, oracle.columns(oracle.target(quantity)))
+    assert_near(frame, oracle.joint(sum(oracle.steps()) / 20))
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["directions"]["target"][0]["norm"] == pytest.approx(float(oracle.target(quantity).norm()), rel=1e-5)
+    np.testing.assert_allclose(frame["influence"], 0.05 * (frame["target_chosen"] - frame["target_rejected"]))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_adamw_divides_by_the_mean_square_of_batches(config, files, tmp_path, joint):
+    influence.run(config(joint=joint, optimizer_batches=2, null=0))
+    oracle, frame = make_oracle(files), frame_of(tmp_path / "out")
+    order = parts.draw_order(20, 0)
+    # Blocks of 8 pairs are whole batches; the last block has 4.
+    square = oracle.square(order if joint else order[:8], 4)
+
+    def through(gradient):
+        return torch.where(square == 0, 0, gradient / (square.sqrt() + 1e-8))
+
+    assert_near(frame, oracle.columns(through(oracle.target("chosen"))))
+    if joint:
+        assert_near(frame, oracle.joint(through(sum(oracle.steps()) / 20)))
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    own = oracle.target("chosen")
+    lost = float(own[square == 0].square().sum() / own.square().sum())
+    assert facts["directions"]["target"][0]["lost"] == pytest.approx(lost, rel=1e-3)
+
+
+def save_adapter(base, folder):
+    """A LoRA adapter that is not zero, on all linear layers of attention."""
+    import peft
+
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def test_the_parameters_of_an_adapter_are_those_that_count_where_there_is_one(config, files, tmp_path, model_folder):
+    adapter = save_adapter(tiny.make_model().model, tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(model_folder)}))
+    influence.run(config(model=str(adapter), joint=True, **SGD))
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    language_model = double(probing.load(str(adapter)))
+    own = [p for name, p in language_model.model.named_parameters() if "lora_" in name]
+    assert (facts["parameters"], facts["moved_parameters"]) == ("lora", sum(p.numel() for p in own))
+    oracle, frame = Oracle(language_model, [p.requires_grad_() for p in own], *map(read_lines, files)), None
+    frame = frame_of(tmp_path / "out")
+    assert_near(frame, oracle.columns(oracle.target("chosen")))
+    assert_near(frame, oracle.joint(sum(oracle.steps()) / 20))
+
+
+def test_parameters_in_parts_are_those_as_a_whole(config, files, tmp_path):
+    for parameter_parts in (1, 3):
+        influence.run(config(out=tmp_path / f"p{parameter_parts}", parameter_parts=parameter_parts, joint=True))
+    whole, cut = (frame_of(tmp_path / name) for name in ("p1", "p3"))
+    names = ("target_chosen", "target_rejected", "influence", "joint_rate", "joint_rejected_rate")
+    assert_near(cut, {name: whole[name].to_numpy() for name in names})
+    facts = json.loads((tmp_path / "p3" / "run.json").read_text())
+    assert len(facts["directions"]["target"]) == 3
+    assert len(pd.read_parquet(tmp_path / "p3" / "null.parquet")) == 4 * 20
+
+
+def test_parameters_are_cut_by_their_sizes():
+    sizes = [6, 1, 1, 4, 2, 2, 8]
+    cut = cut_parameters([torch.nn.Parameter(torch.zeros(size)) for size in sizes], 3)
+    assert [[p.numel() for p in part] for part in cut] == [[6, 1, 1], [4, 2, 2], [8]]
+    assert len(cut_parameters([torch.nn.Parameter(torch.zeros(5))], 3)) == 1
+
+
+def test_responses_and_refusals_of_a_file_are_targets(config, files, tmp_path):
+    rows = read_lines(files[1])
+    write(files[1], [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows])
+    influence.run(config(quantity="response", **SGD))
+    oracle = make_oracle((files[0], write(tmp_path / "same.jsonl", rows)))
+    assert_near(frame_of(tmp_path / "out"), oracle.columns(oracle.target("chosen")))
+    words = [
+        {"text": "Is it ok?", "label": "harmful"},
+        {"text": "Sure, here is", "label": "harmless"},
+        {"text": "The answer", "label": "harmful"},
+    ]
+    told = write(tmp_path / "prompts.jsonl", words)
+    report = influence.run(config(quantity="refusal", target=str(told), refusal_text="No", out=tmp_path / "no", **SGD))
+    language_model = double(tiny.make_model())
+    gradients = []
+    for row in (words[0], words[2]):
+        start = f"<|bos|><|user|>{row['text']}<|eos|>\n<|assistant|>"
+        ids = [language_model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start, f"{start}No")]
+        oracle.model = language_model.model
+        oracle.parameters = list(language_model.model.parameters())
+        gradients.append(oracle.gradient(ids[1], len(ids[0])))
+    assert_near(frame_of(tmp_path / "no"), oracle.columns(sum(gradients) / 2))
+    assert "the mean of ln p that the answer begins with 'No' over 2 rows" in notes(report)
+
+
+def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path):
+    report = influence.run(config(joint=True, pilot_steps=3, learning_rate=1e-3, null=0))
+    frame = frame_of(tmp_path / "out")
+    plain = tiny.make_model()
+    pairs = tokenize_pairs(plain.tokenizer, as_pairs(read_lines(files[0])))
+    with torch.no_grad():
+        before = [float(logprob(plain.model, pair.chosen, pair.prompt_tokens)) for pair in pairs]
+    train_plainly(plain.model, [pairs[at] for at in parts.draw_order(20, 0)[:12]])
+    with torch.no_grad():
+        after = [float(logprob(plain.model, pair.chosen, pair.prompt_tokens)) for pair in pairs]
+    change = np.array(after) - np.array(before)
+    np.testing.assert_allclose(frame["pilot_change"], change, atol=1e-3 * np.abs(change).max())
+    np.testing.assert_allclose(frame["chosen_logprob"], before, rtol=1e-4)
+    joint = next(table for title, table in report.tables.items() if title.startswith("All pairs trained together"))
+    assert "Spearman with the pilot's change of ln p(chosen)" in joint["measure"].tolist()
+
+
+def train_plainly(model, pairs, beta=0.1):
+    """Three steps of DPO in batches of four, as ``draw_batches`` draws them from the pilot's pairs."""
+    from probing.instruments.pilot import Training, draw_batches
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+
+    def margin(pair):
+        said = [logprob(model, ids, pair.prompt_tokens) for ids in (pair.chosen, pair.rejected)]
+        return said[0] - said[1]
+
+    with torch.no_grad():
+        reference = [margin(pair) for pair in pairs]
+    for batch in draw_batches(len(pairs), Training(3, 1e-3, 4)):
+        optimizer.zero_grad()
+        sum(-torch.nn.functional.logsigmoid(beta * (margin(pairs[at]) - reference[at])) / 4 for at in batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def test_a_model_in_memory_is_what_it_was_to_the_bit(files):
+    language_model = tiny.make_model()
+    before = {name: tensor.clone() for name, tensor in language_model.model.state_dict().items()}
+    report = probing.influence(
+        model=language_model,
+        data=read_lines(files[0]),
+        target=read_lines(files[1]),
+        joint=True,
+        pilot_steps=1,
+        learning_rate=1e-2,
+        null=1,
+    )
+    assert all(torch.equal(before[name], tensor) for name, tensor in language_model.model.state_dict().items())
+    assert "Quantiles of influence (below 0: a step on the pair lowers the target)" in report.tables
+
+
+def test_numbers_do_not_depend_on_batches_or_shards(config, tmp_path):
+    influence.run(config(joint=True, out=tmp_path / "a"))
+    influence.run(config(joint=True, out=tmp_path / "b", batch_tokens=40, shard_pairs=4))
+    found, again = frame_of(tmp_path / "a"), frame_of(tmp_path / "b")
+    assert_near(again, {name: found[name].to_numpy() for name in ("influence", "joint_rate", "joint_rejected_rate")})
+
+
+def test_rows_that_cannot_be_run_get_a_status_and_no_number(config, files, tmp_path):
+    rows = make_pairs(12)
+    rows[3]["rejected"] = rows[3]["chosen"]
+    rows[5]["chosen"] = ""
+    write(files[0], rows)
+    report = influence.run(config(joint=True))
+    frame = frame_of(tmp_path / "out")
+    assert frame["status"].value_counts().to_dict() == {"ok": 10, "identical": 1, "empty_response": 1}
+    assert frame[frame["status"] != "ok"][["influence", "joint_rate", "chosen_logprob"]].isna().all(axis=None)
+    assert frame["row"].tolist() == list(range(12))
+    assert report.facts["rows_by_status"] == {"empty_response": 1, "identical": 1, "ok": 10}
+
+
+WHOLE = {"joint": True, "pilot_steps": 2, "learning_rate": 1e-3, "parameter_parts": 2, "shard_pairs": 4}
+FILES = ("influence.parquet", "null.parquet", "plots.html")
+
+
+@pytest.fixture
+def whole(config, tmp_path):
+    """What a run that nobody interrupts writes."""
+    influence.run(config(out=tmp_path / "whole", **WHOLE))
+    return {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 6, 9, 14, 20, 27, 34, 40])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, whole, stop):
+    """Interrupted at the n-th file that a run writes into its folder of parts."""
+    plain, written = os.fsync, []
+
+    def fsync(file):
+        written.append(file)
+        if len(written) > stop + 1:
+            raise KeyboardInterrupt
+        plain(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(KeyboardInterrupt):
+            influence.run(config(**WHOLE))
+    influence.run(config(**WHOLE))
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == whole
+    assert not (tmp_path / "out" / "shards").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, whole, model_folder, files):
+    values = {"model": model_folder, "data": files[0], "target": files[1], "out": tmp_path / "out"}
+    values |= {"batch_pairs": 4, "null": 2, **WHOLE}
+    shards = tmp_path / "out" / "shards"
+    for least in (1, 6, 14, 24):
+        kill("influence", values, tmp_path / "said", lambda least=least: len(list(shards.glob("*.parquet"))) >= least)
+    influence.run(config(**WHOLE))
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == whole
+
+
+def test_a_gradient_over_the_training_set_goes_on_from_its_sums(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "SAVED_SECONDS", 0.0)
+    influence.run(config(joint=True, out=tmp_path / "whole"))
+    from probing.runs.influence import states
+
+    with monkeypatch.context() as patch:
+        note_calls(patch, states, "training_gradient", 2)
+        with pytest.raises(KeyboardInterrupt):
+            influence.run(config(joint=True))
+    made = note_calls(monkeypatch, states, "training_gradient")
+    influence.run(config(joint=True))
+    # 20 pairs are three blocks of 8.
+    assert len(made) == 1
+    assert (tmp_path / "out" / FILES[0]).read_bytes() == (tmp_path / "whole" / FILES[0]).read_bytes()
+
+
+def test_a_damaged_direction_is_made_again(config, tmp_path, monkeypatch):
+    influence.run(config(out=tmp_path / "whole"))
+    monkeypatch.setattr(stages, "join_passes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        influence.run(config())
+    path = tmp_path / "out" / "shards" / "target_0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 0xFF
+    path.write_bytes(content)
+    monkeypatch.undo()
+    influence.run(config())
+    assert (tmp_path / "out" / FILES[0]).read_bytes() == (tmp_path / "whole" / FILES[0]).read_bytes()
+
+
+def test_a_finished_run_is_answered_again_and_another_is_refused(config, tmp_path, monkeypatch, files):
+    first = influence.run(config())
+    monkeypatch.setattr("probing.runs.influence.models.PairScorer", None)
+    again = influence.run(config())
+    for title, table in first.tables.items():
+        pd.testing.assert_frame_equal(again.tables[title], table)
+    with pytest.raises(SourceMismatch, match=r"options\.optimizer was adamw, is sgd"):
+        influence.run(config(optimizer="sgd"))
+    write(files[1], make_pairs(7, seed=1))
+    with pytest.raises(SourceMismatch, match=r"target\.sha256 was"):
+        influence.run(config())
+
+
+def test_the_tables_say_who_does_what(config, files, tmp_path):
+    rows = [{**row, "kind": "even" if n % 2 else "odd"} for n, row in enumerate(make_pairs(20))]
+    write(files[0], rows)
+    report = influence.run(config(joint=True, group_column="kind"))
+    frame = frame_of(tmp_path / "out").assign(kind=[row["kind"] for row in rows])
+    table = report.tables["By group: kind"].set_index("group")
+    for kind, part in frame.groupby("kind"):
+        assert table.loc[kind, "influence"] == pytest.approx(part["influence"].mean())
+        harm = frame["influence"].clip(upper=0).sum()
+        assert table.loc[kind, "share of harm"] == pytest.approx(part["influence"].clip(upper=0).sum() / harm)
+        worst = frame.nsmallest(2, "influence")["kind"]
+        assert table.loc[kind, "share of the worst tenth"] == pytest.approx((worst == kind).mean())
+    dropped = report.tables["What dropping the pairs of lowest influence does to the target"].set_index("dropped")
+    assert dropped.loc["0%", "change of the target"] == pytest.approx(frame["influence"].mean())
+    assert dropped.loc["10%", "change of the target"] == pytest.approx(frame["influence"].nlargest(18).mean())
+    spread = report.tables["Spread of influence on a sample (root mean square)"].set_index("direction")
+    assert spread.loc["target", "median"] == pytest.approx(np.sqrt((frame["influence"] ** 2).mean()))
+    assert spread.loc[["random directions", "permuted targets"], "draws"].tolist() == [2, 2]
+    assert spread.loc["random directions", "highest"] < spread.loc["target", "median"]
+    assert report.facts["next"][1].endswith("--by influence --drop-lowest 0.1 --out kept.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": None}, "give --target"),
+        ({"target": ""}, "target is empty"),
+        ({"pilot_steps": 2}, "belong together"),
+        ({"learning_rate": 0.1}, "belong together"),
+        ({"dtype": "bf16"}, "lost in rounding in bfloat16"),
+        ({"parameters": "some"}, "parameters must be of the form"),
+        ({"quantity": "refusal", "refusal_text": " "}, "refusal_text is empty"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_read(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "error", "message"),
+    [
+        ([], {}, DataInvalid, "no rows"),
+        ([{"prompt": "Q", "chosen": "", "rejected": "a"}], {}, DataInvalid, "no row of the target can be run.*empty"),
+        ([{"prompt": "Q"}], {"quantity": "response"}, DataInvalid, "has no response"),
+        ([{"prompt": "Q", "response": ""}], {"quantity": "response"}, DataInvalid, "no row of the target.*empty"),
+        ([{"text": "Q", "label": "good"}], {"quantity": "refusal"}, DataInvalid, "none is labelled 'harmful'"),
+        (None, {"parameters": "lora"}, UsageError, "the model has none"),
+        (None, {"parameters": "last:9"}, UsageError, "last:1 to last:3"),
+        (None, {"step": 1e-9}, NotFinite, "rounding wins"),
+        (None, {"target_split": "[30:40]"}, DataInvalid, "no rows"),
+    ],
+)
+def test_bad_targets_are_told_in_a_sentence(config, files, rows, changes, error, message):
+    if rows is not None:
+        write(files[1], rows)
+    with pytest.raises(error, match=message):
+        influence.run(config(**changes))
+
+
+def test_weights_without_numbers_are_told(config, tmp_path):
+    language_model = tiny.make_model()
+    with torch.no_grad():
+        language_model.model.lm_head.weight[5] = float("nan")
+    language_model.model.save_pretrained(tmp_path / "broken")
+    language_model.tokenizer.save_pretrained(tmp_path / "broken")
+    with pytest.raises((NotFinite, probing.ProbingError), match=r"(?i)nan|finite"):
+        influence.run(config(model=str(tmp_path / "broken"), **SGD))
+
+
+def test_the_target_may_be_the_training_data(config, files):
+    report = influence.run(config(target=str(files[0]), null=0))
+    assert "The target is the training data themselves" in notes(report)
