@@ -56,8 +56,8 @@ def _say(run: RunData, scored: pd.DataFrame, units: object) -> list[str]:
         below = int((influence < 0).sum())
         mean = bootstrap_mean(influence, groups=groups)
         said.append(
-            f"A step on a pair alone lowers the target ({_name_target(run)}) for {below:,} of {len(scored):,} pairs; the "
-            f"mean influence, which is that of a step on all pairs, is {say_estimate(mean)} nats."
+            f"A step on a pair alone lowers the target ({_name_target(run)}) for {below:,} of {len(scored):,} pairs; "
+            f"the mean influence, which is that of a step on all pairs, is {say_estimate(mean)} nats."
         )
     if "joint_rate" in scored:
         share = estimate_share((scored["joint_rate"] < 0).astype(float), groups=groups)

@@ -11,7 +11,7 @@ from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid
 from probing.runs.common.datasets import read_each, read_pairs
 from probing.runs.influence.config import InfluenceConfig
-from probing.types import LabelledPrompt, PreferencePair, Text
+from probing.types import LabelledPrompt, PreferencePair, Text, message_text
 
 OF_PAIRS = ("chosen", "margin")
 """Quantities of a target that is made of preference pairs."""
@@ -128,8 +128,14 @@ def _answer(prompt: LabelledPrompt, text: str) -> LabelledPrompt:
 def _note_overlap(table: Table, pairs: Sequence[PreferencePair], target: TargetRows) -> list[str]:
     if target.table.sha256 == table.sha256:
         return ["The target is the training data themselves: influences say what helps these very rows, no others"]
-    known = {canonical(pair.prompt) for pair in pairs}
-    common = sum(canonical(text) in known for text in target.texts)
+    known = {_key(pair.prompt) for pair in pairs}
+    common = sum(_key(text) in known for text in target.texts)
     if not common:
         return []
     return [f"{common:,} of {len(target.texts):,} prompts of the target are prompts of the training data, too"]
+
+
+def _key(text: Text) -> bytes:
+    """A prompt, the same for a plain text and for one message of a user that says it."""
+    single = not isinstance(text, str) and len(text) == 1 and text[0].get("role") == "user"
+    return canonical(message_text(text[0]) if single else text)  # type: ignore[arg-type]

@@ -45,12 +45,16 @@ MEANS_ANOTHER_THING = {
     "place": "of a direction among many; of both models",
     "coefficient": "of an export, which cannot hold a share",
     "answers": "of an evaluation; two words for yes and no",
+    "learning_rate": "of probes; of a pilot",
+    "optimizer": "of probes; of the training that is foretold",
+    "seed": "of folds and permutations; of batches and null draws",
     "policy": "one of three ways to name what is compared; the only one",
 }
 # Options that count in one job and not in another, and why.
 IDENTITY_DIFFERS = {
     "places": "a capture records them as what they are in the model",
     "answers": "two words that are compared; or a folder, which is told apart by its content",
+    "beta": "of the loss that rates are about; of one line of the summary of a displacement",
 }
 
 

@@ -15,14 +15,15 @@ from probing import LanguageModel
 from probing.errors import DataInvalid, NotFinite, SourceMismatch, UsageError
 from probing.instruments.pair_scores import as_pairs
 from probing.runs import influence
-from probing.runs.influence import parts, stages
+from probing.runs.influence import parts, stages, states
 from probing.runs.influence.config import InfluenceConfig
 from probing.runs.influence.models import cut_parameters
+from probing.runs.influence.rows import draw_order
 from probing.tokens.pairs import tokenize_pairs
 
 SGD = {"optimizer": "sgd", "null": 0}
 WITHIN = 1e-4
-"""Largest difference from autograd, of the largest number of the column: what central differences in float32 leave."""
+"""Largest difference from autograd, of the largest number of the column: what central differences leave."""
 
 
 @pytest.fixture
@@ -89,39 +90,53 @@ class Oracle:
         }
 
 
-def assert_near(frame, expected):
+def assert_near(frame, expected, within=WITHIN):
     for name, values in expected.items():
-        np.testing.assert_allclose(frame[name], values, rtol=0, atol=WITHIN * np.abs(values).max(), err_msg=name)
+        np.testing.assert_allclose(frame[name], values, rtol=0, atol=within * np.abs(values).max(), err_msg=name)
 
 
-def double(language_model):
-    return LanguageModel(language_model.model.double(), language_model.tokenizer, peft=language_model.peft)
+def double(seed=0):
+    """A tiny model in float64, in which nothing but the curvature is left of the error of central differences."""
+    plain = tiny.make_model(seed=seed)
+    return LanguageModel(plain.model.double(), plain.tokenizer)
 
 
-def make_oracle(files, which=None):
-    language_model = double(tiny.make_model())
-    model = language_model.model
-    chosen = {None: model.parameters, "head": model.lm_head.parameters}[which]
-    return Oracle(language_model, list(chosen()), *map(read_lines, files))
+def measure(language_model, files, folder, **changes):
+    """What a run with a model in memory writes, and its record."""
+    pairs, held = (read_lines(path) for path in files)
+    given = {"target": held, "shard_pairs": 8, "batch_pairs": 4, "joint": True, "null": 0, **changes}
+    probing.influence(model=language_model, data=pairs, out=folder, **given)
+    return frame_of(folder), json.loads((folder / "run.json").read_text())
+
+
+def make_oracle(files, language_model=None):
+    plain = language_model or double()
+    return Oracle(plain, list(plain.model.parameters()), *map(read_lines, files))
 
 
 @pytest.mark.parametrize("quantity", ["chosen", "margin"])
-def test_sgd_equals_autograd_pair_by_pair(config, files, tmp_path, quantity):
-    influence.run(config(quantity=quantity, joint=True, **SGD))
-    oracle, frame = make_oracle(files), frame_of(tmp_path / "out")
+def test_sgd_equals_autograd_pair_by_pair(files, tmp_path, quantity):
+    frame, facts = measure(double(), files, tmp_path / "out", quantity=quantity, optimizer="sgd")
+    oracle = make_oracle(files)
     assert_near(frame, oracle.columns(oracle.target(quantity)))
     assert_near(frame, oracle.joint(sum(oracle.steps()) / 20))
-    facts = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert facts["directions"]["target"][0]["norm"] == pytest.approx(float(oracle.target(quantity).norm()), rel=1e-5)
+    norm = facts["directions"]["target"][0]["norm"]
+    assert norm == pytest.approx(float(oracle.target(quantity).norm()), rel=1e-5)
     np.testing.assert_allclose(frame["influence"], 0.05 * (frame["target_chosen"] - frame["target_rejected"]))
 
 
+def test_float32_differs_from_autograd_by_rounding(config, files, tmp_path):
+    influence.run(config(joint=True, **SGD))
+    oracle = make_oracle(files)
+    assert_near(frame_of(tmp_path / "out"), oracle.columns(oracle.target("chosen")), 1e-3)
+    assert_near(frame_of(tmp_path / "out"), oracle.joint(sum(oracle.steps()) / 20), 1e-3)
+
+
 @pytest.mark.parametrize("joint", [False, True])
-def test_adamw_divides_by_the_mean_square_of_batches(config, files, tmp_path, joint):
-    influence.run(config(joint=joint, optimizer_batches=2, null=0))
-    oracle, frame = make_oracle(files), frame_of(tmp_path / "out")
-    order = parts.draw_order(20, 0)
-    # Blocks of 8 pairs are whole batches; the last block has 4.
+def test_adamw_divides_by_the_mean_square_of_batches(files, tmp_path, joint):
+    frame, facts = measure(double(), files, tmp_path / "out", joint=joint, optimizer_batches=2)
+    oracle, order = make_oracle(files), draw_order(20, 0)
+    # Blocks of 8 pairs are whole batches of 4, and so is what is left.
     square = oracle.square(order if joint else order[:8], 4)
 
     def through(gradient):
@@ -130,50 +145,36 @@ def test_adamw_divides_by_the_mean_square_of_batches(config, files, tmp_path, jo
     assert_near(frame, oracle.columns(through(oracle.target("chosen"))))
     if joint:
         assert_near(frame, oracle.joint(through(sum(oracle.steps()) / 20)))
-    facts = json.loads((tmp_path / "out" / "run.json").read_text())
     own = oracle.target("chosen")
     lost = float(own[square == 0].square().sum() / own.square().sum())
-    assert facts["directions"]["target"][0]["lost"] == pytest.approx(lost, rel=1e-3)
+    assert facts["directions"]["target"][0]["lost"] == pytest.approx(lost, rel=1e-6)
 
 
-def save_adapter(base, folder):
-    """A LoRA adapter that is not zero, on all linear layers of attention."""
+def test_the_parameters_of_an_adapter_are_those_that_count_where_there_is_one(files, tmp_path):
     import peft
 
+    plain = tiny.make_model()
     torch.manual_seed(0)
-    wrapped = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.05)
-    wrapped.save_pretrained(folder)
-    return folder
-
-
-def test_the_parameters_of_an_adapter_are_those_that_count_where_there_is_one(config, files, tmp_path, model_folder):
-    adapter = save_adapter(tiny.make_model().model, tmp_path / "adapter")
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(model_folder)}))
-    influence.run(config(model=str(adapter), joint=True, **SGD))
-    facts = json.loads((tmp_path / "out" / "run.json").read_text())
-    language_model = double(probing.load(str(adapter)))
-    own = [p for name, p in language_model.model.named_parameters() if "lora_" in name]
-    assert (facts["parameters"], facts["moved_parameters"]) == ("lora", sum(p.numel() for p in own))
-    oracle, frame = Oracle(language_model, [p.requires_grad_() for p in own], *map(read_lines, files)), None
-    frame = frame_of(tmp_path / "out")
+    wrapped = peft.get_peft_model(plain.model, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
+    own = [parameter for name, parameter in wrapped.named_parameters() if "lora_" in name]
+    for parameter in own:
+        parameter.data.normal_(0, 0.05)
+    wrapped.double()
+    frame, facts = measure((wrapped, plain.tokenizer), files, tmp_path / "out", optimizer="sgd")
+    own = [parameter.requires_grad_() for name, parameter in wrapped.named_parameters() if "lora_" in name]
+    assert (facts["parameters"], facts["moved_parameters"]) == ("lora", sum(parameter.numel() for parameter in own))
+    oracle = Oracle(LanguageModel(wrapped, plain.tokenizer), own, *map(read_lines, files))
     assert_near(frame, oracle.columns(oracle.target("chosen")))
     assert_near(frame, oracle.joint(sum(oracle.steps()) / 20))
 
 
-def test_parameters_in_parts_are_those_as_a_whole(config, files, tmp_path):
-    for parameter_parts in (1, 3):
-        influence.run(config(out=tmp_path / f"p{parameter_parts}", parameter_parts=parameter_parts, joint=True))
-    whole, cut = (frame_of(tmp_path / name) for name in ("p1", "p3"))
+def test_parameters_in_parts_are_those_as_a_whole(files, tmp_path):
+    whole, _ = measure(double(), files, tmp_path / "whole")
+    cut, facts = measure(double(), files, tmp_path / "cut", parameter_parts=3, null=2)
     names = ("target_chosen", "target_rejected", "influence", "joint_rate", "joint_rejected_rate")
     assert_near(cut, {name: whole[name].to_numpy() for name in names})
-    facts = json.loads((tmp_path / "p3" / "run.json").read_text())
     assert len(facts["directions"]["target"]) == 3
-    assert len(pd.read_parquet(tmp_path / "p3" / "null.parquet")) == 4 * 20
+    assert len(pd.read_parquet(tmp_path / "cut" / "null.parquet")) == 4 * 20
 
 
 def test_parameters_are_cut_by_their_sizes():
@@ -183,29 +184,27 @@ def test_parameters_are_cut_by_their_sizes():
     assert len(cut_parameters([torch.nn.Parameter(torch.zeros(5))], 3)) == 1
 
 
-def test_responses_and_refusals_of_a_file_are_targets(config, files, tmp_path):
+def test_responses_and_refusals_of_a_file_are_targets(files, tmp_path):
     rows = read_lines(files[1])
-    write(files[1], [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows])
-    influence.run(config(quantity="response", **SGD))
-    oracle = make_oracle((files[0], write(tmp_path / "same.jsonl", rows)))
-    assert_near(frame_of(tmp_path / "out"), oracle.columns(oracle.target("chosen")))
-    words = [
+    answers = [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows]
+    given = {"optimizer": "sgd", "joint": False}
+    frame, _ = measure(double(), files, tmp_path / "a", quantity="response", target=answers, **given)
+    oracle = make_oracle(files)
+    assert_near(frame, oracle.columns(oracle.target("chosen")))
+    prompts = [
         {"text": "Is it ok?", "label": "harmful"},
         {"text": "Sure, here is", "label": "harmless"},
         {"text": "The answer", "label": "harmful"},
     ]
-    told = write(tmp_path / "prompts.jsonl", words)
-    report = influence.run(config(quantity="refusal", target=str(told), refusal_text="No", out=tmp_path / "no", **SGD))
-    language_model = double(tiny.make_model())
-    gradients = []
-    for row in (words[0], words[2]):
+    given |= {"quantity": "refusal", "target": prompts, "refusal_text": "No"}
+    frame, facts = measure(double(), files, tmp_path / "b", **given)
+    tokenizer, gradients = tiny.make_tokenizer(), []
+    for row in (prompts[0], prompts[2]):
         start = f"<|bos|><|user|>{row['text']}<|eos|>\n<|assistant|>"
-        ids = [language_model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start, f"{start}No")]
-        oracle.model = language_model.model
-        oracle.parameters = list(language_model.model.parameters())
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start, f"{start}No")]
         gradients.append(oracle.gradient(ids[1], len(ids[0])))
-    assert_near(frame_of(tmp_path / "no"), oracle.columns(sum(gradients) / 2))
-    assert "the mean of ln p that the answer begins with 'No' over 2 rows" in notes(report)
+    assert_near(frame, oracle.columns(sum(gradients) / 2))
+    assert (facts["target"]["rows"], facts["target"]["of"]) == (2, 2)
 
 
 def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path):
@@ -215,7 +214,7 @@ def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path
     pairs = tokenize_pairs(plain.tokenizer, as_pairs(read_lines(files[0])))
     with torch.no_grad():
         before = [float(logprob(plain.model, pair.chosen, pair.prompt_tokens)) for pair in pairs]
-    train_plainly(plain.model, [pairs[at] for at in parts.draw_order(20, 0)[:12]])
+    train_plainly(plain.model, [pairs[at] for at in draw_order(20, 0)[:12]])
     with torch.no_grad():
         after = [float(logprob(plain.model, pair.chosen, pair.prompt_tokens)) for pair in pairs]
     change = np.array(after) - np.array(before)
@@ -291,7 +290,7 @@ def whole(config, tmp_path):
     return {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
 
 
-@pytest.mark.parametrize("stop", [0, 1, 3, 6, 9, 14, 20, 27, 34, 40])
+@pytest.mark.parametrize("stop", [0, 2, 7, 15, 30])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, whole, stop):
     """Interrupted at the n-th file that a run writes into its folder of parts."""
     plain, written = os.fsync, []
@@ -325,8 +324,6 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, whole
 def test_a_gradient_over_the_training_set_goes_on_from_its_sums(config, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "SAVED_SECONDS", 0.0)
     influence.run(config(joint=True, out=tmp_path / "whole"))
-    from probing.runs.influence import states
-
     with monkeypatch.context() as patch:
         note_calls(patch, states, "training_gradient", 2)
         with pytest.raises(KeyboardInterrupt):
@@ -407,7 +404,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(config, chan
 @pytest.mark.parametrize(
     ("rows", "changes", "error", "message"),
     [
-        ([], {}, DataInvalid, "no rows"),
+        ([], {}, DataInvalid, "is empty"),
         ([{"prompt": "Q", "chosen": "", "rejected": "a"}], {}, DataInvalid, "no row of the target can be run.*empty"),
         ([{"prompt": "Q"}], {"quantity": "response"}, DataInvalid, "has no response"),
         ([{"prompt": "Q", "response": ""}], {"quantity": "response"}, DataInvalid, "no row of the target.*empty"),
@@ -415,7 +412,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(config, chan
         (None, {"parameters": "lora"}, UsageError, "the model has none"),
         (None, {"parameters": "last:9"}, UsageError, "last:1 to last:3"),
         (None, {"step": 1e-9}, NotFinite, "rounding wins"),
-        (None, {"target_split": "[30:40]"}, DataInvalid, "no rows"),
+        (None, {"target_split": "[30:40]"}, UsageError, "of 6 rows holds none"),
     ],
 )
 def test_bad_targets_are_told_in_a_sentence(config, files, rows, changes, error, message):

@@ -1,0 +1,89 @@
+"""The job ``influence`` of ``bench.py``: influences of a dataset against scoring the same pairs, and memory by rows."""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measuring import peak_of, spread_of, timed
+
+import probing
+from probing.data.bundled import bundled_data
+
+ROUNDS = 5
+LIKELY = "chosen_logprob,rejected_logprob"
+LIMIT = 3.5
+"""Times the price of scoring that an influence may cost."""
+
+
+def repeat_pairs(rows: int) -> list[dict[str, Any]]:
+    """So many pairs: the bundled ones again and again, in a random order, each with an id of its own."""
+    lines = bundled_data("pairs").read_text(encoding="utf-8").splitlines()
+    pairs = [{**json.loads(lines[at % len(lines)]), "id": f"pair-{at}"} for at in range(rows)]
+    random.Random(0).shuffle(pairs)
+    return pairs
+
+
+def run_influence(model: Any, pairs: Any, optimizer: str = "adamw") -> None:
+    """An influence on the refusals of the bundled harmful prompts, with everything that the command does by default."""
+    given = {"target": "bundled", "target_split": "[:64]", "quantity": "refusal", "refusal_text": "I am sorry, but I"}
+    probing.influence(model=model, data=pairs, optimizer=optimizer, **given)
+
+
+def bench_influence(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Whole commands in turn, in one process: times the price of scoring; and the peak memory of N and 4 N pairs."""
+    rows = 200 if options.small else max(options.rows, 2000)
+    model, pairs = probing.load("bundled", device=options.device), repeat_pairs(rows)
+    few = pairs[:50]
+    run_influence(model, few)
+    probing.score(model=model, data=few)
+    results = []
+    for optimizer in ("adamw", "sgd"):
+        ratios: dict[str, list[float]] = {"scores": [], "log-probabilities": []}
+        for _ in range(2 if options.small else ROUNDS):
+            # Each has its own scoring beside it.
+            for name, columns in (("scores", None), ("log-probabilities", LIKELY)):
+                _, plain = timed(lambda c=columns: probing.score(model=model, data=pairs, columns=c), options.device)
+                _, ours = timed(lambda o=optimizer: run_influence(model, pairs, o), options.device)
+                ratios[name].append(ours / plain)
+                print(f"  {optimizer}, against {name}: {ours / plain:.2f}x of {plain:.1f} s", file=sys.stderr)
+        for name, found in ratios.items():
+            results.append(
+                {
+                    "figure": "price",
+                    "pairs": rows,
+                    "optimizer": optimizer,
+                    "against": name,
+                    **spread_of(found),
+                    "within_limit": spread_of(found)["ratio_median"] <= LIMIT,
+                }
+            )
+    results += [{"figure": "memory", **measure_memory(count, options.device)} for count in (rows, 4 * rows)]
+    return results
+
+
+def measure_memory(rows: int, device: str) -> dict[str, Any]:
+    """Peak memory of the command beyond the model and the rows, in a process of its own."""
+    command = [sys.executable, __file__, str(rows), device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def measure_here(rows: int, device: str) -> dict[str, Any]:
+    """The inside of that process."""
+    model, pairs = probing.load("bundled", device=device), repeat_pairs(rows)
+    run_influence(model, pairs[:50])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.jsonl"
+        path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+        del pairs
+        _, peak = peak_of(lambda: run_influence(model, str(path)), device)
+    return {"rows": rows, "peak_mb": peak}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_here(int(sys.argv[1]), sys.argv[2])))
