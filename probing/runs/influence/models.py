@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from probing.errors import UsageError
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.parameter_directions import LORA, find_parameters
 from probing.models.load import LanguageModel
@@ -54,7 +55,7 @@ def find_moved(config: InfluenceConfig, model: LanguageModel) -> MovedModel:
     """The parameters that the options name, and a scorer of the model.
 
     Raises:
-        UsageError: there are no such parameters, or weights that cannot be moved.
+        UsageError: there are no such parameters, or weights that are quantised, offloaded or of half precision.
         ModelInvalid, LayerNotFound: the model is no causal language model of an understood form.
     """
     scorer = PairScorer(
@@ -65,9 +66,19 @@ def find_moved(config: InfluenceConfig, model: LanguageModel) -> MovedModel:
         columns=LIKELIHOODS,
         compile=config.compile,
     )
-    which = config.parameters or ("all" if model.peft is None else LORA)
+    which = name_parameters(config, model)
+    if which != LORA and not all(parameter.is_floating_point() for parameter in model.model.parameters()):
+        raise UsageError(
+            "some weights are quantised, so that no small step can be made in them; load the model in float32, or "
+            "measure the parameters of an adapter with --parameters lora"
+        )
     parameters = find_parameters(scorer.stream.stack, which)
     return MovedModel(scorer, which, cut_parameters(parameters, config.parameter_parts))
+
+
+def name_parameters(config: InfluenceConfig, model: LanguageModel) -> str:
+    """The name of the parameters that move: those that were asked for, or of the adapter if there is one, or all."""
+    return config.parameters or ("all" if model.peft is None else LORA)
 
 
 def cut_parameters(parameters: Sequence[nn.Parameter], parts: int) -> list[list[nn.Parameter]]:

@@ -1,16 +1,18 @@
 """``probing influence`` after its data: directions, passes over the pairs, and what is answered."""
 
+import contextlib
 import io
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from probing.errors import NotFinite
+from probing.errors import NotFinite, OutOfMemory
 from probing.instruments.problems import refuse_if_none
+from probing.kernels.output_head import is_out_of_memory
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.runs.common.budget import KeptBudget
@@ -71,7 +73,8 @@ def measure_into(folder: RunFolder, config: InfluenceConfig, inputs: Inputs) -> 
         data = Dataset(inputs.table, inputs.pairs, config.shard_pairs)
         target = None if inputs.target is None else tokenize_target(config, inputs.target, moved)
         work = Work(folder, config, data, moved, target, KeptBudget(folder, [moved.scorer.stream]))
-        passes, directions = measure_passes(work)
+        with explain_memory(work):
+            passes, directions = measure_passes(work)
         note_rendered(folder, _render(config, inputs, model))
         shards = join_passes(passes, work.loss)
         join_shards(data.with_places(shards), folder.path / INFLUENCE_FILE)
@@ -130,6 +133,25 @@ def measure_passes(work: Work) -> tuple[Passes, dict[str, list[dict[str, Any] | 
     if work.config.pilot_steps:
         passes.pilot = complete_pilot(work)
     return passes, directions
+
+
+@contextlib.contextmanager
+def explain_memory(work: Work) -> Iterator[None]:
+    """Say what can be done where memory does not hold the copies of the parameters.
+
+    Raises:
+        OutOfMemory: memory ran out, other than in a batch of sequences, which gets smaller by itself.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        largest = max(sum(parameter.numel() for parameter in part) for part in work.moved.parts)
+        raise OutOfMemory(
+            f"the memory does not hold the directions over {largest:,} parameters beside the model; measure fewer at a "
+            f"time with --parameter-parts (now {work.config.parameter_parts}), or fewer with --parameters"
+        ) from error
 
 
 def _gather_facts(work: Work, inputs: Inputs, directions: Mapping[str, list[dict[str, Any] | None]]) -> dict[str, Any]:

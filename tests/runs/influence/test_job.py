@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import tiny
 import torch
@@ -12,7 +13,7 @@ from harness import kill, make_pairs, note_calls, notes, read_lines, write
 
 import probing
 from probing import LanguageModel
-from probing.errors import DataInvalid, NotFinite, SourceMismatch, UsageError
+from probing.errors import DataInvalid, NotFinite, OutOfMemory, ProbingError, SourceMismatch, UsageError
 from probing.instruments.pair_scores import as_pairs
 from probing.runs import influence
 from probing.runs.influence import parts, stages, states
@@ -21,6 +22,7 @@ from probing.runs.influence.models import cut_parameters
 from probing.runs.influence.rows import draw_order
 from probing.tokens.pairs import tokenize_pairs
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 SGD = {"optimizer": "sgd", "null": 0}
 WITHIN = 1e-4
 """Largest difference from autograd, of the largest number of the column: what central differences leave."""
@@ -36,7 +38,7 @@ def files(tmp_path):
 def config(model_folder, files, tmp_path):
     def make(**changes):
         values = {"model": str(model_folder), "data": str(files[0]), "target": str(files[1]), "out": tmp_path / "out"}
-        return InfluenceConfig(**{**values, "shard_pairs": 8, "batch_pairs": 4, "null": 2, **changes})
+        return InfluenceConfig(**{**values, "shard_pairs": 8, "batch_pairs": 4, "null": 2, "step": 0.01, **changes})
 
     return make
 
@@ -151,8 +153,6 @@ def test_adamw_divides_by_the_mean_square_of_batches(files, tmp_path, joint):
 
 
 def test_the_parameters_of_an_adapter_are_those_that_count_where_there_is_one(files, tmp_path):
-    import peft
-
     plain = tiny.make_model()
     torch.manual_seed(0)
     wrapped = peft.get_peft_model(plain.model, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
@@ -169,8 +169,8 @@ def test_the_parameters_of_an_adapter_are_those_that_count_where_there_is_one(fi
 
 
 def test_parameters_in_parts_are_those_as_a_whole(files, tmp_path):
-    whole, _ = measure(double(), files, tmp_path / "whole")
-    cut, facts = measure(double(), files, tmp_path / "cut", parameter_parts=3, null=2)
+    whole, _ = measure(double(), files, tmp_path / "whole", step=0.01)
+    cut, facts = measure(double(), files, tmp_path / "cut", parameter_parts=3, null=2, step=0.01)
     names = ("target_chosen", "target_rejected", "influence", "joint_rate", "joint_rejected_rate")
     assert_near(cut, {name: whole[name].to_numpy() for name in names})
     assert len(facts["directions"]["target"]) == 3
@@ -279,46 +279,54 @@ def test_rows_that_cannot_be_run_get_a_status_and_no_number(config, files, tmp_p
     assert report.facts["rows_by_status"] == {"empty_response": 1, "identical": 1, "ok": 10}
 
 
-WHOLE = {"joint": True, "pilot_steps": 2, "learning_rate": 1e-3, "parameter_parts": 2, "shard_pairs": 4}
 FILES = ("influence.parquet", "null.parquet", "plots.html")
 
 
-@pytest.fixture
-def whole(config, tmp_path):
-    """What a run that nobody interrupts writes."""
-    influence.run(config(out=tmp_path / "whole", **WHOLE))
-    return {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model_folder):
+    """Options of a run with every kind of part, and what it writes if nobody interrupts it."""
+    folder = tmp_path_factory.mktemp("whole")
+    values = {"model": str(model_folder), "joint": True, "pilot_steps": 2, "learning_rate": 1e-3, "batch_pairs": 4}
+    values |= {"data": str(write(folder / "pairs.jsonl", make_pairs(12))), "null": 2, "shard_pairs": 4, "step": 0.01}
+    values |= {"target": str(write(folder / "held.jsonl", make_pairs(4, seed=1))), "parameter_parts": 2}
+    influence.run(InfluenceConfig(**values, out=folder / "out"))
+    return values, {name: (folder / "out" / name).read_bytes() for name in FILES}
 
 
-@pytest.mark.parametrize("stop", [0, 2, 7, 15, 30])
-def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, monkeypatch, whole, stop):
-    """Interrupted at the n-th file that a run writes into its folder of parts."""
+@pytest.mark.parametrize("stop", [0, 2, 7, 15, 22, 30])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch, whole, stop):
+    """Interrupted at the n-th file that it writes after its record."""
+    values, expected = whole
     plain, written = os.fsync, []
 
     def fsync(file):
         written.append(file)
-        if len(written) > stop + 1:
+        if len(written) > stop + 2:
             raise KeyboardInterrupt
         plain(file)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(KeyboardInterrupt):
-            influence.run(config(**WHOLE))
-    influence.run(config(**WHOLE))
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == whole
+            influence.run(InfluenceConfig(**values, out=tmp_path / "out"))
+    influence.run(InfluenceConfig(**values, out=tmp_path / "out"))
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == expected
     assert not (tmp_path / "out" / "shards").exists()
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path, whole, model_folder, files):
-    values = {"model": model_folder, "data": files[0], "target": files[1], "out": tmp_path / "out"}
-    values |= {"batch_pairs": 4, "null": 2, **WHOLE}
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, whole):
+    values, expected = whole
     shards = tmp_path / "out" / "shards"
-    for least in (1, 6, 14, 24):
-        kill("influence", values, tmp_path / "said", lambda least=least: len(list(shards.glob("*.parquet"))) >= least)
-    influence.run(config(**WHOLE))
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == whole
+    for least in (1, 6, 12, 20):
+        kill(
+            "influence",
+            {**values, "out": tmp_path / "out"},
+            tmp_path / "said",
+            lambda least=least: len(list(shards.glob("*.parquet"))) >= least,
+        )
+    influence.run(InfluenceConfig(**values, out=tmp_path / "out"))
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == expected
 
 
 def test_a_gradient_over_the_training_set_goes_on_from_its_sums(config, tmp_path, monkeypatch):
@@ -428,10 +436,36 @@ def test_weights_without_numbers_are_told(config, tmp_path):
         language_model.model.lm_head.weight[5] = float("nan")
     language_model.model.save_pretrained(tmp_path / "broken")
     language_model.tokenizer.save_pretrained(tmp_path / "broken")
-    with pytest.raises((NotFinite, probing.ProbingError), match=r"(?i)nan|finite"):
+    with pytest.raises(ProbingError, match=r"(?i)nan|finite"):
         influence.run(config(model=str(tmp_path / "broken"), **SGD))
 
 
 def test_the_target_may_be_the_training_data(config, files):
     report = influence.run(config(target=str(files[0]), null=0))
     assert "The target is the training data themselves" in notes(report)
+
+
+def test_memory_that_does_not_hold_a_direction_is_told_with_advice(config, monkeypatch):
+    def scarce(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("probing.instruments.parameter_gradients.ParameterGradients.zeros", scarce)
+    with pytest.raises(OutOfMemory, match=r"--parameter-parts \(now 1\)"):
+        influence.run(config(**SGD))
+
+
+def test_quantised_weights_are_refused(files):
+    language_model = tiny.make_model()
+    packed = torch.nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    language_model.model.lm_head.register_parameter("packed", packed)
+    with pytest.raises(UsageError, match="quantised"):
+        probing.influence(model=language_model, data=read_lines(files[0]), target=read_lines(files[1]))
+
+
+def test_an_encoder_is_refused(files):
+    from transformers import BertConfig, BertModel
+
+    shape = {"vocab_size": 420, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertModel(BertConfig(**shape, intermediate_size=16))
+    with pytest.raises(ProbingError, match=r"(?i)causal|head"):
+        probing.influence(model=(model, tiny.make_tokenizer()), data=read_lines(files[0]), target=read_lines(files[1]))
