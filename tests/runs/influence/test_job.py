@@ -128,7 +128,7 @@ def test_sgd_equals_autograd_pair_by_pair(files, tmp_path, quantity):
 
 
 def test_float32_differs_from_autograd_by_rounding(config, files, tmp_path):
-    influence.run(config(joint=True, **SGD))
+    influence.run(config(joint=True, step=None, **SGD))
     oracle = make_oracle(files)
     assert_near(frame_of(tmp_path / "out"), oracle.columns(oracle.target("chosen")), 1e-3)
     assert_near(frame_of(tmp_path / "out"), oracle.joint(sum(oracle.steps()) / 20), 1e-3)
@@ -169,8 +169,8 @@ def test_the_parameters_of_an_adapter_are_those_that_count_where_there_is_one(fi
 
 
 def test_parameters_in_parts_are_those_as_a_whole(files, tmp_path):
-    whole, _ = measure(double(), files, tmp_path / "whole", step=0.01)
-    cut, facts = measure(double(), files, tmp_path / "cut", parameter_parts=3, null=2, step=0.01)
+    whole, _ = measure(double(), files, tmp_path / "whole", step=1e-3)
+    cut, facts = measure(double(), files, tmp_path / "cut", parameter_parts=3, null=2, step=1e-3)
     names = ("target_chosen", "target_rejected", "influence", "joint_rate", "joint_rejected_rate")
     assert_near(cut, {name: whole[name].to_numpy() for name in names})
     assert len(facts["directions"]["target"]) == 3
