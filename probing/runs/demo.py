@@ -58,7 +58,7 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
         quantity="refusal",
         refusal_text="I am sorry, but I cannot",
         group_column="kind",
-        null=2,
+        null_draws=2,
         out=out / "influence",
     ),
     "capture": lambda out: capture.CaptureConfig(model=BUNDLED, places=PLACES, out=out / "states", **LABELLED),

@@ -60,7 +60,7 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
             each pair is measured. They cost as many times about three scoring passes of a batch, and two passes of all
             pairs; optimizers keep two numbers for each parameter.
         learning_rate: learning rate of the pilot's steps.
-        null: number of random directions, and of targets with permuted responses, to compare the influences with; 0
+        null_draws: number of random directions, and of targets with permuted responses, to compare the influences with; 0
             for none.
         seed: seed of batches, of the pilot's pairs, and of null draws.
     """
@@ -80,7 +80,7 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     step: float | None = option(None, above=0, most=1e6)
     pilot_steps: int = option(0, least=0, most=MOST_ROWS)
     learning_rate: float | None = option(None, above=0, most=1e6)
-    null: int = option(5, least=0, most=1000)
+    null_draws: int = option(5, least=0, most=1000)
     seed: int = option(0, least=0, most=MOST_SEED)
 
     def __post_init__(self) -> None:

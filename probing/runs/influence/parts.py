@@ -359,7 +359,7 @@ def complete_null(work: Work, part: int, along: Along, trained: Trained | None) 
     """Derivatives of a few pairs along random directions, and along the gradients of targets that are permuted."""
     pairs = work.draw(NULL_PAIRS)
     tokens = count_run_tokens(pairs) * 2
-    draws = [(kind, draw) for kind in NULL_KINDS for draw in range(work.config.null)]
+    draws = [(kind, draw) for kind in NULL_KINDS for draw in range(work.config.null_draws)]
 
     def make(number: int, report: Advance) -> Shard:
         kind, draw = draws[number]

@@ -123,7 +123,7 @@ def measure_passes(work: Work) -> tuple[Passes, dict[str, list[dict[str, Any] | 
             if along is None:
                 continue
             passes.slopes.setdefault(name, []).append(complete_slopes(work, name, part, along))
-            if name == TARGET and work.config.null:
+            if name == TARGET and work.config.null_draws:
                 passes.null.append(complete_null(work, part, along, trained))
     flat = [name for name in names if name not in passes.slopes]
     if flat:

@@ -45,6 +45,7 @@ MEANS_ANOTHER_THING = {
     "place": "of a direction among many; of both models",
     "coefficient": "of an export, which cannot hold a share",
     "answers": "of an evaluation; two words for yes and no",
+    "loss": "of preference training; of contrast-consistent probes",
     "learning_rate": "of probes; of a pilot",
     "optimizer": "of probes; of the training that is foretold",
     "seed": "of folds and permutations; of batches and null draws",

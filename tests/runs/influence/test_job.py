@@ -23,7 +23,7 @@ from probing.runs.influence.rows import draw_order
 from probing.tokens.pairs import tokenize_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
-SGD = {"optimizer": "sgd", "null": 0}
+SGD = {"optimizer": "sgd", "null_draws": 0}
 WITHIN = 1e-4
 """Largest difference from autograd, of the largest number of the column: what central differences leave."""
 
@@ -38,7 +38,9 @@ def files(tmp_path):
 def config(model_folder, files, tmp_path):
     def make(**changes):
         values = {"model": str(model_folder), "data": str(files[0]), "target": str(files[1]), "out": tmp_path / "out"}
-        return InfluenceConfig(**{**values, "shard_pairs": 8, "batch_pairs": 4, "null": 2, "step": 0.01, **changes})
+        return InfluenceConfig(
+            **{**values, "shard_pairs": 8, "batch_pairs": 4, "null_draws": 2, "step": 0.01, **changes}
+        )
 
     return make
 
@@ -106,7 +108,7 @@ def double(seed=0):
 def measure(language_model, files, folder, **changes):
     """What a run with a model in memory writes, and its record."""
     pairs, held = (read_lines(path) for path in files)
-    given = {"target": held, "shard_pairs": 8, "batch_pairs": 4, "joint": True, "null": 0, **changes}
+    given = {"target": held, "shard_pairs": 8, "batch_pairs": 4, "joint": True, "null_draws": 0, **changes}
     probing.influence(model=language_model, data=pairs, out=folder, **given)
     return frame_of(folder), json.loads((folder / "run.json").read_text())
 
@@ -170,7 +172,7 @@ def test_the_parameters_of_an_adapter_are_those_that_count_where_there_is_one(fi
 
 def test_parameters_in_parts_are_those_as_a_whole(files, tmp_path):
     whole, _ = measure(double(), files, tmp_path / "whole", step=1e-3)
-    cut, facts = measure(double(), files, tmp_path / "cut", parameter_parts=3, null=2, step=1e-3)
+    cut, facts = measure(double(), files, tmp_path / "cut", parameter_parts=3, null_draws=2, step=1e-3)
     names = ("target_chosen", "target_rejected", "influence", "joint_rate", "joint_rejected_rate")
     assert_near(cut, {name: whole[name].to_numpy() for name in names})
     assert len(facts["directions"]["target"]) == 3
@@ -208,7 +210,7 @@ def test_responses_and_refusals_of_a_file_are_targets(files, tmp_path):
 
 
 def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path):
-    report = influence.run(config(joint=True, pilot_steps=3, learning_rate=1e-3, null=0))
+    report = influence.run(config(joint=True, pilot_steps=3, learning_rate=1e-3, null_draws=0))
     frame = frame_of(tmp_path / "out")
     plain = tiny.make_model()
     pairs = tokenize_pairs(plain.tokenizer, as_pairs(read_lines(files[0])))
@@ -253,7 +255,7 @@ def test_a_model_in_memory_is_what_it_was_to_the_bit(files):
         joint=True,
         pilot_steps=1,
         learning_rate=1e-2,
-        null=1,
+        null_draws=1,
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in language_model.model.state_dict().items())
     assert "Quantiles of influence (below 0: a step on the pair lowers the target)" in report.tables
@@ -287,7 +289,12 @@ def whole(tmp_path_factory, model_folder):
     """Options of a run with every kind of part, and what it writes if nobody interrupts it."""
     folder = tmp_path_factory.mktemp("whole")
     values = {"model": str(model_folder), "joint": True, "pilot_steps": 2, "learning_rate": 1e-3, "batch_pairs": 4}
-    values |= {"data": str(write(folder / "pairs.jsonl", make_pairs(12))), "null": 2, "shard_pairs": 4, "step": 0.01}
+    values |= {
+        "data": str(write(folder / "pairs.jsonl", make_pairs(12))),
+        "null_draws": 2,
+        "shard_pairs": 4,
+        "step": 0.01,
+    }
     values |= {"target": str(write(folder / "held.jsonl", make_pairs(4, seed=1))), "parameter_parts": 2}
     influence.run(InfluenceConfig(**values, out=folder / "out"))
     return values, {name: (folder / "out" / name).read_bytes() for name in FILES}
@@ -441,7 +448,7 @@ def test_weights_without_numbers_are_told(config, tmp_path):
 
 
 def test_the_target_may_be_the_training_data(config, files):
-    report = influence.run(config(target=str(files[0]), null=0))
+    report = influence.run(config(target=str(files[0]), null_draws=0))
     assert "The target is the training data themselves" in notes(report)
 
 
