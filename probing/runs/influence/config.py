@@ -60,8 +60,8 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
             each pair is measured. They cost as many times about three scoring passes of a batch, and two passes of all
             pairs; optimizers keep two numbers for each parameter.
         learning_rate: learning rate of the pilot's steps.
-        null_draws: number of random directions, and of targets with permuted responses, to compare the influences with; 0
-            for none.
+        null_draws: number of random directions, and of targets with permuted responses, to compare the influences with;
+            0 for none.
         seed: seed of batches, of the pilot's pairs, and of null draws.
     """
 

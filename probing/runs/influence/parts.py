@@ -56,6 +56,7 @@ _PAIR = [("id", pa.string()), ("status", pa.string()), *((name, pa.int64()) for 
 SLOPES = ("chosen", "rejected")
 LIKELIHOOD_SCHEMA = pa.schema([*_PAIR, *((name, pa.float64()) for name in LIKELIHOODS)])
 SLOPE_SCHEMA = pa.schema([*LIKELIHOOD_SCHEMA, *((name, pa.float64()) for name in SLOPES)])
+NO_ROWS = pa.table({"id": pa.array([], pa.string())})
 NULL_KINDS = ("random direction", "permuted target")
 NULL_SCHEMA = pa.schema(
     [("kind", pa.string()), ("draw", pa.int64()), ("id", pa.string()), *((name, pa.float64()) for name in SLOPES)]
@@ -191,10 +192,21 @@ def complete_direction(work: Work, name: str, part: int, trained: Trained | None
         if direction.norm == 0 and len(work.moved.parts) > 1:
             return None
         direction.check("the target" if name == TARGET else "the mean loss of the training data")
-        facts |= {"norm": direction.norm, **_choose_step(work, direction)}
+        facts["norm"] = direction.norm
         keep_tensors(work.folder.shards, kept, direction.tensors, facts)
-        return Along(direction, facts)
-    return Along(ParameterDirection(parameters, known.tensors), known.facts)
+    else:
+        direction, facts = ParameterDirection(parameters, known.tensors), known.facts
+    return Along(direction, facts | _complete_step(work, kept, direction))
+
+
+def _complete_step(work: Work, name: str, direction: ParameterDirection) -> dict[str, Any]:
+    """Length and error of the step along a direction, from the disk or found now."""
+    path = shard_path(work.folder.shards, 0, f"{name}_step_")
+    known = find_shard(path, NO_ROWS.schema, {})
+    if known is None:
+        known = Shard(NO_ROWS, _choose_step(work, direction))
+        write_shard(path, known.rows, known.facts)
+    return known.facts
 
 
 def _make_direction(
