@@ -15,11 +15,13 @@ import probing
 from probing import LanguageModel
 from probing.errors import DataInvalid, NotFinite, OutOfMemory, ProbingError, SourceMismatch, UsageError
 from probing.instruments.pair_scores import as_pairs
-from probing.runs import influence
+from probing.report.sections.influence import QUESTION
+from probing.runs import influence, report, show
 from probing.runs.influence import parts, stages, states
 from probing.runs.influence.config import InfluenceConfig
 from probing.runs.influence.models import cut_parameters
 from probing.runs.influence.rows import draw_order
+from probing.runs.report.config import ReportConfig
 from probing.tokens.pairs import tokenize_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
@@ -210,7 +212,7 @@ def test_responses_and_refusals_of_a_file_are_targets(files, tmp_path):
 
 
 def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path):
-    report = influence.run(config(joint=True, pilot_steps=3, learning_rate=1e-3, null_draws=0))
+    answer = influence.run(config(joint=True, pilot_steps=3, learning_rate=1e-3, null_draws=0))
     frame = frame_of(tmp_path / "out")
     plain = tiny.make_model()
     pairs = tokenize_pairs(plain.tokenizer, as_pairs(read_lines(files[0])))
@@ -222,7 +224,7 @@ def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path
     change = np.array(after) - np.array(before)
     np.testing.assert_allclose(frame["pilot_change"], change, atol=1e-3 * np.abs(change).max())
     np.testing.assert_allclose(frame["chosen_logprob"], before, rtol=1e-4)
-    joint = next(table for title, table in report.tables.items() if title.startswith("All pairs trained together"))
+    joint = next(table for title, table in answer.tables.items() if title.startswith("All pairs trained together"))
     assert "Spearman with the pilot's change of ln p(chosen)" in joint["measure"].tolist()
 
 
@@ -248,7 +250,7 @@ def train_plainly(model, pairs, beta=0.1):
 def test_a_model_in_memory_is_what_it_was_to_the_bit(files):
     language_model = tiny.make_model()
     before = {name: tensor.clone() for name, tensor in language_model.model.state_dict().items()}
-    report = probing.influence(
+    answer = probing.influence(
         model=language_model,
         data=read_lines(files[0]),
         target=read_lines(files[1]),
@@ -258,7 +260,7 @@ def test_a_model_in_memory_is_what_it_was_to_the_bit(files):
         null_draws=1,
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in language_model.model.state_dict().items())
-    assert "Quantiles of influence (below 0: a step on the pair lowers the target)" in report.tables
+    assert "Quantiles of influence (below 0: a step on the pair lowers the target)" in answer.tables
 
 
 def test_numbers_do_not_depend_on_batches_or_shards(config, tmp_path):
@@ -273,12 +275,12 @@ def test_rows_that_cannot_be_run_get_a_status_and_no_number(config, files, tmp_p
     rows[3]["rejected"] = rows[3]["chosen"]
     rows[5]["chosen"] = ""
     write(files[0], rows)
-    report = influence.run(config(joint=True))
+    answer = influence.run(config(joint=True))
     frame = frame_of(tmp_path / "out")
     assert frame["status"].value_counts().to_dict() == {"ok": 10, "identical": 1, "empty_response": 1}
     assert frame[frame["status"] != "ok"][["influence", "joint_rate", "chosen_logprob"]].isna().all(axis=None)
     assert frame["row"].tolist() == list(range(12))
-    assert report.facts["rows_by_status"] == {"empty_response": 1, "identical": 1, "ok": 10}
+    assert answer.facts["rows_by_status"] == {"empty_response": 1, "identical": 1, "ok": 10}
 
 
 FILES = ("influence.parquet", "null.parquet", "plots.html")
@@ -380,23 +382,23 @@ def test_a_finished_run_is_answered_again_and_another_is_refused(config, tmp_pat
 def test_the_tables_say_who_does_what(config, files, tmp_path):
     rows = [{**row, "kind": "even" if n % 2 else "odd"} for n, row in enumerate(make_pairs(20))]
     write(files[0], rows)
-    report = influence.run(config(joint=True, group_column="kind"))
+    answer = influence.run(config(joint=True, group_column="kind"))
     frame = frame_of(tmp_path / "out").assign(kind=[row["kind"] for row in rows])
-    table = report.tables["By group: kind"].set_index("group")
+    table = answer.tables["By group: kind"].set_index("group")
     for kind, part in frame.groupby("kind"):
         assert table.loc[kind, "influence"] == pytest.approx(part["influence"].mean())
         harm = frame["influence"].clip(upper=0).sum()
         assert table.loc[kind, "share of harm"] == pytest.approx(part["influence"].clip(upper=0).sum() / harm)
         worst = frame.nsmallest(2, "influence")["kind"]
         assert table.loc[kind, "share of the worst tenth"] == pytest.approx((worst == kind).mean())
-    dropped = report.tables["What dropping the pairs of lowest influence does to the target"].set_index("dropped")
+    dropped = answer.tables["What dropping the pairs of lowest influence does to the target"].set_index("dropped")
     assert dropped.loc["0%", "change of the target"] == pytest.approx(frame["influence"].mean())
     assert dropped.loc["10%", "change of the target"] == pytest.approx(frame["influence"].nlargest(18).mean())
-    spread = report.tables["Spread of influence on a sample (root mean square)"].set_index("direction")
+    spread = answer.tables["Spread of influence on a sample (root mean square)"].set_index("direction")
     assert spread.loc["target", "median"] == pytest.approx(np.sqrt((frame["influence"] ** 2).mean()))
     assert spread.loc[["random directions", "permuted targets"], "draws"].tolist() == [2, 2]
     assert spread.loc["random directions", "highest"] < spread.loc["target", "median"]
-    assert report.facts["next"][1].endswith("--by influence --drop-lowest 0.1 --out kept.jsonl")
+    assert answer.facts["next"][1].endswith("--by influence --drop-lowest 0.1 --out kept.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -448,8 +450,24 @@ def test_weights_without_numbers_are_told(config, tmp_path):
 
 
 def test_the_target_may_be_the_training_data(config, files):
-    report = influence.run(config(target=str(files[0]), null_draws=0))
-    assert "The target is the training data themselves" in notes(report)
+    answer = influence.run(config(target=str(files[0]), null_draws=0))
+    assert "The target is the training data themselves" in notes(answer)
+
+
+def test_pages_of_reports_and_show_know_the_run(config, files, tmp_path):
+    write(files[0], [{**row, "kind": "even" if n % 2 else "odd"} for n, row in enumerate(make_pairs(12))])
+    influence.run(config(joint=True, group_column="kind", null_draws=0))
+    page = report.run(ReportConfig(folders=[tmp_path / "out"], out=tmp_path / "page.html"))
+    assert page.exit_status == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for words in (
+        QUESTION,
+        "mean influence, which is that of a step on all pairs",
+        "Distribution of joint_rate over 12",
+    ):
+        assert words in text
+    shown = show.run(show.ShowConfig(folder=tmp_path / "out", lowest=1))
+    assert shown.facts["pairs"][0]["influence"] == frame_of(tmp_path / "out")["influence"].min()
 
 
 def test_memory_that_does_not_hold_a_direction_is_told_with_advice(config, monkeypatch):
