@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from measuring import peak_of, spread_of, timed
 
 import probing
@@ -18,6 +19,7 @@ from probing.data.bundled import bundled_data
 
 ROUNDS = 3
 LIKELY = "chosen_logprob,rejected_logprob"
+TOLERANCE = 1e-3
 LIMIT = 3.5
 """Times the price of scoring that an influence may cost."""
 
@@ -30,19 +32,30 @@ def repeat_pairs(rows: int) -> list[dict[str, Any]]:
     return pairs
 
 
-def run_influence(model: Any, pairs: Any, optimizer: str = "adamw") -> None:
+def run_influence(model: Any, pairs: Any, optimizer: str = "adamw", out: Path | None = None) -> None:
     """An influence on the refusals of the bundled harmful prompts, with everything that the command does by default."""
     given = {"target": "bundled", "target_split": "[:64]", "quantity": "refusal", "refusal_text": "I am sorry, but I"}
-    probing.influence(model=model, data=pairs, optimizer=optimizer, **given)
+    probing.influence(model=model, data=pairs, optimizer=optimizer, out=out, **given)
+
+
+def check(model: Any, pairs: list[dict[str, Any]]) -> None:
+    """Stop unless the passes of an influence see the log-probabilities that a scoring sees."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        run_influence(model, pairs, out=out / "influence")
+        probing.score(model=model, data=pairs, columns=LIKELY, out=out / "scores")
+        ours, plain = (pd.read_parquet(out / name / f"{name}.parquet") for name in ("influence", "scores"))
+    worst = float(((ours["chosen_logprob"] - plain["chosen_logprob"]) / plain["chosen_logprob"]).abs().max())
+    if not worst <= TOLERANCE:
+        sys.exit(f"log-probabilities differ by {worst:.1e} of their size; no times are shown")
 
 
 def bench_influence(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Whole commands in turn, in one process: times the price of scoring; and the peak memory of N and 4 N pairs."""
-    rows = 200 if options.small else max(options.rows, 2000)
+    rows = 60 if options.small else max(options.rows, 2000)
     model, pairs = probing.load("bundled", device=options.device), repeat_pairs(rows)
-    few = pairs[:50]
-    run_influence(model, few)
-    probing.score(model=model, data=few)
+    # It also runs everything once before anything is timed.
+    check(model, pairs[:50])
     results = []
     for optimizer in ("adamw", "sgd"):
         ratios: dict[str, list[float]] = {"scores": [], "log-probabilities": []}
