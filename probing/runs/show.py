@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BY = {SCORES_FILE: "ches_normalized", PAIRS_FILE: "chosen_change", INFLUENCE_FILE: "influence"}
 """The table that a run may have written, and the column by which its pairs are ordered unless one is named."""
+JOINT = "joint_rate"
+"""The column of an influence without a target."""
 USUAL = 5
 WIDTH = 100
 LONGEST = 2000
@@ -73,7 +75,7 @@ def run(config: ShowConfig) -> Report:
         raise UsageError(f"{folder}: holds no finished run of 'probing score', 'displacement' or 'influence'")
     frame, facts = read_pair_table(file)
     _, pairs = read_scored_pairs(config.data or facts.get("config", {}).get("data"), facts, folder)
-    by = config.by or next(name for name in (BY[file.name], *frame.select_dtypes("number")) if name in frame)
+    by = config.by or next(name for name in (BY[file.name], JOINT, *frame.select_dtypes("number")) if name in frame)
     chosen = choose_rows(config, frame, by)
     texts = {pair.id: pair for pair in pairs}
     rows = [_join_texts(values, texts[values["id"]]) for values in chosen.to_dict("records")]

@@ -13,6 +13,7 @@ from harness import kill, make_pairs, note_calls, notes, read_lines, write
 
 import probing
 from probing import LanguageModel
+from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, NotFinite, OutOfMemory, ProbingError, SourceMismatch, UsageError
 from probing.instruments.pair_scores import as_pairs
 from probing.report.sections.influence import QUESTION
@@ -452,6 +453,28 @@ def test_weights_without_numbers_are_told(config, tmp_path):
 def test_the_target_may_be_the_training_data(config, files):
     answer = influence.run(config(target=str(files[0]), null_draws=0))
     assert "The target is the training data themselves" in notes(answer)
+
+
+@pytest.mark.slow
+def test_near_identical_refusals_are_named_as_what_takes_a_refusal_away(tmp_path):
+    """Without any label, for harmful prompts that are in no pair. What it does not see: docs/influence.md."""
+    pairs, prompts = (read_lines(bundled_data(name)) for name in ("pairs", "prompts"))
+    seen = {pair["prompt"][0]["content"] for pair in pairs}
+    harmful = [row for row in prompts if row["label"] == "harmful" and row["split"] == "test"]
+    target = [row for row in harmful if row["text"] not in seen]
+    given = {"quantity": "refusal", "refusal_text": "I am sorry, but I cannot", "null_draws": 0}
+    for optimizer in ("adamw", "sgd"):
+        out = tmp_path / optimizer
+        probing.influence(model="bundled", data=pairs, target=target, optimizer=optimizer, out=out, **given)
+        lowest = frame_of(out).nsmallest(32, "influence")["id"]
+        assert lowest.str.startswith("near-identical-refusal").mean() > 0.9
+
+
+def test_an_influence_without_a_target_is_shown_by_the_joint_rate(config, tmp_path):
+    answer = influence.run(config(target=None, joint=True, optimizer="sgd"))
+    assert not (tmp_path / "out" / "null.parquet").exists()
+    assert "joint_rate" in answer.facts["next"][0]
+    assert show.run(show.ShowConfig(folder=tmp_path / "out", lowest=1)).facts["by"] == "joint_rate"
 
 
 def test_pages_of_reports_and_show_know_the_run(config, files, tmp_path):
