@@ -274,7 +274,8 @@ def options(command, inputs, out):
         "filter": f"--data {pairs} --scores {out / 'score'} --by ches_normalized --keep-lowest 0.5".split(),
         "show": [out / "score", "--lowest", "2"],
         "displacement": f"--reference bundled --steps {inputs / 'steps'} --data {pairs} --out {out / 'moved'}".split(),
-        "influence": [*model, "--data", pairs, "--target", pairs, "--joint", "--null-draws", "1"],
+        # The pairs of the file cancel one another, so that all of them together have no gradient.
+        "influence": [*model, "--data", "bundled", "--sample", "48", "--target", pairs, "--joint", "--null-draws", "1"],
         "capture": [*model, "--data", prompts, "--places", "final_norm"],
         "ccs": [*model, "--data", "bundled", *QUICK, *FAST, "--replace-word", "dangerous=risky"],
         "probe": [*model, "--data", prompts, "--fresh", fresh, *QUICK, "--refits", "2"],

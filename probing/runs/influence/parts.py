@@ -204,7 +204,14 @@ def _complete_step(work: Work, name: str, direction: ParameterDirection) -> dict
     path = shard_path(work.folder.shards, 0, f"{name}_step_")
     known = find_shard(path, NO_ROWS.schema, {})
     if known is None:
-        known = Shard(NO_ROWS, _choose_step(work, direction))
+        try:
+            known = Shard(NO_ROWS, _choose_step(work, direction))
+        except NotFinite as error:
+            what = name.partition("_")[0]
+            raise NotFinite(
+                f"along the gradient of the {what}: {error}. Where pairs cancel one another, that gradient is nearly "
+                f"zero, and only rounding is left of it"
+            ) from error
         write_shard(path, known.rows, known.facts)
     return known.facts
 
