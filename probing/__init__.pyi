@@ -62,6 +62,7 @@ from probing.probes.polarity import polar_consistency as polar_consistency
 from probing.runs.ccs import ccs as ccs
 from probing.runs.clusters import clusters as clusters
 from probing.runs.displacement import displacement as displacement
+from probing.runs.influence import influence as influence
 from probing.runs.probe import probe as probe
 from probing.runs.rollouts import rollouts as rollouts
 from probing.runs.score import score as score

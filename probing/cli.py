@@ -29,6 +29,7 @@ COMMANDS = {
     "score": "score a preference dataset by CHES and its relatives",
     "filter": "keep the pairs of a scored dataset whose responses look least alike",
     "displacement": "compare two models: which responses lost probability, and where it went",
+    "influence": "measure what training on each pair does to a target, and training on all pairs to each",
     "rollouts": "say which groups of responses with rewards lower their correct ones, and which tokens do it",
     "ccs": "train contrast-consistent probes on opposite statements, with the controls that keep them honest",
     "probe": "fit supervised probes to labelled prompts, and try to prove them wrong",
@@ -51,6 +52,7 @@ EXAMPLES = {
     "filter": "probing filter --data pairs.jsonl --scores scores --by ches_normalized --drop-highest 0.2 "
     "--out kept.jsonl",
     "displacement": "probing displacement --reference base-model --policy tuned-model --data pairs.jsonl --out moved",
+    "influence": "probing influence --model bundled --data pairs.jsonl --target held-out.jsonl --joint --out influence",
     "rollouts": "probing rollouts --model bundled --data rollouts.jsonl --out rates",
     "ccs": "probing ccs --model bundled --data bundled --out ccs",
     "probe": "probing probe --model bundled --data bundled --out probe",

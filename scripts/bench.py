@@ -7,6 +7,7 @@
     python scripts/bench.py clusters [--record docs/benchmarks/clusters.jsonl]
     python scripts/bench.py kernels [--record docs/benchmarks/kernels.jsonl]
     python scripts/bench.py refusal [--record docs/benchmarks/refusal.jsonl]
+    python scripts/bench.py influence [--rows 2000] [--record docs/benchmarks/influence.jsonl]
 
 Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio
 of neighbouring runs is what counts. No time is printed when the two ways do not agree.
@@ -26,6 +27,7 @@ import torch
 from bench_capture import bench_capture
 from bench_ccs import bench_ccs
 from bench_clusters import bench_clusters
+from bench_influence import bench_influence
 from bench_kernels import bench_kernels
 from bench_likelihood import bench_likelihood
 from bench_refusal import bench_refusal
@@ -40,7 +42,7 @@ from probing.runs.common.options import PairDataOptions
 from probing.runs.common.versions import versions
 from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 
-WHAT = ("score", "capture", "likelihood", "ccs", "clusters", "kernels", "refusal")
+WHAT = ("score", "capture", "likelihood", "ccs", "clusters", "kernels", "refusal", "influence")
 BLOCKS = 8
 TOLERANCE = 1e-4
 
@@ -217,6 +219,7 @@ def main() -> None:
         "clusters": lambda: bench_clusters(options),
         "kernels": lambda: bench_kernels(options),
         "refusal": lambda: bench_refusal(options),
+        "influence": lambda: bench_influence(options),
     }
     where = facts(options.device)
     lines = [json.dumps({"bench": options.what, **row, **where}) for row in jobs[options.what]()]

@@ -45,9 +45,11 @@ FOR_OTHERS = {"capture": "within"}
 # Which job imports which besides, and what of it.
 EDGES = {
     ("displacement", "score"): {"config", "tables"},
+    ("influence", "score"): {"tables"},
     ("filter", "score"): {"tables"},
     ("show", "score"): {"config"},
     ("show", "displacement"): {"config"},
+    ("show", "influence"): {"config"},
     ("report", "score"): {"config", "tables"},
     ("report", "ccs"): {"config"},
 }

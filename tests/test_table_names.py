@@ -77,6 +77,30 @@ NAMES = {
         "single_tokens_that_pull_most": "pull id position context",
         "groups_whose_correct_responses_fall_most": "rate rate_per_token group correct incorrect prompt",
     },
+    "influence": {
+        "pairs_by_status": "status pairs",
+        "directions": "direction part norm step error_of_the_step lost",
+        "quantiles_of_influence": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
+        "what_dropping_the_pairs_of_lowest_influence_does_to_the_target": (
+            "dropped pairs change_of_the_target pairs_below_0"
+        ),
+        "spread_of_influence_on_a_sample": "direction draws median lowest highest",
+        "pairs_that_lower_the_target_most": "influence id prompt chosen rejected",
+        "quantiles_of_joint_rates": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
+        "all_pairs_trained_together": "measure value low high pairs",
+        "quantiles_of_what_the_pilot_changed": (
+            "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
+        ),
+        "by_group": (
+            "group pairs influence influence_low influence_high share_of_harm share_of_the_worst_tenth joint_rate "
+            "joint_low joint_high joint_below_0 pilot_change"
+        ),
+        "notes": "note",
+    },
     "capture": {
         "rows_by_status": "status rows",
         "states": "place shape dtype megabytes",
@@ -277,6 +301,8 @@ def options(command, inputs, out):
         "filter": f"--data {pairs} --scores {out / 'score'} --by ches_normalized --keep-lowest 0.5".split(),
         "show": [out / "score", "--lowest", "2"],
         "displacement": f"--reference bundled --steps {inputs / 'steps'} --data {pairs} --out {out / 'moved'}".split(),
+        # The pairs of the file cancel one another, so that all of them together have no gradient.
+        "influence": [*model, "--data", "bundled", "--sample", "48", "--target", pairs, "--joint", "--null-draws", "1"],
         "capture": [*model, "--data", prompts, "--places", "final_norm"],
         "ccs": [*model, "--data", "bundled", *QUICK, *FAST, "--replace-word", "dangerous=risky"],
         "probe": [*model, "--data", prompts, "--fresh", fresh, *QUICK, "--refits", "2"],
@@ -287,6 +313,7 @@ def options(command, inputs, out):
     more = {
         "filter": ["--out", out / "kept.jsonl"],
         "displacement": f"--group-column kind --rater-share-column share --top 1 --predictors {PREDICTORS}".split(),
+        "influence": "--group-column kind --pilot-steps 1 --learning-rate 1e-4 --batch-pairs 4".split(),
         "clusters": ["--permutations", "5", "--control", fresh],
     }
     return [command, *given[command], *more.get(command, [])]

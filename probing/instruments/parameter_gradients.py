@@ -203,7 +203,8 @@ class ParameterGradients:
         if groups == 1:
             raise OutOfMemory(
                 f"the gradients of {len(rows)} sequences of up to {max(len(row.ids) for row in rows)} tokens do not "
-                f"fit in memory together with the model; choose fewer parameters or a smaller max_length"
+                f"fit in memory together with the model; choose fewer parameters, or more parts of them "
+                f"(parameter_parts), or a smaller max_length"
             )
         self.batch_tokens = max(1, min(self.batch_tokens, len(rows) * max(len(row.ids) for row in rows)) // 2)
         log.warning("memory ran out; gradients are taken of %d tokens at a time from now on", self.batch_tokens)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from probing.data.bundled import BUNDLED, BUNDLED_DISPLACED
 from probing.data.tables import read_table
 from probing.errors import SourceMismatch
-from probing.runs import capture, ccs, clusters, displacement, probe, report, rollouts, score
+from probing.runs import capture, ccs, clusters, displacement, influence, probe, report, rollouts, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.options import DatasetOptions, Options, PairDataOptions, option
@@ -52,6 +52,17 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
         group_column="kind",
         predictors="ches_normalized,displacement_rate",
     ),
+    "influence": lambda out: influence.InfluenceConfig(
+        model=BUNDLED,
+        data=BUNDLED,
+        target=BUNDLED,
+        target_split="[:64]",
+        quantity="refusal",
+        refusal_text="I am sorry, but I cannot",
+        group_column="kind",
+        null_draws=2,
+        out=out / "influence",
+    ),
     "rollouts": lambda out: rollouts.RolloutsConfig(model=BUNDLED, data=BUNDLED, sample=GROUPS, out=out / "rollouts"),
     "capture": lambda out: capture.CaptureConfig(model=BUNDLED, places=PLACES, out=out / "states", **LABELLED),
     "ccs": lambda out: ccs.CCSConfig(model=BUNDLED, data=BUNDLED, out=out / "ccs", **QUICK),
@@ -85,9 +96,9 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
-    """Score and filter the bundled preference pairs, see what training on some of them did, capture, probe and cluster;
-    find the direction by which the bundled model refuses, and see what an edit along it changes; write one page about
-    all of it.
+    """Score and filter the bundled preference pairs, see what training on some of them did, and which of them take
+    refusals away; capture, probe and cluster; find the direction by which the bundled model refuses, and see what an
+    edit along it changes; write one page about all of it.
 
     Args:
         out: folder for everything that is made.

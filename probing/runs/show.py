@@ -12,6 +12,7 @@ from probing.errors import UsageError
 from probing.runs.common.options import MOST_ROWS, Options, option
 from probing.runs.common.scored import read_pair_table, read_scored_pairs
 from probing.runs.displacement.config import PAIRS_FILE
+from probing.runs.influence.config import INFLUENCE_FILE
 from probing.runs.score.config import SCORES_FILE
 from probing.shown import to_message
 from probing.store.files import new_file
@@ -20,8 +21,10 @@ from probing.types import PreferencePair, Report, Text, message_text
 if TYPE_CHECKING:
     import pandas as pd
 
-BY = {SCORES_FILE: "ches_normalized", PAIRS_FILE: "chosen_change"}
+BY = {SCORES_FILE: "ches_normalized", PAIRS_FILE: "chosen_change", INFLUENCE_FILE: "influence"}
 """The table that a run may have written, and the column by which its pairs are ordered unless one is named."""
+JOINT = "joint_rate"
+"""The column of an influence without a target."""
 USUAL = 5
 WIDTH = 100
 LONGEST = 2000
@@ -33,8 +36,8 @@ class ShowConfig(Options):
     """Show pairs of a scored or compared dataset, with their texts beside their numbers.
 
     Args:
-        folder: output folder of "probing score" or "probing displacement".
-        by: column that pairs are ordered by; by default ches_normalized, or chosen_change of a comparison.
+        folder: output folder of "probing score", "probing displacement" or "probing influence".
+        by: column that pairs are ordered by; by default ches_normalized, chosen_change of a comparison, or influence.
         lowest: number of pairs to show with the lowest values.
         highest: number of pairs to show with the highest values; 5 by default, if nothing else is asked for.
         id: id of a pair to show; may be repeated.
@@ -64,14 +67,15 @@ def run(config: ShowConfig) -> Report:
     folder = Path(config.folder).expanduser()
     if not folder.is_dir():
         raise UsageError(
-            f"{folder}: no such folder; give the output folder of 'probing score' or 'probing displacement'"
+            f"{folder}: no such folder; give the output folder of 'probing score', 'probing displacement' or 'probing "
+            f"influence'"
         )
     file = next((folder / name for name in BY if (folder / name).is_file()), None)
     if file is None:
-        raise UsageError(f"{folder}: holds no finished run of 'probing score' or 'probing displacement'")
+        raise UsageError(f"{folder}: holds no finished run of 'probing score', 'displacement' or 'influence'")
     frame, facts = read_pair_table(file)
     _, pairs = read_scored_pairs(config.data or facts.get("config", {}).get("data"), facts, folder)
-    by = config.by or next(name for name in (BY[file.name], *frame.select_dtypes("number")) if name in frame)
+    by = config.by or next(name for name in (BY[file.name], JOINT, *frame.select_dtypes("number")) if name in frame)
     chosen = choose_rows(config, frame, by)
     texts = {pair.id: pair for pair in pairs}
     rows = [_join_texts(values, texts[values["id"]]) for values in chosen.to_dict("records")]

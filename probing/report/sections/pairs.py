@@ -11,9 +11,10 @@ from probing.report.pair_titles import TITLES
 from probing.report.parts import TEXTS, PulledTokens, RowColumn, RowTable, RunData, Tokens
 
 SCORES, CHANGES, TOKENS = "scores.parquet", "displacement.parquet", "tokens.parquet"
-PAIR_FILES: Mapping[str, str] = {"score": SCORES, "displacement": CHANGES}
+INFLUENCES = "influence.parquet"
+PAIR_FILES: Mapping[str, str] = {"score": SCORES, "displacement": CHANGES, "influence": INFLUENCES}
 """The table with a row a pair, by command."""
-FIRST = ("chosen_change", "ches_normalized")
+FIRST = ("chosen_change", "ches_normalized", "influence", "joint_rate")
 """Columns by which rows are sorted at first, the first of them that there is."""
 LOST = 0.1
 """Nats that a token must have lost for the tokens that gained in its place to be shown."""
@@ -38,7 +39,7 @@ def join_pairs(runs: Sequence[RunData], name: str) -> JoinedPairs:
     """The pairs of all runs in one table, a column for every number of every run.
 
     Args:
-        runs: runs of "probing score" and "probing displacement" of the same pairs; at least one.
+        runs: runs of "probing score", "displacement" and "influence" of the same pairs; at least one.
         name: name of the table for links.
     """
     frames = {run.label: run.files[PAIR_FILES[run.command]].set_index("id") for run in runs}

@@ -277,17 +277,37 @@ class ResponseOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOptions(PairDataOptions, ResponseOptions, RunOptions):
+class PairRunOptions(PairDataOptions, ResponseOptions, RunOptions):
     """How preference pairs are run.
 
     Args:
-        rate_parameters: parameters over which the exact columns take gradients: "all", "head" or "last:K".
         shard_pairs: number of pairs that are run together and saved; an interrupted run loses at most so many.
     """
 
     max_length: int | None = option(None, least=2, most=MOST_TOKENS)
-    rate_parameters: str = option("all", form=r"all|head|last:[1-9]\d{0,3}")
     shard_pairs: int = option(512, least=1, most=MOST_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(PairRunOptions):
+    """How rates of preference pairs are computed.
+
+    Args:
+        rate_parameters: parameters over which the exact columns take gradients: "all", "head" or "last:K".
+    """
+
+    rate_parameters: str = option("all", form=r"all|head|last:[1-9]\d{0,3}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions(Options):
+    """The groups of pairs.
+
+    Args:
+        group_column: column by whose values the summary is repeated.
+    """
+
+    group_column: str | None = option(None, identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

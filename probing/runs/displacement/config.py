@@ -5,7 +5,15 @@ from pathlib import Path
 
 from probing.errors import UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
-from probing.runs.common.options import MOST_ROWS, BetaOptions, PairOptions, PlotOptions, TwoModelOptions, option
+from probing.runs.common.options import (
+    MOST_ROWS,
+    BetaOptions,
+    GroupOptions,
+    PairOptions,
+    PlotOptions,
+    TwoModelOptions,
+    option,
+)
 
 PAIRS_FILE = "displacement.parquet"
 COURSE_FILE = "course.parquet"
@@ -15,7 +23,7 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DisplacementConfig(TwoModelOptions, PairOptions, BetaOptions, PlotOptions):
+class DisplacementConfig(TwoModelOptions, PairOptions, GroupOptions, BetaOptions, PlotOptions):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
     Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html
@@ -29,7 +37,6 @@ class DisplacementConfig(TwoModelOptions, PairOptions, BetaOptions, PlotOptions)
             policy's adapter is put onto the same weights.
         steps: folder of checkpoints whose names end in a number (checkpoint-500), in place of a policy: all are
             measured, the last one is the policy, and the course over training is drawn.
-        group_column: column by whose values the summary is repeated.
         rater_share_column: column with the share of raters (0 to 1) who preferred the chosen response, for the
             idealised ranking accuracy.
         predictors: scores of the reference to rank against the change, separated by commas: ches, ches_normalized,
@@ -42,7 +49,6 @@ class DisplacementConfig(TwoModelOptions, PairOptions, BetaOptions, PlotOptions)
     adapter: str | None = option(None, identity=False)
     reference_adapter: str | None = option(None, identity=False)
     steps: Path | None = option(None, identity=False)
-    group_column: str | None = option(None, identity=False)
     rater_share_column: str | None = option(None, identity=False)
     # Here it is of one line of the summary alone.
     beta: float = option(0.1, above=0, most=1e6, identity=False)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from probing.data.filters import RULES, check_rule
 from probing.instruments.filtering import Bad
-from probing.runs.common.options import PairDataOptions, PlotOptions, option
+from probing.runs.common.options import GroupOptions, PairDataOptions, PlotOptions, option
 from probing.types import Format
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(PairDataOptions, PlotOptions):
+class FilterConfig(PairDataOptions, GroupOptions, PlotOptions):
     """Keep the pairs of a preference dataset whose scores are low (or high), or compare rules by which to keep them.
 
     Args:
@@ -37,7 +37,6 @@ class FilterConfig(PairDataOptions, PlotOptions):
             kept behind a colon (lowest, highest, or smallest or largest of absolute values). The end may be left out of
             a column for which one is recommended; "all" stands for all of those that are there.
         keep: with --compare, share of the pairs that every rule keeps, e.g. 0.25.
-        group_column: with --compare, column of the data by whose values it is counted what each rule keeps.
     """
 
     # A path forgets whether it ends in a slash.
@@ -55,7 +54,6 @@ class FilterConfig(PairDataOptions, PlotOptions):
     overwrite: bool = False
     compare: str | None = None
     keep: float | None = None
-    group_column: str | None = option(None, identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,13 +9,18 @@ from probing.errors import StoreCorrupt
 from probing.report.parts import Check, Page, Provenance, RowTable, RunData, RunReport, Section
 from probing.report.sections import DESCRIBERS
 from probing.report.sections.displacement import describe_displacement
+from probing.report.sections.influence import describe_influence
 from probing.report.sections.pairs import PAIR_FILES, join_pairs
 from probing.report.sections.score import describe_score
 from probing.report.shared_axes import share_axes
 from probing.runs.common.about import BEGAN, spell_command
 from probing.runs.report.data import identify_data
 
-PAIR_DESCRIBERS = {"score": describe_score, "displacement": describe_displacement}
+PAIR_DESCRIBERS = {
+    "score": describe_score,
+    "displacement": describe_displacement,
+    "influence": describe_influence,
+}
 STATES = ("WARN", "unclear", "not judged", "ok")
 """States of checks in the order in which they are shown."""
 HASH_DIGITS = 12

@@ -41,6 +41,7 @@ CCS |= {"folds": 3, "permutations": 20}
 JOBS = {
     "score": ({}, PAIRS, ("model",)),
     "displacement": ({}, PAIRS, ("reference", "policy")),
+    "influence": ({"target": PAIRS[:3], "joint": True, "null_draws": 1}, PAIRS, ("model",)),
     "rollouts": ({}, make_rollouts(6), ("model",)),
     "probe": ({**LABELLED, "refits": 3}, PROMPTS, ("model",)),
     "clusters": ({**LABELLED, "permutations": 20, "tsne": False}, PROMPTS, ("model",)),

@@ -38,7 +38,6 @@ MEANS_ANOTHER_THING = {
     "chat": "a question is asked",
     "split_by": "pairs that share a text",
     "by": "what is ordered, not filtered",
-    "group_column": "what rules keep is counted by it, or a summary repeated",
     "format": "of an edit, not of rows",
     "overwrite": "a file that is exported",
     "direction": "of an export, which needs one; of an evaluation, which can do with an edited model",
@@ -48,6 +47,9 @@ MEANS_ANOTHER_THING = {
     "answers": "of an evaluation; two words for yes and no",
     "loss": "of preference training; of contrast-consistent probes",
     "prompt_column": "of groups of responses",
+    "learning_rate": "of probes; of a pilot",
+    "optimizer": "of probes; of the training that is foretold",
+    "seed": "of folds and permutations; of batches and null draws",
     "policy": "one of three ways to name what is compared; the only one",
 }
 # Options that count in one job and not in another, and why.

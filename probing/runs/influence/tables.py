@@ -1,0 +1,158 @@
+"""Tables of influences and joint rates; every number is recomputed from the files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from probing.report.tables import counts, estimates, extremes, quantiles
+from probing.runs.influence.config import InfluenceConfig
+from probing.runs.influence.data import Inputs
+from probing.runs.influence.results import JOINT_COLUMNS, PILOT_COLUMNS, TARGET_COLUMNS, measure_spread
+from probing.runs.score.tables import good_units, name_intervals
+from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
+from probing.statistics.intervals import FEW
+from probing.types import Estimate
+
+LISTED_PAIRS = 5
+DROPPED = (0.0, 0.05, 0.1, 0.2)
+"""Shares of the pairs, those with the lowest influence, without which the target is looked at."""
+TENTH = 0.1
+
+
+def make_tables(
+    frame: pd.DataFrame, null: pd.DataFrame | None, config: InfluenceConfig, inputs: Inputs, facts: Mapping[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """Tables by title, in the order in which they are shown."""
+    good = (frame["status"] == "ok").to_numpy()
+    scored, units = frame[good].reset_index(drop=True), good_units(frame, inputs.pairs)
+    tables = {"Pairs by status": counts(facts["rows_by_status"], "status"), "Directions": list_directions(facts)}
+    if "influence" in scored:
+        known = [name for name in TARGET_COLUMNS if name in scored]
+        tables["Quantiles of influence (below 0: a step on the pair lowers the target)"] = quantiles(scored, known)
+        tables["What dropping the pairs of lowest influence does to the target"] = drop_worst(scored["influence"])
+        if null is not None and len(null):
+            tables["Spread of influence on a sample (root mean square)"] = list_spread(frame, null)
+        worst = scored[scored["influence"] < 0]
+        tables["Pairs that lower the target most"] = extremes(
+            worst, "influence", inputs.pairs, LISTED_PAIRS, highest=False
+        )
+    if "joint_rate" in scored:
+        rates = quantiles(scored, JOINT_COLUMNS)
+        tables["Quantiles of joint rates (below 0: training on all pairs lowers ln p of the response)"] = rates
+        tables[f"All pairs trained together, with {name_intervals(units)}"] = estimates(measure_joint(scored, units))
+    if "pilot_change" in scored:
+        tables["Quantiles of what the pilot changed (ln p in nats)"] = quantiles(scored, PILOT_COLUMNS)
+    if inputs.groups is not None:
+        names = pd.Series([str(group) for group in inputs.groups])[good].reset_index(drop=True)
+        tables[f"By group: {config.group_column}"] = compare_groups(scored, names, units)
+    tables["Notes"] = pd.DataFrame({"note": [*inputs.notes, *_make_notes(scored, null, config, facts, units)]})
+    return tables
+
+
+def list_directions(facts: Mapping[str, Any]) -> pd.DataFrame:
+    """Norm, length of the step and its error of every direction, part after part."""
+    rows = [
+        (name, part + 1, entry["norm"], entry["step"], entry["step_error"], entry["lost"])
+        for name, parts in facts["directions"].items()
+        for part, entry in enumerate(parts)
+        if entry is not None
+    ]
+    return pd.DataFrame(rows, columns=["direction", "part", "norm", "step", "error of the step", "lost"])
+
+
+def drop_worst(influence: "pd.Series[float]") -> pd.DataFrame:
+    """The mean influence, which is the change of the target per unit learning rate, of what is left."""
+    ordered = np.sort(influence.to_numpy(np.float64))
+    rows = []
+    for share in DROPPED:
+        kept = ordered[round(share * len(ordered)) :]
+        if len(kept):
+            rows.append((f"{share:.0%}", len(kept), float(kept.mean()), float((kept < 0).mean())))
+    return pd.DataFrame(rows, columns=["dropped", "pairs", "change of the target", "pairs below 0"])
+
+
+def list_spread(frame: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
+    """Root mean square of the influences: of the target, and over the draws of each null the range."""
+    rows = [
+        (name, len(draws), float(np.median(draws)), float(draws.min()), float(draws.max()))
+        for name, draws in measure_spread(frame, null).items()
+    ]
+    return pd.DataFrame(rows, columns=["direction", "draws", "median", "lowest", "highest"])
+
+
+def measure_joint(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[str, Estimate]]:
+    """Means of joint rates and shares of those below 0; and how well they agree with the pilot, where there is one."""
+    rows = []
+    for side, rate, change in zip(("chosen", "rejected"), JOINT_COLUMNS, PILOT_COLUMNS, strict=True):
+        rows.append((f"rate of ln p({side})", bootstrap_mean(scored[rate], groups=units)))
+        below = (scored[rate] < 0).astype(float)
+        rows.append((f"share with a rate of ln p({side}) below 0", estimate_share(below, groups=units)))
+        if change in scored:
+            agreement = bootstrap_spearman(scored[rate], scored[change], groups=units)
+            rows.append((f"Spearman with the pilot's change of ln p({side})", agreement))
+    return rows
+
+
+def compare_groups(scored: pd.DataFrame, names: "pd.Series[str]", units: NDArray[np.int64]) -> pd.DataFrame:
+    """What each group of pairs does: mean influence, its share of all harm and of the worst tenth; joint rates."""
+    rows = []
+    lowest = set(scored.sort_values(["influence", "id"])["id"].head(_tenth(scored))) if "influence" in scored else set()
+    for name, part in scored.groupby(names):
+        row: dict[str, Any] = {"group": name, "pairs": len(part)}
+        own = units[part.index]
+        if "influence" in scored:
+            mean = bootstrap_mean(part["influence"], groups=own)
+            row |= {"influence": mean.value, "influence low": mean.low, "influence high": mean.high}
+            harm = scored["influence"].clip(upper=0).sum()
+            row["share of harm"] = part["influence"].clip(upper=0).sum() / harm if harm else 0.0
+            row["share of the worst tenth"] = part["id"].isin(lowest).sum() / max(len(lowest), 1)
+        if "joint_rate" in scored:
+            mean = bootstrap_mean(part["joint_rate"], groups=own)
+            row |= {"joint rate": mean.value, "joint low": mean.low, "joint high": mean.high}
+            row["joint below 0"] = float((part["joint_rate"] < 0).mean())
+        if "pilot_change" in scored:
+            row["pilot change"] = float(part["pilot_change"].mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _tenth(scored: pd.DataFrame) -> int:
+    return max(1, round(TENTH * len(scored)))
+
+
+def _make_notes(
+    scored: pd.DataFrame,
+    null: pd.DataFrame | None,
+    config: InfluenceConfig,
+    facts: Mapping[str, Any],
+    units: NDArray[np.int64],
+) -> list[str]:
+    """What must be known to read the numbers."""
+    through = "through the preconditioner of AdamW" if config.optimizer == "adamw" else "of plain gradient descent"
+    said = [
+        f"Influences and joint rates are changes per unit of the learning rate of one step {through}, to first order, "
+        f"over the parameters '{facts['parameters']}' and the loss {config.loss}; how far ahead they see is in "
+        f"docs/influence.md"
+    ]
+    if "target" in facts:
+        target = facts["target"]
+        said.append(f"The target is {_describe_target(config, target)}, {target['mean']:.4g} nats before training")
+    if "influence" in scored and null is not None and set(null["kind"]) == {"random direction"}:
+        said.append("No targets were permuted: its rows have no responses that differ")
+    if len(np.unique(units)) < FEW:
+        said.append(f"There are fewer than {FEW} pairs or groups of pairs: intervals rest on Student's t")
+    return said
+
+
+def _describe_target(config: InfluenceConfig, target: Mapping[str, Any]) -> str:
+    what = {
+        "chosen": "ln p of the chosen responses",
+        "margin": "ln p(chosen) - ln p(rejected)",
+        "response": "ln p of the responses",
+        "refusal": f"ln p that the answer begins with {config.refusal_text!r}",
+    }[config.quantity]
+    rows: Sequence[Any] = (f"{target['rows']:,}", f"{target['of']:,}")
+    return f"the mean of {what} over {rows[0]} rows (of {rows[1]} in the file)"
