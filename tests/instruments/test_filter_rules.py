@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from probing import filter_pairs
 from probing.errors import UsageError
-from probing.instruments.columns import INFLUENCE_COLUMNS, RATE_COLUMNS, SCORE_COLUMNS
+from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
 from probing.instruments.filter_rules import (
     USUAL_ENDS,
     FilterRule,
@@ -138,7 +138,8 @@ def test_the_order_of_rows_does_not_matter(scores):
 
 def test_every_column_with_an_end_of_its_own_is_kept_there():
     assert {USUAL_ENDS[name] for name in SCORE_COLUMNS} == {"lowest"}
-    assert {USUAL_ENDS[name] for name in (*RATE_COLUMNS, *INFLUENCE_COLUMNS)} == {"highest"}
+    assert {USUAL_ENDS[name] for name in (*RATE_COLUMNS, "influence", "joint_rate", "pilot_change")} == {"highest"}
+    assert not {"rejected_rate", "joint_rejected_rate", "pilot_rejected_change"} & set(USUAL_ENDS)
 
 
 def test_all_stands_for_the_columns_that_are_there(scores):

@@ -11,7 +11,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from probing.metrics.preference_losses import DISCOPOP_TAU, PreferenceLoss
-from probing.types import LOSSES, find_loss
+from probing.types import KNOWN_LATER, LOSSES, WITHOUT_REFERENCE, find_loss
 from probing.types.losses import REFUSED_LOSSES
 
 ACCELERATOR = SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value, gather=lambda value: value)
@@ -25,13 +25,13 @@ OF_DPO = {
 }
 
 
-def trl_loss(tokens, loss_types, beta, label_smoothing=0.0, weights=None):
-    """TRL's own loss of pairs, given the log-probabilities of their tokens, where policy and reference are the same."""
+def trl_loss(tokens, loss_types, beta, label_smoothing=0.0, weights=None, gained=(0.0, 0.0)):
+    """TRL's own loss of pairs, given the log-probabilities of their tokens; by default the reference has the same."""
     rows = [pair[0] for pair in tokens] + [pair[1] for pair in tokens]
     length = max(map(len, rows))
     logps = torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])
     mask = torch.stack([torch.tensor([0] + [1] * len(row) + [0] * (length - len(row))) for row in rows])
-    chosen, rejected = logps.detach().sum(dim=1).chunk(2)
+    chosen, rejected = (side - more for side, more in zip(logps.detach().sum(dim=1).chunk(2), gained, strict=True))
     trainer = SimpleNamespace(
         accelerator=ACCELERATOR,
         model=SimpleNamespace(training=False),
@@ -74,10 +74,12 @@ def derivatives(loss, pairs):
     return slopes
 
 
-def ours(tokens, **options):
+def ours(tokens, gained=None, **options):
     sums = [torch.tensor([sum(pair[side]) for pair in tokens], dtype=torch.float64) for side in (0, 1)]
     counts = [torch.tensor([len(pair[side]) for pair in tokens]) for side in (0, 1)]
-    return list(zip(*(slope.tolist() for slope in PreferenceLoss(**options).slopes(*sums, *counts)), strict=True))
+    reference = None if gained is None else torch.stack(sums, dim=1) - torch.tensor(gained, dtype=torch.float64)
+    slopes = PreferenceLoss(**options).slopes(*sums, *counts, reference=reference)
+    return list(zip(*(slope.tolist() for slope in slopes), strict=True))
 
 
 @pytest.mark.parametrize("name", OF_DPO)
@@ -88,6 +90,24 @@ def test_slopes_of_losses_with_a_reference_are_those_of_trl(name, beta, wrong):
         loss = trl_loss(found, [OF_DPO[name]], beta, wrong)
         expected = derivatives(loss, found)
         assert ours([pair], name=name, beta=beta, label_smoothing=wrong) == [pytest.approx(expected[0], rel=1e-6)]
+
+
+@pytest.mark.parametrize("name", sorted(set(KNOWN_LATER) & set(OF_DPO)))
+@pytest.mark.parametrize("gained", [(0.0, 0.0), (0.4, -0.7), (-6.0, 3.0), (9.0, -4.0)])
+def test_slopes_after_the_start_are_those_of_trl(name, gained):
+    for pair in TOKENS:
+        found = leaves([pair])
+        expected = derivatives(trl_loss(found, [OF_DPO[name]], 0.3, 0.1, gained=gained), found)
+        given = ours([pair], gained, name=name, beta=0.3, label_smoothing=0.1)
+        assert given == [pytest.approx(expected[0], rel=1e-6, abs=1e-12)]
+
+
+def test_losses_that_are_known_at_the_start_alone_say_so_later():
+    for name in set(LOSSES) - set(KNOWN_LATER):
+        with pytest.raises(ValueError, match=f"slopes of {name} are known at the start"):
+            ours(TOKENS, (0.1, 0.2), name=name, label_smoothing=0.1)
+    for name in WITHOUT_REFERENCE:
+        assert ours(TOKENS, (0.1, 0.2), name=name) == ours(TOKENS, name=name)
 
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])

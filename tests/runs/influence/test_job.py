@@ -229,6 +229,14 @@ def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path
     assert "Spearman with the pilot's change of ln p(chosen)" in joint["measure"].tolist()
 
 
+def test_a_pilot_of_long_steps_goes_as_far_as_the_training(config, files, tmp_path):
+    given = {"joint": True, "pilot_steps": 2, "null_draws": 0}
+    influence.run(config(**given, training_steps=6, learning_rate=1e-3, out=tmp_path / "long"))
+    influence.run(config(**given, learning_rate=3e-3, out=tmp_path / "plain"))
+    long, plain = (frame_of(tmp_path / name)["pilot_change"] for name in ("long", "plain"))
+    np.testing.assert_allclose(long, plain, rtol=1e-6)
+
+
 def train_plainly(model, pairs, beta=0.1):
     """Three steps of DPO in batches of four, as ``draw_batches`` draws them from the pilot's pairs."""
     from probing.instruments.pilot import Training, draw_batches
@@ -409,6 +417,9 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
         ({"target": ""}, "target is empty"),
         ({"pilot_steps": 2}, "belong together"),
         ({"learning_rate": 0.1}, "belong together"),
+        ({"training_steps": 5}, "training-steps"),
+        ({"pilot_steps": 4, "training_steps": 3, "learning_rate": 0.1}, "at least --pilot-steps"),
+        ({"pilot_steps": 4, "learning_rate": 0.1, "loss": "nca_pair"}, "known at the start of training only"),
         ({"dtype": "bf16"}, "lost in rounding in bfloat16"),
         ({"parameters": "some"}, "parameters must be of the form"),
         ({"quantity": "refusal", "refusal_text": " "}, "refusal_text is empty"),
