@@ -1,7 +1,7 @@
 """How far ahead do joint rates see, and what is gained by dropping pairs? Real preference training, measured.
 
     python scripts/validate_influence.py --out DIR [--model bundled|FOLDER] [--data FILE --pairs N] [--lora RANK]
-        [--rates LR,LR] [--steps N] [--batch N] [--seeds N] [--drop] [--near-identical-turned]
+        [--rates LR,LR] [--steps N] [--batch N] [--seeds N] [--drop] [--refusals]
 
 TRL's DPOTrainer in float32: beta .1, AdamW without weight decay, constant learning rate, gradients clipped at 1.
 
@@ -38,7 +38,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
-from validate_displacement import NEAR, exchanged, interval, outcome, quiet, read, table, without_nan
+from validate_displacement import NEAR, OVER, exchanged, interval, outcome, quiet, read, table, without_nan
 
 import probing
 from probing import LanguageModel, PreferencePair
@@ -51,6 +51,7 @@ from probing.instruments.influence import (
     influence_of,
     renew_head,
     rows_of,
+    slopes_of,
     training_gradient,
 )
 from probing.instruments.pair_scores import PairScorer
@@ -92,6 +93,7 @@ class Plan:
     drop: bool
     drop_rate: float
     drop_steps: int
+    refusals: bool
 
 
 class Snapshots(TrainerCallback):
@@ -211,6 +213,7 @@ def read_rows(plan: Plan, scorer: PairScorer) -> list[Row]:
         rows = [
             exchanged(row) if row["kind"] == NEAR and "cannot" not in row["chosen"][0]["content"] else row
             for row in read("pairs")
+            if row["kind"] in (NEAR, OVER) or not plan.refusals
         ]
     else:
         rows = [as_row(pair) for pair in pairs_from_table(leave_out_ties(read_table(plan.data)))]
@@ -338,19 +341,42 @@ def rules(lab: Lab) -> dict[str, Values]:
         "lowest rate of the single pair": foretold["rate of the single pair"],
         "lowest joint rate through AdamW": foretold["joint rate through AdamW"],
     }
-    trained = training_gradient(lab.gradients, lab.pairs, LOSS, lab.plan.batch)
-    assert trained.mean_square is not None
-    held = [rows_of(pair)[0] for pair in lab.held[::2]]
-    targets = {"held-out pairs": target_gradient(lab, held)}
+    chosen["lowest change in a pilot"] = pilot(lab, long_steps(lab))
+    targets = {"held-out pairs": [rows_of(pair)[0] for pair in lab.held[::2]]}
     if lab.plan.data is None:
-        targets["refusals"] = target_gradient(lab, read_refusals(lab))
-    for name, target in targets.items():
+        targets["refusals"] = read_refusals(lab)
+    for name, rows in targets.items():
         for through in (False, True):
-            tensors = precondition(target, trained.mean_square)[0] if through else target
-            derivatives = measure_along(lab, ParameterDirection(lab.parameters, tensors), lab.pairs)
             rule = f"lowest influence on {name}{' through AdamW' if through else ''}"
-            chosen[rule] = influence_of(derivatives, trained.slopes)
+            chosen[rule] = measure_influence(lab, rows, through)
+        chosen[f"lowest influence on {name} along a pilot"] = influence_along_pilot(lab, rows)
     return chosen
+
+
+def measure_influence(lab: Lab, rows: Sequence[PromptedRow], through: bool) -> Values:
+    """Influence of every pair on the mean ln p of some responses, with the model as it is now."""
+    trained, target = training_gradient(lab.gradients, lab.pairs, LOSS, lab.plan.batch), target_gradient(lab, rows)
+    assert trained.mean_square is not None
+    tensors = precondition(target, trained.mean_square)[0] if through else target
+    derivatives = measure_along(lab, ParameterDirection(lab.parameters, tensors), lab.pairs)
+    now = torch.tensor(np.stack([derivatives.chosen_logprob, derivatives.rejected_logprob], axis=1))
+    return influence_of(derivatives, slopes_of(LOSS, lab.pairs, now, torch.tensor(lab.before["train"])))
+
+
+def influence_along_pilot(lab: Lab, rows: Sequence[PromptedRow]) -> Values:
+    """Influence through AdamW, added up over the points of a pilot of a few long steps."""
+    total = np.zeros(len(lab.pairs))
+    with train_in_memory(lab.gradients, lab.pairs, LOSS, long_steps(lab)) as steps:
+        for step in steps:
+            total += measure_influence(lab, rows, True)
+            step()
+    return total
+
+
+def long_steps(lab: Lab) -> Training:
+    """A pilot whose few steps go as far as the whole training."""
+    plan = lab.plan
+    return Training(6, plan.drop_rate * plan.drop_steps / 6, plan.batch, seed=PILOT_SEED)
 
 
 def target_gradient(lab: Lab, rows: Sequence[PromptedRow]) -> list[torch.Tensor]:
@@ -481,9 +507,10 @@ def main() -> None:
     parser.add_argument("--drop", action="store_true", help="also train without the worst pairs by each rule")
     parser.add_argument("--drop-rate", type=float, default=2e-4)
     parser.add_argument("--drop-steps", type=int, default=60)
+    parser.add_argument("--refusals", action="store_true", help="only the bundled pairs whose chosen response refuses")
     given = vars(parser.parse_args())
     out = given.pop("out")
-    given["rates"] = tuple(float(part) for part in given["rates"].split(","))
+    given["rates"] = tuple(float(part) for part in given["rates"].split(",") if part)
     given["pilots"] = tuple(int(part) for part in given["pilots"].split(","))
     plan = Plan(**given)
     torch.set_num_threads(1)

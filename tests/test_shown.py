@@ -83,6 +83,7 @@ def values():
         probing.Estimate(0.1, 0.2, 0.3, 4),
         probing.RankingAccuracy(0.1, 0.2, 3),
         probing.CCSOptions(),
+        probing.PreferenceLoss("robust", label_smoothing=0.1),
         direction,
         probing.Directions(states[None], states[None], states[None], PLACES[:1], (-3, -2, -1), SOURCE, NAME, FACTS),
         selection,
