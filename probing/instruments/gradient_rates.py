@@ -1,7 +1,6 @@
 """The exact first-order changes of both responses' likelihoods: by gradients of the model itself."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from probing.engine.stream import ONE_AT_A_TIME
 from probing.errors import UsageError
+from probing.instruments.parameter_gradients import want_gradients
 from probing.models.adapters import active_adapters, adds_to_weights, merged_copy
 from probing.models.language_model import LanguageModel
 from probing.models.layers import find_backbone
@@ -74,7 +74,7 @@ class GradientRates:
         with (
             ONE_AT_A_TIME,
             use_eval_mode(model),
-            _require_gradients(model, self.chosen),
+            want_gradients(model, self.chosen),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(self.stack.language_model.device.type, enabled=False),
@@ -150,22 +150,6 @@ def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
         chosen += head
     unique = {id(parameter): parameter for parameter in chosen if parameter.is_floating_point()}
     return list(unique.values())
-
-
-@contextlib.contextmanager
-def _require_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Have gradients computed for these parameters and no others, inside the block."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = {id(parameter) for parameter in parameters}
-    try:
-        for parameter, _ in before:
-            if parameter.is_floating_point():
-                parameter.requires_grad_(id(parameter) in wanted)
-        yield
-    finally:
-        for parameter, required in before:
-            if parameter.is_floating_point():
-                parameter.requires_grad_(required)
 
 
 def _multiply(plus: Tensor, minus: Tensor) -> list[float]:
