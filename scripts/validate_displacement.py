@@ -81,6 +81,18 @@ class Plan:
 QUICK = Plan(1, FEW_STEPS, 4, (2e-4,), (("sgd", 2e-5),), (2e-4,), refusal_sets=3, every=4)
 
 
+PLAIN_TRAINING: Row = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Settings of every training here: float32 on the CPU, nothing written and nothing shown."""
+
+
 class Snapshots(TrainerCallback):
     """Copies of the weights after some steps."""
 
@@ -133,13 +145,7 @@ class Bench:
                 max_steps=max(steps),
                 per_device_train_batch_size=batch,
                 seed=seed,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
+                **PLAIN_TRAINING,
             )
             trainer = DPOTrainer(
                 model=copy.deepcopy(self.base.model),
@@ -170,13 +176,18 @@ class Bench:
 
     def answers(self, state: State) -> list[str]:
         """Greedy answers to the harmful test prompts."""
-        model, tokenizer = self.holding(state).model, self.base.tokenizer
-        chats = [[{"role": "user", "content": row["text"]}] for row in self.harmful]
-        texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-        inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-        with torch.no_grad():
-            ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-        return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return answer_prompts(self.holding(state), self.harmful)
+
+
+def answer_prompts(language_model: LanguageModel, prompts: Sequence[Row]) -> list[str]:
+    """Greedy answers to prompts."""
+    model, tokenizer = language_model.model, language_model.tokenizer
+    chats = [[{"role": "user", "content": row["text"]}] for row in prompts]
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def joint_rates(language_model: LanguageModel, pairs: Sequence[Row]) -> list[float]:

@@ -38,7 +38,19 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
-from validate_displacement import NEAR, OVER, exchanged, interval, outcome, quiet, read, table, without_nan
+from validate_displacement import (
+    NEAR,
+    OVER,
+    PLAIN_TRAINING,
+    answer_prompts,
+    exchanged,
+    interval,
+    outcome,
+    quiet,
+    read,
+    table,
+    without_nan,
+)
 
 import probing
 from probing import LanguageModel, PreferencePair
@@ -173,13 +185,7 @@ class Lab:
                 per_device_train_batch_size=self.plan.batch,
                 max_length=None,
                 seed=seed,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
+                **PLAIN_TRAINING,
             )
             trainer = DPOTrainer(
                 model=model,
@@ -389,7 +395,7 @@ def target_gradient(lab: Lab, rows: Sequence[PromptedRow]) -> list[torch.Tensor]
 def read_refusals(lab: Lab) -> list[PromptedRow]:
     """Harmful prompts that are not tested, each with what the untrained model answers: it refuses them all."""
     prompts = [row for row in read("prompts") if row["label"] == "harmful" and row["split"] != "test"][:64]
-    answers = answer(lab, prompts)
+    answers = answer_prompts(lab.model, prompts)
     pairs = [
         {"id": str(at), "prompt": [{"role": "user", "content": row["text"]}], "kind": ""}
         | {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", said), ("rejected", "-"))}
@@ -434,18 +440,7 @@ def refusals(lab: Lab) -> Row:
     """Shares of harmful test prompts that occur in no pair and that the model refuses."""
     seen = {row["prompt"][0]["content"] for row in (*lab.train_rows, *lab.held_rows)}
     prompts = [r for r in read("prompts") if r["label"] == "harmful" and r["split"] == "test" and r["text"] not in seen]
-    return {"refused": outcome(prompts, answer(lab, prompts))["refused"]}
-
-
-def answer(lab: Lab, prompts: Sequence[Row]) -> list[str]:
-    """Greedy answers to prompts."""
-    tokenizer = lab.model.tokenizer
-    chats = [[{"role": "user", "content": row["text"]}] for row in prompts]
-    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        ids = lab.model.model.generate(**inputs, max_new_tokens=32, do_sample=False)
-    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return {"refused": outcome(prompts, answer_prompts(lab.model, prompts))["refused"]}
 
 
 # Tables

@@ -34,7 +34,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
-from validate_displacement import BETA, Row, Snapshots, State, read, table
+from validate_displacement import BETA, PLAIN_TRAINING, Row, Snapshots, State, read, table
 
 from probing import LanguageModel, load, score_pairs
 from probing.instruments.gradient_rates import response_logprob
@@ -107,13 +107,7 @@ class Bench:
                 per_device_train_batch_size=min(BATCH, len(self.pairs)),
                 precompute_ref_log_probs=True,
                 seed=seed,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
+                **PLAIN_TRAINING,
             )
             rows = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in self.pairs]
             trainer = DPOTrainer(

@@ -72,7 +72,7 @@ def training_gradient(
     for start in range(0, len(pairs), size):
         batch = pairs[start : start + size]
         own = mean if square is None else gradients.zeros()
-        found = gradients.add([rows_of(pair) for pair in batch], _weigh(loss, batch), own, report)
+        found = gradients.add([rows_of(pair) for pair in batch], weigh_pairs(loss, batch), own, report)
         slopes.append(slopes_of(loss, batch, torch.stack(found)))
         if square is not None:
             batches += 1
@@ -107,11 +107,20 @@ def slopes_of(
     )
 
 
-def _weigh(loss: PreferenceLoss, pairs: Sequence[TokenizedPair]) -> Callable[[Sequence[int], Tensor], Tensor]:
-    """Weights of the rows of pairs under a loss, at the start of training."""
+def weigh_pairs(
+    loss: PreferenceLoss, pairs: Sequence[TokenizedPair], reference: Tensor | None = None
+) -> Callable[[Sequence[int], Tensor], Tensor]:
+    """Weights of both rows of pairs under a loss, by ln p as it is when they are run; see ``ParameterGradients.add``.
+
+    Args:
+        loss: the loss.
+        pairs: the pairs, each of which is one group.
+        reference: ln p of both responses under the reference, [pair 2]; None where it is the same model.
+    """
 
     def weigh(some: Sequence[int], logprobs: Tensor) -> Tensor:
-        own = slopes_of(loss, [pairs[at] for at in some], logprobs.unflatten(0, (-1, 2)))
+        before = None if reference is None else reference[list(some)]
+        own = slopes_of(loss, [pairs[at] for at in some], logprobs.unflatten(0, (-1, 2)), before)
         return torch.stack([own.chosen, -own.rejected], dim=1).flatten().to(logprobs.device)
 
     return weigh
@@ -195,9 +204,7 @@ class Step(NamedTuple):
     error: float
 
 
-def choose_step(
-    scorer: PairScorer, direction: ParameterDirection, pairs: Sequence[TokenizedPair], report: Report | None = None
-) -> Step:
+def choose_step(scorer: PairScorer, direction: ParameterDirection, pairs: Sequence[TokenizedPair]) -> Step:
     """The length of step at which central differences agree best with those of twice the length.
 
     With long steps the derivative itself changes, with short ones rounding wins; in between both are small.
@@ -206,14 +213,13 @@ def choose_step(
         scorer: scores the pairs.
         direction: the direction.
         pairs: some pairs; their derivatives are made at every length of ``LADDER`` until the agreement gets worse.
-        report: called with the number of tokens of each batch.
 
     Raises:
         NotFinite: no two lengths agree.
     """
     best, before = Step(math.nan, math.inf), None
     for length in LADDER:
-        now = _both(DirectionalScorer(scorer, direction, length).measure(pairs, report))
+        now = _both(DirectionalScorer(scorer, direction, length).measure(pairs))
         if before is not None:
             error = _compare(now, before)
             if error < best.error:

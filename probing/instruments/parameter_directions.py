@@ -34,10 +34,6 @@ class ParameterDirection:
         """Euclidean norm over all tensors."""
         return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in self.tensors))
 
-    def scaled(self, factor: float) -> "ParameterDirection":
-        """The same direction, longer or shorter."""
-        return ParameterDirection(self.parameters, [tensor * factor for tensor in self.tensors])
-
     def check(self, what: str) -> None:
         """Raise unless the direction is finite and not zero.
 

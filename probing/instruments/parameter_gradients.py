@@ -95,40 +95,46 @@ class ParameterGradients:
         Raises:
             OutOfMemory: one group alone does not fit.
         """
-        said: list[Tensor] = [torch.empty(0)] * len(groups)
-        left = sorted(range(len(groups)), key=lambda at: -_longest(groups[at]))
         with self._differentiable():
-            while left:
-                some = left[: self._count_fitting([groups[at] for at in left])]
-                made = self._try(groups, some, weigh)
-                if made is None:
-                    continue
-                left = left[len(some) :]
-                logprobs, gradients = made
-                for total, gradient in zip(into, gradients, strict=True):
-                    if gradient is not None:
-                        total += gradient
-                for at, values in zip(some, logprobs, strict=True):
-                    said[at] = values
-                if report is not None:
-                    report(len(some))
-        return said
+            return self._run_all(groups, lambda some: self._add_batch(groups, some, weigh, into), report)
 
     def read(self, groups: Sequence[Group]) -> list[Tensor]:
         """ln p of the rows of each group, on the CPU, in float64, as ``add`` sees them; no gradient is taken."""
+        with self._differentiable(), torch.no_grad():
+            return self._run_all(groups, lambda some: self._run([row for at in some for row in groups[at]]))
+
+    def _run_all(
+        self,
+        groups: Sequence[Group],
+        run: Callable[[Sequence[int]], Tensor | None],
+        report: Callable[[int], None] | None = None,
+    ) -> list[Tensor]:
+        """ln p of the rows of each group, from batches of groups, longest first.
+
+        Args:
+            groups: the rows.
+            run: ln p of the rows of some groups; None where they are to be cut otherwise.
+            report: called with the number of groups that were done, after each batch.
+        """
         said: list[Tensor] = [torch.empty(0)] * len(groups)
         left = sorted(range(len(groups)), key=lambda at: -_longest(groups[at]))
-        with self._differentiable(), torch.no_grad():
-            while left:
-                some = left[: self._count_fitting([groups[at] for at in left])]
-                logprobs = self._run([row for at in some for row in groups[at]])
-                if logprobs is None:
-                    continue
-                left = left[len(some) :]
-                for at, values in zip(
-                    some, logprobs.double().cpu().split([len(groups[at]) for at in some]), strict=True
-                ):
-                    said[at] = values
+        while left:
+            some = left[: self._count_fitting([groups[at] for at in left])]
+            try:
+                logprobs = run(some)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve([row for at in some for row in groups[at]], len(some))
+                continue
+            if logprobs is None:
+                continue
+            left = left[len(some) :]
+            parts = logprobs.double().cpu().split([len(groups[at]) for at in some])
+            for at, values in zip(some, parts, strict=True):
+                said[at] = values
+            if report is not None:
+                report(len(some))
         return said
 
     def logprobs(self, rows: Sequence[PromptedRow]) -> Float[Tensor, " row"]:
@@ -157,23 +163,20 @@ class ParameterGradients:
             count += 1
         return count
 
-    def _try(
-        self, groups: Sequence[Group], some: Sequence[int], weigh: Weigh
-    ) -> tuple[list[Tensor], Sequence[Tensor | None]] | None:
-        """ln p of the rows of some groups, and the gradients of their sum; None if they are to be cut otherwise."""
-        rows = [row for at in some for row in groups[at]]
-        try:
-            logprobs = self._run(rows)
-            if logprobs is None:
-                return None
-            weights = weigh(some, logprobs.detach().double()).to(logprobs)
-            gradients = torch.autograd.grad((logprobs * weights).sum(), list(self.parameters), allow_unused=True)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._halve(rows, len(some))
+    def _add_batch(
+        self, groups: Sequence[Group], some: Sequence[int], weigh: Weigh, into: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Add the gradients of some groups, and return ln p of their rows; None if they are to be cut otherwise."""
+        logprobs = self._run([row for at in some for row in groups[at]])
+        if logprobs is None:
             return None
-        return list(logprobs.detach().double().cpu().split([len(groups[at]) for at in some])), gradients
+        weights = weigh(some, logprobs.detach().double()).to(logprobs)
+        gradients = torch.autograd.grad((logprobs * weights).sum(), list(self.parameters), allow_unused=True)
+        for total, gradient in zip(into, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+        # Without the graph, which would be held until the next batch is done.
+        return logprobs.detach()
 
     def _run(self, rows: Sequence[PromptedRow]) -> Tensor | None:
         """``logprobs`` of all rows together, or one after the other; None if it turns out that they have to be."""

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probing.errors import NotFinite
-from probing.instruments.influence import rows_of, slopes_of
+from probing.instruments.influence import rows_of, weigh_pairs
 from probing.instruments.parameter_directions import ParameterDirection, move_along
 from probing.instruments.parameter_gradients import ParameterGradients
 from probing.metrics.preference_losses import PreferenceLoss
@@ -89,7 +89,7 @@ def train_in_memory(
 
         def step(batch: Sequence[int]) -> None:
             total = gradients.zeros()
-            weigh = _weigh(loss, [pairs[at] for at in batch], torch.stack([reference[at] for at in batch]))
+            weigh = weigh_pairs(loss, [pairs[at] for at in batch], torch.stack([reference[at] for at in batch]))
             gradients.add([rows[at] for at in batch], weigh, total, report)
             for parameter, gradient in zip(parameters, total, strict=True):
                 # The optimizer goes down, the gradient that was added goes towards a lower loss.
@@ -121,15 +121,3 @@ def _clip(parameters: list[nn.Parameter], largest: float | None) -> None:
         raise NotFinite(
             f"a step of the pilot has a gradient of norm {norm}; choose a lower learning rate or fewer steps"
         )
-
-
-def _weigh(
-    loss: PreferenceLoss, pairs: Sequence[TokenizedPair], reference: Tensor
-) -> Callable[[Sequence[int], Tensor], Tensor]:
-    """Weights of the rows of a batch from ln p as it is now; ``reference`` is ln p at the start, [pair 2]."""
-
-    def weigh(some: Sequence[int], logprobs: Tensor) -> Tensor:
-        own = slopes_of(loss, [pairs[at] for at in some], logprobs.unflatten(0, (-1, 2)), reference[list(some)])
-        return torch.stack([own.chosen, -own.rejected], dim=1).flatten().to(logprobs.device)
-
-    return weigh

@@ -15,6 +15,7 @@ from probing.instruments.influence import (
     choose_step,
     influence_of,
     measure_step,
+    rows_of,
     training_gradient,
 )
 from probing.instruments.pair_scores import PairScorer, as_pairs
@@ -233,7 +234,10 @@ def test_memory_that_runs_out_halves_the_batches(caplog, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return together(self, rows)
 
+    expected = ParameterGradients(stack, []).read([rows_of(pair) for pair in pairs])
     monkeypatch.setattr(ParameterGradients, "logprobs", scarce)
+    read = ParameterGradients(stack, []).read([rows_of(pair) for pair in pairs])
+    torch.testing.assert_close(torch.stack(read), torch.stack(expected), rtol=1e-12, atol=0)
     found = training_gradient(ParameterGradients(stack, find_parameters(stack, "all")), pairs, LOSS)
     assert "memory ran out" in caplog.text
     assert distance(flat(found.mean), flat(plain.mean)) < 1e-12
