@@ -79,7 +79,7 @@ NAMES = {
     },
     "influence": {
         "pairs_by_status": "status pairs",
-        "directions": "direction part norm step error_of_the_step lost",
+        "directions": "direction part target norm step error_of_the_step lost",
         "quantiles_of_influence": (
             "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
         ),
@@ -88,6 +88,7 @@ NAMES = {
         ),
         "spread_of_influence_on_a_sample": "direction draws median lowest highest",
         "pairs_that_lower_the_target_most": "influence id prompt chosen rejected",
+        "pairs_that_lower_the_target_most_along_the_pilot": "pilot_influence id prompt chosen rejected",
         "quantiles_of_joint_rates": (
             "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
         ),
@@ -97,7 +98,7 @@ NAMES = {
         ),
         "by_group": (
             "group pairs influence influence_low influence_high share_of_harm share_of_the_worst_tenth joint_rate "
-            "joint_low joint_high joint_below_0 pilot_change"
+            "joint_low joint_high joint_below_0 pilot_influence worst_tenth_along_the_pilot pilot_change"
         ),
         "notes": "note",
     },
@@ -310,10 +311,11 @@ def options(command, inputs, out):
         "report": [out / "moved", "--out", out / "report.html"],
         "doctor": ["--model", "bundled"],
     }
+    pilot = "--pilot-steps 2 --learning-rate 1e-4 --pilot-influence --batch-pairs 4".split()
     more = {
         "filter": ["--out", out / "kept.jsonl"],
         "displacement": f"--group-column kind --rater-share-column share --top 1 --predictors {PREDICTORS}".split(),
-        "influence": "--group-column kind --pilot-steps 1 --learning-rate 1e-4 --batch-pairs 4".split(),
+        "influence": ["--group-column", "kind", *pilot],
         "clusters": ["--permutations", "5", "--control", fresh],
     }
     return [command, *given[command], *more.get(command, [])]

@@ -27,9 +27,16 @@ _REGIME = (*REJECTED_SQUARE[:3], "least_sft_weight", "regime")
 GROUPS = {f"regime{end}": tuple(f"{name}{end}" for name in ("displacement_rate", *_REGIME)) for end in ("", EXACT)}
 """What training on a pair does to both of its responses: the columns that a word stands for, which is one of them."""
 REGIME_COLUMNS = tuple(name for group in GROUPS.values() for name in group if name not in RATE_COLUMNS)
-INFLUENCE_COLUMNS = ("influence", "joint_rate", "joint_rejected_rate", "pilot_change", "pilot_rejected_change")
+INFLUENCE_COLUMNS = (
+    "influence",
+    "joint_rate",
+    "joint_rejected_rate",
+    "pilot_influence",
+    "pilot_change",
+    "pilot_rejected_change",
+)
 """What training on all pairs does, to a target and to each pair; see ``instruments/influence.py``."""
-KEEP_HIGHEST = (*RATE_COLUMNS, "influence", "joint_rate", "pilot_change")
+KEEP_HIGHEST = (*RATE_COLUMNS, "influence", "joint_rate", "pilot_influence", "pilot_change")
 """Scores that are low for the pairs whose chosen responses training pushes down."""
 KEEP_LOWEST = (
     *SCORE_COLUMNS,

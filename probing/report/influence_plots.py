@@ -16,7 +16,7 @@ from probing.report.figures import (
 )
 from probing.report.pair_titles import TITLES
 
-DRAWN = ("influence", "joint_rate", "joint_rejected_rate", "pilot_change")
+DRAWN = ("influence", "joint_rate", "joint_rejected_rate", "pilot_influence", "pilot_change")
 _COLORS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d5ba6", "#b8860b", "#555555")
 MOST_GROUPS = len(_COLORS)
 """Largest number of groups that are told apart by colours."""

@@ -45,6 +45,7 @@ TITLES = {
     "influence": "influence: change of the target per unit learning rate of a step on the pair, nats",
     "joint_rate": "change of ln p(chosen) per unit learning rate of a step on all pairs, nats",
     "joint_rejected_rate": "change of ln p(rejected) per unit learning rate of a step on all pairs, nats",
+    "pilot_influence": "influence averaged over the points of the pilot, nats per unit learning rate",
     "pilot_change": "change of ln p(chosen) in the pilot, nats",
     "pilot_rejected_change": "change of ln p(rejected) in the pilot, nats",
     "row": "row of the dataset",

@@ -31,6 +31,7 @@ INFLUENCE_MEANINGS = {
     "influence": "Lower means that training on the pair lowers the target more.",
     "joint_rate": f"Lower means that the chosen response is expected to lose more {_TOGETHER}.",
     "joint_rejected_rate": f"Lower means that the rejected response is expected to lose more {_TOGETHER}.",
+    "pilot_influence": "Lower means that training on the pair lowers the target more, averaged over a pilot.",
     "pilot_change": "Lower means that the chosen response lost more in a few steps of training on all pairs together.",
     "pilot_rejected_change": "Lower means that the rejected response lost more in a few such steps.",
 }

@@ -59,6 +59,8 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
         pilot_steps: number of real steps of training in memory, after which the change of ln p of both responses of
             each pair is measured. They cost as many times about three scoring passes of a batch, and two passes of all
             pairs; optimizers keep two numbers for each parameter.
+        pilot_influence: also measure the influence on the target as it is before each step of the pilot, and average
+            over these, which sees what the untrained model does not show; costs two passes for each step.
         training_steps: number of steps of the training that the pilot foretells, if these are more than --pilot-steps:
             each step of the pilot then is so many times as long.
         learning_rate: learning rate of the training.
@@ -81,6 +83,7 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     optimizer_batches: int = option(16, least=1, most=MOST_ROWS)
     step: float | None = option(None, above=0, most=1e6)
     pilot_steps: int = option(0, least=0, most=MOST_ROWS)
+    pilot_influence: bool = False
     training_steps: int | None = option(None, least=1, most=MOST_ROWS)
     learning_rate: float | None = option(None, above=0, most=1e6)
     null_draws: int = option(5, least=0, most=1000)
@@ -100,6 +103,8 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
             )
         if self.pilot_steps:
             check_known_later(self.loss)
+        if self.pilot_influence and (self.target is None or self.pilot_steps < 2):
+            raise ValueError("--pilot-influence needs --target, and --pilot-steps of at least 2 with --learning-rate")
         if self.quantity == "refusal" and not self.refusal_text.strip():
             raise ValueError("refusal_text is empty; give the words with which the model begins a refusal")
         if self.dtype in HALF:

@@ -8,15 +8,18 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from probing.metrics.preference_losses import PreferenceLoss, Slopes
 from probing.runs.common.parts import Shard, to_rows
 from probing.runs.influence.models import LIKELIHOODS
-from probing.runs.influence.parts import JOINT, PAIR_COLUMNS, SLOPES, TARGET
+from probing.runs.influence.parts.passes import PAIR_COLUMNS, SLOPES
+from probing.runs.influence.parts.work import JOINT, POINT, TARGET
 
 TARGET_COLUMNS = ("target_chosen", "target_rejected", "influence")
 JOINT_COLUMNS = ("joint_rate", "joint_rejected_rate")
 PILOT_COLUMNS = ("pilot_change", "pilot_rejected_change")
+ALONG_COLUMN = "pilot_influence"
 
 
 @dataclass
@@ -29,9 +32,15 @@ class Passes:
         null: null draws, for every part of the parameters.
     """
 
-    slopes: dict[str, list[list[Shard]]] = field(default_factory=dict)
+    slopes: dict[str, list[Sequence[Shard]]] = field(default_factory=dict)
     pilot: tuple[list[Shard], list[Shard]] | None = None
     null: list[list[Shard]] = field(default_factory=list)
+
+    @property
+    def points(self) -> list[Sequence[Sequence[Shard]]]:
+        """Those along the target before every step of the pilot; none if only the start was looked at."""
+        later = [parts for name, parts in self.slopes.items() if name.startswith(POINT)]
+        return [self.slopes[TARGET], *later] if later else []
 
     def of_block(self, number: int) -> list[Shard]:
         """All shards of a block of pairs."""
@@ -78,11 +87,25 @@ def _columns_of(
         columns |= dict(zip(TARGET_COLUMNS, (chosen, rejected, _influence(frame, loss, chosen, rejected)), strict=True))
     if JOINT in passes.slopes:
         columns |= dict(zip(JOINT_COLUMNS, _sum_parts(passes.slopes[JOINT], number), strict=True))
+    if passes.points:
+        columns[ALONG_COLUMN] = _influence_along(passes, number, loss)
     if passes.pilot is not None:
         before, after = (shards[number].rows.to_pandas() for shards in passes.pilot)
         changes = [(after[name] - before[name]).to_numpy(np.float64) for name in LIKELIHOODS]
         columns |= dict(zip(PILOT_COLUMNS, changes, strict=True))
     return columns
+
+
+def _influence_along(passes: Passes, number: int, loss: PreferenceLoss) -> NDArray[np.float64]:
+    """Influence, averaged over the points of the pilot; the loss's reference is the untrained model."""
+    assert passes.pilot is not None
+    reference = torch.tensor(passes.pilot[0][number].rows.to_pandas()[list(LIKELIHOODS)].to_numpy(np.float64))
+    found = []
+    for parts in passes.points:
+        chosen, rejected = _sum_parts(parts, number)
+        found.append(_influence(parts[0][number].rows.to_pandas(), loss, chosen, rejected, reference))
+    value: NDArray[np.float64] = np.mean(found, axis=0)
+    return value
 
 
 def _sum_parts(parts: Sequence[Sequence[Shard]], number: int) -> list[NDArray[np.float64]]:
@@ -92,18 +115,28 @@ def _sum_parts(parts: Sequence[Sequence[Shard]], number: int) -> list[NDArray[np
 
 
 def _influence(
-    frame: pd.DataFrame, loss: PreferenceLoss, chosen: NDArray[np.float64], rejected: NDArray[np.float64]
+    frame: pd.DataFrame,
+    loss: PreferenceLoss,
+    chosen: NDArray[np.float64],
+    rejected: NDArray[np.float64],
+    reference: Tensor | None = None,
 ) -> NDArray[np.float64]:
-    slopes = slopes_of_frame(frame, loss)
+    slopes = slopes_of_frame(frame, loss, reference)
     value: NDArray[np.float64] = slopes.chosen.numpy() * chosen - slopes.rejected.numpy() * rejected
     return value
 
 
-def slopes_of_frame(frame: pd.DataFrame, loss: PreferenceLoss) -> Slopes:
-    """Slopes of a loss from the columns of a table; NaN where ln p is not known and counts."""
-    logprobs = [torch.tensor(frame[name].to_numpy(np.float64)) for name in LIKELIHOODS]
+def slopes_of_frame(frame: pd.DataFrame, loss: PreferenceLoss, reference: Tensor | None = None) -> Slopes:
+    """Slopes of a loss from the columns of a table; NaN where ln p is not known and counts.
+
+    Args:
+        frame: ln p and tokens of both responses.
+        loss: the loss.
+        reference: ln p under the reference, [pair 2]; None where it is the same model.
+    """
+    chosen, rejected = (torch.tensor(frame[name].to_numpy(np.float64)) for name in LIKELIHOODS)
     tokens = [torch.tensor(frame[f"{side}_tokens"].to_numpy(np.int64)) for side in SLOPES]
-    return loss.slopes(*logprobs, *tokens)
+    return loss.slopes(chosen, rejected, tokens[0], tokens[1], reference)
 
 
 def join_null(passes: Passes, frame: pd.DataFrame, loss: PreferenceLoss) -> pd.DataFrame:

@@ -37,17 +37,12 @@ from probing.runs.influence.config import INFLUENCE_FILE, NULL_FILE, SUGGESTED_D
 from probing.runs.influence.data import Inputs
 from probing.runs.influence.files import write_pages
 from probing.runs.influence.models import MovedModel, find_moved, load_float32
-from probing.runs.influence.parts import (
-    JOINT,
-    TARGET,
-    Work,
-    complete_direction,
-    complete_null,
-    complete_pilot,
-    complete_slopes,
-    complete_training,
-)
-from probing.runs.influence.results import Passes, join_null, join_passes
+from probing.runs.influence.parts.directions import complete_direction, complete_training
+from probing.runs.influence.parts.null import complete_null
+from probing.runs.influence.parts.passes import complete_slopes
+from probing.runs.influence.parts.pilot import complete_pilot, complete_points
+from probing.runs.influence.parts.work import JOINT, POINT, TARGET, Work, describe_direction
+from probing.runs.influence.results import ALONG_COLUMN, Passes, join_null, join_passes
 from probing.runs.influence.rows import tokenize_target
 from probing.runs.influence.tables import make_tables
 from probing.store.manifest import RUN_FILE, RunFolder
@@ -125,10 +120,17 @@ def measure_passes(work: Work) -> tuple[Passes, dict[str, list[dict[str, Any] | 
             passes.slopes.setdefault(name, []).append(complete_slopes(work, name, part, along))
             if name == TARGET and work.config.null_draws:
                 passes.null.append(complete_null(work, part, along, trained))
-    flat = [name for name in names if name not in passes.slopes]
+        if work.config.pilot_influence:
+            for done, found in enumerate(complete_points(work, part, trained), 1):
+                name = f"{POINT}{done}"
+                directions.setdefault(name, []).append(None if found is None else found.facts)
+                if found is not None:
+                    passes.slopes.setdefault(name, []).append(found.shards)
+    flat = [name for name in directions if name not in passes.slopes]
     if flat:
         raise NotFinite(
-            f"the {flat[0]} has a gradient of zero over the chosen parameters, so nothing can be said of it"
+            f"the {describe_direction(flat[0])} has a gradient of zero over the chosen parameters, so nothing can be "
+            f"said of it"
         )
     if work.config.pilot_steps:
         passes.pilot = complete_pilot(work)
@@ -196,7 +198,7 @@ def read_report(folder: RunFolder, config: InfluenceConfig, inputs: Inputs) -> R
 
 def suggest_next(out: Path, facts: Mapping[str, Any], frame: pd.DataFrame) -> list[str]:
     """Commands that come after: look at the pairs that hurt most, and leave some out."""
-    by = "influence" if "influence" in frame else "joint_rate"
+    by = next(name for name in (ALONG_COLUMN, "influence", "joint_rate") if name in frame)
     # Options in a record are not believed: they are shown, and run by nobody but a reader.
     data = facts.get("config", {}).get("data")
     sources = data if isinstance(data, list) else [data]

@@ -1,5 +1,6 @@
 """Tables of influences and joint rates; every number is recomputed from the files."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from probing.report.tables import counts, estimates, extremes, quantiles
 from probing.runs.influence.config import InfluenceConfig
 from probing.runs.influence.data import Inputs
-from probing.runs.influence.results import JOINT_COLUMNS, PILOT_COLUMNS, TARGET_COLUMNS, measure_spread
+from probing.runs.influence.parts.work import POINT, describe_direction
+from probing.runs.influence.results import ALONG_COLUMN, JOINT_COLUMNS, PILOT_COLUMNS, TARGET_COLUMNS, measure_spread
 from probing.runs.score.tables import good_units, name_intervals
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
 from probing.statistics.intervals import FEW
@@ -30,15 +32,14 @@ def make_tables(
     scored, units = frame[good].reset_index(drop=True), good_units(frame, inputs.pairs)
     tables = {"Pairs by status": counts(facts["rows_by_status"], "status"), "Directions": list_directions(facts)}
     if "influence" in scored:
-        known = [name for name in TARGET_COLUMNS if name in scored]
+        known = [name for name in (*TARGET_COLUMNS, ALONG_COLUMN) if name in scored]
         tables["Quantiles of influence (below 0: a step on the pair lowers the target)"] = quantiles(scored, known)
         tables["What dropping the pairs of lowest influence does to the target"] = drop_worst(scored["influence"])
         if null is not None and len(null):
             tables["Spread of influence on a sample (root mean square)"] = list_spread(frame, null)
-        worst = scored[scored["influence"] < 0]
-        tables["Pairs that lower the target most"] = extremes(
-            worst, "influence", inputs.pairs, LISTED_PAIRS, highest=False
-        )
+        tables["Pairs that lower the target most"] = list_worst(scored, "influence", inputs)
+    if ALONG_COLUMN in scored:
+        tables["Pairs that lower the target most along the pilot"] = list_worst(scored, ALONG_COLUMN, inputs)
     if "joint_rate" in scored:
         rates = quantiles(scored, JOINT_COLUMNS)
         tables["Quantiles of joint rates (below 0: training on all pairs lowers ln p of the response)"] = rates
@@ -52,15 +53,28 @@ def make_tables(
     return tables
 
 
+def list_worst(scored: pd.DataFrame, name: str, inputs: Inputs) -> pd.DataFrame:
+    """The pairs with the lowest values of a column, of those below 0, with their texts."""
+    return extremes(scored[scored[name] < 0], name, inputs.pairs, LISTED_PAIRS, highest=False)
+
+
 def list_directions(facts: Mapping[str, Any]) -> pd.DataFrame:
-    """Norm, length of the step and its error of every direction, part after part."""
+    """Norm, length of the step and its error of every direction, part after part; and the target's value there."""
     rows = [
-        (name, part + 1, entry["norm"], entry["step"], entry["step_error"], entry["lost"])
+        (
+            describe_direction(name),
+            part + 1,
+            entry.get("mean", math.nan),
+            entry["norm"],
+            entry["step"],
+            entry["step_error"],
+            entry["lost"],
+        )
         for name, parts in facts["directions"].items()
         for part, entry in enumerate(parts)
         if entry is not None
     ]
-    return pd.DataFrame(rows, columns=["direction", "part", "norm", "step", "error of the step", "lost"])
+    return pd.DataFrame(rows, columns=["direction", "part", "target", "norm", "step", "error of the step", "lost"])
 
 
 def drop_worst(influence: "pd.Series[float]") -> pd.DataFrame:
@@ -99,7 +113,7 @@ def measure_joint(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[
 def compare_groups(scored: pd.DataFrame, names: "pd.Series[str]", units: NDArray[np.int64]) -> pd.DataFrame:
     """What each group of pairs does: mean influence, its share of all harm and of the worst tenth; joint rates."""
     rows = []
-    lowest = set(scored.sort_values(["influence", "id"])["id"].head(_tenth(scored))) if "influence" in scored else set()
+    lowest = {name: find_worst_tenth(scored, name) for name in ("influence", ALONG_COLUMN) if name in scored}
     for name, part in scored.groupby(names):
         row: dict[str, Any] = {"group": name, "pairs": len(part)}
         own = units[part.index]
@@ -107,20 +121,24 @@ def compare_groups(scored: pd.DataFrame, names: "pd.Series[str]", units: NDArray
             mean = bootstrap_mean(part["influence"], groups=own)
             row |= {"influence": mean.value, "influence low": mean.low, "influence high": mean.high}
             harm = scored["influence"].clip(upper=0).sum()
-            row["share of harm"] = part["influence"].clip(upper=0).sum() / harm if harm else 0.0
-            row["share of the worst tenth"] = part["id"].isin(lowest).sum() / max(len(lowest), 1)
+            row["share of harm"] = part["influence"].clip(upper=0).sum() / harm + 0.0 if harm else 0.0
+            row["share of the worst tenth"] = part["id"].isin(lowest["influence"]).sum() / len(lowest["influence"])
         if "joint_rate" in scored:
             mean = bootstrap_mean(part["joint_rate"], groups=own)
             row |= {"joint rate": mean.value, "joint low": mean.low, "joint high": mean.high}
             row["joint below 0"] = float((part["joint_rate"] < 0).mean())
+        if ALONG_COLUMN in scored:
+            row["pilot influence"] = float(part[ALONG_COLUMN].mean())
+            row["worst tenth along the pilot"] = part["id"].isin(lowest[ALONG_COLUMN]).sum() / len(lowest[ALONG_COLUMN])
         if "pilot_change" in scored:
             row["pilot change"] = float(part["pilot_change"].mean())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _tenth(scored: pd.DataFrame) -> int:
-    return max(1, round(TENTH * len(scored)))
+def find_worst_tenth(scored: pd.DataFrame, name: str) -> set[str]:
+    """Ids of the tenth of the pairs, at least one, with the lowest values of a column."""
+    return set(scored.sort_values([name, "id"])["id"].head(max(1, round(TENTH * len(scored)))))
 
 
 def _make_notes(
@@ -140,6 +158,12 @@ def _make_notes(
     if "target" in facts:
         target = facts["target"]
         said.append(f"The target is {_describe_target(config, target)}, {target['mean']:.4g} nats before training")
+    if ALONG_COLUMN in scored:
+        points = 1 + sum(name.startswith(POINT) for name in facts["directions"])
+        said.append(
+            f"{ALONG_COLUMN} is the influence averaged over the {points} points of the pilot before its steps, with "
+            f"the preconditioner of the start; 'target' among the directions is the target's mean in nats at each"
+        )
     if "influence" in scored and null is not None and set(null["kind"]) == {"random direction"}:
         said.append("No targets were permuted: its rows have no responses that differ")
     if len(np.unique(units)) < FEW:

@@ -1,6 +1,7 @@
 """probing influence: its numbers against autograd pair by pair, resumed runs, and what is refused."""
 
 import json
+import math
 import os
 
 import numpy as np
@@ -18,9 +19,10 @@ from probing.errors import DataInvalid, NotFinite, OutOfMemory, ProbingError, So
 from probing.instruments.pair_scores import as_pairs
 from probing.report.sections.influence import QUESTION
 from probing.runs import influence, report, show
-from probing.runs.influence import parts, stages, states
+from probing.runs.influence import stages, states
 from probing.runs.influence.config import InfluenceConfig
 from probing.runs.influence.models import cut_parameters
+from probing.runs.influence.parts import directions
 from probing.runs.influence.rows import draw_order
 from probing.runs.report.config import ReportConfig
 from probing.tokens.pairs import tokenize_pairs
@@ -229,6 +231,39 @@ def test_the_pilot_trains_and_leaves_the_model_as_it_was(config, files, tmp_path
     assert "Spearman with the pilot's change of ln p(chosen)" in joint["measure"].tolist()
 
 
+@pytest.mark.parametrize(("optimizer", "parts"), [("adamw", 1), ("sgd", 2)])
+def test_influence_along_the_pilot_equals_autograd_at_every_point(files, tmp_path, optimizer, parts):
+    given = {"optimizer": optimizer, "parameter_parts": parts, "pilot_influence": True, "optimizer_batches": 3}
+    frame, facts = measure(double(), files, tmp_path / "out", pilot_steps=3, learning_rate=1e-3, joint=False, **given)
+    model = double()
+    pairs = tokenize_pairs(model.tokenizer, as_pairs(read_lines(files[0])))
+    start, found = make_oracle(files, model), []
+    square = start.square(draw_order(20, 0)[:12], 4)
+
+    def measure_margins():
+        with torch.no_grad():
+            sides = [[logprob(model.model, ids, p.prompt_tokens) for ids in (p.chosen, p.rejected)] for p in pairs]
+        return [float(plus - minus) for plus, minus in sides]
+
+    before = measure_margins()
+
+    def look():
+        now = make_oracle(files, model)
+        target = now.target("chosen")
+        if optimizer == "adamw":
+            target = torch.where(square == 0, 0, target / (square.sqrt() + 1e-8))
+        slopes = [0.1 / (1 + math.exp(0.1 * (m - b))) for m, b in zip(measure_margins(), before, strict=True)]
+        found.append([s * float(target @ (plus - minus)) for s, (plus, minus) in zip(slopes, now.own, strict=True)])
+
+    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    train_plainly(model.model, [pairs[at] for at in draw_order(20, 0)[:12]], look=look, kind=kinds[optimizer])
+    assert len(found) == 3
+    assert_near(frame, {"influence": np.array(found[0]), "pilot_influence": np.mean(found, axis=0)})
+    # The points differ, so that a mean over them is not the first.
+    assert np.abs(np.subtract(found[2], found[0])).max() > 10 * WITHIN * np.abs(found).max()
+    assert [name for name in facts["directions"] if name.startswith("point")] == ["point1", "point2"]
+
+
 def test_a_pilot_of_long_steps_goes_as_far_as_the_training(config, files, tmp_path):
     given = {"joint": True, "pilot_steps": 2, "null_draws": 0}
     influence.run(config(**given, training_steps=6, learning_rate=1e-3, out=tmp_path / "long"))
@@ -237,11 +272,14 @@ def test_a_pilot_of_long_steps_goes_as_far_as_the_training(config, files, tmp_pa
     np.testing.assert_allclose(long, plain, rtol=1e-6)
 
 
-def train_plainly(model, pairs, beta=0.1):
-    """Three steps of DPO in batches of four, as ``draw_batches`` draws them from the pilot's pairs."""
+def train_plainly(model, pairs, beta=0.1, look=lambda: None, kind=torch.optim.AdamW):
+    """Three steps of DPO in batches of four, as ``draw_batches`` draws them from the pilot's pairs.
+
+    ``look`` is called before each of them.
+    """
     from probing.instruments.pilot import Training, draw_batches
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = kind(model.parameters(), lr=1e-3, weight_decay=0.0)
 
     def margin(pair):
         said = [logprob(model, ids, pair.prompt_tokens) for ids in (pair.chosen, pair.rejected)]
@@ -250,6 +288,7 @@ def train_plainly(model, pairs, beta=0.1):
     with torch.no_grad():
         reference = [margin(pair) for pair in pairs]
     for batch in draw_batches(len(pairs), Training(3, 1e-3, 4)):
+        look()
         optimizer.zero_grad()
         sum(-torch.nn.functional.logsigmoid(beta * (margin(pairs[at]) - reference[at])) / 4 for at in batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -300,6 +339,7 @@ def whole(tmp_path_factory, model_folder):
     """Options of a run with every kind of part, and what it writes if nobody interrupts it."""
     folder = tmp_path_factory.mktemp("whole")
     values = {"model": str(model_folder), "joint": True, "pilot_steps": 2, "learning_rate": 1e-3, "batch_pairs": 4}
+    values |= {"pilot_influence": True}
     values |= {
         "data": str(write(folder / "pairs.jsonl", make_pairs(12))),
         "null_draws": 2,
@@ -311,7 +351,7 @@ def whole(tmp_path_factory, model_folder):
     return values, {name: (folder / "out" / name).read_bytes() for name in FILES}
 
 
-@pytest.mark.parametrize("stop", [0, 2, 7, 15, 22, 30])
+@pytest.mark.parametrize("stop", [0, 2, 7, 15, 22, 30, 38])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch, whole, stop):
     """Interrupted at the n-th file that it writes after its record."""
     values, expected = whole
@@ -348,7 +388,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, whole):
 
 
 def test_a_gradient_over_the_training_set_goes_on_from_its_sums(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "SAVED_SECONDS", 0.0)
+    monkeypatch.setattr(directions, "SAVED_SECONDS", 0.0)
     influence.run(config(joint=True, out=tmp_path / "whole"))
     with monkeypatch.context() as patch:
         note_calls(patch, states, "training_gradient", 2)
@@ -420,6 +460,9 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
         ({"training_steps": 5}, "training-steps"),
         ({"pilot_steps": 4, "training_steps": 3, "learning_rate": 0.1}, "at least --pilot-steps"),
         ({"pilot_steps": 4, "learning_rate": 0.1, "loss": "nca_pair"}, "known at the start of training only"),
+        ({"pilot_influence": True}, "--pilot-influence needs"),
+        ({"pilot_influence": True, "pilot_steps": 1, "learning_rate": 0.1}, "of at least 2"),
+        ({"pilot_influence": True, "pilot_steps": 2, "learning_rate": 0.1, "target": None, "joint": True}, "--target"),
         ({"dtype": "bf16"}, "lost in rounding in bfloat16"),
         ({"parameters": "some"}, "parameters must be of the form"),
         ({"quantity": "refusal", "refusal_text": " "}, "refusal_text is empty"),
