@@ -1,7 +1,7 @@
 """How far ahead do joint rates see, and what is gained by dropping pairs? Real preference training, measured.
 
     python scripts/validate_influence.py --out DIR [--model bundled|FOLDER] [--data FILE --pairs N] [--lora RANK]
-        [--rates LR,LR] [--steps N] [--batch N] [--seeds N] [--drop] [--refusals]
+        [--rates LR,LR] [--steps N] [--batch N] [--seeds N] [--drop [--shares .1,.2] [--rules NAME]] [--refusals]
 
 TRL's DPOTrainer in float32: beta .1, AdamW without weight decay, constant learning rate, gradients clipped at 1.
 
@@ -19,6 +19,7 @@ import copy
 import json
 import math
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -83,7 +84,6 @@ LOSS = PreferenceLoss("dpo", BETA)
 LIKELY = ("chosen_logprob", "rejected_logprob")
 SINGLE = ("edit_similarity", "ches", "ches_normalized", "displacement_rate")
 PILOT_SEED = 1000
-SHARES = (0.05, 0.1, 0.2)
 HELD_OUT = 5
 """One pair in so many is held out."""
 
@@ -105,6 +105,8 @@ class Plan:
     drop: bool
     drop_rate: float
     drop_steps: int
+    shares: tuple[float, ...]
+    rules: str
     refusals: bool
 
 
@@ -406,12 +408,13 @@ def read_refusals(lab: Lab) -> list[PromptedRow]:
 
 def drop_pairs(lab: Lab) -> list[Row]:
     """Train without the pairs that each rule calls worst: one row a rule, share and seed."""
-    plan, scores, found = lab.plan, rules(lab), []
+    plan, found = lab.plan, list[Row]()
+    scores = {name: values for name, values in rules(lab).items() if re.search(plan.rules, name)}
     count = len(lab.train_rows)
     sets: list[tuple[str, float, int, list[int]]] = []
     for seed in range(plan.seeds):
         sets.append(("nothing dropped", 0.0, seed, list(range(count))))
-        for share in SHARES:
+        for share in plan.shares:
             away = round(share * count)
             drawn = random.Random(seed).sample(range(count), count - away)
             sets.append(("at random", share, seed, sorted(drawn)))
@@ -502,10 +505,13 @@ def main() -> None:
     parser.add_argument("--drop", action="store_true", help="also train without the worst pairs by each rule")
     parser.add_argument("--drop-rate", type=float, default=2e-4)
     parser.add_argument("--drop-steps", type=int, default=60)
+    parser.add_argument("--shares", default=".05,.1,.2", help="shares of the pairs that are dropped")
+    parser.add_argument("--rules", default="", help="regular expression of the rules to try, by their names")
     parser.add_argument("--refusals", action="store_true", help="only the bundled pairs whose chosen response refuses")
     given = vars(parser.parse_args())
     out = given.pop("out")
     given["rates"] = tuple(float(part) for part in given["rates"].split(",") if part)
+    given["shares"] = tuple(float(part) for part in given["shares"].split(","))
     given["pilots"] = tuple(int(part) for part in given["pilots"].split(","))
     plan = Plan(**given)
     torch.set_num_threads(1)

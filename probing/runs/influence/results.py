@@ -1,6 +1,6 @@
 """One row a pair from all passes: influence, joint rates, what the pilot changed; and the null draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,15 +151,3 @@ def join_null(passes: Passes, frame: pd.DataFrame, loss: PreferenceLoss) -> pd.D
     pairs = frame.set_index("id").loc[summed["id"]].reset_index()
     summed["influence"] = _influence(pairs, loss, *(summed[side].to_numpy(np.float64) for side in SLOPES))
     return summed[["kind", "draw", "id", "influence"]]
-
-
-def measure_spread(frame: pd.DataFrame, null: pd.DataFrame) -> Mapping[str, NDArray[np.float64]]:
-    """Root mean square of the influences of the sampled pairs: of the target, and in each draw of each null."""
-    sample = frame[frame["id"].isin(set(null["id"]))]["influence"].dropna()
-    spread = {"target": np.array([float(np.sqrt(np.square(sample).mean()))])}
-    for kind, part in null.dropna().groupby("kind", sort=False):
-        draws = part.groupby("draw", sort=False)["influence"].apply(
-            lambda values: float(np.sqrt(np.square(values).mean()))
-        )
-        spread[f"{kind}s"] = draws.to_numpy(np.float64)
-    return spread

@@ -8,19 +8,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from probing.report.influence_tables import DROP_TITLE, SPREAD_TITLE, drop_worst, list_spread
 from probing.report.tables import counts, estimates, extremes, quantiles
 from probing.runs.influence.config import InfluenceConfig
 from probing.runs.influence.data import Inputs
 from probing.runs.influence.parts.work import POINT, describe_direction
-from probing.runs.influence.results import ALONG_COLUMN, JOINT_COLUMNS, PILOT_COLUMNS, TARGET_COLUMNS, measure_spread
+from probing.runs.influence.results import ALONG_COLUMN, JOINT_COLUMNS, PILOT_COLUMNS, TARGET_COLUMNS
 from probing.runs.score.tables import good_units, name_intervals
 from probing.statistics.bootstrap import bootstrap_mean, bootstrap_spearman, estimate_share
 from probing.statistics.intervals import FEW
 from probing.types import Estimate
 
 LISTED_PAIRS = 5
-DROPPED = (0.0, 0.05, 0.1, 0.2)
-"""Shares of the pairs, those with the lowest influence, without which the target is looked at."""
 TENTH = 0.1
 
 
@@ -34,9 +33,9 @@ def make_tables(
     if "influence" in scored:
         known = [name for name in (*TARGET_COLUMNS, ALONG_COLUMN) if name in scored]
         tables["Quantiles of influence (below 0: a step on the pair lowers the target)"] = quantiles(scored, known)
-        tables["What dropping the pairs of lowest influence does to the target"] = drop_worst(scored["influence"])
+        tables[DROP_TITLE] = drop_worst(scored["influence"])
         if null is not None and len(null):
-            tables["Spread of influence on a sample (root mean square)"] = list_spread(frame, null)
+            tables[SPREAD_TITLE] = list_spread(frame, null)
         tables["Pairs that lower the target most"] = list_worst(scored, "influence", inputs)
     if ALONG_COLUMN in scored:
         tables["Pairs that lower the target most along the pilot"] = list_worst(scored, ALONG_COLUMN, inputs)
@@ -75,26 +74,6 @@ def list_directions(facts: Mapping[str, Any]) -> pd.DataFrame:
         if entry is not None
     ]
     return pd.DataFrame(rows, columns=["direction", "part", "target", "norm", "step", "error of the step", "lost"])
-
-
-def drop_worst(influence: "pd.Series[float]") -> pd.DataFrame:
-    """The mean influence, which is the change of the target per unit learning rate, of what is left."""
-    ordered = np.sort(influence.to_numpy(np.float64))
-    rows = []
-    for share in DROPPED:
-        kept = ordered[round(share * len(ordered)) :]
-        if len(kept):
-            rows.append((f"{share:.0%}", len(kept), float(kept.mean()), float((kept < 0).mean())))
-    return pd.DataFrame(rows, columns=["dropped", "pairs", "change of the target", "pairs below 0"])
-
-
-def list_spread(frame: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
-    """Root mean square of the influences: of the target, and over the draws of each null the range."""
-    rows = [
-        (name, len(draws), float(np.median(draws)), float(draws.min()), float(draws.max()))
-        for name, draws in measure_spread(frame, null).items()
-    ]
-    return pd.DataFrame(rows, columns=["direction", "draws", "median", "lowest", "highest"])
 
 
 def measure_joint(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[str, Estimate]]:

@@ -17,6 +17,7 @@ from probing import LanguageModel
 from probing.data.bundled import bundled_data
 from probing.errors import DataInvalid, NotFinite, OutOfMemory, ProbingError, SourceMismatch, UsageError
 from probing.instruments.pair_scores import as_pairs
+from probing.report.influence_tables import DROP_TITLE, SPREAD_TITLE
 from probing.report.sections.influence import QUESTION
 from probing.runs import influence, report, show
 from probing.runs.influence import stages, states
@@ -533,7 +534,7 @@ def test_an_influence_without_a_target_is_shown_by_the_joint_rate(config, tmp_pa
 
 def test_pages_of_reports_and_show_know_the_run(config, files, tmp_path):
     write(files[0], [{**row, "kind": "even" if n % 2 else "odd"} for n, row in enumerate(make_pairs(12))])
-    influence.run(config(joint=True, group_column="kind", null_draws=0))
+    influence.run(config(joint=True, group_column="kind", null_draws=1))
     page = report.run(ReportConfig(folders=[tmp_path / "out"], out=tmp_path / "page.html"))
     assert page.exit_status == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -541,6 +542,9 @@ def test_pages_of_reports_and_show_know_the_run(config, files, tmp_path):
         QUESTION,
         "mean influence, which is that of a step on all pairs",
         "Distribution of joint_rate over 12",
+        DROP_TITLE,
+        SPREAD_TITLE,
+        "along 1 random direction and",
     ):
         assert words in text
     shown = show.run(show.ShowConfig(folder=tmp_path / "out", lowest=1))
