@@ -1,7 +1,7 @@
 """Columns of pair scores that tell how training on a pair moves both of its responses: rates, regime, SFT weight."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,18 @@ from probing.metrics.preference_losses import PreferenceLoss
 from probing.tokens.pairs import TokenizedPair
 
 
+class FreeProducts(NamedTuple):
+    """Products of some pairs over head and states as free parameters, on the CPU.
+
+    Attributes:
+        products: of the gradients of both responses of each pair.
+        pulls: the pulls of the tokens of each pair's rejected response, [token]; see ``free_feature_products``.
+    """
+
+    products: PairProducts
+    pulls: list[Tensor]
+
+
 def free_products(
     states: Tensor,
     following: Tensor,
@@ -28,8 +40,8 @@ def free_products(
     pairs: Sequence[TokenizedPair],
     head: Unembedding,
     both: bool = True,
-) -> PairProducts:
-    """Products of the gradients of each pair over head and states as free parameters, on the CPU.
+) -> FreeProducts:
+    """Products of the gradients of each pair over head and states as free parameters, and the pulls of its tokens.
 
     Args:
         states: states of each pair's chosen and then rejected response, pair after pair, [token width], where the head
@@ -44,13 +56,16 @@ def free_products(
     lengths = [count for pair in pairs for count in (pair.chosen_tokens, pair.rejected_tokens)]
     parts, ids = states.split(lengths), following.split(lengths)
     totals = logsumexp.split([pair.chosen_tokens + pair.rejected_tokens for pair in pairs])
-    grams = []
+    grams, pulls = [], []
     for at, total in zip(range(0, len(parts), 2), totals, strict=True):
-        gram = free_feature_products(parts[at : at + 2], ids[at : at + 2], head, total, 2 if both else 1).gram
+        found = free_feature_products(parts[at : at + 2], ids[at : at + 2], head, total, 2 if both else 1)
+        gram = found.gram
+        pulls.append(found.pulls[0, lengths[at] :])
         own = gram[1, 1] if both else gram.new_tensor(torch.nan)
         grams.append(torch.stack([gram[0, 0], gram[0, 1], own, gram[0, 0] - gram[0, 1]]))
     # Joined before they go to the host, which would otherwise wait for the card at every pair.
-    return PairProducts(*torch.stack(grams).cpu().unbind(1))
+    products = PairProducts(*torch.stack(grams).cpu().unbind(1))
+    return FreeProducts(products, list(torch.cat(pulls).cpu().split(lengths[1::2])))
 
 
 def exact_products(rates: GradientRates, pairs: Sequence[TokenizedPair]) -> PairProducts:

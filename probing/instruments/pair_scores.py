@@ -36,7 +36,7 @@ from probing.instruments.pair_likelihoods import (
     make_token_readout,
 )
 from probing.instruments.pair_regimes import exact_products, free_products, regime_columns
-from probing.instruments.pull_rows import PULLS_SCHEMA, make_pull_rows, pair_pulls
+from probing.instruments.pull_rows import PULLS_SCHEMA, make_pull_rows
 from probing.instruments.reading import (
     Advance,
     NonFiniteExplainer,
@@ -240,26 +240,24 @@ class PairScorer:
             values = self.stream.read(segments, report).values
             total, last = (values[name][0].unflatten(0, (-1, 2)) for name in ("sum", "last"))
             columns = _similarities(total, last, pairs)
-            stats = states = products = pulls = None
+            stats = states = free = None
             if self._keeping:
                 states = values["tokens"][0].to(self.head.weight.device)
                 following = torch.tensor([id for row in segments for id in row.ids[row.start + 1 :]])
                 said = token_stats(states, self.head, following)
                 stats = as_columns(said).cpu()
-                if self._rated:
+                if self._rated or self.pull:
                     both = bool(set(REJECTED_SQUARE) & set(self.columns))
-                    products = free_products(states, following, said.logsumexp, pairs, self.head, both)
-                if self.pull:
-                    pulls = pair_pulls(states, following, said.logsumexp, pairs, self.head)
+                    free = free_products(states, following, said.logsumexp, pairs, self.head, both)
             elif self._likely:
                 stats = values["tokens"][0]
             if stats is not None:
                 columns |= {name: column.tolist() for name, column in likelihood_columns(stats, pairs).items()}
-            if products is not None:
-                columns |= self._judge(products, "", pairs, columns)
+            if free is not None and self._rated:
+                columns |= self._judge(free.products, "", pairs, columns)
             if self._exact is not None:
                 columns |= self._judge(exact_products(self._exact, pairs), EXACT, pairs, columns)
-        return Measured(columns, stats, states, pulls)
+        return Measured(columns, stats, states, free.pulls if free is not None and self.pull else None)
 
     def _judge(
         self, products: PairProducts, end: str, pairs: Sequence[TokenizedPair], columns: Mapping[str, list[Any]]

@@ -148,7 +148,7 @@ def ours(pair, sides, states, weight, loss):
     logits = together @ weight.T
     picked = logits.log_softmax(1)[torch.arange(len(following)), following].split([len(sides[0]), len(sides[1])])
     likelihoods = {"chosen_logprob": [float(picked[0].sum())], "rejected_logprob": [float(picked[1].sum())]}
-    products = free_products(together, following, logits.logsumexp(1), [pair], head)
+    products = free_products(together, following, logits.logsumexp(1), [pair], head).products
     return {name: values[0] for name, values in regime_columns(products, loss, [pair], likelihoods).items()}
 
 
