@@ -13,9 +13,11 @@ import sys
 import typing
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import ProbingError
+from probing.ranks import is_launched, join_ranks
 from probing.report.screen import OneLine, guard_screen, to_json
 from probing.shown import to_message
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import docstring_parser
     import pandas
 
+    from probing.types import Report
     from probing.usage import Parser
 
 COMMANDS = {
@@ -70,6 +73,8 @@ EXAMPLES = {
     "show": "probing show scores --lowest 20",
     "demo": "probing demo --out demo-out",
 }
+SPREAD = ("score", "displacement", "rollouts", "ccs", "probe", "clusters", "capture")
+"""Commands whose rows are dealt out where they are launched in several processes; of others one process runs all."""
 SHOWN = ("json", "full", "quiet")
 """Flags of every command that say how its result is shown."""
 INTERRUPTED = 130
@@ -205,7 +210,33 @@ def _run(command: str, arguments: list[str]) -> int:
 
         logging.getLogger("probing").setLevel(logging.ERROR)
         hide_progress()
-    report = job.run(config)
+    if is_launched():
+        return _run_together(command, job, config, shown)
+    return _show(job.run(config), shown)
+
+
+def _run_together(command: str, job: ModuleType, config: Any, shown: dict[str, bool]) -> int:
+    """Run as one of several processes of a launch; those that do not lead show nothing but errors."""
+    if command not in SPREAD:
+        if os.environ["RANK"] != "0":
+            return 0
+        return _show(job.run(config), shown)
+    with join_ranks() as ranks:
+        if not ranks.leads:
+            from probing.report.progress import hide_progress
+
+            logging.getLogger("probing").setLevel(logging.ERROR)
+            hide_progress()
+            ranks.wait_for_turn()
+            job.run(config)
+            return 0
+        return _show(job.run(config), shown)
+    # A process that does not lead left.
+    return 0
+
+
+def _show(report: "Report", shown: dict[str, bool]) -> int:
+    """Print what a job answers; returns the exit status."""
     # With it comes pandas, which a mistake is told without.
     from probing.report.columns import name_columns
     from probing.report.tables import name_tables, render

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    ("shown",),
+    ("shown", "ranks"),
     ("types", "errors"),
     ("kernels",),
     ("statistics",),

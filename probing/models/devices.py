@@ -9,6 +9,7 @@ from torch import nn
 
 from probing.errors import ModelInvalid
 from probing.models.checkpoints import BALANCED
+from probing.ranks import current_ranks
 
 
 class Placed(Protocol):
@@ -63,11 +64,14 @@ def free_memory(device: torch.device) -> int | None:
 def choose_device(device: str = "auto") -> torch.device:
     """The device to run on: "auto" is the first CUDA card, or the CPU where there is none.
 
-    "balanced" says where the layers of a model go; what is computed besides runs where it would for "auto".
+    Of several processes of one launch on a machine each has a card of its own, for "auto" and "cuda". "balanced" says
+    where the layers of a model go; what is computed besides runs where it would for "auto".
 
     Raises:
-        ModelInvalid: there is no such device.
+        ModelInvalid: there is no such device, or none for this process.
     """
+    if current_ranks().size > 1 and (device == "cuda" or (device in ("auto", BALANCED) and torch.cuda.is_available())):
+        return _choose_own_card(device)
     if device in ("auto", BALANCED):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -79,3 +83,20 @@ def choose_device(device: str = "auto") -> torch.device:
     if chosen.type == "meta":
         raise ModelInvalid("device 'meta' holds no numbers; nothing can be computed there")
     return chosen
+
+
+def _choose_own_card(device: str) -> torch.device:
+    """The card of this process among the processes on its machine.
+
+    Raises:
+        ModelInvalid: there are fewer cards than processes, or the model is to be spread over all of them.
+    """
+    own, cards = current_ranks().local_rank, torch.cuda.device_count()
+    if device == BALANCED:
+        raise ModelInvalid("device 'balanced' spreads one model over all cards of a machine; launch one process there")
+    if own >= cards:
+        raise ModelInvalid(
+            f"there are {cards} CUDA cards here and more processes; launch one process a card, such as with torchrun "
+            f"--nproc_per_node {cards}, or give --device cpu"
+        )
+    return torch.device("cuda", own)

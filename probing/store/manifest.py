@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from probing.errors import FolderBusy, SourceMismatch
+from probing.ranks import current_ranks
 from probing.store.files import check_output_name, is_leftover, new_file, remove_leftovers
 from probing.store.records import MANIFEST as MANIFEST
 from probing.store.records import RUN_FILE as RUN_FILE
@@ -88,7 +89,7 @@ class RunFolder:
         known = self.facts()
         if known:
             differences = _differences(known.get("identity", {}) if recorded is None else recorded, identity)
-            if differences and self.failed:
+            if differences and self.failed and current_ranks().leads:
                 log.warning("%s: the run in it ended without a result; it is replaced", self.path)
                 # Only the parts of this run: states in a folder within have a record of their own, and may be a user's.
                 shutil.rmtree(self.shards, ignore_errors=True)
@@ -102,7 +103,9 @@ class RunFolder:
         self.write({**facts, "status": "running", "identity": dict(identity)})
 
     def write(self, facts: Mapping[str, Any]) -> None:
-        """Write the record."""
+        """Write the record; of the processes of one launch the first does so, the others do nothing."""
+        if not current_ranks().leads:
+            return
         content = {"schema_version": SCHEMA_VERSION, "command": self.command, **facts}
         content |= {SEAL: seal(content)}
         with new_file(self.path / self.record) as temporary:
@@ -115,12 +118,17 @@ class RunFolder:
 def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolder]:
     """Lock an output folder against other processes; a new one is removed if the run fails before anything is done.
 
+    Of the processes of one launch the first has the lock for all, and the others touch nothing.
+
     Raises:
         UsageError: the path cannot be that of a new folder.
         SourceMismatch: the folder holds files of something else, or the run of another command.
         FolderBusy: another process holds the folder.
         StoreCorrupt: the record, or the folder of the parts, is a link or damaged.
     """
+    if not current_ranks().leads:
+        yield RunFolder(path, command, record)
+        return
     check_output_name(path)
     if path.exists() and not path.is_dir():
         raise SourceMismatch(f"{path}: is a file; give a folder as --out")

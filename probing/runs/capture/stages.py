@@ -16,13 +16,14 @@ from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.report.progress import Progress
 from probing.report.tables import counts
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.capture.rows import Batch, choose_schema, find_batch, label_of, read_whole_shard
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Shard, complete_parts, find_shard, make_with_next_prepared, status_facts
+from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, make_with_next_prepared, status_facts
 from probing.runs.common.record import (
     begin_run,
     check_rendered,
@@ -82,8 +83,13 @@ def capture_into(
     schema = choose_schema(folder, prompts)
     batch = find_batch(folder, config, table, prompts, schema)
     made = capture_shards(folder, config, capturer, batch, schema)
-    if made or not batch.finished or not is_unchanged(folder.path / ROWS_FILE, folder.facts().get("rows_sha256")):
-        _finish(folder, config, capturer, batch, schema, began)
+
+    def finish_if_needed() -> None:
+        if made or not batch.finished or not is_unchanged(folder.path / ROWS_FILE, folder.facts().get("rows_sha256")):
+            _finish(folder, config, capturer, batch, schema, began)
+
+    # All processes of a launch read the store afterwards.
+    current_ranks().wait_for_leader(finish_if_needed)
     _check_others(folder, batch, schema, config.repair)
     return read_report(folder)
 
@@ -125,7 +131,14 @@ def capture_shards(
     bar = Progress(
         len(batch.prompts), sum(len(shard.rows) for shard in known if shard is not None), "rows", "capturing"
     )
-    complete_parts(known, make_with_next_prepared(prepare, make), write, bar, lambda shard: budget.adopt(shard.facts))
+
+    def find(at: int) -> Shard | None:
+        shard = _find_shard(folder, first + at, blocks[at], schema, deep=False)
+        return shard if isinstance(shard, Shard) else None
+
+    maker = make_with_next_prepared(prepare, make)
+    spread = Spread(find, lambda: [float(sum(len(repr(row)) for row in block)) for block in blocks])
+    complete_parts(known, maker, write, bar, lambda shard: budget.adopt(shard.facts), spread)
     note_rendered(folder, render_fixed())
     return len(faults)
 

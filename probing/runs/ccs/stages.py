@@ -12,6 +12,7 @@ from probing.data.statements import text_groups
 from probing.data.tables import Table, canonical
 from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.ccs.config import FORMS_FILE, SUMMARY_FILE, CCSConfig
 from probing.runs.ccs.files import gather_facts, write_files
 from probing.runs.ccs.parts import count_places_at_once, gather_material, train_place, training_options
@@ -54,6 +55,7 @@ def probe_into(
         options = training_options(config)
         at_once = count_places_at_once(material, options, device)
         threads = torch.get_num_threads() // (at_once or 1)
+        current_ranks().leave()
         complete_layers(
             folder.shards,
             material.places,

@@ -14,6 +14,7 @@ from probing.data.tables import Table, canonical
 from probing.errors import LayerNotFound, SourceMismatch
 from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.capture.within import capture_states
 from probing.runs.clusters.config import SUMMARY_FILE, ClustersConfig
 from probing.runs.clusters.files import write_everything
@@ -72,6 +73,7 @@ def clusters_into(
             return Pieces(pieces_path(folder.shards, numbers[part]))
 
         keys = {" ".join(map(str, part)): part for part in parts}
+        current_ranks().leave()
         complete_layers(
             folder.shards,
             list(keys),

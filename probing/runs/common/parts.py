@@ -19,10 +19,12 @@ from safetensors.torch import load_file
 
 from probing.data.pairs import content_sha256
 from probing.data.tables import Table
+from probing.errors import StoreCorrupt
 from probing.instruments.prefetch import prefetch
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.instruments.reading import Advance
 from probing.probes.threads import open_single_threads
+from probing.ranks import current_ranks, deal_out
 from probing.report.progress import Progress
 from probing.runs.common.budget import KeptBudget
 from probing.store.activations import find_fault, states_path, write_states
@@ -33,6 +35,9 @@ from probing.types import PreferencePair
 Ready = TypeVar("Ready")
 Made = TypeVar("Made")
 Part = TypeVar("Part")
+COUNTED = ("thousandths of rows", "tokens")
+"""What the processes that do not lead have done, under these names."""
+TOLD_SECONDS = 0.5
 Maker = Callable[[Sequence[int], Advance], Generator[Made, None, None]]
 """Makes the parts with these numbers, in order, each when it is asked for."""
 
@@ -43,8 +48,11 @@ def complete_parts(
     write: Callable[[int, Made], Part],
     bar: Progress,
     adopt: Callable[[Part], None] = lambda part: None,
+    spread: "Spread[Part] | None" = None,
 ) -> list[Part]:
     """Complete all parts of a job: read those of an earlier run, and make the others.
+
+    Where the command was launched in several processes, each makes its share of those that are missing.
 
     When this ends, even by an error or an interrupt, the threads of the maker end; the parts before are written.
 
@@ -55,7 +63,10 @@ def complete_parts(
         write: writes a part that was made, and answers what is remembered of it.
         bar: shows how far it is.
         adopt: told of every part, old or new, before the next one is made.
+        spread: how processes share the work; None where the one that leads has to make all parts.
     """
+    if spread is not None and current_ranks().size > 1:
+        return _complete_together(known, make, write, bar, adopt, spread)
     missing = [number for number, part in enumerate(known) if part is None]
     parts = []
     with bar, closing(make(missing, bar.advance)) as made:
@@ -64,6 +75,94 @@ def complete_parts(
             adopt(whole)
             parts.append(whole)
     return parts
+
+
+@dataclass(frozen=True)
+class Spread(Generic[Part]):
+    """How several processes share the parts of a job.
+
+    Attributes:
+        find: reads a part that another process wrote; None if it is not there.
+        weights: of every part: about how much work it is.
+    """
+
+    find: Callable[[int], Part | None]
+    weights: Callable[[], Sequence[float]]
+
+
+def _complete_together(
+    known: Sequence[Part | None],
+    make: Maker[Made],
+    write: Callable[[int, Made], Part],
+    bar: Progress,
+    adopt: Callable[[Part], None],
+    spread: Spread[Part],
+) -> list[Part]:
+    """Make the share of this process, wait for the others, and read what they wrote.
+
+    Raises:
+        StoreCorrupt: a part is missing after all.
+    """
+    ranks = current_ranks()
+
+    def deal() -> list[list[int]]:
+        missing, weights = [number for number, part in enumerate(known) if part is None], spread.weights()
+        hands = deal_out([weights[number] for number in missing], ranks.size)
+        return [[missing[at] for at in hand] for hand in hands]
+
+    own = ranks.share(deal)[ranks.rank]
+    for part in known:
+        if part is not None:
+            adopt(part)
+    shared = SharedBar(bar)
+    with bar, closing(make(own, shared.advance)) as made:
+        for number in own:
+            adopt(write(number, next(made)))
+        shared.flush()
+        ranks.gather(shared.poll)
+    parts = [spread.find(number) for number in range(len(known))]
+    if any(part is None for part in parts):
+        raise StoreCorrupt("a part of the run that another process wrote is not there; run the same command again")
+    return [part for part in parts if part is not None]
+
+
+class SharedBar:
+    """A progress bar of the process that leads, which counts what all do.
+
+    Args:
+        bar: the bar; the others show none.
+    """
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._ranks = bar, current_ranks()
+        self._rows, self._tokens, self._told = 0.0, 0, time.monotonic()
+        self._seen = [self._ranks.count(name) for name in COUNTED]
+
+    def advance(self, rows: float, tokens: int) -> None:
+        """Count rows and tokens that this process has done."""
+        if self._ranks.leads:
+            self._bar.advance(rows, tokens)
+        else:
+            self._rows, self._tokens = self._rows + rows, self._tokens + tokens
+        if time.monotonic() - self._told >= TOLD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell the leader what was done since it was told last, or hear it."""
+        self._told = time.monotonic()
+        if self._ranks.leads:
+            return self.poll()
+        for name, more in zip(COUNTED, (round(1000 * self._rows), self._tokens), strict=True):
+            self._ranks.count(name, more)
+        self._rows, self._tokens = 0.0, 0
+        return None
+
+    def poll(self) -> None:
+        """Show what the others have done since the last time."""
+        now = [self._ranks.count(name) for name in COUNTED]
+        rows, tokens = (new - old for new, old in zip(now, self._seen, strict=True))
+        self._seen = now
+        self._bar.advance(rows / 1000, tokens)
 
 
 def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
@@ -170,6 +269,11 @@ class Blocks(Generic[OneRow]):
         """Indices of the rows that make one shard."""
         return [range(len(self.rows))[start : start + self.size] for start in range(0, len(self.rows), self.size)]
 
+    @property
+    def weights(self) -> list[float]:
+        """About how much work each block is: the length of its rows, in characters."""
+        return [float(sum(len(repr(row)) for row in self.of(block))) for block in self.blocks]
+
     def of(self, block: range) -> list[OneRow]:
         """The rows of one block."""
         return [self.rows[index] for index in block]
@@ -260,7 +364,7 @@ def complete_shards(
     done = [len(block) for block, shard in zip(data.blocks, known, strict=True) if shard is not None]
     bar = Progress(len(data.rows), sum(done), doing=doing)
     maker = make_with_next_prepared(lambda number: prepare(data.blocks[number]), make)
-    return complete_parts(known, maker, write, bar, adopt)
+    return complete_parts(known, maker, write, bar, adopt, Spread(find, lambda: data.weights))
 
 
 def to_rows(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:

@@ -18,6 +18,7 @@ from probing.errors import SourceMismatch, StoreCorrupt
 from probing.kernels.dispatch import with_fallbacks
 from probing.models.devices import device_names
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.common.about import BEGAN, today
 from probing.runs.common.options import Options
 from probing.runs.common.versions import versions
@@ -67,6 +68,7 @@ def begin_run(
     # that older folders still resume.
     recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
     folder.begin(depends_on, {"config": config.plain(), BEGAN: today()}, recorded)
+    current_ranks().announce_begun()
     if known.get("status") == "done":
         log.warning("%s holds this run, finished: its results are shown again", folder.path)
 
@@ -170,7 +172,8 @@ def describe_how(store: ActivationStore) -> str:
 
 def clear(folder: Path) -> None:
     """Remove the shards of a run that is complete."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if current_ranks().leads:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_summary(path: Path, facts: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:

@@ -23,6 +23,7 @@ from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
@@ -80,21 +81,23 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
         comparer = make_comparer(config, reference, policy)
         shards = compare_shards(folder, data, comparer)
         note_rendered(folder, rendered_pairs(inputs.pairs, reference=reference, policy=policy))
-        joined = [shard.rows for shard in shards]
         facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
         facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
         facts |= {"data": data.facts(), **pair_facts(shards, data)}
+        before = comparer.before
+        # Only one policy is in memory at a time.
+        del comparer, policy
+        earlier = [(step, path) for step, path in inputs.steps or () if taken is not None and step < taken]
+        likelihoods_of, unreadable = measure_steps(folder, config, data, before, earlier)
+        broken += unreadable
+        current_ranks().leave()
         join_shards(data.with_places(shards), folder.path / PAIRS_FILE)
         wrote = [PAIRS_FILE]
         wrote += token_shards(folder, config.top).join(len(data.blocks), folder.path)
         if taken is not None:
-            frame = pa.concat_tables(joined).to_pandas()
-            before = comparer.before
-            # Only one policy is in memory at a time.
-            del comparer, policy
-            broken += write_course(
-                folder, config, data, steps=inputs.steps or (), before=before, frame=frame, taken=taken
-            )
+            course = course_frame(pa.concat_tables([shard.rows for shard in shards]).to_pandas(), likelihoods_of, taken)
+            rows = to_rows(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))
+            join_shards([rows], folder.path / COURSE_FILE)
             wrote.append(COURSE_FILE)
             facts |= {"policy_step": taken}
         facts |= {"broken_steps": broken}
@@ -165,28 +168,17 @@ def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> 
     )
 
 
-def write_course(
-    folder: RunFolder,
-    config: DisplacementConfig,
-    data: Dataset,
-    *,
-    steps: Sequence[tuple[int, Path]],
-    before: PairScorer,
-    frame: pd.DataFrame,
-    taken: int,
-) -> list[dict[str, Any]]:
-    """Compute likelihoods under every readable checkpoint; returns the others."""
+def measure_steps(
+    folder: RunFolder, config: DisplacementConfig, data: Dataset, before: PairScorer, steps: Sequence[tuple[int, Path]]
+) -> tuple[dict[int, pd.DataFrame], list[dict[str, Any]]]:
+    """Likelihoods of every pair under every readable checkpoint, by its step; and what is wrong with the others."""
     likelihoods_of, broken = {}, []
     for step, path in steps:
-        if step >= taken:
-            continue
         try:
             likelihoods_of[step] = measure_step(folder, config, data, before, step, path)
         except ProbingError as error:
             broken.append(note_broken_step(step, path, error))
-    course = course_frame(frame, likelihoods_of, taken)
-    join_shards([to_rows(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))], folder.path / COURSE_FILE)
-    return broken
+    return likelihoods_of, broken
 
 
 def measure_step(

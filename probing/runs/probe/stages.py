@@ -11,6 +11,7 @@ import numpy as np
 from probing.data.tables import Table, canonical
 from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.common.groups import name_folds, values_to_split
 from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
@@ -54,6 +55,7 @@ def probe_into(
     if not folder.finished:
         data = (table, prompts)
         material = gather_material(folder, config, data, fresh, positive=positive, values=values, source=source)
+        current_ranks().leave()
         complete_layers(
             folder.shards,
             [*material.places, SURFACE],

@@ -16,6 +16,7 @@ from probing.instruments.reading import Advance
 from probing.instruments.rollout_rates import ROLLOUTS_SCHEMA, RolloutScorer
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import Blocks, Shard, complete_shards, pair_facts, to_rows
@@ -61,6 +62,7 @@ def measure_into(folder: RunFolder, config: RolloutsConfig, table: Table, groups
         data = Blocks(table, groups, config.shard_groups)
         scorer = make_scorer(config, model)
         shards = measure_shards(folder, data, scorer)
+        current_ranks().leave()
         note_rendered(folder, rendered_groups(groups, model=model))
         join_shards(data.with_places(shards, "group"), folder.path / ROLLOUTS_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}

@@ -19,6 +19,7 @@ from probing.instruments.pull_rows import PULLS_SCHEMA
 from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.report.pulls import pull_tables
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.held import NOT_FILES
@@ -74,6 +75,7 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         data = Dataset(table, pairs, config.shard_pairs)
         scorer = make_scorer(config, model)
         shards = score_shards(folder, data, scorer)
+        current_ranks().leave()
         note_rendered(folder, rendered_pairs(pairs, model=model))
         join_shards(data.with_places(shards), folder.path / SCORES_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}

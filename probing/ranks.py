@@ -1,0 +1,179 @@
+"""The processes that one command was launched in, by torchrun or alike: what they tell one another.
+
+Each runs the same command. The first leads: it alone locks the output folder, writes the record and the results, and
+prints them; the others make their share of the parts and leave. What they tell one another goes through the key-value
+store that the launcher provides, so that no collective operation of a backend is needed.
+"""
+
+import contextlib
+import heapq
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+log = logging.getLogger(__name__)
+
+FOREVER = timedelta(days=100)
+"""How long a process waits for another: the launcher ends all of them when one fails."""
+SILENCE_SECONDS = 60.0
+POLL_SECONDS = 0.2
+BEGUN, DONE, LEFT = "begun", "done", "left"
+
+
+class Left(BaseException):
+    """Raised in a process that does not lead when its share is done; not an error."""
+
+
+@dataclass(eq=False)
+class Ranks:
+    """The processes of one launch, as one of them sees them.
+
+    Attributes:
+        rank: number of this process, from 0; the first leads.
+        size: number of processes.
+        local_rank: number of this process among those on its machine.
+        store: through which they tell one another; None where there is one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: "Store | None" = None
+    _shared: int = field(default=0, init=False)
+    _gathered: int = field(default=0, init=False)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process locks, writes and prints."""
+        return self.rank == 0
+
+    def announce_begun(self) -> None:
+        """Tell the others that this process has read its inputs and holds the run; see ``wait_for_turn``."""
+        if self.store is not None:
+            self.store.set(f"{BEGUN}/{self.rank}", "1")
+
+    def wait_for_turn(self) -> None:
+        """Wait until the leader has begun, and the first process on this machine has read its model.
+
+        So wrong inputs are told once, and the processes of a machine do not read the same files from a cold disk at
+        once.
+        """
+        if self.store is not None and not self.leads:
+            self.store.wait([f"{BEGUN}/0"], FOREVER)
+            if self.local_rank:
+                self.store.wait([f"{BEGUN}/{self.rank - self.local_rank}"], FOREVER)
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What the leader makes, in every process; it goes through JSON. All processes have to call this in turn."""
+        if self.store is None:
+            return make()
+        self._shared += 1
+        key = f"shared/{self._shared}"
+        if self.leads:
+            made = json.dumps(make())
+            self.store.set(key, made)
+        else:
+            self.store.wait([key], FOREVER)
+            made = self.store.get(key).decode()
+        return json.loads(made)
+
+    def wait_for_leader(self, do: Callable[[], None] = lambda: None) -> None:
+        """Have the leader do something that the others wait for."""
+        self.share(do)
+
+    def count(self, name: str, more: int = 0) -> int:
+        """Add to a number that all processes share; returns it."""
+        assert self.store is not None
+        return int(self.store.add(name, more))
+
+    def gather(self, poll: Callable[[], None] = lambda: None) -> None:
+        """Have every process wait until all have come here.
+
+        Args:
+            poll: called by the leader while it waits.
+        """
+        self._gathered += 1
+        self._wait_for_all(f"{DONE}/{self._gathered}", poll)
+        self.wait_for_leader()
+
+    def gather_last(self) -> None:
+        """Have the leader wait until every process has come here, and the others end at once."""
+        self._wait_for_all(LEFT, lambda: None)
+
+    def _wait_for_all(self, name: str, poll: Callable[[], None]) -> None:
+        if self.store is None:
+            return
+        came, silent_from = self.count(name, 1), time.monotonic()
+        while self.leads and came < self.size:
+            time.sleep(POLL_SECONDS)
+            poll()
+            came = self.count(name)
+            if time.monotonic() - silent_from > SILENCE_SECONDS:
+                log.warning("waiting for %d of %d processes of this launch", self.size - came, self.size)
+                silent_from = time.monotonic()
+
+    def leave(self) -> None:
+        """End a process that does not lead, whose share is done.
+
+        Raises:
+            Left: this process does not lead; ``join_ranks`` catches it.
+        """
+        if not self.leads:
+            raise Left
+
+
+_current = Ranks()
+
+
+def current_ranks() -> Ranks:
+    """The processes that run this command together; one, unless it was launched in several."""
+    return _current
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several of a launch."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Run with the other processes of the launch inside the block; ``Left`` ends the block quietly."""
+    global _current
+    from torch.distributed import rendezvous
+
+    store, rank, size = next(iter(rendezvous("env://", timeout=FOREVER)))
+    _current = Ranks(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
+    try:
+        with contextlib.suppress(Left):
+            yield _current
+        # The store may be the leader's, which has to go last.
+        _current.gather_last()
+    finally:
+        _current = Ranks()
+
+
+def deal_out(weights: Sequence[float], hands: int) -> list[list[int]]:
+    """Numbers of pieces for each of some workers, so that all have about the same weight; each in ascending order.
+
+    The heaviest piece that is left goes to the worker with the least (Graham's rule of the longest processing time,
+    at most 4/3 of the best deal).
+
+    Args:
+        weights: of every piece.
+        hands: number of workers.
+    """
+    loads = [(0.0, hand) for hand in range(hands)]
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    for piece in sorted(range(len(weights)), key=lambda at: -weights[at]):
+        load, hand = heapq.heappop(loads)
+        dealt[hand].append(piece)
+        heapq.heappush(loads, (load + weights[piece], hand))
+    return [sorted(pieces) for pieces in dealt]
