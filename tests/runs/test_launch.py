@@ -178,7 +178,7 @@ def test_a_row_that_cannot_be_run_is_a_status(model_folder, inputs, tmp_path):
 
 def test_wrong_input_is_told_once(model_folder, inputs, tmp_path):
     values = options("score", model_folder, inputs, tmp_path / "out") | {"data": str(tmp_path / "none.jsonl")}
-    status, printed, said = launch("score", values, 2)
+    status, _, said = launch("score", values, 2)
     assert status != 0
     assert said.count("none.jsonl: no such file") == 1
 
