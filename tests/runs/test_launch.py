@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import refusal_runs
 import tiny
 from harness import ON_A_SLOW_DISK, as_options, count_shards, make_pairs, make_rollouts, phrase, read_lines, write
 
@@ -60,10 +61,15 @@ def options(command, model_folder, inputs, out):
 RUNS = {"score": score, "displacement": displacement, "rollouts": rollouts, "capture": capture, "clusters": clusters}
 
 
+def score_words(model_folder, inputs, tmp_path, **changes):
+    """The command line of a scoring into the folder ``out``."""
+    return ["score", *as_options(options("score", model_folder, inputs, tmp_path / "out") | changes)]
+
+
 @contextlib.contextmanager
-def launched(command, values, count, program=ON_A_SLOW_DISK):
+def launched(words, count):
     """A command in so many processes; it is ended with the block."""
-    given = [*TORCHRUN, str(count), "--no-python", sys.executable, "-c", program, command, *as_options(values)]
+    given = [*TORCHRUN, str(count), "--no-python", sys.executable, "-c", ON_A_SLOW_DISK, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
@@ -72,9 +78,9 @@ def launched(command, values, count, program=ON_A_SLOW_DISK):
             process.kill()
 
 
-def launch(command, values, count, program=ON_A_SLOW_DISK):
+def launch(words, count):
     """Run a command in so many processes; returns the status of the launcher, and what was printed and said."""
-    with launched(command, values, count, program) as process:
+    with launched(words, count) as process:
         printed, said = process.communicate(timeout=SECONDS)
     return process.returncode, printed, said
 
@@ -107,7 +113,7 @@ def wait_for(wanted, launcher):
 
 @pytest.mark.parametrize("command", list(RUNS))
 def test_two_processes_write_the_bytes_of_one(command, model_folder, inputs, tmp_path):
-    status, printed, said = launch(command, options(command, model_folder, inputs, tmp_path / "two"), 2)
+    status, printed, said = launch([command, *as_options(options(command, model_folder, inputs, tmp_path / "two"))], 2)
     assert status == 0, said
     config = RUNS[command].run.__annotations__["config"]
     plain = RUNS[command].run(config(**options(command, model_folder, inputs, tmp_path / "one")))
@@ -116,16 +122,23 @@ def test_two_processes_write_the_bytes_of_one(command, model_folder, inputs, tmp
     assert said.count("wrote ") == 1
 
 
+def test_two_processes_measure_an_edit_as_one_does(refusal_run, tmp_path):
+    data = refusal_run / "prompts.jsonl"
+    status, _, said = launch(refusal_runs.options_of("evaluate", data, refusal_run, tmp_path / "two"), 2)
+    assert status == 0, said
+    assert read_files(tmp_path / "two") == read_files(refusal_run / "evaluate")
+
+
 def test_a_rank_that_is_killed_loses_nothing_that_others_finished(model_folder, inputs, tmp_path):
-    values = options("score", model_folder, inputs, tmp_path / "out")
-    with launched("score", values, 2) as launcher:
+    words = score_words(model_folder, inputs, tmp_path)
+    with launched(words, 2) as launcher:
         rank = wait_for(lambda: count_shards(tmp_path / "out") > 2 and find_rank(launcher, 1), launcher)
         os.kill(rank, signal.SIGKILL)
         assert launcher.wait(SECONDS) != 0
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").glob("0*.parquet")}
     assert 2 < len(kept) < 10
     # Three processes go on where two stopped.
-    with launched("score", values, 3) as launcher:
+    with launched(words, 3) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out") > len(kept), launcher)
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
         assert launcher.wait(SECONDS) == 0
@@ -134,8 +147,8 @@ def test_a_rank_that_is_killed_loses_nothing_that_others_finished(model_folder, 
 
 
 def test_a_damaged_part_is_made_again_by_whoever_gets_it(model_folder, inputs, tmp_path):
-    values = options("score", model_folder, inputs, tmp_path / "out")
-    with launched("score", values, 2) as launcher:
+    words = score_words(model_folder, inputs, tmp_path)
+    with launched(words, 2) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out") > 3, launcher)
         os.kill(wait_for(lambda: find_rank(launcher, 0), launcher), signal.SIGKILL)
         assert launcher.wait(SECONDS) != 0
@@ -143,7 +156,7 @@ def test_a_damaged_part_is_made_again_by_whoever_gets_it(model_folder, inputs, t
     schema = read_shard(damaged, pa_schema(damaged))[0].schema
     damaged.write_bytes(damaged.read_bytes()[:-40])
     assert read_shard(damaged, schema) is None
-    assert launch("score", values, 2)[0] == 0
+    assert launch(words, 2)[0] == 0
     score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "one")))
     assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
 
@@ -155,10 +168,10 @@ def pa_schema(path):
 
 
 def test_a_second_launch_into_the_same_folder_is_refused(model_folder, inputs, tmp_path):
-    values = options("score", model_folder, inputs, tmp_path / "out")
-    with launched("score", values, 2) as launcher:
+    words = score_words(model_folder, inputs, tmp_path)
+    with launched(words, 2) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out"), launcher)
-        status, printed, said = launch("score", values, 2)
+        status, printed, said = launch(words, 2)
         assert status != 0
         assert said.count("another process is writing there") == 1
         assert not printed
@@ -168,17 +181,15 @@ def test_a_second_launch_into_the_same_folder_is_refused(model_folder, inputs, t
 def test_a_row_that_cannot_be_run_is_a_status(model_folder, inputs, tmp_path):
     rows = read_lines(inputs / "pairs.jsonl")
     rows[13]["chosen"] = ""
-    values = options("score", model_folder, inputs, tmp_path / "out") | {
-        "data": str(write(tmp_path / "bad.jsonl", rows))
-    }
-    status, printed, said = launch("score", values, 2)
+    words = score_words(model_folder, inputs, tmp_path, data=str(write(tmp_path / "bad.jsonl", rows)))
+    status, printed, said = launch(words, 2)
     assert status == 0, said
     assert "empty_response" in printed
 
 
 def test_wrong_input_is_told_once(model_folder, inputs, tmp_path):
-    values = options("score", model_folder, inputs, tmp_path / "out") | {"data": str(tmp_path / "none.jsonl")}
-    status, _, said = launch("score", values, 2)
+    words = score_words(model_folder, inputs, tmp_path, data=str(tmp_path / "none.jsonl"))
+    status, _, said = launch(words, 2)
     assert status != 0
     assert said.count("none.jsonl: no such file") == 1
 
@@ -186,7 +197,7 @@ def test_wrong_input_is_told_once(model_folder, inputs, tmp_path):
 def test_commands_without_rows_run_once(model_folder, inputs, tmp_path):
     values = {"data": inputs / "pairs.jsonl", "scores": tmp_path / "out", "by": "ches", "drop_highest": 0.5}
     score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "out")))
-    status, _, said = launch("filter", {**values, "out": tmp_path / "kept.jsonl"}, 2)
+    status, _, said = launch(["filter", *as_options({**values, "out": tmp_path / "kept.jsonl"})], 2)
     assert status == 0, said
     assert len(read_lines(tmp_path / "kept.jsonl")) == 20
     assert said.count("wrote ") == 1
