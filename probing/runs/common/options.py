@@ -330,7 +330,7 @@ class LossOptions(BetaOptions):
             apo_zero, apo_down, discopop, sigmoid_norm, cpo, simpo or orpo; "margin" stands for any loss of the margin
             of the two log-probabilities, per unit of its slope.
         sft_weight: weight of the mean negative log-likelihood of the chosen response, where the training adds it to the
-            loss. The least weight of it does not depend on this.
+            loss. The column least_sft_weight does not depend on it.
         gamma: margin that SimPO aims at.
         label_smoothing: share of labels that the training takes to be wrong, of robust, exo_pair, cpo and simpo.
     """
@@ -355,7 +355,7 @@ class RolloutOptions(DatasetOptions, ResponseOptions, RunOptions):
         responses_column: column of the lists of responses; by default responses, completions or generations.
         rewards_column: column of the lists of rewards, numbers or true and false; by default rewards or scores.
         correct_above: a response is correct if its reward is above this. The default is right for rewards of 0 and 1,
-            which verifiers give; name it for others.
+            which verifiers give; for other rewards name another threshold.
         advantage: how rewards become weights of responses, each trained by its weight times the gradient of its ln p:
             "grpo" (advantage (r - mean)/(std + 1e-4) over the response's tokens), "dapo" (the same over the tokens of
             the group, TRL's default), "dr_grpo" (r - mean).
