@@ -439,8 +439,9 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
         assert table.loc[kind, "influence"] == pytest.approx(part["influence"].mean())
         harm = frame["influence"].clip(upper=0).sum()
         assert table.loc[kind, "share of harm"] == pytest.approx(part["influence"].clip(upper=0).sum() / harm)
-        worst = frame.nsmallest(2, "influence")["kind"]
+        worst, best = (frame.sort_values("influence", ascending=low)["kind"].head(2) for low in (True, False))
         assert table.loc[kind, "share of the worst tenth"] == pytest.approx((worst == kind).mean())
+        assert table.loc[kind, "share of the best tenth"] == pytest.approx((best == kind).mean())
     dropped = answer.tables["What dropping the pairs of lowest influence does to the target"].set_index("dropped")
     assert dropped.loc["0%", "change of the target"] == pytest.approx(frame["influence"].mean())
     assert dropped.loc["10%", "change of the target"] == pytest.approx(frame["influence"].nlargest(18).mean())
