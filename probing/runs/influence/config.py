@@ -76,7 +76,9 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     refusal_text: str = "I'm sorry, but I can't"
     joint: bool = False
     loss: str = "dpo"
-    parameters: str | None = option(None, form=r"all|head|lora|last:[1-9]\d{0,3}")
+    parameters: str | None = option(
+        None, form=r"all|head|lora|last:[1-9]\d{0,3}", written="all, head, lora or last:K with K at least 1"
+    )
     parameter_parts: int = option(1, least=1, most=1000)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     batch_pairs: int = option(16, least=1, most=MOST_ROWS)

@@ -465,8 +465,11 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
         ({"pilot_influence": True, "pilot_steps": 1, "learning_rate": 0.1}, "of at least 2"),
         ({"pilot_influence": True, "pilot_steps": 2, "learning_rate": 0.1, "target": None, "joint": True}, "--target"),
         ({"dtype": "bf16"}, "lost in rounding in bfloat16"),
-        ({"parameters": "some"}, "parameters must be of the form"),
+        ({"parameters": "some"}, "parameters must be all, head, lora or last:K"),
         ({"quantity": "refusal", "refusal_text": " "}, "refusal_text is empty"),
+        ({"quantity": "chose"}, "quantity must be one of chosen, margin, response, refusal, not 'chose'"),
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, sgd, not 'lion'"),
+        ({"step": "1"}, "step must be a number, not '1'"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_read(config, changes, message):
