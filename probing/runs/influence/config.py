@@ -36,7 +36,8 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     Args:
         model: folder or hub id of a causal language model or of an adapter on one, or "bundled"; run in float32.
         target: file of what should be kept: preference pairs, prompts with responses, or prompts, as --quantity says;
-            "bundled" for those in this package. Named columns of pairs and texts are the same as those of --data.
+            "bundled" for those in this package. Columns of pairs that are named are the same as those of --data; those
+            of prompts and responses have their usual names.
         target_split: which split or slice of --target to read; see --split.
         quantity: mean over the rows of the target whose change is measured: "chosen" (ln p of the chosen response of
             pairs), "margin" (ln p(chosen) - ln p(rejected) of pairs), "response" (ln p of the response of each row), or
