@@ -1,5 +1,6 @@
 """probing influence: its numbers against autograd pair by pair, resumed runs, and what is refused."""
 
+import dataclasses
 import json
 import math
 import os
@@ -499,6 +500,58 @@ def test_bad_targets_are_told_in_a_sentence(config, files, rows, changes, error,
         write(files[1], rows)
     with pytest.raises(error, match=message):
         influence.run(config(**changes))
+
+
+def test_data_of_which_no_pair_can_be_run_are_told_with_the_reason(config, files):
+    write(files[0], [{**row, "rejected": row["chosen"]} for row in make_pairs(3)])
+    for changes in ({"joint": True}, {"optimizer": "sgd"}):
+        with pytest.raises(DataInvalid, match=r"pairs.jsonl: no pair of the training data can.*identical"):
+            influence.run(config(**changes))
+
+
+def test_a_step_is_doubted_aloud_and_where_none_is_good_that_is_said(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(directions, "WARNED_ERROR", 0.0)
+    influence.run(config(joint=True, null_draws=0))
+    said = [record.getMessage() for record in caplog.records]
+    assert all(
+        any(f"along the gradient of the {what} are known" in each for each in said) for what in ("target", "joint")
+    )
+    monkeypatch.setattr("probing.instruments.influence.LARGEST_ERROR", 0.0)
+    with pytest.raises(NotFinite, match="gradient of the target: no length of step is good; where two of them agree"):
+        influence.run(config(step=None, out=tmp_path / "none"))
+
+
+def test_a_permuted_margin_that_cancels_itself_has_no_influence(config, tmp_path, monkeypatch):
+    def cancel(self, generator):
+        return dataclasses.replace(self, weights=[[0.0, 0.0] for _ in self.weights])
+
+    monkeypatch.setattr("probing.runs.influence.rows.Target.permuted", cancel)
+    influence.run(config(quantity="margin", null_draws=1))
+    null = pd.read_parquet(tmp_path / "out" / "null.parquet")
+    assert (null[null["kind"] == "permuted target"]["influence"] == 0).all()
+    assert (null[null["kind"] == "random direction"]["influence"] != 0).all()
+
+
+@pytest.mark.parametrize("how", ["memory", "folder"])
+def test_a_caller_may_be_in_inference_mode(config, files, model_folder, how):
+    given = {"data": str(files[0]), "target": str(files[1]), "null_draws": 1, "step": 0.01, "joint": True}
+    model = tiny.make_model() if how == "memory" else str(model_folder)
+    with torch.inference_mode():
+        answer = probing.influence(model=model, **given)
+    plain = probing.influence(model=model, **given)
+    for title, table in answer.tables.items():
+        pd.testing.assert_frame_equal(table, plain.tables[title])
+
+
+def test_weights_of_inference_mode_are_told(files):
+    with torch.inference_mode():
+        language_model = tiny.make_model()
+    with pytest.raises(UsageError, match=r"made under torch\.inference_mode"):
+        probing.influence(model=language_model, data=str(files[0]), joint=True)
+    half = tiny.make_model()
+    half = LanguageModel(half.model.bfloat16(), half.tokenizer)
+    with pytest.raises(UsageError, match=r"model\.float\(\)"):
+        probing.influence(model=half, data=str(files[0]), joint=True)
 
 
 def test_weights_without_numbers_are_told(config, tmp_path):
