@@ -77,7 +77,10 @@ def complete_training(work: Work, part: int) -> Trained | None:
     known = find_tensors(work.folder.shards, name, sums.like)
     tensors = _sum_training(work, sums, name) if known is None else known.tensors
     if not are_finite(tensors):
-        raise NotFinite("the gradients of the training's loss are not finite; look for NaN in the model's weights")
+        raise NotFinite(
+            "the gradients of the training's loss are not finite; look for NaN in the model's weights, and with orpo "
+            "for responses of probability 1"
+        )
     count = len(work.moved.parts[part]) if config.joint else 0
     return Trained(tensors[:count], tensors[count:] if adamw else None)
 
