@@ -457,6 +457,7 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
     [
         ({"target": None}, "give --target"),
         ({"target": ""}, "target is empty"),
+        ({"target": "-", "data": "-"}, "standard input can be read only once"),
         ({"pilot_steps": 2}, "belong together"),
         ({"learning_rate": 0.1}, "belong together"),
         ({"training_steps": 5}, "training-steps"),
@@ -519,6 +520,13 @@ def test_a_step_is_doubted_aloud_and_where_none_is_good_that_is_said(config, tmp
     monkeypatch.setattr("probing.instruments.influence.LARGEST_ERROR", 0.0)
     with pytest.raises(NotFinite, match="gradient of the target: no length of step is good; where two of them agree"):
         influence.run(config(step=None, out=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("batches", "told"), [(1, "take more with --optimizer-batches"), (5, "no more batches")])
+def test_what_no_batch_moved_is_told(config, monkeypatch, caplog, batches, told):
+    monkeypatch.setattr(directions, "WARNED_LOST", -1.0)
+    influence.run(config(optimizer_batches=batches, null_draws=0))
+    assert any("and are left out" in message and message.endswith(told) for message in caplog.messages)
 
 
 def test_a_permuted_margin_that_cancels_itself_has_no_influence(config, tmp_path, monkeypatch):

@@ -182,11 +182,13 @@ def _make_direction(
             facts["mean"] = work.target.add_gradient(gradients, found, lambda done: bar.advance(done, 0))
     direction, lost = go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)
     if lost > WARNED_LOST:
+        config = work.config
+        whole = config.joint or config.optimizer_batches * config.batch_pairs >= len(work.data.pairs)
         log.warning(
-            "%.0f %% of the gradient of the %s lie where no batch of the training moved anything, and are left out; "
-            "take more with --optimizer-batches",
+            "%.0f %% of the gradient of the %s lie where no batch of the training moved anything, and are left out; %s",
             100 * lost,
             _say(name) + now,
+            "there are no more batches" if whole else "take more with --optimizer-batches",
         )
     return direction, {**facts, "lost": lost, "how": gradients.how}
 
