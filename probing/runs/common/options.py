@@ -179,6 +179,12 @@ class DatasetOptions(Options):
         super().__post_init__()
         if not self.sources:
             raise ValueError("data must name at least one dataset")
+        others = [
+            entry.name for entry in fields(self) if entry.metadata.get("holds") == "rows" and entry.name != "data"
+        ]
+        twice = next((name for name in others if getattr(self, name) == "-"), None)
+        if twice is not None and "-" in self.sources:
+            raise ValueError(f"{twice} and data are both standard input, which can be read only once; name a file")
         _ = self.part
 
     @property

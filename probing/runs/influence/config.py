@@ -98,8 +98,6 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
             raise ValueError("give --target, a file of what should be kept, or --joint, or both")
         if self.target == "":
             raise ValueError("target is empty; name a file")
-        if self.target == "-" and "-" in self.sources:
-            raise ValueError("standard input can be read only once; name a file as --data or --target")
         if (self.learning_rate is not None) != bool(self.pilot_steps):
             raise ValueError("--learning-rate and --pilot-steps belong together; give both or neither")
         if self.training_steps is not None and not 0 < self.pilot_steps <= self.training_steps:

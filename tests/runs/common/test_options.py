@@ -159,6 +159,12 @@ def test_bounds_are_checked(values, message):
         Bounded(**values)
 
 
+def test_standard_input_is_read_by_one_option_alone(tmp_path):
+    for config, name, given in ((ProbeConfig, "fresh", {"model": "m"}), (ClustersConfig, "control", {"model": "m"})):
+        with pytest.raises(ValueError, match=f"{name} and data are both standard input"):
+            config(data="-", out=tmp_path, **given, **{name: "-"})
+
+
 def test_options_of_a_capture_say_nothing_beside_a_store(tmp_path):
     of_capture = {entry.name for entry in dataclasses.fields(ProbeConfig) if entry.metadata.get("of_capture")}
     expected = {"revision", "dtype", "trust_remote_code", "batch_tokens", "max_length", "compile"}

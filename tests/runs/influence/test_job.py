@@ -457,7 +457,7 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
     [
         ({"target": None}, "give --target"),
         ({"target": ""}, "target is empty"),
-        ({"target": "-", "data": "-"}, "standard input can be read only once"),
+        ({"target": "-", "data": "-"}, "target and data are both standard input"),
         ({"pilot_steps": 2}, "belong together"),
         ({"learning_rate": 0.1}, "belong together"),
         ({"training_steps": 5}, "training-steps"),
