@@ -87,8 +87,8 @@ def find_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     half = sorted({str(p.dtype).removeprefix("torch.") for p in chosen if p.dtype.itemsize < 4})
     if half:
         raise UsageError(
-            f"the parameters are of {' and '.join(half)}, in which small steps are lost to rounding; use --dtype "
-            f"float32"
+            f"the parameters are of {' and '.join(half)}, in which small steps are lost to rounding; load the model in "
+            f"float32 (one in memory: model.float())"
         )
     return chosen
 

@@ -36,7 +36,8 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     Args:
         model: folder or hub id of a causal language model or of an adapter on one, or "bundled"; run in float32.
         target: file of what should be kept: preference pairs, prompts with responses, or prompts, as --quantity says;
-            "bundled" for those in this package. Named columns of pairs and texts are the same as those of --data.
+            "bundled" for those in this package. Columns of pairs that are named are the same as those of --data; those
+            of prompts and responses have their usual names.
         target_split: which split or slice of --target to read; see --split.
         quantity: mean over the rows of the target whose change is measured: "chosen" (ln p of the chosen response of
             pairs), "margin" (ln p(chosen) - ln p(rejected) of pairs), "response" (ln p of the response of each row), or
@@ -76,7 +77,9 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     refusal_text: str = "I'm sorry, but I can't"
     joint: bool = False
     loss: str = "dpo"
-    parameters: str | None = option(None, form=r"all|head|lora|last:[1-9]\d{0,3}")
+    parameters: str | None = option(
+        None, form=r"all|head|lora|last:[1-9]\d{0,3}", written="all, head, lora or last:K with K at least 1"
+    )
     parameter_parts: int = option(1, least=1, most=1000)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     batch_pairs: int = option(16, least=1, most=MOST_ROWS)

@@ -1,5 +1,6 @@
 """probing influence: its numbers against autograd pair by pair, resumed runs, and what is refused."""
 
+import dataclasses
 import json
 import math
 import os
@@ -457,6 +458,7 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
     [
         ({"target": None}, "give --target"),
         ({"target": ""}, "target is empty"),
+        ({"target": "-", "data": "-"}, "target and data are both standard input"),
         ({"pilot_steps": 2}, "belong together"),
         ({"learning_rate": 0.1}, "belong together"),
         ({"training_steps": 5}, "training-steps"),
@@ -466,8 +468,11 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
         ({"pilot_influence": True, "pilot_steps": 1, "learning_rate": 0.1}, "of at least 2"),
         ({"pilot_influence": True, "pilot_steps": 2, "learning_rate": 0.1, "target": None, "joint": True}, "--target"),
         ({"dtype": "bf16"}, "lost in rounding in bfloat16"),
-        ({"parameters": "some"}, "parameters must be of the form"),
+        ({"parameters": "some"}, "parameters must be all, head, lora or last:K"),
         ({"quantity": "refusal", "refusal_text": " "}, "refusal_text is empty"),
+        ({"quantity": "chose"}, "quantity must be one of chosen, margin, response, refusal, not 'chose'"),
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, sgd, not 'lion'"),
+        ({"step": "1"}, "step must be a number, not '1'"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_read(config, changes, message):
@@ -483,6 +488,9 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(config, chan
         ([{"prompt": "Q"}], {"quantity": "response"}, DataInvalid, "has no response"),
         ([{"prompt": "Q", "response": ""}], {"quantity": "response"}, DataInvalid, "no row of the target.*empty"),
         ([{"text": "Q", "label": "good"}], {"quantity": "refusal"}, DataInvalid, "none is labelled 'harmful'"),
+        (make_pairs(3), {"quantity": "response"}, DataInvalid, "holds preference pairs, which --quantity chosen and"),
+        (make_pairs(3), {"quantity": "refusal"}, DataInvalid, "holds preference pairs, which --quantity chosen and"),
+        ([{"q": "Q", "response": "A"}], {"quantity": "response"}, DataInvalid, "rename one of its columns q, response"),
         (None, {"parameters": "lora"}, UsageError, "the model has none"),
         (None, {"parameters": "last:9"}, UsageError, "last:1 to last:3"),
         (None, {"step": 1e-9}, NotFinite, "rounding wins"),
@@ -494,6 +502,65 @@ def test_bad_targets_are_told_in_a_sentence(config, files, rows, changes, error,
         write(files[1], rows)
     with pytest.raises(error, match=message):
         influence.run(config(**changes))
+
+
+def test_data_of_which_no_pair_can_be_run_are_told_with_the_reason(config, files):
+    write(files[0], [{**row, "rejected": row["chosen"]} for row in make_pairs(3)])
+    for changes in ({"joint": True}, {"optimizer": "sgd"}):
+        with pytest.raises(DataInvalid, match=r"pairs.jsonl: no pair of the training data can.*identical"):
+            influence.run(config(**changes))
+
+
+def test_a_step_is_doubted_aloud_and_where_none_is_good_that_is_said(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(directions, "WARNED_ERROR", 0.0)
+    influence.run(config(joint=True, null_draws=0))
+    said = [record.getMessage() for record in caplog.records]
+    assert all(
+        any(f"along the gradient of the {what} are known" in each for each in said) for what in ("target", "joint")
+    )
+    monkeypatch.setattr("probing.instruments.influence.LARGEST_ERROR", 0.0)
+    with pytest.raises(NotFinite, match="gradient of the target: no length of step is good; where two of them agree"):
+        influence.run(config(step=None, out=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("batches", "told"), [(1, "take more with --optimizer-batches"), (5, "no more batches")])
+def test_what_no_batch_moved_is_told(config, monkeypatch, caplog, batches, told):
+    monkeypatch.setattr(directions, "WARNED_LOST", -1.0)
+    influence.run(config(optimizer_batches=batches, null_draws=0))
+    assert any("and are left out" in message and message.endswith(told) for message in caplog.messages)
+
+
+def test_a_permuted_margin_that_cancels_itself_has_no_influence(config, tmp_path, monkeypatch):
+    def cancel(self, generator):
+        return dataclasses.replace(self, weights=[[0.0, 0.0] for _ in self.weights])
+
+    monkeypatch.setattr("probing.runs.influence.rows.Target.permuted", cancel)
+    influence.run(config(quantity="margin", null_draws=1))
+    null = pd.read_parquet(tmp_path / "out" / "null.parquet")
+    assert (null[null["kind"] == "permuted target"]["influence"] == 0).all()
+    assert (null[null["kind"] == "random direction"]["influence"] != 0).all()
+
+
+@pytest.mark.parametrize("how", ["memory", "folder"])
+def test_a_caller_may_be_in_inference_mode(config, files, model_folder, how):
+    given = {"data": str(files[0]), "target": str(files[1]), "null_draws": 1, "step": 0.01, "joint": True}
+    model = tiny.make_model() if how == "memory" else str(model_folder)
+    with torch.inference_mode():
+        answer = probing.influence(model=model, **given)
+    plain = probing.influence(model=model, **given)
+    for title, table in answer.tables.items():
+        pd.testing.assert_frame_equal(table, plain.tables[title])
+
+
+def test_weights_of_inference_mode_are_told(files):
+    with torch.inference_mode():
+        language_model = tiny.make_model()
+    with pytest.raises(UsageError, match=r"made under torch\.inference_mode"):
+        probing.influence(model=language_model, data=str(files[0]), joint=True)
+    half = tiny.make_model()
+    half = LanguageModel(half.model.bfloat16(), half.tokenizer)
+    with pytest.raises(UsageError, match=r"model\.float\(\)"):
+        probing.influence(model=half, data=str(files[0]), joint=True)
 
 
 def test_weights_without_numbers_are_told(config, tmp_path):
