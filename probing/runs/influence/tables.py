@@ -73,7 +73,8 @@ def list_directions(facts: Mapping[str, Any]) -> pd.DataFrame:
         for part, entry in enumerate(parts)
         if entry is not None
     ]
-    return pd.DataFrame(rows, columns=["direction", "part", "target", "norm", "step", "error of the step", "lost"])
+    table = pd.DataFrame(rows, columns=["direction", "part", "target", "norm", "step", "error of the step", "lost"])
+    return table if table["target"].notna().any() else table.drop(columns="target")
 
 
 def measure_joint(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[str, Estimate]]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from probing.instruments.pair_scores import as_pairs
 from probing.report.influence_tables import DROP_TITLE, SPREAD_TITLE
 from probing.report.sections.influence import QUESTION
 from probing.runs import influence, report, show
-from probing.runs.influence import stages, states
+from probing.runs.influence import results, stages, states
 from probing.runs.influence.config import InfluenceConfig
 from probing.runs.influence.models import cut_parameters
 from probing.runs.influence.parts import directions
@@ -528,6 +529,45 @@ def test_what_no_batch_moved_is_told(config, monkeypatch, caplog, batches, told)
     monkeypatch.setattr(directions, "WARNED_LOST", -1.0)
     influence.run(config(optimizer_batches=batches, null_draws=0))
     assert any("and are left out" in message and message.endswith(told) for message in caplog.messages)
+
+
+def test_a_permuted_target_points_elsewhere_and_is_as_long(files, tmp_path):
+    frame, _ = measure(double(), files, tmp_path / "out", optimizer="sgd", joint=False, null_draws=2, step=1e-3)
+    null = pd.read_parquet(tmp_path / "out" / "null.parquet")
+    oracle = make_oracle(files)
+    held = tokenize_pairs(double().tokenizer, as_pairs(read_lines(files[1])))
+    own = oracle.target("chosen")
+    for draw, part in null[null["kind"] == "permuted target"].groupby("draw"):
+        order = list(range(len(held)))
+        random.Random(f"0 {draw}").shuffle(order)
+        found = []
+        for at, other in zip(order, order[1:] + order[:1], strict=True):
+            prompt = held[at].chosen[: held[at].prompt_tokens]
+            found.append(oracle.gradient([*prompt, *held[other].chosen[held[other].prompt_tokens :]], len(prompt)))
+        permuted = sum(found) / len(found)
+        expected = oracle.columns(permuted * own.norm() / permuted.norm())["influence"]
+        wanted = dict(zip(frame["id"], expected, strict=True))
+        np.testing.assert_allclose(
+            part["influence"], [wanted[name] for name in part["id"]], atol=10 * WITHIN * np.abs(expected).max()
+        )
+
+
+def test_a_pair_whose_slope_is_not_finite_has_no_number(config, tmp_path, monkeypatch):
+    plain = results.slopes_of_frame
+
+    def spoil(frame, loss, reference=None):
+        slopes = plain(frame, loss, reference)
+        slopes.chosen[frame["id"].tolist().index("r3") if "r3" in frame["id"].tolist() else []] = torch.inf
+        return slopes
+
+    monkeypatch.setattr(results, "slopes_of_frame", spoil)
+    influence.run(config(null_draws=0))
+    frame = frame_of(tmp_path / "out").set_index("id")
+    assert frame["status"].value_counts().to_dict() == {"ok": 19, "not_finite": 1}
+    assert frame.loc["r3", ["influence", "target_chosen", "chosen_logprob"]].isna().all()
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["problems"][0]["id"] == "r3"
+    assert "slope of the loss dpo is not finite" in facts["problems"][0]["detail"]
 
 
 def test_a_permuted_margin_that_cancels_itself_has_no_influence(config, tmp_path, monkeypatch):

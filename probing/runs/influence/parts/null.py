@@ -68,7 +68,8 @@ def _draw_null(
     gradients = work.gradients(part)
     found = gradients.zeros()
     target.add_gradient(gradients, found)
-    return go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)[0]
+    # As long as the target's own, so that the spreads differ by where the directions point.
+    return go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)[0].scaled_to(along.direction)
 
 
 def _measure_null(
