@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from probing.errors import NotFinite, OutOfMemory
 from probing.instruments.problems import refuse_if_none
@@ -50,6 +51,8 @@ from probing.store.shards import join_shards, write_frame
 from probing.types import Report
 
 
+# A caller in Python may be in inference mode, whose tensors take no gradients.
+@torch.inference_mode(False)
 def measure_into(folder: RunFolder, config: InfluenceConfig, inputs: Inputs) -> Report:
     """Measure the influences into the folder, unless an earlier run has; answer with their tables.
 

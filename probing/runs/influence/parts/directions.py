@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from probing.errors import DataInvalid, NotFinite
+from probing.errors import NotFinite
 from probing.instruments.influence import DirectionalScorer, choose_step, measure_step
 from probing.instruments.parameter_directions import ParameterDirection, precondition
 from probing.report.progress import Progress
@@ -27,6 +27,8 @@ SAVED_SECONDS = 30.0
 """A gradient over the whole training set is saved at most so often while it is made."""
 WARNED_LOST = 0.1
 """Share of a direction, in entries that no batch moved, above which a warning is given."""
+WARNED_ERROR = 0.01
+"""Relative error of the derivatives above which a warning is given."""
 NO_ROWS = pa.table({"id": pa.array([], pa.string())})
 
 
@@ -64,7 +66,8 @@ def complete_training(work: Work, part: int) -> Trained | None:
     """The gradients of the training that are needed, from the disk or made now; None where none are.
 
     Raises:
-        NotFinite: they are not finite, or no pair can be run.
+        NotFinite: they are not finite.
+        DataInvalid: no pair can be run.
     """
     config, name = work.config, f"training_{part}"
     if not config.needs_training:
@@ -74,7 +77,10 @@ def complete_training(work: Work, part: int) -> Trained | None:
     known = find_tensors(work.folder.shards, name, sums.like)
     tensors = _sum_training(work, sums, name) if known is None else known.tensors
     if not are_finite(tensors):
-        raise NotFinite("the gradients of the training's loss are not finite; look for NaN in the model's weights")
+        raise NotFinite(
+            "the gradients of the training's loss are not finite; look for NaN in the model's weights, and with orpo "
+            "for responses of probability 1"
+        )
     count = len(work.moved.parts[part]) if config.joint else 0
     return Trained(tensors[:count], tensors[count:] if adamw else None)
 
@@ -98,7 +104,7 @@ def _sum_training(work: Work, sums: TrainingSums, name: str) -> list[Tensor]:
                 sums.keep(folder, unfinished)
                 saved = time.monotonic()
     if not sums.counts["pairs"]:
-        raise DataInvalid("no pair of the training data can be run, so that its loss has no gradient")
+        raise work.explain_none()
     means = sums.means()
     keep_tensors(folder, name, means, {**sums.counts, "how": sums.gradients.how})
     drop_tensors(folder, unfinished)
@@ -151,6 +157,12 @@ def _complete_step(work: Work, name: str, direction: ParameterDirection, what: s
                 f"along the gradient of the {what}: {error}. Where pairs cancel one another, that gradient is nearly "
                 f"zero, and only rounding is left of it"
             ) from error
+        if known.facts["step_error"] > WARNED_ERROR:
+            log.warning(
+                "the derivatives along the gradient of the %s are known to about %.1f %% of their size only",
+                what,
+                100 * known.facts["step_error"],
+            )
         write_shard(path, known.rows, known.facts)
     return known.facts
 
@@ -170,11 +182,13 @@ def _make_direction(
             facts["mean"] = work.target.add_gradient(gradients, found, lambda done: bar.advance(done, 0))
     direction, lost = go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)
     if lost > WARNED_LOST:
+        config = work.config
+        whole = config.joint or config.optimizer_batches * config.batch_pairs >= len(work.data.pairs)
         log.warning(
-            "%.0f %% of the gradient of the %s lie where no batch of the training moved anything, and are left out; "
-            "take more with --optimizer-batches",
+            "%.0f %% of the gradient of the %s lie where no batch of the training moved anything, and are left out; %s",
             100 * lost,
             _say(name) + now,
+            "there are no more batches" if whole else "take more with --optimizer-batches",
         )
     return direction, {**facts, "lost": lost, "how": gradients.how}
 
@@ -196,6 +210,6 @@ def _choose_step(work: Work, direction: ParameterDirection) -> dict[str, float]:
     """
     pairs, length, scorer = work.draw(STEP_PAIRS), work.config.step, work.moved.scorer
     if not pairs:
-        raise DataInvalid(f"{work.data.table.path}: no pair can be run; probing score says why of each")
+        raise work.explain_none()
     step = choose_step(scorer, direction, pairs) if length is None else measure_step(scorer, direction, pairs, length)
     return {"step": step.length, "step_error": step.error}

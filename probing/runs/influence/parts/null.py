@@ -68,13 +68,19 @@ def _draw_null(
     gradients = work.gradients(part)
     found = gradients.zeros()
     target.add_gradient(gradients, found)
-    return go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)[0]
+    # As long as the target's own, so that the spreads differ by where the directions point.
+    return go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)[0].scaled_to(along.direction)
 
 
 def _measure_null(
     work: Work, direction: ParameterDirection, along: Along, pairs: Sequence[TokenizedPair]
 ) -> list[tuple[str, float, float]]:
-    """Id and both derivatives of each pair along a direction, with the step of the target's."""
+    """Id and both derivatives of each pair along a direction, with the step of the target's.
+
+    Where random signs cancel the direction, nothing is added to the sum over the parts of the parameters.
+    """
+    if direction.norm == 0:
+        return [(pair.id, 0.0, 0.0) for pair in pairs]
     found = DirectionalScorer(work.moved.scorer, direction, along.facts["step"]).measure(pairs)
     ids = [pair.id for pair in pairs]
     return list(zip(ids, found.chosen.tolist(), found.rejected.tolist(), strict=True))
