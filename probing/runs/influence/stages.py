@@ -16,6 +16,7 @@ from probing.instruments.problems import refuse_if_none
 from probing.kernels.output_head import is_out_of_memory
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.parts import Dataset, pair_facts
@@ -73,6 +74,7 @@ def measure_into(folder: RunFolder, config: InfluenceConfig, inputs: Inputs) -> 
         work = Work(folder, config, data, moved, target, KeptBudget(folder, [moved.scorer.stream]))
         with explain_memory(work):
             passes, directions = measure_passes(work)
+        current_ranks().leave()
         note_rendered(folder, _render(config, inputs, model))
         shards = join_passes(passes, work.loss)
         join_shards(data.with_places(shards), folder.path / INFLUENCE_FILE)

@@ -12,11 +12,12 @@ from torch import Tensor
 from probing.errors import NotFinite
 from probing.instruments.influence import DirectionalScorer, choose_step, measure_step
 from probing.instruments.parameter_directions import ParameterDirection, precondition
+from probing.ranks import current_ranks
 from probing.report.progress import Progress
 from probing.runs.common.parts import Shard, find_shard
 from probing.runs.influence.parts.work import JOINT, TARGET, Work
 from probing.runs.influence.rows import draw_order
-from probing.runs.influence.states import TrainingSums, are_finite, drop_tensors, find_tensors, keep_tensors
+from probing.runs.influence.states import Kept, TrainingSums, are_finite, complete_tensors, drop_tensors
 from probing.store.shards import shard_path, write_shard
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,11 @@ def complete_training(work: Work, part: int) -> Trained | None:
         return None
     adamw = config.optimizer == "adamw"
     sums = TrainingSums(work.gradients(part), work.loss, config.joint, config.batch_pairs if adamw else None)
-    known = find_tensors(work.folder.shards, name, sums.like)
-    tensors = _sum_training(work, sums, name) if known is None else known.tensors
+    known = complete_tensors(work.folder.shards, name, sums.like, lambda: _sum_training(work, sums, f"{name}_sum"))
+    assert known is not None
+    tensors = known.tensors
+    if current_ranks().leads:
+        drop_tensors(work.folder.shards, f"{name}_sum")
     if not are_finite(tensors):
         raise NotFinite(
             "the gradients of the training's loss are not finite; look for NaN in the model's weights, and with orpo "
@@ -85,9 +89,9 @@ def complete_training(work: Work, part: int) -> Trained | None:
     return Trained(tensors[:count], tensors[count:] if adamw else None)
 
 
-def _sum_training(work: Work, sums: TrainingSums, name: str) -> list[Tensor]:
-    """Mean gradient and mean square over pairs in a random order, which are kept; sums are kept on the way."""
-    config, folder, unfinished = work.config, work.folder.shards, f"{name}_sum"
+def _sum_training(work: Work, sums: TrainingSums, unfinished: str) -> Kept:
+    """Mean gradient and mean square over pairs in a random order; sums are kept on the way, under a name."""
+    config, folder = work.config, work.folder.shards
     order = draw_order(len(work.data.pairs), config.seed)
     wanted = len(order) if config.joint else min(len(order), config.optimizer_batches * config.batch_pairs)
     block = -(-config.shard_pairs // config.batch_pairs) * config.batch_pairs
@@ -105,10 +109,7 @@ def _sum_training(work: Work, sums: TrainingSums, name: str) -> list[Tensor]:
                 saved = time.monotonic()
     if not sums.counts["pairs"]:
         raise work.explain_none()
-    means = sums.means()
-    keep_tensors(folder, name, means, {**sums.counts, "how": sums.gradients.how})
-    drop_tensors(folder, unfinished)
-    return means
+    return Kept(sums.means(), {**sums.counts, "how": sums.gradients.how})
 
 
 def complete_direction(work: Work, name: str, part: int, trained: Trained | None, now: str = "") -> Along | None:
@@ -127,17 +128,20 @@ def complete_direction(work: Work, name: str, part: int, trained: Trained | None
         NotFinite: the direction is not finite, or zero; or no length of step is good.
     """
     parameters, kept = work.moved.parts[part], f"{name}_{part}"
-    known = find_tensors(work.folder.shards, kept, parameters)
-    if known is None:
+
+    def make() -> Kept | None:
         direction, facts = _make_direction(work, name, part, trained, now)
         if direction.norm == 0 and len(work.moved.parts) > 1:
             return None
         direction.check(f"{'the mean loss of the training data' if name == JOINT else 'the target'}{now}")
-        facts["norm"] = direction.norm
-        keep_tensors(work.folder.shards, kept, direction.tensors, facts)
-    else:
-        direction, facts = ParameterDirection(parameters, known.tensors), known.facts
-    return Along(direction, facts | _complete_step(work, kept, direction, _say(name) + now))
+        return Kept(list(direction.tensors), {**facts, "norm": direction.norm})
+
+    known = complete_tensors(work.folder.shards, kept, parameters, make)
+    if known is None:
+        return None
+    direction = ParameterDirection(parameters, known.tensors)
+    step = current_ranks().share(lambda: _complete_step(work, kept, direction, _say(name) + now))
+    return Along(direction, known.facts | step)
 
 
 def _say(name: str) -> str:
