@@ -93,7 +93,7 @@ class Progress:
         self._bar = open_bar(total=total, initial=done, bar_format=_FORMAT.format(unit=unit), desc=f"{doing} ")
         if 0 < done < total and not _hidden:
             self._bar.write(f"probing: {done} of {total} {unit} are done already", file=sys.stderr)
-        self._start = time.monotonic()
+        self._start, self._described = time.monotonic(), -LIVE_INTERVAL_SECONDS
         self.own = Worker()
         self.work = Work(doing, unit, total, done, workers={current_ranks().rank: self.own})
         tell(self.work)
@@ -106,6 +106,7 @@ class Progress:
     ) -> None:
         tell(self.work, ended=True)
         bar = self._bar
+        bar.set_postfix_str(describe_rates(self.work), refresh=False)
         shown_before = bar.disable or bar.last_print_t >= bar.start_t + DELAY_SECONDS
         if not shown_before and time.monotonic() - self._start > DELAY_SECONDS:
             # Where a line is due once a minute, a shorter work would end without any.
@@ -133,7 +134,11 @@ class Progress:
         self._show()
 
     def _show(self) -> None:
-        self._bar.set_postfix_str(describe_rates(self.work), refresh=False)
+        now = time.monotonic()
+        # Described no more often than a terminal shows it: many short parts would pay for it.
+        if now >= self._described + LIVE_INTERVAL_SECONDS:
+            self._bar.set_postfix_str(describe_rates(self.work), refresh=False)
+            self._described = now
         self._bar.update(max(0.0, self.work.rows - self._bar.n))
         tell(self.work)
 

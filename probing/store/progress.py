@@ -205,7 +205,7 @@ class _Writer:
         content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "time": time.time(), "pid": os.getpid()}
         content |= {"host": socket.gethostname(), "ended": ended, "parts": parts}
         try:
-            with new_file(self._folder / NOTE) as temporary:
+            with new_file(self._folder / NOTE, flush=False) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             # The run itself will meet a full disk when it writes its next part.
