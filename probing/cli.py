@@ -75,7 +75,7 @@ EXAMPLES = {
     "status": "probing status scores",
     "demo": "probing demo --out demo-out",
 }
-SPREAD = ("score", "displacement", "rollouts", "ccs", "probe", "clusters", "capture")
+SPREAD = ("score", "displacement", "rollouts", "ccs", "probe", "clusters", "capture", "refusal evaluate")
 """Commands whose rows are dealt out where they are launched in several processes; of others one process runs all."""
 SHOWN = ("json", "full", "quiet")
 """Flags of every command that say how its result is shown."""
@@ -222,6 +222,7 @@ def _run_together(command: str, job: ModuleType, config: Any, shown: dict[str, b
     if command not in SPREAD:
         if os.environ["RANK"] != "0":
             return 0
+        logging.getLogger("probing").warning("probing %s runs in one process; the others of this launch end", command)
         return _show(_run_watched(command, job, config), shown)
     with join_ranks() as ranks:
         if not ranks.leads:

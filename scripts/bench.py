@@ -8,6 +8,7 @@
     python scripts/bench.py kernels [--record docs/benchmarks/kernels.jsonl]
     python scripts/bench.py refusal [--record docs/benchmarks/refusal.jsonl]
     python scripts/bench.py influence [--rows 2000] [--record docs/benchmarks/influence.jsonl]
+    python scripts/bench.py scale [--rows 4000] [--record docs/benchmarks/scale.jsonl]
 
 Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio
 of neighbouring runs is what counts. No time is printed when the two ways do not agree.
@@ -31,6 +32,7 @@ from bench_influence import bench_influence
 from bench_kernels import bench_kernels
 from bench_likelihood import bench_likelihood
 from bench_refusal import bench_refusal
+from bench_scale import bench_scale
 from measuring import spread_of, status_bytes, timed
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -42,7 +44,7 @@ from probing.runs.common.options import PairDataOptions
 from probing.runs.common.versions import versions
 from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 
-WHAT = ("score", "capture", "likelihood", "ccs", "clusters", "kernels", "refusal", "influence")
+WHAT = ("score", "capture", "likelihood", "ccs", "clusters", "kernels", "refusal", "influence", "scale")
 BLOCKS = 8
 TOLERANCE = 1e-4
 
@@ -220,6 +222,7 @@ def main() -> None:
         "kernels": lambda: bench_kernels(options),
         "refusal": lambda: bench_refusal(options),
         "influence": lambda: bench_influence(options),
+        "scale": lambda: bench_scale(options),
     }
     where = facts(options.device)
     lines = [json.dumps({"bench": options.what, **row, **where}) for row in jobs[options.what]()]

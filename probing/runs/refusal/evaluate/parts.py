@@ -20,7 +20,7 @@ from probing.instruments.reading import Advance
 from probing.kernels.output_head import Unembedding
 from probing.models.language_model import LanguageModel
 from probing.report.progress import Progress
-from probing.runs.common.parts import Made, Maker, Shard, complete_parts, find_shard
+from probing.runs.common.parts import Made, Maker, Shard, Spread, complete_parts, find_shard
 from probing.runs.refusal.common.answers import PART_ROWS
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.rows import AFTER, Condition, Rows
@@ -191,11 +191,14 @@ class PartRunner:
             write_shard(shard_path(self.folder, number, kind.prefix), shard.rows, shard.facts)
             return shard
 
-        paths = [shard_path(self.folder, number, kind.prefix) for number in range(len(columns))]
-        known = [find_shard(path, kind.schema, own) for path, own in zip(paths, columns, strict=True)]
+        def find(number: int) -> Shard | None:
+            return find_shard(shard_path(self.folder, number, kind.prefix), kind.schema, columns[number])
+
+        known = [find(number) for number in range(len(columns))]
         sizes = [len(own["condition"]) for own in columns]
         done = sum(size for size, shard in zip(sizes, known, strict=True) if shard is not None)
-        return complete_parts(known, maker, write, Progress(sum(sizes), done, unit="rows", doing=kind.doing))
+        bar, spread = Progress(sum(sizes), done, unit="rows", doing=kind.doing), Spread(find, lambda: sizes)
+        return complete_parts(known, maker, write, bar, spread=spread)
 
 
 @dataclass(frozen=True)

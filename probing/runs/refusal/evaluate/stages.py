@@ -19,6 +19,7 @@ from probing.instruments.answers import LogitReader
 from probing.instruments.problems import LISTED_PROBLEMS
 from probing.kernels.dispatch import with_fallbacks
 from probing.models.layers import find_stack
+from probing.ranks import current_ranks
 from probing.runs.common.record import (
     begin_run,
     clear,
@@ -89,6 +90,7 @@ def evaluate_into(folder: RunFolder, config: EvaluateConfig, data: EvaluationDat
     )
     if not folder.finished:
         measured = _measure(folder, config, data, models, extracted)
+        current_ranks().leave()
         facts = _gather_facts(data, models, measured, extracted)
         files = _conclude(folder, config, data, models, measured, facts)
         finish(folder, config, facts, hash_files(folder, files), began)
