@@ -181,6 +181,8 @@ def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     clock = Clock(monkeypatch)
     with Progress(600) as bar:
+        # Otherwise a thread of tqdm's draws a line every ten seconds.
+        assert not bar._bar.dynamic_miniters
         for _ in range(600):
             clock.now += 1
             bar.advance(1, 100)

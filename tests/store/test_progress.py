@@ -182,6 +182,7 @@ def test_looking_whether_a_folder_is_claimed_keeps_nobody_from_it(tmp_path):
         for _ in range(200):
             with claim(out, "score"):
                 time.sleep(0.0005)
+            time.sleep(0.0005)
     finally:
         stop.set()
         watcher.join()
