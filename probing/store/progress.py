@@ -181,7 +181,7 @@ class _Writer:
     def __init__(self, folder: Path, record: str) -> None:
         self._folder, self._record = folder, record
         self._works: list[tuple[Work, str]] = []
-        self._due = 0.0
+        self._due, self._failed = 0.0, False
 
     def hear(self, work: Work, ended: bool) -> None:
         """Note how far some work is, unless that was done just now."""
@@ -209,7 +209,9 @@ class _Writer:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             # The run itself will meet a full disk when it writes its next part.
-            log.warning("%s: how far the run is could not be noted (%s)", self._folder, error.strerror or error)
+            if not self._failed:
+                log.warning("%s: how far the run is cannot be noted (%s)", self._folder, error.strerror or error)
+            self._failed = True
         now = time.monotonic()
         self._due = now + NOTED_SECONDS + NOTED_TIMES * (now - began)
 

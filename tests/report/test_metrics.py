@@ -149,6 +149,17 @@ def test_what_is_no_port_is_refused(given):
         RunOptions(metrics_port=given)
 
 
+def test_a_port_is_read_from_flags_and_files(probing, tmp_path):
+    given = ["score", "--model=bundled", "--data=bundled", f"--out={tmp_path / 'out'}"]
+    status, _, errors = probing(*given, "--metrics-port=0.0.0.0:70000")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "--metrics-port must be a port from 1 to 65535, or HOST:PORT, not '0.0.0.0:70000'" in errors
+    (tmp_path / "job.yaml").write_text("metrics_port: 0.0.0.0:9100\n")
+    assert "metrics_port: 0.0.0.0:9100" in probing(*given, "--config", tmp_path / "job.yaml", "--print-config")[1]
+    (tmp_path / "job.yaml").write_text("metrics_port: 9100\n")
+    assert "metrics_port: 9100" in probing(*given, "--config", tmp_path / "job.yaml", "--print-config")[1]
+
+
 def test_without_the_library_the_error_says_what_to_install(probing, tmp_path, monkeypatch):
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "prometheus_client" else plain(name))

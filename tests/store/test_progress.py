@@ -95,14 +95,16 @@ def test_notes_are_seconds_apart_and_the_slower_the_disk_the_further(folder, mon
     assert 51 <= written[1] - written[0] <= 53
 
 
-def test_a_full_disk_ends_no_run(folder, monkeypatch, caplog):
+def test_a_full_disk_ends_no_run_and_is_told_once(folder, at_once, monkeypatch, caplog):
     def fail(path, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(progress, "new_file", fail)
     with keep_note(folder, "run.json"), Progress(3) as bar:
-        bar.advance(3, 1)
-    assert "could not be noted (No space left on device)" in caplog.text
+        bar.advance(2, 1)
+        bar.advance(1, 1)
+    (told,) = caplog.messages
+    assert told.endswith("how far the run is cannot be noted (No space left on device)")
 
 
 def test_states_within_a_run_are_noted_in_both_folders(folder, at_once):

@@ -35,7 +35,7 @@ from probing.types import PreferencePair
 Ready = TypeVar("Ready")
 Made = TypeVar("Made")
 Part = TypeVar("Part")
-TOLD_SECONDS = 1.0
+TOLD_SECONDS = 0.5
 """How often the processes that do not lead tell what they have done."""
 Maker = Callable[[Sequence[int], Advance], Generator[Made, None, None]]
 """Makes the parts with these numbers, in order, each when it is asked for."""

@@ -47,13 +47,16 @@ class RunStatus:
 
 
 def read_status(folder: Path) -> RunStatus:
-    """How far the run in a folder is.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
+    """How far the run in a folder is."""
     if not folder.is_dir():
         return RunStatus(folder, "no run", why="there is no such folder")
+    try:
+        return _read_folder(folder)
+    except OSError as error:
+        return RunStatus(folder, "unreadable", why=error.strerror or str(error))
+
+
+def _read_folder(folder: Path) -> RunStatus:
     record, claimed = find_record(folder), is_claimed(folder)
     if record is None:
         why = "it has not begun to work yet" if claimed else f"the folder holds neither {RUN_FILE} nor {MANIFEST}"

@@ -6,11 +6,7 @@ from probing.types import Report
 
 
 def run(config: StatusConfig) -> Report:
-    """Look into every folder.
-
-    Raises:
-        OSError: a folder cannot be read.
-    """
+    """Look into every folder; whatever is wrong with one is part of the answer."""
     found = [read_status(folder.expanduser()) for folder in config.folders]
     # Imported only here, since pandas comes with it.
     from probing.runs.status.tables import report_status

@@ -142,6 +142,9 @@ def _describe_amount(work: Work, status: RunStatus, prefix: str) -> str:
     parts = _describe_rows(work)
     if status.state == "running" and work.seconds_left:
         parts.append(f"{spell_duration(work.seconds_left)} left")
+    if status.state == "finished" and len(parts) > 1:
+        # A record has the seconds of all processes together.
+        parts.append("for each process")
     return prefix + ", ".join(parts)
 
 

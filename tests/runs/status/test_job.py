@@ -231,6 +231,15 @@ def test_what_is_no_run_is_told(probing, tmp_path, dead):
     assert probing("status")[0] == 2
 
 
+def test_a_folder_that_may_not_be_read_is_told(probing, dead, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("probing.runs.status.data.is_claimed", refuse)
+    status, out, errors = probing("status", dead)
+    assert (status, " ".join(out.split()), errors) == (1, f"{dead}: unreadable, Permission denied", "")
+
+
 def test_stores_of_states_and_finished_runs_of_groups_are_told(probing, tmp_path):
     states, rates = tmp_path / "states", tmp_path / "rates"
     texts = write(tmp_path / "texts.jsonl", [{"text": "One text."}, {"text": " "}, {"text": "Another."}])
