@@ -25,7 +25,7 @@ SLOWLY = """
 import time
 from probing.instruments.pair_scores import PairScorer
 plain = PairScorer.score_tokenized
-PairScorer.score_tokenized = lambda self, *given: (time.sleep(0.25), plain(self, *given))[1]
+PairScorer.score_tokenized = lambda self, *given: (time.sleep(0.8), plain(self, *given))[1]
 from probing.cli import main
 main()
 """
@@ -77,6 +77,7 @@ def look(probing, *folders):
     return status, json.loads(out)["tables"]
 
 
+@pytest.mark.slow
 def test_a_job_is_watched_while_it_runs_after_a_kill_and_at_its_end(probing, options, tmp_path):
     out, said = options["out"], tmp_path / "said"
     with running([sys.executable, "-c", SLOWLY, "score", *as_options(options)], said) as process:
