@@ -75,7 +75,7 @@ EXAMPLES = {
     "status": "probing status scores",
     "demo": "probing demo --out demo-out",
 }
-SPREAD = ("score", "displacement", "rollouts", "ccs", "probe", "clusters", "capture", "refusal evaluate")
+SPREAD = ("score", "displacement", "rollouts", "influence", "ccs", "probe", "clusters", "capture", "refusal evaluate")
 """Commands whose rows are dealt out where they are launched in several processes; of others one process runs all."""
 SHOWN = ("json", "full", "quiet")
 """Flags of every command that say how its result is shown."""

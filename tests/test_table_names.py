@@ -97,8 +97,9 @@ NAMES = {
             "score pairs quantile_0 quantile_5 quantile_25 quantile_50 quantile_75 quantile_95 quantile_100"
         ),
         "by_group": (
-            "group pairs influence influence_low influence_high share_of_harm share_of_the_worst_tenth joint_rate "
-            "joint_low joint_high joint_below_0 pilot_influence worst_tenth_along_the_pilot pilot_change"
+            "group pairs influence influence_low influence_high share_of_harm share_of_the_worst_tenth "
+            "share_of_the_best_tenth joint_rate joint_low joint_high joint_below_0 pilot_influence "
+            "worst_tenth_along_the_pilot best_tenth_along_the_pilot pilot_change"
         ),
         "notes": "note",
     },

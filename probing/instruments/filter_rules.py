@@ -75,6 +75,13 @@ class RuleComparison:
     kept: NDArray[np.bool_]
     orders: NDArray[np.float64]
 
+    def count_tied(self) -> dict[str, int]:
+        """By rule, the pairs that it leaves out although their value is that of the last pair which it keeps."""
+        found = {}
+        for rule, kept, order in zip(self.rules, self.kept, self.orders, strict=True):
+            found[str(rule)] = int((order[~kept] == order[kept].max()).sum())
+        return {rule: tied for rule, tied in found.items() if tied}
+
 
 def parse_rules(text: str, scores: "pd.DataFrame") -> list[FilterRule]:
     """Rules from ``COLUMN`` or ``COLUMN:END``, separated by commas; "all" stands for every column with a usual end.

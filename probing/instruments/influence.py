@@ -1,6 +1,5 @@
 """First-order effects of training on preference pairs: on a target, and on each pair when all are trained on."""
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +20,11 @@ from probing.metrics.preference_losses import PreferenceLoss, Slopes
 from probing.models.heads import find_head
 from probing.tokens.pairs import TokenizedPair
 
-log = logging.getLogger(__name__)
-
 Report = Callable[[int], None]
 LADDER = tuple(0.32 * 0.5**rung for rung in range(11))
 """Lengths of steps that are tried, from long to short, as Euclidean distance in the space of the parameters."""
-WARNED_ERROR, LARGEST_ERROR = 0.01, 0.1
-"""Differences of two steps, relative, above which a warning is given and above which nothing comes out."""
+LARGEST_ERROR = 0.1
+"""Difference of two steps, relative, above which nothing comes out."""
 
 
 class TrainingGradient(NamedTuple):
@@ -227,7 +224,9 @@ def choose_step(scorer: PairScorer, direction: ParameterDirection, pairs: Sequen
             elif error > 4 * best.error:
                 break
         before = now
-    return check_step(best)
+    if not best.error <= LARGEST_ERROR:
+        raise NotFinite(f"no length of step is good; where two of them agree best, {_describe_error(best)}")
+    return best
 
 
 def measure_step(
@@ -239,24 +238,20 @@ def measure_step(
         NotFinite: they do not.
     """
     near, far = (_both(DirectionalScorer(scorer, direction, factor * length).measure(pairs)) for factor in (1, 2))
-    return check_step(Step(length, _compare(near, far)))
-
-
-def check_step(step: Step) -> Step:
-    """Warn where two lengths of step agree badly.
-
-    Raises:
-        NotFinite: they do not agree.
-    """
+    step = Step(length, _compare(near, far))
     if not step.error <= LARGEST_ERROR:
         raise NotFinite(
-            f"differences over a step of {step.length:.2g} and of twice that differ by {step.error:.0%} of their size: "
-            f"the step is so short that rounding wins, or so long that the model is not linear within it. Leave out "
-            f"--step, or load the model in float32"
+            f"over a step of {length:.2g} and one of twice the length, {_describe_error(step)}: the step is so short "
+            f"that rounding wins, or so long that the model is not linear within it; without a given length the best "
+            f"one is taken"
         )
-    if step.error > WARNED_ERROR:
-        log.warning("derivatives are known to about %.1f %% of their size", 100 * step.error)
     return step
+
+
+def _describe_error(step: Step) -> str:
+    if math.isfinite(step.error):
+        return f"the derivatives of the pairs differ by {step.error:.0%} of their size"
+    return "the derivatives of all pairs are 0 or not finite"
 
 
 def _both(found: Derivatives) -> NDArray[np.float64]:

@@ -34,6 +34,11 @@ class ParameterDirection:
         """Euclidean norm over all tensors."""
         return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in self.tensors))
 
+    def scaled_to(self, other: "ParameterDirection") -> "ParameterDirection":
+        """This direction with the norm of another; one of norm 0 stays as it is."""
+        factor = other.norm / self.norm if self.norm else 1.0
+        return ParameterDirection(self.parameters, [tensor * factor for tensor in self.tensors])
+
     def check(self, what: str) -> None:
         """Raise unless the direction is finite and not zero.
 
@@ -87,8 +92,8 @@ def find_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     half = sorted({str(p.dtype).removeprefix("torch.") for p in chosen if p.dtype.itemsize < 4})
     if half:
         raise UsageError(
-            f"the parameters are of {' and '.join(half)}, in which small steps are lost to rounding; use --dtype "
-            f"float32"
+            f"the parameters are of {' and '.join(half)}, in which small steps are lost to rounding; load the model in "
+            f"float32 (one in memory: model.float())"
         )
     return chosen
 

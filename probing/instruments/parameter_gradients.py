@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.engine.stream import ONE_AT_A_TIME
-from probing.errors import OutOfMemory
+from probing.errors import OutOfMemory, UsageError
 from probing.kernels.output_head import is_out_of_memory
 from probing.models.passes import accepts, logits_of, use_eval_mode
 from probing.models.stack import Stack
@@ -254,7 +254,16 @@ def _sum_logprobs(logits: Tensor, ids: Tensor, positions: Tensor, rows: Sequence
 
 @contextlib.contextmanager
 def want_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Have gradients computed for these parameters and no others, inside the block."""
+    """Have gradients computed for these parameters and no others, inside the block.
+
+    Raises:
+        UsageError: the parameters were made in inference mode, so that no gradient can be taken by them.
+    """
+    if any(parameter.is_inference() for parameter in parameters):
+        raise UsageError(
+            "the model's weights were made under torch.inference_mode(), so that no gradient can be taken by them; "
+            "load or copy the model outside of it"
+        )
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters}
     try:

@@ -39,6 +39,8 @@ REARRANGING = "automatic conversion of the weights"
 IMAGES = ("ForConditionalGeneration", "ForImageTextToText")
 
 
+# Weights that are made in inference mode take no gradients and cannot be moved, even outside of it.
+@torch.inference_mode(False)
 def load(
     path_or_id: Any,
     revision: str | None = None,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from probing.report.parts import Check, RunData, State
 from probing.types import Estimate
+from probing.types.status import WITHOUT_CONTRAST
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,11 @@ def judge(
 
 
 def judge_rows(run: RunData, section: str, thresholds: Mapping[str, float | None]) -> list[Check]:
-    """The check of the rows of a run that have no number."""
+    """The check of the rows of a run that have no number although they should."""
     counts = run.record.get("rows_by_status", {})
     rows = sum(counts.values())
-    share = (rows - counts.get("ok", 0)) / rows if rows else math.nan
+    fine = sum(counts.get(status, 0) for status in ("ok", *WITHOUT_CONTRAST))
+    share = (rows - fine) / rows if rows else math.nan
     check = judge("rows_left_out", run.label, section, Estimate(share, math.nan, math.nan, rows), thresholds)
     return [] if check is None else [check]
 

@@ -54,6 +54,7 @@ GIVEN_UP = {
         "rejected_change",
         "spearman_displacement_rate",
         "margin_change",
+        "best_tenth_along_the_pilot worst_tenth_along_the_pilot",
         "joint_low joint_high",
         "influence_low influence_high",
         "pilot_change",

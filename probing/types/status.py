@@ -35,6 +35,8 @@ RolloutStatus = Literal[
     "not_finite",
 ]
 """Status of a group of responses with rewards, in ``probing rollouts``."""
+WITHOUT_CONTRAST = ("none_correct", "all_correct")
+"""Statuses of groups that are as they should be, and have no rate by its definition."""
 TextStatus = Literal[
     "ok",
     "empty_text",

@@ -105,6 +105,14 @@ def test_lengths_are_means_of_what_is_kept_and_say_whether_a_rule_sorts_by_lengt
     assert found.loc["displacement_rate:highest", "rejected tokens"] == scores["rejected_tokens"][kept].mean()
 
 
+def test_pairs_with_the_value_of_the_last_that_is_kept_are_counted(scores):
+    scores["margin_before"] = np.where(np.arange(COUNT) < 3, 2.0, 1.0)
+    compared = compare(scores, "margin_before:highest,displacement_rate")
+    kept = int(compared.kept[0].sum())
+    assert kept > 3
+    assert compared.count_tied()["margin_before:highest"] == COUNT - kept
+
+
 def test_pairs_are_counted_by_group(scores):
     compared = compare(scores, ",".join(EVERY))
     groups = [f"kind {len(name) + int(name[1:]) % 3}" for name in compared.pairs["id"]]

@@ -251,6 +251,16 @@ def test_a_rule_that_sorts_by_length_is_named(runs, tmp_path):
     assert report.tables["Notes"]["note"].tolist() == [said]
 
 
+def test_a_rule_by_a_column_of_one_value_is_named(runs, tmp_path):
+    make_influence(
+        tmp_path / "influence", runs / "scores", pilot_change=0.0 * table_of(runs, "scores")["chosen_tokens"]
+    )
+    report = compare(runs, "scores", tmp_path / "influence", compare="ches,pilot_change")
+    said = report.tables["Notes"]["note"].tolist()
+    left_out = report.facts["compared"] - report.facts["kept"]
+    assert said[0].startswith(f"pilot_change:highest says nothing of {left_out} pairs that it leaves out")
+
+
 def test_runs_over_other_pairs_are_refused(runs, tmp_path):
     lines = (runs / "pairs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "fewer.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")

@@ -13,7 +13,7 @@ import refusal_runs
 import tiny
 from harness import ON_A_SLOW_DISK, as_options, count_shards, make_pairs, make_rollouts, phrase, read_lines, write
 
-from probing.runs import capture, clusters, displacement, rollouts, score
+from probing.runs import capture, clusters, displacement, influence, rollouts, score
 from probing.store.shards import read_shard
 
 pytestmark = pytest.mark.distributed
@@ -33,6 +33,7 @@ def make_texts(count):
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     write(folder / "pairs.jsonl", make_pairs(40))
+    write(folder / "held.jsonl", make_pairs(4, seed=1))
     write(folder / "rollouts.jsonl", make_rollouts(20))
     write(folder / "texts.jsonl", make_texts(60))
     tiny.save_model(folder / "other", seed=1)
@@ -49,6 +50,12 @@ def options(command, model_folder, inputs, out):
             **{"reference": model, "policy": inputs + "other", "data": inputs + "pairs.jsonl"},
             **{"shard_pairs": 4, "out": out},
         },
+        "influence": {
+            **of_rows,
+            **{"data": inputs + "pairs.jsonl", "target": inputs + "held.jsonl", "joint": True, "shard_pairs": 8},
+            **{"pilot_steps": 2, "learning_rate": 1e-3, "pilot_influence": True, "null_draws": 2, "step": 0.01},
+            **{"batch_pairs": 4, "optimizer_batches": 2},
+        },
         "rollouts": of_rows | {"data": inputs + "rollouts.jsonl", "shard_groups": 3},
         "capture": of_rows | {"data": inputs + "texts.jsonl", "places": "resid_post:all", "shard_rows": 7},
         "clusters": {
@@ -58,7 +65,14 @@ def options(command, model_folder, inputs, out):
     }[command]
 
 
-RUNS = {"score": score, "displacement": displacement, "rollouts": rollouts, "capture": capture, "clusters": clusters}
+RUNS = {
+    "score": score,
+    "displacement": displacement,
+    "rollouts": rollouts,
+    "influence": influence,
+    "capture": capture,
+    "clusters": clusters,
+}
 
 
 def score_words(model_folder, inputs, tmp_path, **changes):

@@ -9,8 +9,10 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from probing.data.pair_columns import PairColumns
 from probing.data.places import expand_places
@@ -34,6 +36,12 @@ TEXT = "text"
 PAIR = "pair"
 """``split_by`` where only pairs of statements that share a text must."""
 DEFAULT_PLACES = "resid_post:all"
+NUMBERS: dict[Any, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (int, "true or false"),
+}
+"""What an option of a kind may be given as in Python, and how that is said."""
 
 
 def option(
@@ -43,6 +51,7 @@ def option(
     above: float | None = None,
     most: float | None = None,
     form: str | None = None,
+    written: str | None = None,
     identity: bool = True,
     of_capture: bool = False,
     repeatable: bool = False,
@@ -57,6 +66,7 @@ def option(
         above: a value that it must exceed.
         most: the greatest value that is allowed.
         form: a regular expression that a text must match.
+        written: the texts of that form, in words, for messages.
         identity: whether a run with another value is another run. False where no byte of the results depends on the
             value, or where what it names is told apart by its content.
         of_capture: whether it says how states are captured, so that it has no meaning beside states of a store.
@@ -64,7 +74,7 @@ def option(
         positional: whether it is written without its name on the command line.
         holds: what it may name that a caller in Python has in memory instead.
     """
-    given = (("least", least), ("above", above), ("most", most), ("form", form))
+    given = (("least", least), ("above", above), ("most", most), ("form", form), ("written", written))
     bounds = {name: bound for name, bound in given if bound is not None}
     metadata = {"bounds": bounds, "identity": identity, "of_capture": of_capture, "repeatable": repeatable}
     metadata |= {"positional": positional, "holds": holds}
@@ -80,6 +90,7 @@ class Options:
             value = getattr(self, entry.name)
             if value is None and entry.default is not None and type(None) not in get_args(entry.type):
                 raise ValueError(f"{entry.name} must have a value, and null is none")
+            _check_kind(entry, value)
             _check_bounds(entry, value)
             if entry.name == "out" and value is not None:
                 check_output_name(Path(value))
@@ -104,14 +115,28 @@ class Options:
         return {name: config.get(name, defaults[name]) for name in self.identity()}
 
 
+def _check_kind(entry: "Field[Any]", value: Any) -> None:
+    """Raise unless a value is one of an option's words, or a number where it takes numbers: Python lets all pass."""
+    kinds = get_args(entry.type) if get_origin(entry.type) in (Union, UnionType) else (entry.type,)
+    kind = kinds[0]
+    if value is None and type(None) in kinds:
+        return
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{entry.name} must be one of {', '.join(get_args(kind))}, not {value!r:.60}")
+    wanted, words = NUMBERS.get(kind, (object, ""))
+    if not isinstance(value, wanted):
+        raise ValueError(f"{entry.name} must be {words}, not {value!r:.60}")
+
+
 def _check_bounds(entry: "Field[Any]", value: Any) -> None:
     bounds = entry.metadata.get("bounds")
     if not bounds or value is None:
         return
     least, above, most, form = (bounds.get(name) for name in ("least", "above", "most", "form"))
     if form is not None:
-        if re.fullmatch(form, value) is None:
-            raise ValueError(f"{entry.name} must be of the form {form}, not '{value[:60]}'")
+        if not isinstance(value, str) or re.fullmatch(form, value) is None:
+            wanted = bounds.get("written", f"of the form {form}")
+            raise ValueError(f"{entry.name} must be {wanted}, not {value!r:.60}")
         return
     low = f"at least {least}" if above is None else f"above {above}"
     if not ((least is None or value >= least) and (above is None or value > above)):
@@ -154,6 +179,12 @@ class DatasetOptions(Options):
         super().__post_init__()
         if not self.sources:
             raise ValueError("data must name at least one dataset")
+        others = [
+            entry.name for entry in fields(self) if entry.metadata.get("holds") == "rows" and entry.name != "data"
+        ]
+        twice = next((name for name in others if getattr(self, name) == "-"), None)
+        if twice is not None and "-" in self.sources:
+            raise ValueError(f"{twice} and data are both standard input, which can be read only once; name a file")
         _ = self.part
 
     @property
@@ -319,7 +350,9 @@ class PairOptions(PairRunOptions):
         rate_parameters: parameters over which the exact columns take gradients: "all", "head" or "last:K".
     """
 
-    rate_parameters: str = option("all", form=r"all|head|last:[1-9]\d{0,3}")
+    rate_parameters: str = option(
+        "all", form=r"all|head|last:[1-9]\d{0,3}", written="all, head or last:K with K at least 1"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +386,7 @@ class LossOptions(BetaOptions):
             apo_zero, apo_down, discopop, sigmoid_norm, cpo, simpo or orpo; "margin" stands for any loss of the margin
             of the two log-probabilities, per unit of its slope.
         sft_weight: weight of the mean negative log-likelihood of the chosen response, where the training adds it to the
-            loss. The least weight of it does not depend on this.
+            loss. The column least_sft_weight does not depend on it.
         gamma: margin that SimPO aims at.
         label_smoothing: share of labels that the training takes to be wrong, of robust, exo_pair, cpo and simpo.
     """
@@ -378,7 +411,7 @@ class RolloutOptions(DatasetOptions, ResponseOptions, RunOptions):
         responses_column: column of the lists of responses; by default responses, completions or generations.
         rewards_column: column of the lists of rewards, numbers or true and false; by default rewards or scores.
         correct_above: a response is correct if its reward is above this. The default is right for rewards of 0 and 1,
-            which verifiers give; name it for others.
+            which verifiers give; for other rewards name another threshold.
         advantage: how rewards become weights of responses, each trained by its weight times the gradient of its ln p:
             "grpo" (advantage (r - mean)/(std + 1e-4) over the response's tokens), "dapo" (the same over the tokens of
             the group, TRL's default), "dr_grpo" (r - mean).

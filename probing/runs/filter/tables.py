@@ -24,6 +24,8 @@ from probing.statistics.intervals import FEW
 from probing.types import Report
 
 LEFT_OUT = "Left out of the comparison"
+MANY_TIED = 0.05
+"""Share of the pairs that a rule leaves out by their ids alone, from which on that is said."""
 LENGTH_RULE = 0.8
 """Rank correlation with the number of tokens from which on a rule is said to do little else than to sort by length."""
 
@@ -99,6 +101,12 @@ def _make_notes(
         said.append(f"{LEFT_OUT}, since a column of a rule has no number for them: {count_of(missing, 'pair')}")
     if len(np.unique(units)) < FEW:
         said.append(f"There are fewer than {FEW} pairs or groups of pairs: correlations have no interval")
+    said += [
+        f"{rule} says nothing of {count_of(tied, 'pair')} that it leaves out: their value is that of the last pair "
+        f"which it keeps, and their ids decide"
+        for rule, tied in compared.count_tied().items()
+        if tied >= MANY_TIED * len(compared.pairs)
+    ]
     by_length = lengths[lengths["Spearman with tokens"].abs() >= LENGTH_RULE]["rule"]
     said += [f"{rule} does little else here than to sort pairs by the number of their tokens" for rule in by_length]
     return said

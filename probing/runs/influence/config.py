@@ -36,7 +36,8 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     Args:
         model: folder or hub id of a causal language model or of an adapter on one, or "bundled"; run in float32.
         target: file of what should be kept: preference pairs, prompts with responses, or prompts, as --quantity says;
-            "bundled" for those in this package. Named columns of pairs and texts are the same as those of --data.
+            "bundled" for those in this package. Columns of pairs that are named are the same as those of --data; those
+            of prompts and responses have their usual names.
         target_split: which split or slice of --target to read; see --split.
         quantity: mean over the rows of the target whose change is measured: "chosen" (ln p of the chosen response of
             pairs), "margin" (ln p(chosen) - ln p(rejected) of pairs), "response" (ln p of the response of each row), or
@@ -51,19 +52,19 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
             summed; more take less memory, and as many times the passes.
         optimizer: optimizer of the training: "adamw" (each entry of the direction is divided by the root of its mean
             square over batches of --data), or "sgd".
-        batch_pairs: pairs of a batch of the training.
+        batch_pairs: number of pairs in a batch of the training.
         optimizer_batches: number of batches of --data, drawn at random, that the mean square is taken of; with --joint
             it is taken of all.
         step: length of the step to either side, as Euclidean distance in the space of the parameters. By default the
             one at which two lengths agree best on a few pairs.
         pilot_steps: number of real steps of training in memory, after which the change of ln p of both responses of
-            each pair is measured. They cost as many times about three scoring passes of a batch, and two passes of all
-            pairs; optimizers keep two numbers for each parameter.
-        pilot_influence: also measure the influence on the target as it is before each step of the pilot, and average
-            over these, which sees what the untrained model does not show; costs two passes for each step.
+            each pair is measured; needs --learning-rate. Each step costs about three scoring passes of a batch, and the
+            measurement two passes of all pairs; AdamW keeps two numbers for each parameter.
+        pilot_influence: also measure the influence on the target with the model as it is before each step of the pilot,
+            and average over the steps; costs two passes for each step. Needs --target and at least two --pilot-steps.
         training_steps: number of steps of the training that the pilot foretells, if these are more than --pilot-steps:
             each step of the pilot then is so many times as long.
-        learning_rate: learning rate of the training.
+        learning_rate: learning rate of the training that the pilot foretells; only with --pilot-steps.
         null_draws: number of random directions, and of targets with permuted responses, to compare the influences with;
             0 for none.
         seed: seed of batches, of the pilot's pairs, and of null draws.
@@ -76,7 +77,9 @@ class InfluenceConfig(PairRunOptions, LossOptions, HubOptions, GroupOptions, Plo
     refusal_text: str = "I'm sorry, but I can't"
     joint: bool = False
     loss: str = "dpo"
-    parameters: str | None = option(None, form=r"all|head|lora|last:[1-9]\d{0,3}")
+    parameters: str | None = option(
+        None, form=r"all|head|lora|last:[1-9]\d{0,3}", written="all, head, lora or last:K with K at least 1"
+    )
     parameter_parts: int = option(1, least=1, most=1000)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     batch_pairs: int = option(16, least=1, most=MOST_ROWS)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from probing.data.columns import column_values
+from probing.data.columns import ColumnResolver, column_values
 from probing.data.pairs import leave_out_ties, pairs_from_table
 from probing.data.portions import Part
-from probing.data.prompts import Columns, prompts_from_table
+from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.tables import Table, canonical
 from probing.errors import DataInvalid
 from probing.runs.common.datasets import read_each, read_pairs
@@ -90,11 +90,31 @@ def read_target(config: InfluenceConfig, source: str) -> TargetRows:
     return rows
 
 
+def _read_prompts(table: Table) -> list[LabelledPrompt]:
+    """The rows as prompts.
+
+    Raises:
+        DataInvalid: they are preference pairs, both responses of which would be counted, or there are no prompts.
+    """
+    resolver = ColumnResolver.of(table.rows, table.path)
+    if {"chosen", "rejected"} <= set(resolver.present):
+        raise DataInvalid(
+            f"{table.path}: holds preference pairs, which --quantity chosen and margin are of; response and refusal "
+            f"are of rows without 'chosen' and 'rejected'"
+        )
+    if resolver.find(None, TEXT_COLUMNS) is None:
+        raise DataInvalid(
+            f"{table.path}: there is no column of prompts ({', '.join(TEXT_COLUMNS)}); rename one of its columns "
+            f"{resolver.listing}"
+        )
+    return prompts_from_table(table, Columns())
+
+
 def _read_responses(table: Table) -> list[LabelledPrompt]:
     """Rows with their responses."""
-    prompts = prompts_from_table(table, Columns())
+    prompts = _read_prompts(table)
     without = next((at for at, prompt in enumerate(prompts) if prompt.response is None), None)
-    if without is not None and len(prompts) == len(table.rows):
+    if without is not None:
         raise DataInvalid(
             f"{table.where(without)} (id '{prompts[without].id}'): has no response, of which --quantity response is; "
             f"its column is named response or completion"
@@ -104,7 +124,7 @@ def _read_responses(table: Table) -> list[LabelledPrompt]:
 
 def _read_refused(table: Table, text: str) -> list[LabelledPrompt]:
     """Prompts with the beginning of a refusal as their response: of labelled ones those labelled harmful."""
-    prompts = prompts_from_table(table, Columns())
+    prompts = _read_prompts(table)
     if any(prompt.label is not None for prompt in prompts):
         prompts = [prompt for prompt in prompts if prompt.label == HARMFUL]
         if not prompts:

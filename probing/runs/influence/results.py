@@ -1,7 +1,7 @@
 """One row a pair from all passes: influence, joint rates, what the pilot changed; and the null draws."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from probing.runs.common.parts import Shard, to_rows
 from probing.runs.influence.models import LIKELIHOODS
 from probing.runs.influence.parts.passes import PAIR_COLUMNS, SLOPES
 from probing.runs.influence.parts.work import JOINT, POINT, TARGET
+from probing.types import Problem
 
 TARGET_COLUMNS = ("target_chosen", "target_rejected", "influence")
 JOINT_COLUMNS = ("joint_rate", "joint_rejected_rate")
@@ -62,11 +63,17 @@ def _join_block(passes: Passes, number: int, loss: PreferenceLoss) -> Shard:
         # A number that is not finite in one pass makes the pair not finite.
         frame["status"] = frame["status"].mask(frame["status"] == "ok", other["status"])
     good = (frame["status"] == "ok").to_numpy()
-    for name, columns in _columns_of(passes, number, frame, loss).items():
-        frame[name] = np.where(good, columns, np.nan)
+    columns = _columns_of(passes, number, frame, loss)
+    # The slopes of some losses are not finite where a response has a probability of 1.
+    known = good & np.isfinite(list(columns.values())).all(axis=0)
+    frame["status"] = frame["status"].mask(good & ~known, "not_finite")
+    for name, values in columns.items():
+        frame[name] = np.where(known, values, np.nan)
     for name in LIKELIHOODS:
-        frame[name] = frame[name].where(good)
+        frame[name] = frame[name].where(known)
     problems = {problem["id"]: problem for shard in reversed(shards) for problem in shard.facts["problems"]}
+    detail = f"a slope of the loss {loss.name} is not finite: a response may have a probability of 1"
+    problems |= {name: asdict(Problem(name, "not_finite", detail)) for name in frame["id"][good & ~known]}
     facts = {
         "tokens": sum(shard.facts["tokens"] for shard in shards),
         "seconds": sum(shard.facts["seconds"] for shard in shards),

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from probing.errors import NotFinite, OutOfMemory
 from probing.instruments.problems import refuse_if_none
 from probing.kernels.output_head import is_out_of_memory
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
+from probing.ranks import current_ranks
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.parts import Dataset, pair_facts
@@ -50,6 +52,8 @@ from probing.store.shards import join_shards, write_frame
 from probing.types import Report
 
 
+# A caller in Python may be in inference mode, whose tensors take no gradients.
+@torch.inference_mode(False)
 def measure_into(folder: RunFolder, config: InfluenceConfig, inputs: Inputs) -> Report:
     """Measure the influences into the folder, unless an earlier run has; answer with their tables.
 
@@ -70,6 +74,7 @@ def measure_into(folder: RunFolder, config: InfluenceConfig, inputs: Inputs) -> 
         work = Work(folder, config, data, moved, target, KeptBudget(folder, [moved.scorer.stream]))
         with explain_memory(work):
             passes, directions = measure_passes(work)
+        current_ranks().leave()
         note_rendered(folder, _render(config, inputs, model))
         shards = join_passes(passes, work.loss)
         join_shards(data.with_places(shards), folder.path / INFLUENCE_FILE)

@@ -1,6 +1,6 @@
 """Tensors of the size of the parameters, kept while a run is on, so that an interrupted one goes on from the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from probing.errors import StoreCorrupt
 from probing.instruments.influence import Report, training_gradient
 from probing.instruments.parameter_gradients import ParameterGradients
 from probing.metrics.preference_losses import PreferenceLoss
+from probing.ranks import current_ranks
 from probing.store.activations import find_fault, write_states
 from probing.store.shards import read_shard, write_shard
 from probing.tokens.pairs import TokenizedPair
@@ -43,6 +45,38 @@ def find_tensors(folder: Path, name: str, like: Sequence[Tensor]) -> Kept | None
     loaded = load_file(path)
     tensors = [loaded[f"{number:06d}"].to(other.device) for number, other in enumerate(like)]
     return Kept(tensors, {key: value for key, value in read[1].items() if key != "file"})
+
+
+def complete_tensors(folder: Path, name: str, like: Sequence[Tensor], make: Callable[[], Kept | None]) -> Kept | None:
+    """Tensors that an earlier run kept, or that are made now and kept; None where ``make`` answers None.
+
+    Of the processes of one launch the first makes them, and the others read what it kept.
+
+    Args:
+        folder: folder of the parts.
+        name: see ``keep_tensors``.
+        like: tensors of the same shapes, on the devices on which they are wanted.
+        make: makes the tensors and what is to be known of them.
+
+    Raises:
+        StoreCorrupt: what another process kept cannot be read.
+    """
+    found: list[Kept | None] = []
+
+    def find_or_make() -> bool:
+        known = find_tensors(folder, name, like)
+        if known is None:
+            known = make()
+            if known is not None:
+                keep_tensors(folder, name, known.tensors, known.facts)
+        found.append(known)
+        return known is not None
+
+    if current_ranks().share(find_or_make) and not found:
+        found.append(find_tensors(folder, name, like))
+        if found[0] is None:
+            raise StoreCorrupt(f"{folder}: what another process wrote cannot be read; run the same command again")
+    return found[0] if found else None
 
 
 def drop_tensors(folder: Path, name: str) -> None:

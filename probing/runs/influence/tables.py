@@ -73,7 +73,8 @@ def list_directions(facts: Mapping[str, Any]) -> pd.DataFrame:
         for part, entry in enumerate(parts)
         if entry is not None
     ]
-    return pd.DataFrame(rows, columns=["direction", "part", "target", "norm", "step", "error of the step", "lost"])
+    table = pd.DataFrame(rows, columns=["direction", "part", "target", "norm", "step", "error of the step", "lost"])
+    return table if table["target"].notna().any() else table.drop(columns="target")
 
 
 def measure_joint(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[str, Estimate]]:
@@ -90,9 +91,10 @@ def measure_joint(scored: pd.DataFrame, units: NDArray[np.int64]) -> list[tuple[
 
 
 def compare_groups(scored: pd.DataFrame, names: "pd.Series[str]", units: NDArray[np.int64]) -> pd.DataFrame:
-    """What each group of pairs does: mean influence, its share of all harm and of the worst tenth; joint rates."""
+    """What each group of pairs does: mean influence, its share of all harm and of both outer tenths; joint rates."""
     rows = []
-    lowest = {name: find_worst_tenth(scored, name) for name in ("influence", ALONG_COLUMN) if name in scored}
+    known = [name for name in ("influence", ALONG_COLUMN) if name in scored]
+    lowest, highest = ({name: find_tenth(scored, name, best) for name in known} for best in (False, True))
     for name, part in scored.groupby(names):
         row: dict[str, Any] = {"group": name, "pairs": len(part)}
         own = units[part.index]
@@ -101,23 +103,31 @@ def compare_groups(scored: pd.DataFrame, names: "pd.Series[str]", units: NDArray
             row |= {"influence": mean.value, "influence low": mean.low, "influence high": mean.high}
             harm = scored["influence"].clip(upper=0).sum()
             row["share of harm"] = part["influence"].clip(upper=0).sum() / harm + 0.0 if harm else 0.0
-            row["share of the worst tenth"] = part["id"].isin(lowest["influence"]).sum() / len(lowest["influence"])
+            row["share of the worst tenth"] = share_of(lowest["influence"], part)
+            row["share of the best tenth"] = share_of(highest["influence"], part)
         if "joint_rate" in scored:
             mean = bootstrap_mean(part["joint_rate"], groups=own)
             row |= {"joint rate": mean.value, "joint low": mean.low, "joint high": mean.high}
             row["joint below 0"] = float((part["joint_rate"] < 0).mean())
         if ALONG_COLUMN in scored:
             row["pilot influence"] = float(part[ALONG_COLUMN].mean())
-            row["worst tenth along the pilot"] = part["id"].isin(lowest[ALONG_COLUMN]).sum() / len(lowest[ALONG_COLUMN])
+            row["worst tenth along the pilot"] = share_of(lowest[ALONG_COLUMN], part)
+            row["best tenth along the pilot"] = share_of(highest[ALONG_COLUMN], part)
         if "pilot_change" in scored:
             row["pilot change"] = float(part["pilot_change"].mean())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def find_worst_tenth(scored: pd.DataFrame, name: str) -> set[str]:
-    """Ids of the tenth of the pairs, at least one, with the lowest values of a column."""
-    return set(scored.sort_values([name, "id"])["id"].head(max(1, round(TENTH * len(scored)))))
+def find_tenth(scored: pd.DataFrame, name: str, highest: bool) -> set[str]:
+    """Ids of the tenth of the pairs, at least one, with the lowest or the highest values of a column."""
+    ordered = scored.sort_values([name, "id"], ascending=[not highest, True])["id"]
+    return set(ordered.head(max(1, round(TENTH * len(scored)))))
+
+
+def share_of(ids: set[str], part: pd.DataFrame) -> float:
+    """The share of some ids that a part of the pairs has."""
+    return float(part["id"].isin(ids).sum() / len(ids))
 
 
 def _make_notes(

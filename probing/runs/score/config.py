@@ -1,8 +1,8 @@
 """Options of ``probing score``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from probing.instruments.columns import REF_LOGPS, known_columns, split_columns
+from probing.instruments.columns import RATE_COLUMNS, REF_LOGPS, REGIME_COLUMNS, known_columns, split_columns
 from probing.runs.common.options import HubOptions, LossOptions, PairOptions, PlotOptions, option
 
 SCORES_FILE = "scores.parquet"
@@ -50,3 +50,9 @@ class ScoreConfig(PairOptions, LossOptions, HubOptions, PlotOptions):
         """The columns to compute."""
         columns = split_columns(self.columns)
         return known_columns([*columns, *REF_LOGPS.values()]) if self.write_ref_logps else columns
+
+    @property
+    def unused_loss(self) -> bool:
+        """Whether the options say something of the loss, and no column that is computed depends on it."""
+        given = any(getattr(self, entry.name) != entry.default for entry in fields(LossOptions))
+        return given and not {*RATE_COLUMNS, *REGIME_COLUMNS} & {*self.computed}

@@ -1,5 +1,6 @@
 """The job ``probing score``: a whole dataset, in shards, resumable, every row accounted for."""
 
+import logging
 from pathlib import Path
 
 from probing.runs.common.inputs import check_models, check_pair_templates
@@ -7,6 +8,8 @@ from probing.runs.score.config import ScoreConfig
 from probing.runs.score.data import read_data
 from probing.store.manifest import claim
 from probing.types import Report
+
+log = logging.getLogger(__name__)
 
 
 def run(config: ScoreConfig) -> Report:
@@ -18,6 +21,11 @@ def run(config: ScoreConfig) -> Report:
     check_models(config, [config.model], config.revision)
     table, pairs = read_data(config)
     check_pair_templates([config.model], table, pairs)
+    if config.unused_loss:
+        log.warning(
+            "none of the columns depends on the loss, so that its options change nothing; --columns regime has those "
+            "that do"
+        )
     with claim(Path(config.out).expanduser(), "score") as folder:
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.score.stages import score_into

@@ -43,7 +43,10 @@ CASES = [
     (["score", "--model", "bundeld", *DATA], "bundeld: no such folder or model; did you mean bundled?"),
     (["score", "--model", "bundled", "--revision", "main", *DATA], "which has no revision 'main'"),
     (["score", "--model", "bundled", "--device", "gpu", *DATA], "device 'gpu' cannot be used here: there is none"),
-    (["score", "--model", "bundled", "--rate-parameters", "last:0", *DATA], "--rate-parameters must be of the form"),
+    (
+        ["score", "--model", "bundled", "--rate-parameters", "last:0", *DATA],
+        "--rate-parameters must be all, head or last:K",
+    ),
     (["score", "--model", "bundled", "--dtype", "fp8", *DATA], "--dtype"),
     (
         ["score", "--model", "mute", "--data", "turns.jsonl"],

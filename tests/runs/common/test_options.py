@@ -7,6 +7,7 @@ import typing
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from docstring_parser import parse
 
@@ -122,6 +123,10 @@ class Bounded(Options):
     rate: float = option(0.5, above=0)
     share: float = option(0.5, least=0, most=1)
     form: str = option("last:1", form="last:[1-9]")
+    spoken: str = option("a", form="a|b", written="a or b")
+    word: typing.Literal["a", "b"] = "a"
+    other: typing.Literal["a", "b"] | None = None
+    switch: bool = False
 
 
 @pytest.mark.parametrize(
@@ -136,13 +141,29 @@ class Bounded(Options):
         ({"count": 10**13}, r"count must be in \[2, 1000\], not 10000000000000"),
         ({"rate": float("inf")}, "rate must be above 0 and finite"),
         ({"form": "last:0"}, r"form must be of the form last:\[1-9\], not 'last:0'"),
+        ({"form": 3}, "form must be of the form .*, not 3"),
+        ({"spoken": "c"}, "spoken must be a or b, not 'c'"),
+        ({"word": "c"}, "word must be one of a, b, not 'c'"),
+        ({"word": None}, "word must have a value"),
+        ({"other": ["a"]}, r"other must be one of a, b, not \['a'\]"),
+        ({"count": "2"}, "count must be a whole number, not '2'"),
+        ({"count": 2.5}, "count must be a whole number, not 2.5"),
+        ({"rate": "1"}, "rate must be a number, not '1'"),
+        ({"switch": "no"}, "switch must be true or false, not 'no'"),
     ],
 )
 def test_bounds_are_checked(values, message):
     assert Bounded(count=2, rate=1e-9, share=1.0)
     assert Bounded().count is None
+    assert Bounded(count=np.int64(3), rate=np.float32(1), other="b", switch=True).other == "b"
     with pytest.raises(ValueError, match=message):
         Bounded(**values)
+
+
+def test_standard_input_is_read_by_one_option_alone(tmp_path):
+    for config, name, given in ((ProbeConfig, "fresh", {"model": "m"}), (ClustersConfig, "control", {"model": "m"})):
+        with pytest.raises(ValueError, match=f"{name} and data are both standard input"):
+            config(data="-", out=tmp_path, **given, **{name: "-"})
 
 
 def test_options_of_a_capture_say_nothing_beside_a_store(tmp_path):

@@ -1,8 +1,10 @@
 """probing influence: its numbers against autograd pair by pair, resumed runs, and what is refused."""
 
+import dataclasses
 import json
 import math
 import os
+import random
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from probing.instruments.pair_scores import as_pairs
 from probing.report.influence_tables import DROP_TITLE, SPREAD_TITLE
 from probing.report.sections.influence import QUESTION
 from probing.runs import influence, report, show
-from probing.runs.influence import stages, states
+from probing.runs.influence import results, stages, states
 from probing.runs.influence.config import InfluenceConfig
 from probing.runs.influence.models import cut_parameters
 from probing.runs.influence.parts import directions
@@ -439,8 +441,9 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
         assert table.loc[kind, "influence"] == pytest.approx(part["influence"].mean())
         harm = frame["influence"].clip(upper=0).sum()
         assert table.loc[kind, "share of harm"] == pytest.approx(part["influence"].clip(upper=0).sum() / harm)
-        worst = frame.nsmallest(2, "influence")["kind"]
+        worst, best = (frame.sort_values("influence", ascending=low)["kind"].head(2) for low in (True, False))
         assert table.loc[kind, "share of the worst tenth"] == pytest.approx((worst == kind).mean())
+        assert table.loc[kind, "share of the best tenth"] == pytest.approx((best == kind).mean())
     dropped = answer.tables["What dropping the pairs of lowest influence does to the target"].set_index("dropped")
     assert dropped.loc["0%", "change of the target"] == pytest.approx(frame["influence"].mean())
     assert dropped.loc["10%", "change of the target"] == pytest.approx(frame["influence"].nlargest(18).mean())
@@ -456,6 +459,7 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
     [
         ({"target": None}, "give --target"),
         ({"target": ""}, "target is empty"),
+        ({"target": "-", "data": "-"}, "target and data are both standard input"),
         ({"pilot_steps": 2}, "belong together"),
         ({"learning_rate": 0.1}, "belong together"),
         ({"training_steps": 5}, "training-steps"),
@@ -465,8 +469,11 @@ def test_the_tables_say_who_does_what(config, files, tmp_path):
         ({"pilot_influence": True, "pilot_steps": 1, "learning_rate": 0.1}, "of at least 2"),
         ({"pilot_influence": True, "pilot_steps": 2, "learning_rate": 0.1, "target": None, "joint": True}, "--target"),
         ({"dtype": "bf16"}, "lost in rounding in bfloat16"),
-        ({"parameters": "some"}, "parameters must be of the form"),
+        ({"parameters": "some"}, "parameters must be all, head, lora or last:K"),
         ({"quantity": "refusal", "refusal_text": " "}, "refusal_text is empty"),
+        ({"quantity": "chose"}, "quantity must be one of chosen, margin, response, refusal, not 'chose'"),
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, sgd, not 'lion'"),
+        ({"step": "1"}, "step must be a number, not '1'"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_read(config, changes, message):
@@ -482,6 +489,9 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(config, chan
         ([{"prompt": "Q"}], {"quantity": "response"}, DataInvalid, "has no response"),
         ([{"prompt": "Q", "response": ""}], {"quantity": "response"}, DataInvalid, "no row of the target.*empty"),
         ([{"text": "Q", "label": "good"}], {"quantity": "refusal"}, DataInvalid, "none is labelled 'harmful'"),
+        (make_pairs(3), {"quantity": "response"}, DataInvalid, "holds preference pairs, which --quantity chosen and"),
+        (make_pairs(3), {"quantity": "refusal"}, DataInvalid, "holds preference pairs, which --quantity chosen and"),
+        ([{"q": "Q", "response": "A"}], {"quantity": "response"}, DataInvalid, "rename one of its columns q, response"),
         (None, {"parameters": "lora"}, UsageError, "the model has none"),
         (None, {"parameters": "last:9"}, UsageError, "last:1 to last:3"),
         (None, {"step": 1e-9}, NotFinite, "rounding wins"),
@@ -493,6 +503,104 @@ def test_bad_targets_are_told_in_a_sentence(config, files, rows, changes, error,
         write(files[1], rows)
     with pytest.raises(error, match=message):
         influence.run(config(**changes))
+
+
+def test_data_of_which_no_pair_can_be_run_are_told_with_the_reason(config, files):
+    write(files[0], [{**row, "rejected": row["chosen"]} for row in make_pairs(3)])
+    for changes in ({"joint": True}, {"optimizer": "sgd"}):
+        with pytest.raises(DataInvalid, match=r"pairs.jsonl: no pair of the training data can.*identical"):
+            influence.run(config(**changes))
+
+
+def test_a_step_is_doubted_aloud_and_where_none_is_good_that_is_said(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(directions, "WARNED_ERROR", 0.0)
+    influence.run(config(joint=True, null_draws=0))
+    said = [record.getMessage() for record in caplog.records]
+    assert all(
+        any(f"along the gradient of the {what} are known" in each for each in said) for what in ("target", "joint")
+    )
+    monkeypatch.setattr("probing.instruments.influence.LARGEST_ERROR", 0.0)
+    with pytest.raises(NotFinite, match="gradient of the target: no length of step is good; where two of them agree"):
+        influence.run(config(step=None, out=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("batches", "told"), [(1, "take more with --optimizer-batches"), (5, "no more batches")])
+def test_what_no_batch_moved_is_told(config, monkeypatch, caplog, batches, told):
+    monkeypatch.setattr(directions, "WARNED_LOST", -1.0)
+    influence.run(config(optimizer_batches=batches, null_draws=0))
+    assert any("and are left out" in message and message.endswith(told) for message in caplog.messages)
+
+
+def test_a_permuted_target_points_elsewhere_and_is_as_long(files, tmp_path):
+    frame, _ = measure(double(), files, tmp_path / "out", optimizer="sgd", joint=False, null_draws=2, step=1e-3)
+    null = pd.read_parquet(tmp_path / "out" / "null.parquet")
+    oracle = make_oracle(files)
+    held = tokenize_pairs(double().tokenizer, as_pairs(read_lines(files[1])))
+    own = oracle.target("chosen")
+    for draw, part in null[null["kind"] == "permuted target"].groupby("draw"):
+        order = list(range(len(held)))
+        random.Random(f"0 {draw}").shuffle(order)
+        found = []
+        for at, other in zip(order, order[1:] + order[:1], strict=True):
+            prompt = held[at].chosen[: held[at].prompt_tokens]
+            found.append(oracle.gradient([*prompt, *held[other].chosen[held[other].prompt_tokens :]], len(prompt)))
+        permuted = sum(found) / len(found)
+        expected = oracle.columns(permuted * own.norm() / permuted.norm())["influence"]
+        wanted = dict(zip(frame["id"], expected, strict=True))
+        np.testing.assert_allclose(
+            part["influence"], [wanted[name] for name in part["id"]], atol=10 * WITHIN * np.abs(expected).max()
+        )
+
+
+def test_a_pair_whose_slope_is_not_finite_has_no_number(config, tmp_path, monkeypatch):
+    plain = results.slopes_of_frame
+
+    def spoil(frame, loss, reference=None):
+        slopes = plain(frame, loss, reference)
+        slopes.chosen[frame["id"].tolist().index("r3") if "r3" in frame["id"].tolist() else []] = torch.inf
+        return slopes
+
+    monkeypatch.setattr(results, "slopes_of_frame", spoil)
+    influence.run(config(null_draws=0))
+    frame = frame_of(tmp_path / "out").set_index("id")
+    assert frame["status"].value_counts().to_dict() == {"ok": 19, "not_finite": 1}
+    assert frame.loc["r3", ["influence", "target_chosen", "chosen_logprob"]].isna().all()
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["problems"][0]["id"] == "r3"
+    assert "slope of the loss dpo is not finite" in facts["problems"][0]["detail"]
+
+
+def test_a_permuted_margin_that_cancels_itself_has_no_influence(config, tmp_path, monkeypatch):
+    def cancel(self, generator):
+        return dataclasses.replace(self, weights=[[0.0, 0.0] for _ in self.weights])
+
+    monkeypatch.setattr("probing.runs.influence.rows.Target.permuted", cancel)
+    influence.run(config(quantity="margin", null_draws=1))
+    null = pd.read_parquet(tmp_path / "out" / "null.parquet")
+    assert (null[null["kind"] == "permuted target"]["influence"] == 0).all()
+    assert (null[null["kind"] == "random direction"]["influence"] != 0).all()
+
+
+@pytest.mark.parametrize("how", ["memory", "folder"])
+def test_a_caller_may_be_in_inference_mode(config, files, model_folder, how):
+    given = {"data": str(files[0]), "target": str(files[1]), "null_draws": 1, "step": 0.01, "joint": True}
+    model = tiny.make_model() if how == "memory" else str(model_folder)
+    with torch.inference_mode():
+        answer = probing.influence(model=model, **given)
+    plain = probing.influence(model=model, **given)
+    for title, table in answer.tables.items():
+        pd.testing.assert_frame_equal(table, plain.tables[title])
+
+
+def test_weights_of_inference_mode_are_told(files):
+    with torch.inference_mode():
+        language_model = tiny.make_model()
+    with pytest.raises(UsageError, match=r"made under torch\.inference_mode"):
+        probing.influence(model=language_model, data=str(files[0]), joint=True)
+    half = tiny.make_model()
+    half = LanguageModel(half.model.bfloat16(), half.tokenizer)
+    with pytest.raises(UsageError, match=r"model\.float\(\)"):
+        probing.influence(model=half, data=str(files[0]), joint=True)
 
 
 def test_weights_without_numbers_are_told(config, tmp_path):

@@ -377,7 +377,17 @@ def test_a_report_shows_the_responses_while_the_data_are_those_of_the_run(config
     out = tmp_path / "report.html"
     found = report.run(report.ReportConfig(folders=[tmp_path / "out"], out=out))
     assert {check["name"] for check in found.facts["checks"]} == {"share_falling", "rows_left_out"}
+    # Groups of one kind only are as they should be.
+    write(
+        data,
+        [row | {"rewards": [1] * len(row["rewards"])} if at < 9 else row for at, row in enumerate(make_rollouts(20))],
+    )
+    rollouts.run(config(out=tmp_path / "alike"))
+    alike = report.run(report.ReportConfig(folders=[tmp_path / "alike"], out=tmp_path / "alike.html"))
+    left_out = next(check for check in alike.facts["checks"] if check["name"] == "rows_left_out")
+    assert (left_out["state"], left_out["value"]) == ("ok", 0.0)
     rows = make_rollouts(20)
+    write(data, rows)
     assert all(json.dumps(row["responses"][0])[1:-1] in out.read_text(encoding="utf-8") for row in rows)
     write(data, [row | {"rewards": row["rewards"][::-1]} for row in rows])
     again = report.run(report.ReportConfig(folders=[tmp_path / "out"], out=out))

@@ -150,6 +150,16 @@ def test_regimes_are_words_in_the_table_and_rates_are_those_of_the_loss(config, 
             score.run(config(**{"columns": "regime", "loss": "dpo", "beta": 0.3, "sft_weight": 0.1} | changed))
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"loss": "dpo"}, True), ({"sft_weight": 1.0}, True), ({}, False), ({"loss": "dpo", "columns": "regime"}, False)],
+)
+def test_a_loss_that_no_column_depends_on_is_told(config, caplog, changes, told):
+    score.run(config(**changes))
+    said = [record.getMessage() for record in caplog.records]
+    assert any("none of the columns depends on the loss" in each for each in said) == told
+
+
 def test_a_scoring_of_rates_without_a_loss_is_one_of_the_margin(config, tmp_path):
     """What a version did that had no such options."""
     score.run(config(columns="displacement_rate"))

@@ -9,14 +9,15 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from probing.errors import DataInvalid, NotFinite
+from probing.errors import NotFinite
 from probing.instruments.influence import DirectionalScorer, choose_step, measure_step
 from probing.instruments.parameter_directions import ParameterDirection, precondition
+from probing.ranks import current_ranks
 from probing.report.progress import Progress
 from probing.runs.common.parts import Shard, find_shard
 from probing.runs.influence.parts.work import JOINT, TARGET, Work
 from probing.runs.influence.rows import draw_order
-from probing.runs.influence.states import TrainingSums, are_finite, drop_tensors, find_tensors, keep_tensors
+from probing.runs.influence.states import Kept, TrainingSums, are_finite, complete_tensors, drop_tensors
 from probing.store.shards import shard_path, write_shard
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ SAVED_SECONDS = 30.0
 """A gradient over the whole training set is saved at most so often while it is made."""
 WARNED_LOST = 0.1
 """Share of a direction, in entries that no batch moved, above which a warning is given."""
+WARNED_ERROR = 0.01
+"""Relative error of the derivatives above which a warning is given."""
 NO_ROWS = pa.table({"id": pa.array([], pa.string())})
 
 
@@ -64,24 +67,31 @@ def complete_training(work: Work, part: int) -> Trained | None:
     """The gradients of the training that are needed, from the disk or made now; None where none are.
 
     Raises:
-        NotFinite: they are not finite, or no pair can be run.
+        NotFinite: they are not finite.
+        DataInvalid: no pair can be run.
     """
     config, name = work.config, f"training_{part}"
     if not config.needs_training:
         return None
     adamw = config.optimizer == "adamw"
     sums = TrainingSums(work.gradients(part), work.loss, config.joint, config.batch_pairs if adamw else None)
-    known = find_tensors(work.folder.shards, name, sums.like)
-    tensors = _sum_training(work, sums, name) if known is None else known.tensors
+    known = complete_tensors(work.folder.shards, name, sums.like, lambda: _sum_training(work, sums, f"{name}_sum"))
+    assert known is not None
+    tensors = known.tensors
+    if current_ranks().leads:
+        drop_tensors(work.folder.shards, f"{name}_sum")
     if not are_finite(tensors):
-        raise NotFinite("the gradients of the training's loss are not finite; look for NaN in the model's weights")
+        raise NotFinite(
+            "the gradients of the training's loss are not finite; look for NaN in the model's weights, and with orpo "
+            "for responses of probability 1"
+        )
     count = len(work.moved.parts[part]) if config.joint else 0
     return Trained(tensors[:count], tensors[count:] if adamw else None)
 
 
-def _sum_training(work: Work, sums: TrainingSums, name: str) -> list[Tensor]:
-    """Mean gradient and mean square over pairs in a random order, which are kept; sums are kept on the way."""
-    config, folder, unfinished = work.config, work.folder.shards, f"{name}_sum"
+def _sum_training(work: Work, sums: TrainingSums, unfinished: str) -> Kept:
+    """Mean gradient and mean square over pairs in a random order; sums are kept on the way, under a name."""
+    config, folder = work.config, work.folder.shards
     order = draw_order(len(work.data.pairs), config.seed)
     wanted = len(order) if config.joint else min(len(order), config.optimizer_batches * config.batch_pairs)
     block = -(-config.shard_pairs // config.batch_pairs) * config.batch_pairs
@@ -98,11 +108,8 @@ def _sum_training(work: Work, sums: TrainingSums, name: str) -> list[Tensor]:
                 sums.keep(folder, unfinished)
                 saved = time.monotonic()
     if not sums.counts["pairs"]:
-        raise DataInvalid("no pair of the training data can be run, so that its loss has no gradient")
-    means = sums.means()
-    keep_tensors(folder, name, means, {**sums.counts, "how": sums.gradients.how})
-    drop_tensors(folder, unfinished)
-    return means
+        raise work.explain_none()
+    return Kept(sums.means(), {**sums.counts, "how": sums.gradients.how})
 
 
 def complete_direction(work: Work, name: str, part: int, trained: Trained | None, now: str = "") -> Along | None:
@@ -121,17 +128,20 @@ def complete_direction(work: Work, name: str, part: int, trained: Trained | None
         NotFinite: the direction is not finite, or zero; or no length of step is good.
     """
     parameters, kept = work.moved.parts[part], f"{name}_{part}"
-    known = find_tensors(work.folder.shards, kept, parameters)
-    if known is None:
+
+    def make() -> Kept | None:
         direction, facts = _make_direction(work, name, part, trained, now)
         if direction.norm == 0 and len(work.moved.parts) > 1:
             return None
         direction.check(f"{'the mean loss of the training data' if name == JOINT else 'the target'}{now}")
-        facts["norm"] = direction.norm
-        keep_tensors(work.folder.shards, kept, direction.tensors, facts)
-    else:
-        direction, facts = ParameterDirection(parameters, known.tensors), known.facts
-    return Along(direction, facts | _complete_step(work, kept, direction, _say(name) + now))
+        return Kept(list(direction.tensors), {**facts, "norm": direction.norm})
+
+    known = complete_tensors(work.folder.shards, kept, parameters, make)
+    if known is None:
+        return None
+    direction = ParameterDirection(parameters, known.tensors)
+    step = current_ranks().share(lambda: _complete_step(work, kept, direction, _say(name) + now))
+    return Along(direction, known.facts | step)
 
 
 def _say(name: str) -> str:
@@ -151,6 +161,12 @@ def _complete_step(work: Work, name: str, direction: ParameterDirection, what: s
                 f"along the gradient of the {what}: {error}. Where pairs cancel one another, that gradient is nearly "
                 f"zero, and only rounding is left of it"
             ) from error
+        if known.facts["step_error"] > WARNED_ERROR:
+            log.warning(
+                "the derivatives along the gradient of the %s are known to about %.1f %% of their size only",
+                what,
+                100 * known.facts["step_error"],
+            )
         write_shard(path, known.rows, known.facts)
     return known.facts
 
@@ -170,11 +186,13 @@ def _make_direction(
             facts["mean"] = work.target.add_gradient(gradients, found, lambda done: bar.advance(done, 0))
     direction, lost = go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)
     if lost > WARNED_LOST:
+        config = work.config
+        whole = config.joint or config.optimizer_batches * config.batch_pairs >= len(work.data.pairs)
         log.warning(
-            "%.0f %% of the gradient of the %s lie where no batch of the training moved anything, and are left out; "
-            "take more with --optimizer-batches",
+            "%.0f %% of the gradient of the %s lie where no batch of the training moved anything, and are left out; %s",
             100 * lost,
             _say(name) + now,
+            "there are no more batches" if whole else "take more with --optimizer-batches",
         )
     return direction, {**facts, "lost": lost, "how": gradients.how}
 
@@ -196,6 +214,6 @@ def _choose_step(work: Work, direction: ParameterDirection) -> dict[str, float]:
     """
     pairs, length, scorer = work.draw(STEP_PAIRS), work.config.step, work.moved.scorer
     if not pairs:
-        raise DataInvalid(f"{work.data.table.path}: no pair can be run; probing score says why of each")
+        raise work.explain_none()
     step = choose_step(scorer, direction, pairs) if length is None else measure_step(scorer, direction, pairs, length)
     return {"step": step.length, "step_error": step.error}

@@ -11,7 +11,7 @@ from probing.instruments.pair_scores import count_run_tokens
 from probing.instruments.parameter_directions import ParameterDirection, draw_direction
 from probing.instruments.reading import Advance
 from probing.report.progress import Progress
-from probing.runs.common.parts import Shard, complete_parts, find_shard, make_one_after_another
+from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, make_one_after_another
 from probing.runs.influence.parts.directions import Along, Trained, go_through_optimizer
 from probing.runs.influence.parts.passes import SLOPES
 from probing.runs.influence.parts.work import Work
@@ -45,11 +45,14 @@ def complete_null(work: Work, part: int, along: Along, trained: Trained | None) 
         write_shard(shard_path(work.folder.shards, number, f"null_{part}_"), shard.rows, shard.facts)
         return shard
 
-    paths = [shard_path(work.folder.shards, number, f"null_{part}_") for number in range(len(draws))]
-    known = [find_shard(path, NULL_SCHEMA, {}) for path in paths]
+    def find(number: int) -> Shard | None:
+        return find_shard(shard_path(work.folder.shards, number, f"null_{part}_"), NULL_SCHEMA, {})
+
+    known = [find(number) for number in range(len(draws))]
     done = sum(shard is not None for shard in known)
     bar = Progress(len(draws), done, unit="draws", doing="null draws")
-    return complete_parts(known, make_one_after_another(make), write, bar)
+    spread = Spread(find, lambda: [1.0] * len(draws))
+    return complete_parts(known, make_one_after_another(make), write, bar, spread=spread)
 
 
 def _draw_null(
@@ -68,13 +71,19 @@ def _draw_null(
     gradients = work.gradients(part)
     found = gradients.zeros()
     target.add_gradient(gradients, found)
-    return go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)[0]
+    # As long as the target's own, so that the spreads differ by where the directions point.
+    return go_through_optimizer(ParameterDirection(gradients.parameters, found), trained)[0].scaled_to(along.direction)
 
 
 def _measure_null(
     work: Work, direction: ParameterDirection, along: Along, pairs: Sequence[TokenizedPair]
 ) -> list[tuple[str, float, float]]:
-    """Id and both derivatives of each pair along a direction, with the step of the target's."""
+    """Id and both derivatives of each pair along a direction, with the step of the target's.
+
+    Where random signs cancel the direction, nothing is added to the sum over the parts of the parameters.
+    """
+    if direction.norm == 0:
+        return [(pair.id, 0.0, 0.0) for pair in pairs]
     found = DirectionalScorer(work.moved.scorer, direction, along.facts["step"]).measure(pairs)
     ids = [pair.id for pair in pairs]
     return list(zip(ids, found.chosen.tolist(), found.rejected.tolist(), strict=True))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from probing.errors import NotFinite
 from probing.instruments.parameter_directions import ParameterDirection, move_along
@@ -17,7 +16,7 @@ from probing.runs.common.parts import Shard
 from probing.runs.influence.parts.directions import Trained, complete_direction
 from probing.runs.influence.parts.passes import complete_likelihoods, complete_slopes
 from probing.runs.influence.parts.work import POINT, TARGET, Work, describe_direction
-from probing.runs.influence.states import are_finite, find_tensors, keep_tensors
+from probing.runs.influence.states import Kept, are_finite, complete_tensors
 
 
 def complete_pilot(work: Work) -> tuple[list[Shard], list[Shard]]:
@@ -36,16 +35,17 @@ def complete_pilot(work: Work) -> tuple[list[Shard], list[Shard]]:
 def _hold_trained(work: Work) -> Iterator[None]:
     """Have the parameters as the pilot leaves them inside the block; they come back to the bit."""
     parameters = work.moved.parameters
-    known = find_tensors(work.folder.shards, "trained", parameters)
-    tensors = _train(work) if known is None else known.tensors
+    known = complete_tensors(work.folder.shards, "trained", parameters, lambda: _train(work))
+    assert known is not None
+    tensors = known.tensors
     with move_along(ParameterDirection(parameters, tensors)), torch.no_grad():
         for parameter, tensor in zip(parameters, tensors, strict=True):
             parameter.data.copy_(tensor)
         yield
 
 
-def _train(work: Work) -> list[Tensor]:
-    """The parameters after the steps of the pilot, which are kept."""
+def _train(work: Work) -> Kept:
+    """The parameters after the steps of the pilot."""
     steps = work.config.pilot_steps
     gradients = ParameterGradients(work.moved.stack, work.moved.parameters)
     with (
@@ -55,8 +55,7 @@ def _train(work: Work) -> list[Tensor]:
         for done in walk:
             if done == steps:
                 tensors = [parameter.detach().clone() for parameter in gradients.parameters]
-    keep_tensors(work.folder.shards, "trained", tensors, {"how": gradients.how})
-    return tensors
+    return Kept(tensors, {"how": gradients.how})
 
 
 def walk_pilot(

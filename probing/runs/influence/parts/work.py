@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from probing.errors import DataInvalid
 from probing.instruments.parameter_gradients import ParameterGradients
 from probing.metrics.preference_losses import PreferenceLoss
 from probing.runs.common.budget import KeptBudget
@@ -64,3 +65,12 @@ class Work:
     def draw(self, count: int) -> list[TokenizedPair]:
         """So many pairs at random that can be run, or as many as there are."""
         return draw_runnable(self.tokenize, draw_order(len(self.data.pairs), self.config.seed), count)
+
+    def explain_none(self) -> DataInvalid:
+        """The error to raise where no pair can be run; it says why the first cannot."""
+        problem = self.tokenize([0])[0].problem
+        assert problem is not None
+        return DataInvalid(
+            f"{self.data.table.path}: no pair of the training data can be run; the first: '{problem.id}' "
+            f"({problem.status}, {problem.detail})"
+        )

@@ -49,7 +49,7 @@ class EvaluateConfig(KindOptions, AnswerOptions, OneDirectionOptions, DrawOption
     edited_model: str | None = option(None, identity=False)
     mode: Literal["project", "affine", "add"] = "project"
     coefficient: float | None = None
-    layers: str | None = option(None, form=r"all|\d{1,4}(,\d{1,4})*")
+    layers: str | None = option(None, form=r"all|\d{1,4}(,\d{1,4})*", written="all, or numbers such as 3,4,5")
     where: str | None = None
     random_texts: int = option(0, least=0, most=MOST_DIRECTIONS)
     permuted_directions: int = option(10, least=0, most=MOST_DIRECTIONS)
