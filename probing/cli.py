@@ -47,6 +47,7 @@ COMMANDS = {
     "capture": "write hidden states of texts, at any places of any model",
     "report": "write one page about finished runs: checks, figures, tables, and the rows behind them",
     "show": "print pairs of a finished run, with their texts beside their numbers",
+    "status": "say how far runs are, in other shells or ended ones: rows, rates, time left, failures",
     "demo": "run every job on the bundled model and data",
     "doctor": "show what this machine can do and what will run, and why",
 }
@@ -71,6 +72,7 @@ EXAMPLES = {
     "capture": "probing capture --model bundled --data prompts.jsonl --places resid_post:all --out states",
     "report": "probing report scores moved --out report.html --check",
     "show": "probing show scores --lowest 20",
+    "status": "probing status scores",
     "demo": "probing demo --out demo-out",
 }
 SPREAD = ("score", "displacement", "rollouts", "influence", "ccs", "probe", "clusters", "capture", "refusal evaluate")
@@ -212,7 +214,7 @@ def _run(command: str, arguments: list[str]) -> int:
         hide_progress()
     if is_launched():
         return _run_together(command, job, config, shown)
-    return _show(job.run(config), shown)
+    return _show(_run_watched(command, job, config), shown)
 
 
 def _run_together(command: str, job: ModuleType, config: Any, shown: dict[str, bool]) -> int:
@@ -221,7 +223,7 @@ def _run_together(command: str, job: ModuleType, config: Any, shown: dict[str, b
         if os.environ["RANK"] != "0":
             return 0
         logging.getLogger("probing").warning("probing %s runs in one process; the others of this launch end", command)
-        return _show(job.run(config), shown)
+        return _show(_run_watched(command, job, config), shown)
     with join_ranks() as ranks:
         if not ranks.leads:
             from probing.report.progress import hide_progress
@@ -231,9 +233,15 @@ def _run_together(command: str, job: ModuleType, config: Any, shown: dict[str, b
             ranks.wait_for_turn()
             job.run(config)
             return 0
-        return _show(job.run(config), shown)
+        return _show(_run_watched(command, job, config), shown)
     # A process that does not lead left.
     return 0
+
+
+def _run_watched(command: str, job: ModuleType, config: Any) -> "Report":
+    from probing.runs.common.watching import run_watched
+
+    return run_watched(job.run, config, command)
 
 
 def _show(report: "Report", shown: dict[str, bool]) -> int:

@@ -49,6 +49,7 @@ class Ranks:
     store: "Store | None" = None
     _shared: int = field(default=0, init=False)
     _gathered: int = field(default=0, init=False)
+    _topics: int = field(default=0, init=False)
 
     @property
     def leads(self) -> bool:
@@ -93,6 +94,23 @@ class Ranks:
         """Add to a number that all processes share; returns it."""
         assert self.store is not None
         return int(self.store.add(name, more))
+
+    def open_topic(self) -> str:
+        """A name under which every process may tell something. All processes have to call this in turn."""
+        self._topics += 1
+        return f"topic/{self._topics}"
+
+    def tell(self, topic: str, facts: Any) -> None:
+        """Tell the others something, in place of what this process told under this name before."""
+        if self.store is not None:
+            self.store.set(f"{topic}/{self.rank}", json.dumps(facts))
+
+    def hear(self, topic: str) -> dict[int, Any]:
+        """What the others told last under this name, by their ranks."""
+        if self.store is None:
+            return {}
+        keys = {rank: f"{topic}/{rank}" for rank in range(self.size) if rank != self.rank}
+        return {rank: json.loads(self.store.get(key)) for rank, key in keys.items() if self.store.check([key])}
 
     def gather(self, poll: Callable[[], None] = lambda: None) -> None:
         """Have every process wait until all have come here.

@@ -162,6 +162,14 @@ NAMES = {
         "notes": "note",
     },
     "report": {"checks": "state run check finding"},
+    "status": {
+        "runs": "folder command state noted_seconds_ago pid host ended_by counted seconds why",
+        "parts": (
+            "folder within doing unit rows of earlier tokens seconds rows_per_second tokens_per_second seconds_left"
+        ),
+        "failures_by_status": "folder doing status rows",
+        "workers": "folder within doing worker rows tokens seconds pid host",
+    },
     "doctor": {
         "machine": "what found",
         "what_will_run": "what choice why",
@@ -310,6 +318,7 @@ def options(command, inputs, out):
         "probe": [*model, "--data", prompts, "--fresh", fresh, *QUICK, "--refits", "2"],
         "clusters": [*model, "--model", "bundled-displaced", "--data", prompts, *QUICK, "--no-tsne"],
         "report": [out / "moved", "--out", out / "report.html"],
+        "status": [out / "score"],
         "doctor": ["--model", "bundled"],
     }
     pilot = "--pilot-steps 2 --learning-rate 1e-4 --pilot-influence --batch-pairs 4".split()

@@ -1,15 +1,21 @@
-"""A progress bar in rows, with tokens a second and the time left: in a notebook, on a terminal, or as lines."""
+"""A progress bar in rows, with rates, the time left and failures: in a notebook, on a terminal, or as lines."""
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
 
+from probing.ranks import current_ranks
+from probing.store.progress import Work, Worker, add_counts, tell
+
 DELAY_SECONDS = 2
 LIVE_INTERVAL_SECONDS = 0.2
-QUIET_INTERVAL_SECONDS = 10.0
+QUIET_INTERVAL_SECONDS = 60.0
+SHOWN_STATUSES = 3
 _FORMAT = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{n:.0f}}/{{total_fmt}} {unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
 
 _hidden = False
@@ -36,7 +42,7 @@ def open_bar(**options: Any) -> "tqdm[Any]":
     """A bar that is shown once the work takes longer than two seconds, unless progress is hidden.
 
     In a Jupyter kernel with ipywidgets it is the notebook's; on a terminal one line is drawn anew; elsewhere, and where
-    a kernel has no ipywidgets, there is a line on stderr every ten seconds.
+    a kernel has no ipywidgets, there is a line on stderr every minute.
 
     Args:
         options: those of tqdm that say what is counted.
@@ -46,6 +52,8 @@ def open_bar(**options: Any) -> "tqdm[Any]":
     return kind(
         delay=DELAY_SECONDS,
         mininterval=LIVE_INTERVAL_SECONDS if live else QUIET_INTERVAL_SECONDS,
+        # Otherwise a thread of tqdm's draws lines of its own every ten seconds.
+        miniters=0,
         dynamic_ncols=live,
         disable=_hidden,
         file=sys.stderr if live else _Lines(),
@@ -68,21 +76,27 @@ def _find_kind() -> "type[tqdm[Any]]":
 
 
 class Progress:
-    """A bar in rows, shown as ``open_bar`` says.
+    """A bar in rows, shown as ``open_bar`` says; whoever listens to ``probing.store.progress`` is told of it as well.
 
     Args:
         total: rows in all.
         done: rows that an earlier run has already done.
         unit: word for a row.
         doing: word for the work, such as "scoring".
+
+    Attributes:
+        work: what is done.
+        own: what this process has done of it.
     """
 
     def __init__(self, total: int, done: int = 0, unit: str = "pairs", doing: str = "scoring") -> None:
         self._bar = open_bar(total=total, initial=done, bar_format=_FORMAT.format(unit=unit), desc=f"{doing} ")
         if 0 < done < total and not _hidden:
             self._bar.write(f"probing: {done} of {total} {unit} are done already", file=sys.stderr)
-        self._total, self._tokens = total, 0
-        self._start = time.monotonic()
+        self._start, self._described = time.monotonic(), -LIVE_INTERVAL_SECONDS
+        self.own = Worker()
+        self.work = Work(doing, unit, total, done, workers={current_ranks().rank: self.own})
+        tell(self.work)
 
     def __enter__(self) -> Self:
         return self
@@ -90,13 +104,63 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.close()
+        tell(self.work, ended=True)
+        bar = self._bar
+        bar.set_postfix_str(describe_rates(self.work), refresh=False)
+        shown_before = bar.disable or bar.last_print_t >= bar.start_t + DELAY_SECONDS
+        if not shown_before and time.monotonic() - self._start > DELAY_SECONDS:
+            # Where a line is due once a minute, a shorter work would end without any.
+            bar.refresh()
+        bar.close()
 
     def advance(self, rows: float, tokens: int) -> None:
         """Count rows (fractions are fine) and tokens as done."""
-        self._tokens += tokens
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        if self._tokens:
-            self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s", refresh=False)
-        # Rounded fractions may add up to slightly more than the total.
-        self._bar.update(min(rows, self._total - self._bar.n))
+        self.own.rows += rows
+        self.own.tokens += tokens
+        self.own.seconds = time.monotonic() - self._start
+        self._show()
+
+    def count(self, statuses: Mapping[str, int], earlier: bool = False) -> None:
+        """Count the statuses of rows that are done, by this run or by an earlier one."""
+        # Replaced rather than changed: other threads may be reading them.
+        if earlier:
+            self.work.earlier_statuses = add_counts(self.work.earlier_statuses, statuses)
+        else:
+            self.own.statuses = add_counts(self.own.statuses, statuses)
+
+    def hear(self, others: Mapping[int, Worker]) -> None:
+        """Show what other processes have done."""
+        self.work.workers = {**self.work.workers, **others}
+        self._show()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        # Described no more often than a terminal shows it: many short parts would pay for it.
+        if now >= self._described + LIVE_INTERVAL_SECONDS:
+            self._bar.set_postfix_str(describe_rates(self.work), refresh=False)
+            self._described = now
+        self._bar.update(max(0.0, self.work.rows - self._bar.n))
+        tell(self.work)
+
+
+def describe_rates(work: Work) -> str:
+    """Rows and tokens a second, of all workers and of each, and the failures so far: as the bar shows them."""
+    parts = []
+    if work.rows_per_second is not None:
+        parts.append(f"{work.rows_per_second:,.1f} {work.unit}/s")
+    if work.tokens_per_second is not None:
+        parts.append(f"{work.tokens_per_second:,.0f} tokens/s")
+    if len(work.workers) > 1:
+        rates = [worker.rows / worker.seconds if worker.seconds else 0.0 for worker in work.workers.values()]
+        parts.append(f"{len(rates)} workers with {min(rates):,.1f} to {max(rates):,.1f}")
+    if work.failures:
+        parts.append(f"failed: {describe_failures(work.failures)}")
+    return ", ".join(parts)
+
+
+def describe_failures(failures: Mapping[str, int]) -> str:
+    """The most frequent statuses of rows without numbers."""
+    counted = Counter(failures)
+    shown = [f"{count:,} {status}" for status, count in counted.most_common(SHOWN_STATUSES)]
+    more = counted.total() - sum(count for _, count in counted.most_common(SHOWN_STATUSES))
+    return ", ".join([*shown, f"{more:,} others"] if more else shown)

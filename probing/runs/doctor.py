@@ -9,11 +9,12 @@ from typing import Any
 from probing.runs.common.options import DeviceOptions, HubOptions, option
 from probing.types import Report
 
-EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "report": ["plotly"]}
+EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "report": ["plotly"], "metrics": ["prometheus_client"]}
 USES = {
     "cuda": "kernels run in Triton on a CUDA card",
     "train": "adapters (peft); trl for scripts/validate_displacement.py",
     "report": "--interactive: pages of plots that can be zoomed (plotly)",
+    "metrics": "--metrics-port: progress for Prometheus (prometheus_client)",
 }
 
 

@@ -36,6 +36,12 @@ def is_positive(value: Any, where: str) -> None:
     _expect(type(value) is int and 0 < value < 2**63, where, "a whole number above 0", value)
 
 
+def is_amount(value: Any, where: str) -> None:
+    """A finite number that is not negative."""
+    good = type(value) in (int, float) and 0 <= value < 2**63
+    _expect(good, where, "a number that is not negative", value)
+
+
 def is_hash(value: Any, where: str) -> None:
     """SHA-256 in hexadecimal digits."""
     _expect(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None, where, "a SHA-256", value)

@@ -20,12 +20,17 @@ TURN_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def new_file(target: Path) -> Iterator[Path]:
+def new_file(target: Path, flush: bool = True) -> Iterator[Path]:
     """A temporary file beside ``target`` that takes its place when the block ends well.
 
     The content is on the disk before the name is, so that after a crash there is either the old file or the complete
     new one. When the block or the disk fails, the temporary file is removed and ``target`` is as it was. A link under
     the name is replaced, and what it leads to is left as it is.
+
+    Args:
+        target: the name.
+        flush: whether to wait for the disk. Without it the file may be empty after a power failure, though not after a
+            kill: for what is soon written again.
 
     Raises:
         OSError: no space, no permission.
@@ -33,9 +38,11 @@ def new_file(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _stage(target, folder=False) as temporary:
         yield temporary
-        _flush_to_disk(temporary)
+        if flush:
+            _flush_to_disk(temporary)
         os.replace(temporary, target)
-    _flush_to_disk(target.parent)
+    if flush:
+        _flush_to_disk(target.parent)
 
 
 @contextlib.contextmanager

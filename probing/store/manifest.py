@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from probing.errors import FolderBusy, SourceMismatch
 from probing.ranks import current_ranks
 from probing.store.files import check_output_name, is_leftover, new_file, remove_leftovers
+from probing.store.progress import NOTE, keep_note
 from probing.store.records import MANIFEST as MANIFEST
 from probing.store.records import RUN_FILE as RUN_FILE
 from probing.store.records import SCHEMA_VERSION, SEAL, refuse_link, seal
@@ -25,7 +27,9 @@ SHARDS = "shards"
 SAFETENSORS_LEFTOVER = ".tmp??????"
 """Pattern of the file that the safetensors library writes first, beside the requested one."""
 LONGEST_SHOWN = 200
-OWN_FILES = r"run\.json|manifest\.json|\w+\.parquet|\w+\.safetensors|ref_logps(\.\w+)?"
+LOOKED_SECONDS = 0.2
+"""How long a lock is tried for: whoever looks whether a folder is locked has a lock on it for a moment."""
+OWN_FILES = r"run\.json|manifest\.json|progress\.json|\w+\.parquet|\w+\.safetensors|ref_logps(\.\w+)?"
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ def claim(path: Path, command: str, record: str = RUN_FILE) -> Iterator[RunFolde
             remove_leftovers(path / SHARDS, OWN_FILES)
             for leftover in (path / SHARDS).glob(SAFETENSORS_LEFTOVER):
                 leftover.unlink()
-            yield folder
+            with keep_note(path, record):
+                yield folder
         except BaseException:
             if made and not folder.worth_keeping:
                 _remove(folder)
@@ -167,6 +172,7 @@ def _make(path: Path) -> bool:
 
 def _remove(folder: RunFolder) -> None:
     """Remove what a run made, and the folder if nothing else has come into it."""
+    (folder.path / NOTE).unlink(missing_ok=True)
     (folder.path / folder.record).unlink(missing_ok=True)
     shutil.rmtree(folder.shards, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -175,12 +181,35 @@ def _remove(folder: RunFolder) -> None:
 
 def _lock(handle: int, path: Path) -> None:
     """Take the folder, unless another process has it or has just removed it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise FolderBusy(f"{path}: another process is writing there; wait for it, or use another --out") from error
+    tried_until = time.monotonic() + LOOKED_SECONDS
+    while not _try_lock(handle, fcntl.LOCK_EX):
+        if time.monotonic() > tried_until:
+            raise FolderBusy(f"{path}: another process is writing there; wait for it, or use another --out")
+        time.sleep(0.01)
     if not path.exists() or os.fstat(handle).st_ino != path.stat().st_ino:
         raise FolderBusy(f"{path}: another process has just removed it; run the same command again")
+
+
+def _try_lock(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether a running process has claimed this folder; looked up without disturbing it, or one that begins now.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Given back when the folder is closed.
+        return not _try_lock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
 
 
 def _check_content(folder: RunFolder) -> None:

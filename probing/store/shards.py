@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from probing.errors import StoreCorrupt
 from probing.store.files import new_file
 from probing.store.plain_json import parse_json
 
+ROW_OF_DATA = ("group", "id")
+"""Columns that tell which row of the data a row of a table is of; the first of them that a table has does so."""
 _FACTS = b"probing"
 _HASH = b"probing_sha256"
 
@@ -47,6 +50,40 @@ def read_shard(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     return (rows, facts) if rows.schema.equals(schema) and isinstance(facts, dict) and not changed else None
+
+
+def summarize_shard(path: Path) -> tuple[int, dict[str, int], dict[str, Any]] | None:
+    """Rows of the data, their statuses, and the facts of one part; None if it is not there, is a link, or not whole.
+
+    Most of its values are left unread, so that it is not compared with its hash.
+    """
+    if path.is_symlink():
+        return None
+    try:
+        # Given as an open file, since pyarrow takes a path with a colon for an address.
+        with path.open("rb") as opened:
+            file = pq.ParquetFile(opened)
+            names = [name for name in (*ROW_OF_DATA, "status") if name in file.schema_arrow.names]
+            rows, count = file.read(names), file.metadata.num_rows
+            facts = parse_json(file.schema_arrow.metadata[_FACTS].decode())
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    of = next((name for name in ROW_OF_DATA if name in names), None)
+    known = count if of is None else len(set(rows[of].to_pylist()))
+    return (known, count_statuses(rows), facts) if isinstance(facts, dict) else None
+
+
+def count_statuses(rows: pa.Table) -> dict[str, int]:
+    """Number of rows of the data of each status; none where the table has no statuses.
+
+    Several rows of a table that are one row of the data, such as the responses of a group, have one status.
+    """
+    if "status" not in rows.column_names:
+        return {}
+    of = next((name for name in ROW_OF_DATA if name in rows.column_names), "status")
+    statuses = rows["status"].to_pylist()
+    once = dict(zip(rows[of].to_pylist(), statuses, strict=True)).values() if of != "status" else statuses
+    return dict(Counter(map(str, once)))
 
 
 def _hash_part(rows: pa.Table, noted: bytes) -> bytes:

@@ -1,14 +1,17 @@
 import io
+import re
 import sys
 import types
 import warnings
 
 import pytest
 from tqdm import notebook, tqdm
+from tqdm import std as tqdm_std
 
 from probing.models import hashes
 from probing.report import progress
-from probing.report.progress import Progress, open_bar
+from probing.report.progress import Progress, describe_failures, open_bar
+from probing.store.progress import Worker
 
 
 def watch(monkeypatch):
@@ -127,3 +130,78 @@ def test_hidden_progress_hides_every_bar(monkeypatch, tmp_path):
     hash_it()
     assert stream.getvalue().startswith("hashing the weights")
     assert "\r" not in stream.getvalue()
+
+
+def test_rates_and_failures_are_shown(monkeypatch):
+    stream = watch(monkeypatch)
+    with Progress(10, done=4) as bar:
+        bar.count({"ok": 3, "truncated": 1}, earlier=True)
+        bar.advance(4, 1000)
+        bar.count({"ok": 1, "truncated": 1, "refused": 2})
+        bar.advance(2, 1000)
+    last = stream.getvalue().splitlines()[-1]
+    assert re.search(r"10/10 pairs \[\d\d:\d\d<\d\d:\d\d, [\d,.]+ pairs/s, [\d,]+ tokens/s, failed: ", last)
+    assert last.endswith("failed: 2 truncated, 2 refused]")
+
+
+def test_of_many_kinds_of_failures_the_most_frequent_are_named():
+    counts = {"truncated": 5, "refused": 1, "identical": 2, "empty_prompt": 1000, "extra_bos": 1}
+    assert describe_failures(counts) == "1,000 empty_prompt, 5 truncated, 2 identical, 2 others"
+
+
+def test_what_several_processes_do_is_shown_together_and_apart(monkeypatch):
+    stream = watch(monkeypatch)
+    with Progress(100) as bar:
+        bar.advance(10, 500)
+        bar.own.seconds = 2.0
+        bar.hear({1: Worker(rows=30, tokens=300, seconds=4.0), 2: Worker()})
+    last = stream.getvalue().splitlines()[-1]
+    assert "40/100 pairs" in last
+    assert "10.0 pairs/s, 200 tokens/s, 3 workers with 0.0 to 7.5" in last
+    assert bar.work.seconds_left == 6.0
+
+
+class Clock:
+    """Seconds that pass when they are told to, for the bar and for tqdm."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr("probing.report.progress.time", self)
+        # tqdm takes the time from here when a bar is made.
+        monkeypatch.setattr(tqdm_std, "time", self.time)
+
+    def time(self):
+        return self.now
+
+    monotonic = time
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    clock = Clock(monkeypatch)
+    with Progress(600) as bar:
+        # Otherwise a thread of tqdm's draws a line every ten seconds.
+        assert not bar._bar.dynamic_miniters
+        for _ in range(600):
+            clock.now += 1
+            bar.advance(1, 100)
+    lines = stream.getvalue().splitlines()
+    shown = [int(re.search(r"(\d+)/600 pairs", line)[1]) for line in lines]
+    assert shown == [*range(60, 601, 60), 600]
+    assert all("1.0 pairs/s, 100 tokens/s" in line for line in lines)
+    assert "[05:00<05:00, " in lines[4]
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(1, 0), (3, 1), (59, 1), (61, 2)])
+def test_a_work_of_a_few_seconds_has_one_last_line(monkeypatch, seconds, lines):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    clock = Clock(monkeypatch)
+    with Progress(seconds) as bar:
+        for _ in range(seconds):
+            clock.now += 1
+            bar.advance(1, 100)
+    shown = stream.getvalue().splitlines()
+    assert len(shown) == lines
+    assert all(f"{seconds}/{seconds} pairs" in line for line in shown[-1:])

@@ -11,6 +11,7 @@ from probing.data.memory import table_from_memory
 from probing.errors import UsageError
 from probing.runs.common.held import InMemory
 from probing.runs.common.options import DeviceOptions
+from probing.runs.common.watching import run_watched
 from probing.types import Report
 
 Config = TypeVar("Config", bound=DeviceOptions)
@@ -106,10 +107,15 @@ def _check_loaded(config: DeviceOptions) -> None:
         raise UsageError(f"a model in memory stays as it is; leave out {wrong}")
 
 
+def _name_command(run: Callable[..., Report]) -> str:
+    """The command of a job's function: that of ``probing.runs.score.job`` is "score"."""
+    return run.__module__.removeprefix("probing.runs.").removesuffix(".job").replace(".", " ")
+
+
 def _run_guarded(run: Callable[[Config], Report], config: Config, models: Sequence[InMemory], kept: bool) -> Report:
     """Run a job on a caller's models, which are put back into the state that they were in."""
     if not models:
-        return run(config)
+        return run_watched(run, config, _name_command(run))
     from probing.engine.guard import LeaveAsFound
     from probing.engine.stream import ONE_AT_A_TIME
     from probing.models.in_memory import identify

@@ -289,11 +289,34 @@ class RunOptions(DeviceOptions):
             the model's limit.
         compile: compile the blocks of the model with torch.compile, which pays for many rows on a card. Changes the
             last digits.
+        metrics_port: port at which the progress is served as Prometheus text while the command runs; it needs
+            model-probing[metrics]. It can be reached from this machine alone (127.0.0.1), unless an address is given
+            with it: 0.0.0.0:9100 stands for every interface, which a container needs.
     """
 
     batch_tokens: int | None = option(None, least=1, most=MOST_TOKENS, of_capture=True)
     max_length: int | None = option(None, least=1, most=MOST_TOKENS, of_capture=True)
     compile: bool = option(False, of_capture=True)
+    metrics_port: int | str | None = option(None, identity=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.metrics_address is not None and importlib.util.find_spec("prometheus_client") is None:
+            raise UsageError(
+                '--metrics-port needs prometheus-client: pip install "model-probing[metrics]", or leave it out'
+            )
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Host and port at which progress is served; None where it is not."""
+        if self.metrics_port is None:
+            return None
+        host, _, port = str(self.metrics_port).rpartition(":")
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise ValueError(
+                f"metrics_port must be a port from 1 to 65535, or HOST:PORT, not '{self.metrics_port!s:.60}'"
+            )
+        return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,9 @@
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,16 +27,16 @@ from probing.ranks import current_ranks, deal_out
 from probing.report.progress import Progress
 from probing.runs.common.budget import KeptBudget
 from probing.store.activations import find_fault, states_path, write_states
+from probing.store.progress import Worker, add_counts
 from probing.store.records import refuse_link
-from probing.store.shards import read_shard, shard_path, write_shard
+from probing.store.shards import count_statuses, read_shard, shard_path, write_shard
 from probing.types import PreferencePair
 
 Ready = TypeVar("Ready")
 Made = TypeVar("Made")
 Part = TypeVar("Part")
-COUNTED = ("thousandths of rows", "tokens")
-"""What the processes that do not lead have done, under these names."""
 TOLD_SECONDS = 0.5
+"""How often the processes that do not lead tell what they have done."""
 Maker = Callable[[Sequence[int], Advance], Generator[Made, None, None]]
 """Makes the parts with these numbers, in order, each when it is asked for."""
 
@@ -73,8 +72,14 @@ def complete_parts(
         for number, part in enumerate(known):
             whole = part if part is not None else write(number, next(made))
             adopt(whole)
+            bar.count(_count_statuses(whole), earlier=part is not None)
             parts.append(whole)
     return parts
+
+
+def _count_statuses(part: object) -> dict[str, int]:
+    """Number of rows of each status in a part; none where its rows have no status."""
+    return count_statuses(part.rows) if isinstance(part, Shard) else {}
 
 
 @dataclass(frozen=True)
@@ -114,12 +119,16 @@ def _complete_together(
     for part in known:
         if part is not None:
             adopt(part)
+            bar.count(_count_statuses(part), earlier=True)
     shared = SharedBar(bar)
     with bar, closing(make(own, shared.advance)) as made:
         for number in own:
-            adopt(write(number, next(made)))
+            whole = write(number, next(made))
+            adopt(whole)
+            bar.count(_count_statuses(whole))
         shared.flush()
-        ranks.gather(shared.poll)
+        ranks.gather(shared.flush)
+        shared.flush()
     parts = [spread.find(number) for number in range(len(known))]
     if any(part is None for part in parts):
         raise StoreCorrupt("a part of the run that another process wrote is not there; run the same command again")
@@ -127,7 +136,7 @@ def _complete_together(
 
 
 class SharedBar:
-    """A progress bar of the process that leads, which counts what all do.
+    """A progress bar of the process that leads, which shows what all do.
 
     Args:
         bar: the bar; the others show none.
@@ -135,34 +144,22 @@ class SharedBar:
 
     def __init__(self, bar: Progress) -> None:
         self._bar, self._ranks = bar, current_ranks()
-        self._rows, self._tokens, self._told = 0.0, 0, time.monotonic()
-        self._seen = [self._ranks.count(name) for name in COUNTED]
+        self._topic, self._told = self._ranks.open_topic(), time.monotonic()
 
     def advance(self, rows: float, tokens: int) -> None:
         """Count rows and tokens that this process has done."""
-        if self._ranks.leads:
-            self._bar.advance(rows, tokens)
-        else:
-            self._rows, self._tokens = self._rows + rows, self._tokens + tokens
+        self._bar.advance(rows, tokens)
         if time.monotonic() - self._told >= TOLD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Tell the leader what was done since it was told last, or hear it."""
+        """Tell the leader what this process has done, or hear it of the others and show it."""
         self._told = time.monotonic()
         if self._ranks.leads:
-            return self.poll()
-        for name, more in zip(COUNTED, (round(1000 * self._rows), self._tokens), strict=True):
-            self._ranks.count(name, more)
-        self._rows, self._tokens = 0.0, 0
-        return None
-
-    def poll(self) -> None:
-        """Show what the others have done since the last time."""
-        now = [self._ranks.count(name) for name in COUNTED]
-        rows, tokens = (new - old for new, old in zip(now, self._seen, strict=True))
-        self._seen = now
-        self._bar.advance(rows / 1000, tokens)
+            told = self._ranks.hear(self._topic)
+            self._bar.hear({rank: Worker(**facts) for rank, facts in told.items()})
+        else:
+            self._ranks.tell(self._topic, asdict(self._bar.own))
 
 
 def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
@@ -372,24 +369,17 @@ def to_rows(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
 
 
-def status_facts(
-    shards: Sequence[Shard], lines: Mapping[str, str] | None = None, of: str | None = None
-) -> dict[str, Any]:
+def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Facts of the rows of all shards: the number of each status, and the first problems.
 
     Args:
         shards: all shards, each of which has ``problems`` among its facts.
         lines: place of each row in its dataset, by id; None where it is not told.
-        of: column of which every value is counted once, where several rows of a shard are one row of the data.
     """
     problems = [problem for shard in shards for problem in shard.facts["problems"]]
     if lines is not None:
         problems = [{**problem, "line": lines[problem["id"]]} for problem in problems]
-    listed = [shard.rows["status"].to_pylist() for shard in shards]
-    if of is not None:
-        once = [dict(zip(s.rows[of].to_pylist(), each, strict=True)) for s, each in zip(shards, listed, strict=True)]
-        listed = [list(each.values()) for each in once]
-    statuses = Counter(status for each in listed for status in each)
+    statuses = add_counts(*(count_statuses(shard.rows) for shard in shards))
     return {
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": problems[:LISTED_PROBLEMS],
@@ -397,12 +387,12 @@ def status_facts(
     }
 
 
-def pair_facts(shards: Sequence[Shard], data: Blocks[Any], of: str | None = None) -> dict[str, Any]:
+def pair_facts(shards: Sequence[Shard], data: Blocks[Any]) -> dict[str, Any]:
     """Facts of all shards: rows by status, the first problems with their lines, speed. Args: see ``status_facts``."""
     lines = {row.id: data.table.place(index) for index, row in enumerate(data.rows)}
     tokens, seconds = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
     return {
-        **status_facts(shards, lines, of),
+        **status_facts(shards, lines),
         "batch_tokens": shards[-1].facts["batch_tokens"],
         "tokens": tokens,
         "scoring_seconds": round(seconds, 3),

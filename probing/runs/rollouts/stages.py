@@ -66,7 +66,7 @@ def measure_into(folder: RunFolder, config: RolloutsConfig, table: Table, groups
         note_rendered(folder, rendered_groups(groups, model=model))
         join_shards(data.with_places(shards, "group"), folder.path / ROLLOUTS_FILE)
         facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
-        facts |= {"data": describe_data(table, groups), **pair_facts(shards, data, "group")}
+        facts |= {"data": describe_data(table, groups), **pair_facts(shards, data)}
         wrote = [ROLLOUTS_FILE, *TokenShards(folder.shards, PULLS_SCHEMA).join(len(data.blocks), folder.path)]
         wrote += write_pages(folder, config, pd.read_parquet(folder.path / ROLLOUTS_FILE))
         finish(folder, config, facts, hash_files(folder, wrote), began)
