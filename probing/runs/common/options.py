@@ -172,8 +172,8 @@ class ArrayOptions(DatasetOptions):
     """The shard of the dataset, where the members of an array of jobs share its rows.
 
     Args:
-        shard_index: number of the shard to make, from 0: of n rows and N shards, shard K has those from n*K/N to the one
-            before n*(K+1)/N, rounded down. "probing merge" joins the finished shards.
+        shard_index: number of the shard to make, from 0: of n rows and N shards, shard K has those from n*K/N to the
+            one before n*(K+1)/N, rounded down. "probing merge" joins the finished shards.
         num_shards: number of shards that the rows are cut into, after --split, --limit and --sample.
     """
 

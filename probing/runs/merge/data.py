@@ -154,7 +154,7 @@ def _restore_config(path: Path, config_type: type[Config], known: Mapping[str, A
     Raises:
         StoreCorrupt: they are no options of the command.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for entry in fields(config_type):
         value = known.get(entry.name, entry.default)
         is_path = value is not MISSING and value is not None and Path in (entry.type, *get_args(entry.type))
@@ -172,7 +172,7 @@ def _check_same_run(first: Member, other: Member) -> None:
     if first.config.num_shards != other.config.num_shards:
         differences["num_shards"] = (str(first.config.num_shards), str(other.config.num_shards))
     if differences:
-        told = "; ".join(f"{name} is {here} there and {there} here" for name, (here, there) in differences.items())
+        told = "; ".join(f"{name} is {here} here and {there} there" for name, (there, here) in differences.items())
         raise SourceMismatch(f"{other.path}: is no shard of the run that {first.path} is a shard of: {told}")
 
 
