@@ -269,3 +269,12 @@ def check_apart(array: Array, out: Path) -> None:
     inside = next((member for member in array.members if os.path.realpath(member.path) == os.path.realpath(out)), None)
     if inside is not None:
         raise UsageError(f"{out}: holds shard {inside.index}, which stays as it is; choose another --out")
+
+
+def check_ids(member: Member, found: Sequence[object], expected: Sequence[object]) -> None:
+    """Raise ``SourceMismatch`` unless a shard has the rows of the dataset that are its own."""
+    if list(found) != list(expected):
+        raise SourceMismatch(
+            f"{member.path}: its rows are not those of shard {member.index} of {member.config.num_shards} of the "
+            f"dataset, or have other ids; make it with the options of the other shards"
+        )

@@ -8,12 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probing.errors import SourceMismatch
 from probing.runs.common.parts import Shard
 from probing.runs.common.record import check_files
 from probing.runs.common.scored import list_hashes
 from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens
-from probing.runs.merge.data import Array, Member
+from probing.runs.merge.data import Array, Member, check_ids
 from probing.store.manifest import RunFolder
 from probing.store.shards import stream_row_groups
 
@@ -47,15 +46,6 @@ def read_tables(array: Array, name: str, list_ids: Callable[[range], Sequence[ob
         if member.has_rows:
             shards.append(Shard(table, _find_facts(member)))
     return shards
-
-
-def check_ids(member: Member, found: Sequence[object], expected: Sequence[object]) -> None:
-    """Raise ``SourceMismatch`` unless a shard has the rows of the dataset that are its own."""
-    if list(found) != list(expected):
-        raise SourceMismatch(
-            f"{member.path}: its rows are not those of shard {member.index} of {member.config.num_shards} of the "
-            f"dataset, or have other ids; make it with the options of the other shards"
-        )
 
 
 def _read_table(member: Member, name: str) -> pa.Table:

@@ -10,8 +10,7 @@ import pyarrow as pa
 from probing.data.contents import content_of_row
 from probing.errors import StoreCorrupt
 from probing.runs.common.parts import Shard, find_shard
-from probing.runs.merge.data import Array, Member, Whole
-from probing.runs.merge.rows import check_ids
+from probing.runs.merge.data import Array, Member, Whole, check_ids
 from probing.store.activations import ROWS_FILE, find_fault, states_path
 from probing.store.files import file_sha256, new_file
 from probing.store.manifest import SHARDS, RunFolder
