@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,20 +37,24 @@ def join_states(folder: RunFolder, array: Array, whole: Whole, schema: pa.Schema
         StoreCorrupt: a file of a store is gone or damaged.
         SourceMismatch: a store has other rows than those of the dataset that are its own.
     """
+    stores = [(member, _read_shards(member, schema)) for member in array.members]
+    for member, shards in stores:
+        _check_rows(member, shards, whole)
     sizes: list[int] = []
-    sides = len(whole.prompts) // len(whole.table.rows)
-    for member in array.members:
-        own = member.config.choose_rows(len(whole.table.rows))
-        prompts = whole.prompts[sides * own.start : sides * own.stop]
-        shards = _read_shards(member, schema)
-        columns = [[value for shard in shards for value in shard.rows[name].to_pylist()] for name in ("id", "content")]
-        expected = ([prompt.id for prompt in prompts], [content_of_row(prompt) for prompt in prompts])
-        for found, rows in zip(columns, expected, strict=True):
-            check_ids(member, found, rows)
+    for member, shards in stores:
         for number, shard in enumerate(shards):
             _put_shard(folder, member, number, shard, len(sizes))
             sizes.append(len(shard.rows))
     return sizes
+
+
+def _check_rows(member: Member, shards: Sequence[Shard], whole: Whole) -> None:
+    """Raise ``SourceMismatch`` unless a store has the rows of the dataset that are its own, with the same texts."""
+    sides, own = len(whole.prompts) // len(whole.table.rows), member.config.choose_rows(len(whole.table.rows))
+    prompts = whole.prompts[sides * own.start : sides * own.stop]
+    expected = {"id": [prompt.id for prompt in prompts], "content": [content_of_row(prompt) for prompt in prompts]}
+    for name, values in expected.items():
+        check_ids(member, [value for shard in shards for value in shard.rows[name].to_pylist()], values)
 
 
 def _read_shards(member: Member, schema: pa.Schema) -> list[Shard]:

@@ -136,6 +136,20 @@ def test_scores_with_pulls_and_log_probabilities_are_those_of_one_run(scoring, t
     assert [content(shard) for shard in shards] == before
 
 
+def test_more_problems_than_a_record_lists_are_counted(model_folder, tmp_path):
+    """Of 240 pairs without a response, of which a record lists 100 and so does that of each shard."""
+    rows = [{**row, "chosen": ""} if number % 5 else row for number, row in enumerate(make_pairs(300))]
+    data = write(tmp_path / "pairs.jsonl", rows)
+    config = ScoreConfig(model=str(model_folder), data=str(data), out=tmp_path / "whole", shard_pairs=150)
+    shards = run_shards(score, config, tmp_path, 2)
+    reported = run_merge(shards, tmp_path / "merged")
+    assert_same_run(score, config, tmp_path / "merged", reported)
+    record = json.loads((tmp_path / "merged" / RUN_FILE).read_text())
+    assert (len(record["problems"]), record["problems_in_all"]) == (100, 240)
+    walls = sum(json.loads((shard / RUN_FILE).read_text())["wall_seconds"] for shard in shards)
+    assert record["wall_seconds"] >= walls
+
+
 def test_rows_keep_their_ids_and_their_places(scoring, tmp_path):
     """Equal texts are numbered over the whole dataset, so that the same row has the same id in every shard."""
     shards = run_shards(score, scoring(), tmp_path)
@@ -368,6 +382,7 @@ def test_a_damaged_file_of_a_store_is_named(capturing, tmp_path, name):
     damage_end(shards[1] / name)
     with pytest.raises(StoreCorrupt, match=rf"shard-1/{name}: .*(damaged|changed).* --repair, then merge"):
         run_merge(shards, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_damaged_record_of_a_shard_is_named(scoring, tmp_path):
