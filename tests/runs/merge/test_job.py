@@ -335,6 +335,7 @@ def test_more_shards_than_rows_make_empty_ones(model_folder, policies, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
 def test_a_shard_that_was_killed_is_finished_and_merged(scoring, tmp_path):
     config = scoring(shard_pairs=1, columns="all")
     values = {name: getattr(config, name) for name in ("model", "data", "shard_pairs", "columns")}
@@ -364,6 +365,7 @@ def test_a_merge_that_was_interrupted_is_finished(capturing, tmp_path, monkeypat
     assert render(again.tables) == render(reported.tables)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["scores.parquet", "tokens.parquet"])
 def test_a_damaged_table_of_a_shard_is_named(scoring, tmp_path, name):
     shards = run_shards(score, scoring(pull=True), tmp_path, 3)
