@@ -52,6 +52,11 @@ EDGES = {
     ("show", "influence"): {"config"},
     ("report", "score"): {"config", "tables"},
     ("report", "ccs"): {"config"},
+    # The shards of an array end as the run of their command would.
+    ("merge", "score"): {"config", "data", "stages"},
+    ("merge", "displacement"): {"config", "data", "stages", "tables"},
+    ("merge", "rollouts"): {"config", "stages"},
+    ("merge", "capture"): {"config", "data", "rows", "stages"},
 }
 # Jobs that make a family share a folder, and what several of them need lies in its ``common``.
 FAMILIES = ("refusal",)

@@ -29,7 +29,7 @@ def warn_of(problems: Sequence[Problem], rows: int) -> None:
 
 
 def refuse_if_none(facts: Mapping[str, Any], nothing: str, listed: Path) -> None:
-    """Raise if not one row of a finished run is ok.
+    """Raise if a finished run has rows, and not one of them is ok.
 
     Args:
         facts: facts of the run, with ``rows_by_status`` and ``problems``.
@@ -40,7 +40,7 @@ def refuse_if_none(facts: Mapping[str, Any], nothing: str, listed: Path) -> None
         NotFinite: all states were NaN or infinite. DataInvalid: there were other reasons.
     """
     statuses = facts["rows_by_status"]
-    if statuses.get("ok"):
+    if statuses.get("ok") or not statuses:
         return
     first = facts["problems"][0]
     told = ", ".join(f"{count} {status}" for status, count in statuses.items())

@@ -92,14 +92,16 @@ class RunFolder:
         """
         known = self.facts()
         if known:
-            differences = _differences(known.get("identity", {}) if recorded is None else recorded, identity)
+            before = known.get("identity", {}) if recorded is None else recorded
+            differences = find_differences(before, identity)
             if differences and self.failed and current_ranks().leads:
                 log.warning("%s: the run in it ended without a result; it is replaced", self.path)
                 # Only the parts of this run: states in a folder within have a record of their own, and may be a user's.
                 shutil.rmtree(self.shards, ignore_errors=True)
             elif differences:
+                told = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differences.items())
                 raise SourceMismatch(
-                    f"{self.path} holds a run that was made from something else: {'; '.join(differences)}. "
+                    f"{self.path} holds a run that was made from something else: {told}. "
                     f"Choose another --out, or delete the folder to start anew"
                 )
             else:
@@ -229,13 +231,14 @@ def _check_content(folder: RunFolder) -> None:
         )
 
 
-def _differences(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    before, after = _flatten(known), _flatten(now)
-    return [
-        f"{name} was {_shorten(before.get(name))}, is {_shorten(after.get(name))}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
+def find_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The values in which two identities differ, shortened for a message, by their names."""
+    left, right = _flatten(one), _flatten(other)
+    return {
+        name: (_shorten(left.get(name)), _shorten(right.get(name)))
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
+    }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

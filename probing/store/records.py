@@ -125,7 +125,8 @@ _BUDGET = check_object({"tokens": is_positive, "reason": is_text}, closed=True)
 # Paths are shown in messages alone.
 _PAIRS = check_object({}, {"path": is_anything, "rows": is_count, "sha256": is_hash, "pairs_sha256": is_hash})
 _BATCH = check_object(
-    {"path": is_anything, "rows_sha256": is_hash, "first_shard": is_count, "shards": is_count}, {"sha256": is_hash}
+    {"path": is_anything, "rows_sha256": is_hash, "first_shard": is_count, "shards": is_count},
+    {"sha256": is_hash, "blocks": is_list(is_positive)},
 )
 PENDING = {
     "data": is_list(_BATCH),
@@ -156,11 +157,12 @@ def is_source(value: Any, where: str) -> None:
 
 
 def _with_problems(needed: Mapping[str, Check], further: Mapping[str, Check] = {}) -> Check:
-    """A finished record with its rows by status; where no row is ok there is a problem."""
+    """A finished record with its rows by status; where there are rows, and none is ok, there is a problem."""
 
     def check(value: Any, where: str) -> None:
         check_object({**_STATUSES, **needed}, further)(value, where)
-        if not value["rows_by_status"].get("ok") and not value["problems"]:
+        rows = value["rows_by_status"]
+        if rows and not rows.get("ok") and not value["problems"]:
             raise ValueError("problems: empty, though no row is ok")
 
     return check

@@ -126,3 +126,22 @@ def stream_shards(paths: Sequence[Path], schema: pa.Schema, target: Path) -> Non
             if shard is None:
                 raise StoreCorrupt(f"{path}: gone or damaged; run the same command again")
             writer.write_table(shard[0])
+
+
+def stream_row_groups(files: Sequence[Path], schema: pa.Schema, target: Path) -> None:
+    """Join Parquet files, one row group after the other, for tables that may not fit into memory.
+
+    Raises:
+        StoreCorrupt: a file is damaged, or has other columns.
+    """
+    with new_file(target) as temporary, temporary.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+        for path in files:
+            try:
+                # Given as an open file, since pyarrow takes a path with a colon for an address.
+                with path.open("rb") as source, pq.ParquetFile(source) as parts:
+                    for number in range(parts.num_row_groups):
+                        writer.write_table(parts.read_row_group(number).replace_schema_metadata(None))
+            except (pa.ArrowException, ValueError) as error:
+                raise StoreCorrupt(
+                    f"{path}: damaged, or with other columns ({error}); run its command again"
+                ) from error

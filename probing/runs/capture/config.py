@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from probing.data.places import expand_places
 from probing.runs.common.options import (
     MOST_ROWS,
+    ArrayOptions,
     Dtype,
     ResponseOptions,
     StatesOptions,
@@ -15,7 +16,7 @@ from probing.types import SHORT_DTYPES, Capture, Pooling
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureConfig(TextOptions, ResponseOptions, StatesOptions):
+class CaptureConfig(TextOptions, ResponseOptions, StatesOptions, ArrayOptions):
     """Write hidden states of a dataset's texts: any places of any model, pooled or every token.
 
     Writes manifest.json, rows.parquet and the shards.
@@ -45,6 +46,8 @@ class CaptureConfig(TextOptions, ResponseOptions, StatesOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "values_dtype", SHORT_DTYPES.get(self.values_dtype, self.values_dtype))
+        if self.append and self.num_shards is not None:
+            raise ValueError("rows are added to a whole store; leave out --append, or --shard-index and --num-shards")
         if (self.over == "span") != (self.substring is not None or self.span_column is not None):
             raise ValueError("--over span and one of --substring and --span-column go together")
 

@@ -14,3 +14,17 @@ def read_prompts(config: CaptureConfig) -> tuple[Table, list[LabelledPrompt]]:
     table = read_labelled_sources(config, config.sources, config.part)
     columns = replace(text_columns(config), span=config.span_column)
     return table, prompts_from_table(table, columns, config.substring)
+
+
+def choose_prompts(config: CaptureConfig, table: Table, prompts: list[LabelledPrompt]) -> list[LabelledPrompt]:
+    """The rows of the shard that is asked for; all of them where none is.
+
+    Args:
+        config: the options.
+        table: the whole dataset.
+        prompts: its rows as texts; of a preference pair there are two, which stay together.
+    """
+    if config.num_shards is None:
+        return prompts
+    sides, chosen = len(prompts) // len(table.rows), config.choose_rows(len(table.rows))
+    return prompts[sides * chosen.start : sides * chosen.stop]

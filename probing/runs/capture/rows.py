@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +29,8 @@ class Batch:
     """Rows of one dataset that make up consecutive shards.
 
     Attributes:
-        facts: path, hashes, first shard, number of shards: what the manifest says of it.
+        facts: path, hashes, first shard, number of shards: what the manifest says of it; and ``blocks``, the number of
+            rows of each shard, where these are not as long as ``shard_rows`` says: joined from those of an array.
         prompts: rows of the dataset that no earlier dataset brought.
         table: table that the rows come from.
         finished: whether an earlier run has made them all.
@@ -113,6 +115,14 @@ def find_batch(
                 log.warning("the unfinished addition of %s is given up", pending["path"])
             folder.write({**facts, "pending": source})
     return Batch(source, new, table, finished=source in done or not new)
+
+
+def cut_into_blocks(batch: Batch, size: int) -> list[list[LabelledPrompt]]:
+    """The rows of each shard of a batch, of which a new one has so many rows."""
+    count = len(batch.prompts)
+    sizes = batch.facts.get("blocks") or [size] * -(-count // size)
+    starts = [0, *accumulate(sizes)]
+    return [batch.prompts[start:end] for start, end in pairwise(starts)]
 
 
 def _leave_out_known(

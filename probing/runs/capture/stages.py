@@ -1,8 +1,9 @@
 """``probing capture`` after its data: shard by shard, into a claimed folder."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +21,15 @@ from probing.ranks import current_ranks
 from probing.report.progress import Progress
 from probing.report.tables import counts
 from probing.runs.capture.config import CaptureConfig
-from probing.runs.capture.rows import Batch, choose_schema, find_batch, label_of, read_whole_shard
+from probing.runs.capture.data import choose_prompts
+from probing.runs.capture.rows import (
+    Batch,
+    choose_schema,
+    cut_into_blocks,
+    find_batch,
+    label_of,
+    read_whole_shard,
+)
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, make_with_next_prepared, status_facts
@@ -56,7 +65,7 @@ def capture_into(
         folder: claimed.
         config: options, which say what to read.
         table: table that the rows come from.
-        prompts: the rows.
+        prompts: the rows of the whole dataset, also where a shard of it is asked for.
         model: the model that ``config.model`` names, where it is loaded already.
 
     Raises:
@@ -80,8 +89,9 @@ def capture_into(
     made_of = {"model": content_of(model.source), "places": ", ".join(map(str, request.places))}
     rendered = rendered_prompts(prompts, config.chat, model=model)
     begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
+    # All shards of an array have the labels of one type.
     schema = choose_schema(folder, prompts)
-    batch = find_batch(folder, config, table, prompts, schema)
+    batch = find_batch(folder, config, table, choose_prompts(config, table, prompts), schema)
     made = capture_shards(folder, config, capturer, batch, schema)
 
     def finish_if_needed() -> None:
@@ -103,8 +113,7 @@ def capture_shards(
         SourceMismatch: shards are missing, and the chat template writes other prompts than when the store was begun.
         StoreCorrupt: a shard of finished rows is missing or damaged, and ``repair`` is not set.
     """
-    first, size = batch.facts["first_shard"], config.shard_rows
-    blocks = [batch.prompts[start : start + size] for start in range(0, len(batch.prompts), size)]
+    first, blocks = batch.facts["first_shard"], cut_into_blocks(batch, config.shard_rows)
     checked = [_find_shard(folder, first + at, block, schema, config.repair) for at, block in enumerate(blocks)]
     faults = [(at, shard) for at, shard in enumerate(checked) if isinstance(shard, str)]
     if faults and batch.finished and not config.repair:
@@ -219,11 +228,6 @@ def _new_shard(
 def _finish(
     folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema, began: float
 ) -> None:
-    """Join the rows of all shards and write the manifest."""
-    known = folder.facts()
-    sources = known.get("data", []) + ([] if batch.finished else [batch.facts])
-    shards = [read_whole_shard(folder, number, schema) for number in range(sum(source["shards"] for source in sources))]
-    join_shards([shard.rows for shard in shards], folder.path / ROWS_FILE)
     model, stack = capturer.language_model, capturer.stream.stack
     facts = {
         "source": asdict(model.source),
@@ -234,16 +238,35 @@ def _finish(
         "width": stack.width,
         "dtype": dtype_name(capturer.dtype),
         "how": capturer.stream.how,
-        **status_facts(shards),
-        "tokens": sum(shard.facts["tokens"] for shard in shards),
     }
+    finish_store(folder, config, facts, batch, schema, began)
+
+
+def finish_store(
+    folder: RunFolder, config: CaptureConfig, facts: Mapping[str, Any], batch: Batch, schema: pa.Schema, began: float
+) -> None:
+    """Join the rows of all shards and write the manifest.
+
+    Args:
+        folder: folder of the run, which has begun.
+        config: the options.
+        facts: facts of the model and of its states for the manifest.
+        batch: the rows that the run adds.
+        schema: columns of the rows.
+        began: start of the run, by ``time.monotonic``.
+    """
+    known = folder.facts()
+    sources = known.get("data", []) + ([] if batch.finished else [batch.facts])
+    shards = [read_whole_shard(folder, number, schema) for number in range(sum(source["shards"] for source in sources))]
+    join_shards([schema.empty_table(), *(shard.rows for shard in shards)], folder.path / ROWS_FILE)
+    counted = {**status_facts(shards), "tokens": sum(shard.facts["tokens"] for shard in shards)}
     files = {
         "shards": [shard.facts["states"] for shard in shards],
         "rows_sha256": file_sha256(folder.path / ROWS_FILE),
         "data": sources,
         "pending": known.get("pending") if batch.finished else None,
     }
-    finish(folder, config, facts, files, began)
+    finish(folder, config, {**facts, **counted}, files, began)
 
 
 def read_report(folder: RunFolder) -> Report:

@@ -15,6 +15,8 @@ from probing.store.manifest import RunFolder
 
 BEGAN = "began"
 """Key of the record with the day on which the run began; records of earlier versions have none."""
+RENDERED = "rendered"
+"""Key of the identity that holds what chat templates wrote when the run began."""
 
 
 def today() -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from probing.data.bundled import BUNDLED, BundledName, bundled_data
 from probing.data.columns import ColumnResolver
@@ -20,6 +21,7 @@ from probing.errors import DataInvalid, UsageError
 from probing.runs.common.held import InMemory
 from probing.runs.common.options import (
     TEXT,
+    ArrayOptions,
     DatasetOptions,
     LabelledOptions,
     PairDataOptions,
@@ -30,6 +32,7 @@ from probing.runs.common.options import (
 from probing.types import LabelledPrompt, PreferencePair, RolloutGroup
 
 LABEL = "label"
+OneRow = TypeVar("OneRow")
 
 
 def read_sources(config: DatasetOptions, bundled: BundledName, held: ExitStack | None = None) -> Table:
@@ -71,10 +74,27 @@ def _read_source(source: str, part: Part, bundled: BundledName, held: ExitStack 
     return read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part, held=held)
 
 
+def take_shard(config: DatasetOptions, table: Table, rows: list[OneRow]) -> tuple[Table, list[OneRow]]:
+    """The rows of a dataset that are in the shard that is asked for; all of them where none is.
+
+    The rows are given with the ids that they have among all. The hash of the table stays that of the whole dataset,
+    which is the same for all shards of an array.
+
+    Args:
+        config: a job's options of the dataset.
+        table: the whole dataset.
+        rows: one a row of the table.
+    """
+    if not isinstance(config, ArrayOptions) or config.num_shards is None:
+        return table, rows
+    chosen = config.choose_rows(len(rows))
+    return replace(table.take(chosen), sha256=table.sha256), rows[chosen.start : chosen.stop]
+
+
 def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:
-    """The dataset as a table, and its rows as pairs; ties are left out of both."""
+    """The dataset as a table, and its rows as pairs; ties are left out of both, and rows of other shards."""
     table = leave_out_ties(read_sources(config, "pairs"), config.pair_columns)
-    return table, pairs_from_table(table, config.id_column, config.pair_columns)
+    return take_shard(config, table, pairs_from_table(table, config.id_column, config.pair_columns))
 
 
 def read_pair_ids(config: PairDataOptions, held: ExitStack) -> tuple[Table, list[str], str]:
@@ -84,9 +104,9 @@ def read_pair_ids(config: PairDataOptions, held: ExitStack) -> tuple[Table, list
 
 
 def read_rollouts(config: RolloutOptions) -> tuple[Table, list[RolloutGroup]]:
-    """The dataset as a table, and its rows as groups of responses with rewards."""
+    """The dataset as a table, and its rows as groups of responses with rewards; without the rows of other shards."""
     table = read_sources(config, "rollouts")
-    return table, rollouts_from_table(table, config.id_column, config.rollout_columns)
+    return take_shard(config, table, rollouts_from_table(table, config.id_column, config.rollout_columns))
 
 
 def read_labelled_sources(config: PromptOptions, sources: Sequence[str], part: Part) -> Table:

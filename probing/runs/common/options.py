@@ -199,6 +199,37 @@ class DatasetOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArrayOptions(DatasetOptions):
+    """The shard of the dataset, where the members of an array of jobs share its rows.
+
+    Args:
+        shard_index: number of the shard to make, from 0: of n rows and N shards, shard K has those from n*K/N to the
+            one before n*(K+1)/N, rounded down. "probing merge" joins the finished shards.
+        num_shards: number of shards that the rows are cut into, after --split, --limit and --sample.
+    """
+
+    shard_index: int | None = option(None, least=0, most=MOST_ROWS)
+    num_shards: int | None = option(None, least=1, most=MOST_ROWS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.shard_index is None) != (self.num_shards is None):
+            raise ValueError("give both of shard_index and num_shards, or neither")
+        if self.shard_index is not None and self.num_shards is not None and self.shard_index >= self.num_shards:
+            raise ValueError(
+                f"shard_index counts from 0: of num_shards {self.num_shards} the last is {self.num_shards - 1}, not "
+                f"{self.shard_index}"
+            )
+
+    def choose_rows(self, count: int) -> range:
+        """Numbers of the rows of the shard, of so many; of all where the dataset is not cut."""
+        if self.shard_index is None or self.num_shards is None:
+            return range(count)
+        first, end = (count * number // self.num_shards for number in (self.shard_index, self.shard_index + 1))
+        return range(first, end)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairColumnOptions(Options):
     """The columns of preference pairs.
 
@@ -402,7 +433,7 @@ class LossOptions(BetaOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutOptions(DatasetOptions, ResponseOptions, RunOptions):
+class RolloutOptions(ArrayOptions, ResponseOptions, RunOptions):
     """How groups of responses with rewards are read and run.
 
     Args:

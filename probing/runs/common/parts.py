@@ -263,8 +263,9 @@ class Blocks(Generic[OneRow]):
 
     @property
     def blocks(self) -> list[range]:
-        """Indices of the rows that make one shard."""
-        return [range(len(self.rows))[start : start + self.size] for start in range(0, len(self.rows), self.size)]
+        """Indices of the rows that make one part; where there are no rows, one part without any has the columns."""
+        every = range(len(self.rows))
+        return [every[start : start + self.size] for start in range(0, len(every), self.size)] or [every]
 
     @property
     def weights(self) -> list[float]:
@@ -373,7 +374,8 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
     """Facts of the rows of all shards: the number of each status, and the first problems.
 
     Args:
-        shards: all shards, each of which has ``problems`` among its facts.
+        shards: all shards, each of which has ``problems`` among its facts, and where these are only the first ones
+            ``problems_in_all``, their number.
         lines: place of each row in its dataset, by id; None where it is not told.
     """
     problems = [problem for shard in shards for problem in shard.facts["problems"]]
@@ -383,7 +385,7 @@ def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None
     return {
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": problems[:LISTED_PROBLEMS],
-        "problems_in_all": len(problems),
+        "problems_in_all": sum(s.facts.get("problems_in_all", len(s.facts["problems"])) for s in shards),
     }
 
 

@@ -19,7 +19,7 @@ from probing.kernels.dispatch import with_fallbacks
 from probing.models.devices import device_names
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
-from probing.runs.common.about import BEGAN, today
+from probing.runs.common.about import BEGAN, RENDERED, today
 from probing.runs.common.options import Options
 from probing.runs.common.versions import versions
 from probing.store.activations import ActivationStore
@@ -31,9 +31,6 @@ from probing.tokens.templates import rendered_sha256
 from probing.types import LabelledPrompt, PreferencePair, Report, RolloutGroup, Source
 
 log = logging.getLogger(__name__)
-
-RENDERED = "rendered"
-"""Key of the identity that holds what chat templates wrote when the run began."""
 
 
 def begin_run(
@@ -63,11 +60,26 @@ def begin_run(
     depends_on |= {"versions": versions()}
     known = folder.facts()
     written = known.get("identity", {}).get(RENDERED) if known else rendered
-    depends_on |= {RENDERED: written} if written else {}
+    begin_identified(folder, config, depends_on | ({RENDERED: written} if written else {}), today())
+
+
+def begin_identified(folder: RunFolder, config: Options, depends_on: Mapping[str, Any], day: str) -> None:
+    """The same, where everything that the bytes of the run depend on is known.
+
+    Args:
+        folder: folder of the run.
+        config: the job's options.
+        depends_on: identity of the run.
+        day: day on which it began.
+
+    Raises:
+        SourceMismatch: the folder's run was made from something else; names each difference.
+    """
+    known = folder.facts()
     # The identity is made from the recorded options by today's rules, not by those of the version that wrote them, so
     # that older folders still resume.
     recorded = {**known.get("identity", {}), "options": config.recorded_identity(known.get("config", {}))}
-    folder.begin(depends_on, {"config": config.plain(), BEGAN: today()}, recorded)
+    folder.begin(depends_on, {"config": config.plain(), BEGAN: day}, recorded)
     current_ranks().announce_begun()
     if known.get("status") == "done":
         log.warning("%s holds this run, finished: its results are shown again", folder.path)

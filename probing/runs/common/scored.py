@@ -14,7 +14,7 @@ from probing.data.tables import Table
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.held import NOT_FILES
-from probing.runs.common.options import PairColumnOptions, PairDataOptions
+from probing.runs.common.options import ArrayOptions, PairColumnOptions, PairDataOptions
 from probing.store.manifest import RUN_FILE, read_run
 from probing.store.records import refuse_link
 from probing.types import PreferencePair
@@ -32,13 +32,29 @@ READING = (
     "id_column",
     *(entry.name for entry in dataclasses.fields(PairColumnOptions)),
 )
-"""Options that say how the rows of a dataset are read, besides ``PARTS``."""
+"""Options that say how the rows of a dataset are read, besides ``PARTS`` and ``SHARD``."""
+SHARD = ("shard_index", "num_shards")
+"""Options that say which shard of an array a run made."""
 PAIR_TABLES: Mapping[str, str] = {
     "score": "scores.parquet",
     "displacement": "displacement.parquet",
     "influence": "influence.parquet",
 }
 """Tables with a row a pair, by the command that writes them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordedOptions(PairDataOptions, ArrayOptions):
+    """How a run of pairs read its dataset, and which shard of it."""
+
+
+def recorded_shard(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say which shard of an array a run made; nothing where it made the whole.
+
+    Args:
+        config: the options of the run, as its record holds them.
+    """
+    return {name: config[name] for name in SHARD if config.get(name) is not None}
 
 
 def recorded_reading(config: Mapping[str, Any], names: Sequence[str] = (*READING, *PARTS)) -> dict[str, Any]:
@@ -115,9 +131,9 @@ def read_scored_pairs(
         UsageError: see ``check_readable``.
         SourceMismatch: these are other pairs.
     """
-    reading = PairDataOptions(
-        data=check_readable(data, folder), out=folder, **recorded_reading(facts.get("config", {}))
-    )
+    known = facts.get("config", {})
+    options = {**recorded_reading(known), **recorded_shard(known)}
+    reading = RecordedOptions(data=check_readable(data, folder), out=folder, **options)
     table, pairs = read_pairs(reading)
     check_same_pairs(content_sha256(pairs), facts, ", ".join(reading.sources), folder)
     return table, pairs
@@ -136,6 +152,12 @@ def check_same_pairs(found: str, facts: Mapping[str, Any], data: str, scored: ob
         SourceMismatch: these are other pairs.
     """
     sha256 = facts.get("data", {}).get("pairs_sha256")
+    shard = recorded_shard(facts.get("config", {}))
+    if sha256 is not None and sha256 != found and shard:
+        raise SourceMismatch(
+            f"{scored}: holds shard {shard.get('shard_index')} of {shard.get('num_shards')} of its dataset, not all of "
+            f"its pairs; join the shards first: probing merge"
+        )
     if sha256 is not None and sha256 != found:
         raise SourceMismatch(
             f"{data}: these are not the pairs that were scored into {scored} (scored: {facts['data']['rows']} rows of "

@@ -14,11 +14,12 @@ from probing.data.places import expand_places
 from probing.errors import DataInvalid, OutOfMemory, SourceMismatch, UsageError
 from probing.models.devices import free_memory
 from probing.models.load import LanguageModel
+from probing.runs.common.about import RENDERED
 from probing.runs.common.groups import text_units
 from probing.runs.common.inputs import find_store
 from probing.runs.common.models import load_model
 from probing.runs.common.options import DEFAULT_PLACES, OneModelOptions
-from probing.runs.common.record import RENDERED, find_changed_templates
+from probing.runs.common.record import find_changed_templates
 from probing.store.activations import ActivationStore, open_store, row_problems
 from probing.types import LabelledPrompt, Problem
 

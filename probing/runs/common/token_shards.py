@@ -1,5 +1,6 @@
 """Tables with a row a token, written shard by shard beside those of the rows, and joined from their files."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from probing.store.shards import read_shard, shard_path, stream_shards, write_sh
 
 TOKENS_FILE = "tokens.parquet"
 PREFIX = "tokens_"
+JoinTokens = Callable[[Path], list[str]]
+"""Joins the tokens of all shards into one file in a folder; returns the names of the files."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,17 @@ class TokenShards:
         """Whether the tokens of a shard are there and intact."""
         return not self.wanted or read_shard(self._path(number), self.schema) is not None
 
-    def join(self, count: int, folder: Path) -> list[str]:
-        """Join the tokens of so many shards into one file in a folder; returns the names of the files.
+    def joiner(self, count: int) -> JoinTokens:
+        """What joins the tokens of so many shards; raises ``StoreCorrupt`` where a part is damaged."""
+        paths = [self._path(number) for number in range(count)]
 
-        Raises:
-            StoreCorrupt: a part is damaged.
-        """
-        if not self.wanted:
-            return []
-        stream_shards([self._path(number) for number in range(count)], self.schema, folder / TOKENS_FILE)
-        return [TOKENS_FILE]
+        def join(folder: Path) -> list[str]:
+            if not self.wanted:
+                return []
+            stream_shards(paths, self.schema, folder / TOKENS_FILE)
+            return [TOKENS_FILE]
+
+        return join
 
     def _path(self, number: int) -> Path:
         return shard_path(self.folder, number, PREFIX)

@@ -7,6 +7,7 @@ from probing.errors import UsageError
 from probing.instruments.columns import RATE_COLUMNS, SCORE_COLUMNS
 from probing.runs.common.options import (
     MOST_ROWS,
+    ArrayOptions,
     BetaOptions,
     GroupOptions,
     PairOptions,
@@ -23,7 +24,7 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DisplacementConfig(TwoModelOptions, PairOptions, GroupOptions, BetaOptions, PlotOptions):
+class DisplacementConfig(TwoModelOptions, PairOptions, GroupOptions, BetaOptions, PlotOptions, ArrayOptions):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
     Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html

@@ -1,7 +1,7 @@
 """The inputs of a comparison: pairs with their groups and shares of raters, and checkpoints in a folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from probing.data.columns import column_values
@@ -60,11 +60,21 @@ def read_inputs(config: DisplacementConfig) -> Inputs:
     Raises:
         DataInvalid, UsageError: a file, a column or a folder that is named is not what it should be.
     """
-    table, pairs = read_pairs(config)
-    groups = column_values(table, config.group_column) if config.group_column else None
-    shares = rater_shares(table, config.rater_share_column) if config.rater_share_column else None
     steps = find_steps(Path(config.steps).expanduser()) if config.steps is not None else None
-    return Inputs(table, pairs, groups, shares, steps)
+    return replace(read_rows(config), steps=steps)
+
+
+def read_rows(config: DisplacementConfig) -> Inputs:
+    """Read the dataset and its columns, without the folder of checkpoints.
+
+    Raises:
+        DataInvalid, UsageError: a file or a column that is named is not what it should be.
+    """
+    table, pairs = read_pairs(config)
+    # A shard without rows has no columns either.
+    groups = column_values(table, config.group_column) if config.group_column and pairs else None
+    shares = rater_shares(table, config.rater_share_column) if config.rater_share_column and pairs else None
+    return Inputs(table, pairs, groups, shares)
 
 
 def rater_shares(table: Table, name: str) -> list[float]:

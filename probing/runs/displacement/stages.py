@@ -1,8 +1,8 @@
 """``probing displacement`` after its data: comparing, shard by shard, step by step."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from probing.instruments.reading import Advance
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
+from probing.report.tables import counts
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
 from probing.runs.common.record import (
@@ -41,7 +42,7 @@ from probing.runs.common.record import (
     rendered_pairs,
     report_of,
 )
-from probing.runs.common.token_shards import TOKENS_FILE, TokenShards
+from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, DisplacementConfig
 from probing.runs.displacement.data import Inputs
 from probing.runs.displacement.files import write_pages
@@ -83,28 +84,72 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
         note_rendered(folder, rendered_pairs(inputs.pairs, reference=reference, policy=policy))
         facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
         facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
-        facts |= {"data": data.facts(), **pair_facts(shards, data)}
         before = comparer.before
         # Only one policy is in memory at a time.
         del comparer, policy
         earlier = [(step, path) for step, path in inputs.steps or () if taken is not None and step < taken]
         likelihoods_of, unreadable = measure_steps(folder, config, data, before, earlier)
-        broken += unreadable
         current_ranks().leave()
-        join_shards(data.with_places(shards), folder.path / PAIRS_FILE)
-        wrote = [PAIRS_FILE]
-        wrote += token_shards(folder, config.top).join(len(data.blocks), folder.path)
+        course = None
         if taken is not None:
             course = course_frame(pa.concat_tables([shard.rows for shard in shards]).to_pandas(), likelihoods_of, taken)
-            rows = to_rows(course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))
-            join_shards([rows], folder.path / COURSE_FILE)
-            wrote.append(COURSE_FILE)
-            facts |= {"policy_step": taken}
-        facts |= {"broken_steps": broken}
-        wrote += write_pages(folder, config, inputs)
-        finish(folder, config, facts, hash_files(folder, wrote), began)
+        steps = Steps(taken, [*broken, *unreadable], course)
+        tokens = token_shards(folder, config.top).joiner(len(data.blocks))
+        finish_changes(folder, config, inputs, shards, facts, steps=steps, tokens=tokens, began=began)
     clear(folder.shards)
     return read_report(folder, config, inputs)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a run says of the checkpoints in a folder.
+
+    Attributes:
+        policy: step of the policy; None where it is no checkpoint.
+        broken: the checkpoints that are left out, and why.
+        course: likelihoods at every step, a row a step and pair; None where there are no steps.
+    """
+
+    policy: int | None
+    broken: Sequence[Mapping[str, Any]]
+    course: pd.DataFrame | None
+
+
+def finish_changes(
+    folder: RunFolder,
+    config: DisplacementConfig,
+    inputs: Inputs,
+    shards: Sequence[Shard],
+    facts: Mapping[str, Any],
+    *,
+    steps: Steps,
+    tokens: JoinTokens,
+    began: float,
+) -> None:
+    """Join the changes of all pairs, and write what is made of them, and the record.
+
+    Args:
+        folder: folder of the run, which has begun.
+        config: the options.
+        inputs: the pairs, with their groups.
+        shards: their changes, in order.
+        facts: facts of the models for the record.
+        steps: what is known of the steps.
+        tokens: joins the tables of tokens.
+        began: start of the run, by ``time.monotonic``.
+    """
+    data = Dataset(inputs.table, inputs.pairs, config.shard_pairs)
+    facts = {**facts, "data": data.facts(), **pair_facts(shards, data)}
+    join_shards(data.with_places(shards), folder.path / PAIRS_FILE)
+    wrote = [PAIRS_FILE, *tokens(folder.path)]
+    if steps.course is not None:
+        rows = to_rows(steps.course, pa.schema([("step", pa.int64()), *COURSE_SCHEMA]))
+        join_shards([rows], folder.path / COURSE_FILE)
+        wrote.append(COURSE_FILE)
+        facts |= {"policy_step": steps.policy}
+    facts |= {"broken_steps": list(steps.broken)}
+    wrote += write_pages(folder, config, inputs)
+    finish(folder, config, facts, hash_files(folder, wrote), began)
 
 
 def _identify_content(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
@@ -217,7 +262,7 @@ def measure_step(
     prefix, doing = f"step_{step:09d}_", f"step {step}"
     shards = complete_shards(folder.shards, data, COURSE_SCHEMA, prepare, make, prefix=prefix, doing=doing)
     frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
-    if not frame["chosen_logprob"].notna().any():
+    if len(frame) and not frame["chosen_logprob"].notna().any():
         raise NotFinite("it gives no pair a finite likelihood")
     return frame
 
@@ -239,6 +284,9 @@ def read_report(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -
     frame, course = tables[PAIRS_FILE], tables[COURSE_FILE]
     assert frame is not None
     check_ids(folder.path / PAIRS_FILE, frame["id"].tolist(), inputs.pairs)
+    if not len(frame):
+        empty = {"Pairs by status": counts({}, "status")}
+        return report_of(folder, empty, facts, [*facts["sha256"], RUN_FILE])
     notes = [f"Step {entry['step']} ({entry['folder']}) is left out: {entry['why']}" for entry in facts["broken_steps"]]
     wrote = [*facts["sha256"], RUN_FILE]
     # Earlier versions drew the course without a hash of it, and only with plotly.

@@ -173,8 +173,12 @@ def course_frame(pairs: pd.DataFrame, steps: Mapping[int, pd.DataFrame], last: i
     course = pd.concat(parts, ignore_index=True)
     whole = course.dropna().groupby("id")["step"].nunique()
     known = set(whole[whole == course["step"].nunique()].index)
-    order = {identity: index for index, identity in enumerate(pairs["id"])}
-    course = course[course["id"].isin(known)]
+    return sort_course(course[course["id"].isin(known)], pairs["id"].tolist())
+
+
+def sort_course(course: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
+    """A course by its steps, and within a step in the order of the pairs, which have these ids."""
+    order = {identity: index for index, identity in enumerate(ids)}
     return course.sort_values(["step", "id"], key=lambda column: column.map(order) if column.name == "id" else column)
 
 

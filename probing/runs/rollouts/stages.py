@@ -17,6 +17,7 @@ from probing.instruments.rollout_rates import ROLLOUTS_SCHEMA, RolloutScorer
 from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
+from probing.report.tables import counts
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import Blocks, Shard, complete_shards, pair_facts, to_rows
@@ -33,7 +34,7 @@ from probing.runs.common.record import (
     rendered_groups,
     report_of,
 )
-from probing.runs.common.token_shards import TOKENS_FILE, TokenShards
+from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards
 from probing.runs.rollouts.config import ROLLOUTS_FILE, RolloutsConfig
 from probing.runs.rollouts.data import describe_data
 from probing.runs.rollouts.files import write_pages
@@ -64,14 +65,39 @@ def measure_into(folder: RunFolder, config: RolloutsConfig, table: Table, groups
         shards = measure_shards(folder, data, scorer)
         current_ranks().leave()
         note_rendered(folder, rendered_groups(groups, model=model))
-        join_shards(data.with_places(shards, "group"), folder.path / ROLLOUTS_FILE)
-        facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
-        facts |= {"data": describe_data(table, groups), **pair_facts(shards, data)}
-        wrote = [ROLLOUTS_FILE, *TokenShards(folder.shards, PULLS_SCHEMA).join(len(data.blocks), folder.path)]
-        wrote += write_pages(folder, config, pd.read_parquet(folder.path / ROLLOUTS_FILE))
-        finish(folder, config, facts, hash_files(folder, wrote), began)
+        facts = {"model": model_facts(model), "how": scorer.stream.how}
+        tokens = TokenShards(folder.shards, PULLS_SCHEMA)
+        finish_rates(folder, config, data, shards, facts, tokens=tokens.joiner(len(data.blocks)), began=began)
     clear(folder.shards)
     return read_report(folder, config, groups)
+
+
+def finish_rates(
+    folder: RunFolder,
+    config: RolloutsConfig,
+    data: Blocks[RolloutGroup],
+    shards: Sequence[Shard],
+    facts: Mapping[str, Any],
+    *,
+    tokens: JoinTokens,
+    began: float,
+) -> None:
+    """Join the rates of all groups, and write what is made of them, and the record.
+
+    Args:
+        folder: folder of the run, which has begun.
+        config: the options.
+        data: the groups.
+        shards: the rates of their responses, in order.
+        facts: facts of the model for the record.
+        tokens: joins the pulls of tokens.
+        began: start of the run, by ``time.monotonic``.
+    """
+    join_shards(data.with_places(shards, "group"), folder.path / ROLLOUTS_FILE)
+    facts = {**facts, "data": describe_data(data.table, data.rows), **pair_facts(shards, data)}
+    wrote = [ROLLOUTS_FILE, *tokens(folder.path)]
+    wrote += write_pages(folder, config, pd.read_parquet(folder.path / ROLLOUTS_FILE))
+    finish(folder, config, facts, hash_files(folder, wrote), began)
 
 
 def make_scorer(config: RolloutsConfig, model: LanguageModel) -> RolloutScorer:
@@ -140,5 +166,8 @@ def read_report(folder: RunFolder, config: RolloutsConfig, groups: Sequence[Roll
             f"{path}: was made from rows with other ids. Give the --id-column of that run, or choose another --out"
         )
     refuse_if_none(facts, "no group could be measured", path)
+    if not len(frame):
+        empty = {"Groups by status": counts({}, "status", "groups")}
+        return report_of(folder, empty, facts, [*facts["sha256"], RUN_FILE])
     tables = make_tables(frame, folder.path / TOKENS_FILE, groups, config, facts)
     return report_of(folder, tables, facts, [*facts["sha256"], RUN_FILE])

@@ -21,6 +21,7 @@ from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.pulls import pull_tables
+from probing.report.tables import counts
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.losses import make_loss
@@ -40,7 +41,8 @@ from probing.runs.common.record import (
     rendered_pairs,
     report_of,
 )
-from probing.runs.common.token_shards import TOKENS_FILE, TokenShards
+from probing.runs.common.scored import recorded_shard
+from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards
 from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
 from probing.runs.score.files import write_pages
 from probing.runs.score.rows import check_ref_logps, write_ref_logps
@@ -77,18 +79,42 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         shards = score_shards(folder, data, scorer)
         current_ranks().leave()
         note_rendered(folder, rendered_pairs(pairs, model=model))
-        join_shards(data.with_places(shards), folder.path / SCORES_FILE)
-        facts: dict[str, Any] = {"model": model_facts(model), "how": scorer.stream.how}
-        facts |= {"data": data.facts(), **pair_facts(shards, data)}
-        frame = pd.read_parquet(folder.path / SCORES_FILE)
-        if config.write_ref_logps and (frame["status"] == "ok").any():
-            facts["ref_logps"] = write_ref_logps(folder, table, frame)
-        plots = write_pages(folder, config, frame)
-        tokens = token_shards(folder, config.pull).join(len(data.blocks), folder.path)
-        hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, [*plots, *tokens])}
-        finish(folder, config, facts, hashes, began)
+        facts = {"model": model_facts(model), "how": scorer.stream.how}
+        tokens = token_shards(folder, config.pull)
+        finish_scores(folder, config, data, shards, facts, tokens=tokens.joiner(len(data.blocks)), began=began)
     clear(folder.shards)
     return read_report(folder, pairs)
+
+
+def finish_scores(
+    folder: RunFolder,
+    config: ScoreConfig,
+    data: Dataset,
+    shards: Sequence[Shard],
+    facts: Mapping[str, Any],
+    *,
+    tokens: JoinTokens,
+    began: float,
+) -> None:
+    """Join the scores of all pairs, and write what is made of them, and the record.
+
+    Args:
+        folder: folder of the run, which has begun.
+        config: the options.
+        data: the pairs.
+        shards: their scores, in order.
+        facts: facts of the model for the record.
+        tokens: joins the pulls of tokens.
+        began: start of the run, by ``time.monotonic``.
+    """
+    join_shards(data.with_places(shards), folder.path / SCORES_FILE)
+    facts = {**facts, "data": data.facts(), **pair_facts(shards, data)}
+    frame = pd.read_parquet(folder.path / SCORES_FILE)
+    if config.write_ref_logps and (frame["status"] == "ok").any():
+        facts["ref_logps"] = write_ref_logps(folder, data.table, frame)
+    wrote = [*write_pages(folder, config, frame), *tokens(folder.path)]
+    hashes = {HASH: file_sha256(folder.path / SCORES_FILE), **hash_files(folder, wrote)}
+    finish(folder, config, facts, hashes, began)
 
 
 def make_scorer(config: ScoreConfig, model: LanguageModel) -> PairScorer:
@@ -161,16 +187,22 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
     check_ids(path, frame["id"].tolist(), pairs)
     refuse_if_none(facts, "no pair could be scored", path)
+    wrote = [SCORES_FILE, *further, *others, RUN_FILE]
+    if not len(frame):
+        return report_of(folder, {"Pairs by status": counts({}, "status")}, facts, wrote)
     shown = {**facts, "next": suggest_next(folder.path, facts)} if BY in frame else facts
     pulls = pull_tables(folder.path / TOKENS_FILE) if TOKENS_FILE in others else {}
     tables = score_tables(frame, pairs, facts, pulls)
-    return report_of(folder, tables, shown, [SCORES_FILE, *further, *others, RUN_FILE])
+    return report_of(folder, tables, shown, wrote)
 
 
 def suggest_next(out: Path, facts: Mapping[str, Any]) -> list[str]:
     """Commands that come after scoring: look at the pairs that are most alike, and leave some out."""
     # Options in a record are not believed: they are shown, and run by nobody but a reader.
-    data = facts.get("config", {}).get("data")
+    config = facts.get("config", {})
+    if recorded_shard(config):
+        return []
+    data = config.get("data")
     sources = data if isinstance(data, list) else [data]
     show = ["probing", "show", str(out), "--highest", "20"]
     given = [part for source in sources for part in ("--data", str(source))]

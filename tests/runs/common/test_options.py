@@ -51,7 +51,7 @@ MEANS_ANOTHER_THING = {
     "learning_rate": "of probes; of a pilot",
     "optimizer": "of probes; of the training that is foretold",
     "seed": "of folds and permutations; of batches and null draws",
-    "folders": "finished runs, of a report; runs however far they are",
+    "folders": "finished runs, of a report; runs however far they are; of all shards of one",
     "policy": "one of three ways to name what is compared; the only one",
 }
 # Options that count in one job and not in another, and why.
