@@ -31,8 +31,9 @@ from probing.runs.capture.rows import (
     read_whole_shard,
 )
 from probing.runs.common.budget import KeptBudget
+from probing.runs.common.makers import make_with_next_prepared
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, make_with_next_prepared, status_facts
+from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, status_facts
 from probing.runs.common.record import (
     begin_run,
     check_rendered,

@@ -22,8 +22,8 @@ from probing.runs.ccs.config import CCSConfig
 from probing.runs.ccs.data import NAMES
 from probing.runs.ccs.states import DISTRACTOR, MARKER, FormStates, Variants, check_contrast
 from probing.runs.common.groups import folds_of
+from probing.runs.common.layers import Arrays
 from probing.runs.common.norms import describe_extremes
-from probing.runs.common.parts import Arrays
 from probing.runs.common.states import check_memory, choose_places
 from probing.statistics.folds import LEAST_FOLDS, Splits
 from probing.types import ContrastPair, Problem

@@ -22,7 +22,7 @@ from probing.probes.contrast_states import Rows
 from probing.probes.evaluate import HIGHER_IS_BETTER, MEANS, METRICS, measure, measure_pairs
 from probing.report.progress import Progress
 from probing.runs.ccs.config import CCSConfig
-from probing.runs.common.parts import Arrays
+from probing.runs.common.layers import Arrays
 from probing.runs.common.results import (
     ALL,
     CHOSEN,

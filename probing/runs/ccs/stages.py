@@ -20,7 +20,7 @@ from probing.runs.ccs.results import judge
 from probing.runs.ccs.states import Variants, read_forms
 from probing.runs.ccs.tables import make_tables
 from probing.runs.common.groups import name_way
-from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.layers import complete_layers, read_layer_arrays
 from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
 from probing.runs.common.states import open_source
 from probing.store.activations import ActivationStore

@@ -20,7 +20,7 @@ from probing.metrics.layer_pooling import difference_grams, fit_layer_weights, p
 from probing.metrics.norms import find_extreme_norms, measure_norms
 from probing.runs.clusters.config import LEAST_ROWS
 from probing.runs.clusters.rows import DRIFT, HELD_OUT, Material, Part, Rows, View, categories_of
-from probing.runs.common.parts import Arrays, Pieces
+from probing.runs.common.layers import Arrays, Pieces
 from probing.runs.common.results import ALL, CHOSEN, Array
 from probing.statistics.permutation import permute_labels
 

@@ -22,8 +22,8 @@ from probing.runs.clusters.parts import Material, make_part
 from probing.runs.clusters.rows import choose_rows
 from probing.runs.common.groups import name_folds, values_to_split
 from probing.runs.common.inputs import STATES
+from probing.runs.common.layers import Pieces, complete_layers, pieces_path, read_layer_arrays
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Pieces, complete_layers, pieces_path, read_layer_arrays
 from probing.runs.common.record import (
     begin_run,
     clear,

@@ -7,7 +7,7 @@ import torch
 from probing.data.surface import scale_surface
 from probing.errors import OutOfMemory
 from probing.probes.prompts import fit_prompts
-from probing.runs.common.parts import Arrays
+from probing.runs.common.layers import Arrays
 from probing.runs.common.results import SURFACE
 from probing.runs.common.states import Prompts, check_memory
 from probing.runs.probe.rows import Material

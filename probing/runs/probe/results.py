@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from probing.probes.prompts import METRICS, PROBES, LabelledReadings, LabelledRows, ProbeReadings, measure_rows
 from probing.report.progress import Progress
-from probing.runs.common.parts import Arrays
+from probing.runs.common.layers import Arrays
 from probing.runs.common.results import (
     ALL,
     CHOSEN,

@@ -13,7 +13,7 @@ from probing.models.devices import choose_device
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.runs.common.groups import name_folds, values_to_split
-from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.layers import complete_layers, read_layer_arrays
 from probing.runs.common.record import begin_run, clear, content_of_states, finish, hash_files, read_finished_report
 from probing.runs.common.results import SURFACE
 from probing.runs.common.states import (

@@ -22,7 +22,7 @@ from probing.runs.capture import within
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.clusters import stages
 from probing.runs.clusters.config import ClustersConfig
-from probing.runs.common.parts import Pieces, read_layer_arrays
+from probing.runs.common.layers import Pieces, read_layer_arrays
 from probing.runs.common.tables import show_p
 from probing.statistics.bootstrap import draw_bootstrap_weights
 from probing.statistics.permutation import permute_labels
@@ -676,7 +676,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(config, tmp_path,
 @pytest.mark.parametrize("stop", [1, 4, 8, 22, 25])
 def test_a_part_that_was_interrupted_goes_on_from_its_pieces(config, tmp_path, monkeypatch, stop):
     """A place has seven views in some passes over the distances each; there are two places, and three folds."""
-    monkeypatch.setattr("probing.runs.common.parts.SAVED_SECONDS", 0.0)
+    monkeypatch.setattr("probing.runs.common.layers.SAVED_SECONDS", 0.0)
     monkeypatch.setitem(draws.BUDGET, "cpu", 4000)
     calm = note_calls(monkeypatch, Pieces, "put")
     job.run(config(out=tmp_path / "calm"))

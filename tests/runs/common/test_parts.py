@@ -7,15 +7,10 @@ from harness import damage_end
 
 from probing.errors import StoreCorrupt
 from probing.report.progress import Progress
-from probing.runs.common import parts
-from probing.runs.common.parts import (
-    complete_layers,
-    complete_parts,
-    make_one_after_another,
-    make_several_at_once,
-    make_with_next_prepared,
-    read_layer_arrays,
-)
+from probing.runs.common import layers
+from probing.runs.common.layers import complete_layers, read_layer_arrays
+from probing.runs.common.makers import make_one_after_another, make_several_at_once, make_with_next_prepared
+from probing.runs.common.parts import complete_parts
 
 PLACES = [f"resid_post:{layer}" for layer in range(5)]
 
@@ -122,27 +117,27 @@ def test_an_interrupt_while_a_part_is_written_ends_all_threads(way):
 
 
 def test_pieces_are_saved_after_some_seconds_and_known_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "SAVED_SECONDS", 3600.0)
-    pieces = parts.Pieces(tmp_path / "p")
+    monkeypatch.setattr(layers, "SAVED_SECONDS", 3600.0)
+    pieces = layers.Pieces(tmp_path / "p")
     pieces.put("a", {"x": np.arange(3.0)})
     assert not (tmp_path / "p").exists()
-    monkeypatch.setattr(parts, "SAVED_SECONDS", 0.0)
+    monkeypatch.setattr(layers, "SAVED_SECONDS", 0.0)
     pieces.within("b").put("c/d", {"y": np.array([np.nan, 1.0])})
-    again = parts.Pieces(tmp_path / "p")
+    again = layers.Pieces(tmp_path / "p")
     assert again.find("a")["x"].tolist() == [0, 1, 2]
     assert again.within("b").find("c/d")["y"].tobytes() == np.array([np.nan, 1.0]).tobytes()
     assert again.find("z") is None
     again.put("z", {"x": np.ones(1)})
     # What follows a damaged file is made again, too.
     damage_end(tmp_path / "p" / "000000.safetensors")
-    broken = parts.Pieces(tmp_path / "p")
+    broken = layers.Pieces(tmp_path / "p")
     assert broken.find("a") is broken.find("z") is None
     broken.put("a", {"x": np.ones(1)})
-    assert parts.Pieces(tmp_path / "p").find("a")["x"].tolist() == [1]
-    assert parts.Pieces().complete("a", lambda: {"x": np.ones(1)})["x"].tolist() == [1]
+    assert layers.Pieces(tmp_path / "p").find("a")["x"].tolist() == [1]
+    assert layers.Pieces().complete("a", lambda: {"x": np.ones(1)})["x"].tolist() == [1]
 
 
 def test_pieces_are_not_written_through_a_link(tmp_path):
     (tmp_path / "p").symlink_to(tmp_path)
     with pytest.raises(StoreCorrupt, match="is a link"):
-        parts.Pieces(tmp_path / "p")
+        layers.Pieces(tmp_path / "p")

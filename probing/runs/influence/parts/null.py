@@ -11,7 +11,8 @@ from probing.instruments.pair_scores import count_run_tokens
 from probing.instruments.parameter_directions import ParameterDirection, draw_direction
 from probing.instruments.reading import Advance
 from probing.report.progress import Progress
-from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, make_one_after_another
+from probing.runs.common.makers import make_one_after_another
+from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard
 from probing.runs.influence.parts.directions import Along, Trained, go_through_optimizer
 from probing.runs.influence.parts.passes import SLOPES
 from probing.runs.influence.parts.work import Work

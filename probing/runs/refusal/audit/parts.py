@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.directions.audit import LISTED, Spectrum
 from probing.instruments.audit import MatrixSpectrum, TensorPair, gather_changes
-from probing.runs.common.parts import complete_layers, read_layer_arrays
+from probing.runs.common.layers import complete_layers, read_layer_arrays
 from probing.store.manifest import RunFolder
 
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ from probing.errors import DataInvalid
 from probing.instruments.answers import Generated, Generator
 from probing.instruments.reading import check_max_length
 from probing.models.language_model import LanguageModel
-from probing.runs.common.parts import Arrays
+from probing.runs.common.layers import Arrays
 from probing.runs.refusal.common.kept import complete_named
 from probing.runs.refusal.common.options import AnswerOptions
 from probing.types import Capture, Place

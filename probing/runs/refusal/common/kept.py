@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from probing.runs.common.parts import Arrays, complete_layers, read_layer_arrays
+from probing.runs.common.layers import Arrays, complete_layers, read_layer_arrays
 
 
 def complete_named(

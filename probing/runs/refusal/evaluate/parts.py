@@ -20,7 +20,8 @@ from probing.instruments.reading import Advance
 from probing.kernels.output_head import Unembedding
 from probing.models.language_model import LanguageModel
 from probing.report.progress import Progress
-from probing.runs.common.parts import Made, Maker, Shard, Spread, complete_parts, find_shard
+from probing.runs.common.makers import Made, Maker
+from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard
 from probing.runs.refusal.common.answers import PART_ROWS
 from probing.runs.refusal.evaluate.config import EvaluateConfig
 from probing.runs.refusal.evaluate.rows import AFTER, Condition, Rows

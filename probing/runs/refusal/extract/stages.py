@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from probing.data.tables import canonical
 from probing.instruments.directions import resolve_tokens
+from probing.runs.common.layers import complete_layers, read_layer_arrays
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import complete_layers, read_layer_arrays
 from probing.runs.common.record import (
     begin_run,
     clear,

@@ -11,7 +11,8 @@ from probing.instruments.reading import Advance
 from probing.instruments.trace_reading import LENS_KIND, SURFACE, ProjectionReader, trace_place
 from probing.instruments.trace_tables import TracedText
 from probing.report.progress import Progress
-from probing.runs.common.parts import Shard, complete_layers, complete_parts, find_shard, read_layer_arrays
+from probing.runs.common.layers import complete_layers, read_layer_arrays
+from probing.runs.common.parts import Shard, complete_parts, find_shard
 from probing.runs.refusal.trace.rows import Material
 from probing.store.shards import shard_path, write_shard
 

@@ -20,7 +20,7 @@ from probing.instruments.direction_transfer import measure_effects
 from probing.instruments.directions import refusal_log_odds
 from probing.models.language_model import LanguageModel
 from probing.probes.evaluate import measure_auroc
-from probing.runs.common.parts import Arrays
+from probing.runs.common.layers import Arrays
 from probing.runs.refusal.common.kept import complete_named
 from probing.runs.refusal.common.separation import measure_separation
 from probing.runs.refusal.transfer.config import TransferConfig

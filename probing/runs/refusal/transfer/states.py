@@ -11,7 +11,7 @@ from torch import Tensor
 from probing.instruments.direction_transfer import read_states
 from probing.instruments.directions import read_refusals
 from probing.models.language_model import LanguageModel
-from probing.runs.common.parts import Arrays
+from probing.runs.common.layers import Arrays
 from probing.runs.refusal.common.kept import complete_named
 from probing.runs.refusal.common.prompts import Kinds, split_kinds
 from probing.types import Place

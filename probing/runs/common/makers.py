@@ -1,0 +1,73 @@
+"""How the parts of a job are made: one after the other, with the next one prepared, or several at once."""
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import TypeVar
+
+from probing.instruments.prefetch import prefetch
+from probing.instruments.reading import Advance
+from probing.probes.threads import open_single_threads
+
+Ready = TypeVar("Ready")
+Made = TypeVar("Made")
+Maker = Callable[[Sequence[int], Advance], Generator[Made, None, None]]
+"""Makes the parts with these numbers, in order, each when it is asked for."""
+
+
+def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:
+    """Make one part at a time, in this thread."""
+
+    def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
+        for number in missing:
+            yield make(number, report)
+
+    return make_all
+
+
+def make_with_next_prepared(
+    prepare: Callable[[int], Ready], make: Callable[[int, Ready, Advance], Made]
+) -> Maker[Made]:
+    """Make one part at a time, while another thread prepares the next one."""
+
+    def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
+        with closing(prefetch(prepare, missing)) as prepared:
+            for number, ready in zip(missing, prepared, strict=True):
+                yield make(number, ready, report)
+
+    return make_all
+
+
+class Stopped(Exception):
+    """Raised inside a part that is being made when another one failed, or the run was interrupted."""
+
+
+def make_several_at_once(make: Callable[[int, Advance], Made], count: int) -> Maker[Made]:
+    """Make ``count`` parts at once, by a thread each, in which torch uses no further threads."""
+
+    def make_all(missing: Sequence[int], report: Advance) -> Generator[Made, None, None]:
+        stop, one_at_a_time = threading.Event(), threading.Lock()
+
+        def report_unless_stopped(rows: float, tokens: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            with one_at_a_time:
+                report(rows, tokens)
+
+        def make_unless_stopped(number: int) -> Made:
+            if stop.is_set():
+                raise Stopped
+            try:
+                return make(number, report_unless_stopped)
+            except BaseException:
+                # Set before this thread goes on to the next part.
+                stop.set()
+                raise
+
+        with open_single_threads(count) as pool:
+            try:
+                yield from pool.map(make_unless_stopped, missing)
+            finally:
+                stop.set()
+
+    return make_all
