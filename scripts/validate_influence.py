@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -260,19 +261,26 @@ def foretell(lab: Lab, timings: dict[str, float]) -> dict[str, Values]:
         timings[name] = round(time.perf_counter() - began, 2)
         return made
 
-    scores = probing.score_pairs(lab.model, [as_pair(row) for row in lab.train_rows], list(SINGLE))
-    found = {name: scores[name].to_numpy(dtype=float) for name in SINGLE}
+    found = score_singly(lab)
     timed("scoring pass", lambda: lab.logprobs(lab.pairs))
     found["rate of the single pair"] = timed("rate of the single pair", lambda: single_rates(lab))
+    found["joint rate"] = timed("joint rate", lambda: joint_rates(lab, False))
+    found["joint rate through AdamW"] = timed("joint rate through AdamW", lambda: joint_rates(lab, True))
+    return found
+
+
+def score_singly(lab: Lab) -> dict[str, Values]:
+    """Scores and free-feature rates of single pairs."""
+    scores = probing.score_pairs(lab.model, [as_pair(row) for row in lab.train_rows], list(SINGLE))
+    return {name: scores[name].to_numpy(dtype=float) for name in SINGLE}
+
+
+def joint_rates(lab: Lab, through: bool) -> Values:
+    """Rate of ln p(chosen) of every pair when all are trained on, as it is or through AdamW."""
     trained = training_gradient(lab.gradients, lab.pairs, LOSS, lab.plan.batch)
     assert trained.mean_square is not None
-    plain = ParameterDirection(lab.parameters, trained.mean)
-    through = ParameterDirection(lab.parameters, precondition(trained.mean, trained.mean_square)[0])
-    found["joint rate"] = timed("joint rate", lambda: measure_along(lab, plain, lab.pairs).chosen)
-    found["joint rate through AdamW"] = timed(
-        "joint rate through AdamW", lambda: measure_along(lab, through, lab.pairs).chosen
-    )
-    return found
+    tensors = precondition(trained.mean, trained.mean_square)[0] if through else trained.mean
+    return measure_along(lab, ParameterDirection(lab.parameters, tensors), lab.pairs).chosen
 
 
 def single_rates(lab: Lab) -> Values:
@@ -341,24 +349,23 @@ def find_horizons(lab: Lab) -> Row:
 
 
 def rules(lab: Lab) -> dict[str, Values]:
-    """Scores by which pairs are dropped, those with the lowest values first."""
-    foretold = foretell(lab, {})
-    chosen = {
-        "highest ches_normalized": -foretold["ches_normalized"],
-        "lowest displacement_rate": foretold["displacement_rate"],
-        "lowest rate of the single pair": foretold["rate of the single pair"],
-        "lowest joint rate through AdamW": foretold["joint rate through AdamW"],
+    """Scores by which pairs are dropped, those with the lowest values first; only of the rules that are tried."""
+    made: dict[str, Callable[[], Values]] = {
+        "highest ches_normalized": lambda: -score_singly(lab)["ches_normalized"],
+        "lowest displacement_rate": lambda: score_singly(lab)["displacement_rate"],
+        "lowest rate of the single pair": lambda: single_rates(lab),
+        "lowest joint rate through AdamW": lambda: joint_rates(lab, True),
+        "lowest change in a pilot": lambda: pilot(lab, long_steps(lab)),
     }
-    chosen["lowest change in a pilot"] = pilot(lab, long_steps(lab))
     targets = {"held-out pairs": [rows_of(pair)[0] for pair in lab.held[::2]]}
     if lab.plan.data is None:
         targets["refusals"] = read_refusals(lab)
     for name, rows in targets.items():
-        for through in (False, True):
-            rule = f"lowest influence on {name}{' through AdamW' if through else ''}"
-            chosen[rule] = measure_influence(lab, rows, through)
-        chosen[f"lowest influence on {name} along a pilot"] = influence_along_pilot(lab, rows)
-    return chosen
+        rule = f"lowest influence on {name}"
+        made[rule] = partial(measure_influence, lab, rows, False)
+        made[f"{rule} through AdamW"] = partial(measure_influence, lab, rows, True)
+        made[f"{rule} along a pilot"] = partial(influence_along_pilot, lab, rows)
+    return {name: make() for name, make in made.items() if re.search(lab.plan.rules, name)}
 
 
 def measure_influence(lab: Lab, rows: Sequence[PromptedRow], through: bool) -> Values:
@@ -408,8 +415,7 @@ def read_refusals(lab: Lab) -> list[PromptedRow]:
 
 def drop_pairs(lab: Lab) -> list[Row]:
     """Train without the pairs that each rule calls worst: one row a rule, share and seed."""
-    plan, found = lab.plan, list[Row]()
-    scores = {name: values for name, values in rules(lab).items() if re.search(plan.rules, name)}
+    plan, scores, found = lab.plan, rules(lab), list[Row]()
     count = len(lab.train_rows)
     sets: list[tuple[str, float, int, list[int]]] = []
     for seed in range(plan.seeds):
