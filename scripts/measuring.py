@@ -26,7 +26,7 @@ def timed(job: Callable[[], Result], device: str) -> tuple[Result, float]:
 
 def spread_of(ratios: Sequence[float], digits: int = 3) -> dict[str, float]:
     """Median and 20th and 80th percentile."""
-    low, *_, high = statistics.quantiles(ratios, n=5)
+    low, *_, high = statistics.quantiles(ratios, n=5, method="inclusive")
     middle = statistics.median(ratios)
     return {name: round(value, digits) for name, value in zip(RATIOS, (middle, low, high), strict=True)}
 

@@ -72,8 +72,8 @@ STATUS_MEANINGS: Mapping[Status, str] = {
     "no_reward": "a response of the group has no reward: it is missing, NaN or infinite",
     "none_correct": "no response of the group is correct, so that none can fall",
     "all_correct": "all responses of the group are correct, so that none pulls them down",
-    "truncated": "a sequence of the pair is longer than `--max-length` or than the model has positions for; it is not "
-    "cut, and not scored",
+    "truncated": "a prompt with its response is longer than `--max-length` or than the model has positions for; it is "
+    "not cut, and not scored",
     "not_finite": "states or log-probabilities are NaN or infinite; the detail of the first such row names the layer, "
     "or the token",
     "empty_text": "the text holds nothing but white space, or no token is left of it",

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import oracles
@@ -411,8 +412,9 @@ def adapted(folder, seed=0, **options):
 def test_an_adapter_is_the_merged_model_with_one_base_in_memory(config, tmp_path, monkeypatch, options):
     merged = save(adapted(tmp_path / "adapter", **options), tmp_path / "merged")
     plain = displacement.run(config(policy=str(merged), out=tmp_path / "plain"))
-    loads, from_pretrained = [], load.__globals__["auto_class"]
-    monkeypatch.setitem(load.__globals__, "auto_class", lambda c: loads.append(1) or from_pretrained(c))
+    loading = sys.modules[load.__module__]
+    loads, from_pretrained = [], loading.auto_class
+    monkeypatch.setattr(loading, "auto_class", lambda c: loads.append(1) or from_pretrained(c))
     found = displacement.run(config(adapter=str(tmp_path / "adapter")))
     assert len(loads) == 1
     for name in ("change of ln p(chosen)", "change of ln p(rejected)"):
