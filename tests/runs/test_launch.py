@@ -14,6 +14,7 @@ import tiny
 from harness import ON_A_SLOW_DISK, as_options, count_shards, make_pairs, make_rollouts, phrase, read_lines, write
 
 from probing.runs import capture, clusters, displacement, influence, rollouts, score
+from probing.store.manifest import claim
 from probing.store.shards import read_shard
 
 pytestmark = pytest.mark.distributed
@@ -181,15 +182,12 @@ def pa_schema(path):
     return pq.read_schema(path).remove_metadata()
 
 
-def test_a_second_launch_into_the_same_folder_is_refused(model_folder, inputs, tmp_path):
-    words = score_words(model_folder, inputs, tmp_path)
-    with launched(words, 2) as launcher:
-        wait_for(lambda: count_shards(tmp_path / "out"), launcher)
-        status, printed, said = launch(words, 2)
-        assert status != 0
-        assert said.count("another process is writing there") == 1
-        assert not printed
-        assert launcher.wait(SECONDS) == 0
+def test_a_launch_into_a_folder_that_is_held_is_refused(model_folder, inputs, tmp_path):
+    with claim(tmp_path / "out", "score"):
+        status, printed, said = launch(score_words(model_folder, inputs, tmp_path), 2)
+    assert status != 0
+    assert said.count("another process is writing there") == 1
+    assert not printed
 
 
 def test_a_row_that_cannot_be_run_is_a_status(model_folder, inputs, tmp_path):
