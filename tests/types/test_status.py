@@ -26,8 +26,8 @@ TABLES = {
 HEAD = "| status | meaning |\n|---|---|\n"
 OF_RUNS = {"running", "done"}
 """What ``run.json`` says of a whole run under the same key; no row has these."""
-TITLES = ("pair_titles.py",)
-"""Modules that name the column of statuses in words, as those of the sections of reports do."""
+TITLES = ("pair_titles.py", "cli.py")
+"""Modules that name the column of statuses, or the command of that name, in words, as sections of reports do."""
 
 
 def is_status(node):

@@ -123,6 +123,9 @@ def _check_kind(entry: "Field[Any]", value: Any) -> None:
         return
     if get_origin(kind) is Literal and value not in get_args(kind):
         raise ValueError(f"{entry.name} must be one of {', '.join(get_args(kind))}, not {value!r:.60}")
+    if len(set(kinds) - {type(None)}) > 1:
+        # Of several kinds; the option itself says what is wrong.
+        return
     wanted, words = NUMBERS.get(kind, (object, ""))
     if not isinstance(value, wanted):
         raise ValueError(f"{entry.name} must be {words}, not {value!r:.60}")

@@ -307,7 +307,7 @@ def test_bad_input_is_named(probing, folder, tmp_path, case):
     # What ends before the first answer leaves nothing; answers that were saved are gone on from.
     saved = case in ("a judge that gives up", "scores of NaN")
     left = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
-    assert left == ({"run.json", "shards"} if saved else set())
+    assert left == ({"run.json", "progress.json", "shards"} if saved else set())
 
 
 def test_without_a_direction_or_an_edited_model(probing, folder, tmp_path):
