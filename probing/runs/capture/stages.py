@@ -33,7 +33,7 @@ from probing.runs.capture.rows import (
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.makers import make_with_next_prepared
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, status_facts
+from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, status_facts, weigh_rows
 from probing.runs.common.record import (
     begin_run,
     check_rendered,
@@ -147,7 +147,7 @@ def capture_shards(
         return shard if isinstance(shard, Shard) else None
 
     maker = make_with_next_prepared(prepare, make)
-    spread = Spread(find, lambda: [float(sum(len(repr(row)) for row in block)) for block in blocks])
+    spread = Spread(find, lambda: weigh_rows(blocks))
     complete_parts(known, maker, write, bar, lambda shard: budget.adopt(shard.facts), spread)
     note_rendered(folder, render_fixed())
     return len(faults)

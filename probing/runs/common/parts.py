@@ -21,7 +21,7 @@ from probing.runs.common.budget import KeptBudget
 from probing.runs.common.makers import Made, Maker, Ready, make_with_next_prepared
 from probing.store.progress import Worker, add_counts
 from probing.store.shards import count_statuses, read_shard, shard_path, write_shard
-from probing.types import PreferencePair
+from probing.types import PreferencePair, Problem
 
 Part = TypeVar("Part")
 TOLD_SECONDS = 0.5
@@ -198,8 +198,8 @@ class Blocks(Generic[OneRow]):
 
     @property
     def weights(self) -> list[float]:
-        """About how much work each block is: the length of its rows, in characters."""
-        return [float(sum(len(repr(row)) for row in self.of(block))) for block in self.blocks]
+        """About how much work each block is; see ``weigh_rows``."""
+        return weigh_rows([self.of(block) for block in self.blocks])
 
     def of(self, block: range) -> list[OneRow]:
         """The rows of one block."""
@@ -292,6 +292,32 @@ def complete_shards(
     bar = Progress(len(data.rows), sum(done), doing=doing)
     maker = make_with_next_prepared(lambda number: prepare(data.blocks[number]), make)
     return complete_parts(known, maker, write, bar, adopt, Spread(find, lambda: data.weights))
+
+
+def note_making(
+    rows: pa.Table, problems: Sequence[Problem], tokens: int, began: float, batch_tokens: Mapping[str, Any]
+) -> Shard:
+    """A shard with the facts of its making.
+
+    Args:
+        rows: the rows.
+        problems: of the rows that have no number.
+        tokens: number of tokens that were run.
+        began: start of the making, by ``time.monotonic``.
+        batch_tokens: facts of the token budget after the making.
+    """
+    facts = {
+        "tokens": tokens,
+        "seconds": time.monotonic() - began,
+        "batch_tokens": dict(batch_tokens),
+        "problems": [asdict(problem) for problem in problems],
+    }
+    return Shard(rows, facts)
+
+
+def weigh_rows(blocks: Sequence[Sequence[object]]) -> list[float]:
+    """About how much work each block of rows is: the length of its rows, in characters."""
+    return [float(sum(len(repr(row)) for row in block)) for block in blocks]
 
 
 def to_rows(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:

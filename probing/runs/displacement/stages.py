@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.tables import counts
 from probing.runs.common.budget import KeptBudget
-from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
+from probing.runs.common.parts import Dataset, Shard, complete_shards, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -200,13 +200,7 @@ def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> 
         began = time.monotonic()
         compared = comparer.compare(tokenized, report)
         tokens.write(number, compared.tokens)
-        facts = {
-            "tokens": compared.run,
-            "seconds": time.monotonic() - began,
-            "batch_tokens": budget.facts(),
-            "problems": [asdict(problem) for problem in compared.problems],
-        }
-        return Shard(to_rows(compared.frame, schema), facts)
+        return note_making(to_rows(compared.frame, schema), compared.problems, compared.run, began, budget.facts())
 
     return complete_shards(
         folder.shards, data, schema, prepare, make, budget=budget, whole=tokens.is_whole, doing="comparing"

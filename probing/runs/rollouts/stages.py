@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -20,7 +19,7 @@ from probing.ranks import current_ranks
 from probing.report.tables import counts
 from probing.runs.common.budget import KeptBudget
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Blocks, Shard, complete_shards, pair_facts, to_rows
+from probing.runs.common.parts import Blocks, Shard, complete_shards, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -115,7 +114,7 @@ def make_scorer(config: RolloutsConfig, model: LanguageModel) -> RolloutScorer:
 
 def measure_shards(folder: RunFolder, data: Blocks[RolloutGroup], scorer: RolloutScorer) -> list[Shard]:
     """Rates of the responses of every group; the pulls of tokens are written beside them."""
-    tokens = TokenShards(folder.shards, PULLS_SCHEMA)
+    budget, tokens = KeptBudget(folder, [scorer.stream]), TokenShards(folder.shards, PULLS_SCHEMA)
 
     def prepare(block: range) -> list[TokenizedGroup]:
         return scorer.tokenize(data.of(block), data.where(block))
@@ -124,13 +123,9 @@ def measure_shards(folder: RunFolder, data: Blocks[RolloutGroup], scorer: Rollou
         began = time.monotonic()
         scored = scorer.score(tokenized, report)
         tokens.write(number, scored.pulls)
-        facts = {
-            "tokens": scored.tokens,
-            "seconds": time.monotonic() - began,
-            "batch_tokens": asdict(scorer.stream.budget),
-            "problems": [asdict(problem) for problem in scored.problems],
-        }
-        return Shard(to_rows(scored.frame, ROLLOUTS_SCHEMA), facts)
+        return note_making(
+            to_rows(scored.frame, ROLLOUTS_SCHEMA), scored.problems, scored.tokens, began, budget.facts()
+        )
 
     return complete_shards(
         folder.shards,
@@ -138,7 +133,7 @@ def measure_shards(folder: RunFolder, data: Blocks[RolloutGroup], scorer: Rollou
         ROLLOUTS_SCHEMA,
         prepare,
         make,
-        budget=KeptBudget(folder, [scorer.stream]),
+        budget=budget,
         whole=tokens.is_whole,
         columns=list_response_ids,
         doing="measuring",

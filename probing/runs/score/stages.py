@@ -26,7 +26,7 @@ from probing.runs.common.budget import KeptBudget
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.losses import make_loss
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Dataset, Shard, complete_shards, pair_facts, to_rows
+from probing.runs.common.parts import Dataset, Shard, complete_shards, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -163,13 +163,8 @@ def _new_shard(
 ) -> tuple[Shard, pa.Table | None]:
     began = time.monotonic()
     scored = scorer.score_tokenized(tokenized, report)
-    facts = {
-        "tokens": scored.tokens,
-        "seconds": time.monotonic() - began,
-        "batch_tokens": asdict(scorer.stream.budget),
-        "problems": [asdict(problem) for problem in scored.problems],
-    }
-    return Shard(to_rows(scored.frame, schema), facts), scored.pulls
+    rows, batch_tokens = to_rows(scored.frame, schema), asdict(scorer.stream.budget)
+    return note_making(rows, scored.problems, scored.tokens, began, batch_tokens), scored.pulls
 
 
 def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:

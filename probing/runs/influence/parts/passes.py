@@ -1,8 +1,7 @@
 """Passes over all pairs, saved shard by shard: derivatives along a direction, and log-probabilities."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from probing.instruments.columns import TOKEN_COLUMNS
 from probing.instruments.influence import renew_head
 from probing.instruments.pair_scores import as_frame, count_run_tokens
 from probing.instruments.reading import Advance, report_tokens, split_runnable
-from probing.runs.common.parts import Shard, complete_shards, to_rows
+from probing.runs.common.parts import Shard, complete_shards, note_making, to_rows
 from probing.runs.influence.models import LIKELIHOODS
 from probing.runs.influence.parts.directions import Along
 from probing.runs.influence.parts.work import TARGET, Work
@@ -51,21 +50,13 @@ def complete_slopes(work: Work, name: str, part: int, along: Along, now: str = "
                     problems[pair.id] = Problem(pair.id, "not_finite", "ln p, or its derivative, is not finite")
         frame = as_frame(tokenized, problems, dict.fromkeys((*LIKELIHOODS, *SLOPES), "float64"), values)
         listed = [problems[pair.id] for pair in tokenized if pair.id in problems]
-        return _as_shard(work, to_rows(frame, SLOPE_SCHEMA), listed, 2 * count_run_tokens(runnable), began)
+        return note_making(
+            to_rows(frame, SLOPE_SCHEMA), listed, 2 * count_run_tokens(runnable), began, work.budget.facts()
+        )
 
     parts = len(work.moved.parts)
     doing = (TARGET if now else name) + now + (f", part {part + 1} of {parts}" if parts > 1 else "")
     return _complete_passes(work, SLOPE_SCHEMA, make, f"{name}_{part}_", doing)
-
-
-def _as_shard(work: Work, rows: pa.Table, problems: Sequence[Problem], tokens: int, began: float) -> Shard:
-    facts = {
-        "tokens": tokens,
-        "seconds": time.monotonic() - began,
-        "batch_tokens": work.budget.facts(),
-        "problems": [asdict(problem) for problem in problems],
-    }
-    return Shard(rows, facts)
 
 
 def _complete_passes(
@@ -93,6 +84,8 @@ def complete_likelihoods(work: Work, prefix: str, doing: str) -> list[Shard]:
     def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
         began = time.monotonic()
         scored = scorer.score_tokenized(tokenized, report)
-        return _as_shard(work, to_rows(scored.frame, LIKELIHOOD_SCHEMA), scored.problems, scored.tokens, began)
+        return note_making(
+            to_rows(scored.frame, LIKELIHOOD_SCHEMA), scored.problems, scored.tokens, began, work.budget.facts()
+        )
 
     return _complete_passes(work, LIKELIHOOD_SCHEMA, make, prefix, doing)
