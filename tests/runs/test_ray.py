@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import tiny
-from harness import make_pairs, make_rollouts, read_lines, write
-from test_launch import make_texts, read_files
+from harness import make_pairs, make_rollouts, make_texts, read_files, read_lines, write
 
 import probing
 from probing.engine.budget import TokenBudget
@@ -29,7 +28,7 @@ from probing.runs.common import on_ray  # noqa: E402
 pytestmark = pytest.mark.distributed
 
 SECONDS = 240
-ON_RAY = {"engine": "ray", "ray_actors": 2, "ray_cpus": 0.5}
+ON_RAY = {"engine": "ray", "ray_cpus": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +72,30 @@ def configure(command, model_folder, inputs, out, **changes):
 
 @pytest.mark.parametrize("command", list(JOBS))
 def test_actors_write_the_bytes_of_one_process(command, model_folder, inputs, tmp_path, cluster):
-    config = configure(command, model_folder, inputs, tmp_path / "ray", **ON_RAY)
-    made = JOBS[command].run(config)
+    actors = 2 if command == "score" else 1
+    made = JOBS[command].run(configure(command, model_folder, inputs, tmp_path / "ray", ray_actors=actors, **ON_RAY))
     plain = JOBS[command].run(configure(command, model_folder, inputs, tmp_path / "one"))
     assert read_files(tmp_path / "ray") == read_files(tmp_path / "one")
     assert list(made.tables) == list(plain.tables)
-    # The run is finished: either engine shows it again.
-    assert JOBS[command].run(config).tables.keys() == plain.tables.keys()
+    # The run is finished: without Ray it is shown again.
     again = JOBS[command].run(configure(command, model_folder, inputs, tmp_path / "ray"))
     assert again.tables.keys() == plain.tables.keys()
 
 
+def test_a_finished_run_is_shown_again(model_folder, inputs, tmp_path, cluster):
+    score.run(configure("score", model_folder, inputs, tmp_path / "out"))
+    before = read_files(tmp_path / "out")
+    report = score.run(configure("score", model_folder, inputs, tmp_path / "out", **ON_RAY))
+    assert report.facts["rows_by_status"] == {"ok": 40}
+    assert read_files(tmp_path / "out") == before
+
+
 def test_rows_are_added_to_a_store_by_actors(model_folder, inputs, tmp_path, cluster):
     more = write(tmp_path / "more.jsonl", [{**row, "id": f"more-{row['id']}"} for row in make_texts(20)])
-    for engine, changes in (("one", {}), ("ray", ON_RAY)):
-        capture.run(configure("capture", model_folder, inputs, tmp_path / engine, **changes))
-        changes = {**changes, "data": str(more), "append": True}
-        capture.run(configure("capture", model_folder, inputs, tmp_path / engine, **changes))
+    for name, engine in (("one", {}), ("ray", ON_RAY)):
+        capture.run(configure("capture", model_folder, inputs, tmp_path / name))
+        added = {**engine, "data": str(more), "append": True}
+        capture.run(configure("capture", model_folder, inputs, tmp_path / name, **added))
     assert read_files(tmp_path / "ray") == read_files(tmp_path / "one")
     assert len(pd.read_parquet(tmp_path / "ray" / "rows.parquet")) == 80
 
@@ -179,7 +185,7 @@ def make_blocks(count):
 
 def run_stub(count, **facts):
     """The answers to so many blocks of stubs, by number."""
-    config = EngineOptions(**ON_RAY)
+    config = EngineOptions(ray_actors=2, **ON_RAY)
     with on_ray.RayWorkers(config, partial(Stub, **facts), make_blocks(count), None) as workers:
         made = list(workers.maker(None).receive())
     assert sorted(delivery.number for delivery in made) == list(range(count))
