@@ -2,17 +2,20 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from probing.runs.common.makers import Block, Made
+from probing.runs.common.options import EngineOptions
 from probing.runs.common.workers import BlockWorker, LocalWorker, Workers
 from probing.store.manifest import RunFolder
+
+Config = TypeVar("Config", bound=EngineOptions)
 
 
 @contextlib.contextmanager
 def open_workers(
-    config: Any,
-    open_worker: Callable[[Any], BlockWorker[Any, Made]],
+    config: Config,
+    open_worker: Callable[[Config], BlockWorker[Any, Made]],
     folder: RunFolder,
     missing: Callable[[], Iterable[Block]],
 ) -> Iterator[Workers[Made]]:

@@ -105,7 +105,7 @@ class Actor:
         budget: token budget that the run began with; None for a new run.
     """
 
-    def __init__(self, config: Any, open_worker: Callable[[Any], BlockWorker[Any, Any]], budget: Any) -> None:
+    def __init__(self, config: EngineOptions, open_worker: Callable[[Any], BlockWorker[Any, Any]], budget: Any) -> None:
         self._warnings, self._one_at_a_time = _Warnings(), threading.Lock()
         logging.getLogger("probing").addHandler(self._warnings)
         self._error: ProbingError | None = None
@@ -215,7 +215,7 @@ class RayWorkers(Generic[Made]):
 
     def __init__(
         self,
-        config: Any,
+        config: EngineOptions,
         open_worker: Callable[[Any], BlockWorker[Any, Made]],
         blocks: Iterable[Block],
         budget: Mapping[str, Any] | None,
@@ -412,9 +412,7 @@ def start(
     refs = [ray.put(_pack(block)) for block in blocks] or [ray.put(_pack(Block(NOTHING, (), str)))]
     pool = _plan_pool(config, len(refs))
     most = f" to {pool.most}" if pool.most > pool.least else ""
-    say(
-        f"starting {pool.least}{most} actors, with {pool.cpus:g} cores and {pool.gpus:g} cards each; they load the model"
-    )
+    say(f"starting {pool.least}{most} actors with {pool.cpus:g} cores and {pool.gpus:g} cards each; they load models")
     with warnings.catch_warnings():
         # About options of its own, which only change with its versions.
         warnings.simplefilter("ignore")
