@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from harness import (
     make_texts,
     read_files,
     read_lines,
+    wait_for,
     write,
 )
 
@@ -111,16 +111,6 @@ def find_rank(launcher, rank):
             if own and f"\0RANK={rank}\0" in f"\0{(status.parent / 'environ').read_text()}":
                 return int(status.parent.name)
     return None
-
-
-def wait_for(wanted, launcher):
-    """Wait until a function answers something true; returns that."""
-    until = time.monotonic() + SECONDS
-    while not (found := wanted()):
-        assert launcher.poll() is None, f"it ended by itself: {launcher.communicate()}"
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    return found
 
 
 @pytest.mark.parametrize("command", list(RUNS))
