@@ -85,10 +85,10 @@ def score_words(model_folder, inputs, tmp_path, **changes):
 
 
 @contextlib.contextmanager
-def launched(words, count):
+def launched(words, count, program=ON_A_SLOW_DISK):
     """A command in so many processes; it is ended with the block."""
-    given = [*TORCHRUN, str(count), "--no-python", sys.executable, "-c", ON_A_SLOW_DISK, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    given = [*TORCHRUN, str(count), "--no-python", sys.executable, "-c", program, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             yield process
@@ -96,9 +96,9 @@ def launched(words, count):
             process.kill()
 
 
-def launch(words, count):
+def launch(words, count, program=ON_A_SLOW_DISK):
     """Run a command in so many processes; returns the status of the launcher, and what was printed and said."""
-    with launched(words, count) as process:
+    with launched(words, count, program) as process:
         printed, said = process.communicate(timeout=SECONDS)
     return process.returncode, printed, said
 
@@ -144,6 +144,20 @@ def test_a_rank_that_is_killed_loses_nothing_that_others_finished(model_folder, 
         wait_for(lambda: count_shards(tmp_path / "out") > len(kept), launcher)
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
         assert launcher.wait(SECONDS) == 0
+    score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "one")))
+    assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
+
+
+def test_a_full_disk_of_one_rank_ends_the_launch_and_loses_nothing(model_folder, inputs, tmp_path):
+    # A real limit on file size, as a quota sets it, in a process that only writes shards.
+    limit = "import os, resource\nif os.environ['RANK'] == '1': resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+    words = score_words(model_folder, inputs, tmp_path)
+    status, printed, said = launch(words, 2, f"{limit}\n{ON_A_SLOW_DISK}")
+    assert status != 0
+    assert not printed
+    assert said.count("File too large; nothing partial was left") == 1
+    config = score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "out"))
+    score.run(config)
     score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "one")))
     assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
 
