@@ -44,6 +44,8 @@ CALLS = 2
 RESTARTS = 8
 """How often an actor that died is started again: a row that kills its actor must not do so for ever."""
 WAITED_SECONDS = 60.0
+REACHED_SECONDS = 10.0
+START = "Start one with 'ray start --head', or leave out --ray-address and RAY_ADDRESS, and Ray is started here"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Where the environment does not say otherwise, Ray sends no figures about its use to its makers, and prints no log."""
 
@@ -344,13 +346,46 @@ class _Pool:
 
 
 def _plan_pool(config: EngineOptions, blocks: int) -> _Pool:
-    """The actors for so many blocks: by default one a card of the cluster, or one where there is no card."""
+    """The actors for so many blocks: by default one a card of the cluster, or one where there is no card.
+
+    Raises:
+        UsageError: more cards are asked for than there are, and the cluster is this machine, which gets no more.
+    """
     cards = ray.cluster_resources().get("GPU", 0.0)
     runs_on_cpu = getattr(config, "device", "auto") == "cpu"
     gpus = config.ray_gpus if config.ray_gpus is not None else float(bool(cards) and not runs_on_cpu)
     least = config.ray_actors or (max(1, int(cards / gpus)) if gpus else 1)
     most = max(least, config.ray_max_actors or 0)
+    if gpus > cards and _names_no_cluster(config):
+        raise UsageError(
+            f"--ray-gpus {gpus:g} asks for more cards than this machine has for Ray, {cards:g}; name a cluster with "
+            f"--ray-address, or ask for fewer"
+        )
     return _Pool(min(least, blocks), min(most, blocks), config.ray_cpus, gpus)
+
+
+def _names_no_cluster(config: EngineOptions) -> bool:
+    """Whether Ray is, or was, started here because no cluster is named."""
+    return not (config.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
+def _check_reachable(address: str) -> None:
+    """Raise unless somebody answers at an address: Ray itself gives up only after minutes.
+
+    Raises:
+        UsageError: it is no address, or nobody answers.
+    """
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        raise UsageError(
+            f"--ray-address must be auto or HOST:PORT, as 'ray start --head' prints it, not {address!r:.100}"
+        )
+    try:
+        socket.create_connection((host, int(port)), REACHED_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"no cluster of Ray answers at {address}: {error}. {START}") from error
 
 
 @contextlib.contextmanager
@@ -371,16 +406,17 @@ def connect(config: EngineOptions) -> Iterator[None]:
     address = config.ray_address or os.environ.get("RAY_ADDRESS")
     most = max(config.ray_actors or 1, config.ray_max_actors or 0)
     # Actors may be asked for on fewer cores than they are; the system then shares these.
+    if address:
+        _check_reachable(address)
     say(f"connecting to Ray at {address}" if address else "starting Ray on this machine for this command")
     cores = None if address is not None else max(os.cpu_count() or 1, math.ceil(most * config.ray_cpus))
     try:
         with _quiet_stderr():
             ray.init(address, num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UsageError(
-            f"no cluster of Ray could be reached at {address or 'this machine'}: {reason}. Start one with 'ray start "
-            f"--head', or leave out --ray-address and RAY_ADDRESS, and Ray is started here"
+            f"no cluster of Ray could be reached at {address or 'this machine'}: {reason}. {START}"
         ) from error
     try:
         yield
@@ -432,7 +468,8 @@ def start(
             Actor,
             fn_constructor_args=(config, open_worker, budget),
             compute=compute,
-            batch_size=None,
+            # A block has one row. Ray wants a number of rows for actors with cards.
+            batch_size=1,
             batch_format="pyarrow",
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
