@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from probing.ranks import current_ranks
 from probing.store.shards import read_shard, shard_path, stream_shards, write_shard
 
 TOKENS_FILE = "tokens.parquet"
@@ -30,7 +31,7 @@ class TokenShards:
 
     def write(self, number: int, tokens: pa.Table | None) -> None:
         """Write the tokens of a shard; before the shard itself, so that a whole shard has its tokens."""
-        if self.wanted and tokens is not None:
+        if self.wanted and tokens is not None and current_ranks().writes:
             write_shard(self._path(number), tokens, {})
 
     def is_whole(self, number: int) -> bool:
