@@ -1,26 +1,19 @@
 """Commands launched in several processes: the same bytes as in one, whatever dies on the way."""
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import refusal_runs
 import tiny
-from harness import ON_A_SLOW_DISK, as_options, count_shards, make_pairs, make_rollouts, phrase, read_lines, write
+from harness import as_options, count_shards, make_pairs, make_rollouts, phrase, read_lines, write
+from launches import SECONDS, find_rank, launch, launched, wait_for
 
 from probing.runs import capture, clusters, displacement, influence, rollouts, score
 from probing.store.manifest import claim
 from probing.store.shards import read_shard
 
 pytestmark = pytest.mark.distributed
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-SECONDS = 240
 
 
 def make_texts(count):
@@ -81,49 +74,10 @@ def score_words(model_folder, inputs, tmp_path, **changes):
     return ["score", *as_options(options("score", model_folder, inputs, tmp_path / "out") | changes)]
 
 
-@contextlib.contextmanager
-def launched(words, count):
-    """A command in so many processes; it is ended with the block."""
-    given = [*TORCHRUN, str(count), "--no-python", sys.executable, "-c", ON_A_SLOW_DISK, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def launch(words, count):
-    """Run a command in so many processes; returns the status of the launcher, and what was printed and said."""
-    with launched(words, count) as process:
-        printed, said = process.communicate(timeout=SECONDS)
-    return process.returncode, printed, said
-
-
 def read_files(folder):
     """The bytes of the tables and states of a run."""
     kept = (path for path in sorted(folder.rglob("*")) if path.suffix in (".parquet", ".safetensors"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
-
-
-def find_rank(launcher, rank):
-    """Process id of one of the processes of a launch; None while it is not there."""
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):
-            own = f"PPid:\t{launcher.pid}\n" in status.read_text()
-            if own and f"\0RANK={rank}\0" in f"\0{(status.parent / 'environ').read_text()}":
-                return int(status.parent.name)
-    return None
-
-
-def wait_for(wanted, launcher):
-    """Wait until a function answers something true; returns that."""
-    until = time.monotonic() + SECONDS
-    while not (found := wanted()):
-        assert launcher.poll() is None, f"it ended by itself: {launcher.communicate()}"
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    return found
 
 
 @pytest.mark.parametrize("command", list(RUNS))
