@@ -89,6 +89,14 @@ def test_blocks_are_not_compiled():
         ScoreConfig(model="m", data="d", out="o", device="tensor-parallel", compile=True)
 
 
+def test_actors_of_ray_have_whole_models():
+    pytest.importorskip("ray")
+    from probing.runs.score import ScoreConfig
+
+    with pytest.raises(UsageError, match="leave out one of them"):
+        ScoreConfig(model="m", data="d", out="o", device="tensor-parallel", engine="ray")
+
+
 def test_states_of_a_store_need_no_split(tmp_path):
     from probing.runs import probe
 

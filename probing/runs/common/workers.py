@@ -1,0 +1,113 @@
+"""What makes the blocks of a run: a model in this process, or the actors of Ray."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from probing.engine.stream import Stream
+from probing.instruments.reading import Advance
+from probing.runs.common.budget import KeptBudget, RecordedBudget
+from probing.runs.common.makers import Block, MadeElsewhere, Maker, Where, make_with_next_prepared
+from probing.store.manifest import RunFolder
+
+Ready = TypeVar("Ready")
+Ready_co = TypeVar("Ready_co", covariant=True)
+Made_co = TypeVar("Made_co", covariant=True)
+Made = TypeVar("Made")
+
+
+class BlockWorker(Protocol[Ready_co, Made_co]):
+    """Makes the blocks of a run with the models in its process."""
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        """Streams that run the models."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts of its models, for the identity of the run."""
+
+    def how(self) -> Any:
+        """How the models are run, for the record: a sentence, or one for each of several models by its name."""
+
+    def prepare(self, rows: Any, where: Where) -> Ready_co:
+        """Do what can be done for a block of rows while the one before it is made."""
+
+    def make(self, ready: Any, report: Advance) -> Made_co:
+        """Make what was prepared."""
+
+
+class Workers(Protocol[Made]):
+    """What makes the blocks of a run."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Facts of the models; see ``BlockWorker.describe``."""
+
+    def how(self) -> Any:
+        """How the models were run; see ``BlockWorker.how``."""
+
+    @property
+    def local(self) -> Any:
+        """The worker of this process; None where the workers are in others."""
+
+    def keep_budget(self, folder: RunFolder) -> KeptBudget | RecordedBudget:
+        """The token budget of the run, which its record gets."""
+
+    def maker(self, block_of: Callable[[int], Block]) -> Maker[Made] | MadeElsewhere[Made]:
+        """Makes the parts with some numbers, from their blocks."""
+
+
+class LocalWorker(Generic[Ready, Made]):
+    """The worker of this process.
+
+    Args:
+        worker: makes the blocks.
+    """
+
+    def __init__(self, worker: BlockWorker[Ready, Made]) -> None:
+        self.local, self.facts, self.how = worker, worker.describe(), worker.how
+
+    def keep_budget(self, folder: RunFolder) -> KeptBudget:
+        """The token budget of the worker's streams."""
+        return KeptBudget(folder, self.local.streams)
+
+    def maker(self, block_of: Callable[[int], Block]) -> Maker[Made]:
+        """Makes one part at a time, while another thread prepares the next one."""
+
+        def prepare(number: int) -> Ready:
+            block = block_of(number)
+            return self.local.prepare(block.rows, block.where)
+
+        def make(number: int, ready: Ready, report: Advance) -> Made:
+            return self.local.make(ready, report)
+
+        return make_with_next_prepared(prepare, make)
+
+
+@contextlib.contextmanager
+def open_workers(
+    config: Any,
+    open_worker: Callable[[Any], BlockWorker[Any, Made]],
+    folder: RunFolder,
+    missing: Callable[[], Iterable[Block]],
+) -> Iterator[Workers[Made]]:
+    """What makes the blocks of a run inside the block: this process, or the actors of Ray if the options say so.
+
+    Args:
+        config: the options of the job.
+        open_worker: loads the models and answers a worker; a class or a function of a module.
+        folder: folder of the run.
+        missing: the blocks that have to be made; asked for only where they are sent to other processes, before the
+            run has begun.
+
+    Raises:
+        ProbingError: see ``probing.models.load.load``, and ``probing.runs.common.on_ray``.
+    """
+    if config.engine != "ray":
+        yield LocalWorker(open_worker(config))
+        return
+    from probing.runs.common.on_ray import RayWorkers
+
+    recorded = folder.facts().get("batch_tokens")
+    with RayWorkers(config, open_worker, missing(), recorded) as workers:
+        yield workers
