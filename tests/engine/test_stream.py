@@ -263,7 +263,7 @@ def test_a_sequence_that_never_fits_is_an_error():
 
 def test_processes_that_share_a_model_cut_no_smaller_batches(monkeypatch):
     monkeypatch.setattr(type(MODEL.model), "tp_size", 2)
-    with pytest.raises(OutOfMemory, match="192 tokens does not fit .* give --batch-tokens 96 or less"):
+    with pytest.raises(OutOfMemory, match=r"192 tokens does not fit .* give --batch-tokens 96 or less"):
         stream(STACKED, 1000, small_stack(48, torch.OutOfMemoryError())).read(segments_of([16] * 12))
 
 

@@ -1,7 +1,10 @@
 """What is refused of a model that is to be split over processes, before any process waits for another."""
 
+from dataclasses import make_dataclass
+
 import pytest
 import tiny
+import torch
 import transformers
 from harness import as_options
 
@@ -28,7 +31,7 @@ def processes(monkeypatch):
 def refusal_of(size, processes, **changes):
     processes(size)
     with pytest.raises(ModelInvalid) as refused:
-        begin_sharing("m", transformers.LlamaConfig(**{**tiny.SHAPE, **changes}), tensor_parallel.torch.device("cpu"))
+        begin_sharing("m", transformers.LlamaConfig(**{**tiny.SHAPE, **changes}), torch.device("cpu"))
     return str(refused.value)
 
 
@@ -51,9 +54,13 @@ def test_quantised_weights(processes):
     assert "quantised weights are not split" in refusal_of(2, processes, quantization_config={"quant_method": "fp8"})
 
 
-def test_a_library_without_plans(processes, monkeypatch):
-    from dataclasses import make_dataclass
+def test_a_family_without_a_plan(processes):
+    processes(2)
+    with pytest.raises(ModelInvalid, match=r"m: transformers .* has no plan how to split a model of the type 'gpt2'"):
+        begin_sharing("m", transformers.GPT2Config(), torch.device("cpu"))
 
+
+def test_a_library_without_plans(processes, monkeypatch):
     monkeypatch.setattr(tensor_parallel, "DistributedConfig", make_dataclass("Older", []))
     assert "needs a newer transformers" in refusal_of(2, processes)
 

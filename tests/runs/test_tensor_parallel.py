@@ -32,7 +32,7 @@ main()
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     write(folder / "pairs.jsonl", make_pairs(24))
-    for name, seed in (("llama", 0), ("llama", 1), ("qwen3", 0), ("gemma2", 0), ("gpt2", 0)):
+    for name, seed in (("llama", 0), ("llama", 1), ("qwen3", 0), ("gemma2", 0)):
         made = families.make(name, seed)
         for part in (made.model, made.tokenizer):
             part.save_pretrained(folder / (name if not seed else f"{name}-{seed}"))
@@ -49,11 +49,11 @@ def words(command, values):
     return [command, *as_options({**values, "device": "tensor-parallel"})]
 
 
-def launch_whole(command, values):
-    """Run a command over two processes; returns the record of its run."""
+def launch_well(command, values):
+    """Run a command over two processes; it has to end well, and to say once what it wrote."""
     status, _, said = launch(words(command, values), 2)
     assert status == 0, said
-    return said
+    assert said.count("wrote ") == 1
 
 
 def assert_same_tables(one, other, name):
@@ -64,8 +64,7 @@ def assert_same_tables(one, other, name):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_scores_are_those_of_one_process(family, inputs, tmp_path):
-    said = launch_whole("score", options(inputs, family, tmp_path / "two", columns="all", pull=True))
-    assert said.count("wrote ") == 1
+    launch_well("score", options(inputs, family, tmp_path / "two", columns="all", pull=True))
     score.run(score.ScoreConfig(**options(inputs, family, tmp_path / "one", columns="all", pull=True)))
     for name in ("scores.parquet", "tokens.parquet"):
         assert_same_tables(tmp_path / "two", tmp_path / "one", name)
@@ -79,7 +78,7 @@ def test_scores_are_those_of_one_process(family, inputs, tmp_path):
 def test_states_of_every_place_are_those_of_one_process(family, inputs, tmp_path):
     places = "resid_pre:all,attn_out:all,mlp_out:all,resid_post:all,final_norm"
     values = {"model": f"{inputs / family}", "data": f"{inputs / 'pairs.jsonl'}", "shard_rows": 20, "places": places}
-    launch_whole("capture", {**values, "out": tmp_path / "two"})
+    launch_well("capture", {**values, "out": tmp_path / "two"})
     capture.run(capture.CaptureConfig(**values, out=tmp_path / "one"))
     stores = [open_store(tmp_path / name) for name in ("two", "one")]
     assert stores[0].ids == stores[1].ids
@@ -91,7 +90,7 @@ def test_states_of_every_place_are_those_of_one_process(family, inputs, tmp_path
 def test_two_models_are_compared_as_by_one_process(inputs, tmp_path):
     values = options(inputs, "llama", tmp_path / "two") | {"policy": f"{inputs / 'llama-1'}"}
     values["reference"] = values.pop("model")
-    launch_whole("displacement", values)
+    launch_well("displacement", values)
     displacement.run(displacement.DisplacementConfig(**values | {"out": tmp_path / "one"}))
     assert_same_tables(tmp_path / "two", tmp_path / "one", "displacement.parquet")
 
@@ -119,11 +118,4 @@ def test_shares_that_do_not_add_up_are_refused(inputs, tmp_path):
     status, _, said = launch(words("score", options(inputs, "llama", tmp_path / "out")), 2, WITHOUT_SUMS)
     assert status != 0
     assert "'model.layers.0' of LlamaForCausalLM does not compute what it computes with whole weights" in said
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_family_without_a_plan_is_refused_once(inputs, tmp_path):
-    status, _, said = launch(words("score", options(inputs, "gpt2", tmp_path / "out")), 2)
-    assert status != 0
-    assert said.count("has no plan how to split a model of the type 'gpt2'") == 1
     assert not (tmp_path / "out").exists()

@@ -141,7 +141,7 @@ def _follow_leader(
         return find(number) if part is None else part
 
     there = ranks.share(lambda: [part is not None for part in known])
-    agreed = [find(number) if is_there else None for number, is_there in enumerate(there)]
+    agreed = [(find(number) if part is None else part) if there[number] else None for number, part in enumerate(known)]
     # Nobody looks for parts after the leader has gone on.
     ranks.gather()
     return agreed, write_once
