@@ -6,7 +6,7 @@ import signal
 import pytest
 import refusal_runs
 import tiny
-from harness import as_options, count_shards, make_pairs, make_rollouts, phrase, read_lines, write
+from harness import as_options, count_shards, make_pairs, make_rollouts, make_texts, read_files, read_lines, write
 from launches import SECONDS, find_rank, launch, launched, wait_for
 
 from probing.runs import capture, clusters, displacement, influence, rollouts, score
@@ -14,13 +14,6 @@ from probing.store.manifest import claim
 from probing.store.shards import read_shard
 
 pytestmark = pytest.mark.distributed
-
-
-def make_texts(count):
-    import random
-
-    generator = random.Random(0)
-    return [{"id": f"t{n}", "text": phrase(generator, 2, 20), "label": f"l{n % 2}"} for n in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +65,6 @@ RUNS = {
 def score_words(model_folder, inputs, tmp_path, **changes):
     """The command line of a scoring into the folder ``out``."""
     return ["score", *as_options(options("score", model_folder, inputs, tmp_path / "out") | changes)]
-
-
-def read_files(folder):
-    """The bytes of the tables and states of a run."""
-    kept = (path for path in sorted(folder.rglob("*")) if path.suffix in (".parquet", ".safetensors"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
 @pytest.mark.parametrize("command", list(RUNS))

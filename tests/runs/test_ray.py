@@ -1,7 +1,10 @@
 """Blocks of a run made by actors of Ray: the bytes of one process, whatever dies on the way."""
 
+import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -11,25 +14,36 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import ray
 import tiny
-from harness import make_pairs, make_rollouts, read_lines, write
-from test_launch import make_texts, read_files
+from harness import (
+    ON_A_SLOW_DISK,
+    as_options,
+    count_shards,
+    make_pairs,
+    make_rollouts,
+    make_texts,
+    note_calls,
+    read_files,
+    read_lines,
+    write,
+)
+from ray.cluster_utils import Cluster
 
 import probing
 from probing.engine.budget import TokenBudget
 from probing.errors import FolderBusy, ModelInvalid, SourceMismatch, UsageError, WorkerLost
 from probing.runs import capture, displacement, rollouts, score
+from probing.runs.common import on_ray
 from probing.runs.common.makers import Block
 from probing.runs.common.options import EngineOptions
+from probing.runs.score import stages
 from probing.store.manifest import claim
-
-ray = pytest.importorskip("ray", reason="Ray, of the extra model-probing[ray], is not installed")
-from probing.runs.common import on_ray  # noqa: E402
 
 pytestmark = pytest.mark.distributed
 
 SECONDS = 240
-ON_RAY = {"engine": "ray", "ray_actors": 2, "ray_cpus": 0.5}
+ON_RAY = {"engine": "ray", "ray_cpus": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +87,30 @@ def configure(command, model_folder, inputs, out, **changes):
 
 @pytest.mark.parametrize("command", list(JOBS))
 def test_actors_write_the_bytes_of_one_process(command, model_folder, inputs, tmp_path, cluster):
-    config = configure(command, model_folder, inputs, tmp_path / "ray", **ON_RAY)
-    made = JOBS[command].run(config)
+    actors = 2 if command == "score" else 1
+    made = JOBS[command].run(configure(command, model_folder, inputs, tmp_path / "ray", ray_actors=actors, **ON_RAY))
     plain = JOBS[command].run(configure(command, model_folder, inputs, tmp_path / "one"))
     assert read_files(tmp_path / "ray") == read_files(tmp_path / "one")
     assert list(made.tables) == list(plain.tables)
-    # The run is finished: either engine shows it again.
-    assert JOBS[command].run(config).tables.keys() == plain.tables.keys()
+    # The run is finished: without Ray it is shown again.
     again = JOBS[command].run(configure(command, model_folder, inputs, tmp_path / "ray"))
     assert again.tables.keys() == plain.tables.keys()
 
 
+def test_a_finished_run_is_shown_again(model_folder, inputs, tmp_path, cluster):
+    score.run(configure("score", model_folder, inputs, tmp_path / "out"))
+    before = read_files(tmp_path / "out")
+    report = score.run(configure("score", model_folder, inputs, tmp_path / "out", **ON_RAY))
+    assert report.facts["rows_by_status"] == {"ok": 40}
+    assert read_files(tmp_path / "out") == before
+
+
 def test_rows_are_added_to_a_store_by_actors(model_folder, inputs, tmp_path, cluster):
     more = write(tmp_path / "more.jsonl", [{**row, "id": f"more-{row['id']}"} for row in make_texts(20)])
-    for engine, changes in (("one", {}), ("ray", ON_RAY)):
-        capture.run(configure("capture", model_folder, inputs, tmp_path / engine, **changes))
-        changes = {**changes, "data": str(more), "append": True}
-        capture.run(configure("capture", model_folder, inputs, tmp_path / engine, **changes))
+    for name, engine in (("one", {}), ("ray", ON_RAY)):
+        capture.run(configure("capture", model_folder, inputs, tmp_path / name))
+        added = {**engine, "data": str(more), "append": True}
+        capture.run(configure("capture", model_folder, inputs, tmp_path / name, **added))
     assert read_files(tmp_path / "ray") == read_files(tmp_path / "one")
     assert len(pd.read_parquet(tmp_path / "ray" / "rows.parquet")) == 80
 
@@ -143,12 +164,14 @@ class Stub:
         config: the options.
         die_on: a row that ends the process of its actor; "once" only the first time, by a file.
         differs: whether every process says that it has another model.
+        seconds: time that it takes for a block.
     """
 
     config: object
     die_on: object = None
     once: str = ""
     differs: bool = False
+    seconds: float = 0.02
 
     @property
     def streams(self):
@@ -164,7 +187,7 @@ class Stub:
         return rows
 
     def make(self, rows, report):
-        time.sleep(0.02)
+        time.sleep(self.seconds)
         if self.die_on in rows and not (self.once and os.path.exists(self.once)):
             if self.once:
                 open(self.once, "w").close()
@@ -179,7 +202,7 @@ def make_blocks(count):
 
 def run_stub(count, **facts):
     """The answers to so many blocks of stubs, by number."""
-    config = EngineOptions(**ON_RAY)
+    config = EngineOptions(ray_actors=2, **ON_RAY)
     with on_ray.RayWorkers(config, partial(Stub, **facts), make_blocks(count), None) as workers:
         made = list(workers.maker(None).receive())
     assert sorted(delivery.number for delivery in made) == list(range(count))
@@ -207,3 +230,71 @@ def test_blocks_come_as_they_are_done_and_are_counted_for_their_actors(cluster):
     last = {delivery.rank: delivery.worker for delivery in made}
     assert sum(worker.rows for worker in last.values()) == 120
     assert len({worker.pid for worker in last.values()}) == len(last) == 2
+
+
+def test_killed_actors_and_a_killed_command_lose_nothing_that_is_done(model_folder, inputs, tmp_path):
+    data = str(write(tmp_path / "many.jsonl", make_pairs(400)))
+    config = configure("score", model_folder, inputs, tmp_path / "out", data=data)
+    words = ["score", *as_options({**config.plain(), **ON_RAY, "ray_actors": 2})]
+    with started_on_ray(words) as process:
+        wait_until(lambda: count_shards(tmp_path / "out") > 2, process)
+        workers = json.loads((tmp_path / "out" / "progress.json").read_text())["parts"][-1]["workers"]
+        assert all(worker["pid"] != process.pid for worker in workers)
+        os.kill(workers[0]["pid"], signal.SIGKILL)
+        known = count_shards(tmp_path / "out")
+        wait_until(lambda: count_shards(tmp_path / "out") > known + 5, process)
+        process.kill()
+        process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").glob("0*.parquet")}
+    assert 8 < len(kept) < 100
+    # What Ray began this process ends.
+    with pytest.MonkeyPatch.context() as patch:
+        made = note_calls(patch, stages, "_new_shard")
+        score.run(config)
+    assert len(made) == 100 - len(kept)
+    score.run(configure("score", model_folder, inputs, tmp_path / "one", data=data))
+    assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
+
+
+@contextlib.contextmanager
+def started_on_ray(words):
+    """A command that starts Ray by itself, on a slow disk; it is ended with the block."""
+    given = [sys.executable, "-c", ON_A_SLOW_DISK, *words]
+    with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(true, process):
+    until = time.monotonic() + SECONDS
+    while not true():
+        assert process.poll() is None, f"it ended by itself: {process.communicate()}"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_machine_of_the_cluster_is_lost(tmp_path):
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        lost = cluster.add_node(num_cpus=2, resources={"second": 1})
+        cluster.wait_for_nodes()
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        config = EngineOptions(engine="ray", ray_address=cluster.address, ray_actors=2, ray_cpus=2)
+        with on_ray.RayWorkers(config, partial(Stub, seconds=0.2), make_blocks(60), None) as workers:
+            made = []
+            for delivery in workers.maker(None).receive():
+                made.append(delivery)
+                if len({each.worker.pid for each in made}) == 2 and lost is not None:
+                    cluster.remove_node(lost, allow_graceful=False)
+                    # Where the actor that was on it starts again.
+                    cluster.add_node(num_cpus=2)
+                    lost = None
+        assert lost is None
+        assert sorted(each.number for each in made) == list(range(60))
+        assert {each.number: each.made for each in made}[7] == [140, 150]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -32,6 +32,7 @@ from probing.runs.capture.rows import (
     read_whole_shard,
 )
 from probing.runs.common.budget import budget_facts
+from probing.runs.common.engines import open_workers
 from probing.runs.common.makers import Block, Where
 from probing.runs.common.model_facts import ModelFacts, find_model_facts
 from probing.runs.common.models import load_model
@@ -47,7 +48,7 @@ from probing.runs.common.record import (
     rendered_prompts,
     report_of,
 )
-from probing.runs.common.workers import Workers, open_workers
+from probing.runs.common.workers import Workers
 from probing.store.activations import REPAIR, ROWS_FILE, find_fault, states_path, write_states
 from probing.store.files import file_sha256
 from probing.store.manifest import MANIFEST, SHARDS, RunFolder, Unwritten

@@ -105,7 +105,7 @@ class Actor:
         budget: token budget that the run began with; None for a new run.
     """
 
-    def __init__(self, config: Any, open_worker: Callable[[Any], BlockWorker[Any, Any]], budget: Any) -> None:
+    def __init__(self, config: EngineOptions, open_worker: Callable[[Any], BlockWorker[Any, Any]], budget: Any) -> None:
         self._warnings, self._one_at_a_time = _Warnings(), threading.Lock()
         logging.getLogger("probing").addHandler(self._warnings)
         self._error: ProbingError | None = None
@@ -128,7 +128,17 @@ class Actor:
     def _answer(self, row: Mapping[str, Any]) -> Answer:
         began, number, made, rows, tokens = time.monotonic(), row["number"], None, 0, 0
         if self._error is not None:
-            return Answer(number, None, self._error, {}, None, {}, {}, [], find_actor())
+            return Answer(
+                number=number,
+                made=None,
+                error=self._error,
+                facts={},
+                how=None,
+                budget={},
+                versions={},
+                warned=[],
+                actor=find_actor(),
+            )
         error: ProbingError | None = None
 
         def count(done: float, run: int) -> None:
@@ -205,7 +215,7 @@ class RayWorkers(Generic[Made]):
 
     def __init__(
         self,
-        config: Any,
+        config: EngineOptions,
         open_worker: Callable[[Any], BlockWorker[Any, Made]],
         blocks: Iterable[Block],
         budget: Mapping[str, Any] | None,
@@ -219,7 +229,7 @@ class RayWorkers(Generic[Made]):
             stack.enter_context(connect(self._config))
             self._answers = stack.enter_context(contextlib.closing(self._ask()))
             # Before the first answer nothing is known of the models.
-            with _say_if_waiting(self._config):
+            with _say_if_waiting():
                 while self._told.facts is None:
                     self._held.append(next(self._answers))
             # The time in which actors start and load the model is left out of the rates.
@@ -333,17 +343,14 @@ class _Pool:
     gpus: float
 
 
-def _plan_pool(config: EngineOptions) -> _Pool:
-    """The actors that the options ask for, in this cluster: by default one a card, or one where there is no card.
-
-    Raises:
-        UsageError: cards are asked for and there are none.
-    """
+def _plan_pool(config: EngineOptions, blocks: int) -> _Pool:
+    """The actors for so many blocks: by default one a card of the cluster, or one where there is no card."""
     cards = ray.cluster_resources().get("GPU", 0.0)
     runs_on_cpu = getattr(config, "device", "auto") == "cpu"
     gpus = config.ray_gpus if config.ray_gpus is not None else float(bool(cards) and not runs_on_cpu)
     least = config.ray_actors or (max(1, int(cards / gpus)) if gpus else 1)
-    return _Pool(least, max(least, config.ray_max_actors or 0), config.ray_cpus, gpus)
+    most = max(least, config.ray_max_actors or 0)
+    return _Pool(min(least, blocks), min(most, blocks), config.ray_cpus, gpus)
 
 
 @contextlib.contextmanager
@@ -359,7 +366,8 @@ def connect(config: EngineOptions) -> Iterator[None]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # What goes wrong is raised as well.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     address = config.ray_address or os.environ.get("RAY_ADDRESS")
     most = max(config.ray_actors or 1, config.ray_max_actors or 0)
     # Actors may be asked for on fewer cores than they are; the system then shares these.
@@ -401,11 +409,10 @@ def start(
     budget: Mapping[str, Any] | None,
 ) -> Iterator[pa.Table]:
     """Give all blocks to a pool of actors; yields the answers in the order in which they are done."""
-    pool = _plan_pool(config)
+    refs = [ray.put(_pack(block)) for block in blocks] or [ray.put(_pack(Block(NOTHING, (), str)))]
+    pool = _plan_pool(config, len(refs))
     most = f" to {pool.most}" if pool.most > pool.least else ""
-    say(
-        f"starting {pool.least}{most} actors with {pool.cpus:g} cores and {pool.gpus:g} cards each, which load the model"
-    )
+    say(f"starting {pool.least}{most} actors with {pool.cpus:g} cores and {pool.gpus:g} cards each; they load models")
     with warnings.catch_warnings():
         # About options of its own, which only change with its versions.
         warnings.simplefilter("ignore")
@@ -413,7 +420,6 @@ def start(
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
         context.max_consecutive_actor_init_deaths = RETRIES
-        refs = [ray.put(_pack(block)) for block in blocks] or [ray.put(_pack(Block(NOTHING, (), str)))]
         compute = ray.data.ActorPoolStrategy(
             min_size=pool.least,
             max_size=pool.most,
@@ -449,15 +455,14 @@ def _pack(block: Block) -> pa.Table:
 
 
 @contextlib.contextmanager
-def _say_if_waiting(config: EngineOptions) -> Iterator[None]:
+def _say_if_waiting() -> Iterator[None]:
     """Say what is waited for if nothing comes for a while."""
 
     def say() -> None:
-        pool, there = _plan_pool(config), ray.available_resources()
+        there, free = ray.cluster_resources(), ray.available_resources()
         log.warning(
-            "still waiting for the first actor of Ray: %d were asked for, with %g cores and %g cards each; %g cores "
-            "and %g cards of the cluster are free",
-            *(pool.least, pool.cpus, pool.gpus, there.get("CPU", 0), there.get("GPU", 0)),
+            "still waiting for the first actor of Ray: of %g cores of the cluster %g are free, of %g cards %g",
+            *(each.get(kind, 0) for kind in ("CPU", "GPU") for each in (there, free)),
         )
 
     timer = threading.Timer(WAITED_SECONDS, say)

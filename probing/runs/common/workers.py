@@ -1,7 +1,6 @@
-"""What makes the blocks of a run: a model in this process, or the actors of Ray."""
+"""What makes the blocks of a run: workers, each with the models in its process."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from probing.engine.stream import Stream
@@ -82,32 +81,3 @@ class LocalWorker(Generic[Ready, Made]):
             return self.local.make(ready, report)
 
         return make_with_next_prepared(prepare, make)
-
-
-@contextlib.contextmanager
-def open_workers(
-    config: Any,
-    open_worker: Callable[[Any], BlockWorker[Any, Made]],
-    folder: RunFolder,
-    missing: Callable[[], Iterable[Block]],
-) -> Iterator[Workers[Made]]:
-    """What makes the blocks of a run inside the block: this process, or the actors of Ray if the options say so.
-
-    Args:
-        config: the options of the job.
-        open_worker: loads the models and answers a worker; a class or a function of a module.
-        folder: folder of the run.
-        missing: the blocks that have to be made; asked for only where they are sent to other processes, before the
-            run has begun.
-
-    Raises:
-        ProbingError: see ``probing.models.load.load``, and ``probing.runs.common.on_ray``.
-    """
-    if config.engine != "ray":
-        yield LocalWorker(open_worker(config))
-        return
-    from probing.runs.common.on_ray import RayWorkers
-
-    recorded = folder.facts().get("batch_tokens")
-    with RayWorkers(config, open_worker, missing(), recorded) as workers:
-        yield workers

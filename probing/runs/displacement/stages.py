@@ -28,6 +28,7 @@ from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.tables import counts
 from probing.runs.common.budget import budget_facts
+from probing.runs.common.engines import open_workers
 from probing.runs.common.makers import Where, make_with_next_prepared
 from probing.runs.common.model_facts import ModelFacts, find_model_facts
 from probing.runs.common.parts import Dataset, Shard, Shards, keep_shard, note_making, pair_facts, to_rows
@@ -47,7 +48,7 @@ from probing.runs.common.record import (
     report_of,
 )
 from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
-from probing.runs.common.workers import Workers, open_workers
+from probing.runs.common.workers import Workers
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, DisplacementConfig
 from probing.runs.displacement.data import Inputs
 from probing.runs.displacement.files import write_pages

@@ -19,6 +19,7 @@ from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.tables import counts
 from probing.runs.common.budget import budget_facts
+from probing.runs.common.engines import open_workers
 from probing.runs.common.makers import Where
 from probing.runs.common.model_facts import ModelFacts, find_model_facts
 from probing.runs.common.models import load_model
@@ -37,7 +38,7 @@ from probing.runs.common.record import (
     report_of,
 )
 from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
-from probing.runs.common.workers import Workers, open_workers
+from probing.runs.common.workers import Workers
 from probing.runs.rollouts.config import ROLLOUTS_FILE, RolloutsConfig
 from probing.runs.rollouts.data import describe_data
 from probing.runs.rollouts.files import write_pages

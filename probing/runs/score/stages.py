@@ -23,6 +23,7 @@ from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.pulls import pull_tables
 from probing.report.tables import counts
+from probing.runs.common.engines import open_workers
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.losses import make_loss
 from probing.runs.common.makers import Where
@@ -45,7 +46,7 @@ from probing.runs.common.record import (
 )
 from probing.runs.common.scored import recorded_shard
 from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
-from probing.runs.common.workers import Workers, open_workers
+from probing.runs.common.workers import Workers
 from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
 from probing.runs.score.files import write_pages
 from probing.runs.score.rows import check_ref_logps, write_ref_logps
