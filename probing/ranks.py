@@ -65,11 +65,6 @@ class Ranks:
         """Whether this process locks, writes and prints."""
         return self.rank == 0
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes the parts that it makes; of those that hold one model only the first does."""
-        return self.leads or not self.share_model
-
     def open_group(self, backend: str, device: "torch.device | None" = None) -> None:
         """Open the process group that passes of a shared model go through; all processes have to call this.
 

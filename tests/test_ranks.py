@@ -101,11 +101,6 @@ def test_the_leader_goes_first_where_they_share_a_model(share_model, together):
     assert order.index(0) == (0 if share_model else 2)
 
 
-def test_of_those_that_share_a_model_the_leader_writes():
-    assert [Ranks(rank, 2, share_model=True).writes for rank in (0, 1)] == [True, False]
-    assert [Ranks(rank, 2).writes for rank in (0, 1)] == [True, True]
-
-
 def test_all_wait_until_all_have_come(together):
     came, seen = [], {}
 

@@ -105,7 +105,7 @@ class Stream:
             What was kept of each row, in the order of the rows, whatever the batches were.
 
         Raises:
-            OutOfMemory: one sequence alone does not fit.
+            OutOfMemory: one sequence alone does not fit; or a batch, where the model is split over processes.
         """
         lengths = [self.mode.length(segment) for segment in segments]
         counts = torch.tensor([segment.stop - segment.start for segment in segments])

@@ -5,6 +5,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from probing.models.checkpoints import (
     is_adapter,
 )
 from probing.models.devices import BALANCED, choose_device
-from probing.models.hashes import checkpoint_source, hash_weights
+from probing.models.hashes import FilesHash, checkpoint_source, hash_weights
 from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
 from probing.models.tensor_parallel import begin_sharing
@@ -102,7 +103,7 @@ def load(
         )
     here = Path(name).exists()
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with hash_weights(name) if current_ranks().writes else contextlib.nullcontext() as weights:
+    with _begin_hashing(name) as weights:
         with _explain_errors(path_or_id):
             config = AutoConfig.from_pretrained(name, **options)
             _check_sizes(config)
@@ -118,8 +119,14 @@ def load(
     return LanguageModel(model.eval(), tokenizer, source)
 
 
+def _begin_hashing(name: str) -> AbstractContextManager[FilesHash | None]:
+    """``hash_weights``; of processes that load one model together only the first does so."""
+    ranks = current_ranks()
+    return hash_weights(name) if ranks.leads or not ranks.share_model else contextlib.nullcontext()
+
+
 def _tell_source(make: Callable[[], Source]) -> Source:
-    """The source of a checkpoint; of processes that load one model together the first hashes the files for all."""
+    """The source of a checkpoint; of processes that load one model together the first tells all."""
     ranks = current_ranks()
     return Source(**ranks.share(lambda: asdict(make()))) if ranks.share_model else make()
 
