@@ -4,13 +4,11 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from harness import ON_A_SLOW_DISK
+from harness import ON_A_SLOW_DISK, PATIENCE_SECONDS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-SECONDS = 240
 
 
 @contextlib.contextmanager
@@ -28,7 +26,7 @@ def launched(words, count, program=ON_A_SLOW_DISK):
 def launch(words, count, program=ON_A_SLOW_DISK):
     """Run a command in so many processes; returns the status of the launcher, and what was printed and said."""
     with launched(words, count, program) as process:
-        printed, said = process.communicate(timeout=SECONDS)
+        printed, said = process.communicate(timeout=PATIENCE_SECONDS)
     return process.returncode, printed, said
 
 
@@ -40,13 +38,3 @@ def find_rank(launcher, rank):
             if own and f"\0RANK={rank}\0" in f"\0{(status.parent / 'environ').read_text()}":
                 return int(status.parent.name)
     return None
-
-
-def wait_for(wanted, launcher):
-    """Wait until a function answers something true; returns that."""
-    until = time.monotonic() + SECONDS
-    while not (found := wanted()):
-        assert launcher.poll() is None, f"it ended by itself: {launcher.communicate()}"
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    return found

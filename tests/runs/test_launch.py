@@ -6,8 +6,19 @@ import signal
 import pytest
 import refusal_runs
 import tiny
-from harness import as_options, count_shards, make_pairs, make_rollouts, make_texts, read_files, read_lines, write
-from launches import SECONDS, find_rank, launch, launched, wait_for
+from harness import (
+    PATIENCE_SECONDS,
+    as_options,
+    count_shards,
+    make_pairs,
+    make_rollouts,
+    make_texts,
+    read_files,
+    read_lines,
+    wait_for,
+    write,
+)
+from launches import find_rank, launch, launched
 
 from probing.runs import capture, clusters, displacement, influence, rollouts, score
 from probing.store.manifest import claim
@@ -90,14 +101,14 @@ def test_a_rank_that_is_killed_loses_nothing_that_others_finished(model_folder, 
     with launched(words, 2) as launcher:
         rank = wait_for(lambda: count_shards(tmp_path / "out") > 2 and find_rank(launcher, 1), launcher)
         os.kill(rank, signal.SIGKILL)
-        assert launcher.wait(SECONDS) != 0
+        assert launcher.wait(PATIENCE_SECONDS) != 0
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").glob("0*.parquet")}
     assert 2 < len(kept) < 10
     # Three processes go on where two stopped.
     with launched(words, 3) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out") > len(kept), launcher)
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
-        assert launcher.wait(SECONDS) == 0
+        assert launcher.wait(PATIENCE_SECONDS) == 0
     score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "one")))
     assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
 
@@ -107,7 +118,7 @@ def test_a_damaged_part_is_made_again_by_whoever_gets_it(model_folder, inputs, t
     with launched(words, 2) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out") > 3, launcher)
         os.kill(wait_for(lambda: find_rank(launcher, 0), launcher), signal.SIGKILL)
-        assert launcher.wait(SECONDS) != 0
+        assert launcher.wait(PATIENCE_SECONDS) != 0
     damaged = min((tmp_path / "out" / "shards").glob("0*.parquet"))
     schema = read_shard(damaged, pa_schema(damaged))[0].schema
     damaged.write_bytes(damaged.read_bytes()[:-40])

@@ -7,8 +7,8 @@ import families
 import pandas as pd
 import pytest
 import torch
-from harness import as_options, count_shards, make_pairs, write
-from launches import SECONDS, find_rank, launch, launched, wait_for
+from harness import PATIENCE_SECONDS, as_options, count_shards, make_pairs, wait_for, write
+from launches import find_rank, launch, launched
 
 from probing import open_store
 from probing.errors import SourceMismatch
@@ -100,7 +100,7 @@ def test_a_run_whose_process_was_killed_goes_on_with_as_many(inputs, tmp_path):
     with launched(words("score", values), 2) as launcher:
         rank = wait_for(lambda: count_shards(tmp_path / "out") > 2 and find_rank(launcher, 1), launcher)
         os.kill(rank, signal.SIGKILL)
-        assert launcher.wait(SECONDS) != 0
+        assert launcher.wait(PATIENCE_SECONDS) != 0
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").glob("0*.parquet")}
     assert 2 < len(kept) < 12
     with pytest.raises(SourceMismatch, match="device was cpu, tensor parallel over 2, is cpu"):
@@ -108,7 +108,7 @@ def test_a_run_whose_process_was_killed_goes_on_with_as_many(inputs, tmp_path):
     with launched(words("score", values), 2) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out") > len(kept), launcher)
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
-        assert launcher.wait(SECONDS) == 0
+        assert launcher.wait(PATIENCE_SECONDS) == 0
     score.run(score.ScoreConfig(**values | {"out": tmp_path / "one"}))
     for name in ("scores.parquet", "tokens.parquet"):
         assert_same_tables(tmp_path / "out", tmp_path / "one", name)

@@ -41,8 +41,8 @@ NOTHING = -1
 """Number of a block without rows, for which an actor only says what its models are."""
 CALLS = 2
 """Blocks that an actor has at a time: one is prepared while the other is made."""
-RETRIES = 3
-"""How often a block is given to another actor when one died: a row that kills its actor must not do so for ever."""
+RESTARTS = 8
+"""How often an actor that died is started again: a row that kills its actor must not do so for ever."""
 WAITED_SECONDS = 60.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Where the environment does not say otherwise, Ray sends no figures about its use to its makers, and prints no log."""
@@ -290,9 +290,9 @@ class RayWorkers(Generic[Made]):
                     yield answer
         except ray.exceptions.RayActorError as error:
             raise WorkerLost(
-                f"an actor of Ray died, and so did those that were given its rows, {RETRIES + 1} in all, most likely "
-                f"because the memory did not suffice: {str(error).splitlines()[0]}. Give an actor more (--ray-gpus), "
-                f"or less to hold (--batch-tokens); the same command goes on from here"
+                f"an actor of Ray died {RESTARTS + 1} times, most likely because the memory did not suffice: "
+                f"{str(error).splitlines()[0]} Give it more (--ray-gpus), or less to hold (--batch-tokens); the same "
+                f"command goes on from here"
             ) from error
 
     def _hear(self, answer: Answer) -> None:
@@ -419,7 +419,7 @@ def start(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
-        context.max_consecutive_actor_init_deaths = RETRIES
+        context.max_consecutive_actor_init_deaths = RESTARTS
         compute = ray.data.ActorPoolStrategy(
             min_size=pool.least,
             max_size=pool.most,
@@ -436,8 +436,9 @@ def start(
             batch_format="pyarrow",
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
+            max_restarts=RESTARTS,
+            # Of a block, which waits for its actor. Ray counts every try to reach one that is still starting.
+            max_task_retries=-1,
         )
     del refs
     return iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
