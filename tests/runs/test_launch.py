@@ -113,6 +113,20 @@ def test_a_rank_that_is_killed_loses_nothing_that_others_finished(model_folder, 
     assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
 
 
+def test_a_full_disk_of_one_rank_ends_the_launch_and_loses_nothing(model_folder, inputs, tmp_path):
+    # A real limit on file size, as a quota sets it, in a process that only writes shards.
+    limit = "import os, resource\nif os.environ['RANK'] == '1': resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+    words = score_words(model_folder, inputs, tmp_path)
+    status, printed, said = launch(words, 2, f"{limit}\n{ON_A_SLOW_DISK}")
+    assert status != 0
+    assert not printed
+    assert said.count("File too large; nothing partial was left") == 1
+    config = score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "out"))
+    score.run(config)
+    score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "one")))
+    assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
+
+
 def test_a_damaged_part_is_made_again_by_whoever_gets_it(model_folder, inputs, tmp_path):
     words = score_words(model_folder, inputs, tmp_path)
     with launched(words, 2) as launcher:
