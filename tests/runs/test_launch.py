@@ -7,6 +7,7 @@ import pytest
 import refusal_runs
 import tiny
 from harness import (
+    ON_A_SLOW_DISK,
     PATIENCE_SECONDS,
     as_options,
     count_shards,
