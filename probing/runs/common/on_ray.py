@@ -25,7 +25,7 @@ import ray.exceptions
 from ray import cloudpickle
 
 from probing.errors import ProbingError, SourceMismatch, UsageError, WorkerLost
-from probing.report.progress import say
+from probing.report.progress import open_bar, say
 from probing.runs.common.budget import RecordedBudget, budget_facts, put_budget
 from probing.runs.common.makers import Block, Delivery, MadeElsewhere
 from probing.runs.common.options import EngineOptions
@@ -71,7 +71,7 @@ class Answer:
 
     number: int
     made: Any
-    error: BaseException | None
+    error: ProbingError | None
     facts: Mapping[str, Any] | None
     how: Any
     budget: Mapping[str, Any]
@@ -187,14 +187,12 @@ class _Told:
 
     Attributes:
         facts: facts of the models of the first.
-        by: the actor that said so.
         how: how each runs its models, by actor.
         workers: what each has done, by actor, in the order in which they came.
         warned: warnings that were shown.
     """
 
     facts: Mapping[str, Any] | None
-    by: tuple[int, str]
     how: dict[tuple[int, str], Any]
     workers: dict[tuple[int, str], Worker]
     warned: set[str]
@@ -223,7 +221,7 @@ class RayWorkers(Generic[Made]):
         budget: Mapping[str, Any] | None,
     ) -> None:
         self._config, self._open_worker, self._blocks, self._budget = config, open_worker, blocks, budget
-        self._told, self._held = _Told(None, (0, ""), {}, {}, set()), list[Answer]()
+        self._told, self._held = _Told(None, {}, {}, set()), list[Answer]()
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -310,7 +308,7 @@ class RayWorkers(Generic[Made]):
         here = {"versions": versions()}
         differences = find_differences(here, {"versions": answer.versions})
         if self._told.facts is None:
-            self._told.facts, self._told.by = answer.facts, answer.actor
+            self._told.facts = answer.facts
         elif answer.facts != self._told.facts:
             differences |= find_differences(self._told.facts, answer.facts)
         if differences:
@@ -405,10 +403,10 @@ def connect(config: EngineOptions) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = config.ray_address or os.environ.get("RAY_ADDRESS")
     most = max(config.ray_actors or 1, config.ray_max_actors or 0)
-    # Actors may be asked for on fewer cores than they are; the system then shares these.
     if address:
         _check_reachable(address)
     say(f"connecting to Ray at {address}" if address else "starting Ray on this machine for this command")
+    # More actors than cores may be asked for: the system then shares the cores.
     cores = None if address is not None else max(os.cpu_count() or 1, math.ceil(most * config.ray_cpus))
     try:
         with _quiet_stderr():
@@ -445,7 +443,12 @@ def start(
     budget: Mapping[str, Any] | None,
 ) -> Iterator[pa.Table]:
     """Give all blocks to a pool of actors; yields the answers in the order in which they are done."""
-    refs = [ray.put(_pack(block)) for block in blocks] or [ray.put(_pack(Block(NOTHING, (), str)))]
+    refs = []
+    with open_bar(desc="sending rows to Ray ", unit=" blocks") as bar:
+        for block in blocks:
+            refs.append(ray.put(_pack(block)))
+            bar.update()
+    refs = refs or [ray.put(_pack(Block(NOTHING, (), str)))]
     pool = _plan_pool(config, len(refs))
     most = f" to {pool.most}" if pool.most > pool.least else ""
     say(f"starting {pool.least}{most} actors with {pool.cpus:g} cores and {pool.gpus:g} cards each; they load models")
