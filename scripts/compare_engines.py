@@ -1,6 +1,6 @@
 """Whether every way to spread a run gives the rows of one process: torchrun, Ray and an array, on generated pairs.
 
-    python scripts/compare_engines.py [--rows 20000] [--few 2000] [--only score] [--record docs/benchmarks/engines.jsonl]
+    python scripts/compare_engines.py [--rows 20000] [--few 2000] [--only score] [--record FILE]
 
 Scores the pairs (``--rows``), and captures and compares the first of them (``--few``), plainly, by two processes under
 torchrun, by two and by four actors of Ray, and by an array of seven shards that are merged. Every table is sorted by id
