@@ -10,15 +10,16 @@ import shutil
 import tempfile
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from probing.data.lazy import LazySequence, make_in_blocks
+from probing.data.arrow_rows import open_parquet
+from probing.data.lazy import LazyRows, LazySequence, make_in_blocks
 from probing.errors import DataInvalid, UsageError
 from probing.store.plain_json import parse_json
 from probing.types import Format
@@ -29,6 +30,8 @@ Parsed = tuple[Sequence[Row], Sequence[str], Any]
 MOST_CHARACTERS = 2**24
 """Most bytes of a line, and most characters of a cell or of a row's text: ten times what the longest contexts hold."""
 CHUNK = 2**20
+LINES_BLOCK = 64
+"""Lines that are read together, if they are no more than a chunk."""
 BOM = b"\xef\xbb\xbf"
 SUFFIXES: Mapping[str, Format] = {
     ".jsonl": "jsonl",
@@ -84,8 +87,7 @@ def parse_file(file: BinaryIO, path: Path, kind: Format, held: ExitStack | None 
         path: its name, which is used in messages and says whether it is gzipped.
         kind: the format that its name stands for.
         held: keeps files open; then rows are read when they are asked for. A list in JSON is read at once all the
-            same, and so is a Parquet file, but for the Python objects that its rows become. By default everything is
-            read at once.
+            same. By default everything is read at once.
 
     Raises:
         DataInvalid: the content is empty or damaged, or holds no rows; names the line where there is one.
@@ -188,14 +190,42 @@ def explain_too_long(where: str) -> DataInvalid:
 
 
 def _read_jsonl(file: BinaryIO, path: Path) -> Parsed:
-    spans, numbers = array("q"), array("q")
+    numbers, raw = _find_rows(file, path)
+    rows = LazyRows(len(numbers), lambda at: _parse_object(raw[at], f"{path}, line {numbers[at]}"))
+    return rows, LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), raw
+
+
+def _find_rows(file: BinaryIO, path: Path) -> tuple[Sequence[int], Sequence[bytes]]:
+    """The number of the line of every row, and its bytes, which are read again when they are asked for.
+
+    Where each block of rows begins is kept, and not where each row does.
+    """
+    starts, firsts, numbers = array("q"), array("q"), array("q")
+    end = 0
     for start, number, line in _list_lines(file, path):
         if line.strip():
-            spans.extend((start, len(line.removesuffix(b"\n"))))
+            if not starts or len(numbers) - firsts[-1] >= LINES_BLOCK or end - starts[-1] >= CHUNK:
+                starts.append(start)
+                firsts.append(len(numbers))
             numbers.append(number)
-    raw = LazySequence(len(numbers), lambda at: _read_at(file, spans[2 * at], spans[2 * at + 1]))
-    rows = LazySequence(len(numbers), lambda at: _parse_object(raw[at], f"{path}, line {numbers[at]}"))
-    return rows, LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), raw
+        end = start + len(line)
+    starts.append(end)
+    firsts.append(len(numbers))
+
+    def read(block: int, _: int) -> list[list[bytes]]:
+        lines = _read_at(file, starts[block], starts[block + 1] - starts[block]).split(b"\n")
+        return [[line for line in lines if line.strip()]]
+
+    blocks = make_in_blocks(len(starts) - 1, read, size=1)
+
+    def find(row: int) -> bytes:
+        block = bisect_right(firsts, row) - 1
+        return blocks[block][row - firsts[block]]
+
+    count = len(numbers)
+    # Most files have no blank lines, and then rows are numbered as lines are.
+    plain = not count or numbers[-1] == count
+    return range(1, count + 1) if plain else numbers, LazySequence(count, find)
 
 
 def _parse_object(text: bytes, where: str) -> Row:
@@ -257,7 +287,9 @@ def _read_csv(file: BinaryIO, path: Path) -> Parsed:
         [fields] = csv.reader(row, strict=True)
         return dict(zip(header, map(parse_cell, fields), strict=True))
 
-    return LazySequence(len(numbers), make), LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), None
+    rows = make_in_blocks(len(numbers), lambda start, stop: [make(at) for at in range(start, stop)], LINES_BLOCK)
+    places = LazySequence(len(numbers), lambda at: f"line {numbers[at]}")
+    return LazyRows(len(rows), rows.__getitem__, header), places, None
 
 
 def _list_csv_rows(lines: "_CountedLines", path: Path) -> tuple[list[str], "array[int]", "array[int]"]:
@@ -359,13 +391,10 @@ def is_conversation(value: Any) -> bool:
 
 def _read_parquet(file: BinaryIO, path: Path) -> Parsed:
     file.seek(0)
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataInvalid(f"{path}: not a whole Parquet file ({error})") from error
-    count = len(table)
-    rows = make_in_blocks(count, lambda start, stop: _arrow_rows(table.slice(start, stop - start), str(path)))
-    return rows, LazySequence(count, lambda at: f"row {at + 1}"), table
+    kept = open_parquet(file, path)
+    rows = make_in_blocks(len(kept), lambda start, stop: _arrow_rows(kept.read(start, stop), str(path)))
+    lines = LazySequence(len(kept), lambda at: f"row {at + 1}")
+    return LazyRows(len(rows), rows.__getitem__, kept.schema.names), lines, kept
 
 
 def _arrow_rows(table: pa.Table, name: str) -> list[Row]:

@@ -3,14 +3,17 @@
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from tempfile import SpooledTemporaryFile
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from probing.data.aside import is_in_memory, sort_aside
 from probing.data.cells import is_empty
 from probing.data.formats import Row
-from probing.data.lazy import LazySequence
+from probing.data.lazy import LazySequence, pick
 from probing.data.pair_columns import (
     PROMPT,
     FoundColumns,
@@ -29,12 +32,12 @@ from probing.types import Message, PreferencePair, Text, message_text
 log = logging.getLogger(__name__)
 
 USUAL = PairColumns()
-ASIDE_BYTES = 2**26
-"""Texts that are longer together are put aside on the disk while they are hashed."""
 DIALOGUE_MARK = "\n\nAssistant:"
 
 
-def pairs_from_table(table: Table, id_column: str | None = None, columns: PairColumns = USUAL) -> list[PreferencePair]:
+def pairs_from_table(
+    table: Table, id_column: str | None = None, columns: PairColumns = USUAL
+) -> Sequence[PreferencePair]:
     """All rows of a table as pairs, in order. See ``pairs_from_rows``."""
     return pairs_from_rows(table.rows, table.where, id_column, columns)
 
@@ -44,8 +47,8 @@ def pairs_from_rows(
     where: Where = "row {}".format,
     id_column: str | None = None,
     columns: PairColumns = USUAL,
-) -> list[PreferencePair]:
-    """Rows as pairs, in order.
+) -> Sequence[PreferencePair]:
+    """Rows as pairs, in order. Where rows are made when they are asked for, so are the pairs.
 
     The accepted forms are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without
     ``prompt`` where the responses are whole conversations, as lists of messages or in one string
@@ -64,53 +67,49 @@ def pairs_from_rows(
         UsageError: a column that is named does not exist.
     """
     reader = _Reader.of(rows, where, id_column, columns)
-    sides = [reader.sides(index, row) for index, row in enumerate(rows)]
-    tell_columns(reader.found, rows, reader.mapped)
+    sides: Sequence[tuple[Text, Text, Text]] = LazySequence(len(rows), lambda index: reader.sides(index, rows[index]))
+    sides = list(sides) if is_in_memory(rows) else sides
     ids = row_ids(rows, sides, where, id_column)
-    return [reader.pair(index, row, ids[index], sides[index]) for index, row in enumerate(rows)]
-
-
-def identify_pairs(table: Table, id_column: str | None = None, columns: PairColumns = USUAL) -> tuple[list[str], str]:
-    """The ids of the pairs of a table, and their ``content_sha256``, with the texts of one pair at a time in memory.
-
-    Raises:
-        DataInvalid, UsageError: as ``pairs_from_rows``.
-    """
-    rows = table.rows
-    reader = _Reader.of(rows, table.where, id_column, columns)
-    sides = LazySequence(len(rows), lambda index: reader.sides(index, rows[index]))
-    ids = row_ids(rows, sides, table.where, id_column)
-    digest = content_sha256(
-        reader.pair(index, row, ids[index], reader.sides(index, row)) for index, row in enumerate(rows)
-    )
+    made = LazyPairs(ids, lambda index: reader.pair(index, rows[index], ids[index], sides[index]))
+    if is_in_memory(rows):
+        pairs: Sequence[PreferencePair] = list(made)
+    else:
+        # Every row is read once before anything is done with the first one.
+        pairs, _ = made, made.content_sha256
     tell_columns(reader.found, rows, reader.mapped)
-    return ids, digest
+    return pairs
 
 
-def pick_pairs(
-    table: Table,
-    indices: Iterable[int],
-    ids: Sequence[str],
-    id_column: str | None = None,
-    columns: PairColumns = USUAL,
-) -> list[PreferencePair]:
-    """The pairs that a few rows of a table are.
+class LazyPairs(LazySequence[PreferencePair]):
+    """Pairs of which each is made anew whenever it is asked for.
 
     Args:
-        table: the table; no other rows of it are kept in memory.
-        indices: numbers of the rows.
-        ids: the ids of all rows, as ``identify_pairs`` gave them.
-        id_column: as there.
-        columns: as there.
+        ids: their ids.
+        make: makes the pair with this number.
     """
-    rows = table.rows
-    reader = _Reader.of(rows, table.where, id_column, columns)
-    return [reader.pair(index, rows[index], ids[index], reader.sides(index, rows[index])) for index in indices]
+
+    def __init__(self, ids: Sequence[str], make: Callable[[int], PreferencePair]) -> None:
+        super().__init__(len(ids), make)
+        self.ids = ids
+
+    def take(self, indices: Sequence[int]) -> "LazyPairs":
+        """The pairs with these numbers, in the order given."""
+        return LazyPairs(pick(self.ids, indices), lambda number: self[indices[number]])
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """See the function of this name."""
+        return _hash_contents(self)
+
+
+def list_pair_ids(pairs: Sequence[PreferencePair]) -> Sequence[str]:
+    """The ids of pairs, which are not made for it where they are made when they are asked for."""
+    return pairs.ids if isinstance(pairs, LazyPairs) else [pair.id for pair in pairs]
 
 
 def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
     """The table without the rows in which neither response was preferred, whose number is said in the log."""
-    ties = set(find_ties(table.rows, columns, table.where))
+    ties = find_ties(table.rows, columns, table.where)
     if not ties:
         return table
     log.warning(
@@ -118,31 +117,27 @@ def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
         table.path,
         len(ties),
         len(table.rows),
-        table.lines[min(ties)],
+        table.lines[ties[0]],
     )
     if len(ties) == len(table.rows):
         raise DataInvalid(f"{table.path}: every row is a tie, in which neither response was preferred")
-    return table.take([index for index in range(len(table.rows)) if index not in ties])
+    return table.take(array("q", np.delete(np.arange(len(table.rows)), ties).tobytes()))
 
 
 def content_sha256(pairs: Iterable[PreferencePair]) -> str:
     """A hash of ids and texts that does not depend on the order of the rows, nor on further columns.
 
     Args:
-        pairs: each with an id of its own; their texts are put aside, on the disk if they are long.
+        pairs: each with an id of its own; they are sorted on the disk where they are many.
     """
-    keys: list[bytes] = []
-    ends = array("q", [0])
+    return pairs.content_sha256 if isinstance(pairs, LazyPairs) else _hash_contents(pairs)
+
+
+def _hash_contents(pairs: Iterable[PreferencePair]) -> str:
     digest = hashlib.sha256()
-    with SpooledTemporaryFile(ASIDE_BYTES) as aside:
-        for pair in pairs:
-            # What is hashed begins with the id, and no id as JSON begins with another one: ids alone are sorted.
-            keys.append(canonical(pair.id))
-            aside.write(_content(pair))
-            ends.append(aside.tell())
-        for index in sorted(range(len(keys)), key=keys.__getitem__):
-            aside.seek(ends[index])
-            digest.update(aside.read(ends[index + 1] - ends[index]))
+    # What is hashed begins with the id, and no id as JSON begins with another one: ids alone are sorted.
+    for _, content in sort_aside((canonical(pair.id), _content(pair)) for pair in pairs):
+        digest.update(content)
     return digest.hexdigest()
 
 

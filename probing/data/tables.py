@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,10 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from probing.data.arrow_rows import ArrowRows, chain_arrow_rows
 from probing.data.bars import hide_bars
 from probing.data.formats import SUFFIXES, NotJson, Row, file_format, parse_file
 from probing.data.hub import find_hub_problem
-from probing.data.lazy import LazySequence, chain, make_in_blocks, pick
+from probing.data.lazy import LazyRows, LazySequence, chain, list_columns, make_in_blocks, pick
 from probing.data.portions import Part
 from probing.errors import DataInvalid, UsageError
 from probing.types import Format
@@ -36,7 +38,7 @@ class Table:
         rows: one mapping a row.
         lines: the place of each row, as a reader of the file would name it ("line 7").
         sha256: over the bytes of the file (of the rows, where there is no single file or not all of it is used).
-        original: what a faithful copy of single rows is made from: raw lines, an Arrow table or a ``datasets.Dataset``;
+        original: what a faithful copy of single rows is made from: raw lines, ``ArrowRows`` or a ``datasets.Dataset``;
             None where there is no such thing.
         numbers: the number of each row in its file, from 0; None where the table is one whole file.
         files: the file of each row, where the table was joined from several.
@@ -74,11 +76,11 @@ class Table:
     @property
     def columns(self) -> list[str]:
         """Names of all columns, in order of appearance."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+        return list(list_columns(self.rows))
 
     def take(self, indices: Sequence[int]) -> "Table":
         """A table of some of the rows, in the order given; the same table where these are all in their order."""
-        if list(indices) == list(range(len(self.rows))):
+        if len(indices) == len(self.rows) and all(at == index for at, index in enumerate(indices)):
             return self
         rows = pick(self.rows, indices)
         return replace(
@@ -87,16 +89,16 @@ class Table:
             lines=pick(self.lines, indices),
             sha256=_rows_sha256(rows),
             original=_take_original(self.original, indices),
-            numbers=[self.row_of(index) for index in indices],
-            files=None if self.files is None else [self.files[index] for index in indices],
+            numbers=array("q", map(self.row_of, indices)),
+            files=None if self.files is None else pick(self.files, indices),
         )
 
 
 def _take_original(original: Any, indices: Sequence[int]) -> Any:
     if original is None:
         return None
-    if isinstance(original, pa.Table):
-        return original.take(pa.array(indices, pa.int64()))
+    if isinstance(original, ArrowRows):
+        return original.take(indices)
     return pick(original, indices) if isinstance(original, Sequence) else original.select(indices)
 
 
@@ -143,21 +145,35 @@ def join_tables(tables: Sequence[Table], part: Part = WHOLE) -> Table:
     """
     if len(tables) == 1:
         return tables[0]
-    pairs = [(table, index) for table in tables for index in range(len(table.rows))]
     formats = {table.format for table in tables}
     original = _join_originals(tables) if len(formats) == 1 else None
     digest = hashlib.sha256("\n".join(table.sha256 for table in tables).encode()).hexdigest()
     joined = Table(
         path=", ".join(dict.fromkeys(table.path for table in tables)),
         format=tables[0].format if len(formats) == 1 else "jsonl",
-        rows=chain([table.rows for table in tables]),
+        rows=_chain_rows([table.rows for table in tables]),
         lines=chain([table.lines for table in tables]),
         sha256=digest,
         original=original,
-        numbers=[table.row_of(index) for table, index in pairs],
-        files=[table.file_of(index) for table, index in pairs],
+        numbers=chain([_numbers(table) for table in tables]),
+        files=chain([LazySequence(len(table.rows), table.file_of) for table in tables]),
     )
-    return joined.take(part.choose_among(range(len(pairs))))
+    return joined.take(part.choose_among(range(len(joined.rows))))
+
+
+def _chain_rows(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    rows = chain(parts)
+    if not isinstance(rows, LazySequence):
+        return rows
+    # Of each file the columns are known, or found once.
+    return LazyRows(
+        len(rows), rows.__getitem__, list(dict.fromkeys(name for part in parts for name in list_columns(part)))
+    )
+
+
+def _numbers(table: Table) -> Sequence[int]:
+    """The number of each row of a table in its file."""
+    return LazySequence(len(table.rows), table.row_of)
 
 
 def _join_originals(tables: Sequence[Table]) -> Any:
@@ -168,9 +184,9 @@ def _join_originals(tables: Sequence[Table]) -> Any:
         return None
     if isinstance(first, Sequence):
         return chain(originals)
-    if isinstance(first, pa.Table):
+    if isinstance(first, ArrowRows):
         same = all(original.schema.equals(first.schema) for original in originals)
-        return pa.concat_tables(originals) if same else None
+        return chain_arrow_rows(originals) if same else None
     import datasets
 
     same = all(original.features == first.features for original in originals)
@@ -282,12 +298,13 @@ def _from_dataset(source: str, loaded: Any, part: Part, held: ExitStack | None) 
     chosen = loaded if whole else loaded.select(numbers)
     if not len(chosen):
         raise DataInvalid(f"{source}: there are no rows in it")
-    rows: Sequence[Row] = make_in_blocks(len(chosen), lambda start, stop: _read_block(source, chosen, start, stop))
+    blocks = make_in_blocks(len(chosen), lambda start, stop: _read_block(source, chosen, start, stop))
+    rows: Sequence[Row] = LazyRows(len(blocks), blocks.__getitem__, chosen.column_names)
     lines: Sequence[str] = LazySequence(len(numbers), lambda at: f"row {numbers[at] + 1}")
     if held is None:
         rows, lines = list(rows), list(lines)
     table = Table(source, "datasets", rows, lines, _rows_sha256(rows), chosen)
-    return table if whole else replace(table, numbers=list(numbers))
+    return table if whole else replace(table, numbers=array("q", numbers))
 
 
 def _read_block(source: str, loaded: Any, start: int, stop: int) -> list[Row]:

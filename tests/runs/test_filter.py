@@ -326,7 +326,7 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
     del rows
     # The page takes as much, whatever the number of rows: most of it is the library that draws it.
     monkeypatch.setattr(results, "draw_filter", lambda *_: [])
-    for constant in ("data.pairs.ASIDE_BYTES", "store.files.CHUNK"):
+    for constant in ("data.aside.RUN_BYTES", "store.files.CHUNK"):
         monkeypatch.setattr(f"probing.{constant}", 2**20)
     given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
     filtering.run(FilterConfig(**given, out=tmp_path / "warm"))
@@ -341,14 +341,14 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
 
 def test_data_that_change_meanwhile_are_not_filtered(config, scored, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_bytes((scored / "pairs.jsonl").read_bytes())
-    plain = stages.choose_kept
+    plain = stages.choose_by_scores
 
     def change(*arguments):
         with (tmp_path / "mine.jsonl").open("r+b") as file:
             file.write(b" ")
         return plain(*arguments)
 
-    monkeypatch.setattr(stages, "choose_kept", change)
+    monkeypatch.setattr(stages, "choose_by_scores", change)
     with pytest.raises(DataInvalid, match=r"mine\.jsonl: changed while it was read"):
         filtering.run(config(data=str(tmp_path / "mine.jsonl")))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from probing.data.bundled import BUNDLED, BundledName, bundled_data
 from probing.data.columns import ColumnResolver
+from probing.data.lazy import pick
 from probing.data.memory import take_part
-from probing.data.pairs import identify_pairs, leave_out_ties, pairs_from_table
+from probing.data.pairs import leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.rollouts import rollouts_from_table
@@ -74,7 +75,7 @@ def _read_source(source: str, part: Part, bundled: BundledName, held: ExitStack 
     return read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part, held=held)
 
 
-def take_shard(config: DatasetOptions, table: Table, rows: list[OneRow]) -> tuple[Table, list[OneRow]]:
+def take_shard(config: DatasetOptions, table: Table, rows: Sequence[OneRow]) -> tuple[Table, Sequence[OneRow]]:
     """The rows of a dataset that are in the shard that is asked for; all of them where none is.
 
     The rows are given with the ids that they have among all. The hash of the table stays that of the whole dataset,
@@ -88,22 +89,21 @@ def take_shard(config: DatasetOptions, table: Table, rows: list[OneRow]) -> tupl
     if not isinstance(config, ArrayOptions) or config.num_shards is None:
         return table, rows
     chosen = config.choose_rows(len(rows))
-    return replace(table.take(chosen), sha256=table.sha256), rows[chosen.start : chosen.stop]
+    return replace(table.take(chosen), sha256=table.sha256), pick(rows, chosen)
 
 
-def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:
-    """The dataset as a table, and its rows as pairs; ties are left out of both, and rows of other shards."""
-    table = leave_out_ties(read_sources(config, "pairs"), config.pair_columns)
+def read_pairs(config: PairDataOptions, held: ExitStack | None = None) -> tuple[Table, Sequence[PreferencePair]]:
+    """The dataset as a table, and its rows as pairs; ties are left out of both, and rows of other shards.
+
+    Args:
+        config: a job's options of the dataset.
+        held: keeps files open; then rows and pairs are read when they are asked for, as in ``read_table``.
+    """
+    table = leave_out_ties(read_sources(config, "pairs", held), config.pair_columns)
     return take_shard(config, table, pairs_from_table(table, config.id_column, config.pair_columns))
 
 
-def read_pair_ids(config: PairDataOptions, held: ExitStack) -> tuple[Table, list[str], str]:
-    """The dataset as a table whose rows stay in their files, without ties; the ids of its pairs, and their hash."""
-    table = leave_out_ties(read_sources(config, "pairs", held), config.pair_columns)
-    return table, *identify_pairs(table, config.id_column, config.pair_columns)
-
-
-def read_rollouts(config: RolloutOptions) -> tuple[Table, list[RolloutGroup]]:
+def read_rollouts(config: RolloutOptions) -> tuple[Table, Sequence[RolloutGroup]]:
     """The dataset as a table, and its rows as groups of responses with rewards; without the rows of other shards."""
     table = read_sources(config, "rollouts")
     return take_shard(config, table, rollouts_from_table(table, config.id_column, config.rollout_columns))

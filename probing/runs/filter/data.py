@@ -4,11 +4,12 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import DataInvalid, SourceMismatch, UsageError
-from probing.runs.common.scored import PAIR_TABLES, PARTS, READING, read_pair_table, recorded_reading
+from probing.runs.common.scored import PAIR_TABLES, PARTS, READING, check_pair_table, recorded_reading
 from probing.runs.filter.config import FilterConfig
 from probing.store.manifest import RUN_FILE, read_run
 
@@ -24,13 +25,20 @@ class Scores:
 
     Attributes:
         path: the folder or file, as it was named.
-        frame: a row a pair.
-        facts: record of the run; empty where there is none beside the table.
+        file: the table, with a row a pair.
+        facts: record of the run; empty where there is none beside it.
     """
 
     path: Path
-    frame: "pd.DataFrame"
+    file: Path
     facts: Mapping[str, Any]
+
+    @cached_property
+    def frame(self) -> "pd.DataFrame":
+        """The whole table."""
+        import pandas as pd
+
+        return pd.read_parquet(self.file)
 
     @property
     def used(self) -> Mapping[str, Any]:
@@ -51,7 +59,7 @@ def read_scores(path: Path) -> Scores:
         raise UsageError(f"{file}: is no Parquet file; give {SOURCES} as --scores")
     if not file.is_file():
         raise UsageError(f"{file}: no such file; give {SOURCES} as --scores")
-    return Scores(path, *read_pair_table(file))
+    return Scores(path, file, check_pair_table(file))
 
 
 def _find_table(folder: Path) -> Path:

@@ -51,7 +51,7 @@ def write_outputs(
         check_unchanged()
 
     check()
-    dropped = not all(filtered.kept)
+    dropped = not filtered.kept.all()
     wrote, drawn = [out, side] if dropped else [out], [] if filtered.page is None else [plots]
     # All files are complete under temporary names before any appears. A file that is not written anew belongs to the
     # run that is being replaced.
@@ -86,7 +86,7 @@ def _write_folder(
     names = {True: "kept" if split == DROPPED else split, False: DROPPED}
     with new_together([out], True, (), check) as [folder]:
         files = []
-        for keep in (True, False)[: 1 if all(filtered.kept) else 2]:
+        for keep in (True, False)[: 1 if filtered.kept.all() else 2]:
             path = folder / f"{names[keep]}.{form}{'.gz' if zipped else ''}"
             filtered.write(keep, path, form, zipped)
             files.append(_describe_file(filtered, path, keep, split, form))
@@ -107,7 +107,7 @@ def find_split(config: FilterConfig, table: Table) -> str:
 def _describe_file(filtered: Filtered, path: Path, keep: bool, split: str, form: Format) -> DataFile:
     """What the card tells of a file of rows, and how it is to be read."""
 
-    rows, reading = list(filtered.kept).count(keep), {}
+    rows, reading = int((filtered.kept == keep).sum()), {}
     if form == "csv":
         # Otherwise a response such as "None" or "null" would be read as a missing one.
         reading = {"keep_default_na": False, "na_values": [""]}

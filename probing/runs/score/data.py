@@ -1,5 +1,7 @@
 """The pairs that are scored."""
 
+from collections.abc import Sequence
+
 from probing.data.tables import Table
 from probing.errors import UsageError
 from probing.instruments.columns import REF_LOGPS
@@ -8,7 +10,7 @@ from probing.runs.score.config import ScoreConfig
 from probing.types import PreferencePair
 
 
-def read_data(config: ScoreConfig) -> tuple[Table, list[PreferencePair]]:
+def read_data(config: ScoreConfig) -> tuple[Table, Sequence[PreferencePair]]:
     """The dataset as a table, and its rows as pairs.
 
     Raises:
