@@ -1,7 +1,7 @@
 """Sequences whose items are made when they are asked for, so that a large file need not be in memory."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from threading import RLock
@@ -30,6 +30,9 @@ class LazySequence(Sequence[Item], Generic[Item]):
         if isinstance(index, slice):
             return [self._make(number) for number in self._numbers[index]]
         return self._make(self._numbers[index])
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self._make, self._numbers)
 
     def take(self, indices: Sequence[int]) -> "LazySequence[Item]":
         """The items with these numbers, in the order given."""

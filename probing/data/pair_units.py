@@ -1,5 +1,7 @@
 """Preference pairs that share a prompt or a text, which intervals count as one."""
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,14 +18,33 @@ def pair_units(pairs: Sequence[PreferencePair]) -> NDArray[np.int64]:
 
     A text is a prompt with a response. An empty prompt is nothing that pairs have in common.
     """
-    rows, texts = [], []
+    rows, digests = array("q"), array("Q")
     for number, pair in enumerate(pairs):
         shared = [("text", _join_key(pair.prompt, side)) for side in (pair.chosen, pair.rejected)]
         shared += [("prompt", _join_key(pair.prompt))] if pair.prompt else []
-        rows += [number] * len(shared)
-        texts += shared
-    groups = connected_groups(rows, texts)
-    return groups[np.searchsorted(rows, np.arange(len(pairs)))]
+        for kind, text in shared:
+            rows.append(number)
+            digests.frombytes(
+                hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16, key=kind.encode()).digest()
+            )
+    groups = connected_groups(np.frombuffer(rows, np.int64), _number_digests(np.frombuffer(digests, np.uint64)))
+    return groups[np.searchsorted(np.frombuffer(rows, np.int64), np.arange(len(pairs)))]
+
+
+def _number_digests(halves: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A number for every digest, equal for equal ones.
+
+    Args:
+        halves: both halves of each digest, one behind the other, [digest 2].
+    """
+    both = halves.reshape(-1, 2)
+    order = np.lexsort((both[:, 1], both[:, 0]))
+    ordered = both[order]
+    begins = np.ones(len(order), np.int64)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.cumsum(begins) - 1
+    return numbers
 
 
 def _join_key(*parts: Text) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,12 +70,17 @@ def pairs_from_rows(
     sides: Sequence[tuple[Text, Text, Text]] = LazySequence(len(rows), lambda index: reader.sides(index, rows[index]))
     sides = list(sides) if is_in_memory(rows) else sides
     ids = row_ids(rows, sides, where, id_column)
-    made = LazyPairs(ids, lambda index: reader.pair(index, rows[index], ids[index], sides[index]))
+
+    def make(index: int) -> PreferencePair:
+        row = rows[index]
+        return reader.pair(index, row, ids[index], reader.sides(index, row))
+
     if is_in_memory(rows):
-        pairs: Sequence[PreferencePair] = list(made)
+        pairs: Sequence[PreferencePair] = [reader.pair(at, row, ids[at], sides[at]) for at, row in enumerate(rows)]
     else:
+        pairs = lazy = LazyPairs(ids, make)
         # Every row is read once before anything is done with the first one.
-        pairs, _ = made, made.content_sha256
+        _ = lazy.facts
     tell_columns(reader.found, rows, reader.mapped)
     return pairs
 
@@ -97,9 +102,42 @@ class LazyPairs(LazySequence[PreferencePair]):
         return LazyPairs(pick(self.ids, indices), lambda number: self[indices[number]])
 
     @cached_property
-    def content_sha256(self) -> str:
-        """See the function of this name."""
-        return _hash_contents(self)
+    def facts(self) -> "PairFacts":
+        """What is known of all pairs together."""
+        return PairFacts.of(self)
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known of all pairs together, after one look at each.
+
+    Attributes:
+        content_sha256: a hash of ids and texts that does not depend on the order of the rows, nor on further columns.
+        first_conversation: number of the first pair that is made of messages; None where there is none.
+        arguments: arguments that conversations give the chat template, each once, in the order of the pairs.
+    """
+
+    content_sha256: str
+    first_conversation: int | None
+    arguments: Sequence[Any]
+
+    @classmethod
+    def of(cls, pairs: Sequence[PreferencePair]) -> "PairFacts":
+        """The facts of some pairs."""
+        arguments: dict[bytes, Any] = {}
+        conversations = array("q")
+
+        def look(at: int, pair: PreferencePair) -> tuple[bytes, bytes]:
+            if pair.conversational:
+                conversations.extend([at] if not conversations else [])
+                arguments.setdefault(canonical(pair.chat_template_kwargs or {}), pair.chat_template_kwargs)
+            # What is hashed begins with the id, and no id as JSON begins with another one: ids alone are sorted.
+            return canonical(pair.id), _content(pair)
+
+        digest = hashlib.sha256()
+        for _, content in sort_aside(look(at, pair) for at, pair in enumerate(pairs)):
+            digest.update(content)
+        return cls(digest.hexdigest(), conversations[0] if conversations else None, list(arguments.values()))
 
 
 def list_pair_ids(pairs: Sequence[PreferencePair]) -> Sequence[str]:
@@ -124,21 +162,10 @@ def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
     return table.take(array("q", np.delete(np.arange(len(table.rows)), ties).tobytes()))
 
 
-def content_sha256(pairs: Iterable[PreferencePair]) -> str:
-    """A hash of ids and texts that does not depend on the order of the rows, nor on further columns.
-
-    Args:
-        pairs: each with an id of its own; they are sorted on the disk where they are many.
-    """
-    return pairs.content_sha256 if isinstance(pairs, LazyPairs) else _hash_contents(pairs)
-
-
-def _hash_contents(pairs: Iterable[PreferencePair]) -> str:
-    digest = hashlib.sha256()
-    # What is hashed begins with the id, and no id as JSON begins with another one: ids alone are sorted.
-    for _, content in sort_aside((canonical(pair.id), _content(pair)) for pair in pairs):
-        digest.update(content)
-    return digest.hexdigest()
+def content_sha256(pairs: Sequence[PreferencePair]) -> str:
+    """A hash of ids and texts that does not depend on the order of the rows, nor on further columns."""
+    facts = pairs.facts if isinstance(pairs, LazyPairs) else PairFacts.of(pairs)
+    return facts.content_sha256
 
 
 def shared_prefix(*sequences: Sequence[Any]) -> int:

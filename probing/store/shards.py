@@ -150,6 +150,13 @@ def gather_tables(
         yield pa.concat_tables(waiting).combine_chunks()
 
 
+def read_frame(path: Path) -> pd.DataFrame:
+    """A Parquet file as a frame."""
+    # Given as an open file, since pyarrow takes a path with a colon for an address.
+    with path.open("rb") as file:
+        return pd.read_parquet(file)
+
+
 def write_frame(frame: pd.DataFrame, target: Path) -> None:
     """Write a frame, without its index, as one Parquet file; see ``join_shards``."""
     join_shards([pa.Table.from_pandas(frame, preserve_index=False)], target)

@@ -88,7 +88,7 @@ def note_one_token(count: int, fate: str) -> str:
 def find_suggested_threshold(frame: pd.DataFrame) -> float | None:
     """The score between the pairs that the suggested filter keeps and those that it drops, if it drops any."""
     good = frame[frame["status"] == "ok"]
-    kept = make_keep_mask(good["id"].tolist(), good[BY].tolist(), drop_highest=SUGGESTED_DROP)
+    kept = make_keep_mask(good["id"].array, good[BY], drop_highest=SUGGESTED_DROP)
     return find_threshold(good[BY].to_numpy(), kept)
 
 
