@@ -161,27 +161,33 @@ class Shard:
 
 
 class StoredShard(Shard):
-    """A shard that was written: its rows are read when they are asked for, and not kept in memory."""
+    """A shard whose rows are read when they are asked for, and not kept in memory.
 
-    def __init__(self, path: Path, schema: pa.Schema, facts: dict[str, Any]) -> None:
-        self.__dict__.update(path=path, schema=schema, facts=facts)
+    Args:
+        read: reads the rows.
+        facts: facts of their making.
+    """
+
+    def __init__(self, read: Callable[[], pa.Table], facts: dict[str, Any]) -> None:
+        self.__dict__.update(_read=read, facts=facts)
 
     @classmethod
     def of(cls, shard: Shard, path: Path) -> "StoredShard":
-        """A shard that is written there."""
-        return cls(path, shard.rows.schema, shard.facts)
+        """A shard that is written there; reading its rows raises ``StoreCorrupt`` if that was damaged since."""
+        schema = shard.rows.schema
+
+        def read() -> pa.Table:
+            found = read_shard(path, schema)
+            if found is None:
+                raise StoreCorrupt(f"{path}: gone or damaged; run the same command again")
+            return found[0]
+
+        return cls(read, shard.facts)
 
     @property
     def rows(self) -> pa.Table:
-        """The rows.
-
-        Raises:
-            StoreCorrupt: the file is gone or was damaged meanwhile.
-        """
-        read = read_shard(self.__dict__["path"], self.__dict__["schema"])
-        if read is None:
-            raise StoreCorrupt(f"{self.__dict__['path']}: gone or damaged; run the same command again")
-        return read[0]
+        """The rows."""
+        return self.__dict__["_read"]()
 
 
 def find_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[object]]) -> Shard | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from probing.data.pairs import list_pair_ids
 from probing.instruments.pair_changes import TOKENS_SCHEMA
 from probing.instruments.pull_rows import PULLS_SCHEMA
 from probing.runs.capture.config import CaptureConfig
@@ -83,7 +84,7 @@ def _merge_changes(folder: RunFolder, config: DisplacementConfig, array: Array, 
             inputs,
             shards,
             _describe(array, "reference", "policy"),
-            steps=join_steps(array, [pair.id for pair in inputs.pairs]),
+            steps=join_steps(array, list_pair_ids(inputs.pairs)),
             tokens=tokens_joiner(array, TOKENS_SCHEMA),
             began=began,
         )
@@ -121,5 +122,5 @@ def _describe_blocks(sizes: Sequence[int], usual: int) -> dict[str, list[int]]:
     return {} if plain else {"blocks": list(sizes)}
 
 
-def _list_ids(pairs: Sequence[PreferencePair], rows: range) -> list[str]:
-    return [pair.id for pair in pairs[rows.start : rows.stop]]
+def _list_ids(pairs: Sequence[PreferencePair], rows: range) -> Sequence[str]:
+    return list_pair_ids(pairs)[rows.start : rows.stop]
