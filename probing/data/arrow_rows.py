@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
+from pathlib import PurePath
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -80,7 +80,7 @@ def chain_arrow_rows(parts: Sequence[ArrowRows]) -> ArrowRows:
     return ArrowRows(parts[0].schema, ends[-1], read)
 
 
-def open_parquet(file: BinaryIO, name: str | Path) -> ArrowRows:
+def open_parquet(file: BinaryIO, name: str | PurePath) -> ArrowRows:
     """The rows of a Parquet file, which are decoded when they are asked for.
 
     Rows that follow one another are decoded once. A row before the latest one is found by decoding its row group anew.
@@ -101,14 +101,14 @@ def open_parquet(file: BinaryIO, name: str | Path) -> ArrowRows:
     return ArrowRows(schema, parquet.metadata.num_rows, _Cursor(parquet, name).read)
 
 
-def _explain_damage(name: str | Path, error: Exception) -> DataInvalid:
+def _explain_damage(name: str | PurePath, error: Exception) -> DataInvalid:
     return DataInvalid(f"{name}: not a whole Parquet file ({error})")
 
 
 class _Cursor:
     """A place in a Parquet file, which moves forward as rows are read."""
 
-    def __init__(self, parquet: pq.ParquetFile, name: str | Path) -> None:
+    def __init__(self, parquet: pq.ParquetFile, name: str | PurePath) -> None:
         self._parquet, self._name = parquet, name
         groups = (parquet.metadata.row_group(number).num_rows for number in range(parquet.metadata.num_row_groups))
         self._ends = list(accumulate(groups))

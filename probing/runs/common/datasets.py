@@ -17,7 +17,7 @@ from probing.data.pairs import leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.rollouts import rollouts_from_table
-from probing.data.tables import Table, join_tables, read_table
+from probing.data.tables import Table, join_tables, list_files, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.held import InMemory
 from probing.runs.common.options import (
@@ -61,11 +61,14 @@ def read_each(
     part = part if len(sources) == 1 else replace(part, limit=None, sample=None)
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once")
-    files = [source for source in sources if not isinstance(source, InMemory)]
-    paths = [os.path.realpath(os.path.expanduser(source)) for source in files]
-    twice = next((source for source, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice}: is given twice, so that its rows would count twice; leave one out")
+    known: set[str] = set()
+    for source in sources:
+        paths = set() if isinstance(source, InMemory) else {os.path.realpath(path) for path in list_files(source)}
+        twice = min(known & paths, default=None)
+        if twice is not None:
+            name = source if os.path.realpath(os.path.expanduser(source)) == twice else twice
+            raise UsageError(f"{name}: is given twice, so that its rows would count twice; leave one out")
+        known |= paths
     return [_read_source(source, part, bundled, held) for source in sources]
 
 

@@ -93,7 +93,17 @@ class Options:
             _check_kind(entry, value)
             _check_bounds(entry, value)
             if entry.name == "out" and value is not None:
-                check_output_name(Path(value))
+                self._check_out(value)
+
+    def _check_out(self, out: str | Path) -> None:
+        """Raise ``UsageError`` unless results can be written under this name."""
+        check_output_name(Path(out))
+        # A path has one slash where an address has two.
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
+            raise UsageError(
+                f"{out}: is an address, and a run is written into a folder of this machine, where it can go on after "
+                f"it was stopped; give a folder as --out, and copy it when the run is finished"
+            )
 
     def plain(self) -> dict[str, Any]:
         """Every option as JSON holds it."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probing.data.tables import list_files
 from probing.errors import DataInvalid, SourceMismatch, UsageError
 from probing.runs.common.scored import PAIR_TABLES, PARTS, READING, check_pair_table, recorded_reading
 from probing.runs.filter.config import FilterConfig
@@ -112,7 +113,7 @@ def as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
 
 def stamp_files(config: FilterConfig) -> dict[str, tuple[int, int]]:
     """Size and time of the last change of every file of the data."""
-    files = [Path(source).expanduser() for source in config.sources]
+    files = [file for source in config.sources for file in list_files(source)]
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
 
 

@@ -35,7 +35,12 @@ INFLUENCE_MEANINGS = {
 
 
 def make_card(
-    config: FilterConfig, reading: FilterConfig, filtered: Filtered, facts: Mapping[str, Any], report: Report
+    config: FilterConfig,
+    reading: FilterConfig,
+    filtered: Filtered,
+    facts: Mapping[str, Any],
+    report: Report,
+    named: str,
 ) -> FilterCard:
     """What the card tells.
 
@@ -45,6 +50,7 @@ def make_card(
         filtered: the rows with their scores.
         facts: record of the scoring.
         report: counts and quantiles.
+        named: name of the output, as it is shown.
     """
 
     counts, spread = report.tables.values()
@@ -55,7 +61,7 @@ def make_card(
 
     chosen = _choose_examples(values, mask, check_rule(**config.rule)[0])
     # Without the slash the same command would write a file where there is no folder yet.
-    out = f"{str(config.out).rstrip('/')}/"
+    out = f"{named.rstrip('/')}/"
     return FilterCard(
         folder=config.target.name,
         title=", ".join(map(name_source, config.sources)),

@@ -21,13 +21,14 @@ from probing.store.files import file_sha256
 from probing.types import Report
 
 
-def filter_rows(config: FilterConfig, scores: Scores, before: Mapping[str, tuple[int, int]]) -> Report:
+def filter_rows(config: FilterConfig, scores: Scores, before: Mapping[str, tuple[int, int]], named: str) -> Report:
     """Keep and drop the rows of the dataset by their scores, and write both.
 
     Args:
         config: the options.
         scores: the scores.
         before: size and time of the last change of every file of the data; see ``data.stamp_files``.
+        named: name of the output, as it is shown.
     """
     with contextlib.ExitStack() as held:
         reading = as_scored(config, scores.used)
@@ -39,7 +40,7 @@ def filter_rows(config: FilterConfig, scores: Scores, before: Mapping[str, tuple
         page = draw_page(config, found.values, kept, scores.used)
         report = make_report(found, kept, config.column)
         filtered = Filtered(table, pairs, kept, found, page)
-        card = make_card(config, reading, filtered, scores.facts, report) if config.makes_folder else None
+        card = make_card(config, reading, filtered, scores.facts, report, named) if config.makes_folder else None
         wrote = write_outputs(config, filtered, card, lambda: check_unchanged(config, before))
     hashes = {str(path): file_sha256(path) for path in wrote if path.is_file()}
     return dataclasses.replace(report, facts={**report.facts, "wrote": [str(path) for path in wrote], "sha256": hashes})
