@@ -16,7 +16,7 @@ import numpy as np
 
 from probing.data.lazy import BLOCK, LazySequence, make_in_blocks
 
-RUN_BYTES = 2**25
+RUN_BYTES = 2**23
 """Bytes of keys and contents that are sorted in memory."""
 ITEM_BYTES = 160
 """Bytes that Python takes for an item besides its key and its content."""

@@ -145,6 +145,12 @@ def list_pair_ids(pairs: Sequence[PreferencePair]) -> Sequence[str]:
     return pairs.ids if isinstance(pairs, LazyPairs) else [pair.id for pair in pairs]
 
 
+def find_pairs(pairs: Sequence[PreferencePair], ids: Sequence[str]) -> dict[str, PreferencePair]:
+    """The pairs with some ids, by id."""
+    wanted = set(ids)
+    return {id: pairs[at] for at, id in enumerate(list_pair_ids(pairs)) if id in wanted}
+
+
 def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
     """The table without the rows in which neither response was preferred, whose number is said in the log."""
     ties = find_ties(table.rows, columns, table.where)

@@ -1,6 +1,7 @@
 """Groups of rows that share something, directly or through others."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +23,7 @@ def find_twins(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def connected_groups(units: ArrayLike, values: Sequence[Hashable] | NDArray[np.int64]) -> NDArray[np.int64]:
+def connected_groups(units: ArrayLike, values: Sequence[Hashable] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """The group of every row: rows that share their unit or their value, directly or through others, are of one group.
 
     These are the connected components of the graph whose nodes are units and values, and whose edges are the rows.

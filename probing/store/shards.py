@@ -151,10 +151,14 @@ def gather_tables(
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """A Parquet file as a frame."""
+    """A Parquet file as a frame; beside it, one column at a time is in memory."""
     # Given as an open file, since pyarrow takes a path with a colon for an address.
     with path.open("rb") as file:
-        return pd.read_parquet(file)
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        names = parquet.schema_arrow.names
+        columns = {name: parquet.read([name], use_threads=False).to_pandas(split_blocks=True)[name] for name in names}
+    pa.default_memory_pool().release_unused()
+    return pd.DataFrame(columns, copy=False)
 
 
 def write_frame(frame: pd.DataFrame, target: Path) -> None:

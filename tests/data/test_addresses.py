@@ -84,14 +84,16 @@ def test_what_cannot_be_reached(memory):
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/pairs.jsonl"
         with pytest.raises(DataInvalid, match=r"pairs\.jsonl: cannot be read \(.*refused"):
             read_table(address)
-    with pytest.raises(DataInvalid, match="memory://bucket/other.jsonl: no such file"):
+    with pytest.raises(DataInvalid, match=r"memory://bucket/other\.jsonl: no such file"):
         read_table("memory://bucket/other.jsonl")
     with pytest.raises(DataInvalid, match="no file matches this pattern"):
         read_table("memory://bucket/*.parquet")
-    with pytest.raises(UsageError, match="nowhere://x.jsonl: cannot be reached .*nowhere"):
+    with pytest.raises(UsageError, match=r"nowhere://x\.jsonl: cannot be reached .*nowhere"):
         read_table("nowhere://x.jsonl")
     memory.pipe({"/bucket/more/README.md": b"card"})
-    with pytest.raises(DataInvalid, match=r"other files than shards of one dataset; .*memory://bucket/more/\*\.parquet"):
+    with pytest.raises(
+        DataInvalid, match=r"other files than shards of one dataset; .*memory://bucket/more/\*\.parquet"
+    ):
         read_table("memory://bucket/more")
 
 
