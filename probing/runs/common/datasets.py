@@ -61,13 +61,14 @@ def read_each(
     part = part if len(sources) == 1 else replace(part, limit=None, sample=None)
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once")
-    known: set[str] = set()
+    known: dict[str, str] = {}
     for source in sources:
-        paths = set() if isinstance(source, InMemory) else {os.path.realpath(path) for path in list_files(source)}
-        twice = min(known & paths, default=None)
+        files = [] if isinstance(source, InMemory) else list_files(source)
+        # A file is called as it was named, or by its own name among those of a folder.
+        paths = {os.path.realpath(file): source if len(files) == 1 else str(file) for file in files}
+        twice = min(known.keys() & paths.keys(), default=None)
         if twice is not None:
-            name = source if os.path.realpath(os.path.expanduser(source)) == twice else twice
-            raise UsageError(f"{name}: is given twice, so that its rows would count twice; leave one out")
+            raise UsageError(f"{known[twice]}: is given twice, so that its rows would count twice; leave one out")
         known |= paths
     return [_read_source(source, part, bundled, held) for source in sources]
 
