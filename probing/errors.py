@@ -11,6 +11,7 @@
     ├── FolderBusy         another process is writing in that folder
     ├── StoreCorrupt       a file that this package wrote is damaged
     ├── OutOfMemory        one sequence alone does not fit
+    ├── WorkerLost         processes that compute for a run die again and again
     └── KernelUnavailable  the implementation asked for cannot run on this machine
 
 A mistake in the arguments of a function is a plain ``ValueError`` or ``TypeError``. A message says what was expected,
@@ -67,6 +68,12 @@ class StoreCorrupt(ProbingError):
 
 class OutOfMemory(ProbingError):
     """A single sequence does not fit into the device's memory."""
+
+    exit_status = 1
+
+
+class WorkerLost(ProbingError):
+    """Processes that compute for a run die again and again."""
 
     exit_status = 1
 

@@ -176,3 +176,15 @@ def make_once(tmp_path_factory, name, make):
 def count_shards(folder):
     """How many parts of a run are whole."""
     return len(list((folder / "shards").glob("[0-9]*.parquet")))
+
+
+def make_texts(count):
+    """Texts with an id and one of two labels."""
+    generator = random.Random(0)
+    return [{"id": f"t{n}", "text": phrase(generator, 2, 20), "label": f"l{n % 2}"} for n in range(count)]
+
+
+def read_files(folder):
+    """The bytes of the tables and states of a run."""
+    kept = (path for path in sorted(folder.rglob("*")) if path.suffix in (".parquet", ".safetensors"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}

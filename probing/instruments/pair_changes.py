@@ -69,6 +69,16 @@ class ComparedBlock:
     run: int
 
 
+def change_columns(predictors: Sequence[str]) -> dict[str, str]:
+    """Pandas dtypes of what is computed for each pair, by column.
+
+    Args:
+        predictors: columns of the reference's scores that are put beside the changes.
+    """
+    kinds = dict.fromkeys(FLOAT_COLUMNS, "float64") | dict.fromkeys(TRUTH_COLUMNS, "boolean")
+    return kinds | dict.fromkeys(predictors, "float64")
+
+
 @dataclass
 class PairComparer:
     """Compares two models on pairs, block after block.
@@ -116,8 +126,7 @@ class PairComparer:
     @property
     def columns(self) -> dict[str, str]:
         """Pandas dtypes of what is computed for each pair."""
-        kinds = dict.fromkeys(FLOAT_COLUMNS, "float64") | dict.fromkeys(TRUTH_COLUMNS, "boolean")
-        return kinds | dict.fromkeys(self.predictors, "float64")
+        return change_columns(self.predictors)
 
     @property
     def streams(self) -> list[Stream]:

@@ -27,6 +27,12 @@ def hide_progress() -> None:
     _hidden = True
 
 
+def say(text: str) -> None:
+    """A line on stderr about what takes a while and has no bar, unless progress is hidden."""
+    if not _hidden:
+        print(f"probing: {text}", file=sys.stderr, flush=True)
+
+
 class _Lines:
     """What a bar draws, as lines: where there is no terminal, a carriage return would glue them together."""
 
@@ -132,6 +138,10 @@ class Progress:
         """Show what other processes have done."""
         self.work.workers = {**self.work.workers, **others}
         self._show()
+
+    def leave_to_others(self) -> None:
+        """Show this process no more as one that does some of the work: only those that are heard of do."""
+        self.work.workers = {}
 
     def _show(self) -> None:
         now = time.monotonic()

@@ -3,7 +3,7 @@
 import importlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from probing.errors import SourceMismatch
 from probing.runs import capture, ccs, clusters, displacement, influence, probe, report, rollouts, score
 from probing.runs import filter as filtering
 from probing.runs.common.datasets import read_pairs
-from probing.runs.common.options import DatasetOptions, Options, PairDataOptions, option
+from probing.runs.common.options import DatasetOptions, EngineOptions, PairDataOptions, option
 from probing.runs.refusal.audit import AuditConfig
 from probing.runs.refusal.evaluate import EvaluateConfig
 from probing.runs.refusal.extract import ExtractConfig
@@ -95,7 +95,7 @@ JOBS: dict[str, Callable[[Path], DatasetOptions]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(Options):
+class DemoConfig(EngineOptions):
     """Score and filter the bundled preference pairs, see what training on some of them did, and which of them take
     refusals away; capture, probe and cluster; find the direction by which the bundled model refuses, and see what an
     edit along it changes; write one page about all of it.
@@ -109,10 +109,21 @@ class DemoConfig(Options):
 
 def run(config: DemoConfig) -> Report:
     """Run each job once; the tables are those of the jobs, and one by kind of pair."""
+    if config.engine != "ray":
+        return _run_jobs(config)
+    # All jobs share the one Ray.
+    from probing.runs.common.on_ray import connect
+
+    with connect(config):
+        return _run_jobs(config)
+
+
+def _run_jobs(config: DemoConfig) -> Report:
     out = Path(config.out).expanduser()
     # Without a record of a run the files there are not the demo's.
     again = (out / "scores" / RUN_FILE).exists()
-    reports = {"score": _run_anew("score", score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores"))}
+    of_score = score.ScoreConfig(model=BUNDLED, data=BUNDLED, out=out / "scores")
+    reports = {"score": _run_anew("score", _choose_engine(of_score, config))}
     reports["filter"] = filtering.run(
         filtering.FilterConfig(
             data=BUNDLED,
@@ -125,7 +136,7 @@ def run(config: DemoConfig) -> Report:
         )
     )
     tables = {**_add_titles(reports), "By kind of pair": _count_by_kind(out)}
-    others = {job: _run_anew(job, settings(out)) for job, settings in JOBS.items()}
+    others = {job: _run_anew(job, _choose_engine(settings(out), config)) for job, settings in JOBS.items()}
     others["report"] = report.run(
         report.ReportConfig(
             folders=[out], out=out / REPORT_FILE, title="Report on the demo", most_megabytes=1, overwrite=again
@@ -135,6 +146,13 @@ def run(config: DemoConfig) -> Report:
     wrote = [name for report in reports.values() for name in report.facts["wrote"]]
     facts = {job: report.facts for job, report in reports.items()}
     return Report(tables | _add_titles(others), {**facts, "wrote": wrote})
+
+
+def _choose_engine(job: DatasetOptions, config: DemoConfig) -> DatasetOptions:
+    """The options of a job with the engine of the demo, where the job can be run by it."""
+    names = [entry.name for entry in fields(EngineOptions)]
+    chosen = {name: getattr(config, name) for name in names}
+    return replace(job, **chosen) if isinstance(job, EngineOptions) else job
 
 
 def _run_anew(job: str, config: DatasetOptions) -> Report:

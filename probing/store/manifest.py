@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,22 @@ class RunFolder:
             text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
             # A path that is not UTF-8 holds lone surrogates, which are written as JSON escapes.
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@dataclass(frozen=True)
+class Unwritten(RunFolder):
+    """A claimed folder as it would be: what is written into its record is only remembered."""
+
+    _kept: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def facts(self) -> dict[str, Any]:
+        """The record as it was written last."""
+        return dict(self._kept) or super().facts()
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Remember the record."""
+        self._kept.clear()
+        self._kept.update(facts)
 
 
 @contextlib.contextmanager

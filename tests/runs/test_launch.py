@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 import refusal_runs
 import tiny
-from harness import ON_A_SLOW_DISK, as_options, count_shards, make_pairs, make_rollouts, phrase, read_lines, write
+from harness import (
+    ON_A_SLOW_DISK,
+    as_options,
+    count_shards,
+    make_pairs,
+    make_rollouts,
+    make_texts,
+    read_files,
+    read_lines,
+    write,
+)
 
 from probing.runs import capture, clusters, displacement, influence, rollouts, score
 from probing.store.manifest import claim
@@ -21,13 +31,6 @@ pytestmark = pytest.mark.distributed
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 SECONDS = 240
-
-
-def make_texts(count):
-    import random
-
-    generator = random.Random(0)
-    return [{"id": f"t{n}", "text": phrase(generator, 2, 20), "label": f"l{n % 2}"} for n in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +101,6 @@ def launch(words, count):
     with launched(words, count) as process:
         printed, said = process.communicate(timeout=SECONDS)
     return process.returncode, printed, said
-
-
-def read_files(folder):
-    """The bytes of the tables and states of a run."""
-    kept = (path for path in sorted(folder.rglob("*")) if path.suffix in (".parquet", ".safetensors"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
 def find_rank(launcher, rank):

@@ -7,6 +7,7 @@ from probing.runs.common.options import (
     MOST_ROWS,
     ArrayOptions,
     Dtype,
+    EngineOptions,
     ResponseOptions,
     StatesOptions,
     TextOptions,
@@ -16,7 +17,7 @@ from probing.types import SHORT_DTYPES, Capture, Pooling
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureConfig(TextOptions, ResponseOptions, StatesOptions, ArrayOptions):
+class CaptureConfig(TextOptions, ResponseOptions, StatesOptions, ArrayOptions, EngineOptions):
     """Write hidden states of a dataset's texts: any places of any model, pooled or every token.
 
     Writes manifest.json, rows.parquet and the shards.

@@ -1,8 +1,9 @@
 """``probing capture`` after its data: shard by shard, into a claimed folder."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,11 +12,11 @@ import torch
 
 from probing.data.contents import content_of_row
 from probing.data.tables import Table
+from probing.engine.stream import Stream
 from probing.errors import StoreCorrupt
 from probing.instruments.capture import CapturedBlock, Capturer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
-from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.progress import Progress
@@ -30,8 +31,10 @@ from probing.runs.capture.rows import (
     label_of,
     read_whole_shard,
 )
-from probing.runs.common.budget import KeptBudget
-from probing.runs.common.makers import make_with_next_prepared
+from probing.runs.common.budget import budget_facts
+from probing.runs.common.engines import open_workers
+from probing.runs.common.makers import Block, Where
+from probing.runs.common.model_facts import ModelFacts, find_model_facts
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, status_facts, weigh_rows
 from probing.runs.common.record import (
@@ -45,12 +48,28 @@ from probing.runs.common.record import (
     rendered_prompts,
     report_of,
 )
+from probing.runs.common.workers import Workers
 from probing.store.activations import REPAIR, ROWS_FILE, find_fault, states_path, write_states
 from probing.store.files import file_sha256
-from probing.store.manifest import MANIFEST, SHARDS, RunFolder
+from probing.store.manifest import MANIFEST, SHARDS, RunFolder, Unwritten
 from probing.store.shards import join_shards, shard_path, write_shard
 from probing.tokens.prompts import TokenizedPrompt
-from probing.types import Capture, LabelledPrompt, Report
+from probing.types import LabelledPrompt, Place, Report
+
+
+@dataclass(frozen=True)
+class MadeStates:
+    """States of the rows of one shard.
+
+    Attributes:
+        places: where they were read.
+        captured: the states.
+        batch_tokens: facts of the token budget afterwards.
+    """
+
+    places: tuple[Place, ...]
+    captured: CapturedBlock
+    batch_tokens: dict[str, Any]
 
 
 def capture_into(
@@ -75,38 +94,85 @@ def capture_into(
         DataInvalid, NotFinite: not one row could be read.
     """
     began = time.monotonic()
-    if model is None:
-        model = load_model(config.model, config, config.revision)
-    request = config.request(model.layers)
-    capturer = Capturer(
-        model,
-        request,
-        eos=config.eos,
-        max_length=config.max_length,
-        batch_tokens=config.batch_tokens,
-        compile=config.compile,
-    )
-    request = Capture(capturer.places, request.pooling, request.over, request.dtype, request.chat)
-    made_of = {"model": content_of(model.source), "places": ", ".join(map(str, request.places))}
-    rendered = rendered_prompts(prompts, config.chat, model=model)
-    begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
-    # All shards of an array have the labels of one type.
-    schema = choose_schema(folder, prompts)
-    batch = find_batch(folder, config, table, choose_prompts(config, table, prompts), schema)
-    made = capture_shards(folder, config, capturer, batch, schema)
 
-    def finish_if_needed() -> None:
-        if made or not batch.finished or not is_unchanged(folder.path / ROWS_FILE, folder.facts().get("rows_sha256")):
-            _finish(folder, config, capturer, batch, schema, began)
+    def plan_batch(target: RunFolder) -> tuple[Batch, pa.Schema]:
+        # All shards of an array have the labels of one type.
+        schema = choose_schema(target, prompts)
+        return find_batch(target, config, table, choose_prompts(config, table, prompts), schema), schema
 
-    # All processes of a launch read the store afterwards.
-    current_ranks().wait_for_leader(finish_if_needed)
-    _check_others(folder, batch, schema, config.repair)
+    def missing() -> Iterator[Block]:
+        # Nothing is written, since the run has not begun.
+        batch, schema = plan_batch(Unwritten(folder.path, folder.command, folder.record))
+        if batch.finished and not config.repair:
+            return iter(())
+        blocks, found = cut_into_blocks(batch, config.shard_rows), _find_shards(folder, config, batch, schema)
+        return (_block(batch, blocks, at) for at, shard in enumerate(found) if isinstance(shard, str))
+
+    with open_workers(config, partial(CaptureWorker, model=model), folder, missing) as workers:
+        facts: ModelFacts = workers.facts["model"]
+        made_of = {"model": content_of(facts.source), "places": ", ".join(map(str, workers.facts["places"]))}
+        rendered = rendered_prompts(prompts, config.chat, model=facts)
+        begin_run(folder, config, made_of, facts.device_kinds, facts.dtype, rendered)
+        batch, schema = plan_batch(folder)
+        made = capture_shards(folder, config, workers, batch, schema)
+
+        def finish_if_needed() -> None:
+            whole = is_unchanged(folder.path / ROWS_FILE, folder.facts().get("rows_sha256"))
+            if made or not batch.finished or not whole:
+                _finish(folder, config, workers, batch, schema, began)
+
+        # All processes of a launch read the store afterwards.
+        current_ranks().wait_for_leader(finish_if_needed)
+        _check_others(folder, batch, schema, config.repair)
     return read_report(folder)
 
 
+class CaptureWorker:
+    """Captures the states of blocks of rows.
+
+    Args:
+        config: the options.
+        model: the model that they name, where it is loaded already.
+    """
+
+    def __init__(self, config: CaptureConfig, model: LanguageModel | None = None) -> None:
+        self._model = load_model(config.model, config, config.revision) if model is None else model
+        self.capturer = Capturer(
+            self._model,
+            config.request(self._model.layers),
+            eos=config.eos,
+            max_length=config.max_length,
+            batch_tokens=config.batch_tokens,
+            compile=config.compile,
+        )
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The stream that runs the model."""
+        return [self.capturer.stream]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the model and of its states."""
+        stack, dtype = self.capturer.stream.stack, dtype_name(self.capturer.dtype)
+        facts = {"family": stack.family, "layers": len(stack.blocks), "width": stack.width, "dtype": dtype}
+        return {"model": find_model_facts(self._model), "places": self.capturer.places, **facts}
+
+    def how(self) -> str:
+        """How the model is run."""
+        return self.capturer.stream.how
+
+    def prepare(self, prompts: Sequence[LabelledPrompt], where: Where) -> list[TokenizedPrompt]:
+        """Tokens of some rows."""
+        return self.capturer.tokenize(prompts, where)
+
+    def make(self, tokenized: list[TokenizedPrompt], report: Advance) -> MadeStates:
+        """States of some rows."""
+        captured = self.capturer.read(tokenized, report)
+        return MadeStates(self.capturer.places, captured, budget_facts(self.streams))
+
+
 def capture_shards(
-    folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema
+    folder: RunFolder, config: CaptureConfig, workers: Workers[MadeStates], batch: Batch, schema: pa.Schema
 ) -> int:
     """Write every missing shard of this run; returns the number of these.
 
@@ -115,7 +181,7 @@ def capture_shards(
         StoreCorrupt: a shard of finished rows is missing or damaged, and ``repair`` is not set.
     """
     first, blocks = batch.facts["first_shard"], cut_into_blocks(batch, config.shard_rows)
-    checked = [_find_shard(folder, first + at, block, schema, config.repair) for at, block in enumerate(blocks)]
+    checked = _find_shards(folder, config, batch, schema)
     faults = [(at, shard) for at, shard in enumerate(checked) if isinstance(shard, str)]
     if faults and batch.finished and not config.repair:
         at, wrong = faults[0]
@@ -123,19 +189,13 @@ def capture_shards(
         raise StoreCorrupt(f"{path}: {wrong} ({len(faults)} of {len(checked)} shards); {REPAIR}")
 
     def render_fixed() -> dict[str, dict[str, str]]:
-        return rendered_prompts(batch.prompts, config.chat, model=capturer.language_model) if faults else {}
+        return rendered_prompts(batch.prompts, config.chat, model=workers.facts["model"]) if faults else {}
 
     check_rendered(folder, render_fixed())
-    budget = KeptBudget(folder, [capturer.stream])
+    budget = workers.keep_budget(folder)
 
-    def prepare(at: int) -> list[TokenizedPrompt]:
-        return capturer.tokenize(blocks[at], _where(batch, blocks[at]))
-
-    def make(at: int, tokenized: list[TokenizedPrompt], report: Advance) -> CapturedBlock:
-        return capturer.read(tokenized, report)
-
-    def write(at: int, captured: CapturedBlock) -> Shard:
-        return _new_shard(folder, capturer, captured, blocks[at], first + at, schema)
+    def write(at: int, made: MadeStates) -> Shard:
+        return _new_shard(folder, made, blocks[at], first + at, schema)
 
     known = [shard if isinstance(shard, Shard) else None for shard in checked]
     bar = Progress(
@@ -146,16 +206,23 @@ def capture_shards(
         shard = _find_shard(folder, first + at, blocks[at], schema, deep=False)
         return shard if isinstance(shard, Shard) else None
 
-    maker = make_with_next_prepared(prepare, make)
+    maker = workers.maker(lambda at: _block(batch, blocks, at))
     spread = Spread(find, lambda: weigh_rows(blocks))
     complete_parts(known, maker, write, bar, lambda shard: budget.adopt(shard.facts), spread)
     note_rendered(folder, render_fixed())
     return len(faults)
 
 
-def _where(batch: Batch, block: Sequence[LabelledPrompt]) -> Callable[[int], str]:
-    """The name of a row of a block in messages."""
-    return lambda row: f"{batch.table.path}, id '{block[row].id}'"
+def _block(batch: Batch, blocks: Sequence[Sequence[LabelledPrompt]], at: int) -> Block:
+    """The rows of one shard of a batch."""
+    rows = blocks[at]
+    return Block(at, rows, lambda row: f"{batch.table.path}, id '{rows[row].id}'")
+
+
+def _find_shards(folder: RunFolder, config: CaptureConfig, batch: Batch, schema: pa.Schema) -> list[Shard | str]:
+    """The shards of a batch, each as ``_find_shard`` finds it."""
+    first, blocks = batch.facts["first_shard"], cut_into_blocks(batch, config.shard_rows)
+    return [_find_shard(folder, first + at, block, schema, config.repair) for at, block in enumerate(blocks)]
 
 
 def _find_shard(
@@ -188,14 +255,9 @@ def _check_others(folder: RunFolder, batch: Batch, schema: pa.Schema, deep: bool
 
 
 def _new_shard(
-    folder: RunFolder,
-    capturer: Capturer,
-    captured: CapturedBlock,
-    block: Sequence[LabelledPrompt],
-    number: int,
-    schema: pa.Schema,
+    folder: RunFolder, made: MadeStates, block: Sequence[LabelledPrompt], number: int, schema: pa.Schema
 ) -> Shard:
-    names = list(map(str, capturer.places))
+    names, captured = list(map(str, made.places)), made.captured
     states = write_states(states_path(folder.shards, number), dict(zip(names, captured.values, strict=True)))
     ok = [row.id for row in captured.tokenized if row.id not in captured.problems]
     counted = dict(zip(ok, captured.counts.tolist(), strict=True))
@@ -219,7 +281,7 @@ def _new_shard(
     facts = {
         "states": {**states, "rows": len(ok), "items": len(captured.values[0])},
         "tokens": captured.tokens,
-        "batch_tokens": asdict(capturer.stream.budget),
+        "batch_tokens": made.batch_tokens,
         "problems": [asdict(problem) for problem in captured.problems.values()],
     }
     write_shard(shard_path(folder.shards, number), rows, facts)
@@ -227,18 +289,22 @@ def _new_shard(
 
 
 def _finish(
-    folder: RunFolder, config: CaptureConfig, capturer: Capturer, batch: Batch, schema: pa.Schema, began: float
+    folder: RunFolder,
+    config: CaptureConfig,
+    workers: Workers[MadeStates],
+    batch: Batch,
+    schema: pa.Schema,
+    began: float,
 ) -> None:
-    model, stack = capturer.language_model, capturer.stream.stack
+    told, model = workers.facts, workers.facts["model"]
+    request = config.request(model.layers)
     facts = {
         "source": asdict(model.source),
-        "model": {"family": stack.family, "device": model.placement, "dtype": str(model.dtype)},
-        "request": {name: getattr(capturer.request, name) for name in ("pooling", "over", "dtype", "chat")},
-        "places": list(map(str, capturer.places)),
-        "layers": len(stack.blocks),
-        "width": stack.width,
-        "dtype": dtype_name(capturer.dtype),
-        "how": capturer.stream.how,
+        "model": {"family": told["family"], "device": model.placement, "dtype": str(model.dtype)},
+        "request": {name: getattr(request, name) for name in ("pooling", "over", "dtype", "chat")},
+        "places": list(map(str, told["places"])),
+        **{name: told[name] for name in ("layers", "width", "dtype")},
+        "how": workers.how(),
     }
     finish_store(folder, config, facts, batch, schema, began)
 

@@ -30,12 +30,39 @@ class KeptBudget:
 
     def facts(self) -> dict[str, Any]:
         """The current budget for the record."""
-        return asdict(min((stream.budget for stream in self._streams), key=lambda budget: budget.tokens))
+        return budget_facts(self._streams)
 
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Go on with the budget after a part, whose facts are these."""
         self._put(facts["batch_tokens"])
 
     def _put(self, facts: Mapping[str, Any]) -> None:
-        for stream in self._streams:
-            stream.budget = TokenBudget(**facts)
+        put_budget(self._streams, facts)
+
+
+class RecordedBudget:
+    """The budget of a run whose models are in other processes, each of which goes on with its own.
+
+    Args:
+        folder: folder of the run; its record gets the budget when the run begins.
+        facts: the budget that the first of these processes found.
+    """
+
+    def __init__(self, folder: RunFolder, facts: Mapping[str, Any]) -> None:
+        known = folder.facts()
+        if "batch_tokens" not in known:
+            folder.write({**known, "batch_tokens": dict(facts)})
+
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Nothing: a part that another process made does not change the budget of this one."""
+
+
+def budget_facts(streams: Sequence[Stream]) -> dict[str, Any]:
+    """The least budget of some streams, for the record."""
+    return asdict(min((stream.budget for stream in streams), key=lambda budget: budget.tokens))
+
+
+def put_budget(streams: Sequence[Stream], facts: Mapping[str, Any]) -> None:
+    """Give some streams the budget that a record holds."""
+    for stream in streams:
+        stream.budget = TokenBudget(**facts)

@@ -30,3 +30,7 @@ class InMemory(str):
     def __deepcopy__(self, memo: dict[int, Any]) -> str:
         """The name alone: copies of options are made for records, and the object stays the caller's."""
         return str(self)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """The name alone, where options are sent to another process."""
+        return str, (str(self),)

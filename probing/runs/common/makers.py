@@ -3,16 +3,63 @@
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from probing.instruments.prefetch import prefetch
 from probing.instruments.reading import Advance
 from probing.probes.threads import open_single_threads
+from probing.store.progress import Worker
 
 Ready = TypeVar("Ready")
 Made = TypeVar("Made")
+Where = Callable[[int], str]
+"""The name of a row of a block in messages."""
 Maker = Callable[[Sequence[int], Advance], Generator[Made, None, None]]
 """Makes the parts with these numbers, in order, each when it is asked for."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that make one part of a run.
+
+    Attributes:
+        number: number of the part.
+        rows: the rows.
+        where: their names in messages.
+    """
+
+    number: int
+    rows: Sequence[Any]
+    where: Where
+
+
+@dataclass(frozen=True)
+class Delivery(Generic[Made]):
+    """A part that another process made.
+
+    Attributes:
+        number: number of the part.
+        made: the part.
+        rank: number of the worker that made it.
+        worker: what that worker has done so far; the statuses of its rows are left out.
+    """
+
+    number: int
+    made: Made
+    rank: int
+    worker: Worker
+
+
+@dataclass(frozen=True)
+class MadeElsewhere(Generic[Made]):
+    """Parts that other processes make.
+
+    Attributes:
+        receive: yields the parts that were missing, in the order in which they are done.
+    """
+
+    receive: Callable[[], Generator[Delivery[Made], None, None]]
 
 
 def make_one_after_another(make: Callable[[int, Advance], Made]) -> Maker[Made]:

@@ -19,6 +19,8 @@ from probing.data.places import expand_places
 from probing.data.portions import Part
 from probing.data.rollouts import RolloutColumns
 from probing.errors import UsageError
+from probing.ranks import is_launched
+from probing.runs.common.held import InMemory
 from probing.statistics.folds import LEAST_FOLDS
 from probing.store.files import check_output_name
 from probing.types import SHORT_DTYPES, AdvantageName, Over, check_label_smoothing, find_loss
@@ -27,6 +29,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"
 MOST_TOKENS = 10**8
 """Of a sequence or a batch: far beyond any memory, and small enough for every product of two counts."""
 MOST_ROWS = 10**7
+MOST_ACTORS = 10**5
 MOST_DRAWS = 10**5
 """Of permutations, replicates and the like: the smallest p-value is then 1e-5, and all draws of a row fit in memory."""
 MOST_SEED = 2**32 - 1
@@ -240,6 +243,53 @@ class ArrayOptions(DatasetOptions):
             return range(count)
         first, end = (count * number // self.num_shards for number in (self.shard_index, self.shard_index + 1))
         return range(first, end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Options):
+    """The processes that run the rows.
+
+    Args:
+        engine: "local" runs the rows in this process, or in those of a launch by torchrun; "ray" in actors of Ray, on
+            the machines of a cluster, which needs model-probing[ray].
+        ray_address: address of a cluster of Ray, such as head:6379, or auto for the one on this machine. By default
+            what the environment variable RAY_ADDRESS says, or else Ray is started here and ended with the command.
+        ray_actors: number of actors, each of which loads the model; by default one a card of the cluster, or one where
+            there is no card.
+        ray_max_actors: most actors; more than ray_actors are started where there is room and work for them.
+        ray_cpus: cores of an actor.
+        ray_gpus: cards of an actor, by default one where the cluster has any; with --device balanced a model can be
+            spread over several.
+    """
+
+    engine: Literal["local", "ray"] = option("local", identity=False)
+    ray_address: str | None = option(None, identity=False)
+    ray_actors: int | None = option(None, least=1, most=MOST_ACTORS, identity=False)
+    ray_max_actors: int | None = option(None, least=1, most=MOST_ACTORS, identity=False)
+    ray_cpus: float = option(1.0, above=0, most=MOST_ACTORS, identity=False)
+    ray_gpus: float | None = option(None, least=0, most=MOST_ACTORS, identity=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_ray = [entry for entry in fields(EngineOptions) if entry.name.startswith("ray_")]
+        given = [entry.name for entry in of_ray if getattr(self, entry.name) != entry.default]
+        if self.engine != "ray":
+            if given:
+                raise ValueError(f"{given[0]} says something of Ray; give --engine ray with it")
+            return
+        if importlib.util.find_spec("ray") is None:
+            raise UsageError('--engine ray needs Ray: pip install "model-probing[ray]", or leave it out')
+        if is_launched():
+            raise UsageError("--engine ray starts processes of its own; run the command without a launcher")
+        if self.ray_max_actors is not None and self.ray_max_actors < (self.ray_actors or 1):
+            raise ValueError(f"ray_max_actors is {self.ray_max_actors}, less than ray_actors, {self.ray_actors}")
+        held = [entry.name for entry in fields(self) if entry.metadata.get("holds") == "model"]
+        in_memory = [name for name in held if isinstance(getattr(self, name), InMemory)]
+        if in_memory:
+            raise UsageError(
+                f"{in_memory[0]}: a model in memory cannot be sent to actors of Ray, which load it themselves; name "
+                f"its folder or its hub id"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

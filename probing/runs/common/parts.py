@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,11 +17,11 @@ from probing.data.pairs import LazyPairs, content_sha256
 from probing.data.tables import Table
 from probing.errors import StoreCorrupt
 from probing.instruments.problems import LISTED_PROBLEMS
-from probing.instruments.reading import Advance
 from probing.ranks import current_ranks, deal_out
 from probing.report.progress import Progress
-from probing.runs.common.budget import KeptBudget
-from probing.runs.common.makers import Made, Maker, Ready, make_with_next_prepared
+from probing.runs.common.budget import KeptBudget, RecordedBudget
+from probing.runs.common.makers import Block, Made, MadeElsewhere, Maker
+from probing.store.manifest import RunFolder
 from probing.store.progress import Worker, add_counts
 from probing.store.shards import count_statuses, read_shard, shard_path, write_shard
 from probing.types import PreferencePair, Problem
@@ -33,7 +33,7 @@ TOLD_SECONDS = 0.5
 
 def complete_parts(
     known: Sequence[Part | None],
-    make: Maker[Made],
+    make: Maker[Made] | MadeElsewhere[Made],
     write: Callable[[int, Made], Part],
     bar: Progress,
     adopt: Callable[[Part], None] = lambda part: None,
@@ -48,12 +48,14 @@ def complete_parts(
     Args:
         known: the parts that are there and whole; None for one that has to be made.
         make: makes the missing ones, as ``make_one_after_another``, ``make_with_next_prepared`` and
-            ``make_several_at_once`` return it.
+            ``make_several_at_once`` return it; or tells where they are made.
         write: writes a part that was made, and answers what is remembered of it.
         bar: shows how far it is.
         adopt: told of every part, old or new, before the next one is made.
         spread: how processes share the work; None where the one that leads has to make all parts.
     """
+    if isinstance(make, MadeElsewhere):
+        return _complete_as_they_come(known, make, write, bar)
     if spread is not None and current_ranks().size > 1:
         return _complete_together(known, make, write, bar, adopt, spread)
     missing = [number for number, part in enumerate(known) if part is None]
@@ -65,6 +67,31 @@ def complete_parts(
             bar.count(_count_statuses(whole), earlier=part is not None)
             parts.append(whole)
     return parts
+
+
+def _complete_as_they_come(
+    known: Sequence[Part | None], make: MadeElsewhere[Made], write: Callable[[int, Made], Part], bar: Progress
+) -> list[Part]:
+    """Write the parts that other processes make, in the order in which they are done.
+
+    Raises:
+        StoreCorrupt: a part did not come.
+    """
+    parts = dict(enumerate(known))
+    bar.leave_to_others()
+    for earlier in known:
+        if earlier is not None:
+            bar.count(_count_statuses(earlier), earlier=True)
+    statuses: dict[int, dict[str, int]] = {}
+    with bar, closing(make.receive()) as made:
+        for part in made:
+            parts[part.number] = whole = write(part.number, part.made)
+            statuses[part.rank] = add_counts(statuses.get(part.rank, {}), _count_statuses(whole))
+            bar.hear({part.rank: replace(part.worker, statuses=statuses[part.rank])})
+    missing = [number for number, part in parts.items() if part is None]
+    if missing:
+        raise StoreCorrupt(f"{len(missing)} parts of the run were not made; run the same command again")
+    return [part for part in parts.values() if part is not None]
 
 
 def _count_statuses(part: object) -> dict[str, int]:
@@ -291,53 +318,84 @@ def list_ids(rows: Sequence[WithId]) -> Mapping[str, Sequence[object]]:
     return {"id": rows.ids if isinstance(rows, LazyPairs) else [row.id for row in rows]}
 
 
-def complete_shards(
-    folder: Path,
-    data: Blocks[Any],
-    schema: pa.Schema,
-    prepare: Callable[[range], Ready],
-    make: Callable[[int, Ready, Advance], Shard],
-    *,
-    budget: KeptBudget | None = None,
-    whole: Callable[[int], bool] = lambda number: True,
-    columns: Callable[[Sequence[Any]], Mapping[str, Sequence[object]]] = list_ids,
-    prefix: str = "",
-    doing: str = "scoring",
-) -> list[Shard]:
-    """Complete all shards of a dataset: read those of an earlier run, and make the others.
+@dataclass(frozen=True)
+class Shards:
+    """Where the shards of a dataset are, and how one is known to be whole.
 
-    Args:
+    Attributes:
         folder: folder of the shards.
         data: dataset that the shards are made from.
         schema: schema of a shard's rows.
-        prepare: does what can be done for a block while the one before it is made.
-        make: makes the shard with this number from what was prepared for it.
-        budget: token budget, which goes on as it was after each shard.
         whole: whether the further files of a shard that is there are there as well.
         columns: values that a shard of some rows has in some columns, by which it is known to be of them.
         prefix: prefix of the names of files.
-        doing: label of the progress bar.
     """
 
-    def find(number: int) -> Shard | None:
-        path = shard_path(folder, number, prefix)
-        shard = find_shard(path, schema, columns(data.pick(data.blocks[number]))) if path.is_file() else None
-        return StoredShard.of(shard, path) if shard is not None and whole(number) else None
+    folder: Path
+    data: Blocks[Any]
+    schema: pa.Schema
+    whole: Callable[[int], bool] = lambda number: True
+    columns: Callable[[Sequence[Any]], Mapping[str, Sequence[object]]] = list_ids
+    prefix: str = ""
 
-    def write(number: int, shard: Shard) -> Shard:
-        path = shard_path(folder, number, prefix)
-        write_shard(path, shard.rows, shard.facts)
-        return StoredShard.of(shard, path)
+    def path(self, number: int) -> Path:
+        """The file of one shard."""
+        return shard_path(self.folder, number, self.prefix)
 
-    def adopt(shard: Shard) -> None:
-        if budget is not None:
-            budget.adopt(shard.facts)
+    def find(self, number: int) -> Shard | None:
+        """A shard that an earlier run wrote; None if it has to be made."""
+        path = self.path(number)
+        if not path.is_file():
+            return None
+        shard = find_shard(path, self.schema, self.columns(self.data.pick(self.data.blocks[number])))
+        return StoredShard.of(shard, path) if shard is not None and self.whole(number) else None
 
-    known = [find(number) for number in range(len(data.blocks))]
-    done = [len(block) for block, shard in zip(data.blocks, known, strict=True) if shard is not None]
-    bar = Progress(len(data.rows), sum(done), doing=doing)
-    maker = make_with_next_prepared(lambda number: prepare(data.blocks[number]), make)
-    return complete_parts(known, maker, write, bar, adopt, Spread(find, lambda: data.weights))
+    def block(self, number: int) -> Block:
+        """The rows of one shard."""
+        rows = self.data.blocks[number]
+        return Block(number, self.data.of(rows), self.data.where(rows))
+
+    def missing(self, run: RunFolder) -> Iterator[Block]:
+        """The rows of every shard that has to be made; of none where the run is finished."""
+        numbers = range(0) if run.finished else range(len(self.data.blocks))
+        return (self.block(number) for number in numbers if self.find(number) is None)
+
+    def complete(
+        self,
+        maker: Maker[Made] | MadeElsewhere[Made],
+        finish: Callable[[int, Made], Shard],
+        *,
+        budget: KeptBudget | RecordedBudget | None = None,
+        doing: str = "scoring",
+    ) -> list[Shard]:
+        """Complete all shards: read those of an earlier run, and make the others.
+
+        Args:
+            maker: makes the missing ones.
+            finish: writes the further files of what was made, and answers its shard.
+            budget: token budget, which goes on as it was after each shard.
+            doing: label of the progress bar.
+        """
+
+        def write(number: int, made: Made) -> Shard:
+            shard = finish(number, made)
+            write_shard(self.path(number), shard.rows, shard.facts)
+            return StoredShard.of(shard, self.path(number))
+
+        def adopt(shard: Shard) -> None:
+            if budget is not None:
+                budget.adopt(shard.facts)
+
+        blocks = self.data.blocks
+        known = [self.find(number) for number in range(len(blocks))]
+        done = sum(len(block) for block, shard in zip(blocks, known, strict=True) if shard is not None)
+        bar = Progress(len(self.data.rows), done, doing=doing)
+        return complete_parts(known, maker, write, bar, adopt, Spread(self.find, lambda: self.data.weights))
+
+
+def keep_shard(number: int, shard: Shard) -> Shard:
+    """The shard itself: for ``Shards.complete`` where a shard is all that is made."""
+    return shard
 
 
 def note_making(

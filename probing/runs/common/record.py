@@ -22,6 +22,7 @@ from probing.models.devices import device_names
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.runs.common.about import BEGAN, RENDERED, today
+from probing.runs.common.model_facts import AnyModel
 from probing.runs.common.options import Options
 from probing.runs.common.versions import versions
 from probing.store.activations import ActivationStore
@@ -39,7 +40,7 @@ def begin_run(
     folder: RunFolder,
     config: Options,
     made_of: Mapping[str, Any],
-    devices: Sequence[torch.device],
+    devices: Sequence[torch.device] | str,
     dtype: torch.dtype | None = None,
     rendered: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
@@ -49,7 +50,7 @@ def begin_run(
         folder: folder of the run.
         config: the job's options; those that are part of its identity are compared with those in the record.
         made_of: hashes and names that tell the run's models, states and data from others.
-        devices: devices that the run computes on.
+        devices: devices that the run computes on; or their kinds, as ``device_names`` says them.
         dtype: dtype of the run's model, unless ``made_of`` says it.
         rendered: hashes of what chat templates write today. They are recorded, and compared by ``check_rendered``: what
             is finished can still be read on another day.
@@ -57,7 +58,8 @@ def begin_run(
     Raises:
         SourceMismatch: the folder's run was made from something else; names each difference.
     """
-    depends_on = {**made_of, "options": config.identity(), "device": device_names(devices)}
+    kinds = devices if isinstance(devices, str) else device_names(devices)
+    depends_on = {**made_of, "options": config.identity(), "device": kinds}
     depends_on |= {} if dtype is None else {"dtype": dtype_name(dtype)}
     depends_on |= {"versions": versions()}
     known = folder.facts()
@@ -87,27 +89,25 @@ def begin_identified(folder: RunFolder, config: Options, depends_on: Mapping[str
         log.warning("%s holds this run, finished: its results are shown again", folder.path)
 
 
-def rendered_pairs(pairs: Sequence[PreferencePair], **models: LanguageModel) -> dict[str, dict[str, str]]:
+def rendered_pairs(pairs: Sequence[PreferencePair], **models: AnyModel) -> dict[str, dict[str, str]]:
     """Hashes of what the chat template of each model writes around pairs; none for pairs of plain text."""
     if not isinstance(pairs, LazyPairs):
         return _rendered([pair.chat_template_kwargs for pair in pairs if pair.conversational], models)
     return _rendered(pairs.facts.arguments, models)
 
 
-def rendered_prompts(
-    prompts: Sequence[LabelledPrompt], chat: bool, **models: LanguageModel
-) -> dict[str, dict[str, str]]:
+def rendered_prompts(prompts: Sequence[LabelledPrompt], chat: bool, **models: AnyModel) -> dict[str, dict[str, str]]:
     """The same of prompts; ``chat`` says whether plain text becomes a user's turn."""
     arguments = [prompt.chat_template_kwargs for prompt in prompts if is_rendered(prompt, chat)]
     return _rendered(arguments, models)
 
 
-def rendered_groups(groups: Sequence[RolloutGroup], **models: LanguageModel) -> dict[str, dict[str, str]]:
+def rendered_groups(groups: Sequence[RolloutGroup], **models: AnyModel) -> dict[str, dict[str, str]]:
     """The same of groups of responses; none for groups of plain text."""
     return _rendered([group.chat_template_kwargs for group in groups if group.conversational], models)
 
 
-def _rendered(arguments: Sequence[Any], models: Mapping[str, LanguageModel]) -> dict[str, dict[str, str]]:
+def _rendered(arguments: Sequence[Any], models: Mapping[str, AnyModel]) -> dict[str, dict[str, str]]:
     if not arguments:
         return {}
     return {name: rendered_sha256(model.tokenizer, arguments) for name, model in models.items()}
@@ -174,7 +174,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def model_facts(model: LanguageModel) -> dict[str, Any]:
+def model_facts(model: AnyModel) -> dict[str, Any]:
     """Facts of a model for the record: its source, its devices and its dtype."""
     return asdict(model.source) | {"device": model.placement, "dtype": str(model.dtype)}
 

@@ -3,13 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from probing.store.shards import read_shard, shard_path, stream_shards, write_shard
 
+if TYPE_CHECKING:
+    from probing.runs.common.parts import Shard
+
 TOKENS_FILE = "tokens.parquet"
 PREFIX = "tokens_"
+WithTokens = tuple["Shard", pa.Table | None]
+"""A shard, and the table of the tokens of its rows, where one is made."""
 JoinTokens = Callable[[Path], list[str]]
 """Joins the tokens of all shards into one file in a folder; returns the names of the files."""
 
@@ -32,6 +38,12 @@ class TokenShards:
         """Write the tokens of a shard; before the shard itself, so that a whole shard has its tokens."""
         if self.wanted and tokens is not None:
             write_shard(self._path(number), tokens, {})
+
+    def keep(self, number: int, made: WithTokens) -> "Shard":
+        """Write the tokens of a shard that was made with them; answers the shard."""
+        shard, tokens = made
+        self.write(number, tokens)
+        return shard
 
     def is_whole(self, number: int) -> bool:
         """Whether the tokens of a shard are there and intact."""

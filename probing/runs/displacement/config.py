@@ -9,6 +9,7 @@ from probing.runs.common.options import (
     MOST_ROWS,
     ArrayOptions,
     BetaOptions,
+    EngineOptions,
     GroupOptions,
     PairOptions,
     PlotOptions,
@@ -24,7 +25,9 @@ PREDICTORS = (*SCORE_COLUMNS, *RATE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DisplacementConfig(TwoModelOptions, PairOptions, GroupOptions, BetaOptions, PlotOptions, ArrayOptions):
+class DisplacementConfig(
+    TwoModelOptions, PairOptions, GroupOptions, BetaOptions, PlotOptions, ArrayOptions, EngineOptions
+):
     """Compare two models on preference pairs: which responses lost probability, and to which tokens it went.
 
     Writes displacement.parquet, tokens.parquet, plots.html and run.json; with --steps course.parquet and course.html
@@ -65,6 +68,11 @@ class DisplacementConfig(TwoModelOptions, PairOptions, GroupOptions, BetaOptions
         given = [name for name in ("policy", "adapter", "steps") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of policy, adapter and steps; given: {' and '.join(given) or 'none'}")
+        if self.steps is not None and self.engine == "ray":
+            raise UsageError(
+                "--steps compares one checkpoint after the other, which --engine ray does not do; leave out --engine, "
+                "and put torchrun in front of the command"
+            )
         self.predictor_names()
 
     def predictor_names(self) -> tuple[str, ...]:

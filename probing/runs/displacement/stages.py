@@ -3,17 +3,20 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
+from probing.engine.stream import Stream
 from probing.errors import NotFinite, ProbingError
 from probing.instruments.columns import LIKELIHOOD_COLUMNS, TOKEN_COLUMNS
 from probing.instruments.pair_changes import (
     TOKENS_SCHEMA,
     PairComparer,
+    change_columns,
     check_same_head,
     check_same_tokens,
     measure_likelihoods,
@@ -21,12 +24,14 @@ from probing.instruments.pair_changes import (
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.reading import Advance
-from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.tables import counts
-from probing.runs.common.budget import KeptBudget
-from probing.runs.common.parts import Dataset, Shard, complete_shards, note_making, pair_facts, to_rows
+from probing.runs.common.budget import budget_facts
+from probing.runs.common.engines import open_workers
+from probing.runs.common.makers import Where, make_with_next_prepared
+from probing.runs.common.model_facts import ModelFacts, find_model_facts
+from probing.runs.common.parts import Dataset, Shard, Shards, keep_shard, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -42,7 +47,8 @@ from probing.runs.common.record import (
     rendered_pairs,
     report_of,
 )
-from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards
+from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
+from probing.runs.common.workers import Workers
 from probing.runs.displacement.config import COURSE_FILE, COURSE_PLOT, PAIRS_FILE, DisplacementConfig
 from probing.runs.displacement.data import Inputs
 from probing.runs.displacement.files import write_pages
@@ -57,7 +63,7 @@ from probing.runs.displacement.tables import Results, course_frame, make_tables
 from probing.store.manifest import RUN_FILE, RunFolder
 from probing.store.shards import join_shards
 from probing.tokens.pairs import TokenizedPair
-from probing.types import Report
+from probing.types import PreferencePair, Report
 
 COURSE_SCHEMA = pa.schema([("id", pa.string()), ("chosen_logprob", pa.float64()), ("rejected_logprob", pa.float64())])
 
@@ -72,30 +78,26 @@ def compare_into(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) 
     """
     began = time.monotonic()
     data = Dataset(inputs.table, inputs.pairs, config.shard_pairs)
-    reference = load_reference(config)
-    policy, taken, broken = find_policy(config, inputs.steps, reference)
-    made_of = _identify_content(inputs, reference, policy)
-    rendered = rendered_pairs(inputs.pairs, reference=reference, policy=policy)
-    begin_run(folder, config, made_of, devices_of(reference), reference.dtype, rendered)
-    if not folder.finished:
-        check_rendered(folder, rendered)
-        comparer = make_comparer(config, reference, policy)
-        shards = compare_shards(folder, data, comparer)
-        note_rendered(folder, rendered_pairs(inputs.pairs, reference=reference, policy=policy))
-        facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
-        facts |= {"how": {"reference": comparer.before.stream.how, "policy": comparer.after.stream.how}}
-        before = comparer.before
-        # Only one policy is in memory at a time.
-        del comparer, policy
-        earlier = [(step, path) for step, path in inputs.steps or () if taken is not None and step < taken]
-        likelihoods_of, unreadable = measure_steps(folder, config, data, before, earlier)
-        current_ranks().leave()
-        course = None
-        if taken is not None:
-            course = course_frame(pa.concat_tables([shard.rows for shard in shards]).to_pandas(), likelihoods_of, taken)
-        steps = Steps(taken, [*broken, *unreadable], course)
-        tokens = token_shards(folder, config.top).joiner(len(data.blocks))
-        finish_changes(folder, config, inputs, shards, facts, steps=steps, tokens=tokens, began=began)
+    tokens = token_shards(folder, config.top)
+    plan = Shards(folder.shards, data, schema_of(config), whole=tokens.is_whole)
+    with open_workers(
+        config, partial(CompareWorker, steps=inputs.steps), folder, partial(plan.missing, folder)
+    ) as workers:
+        reference: ModelFacts = workers.facts["reference"]
+        policy: ModelFacts = workers.facts["policy"]
+        made_of = _identify_content(inputs, reference, policy)
+        rendered = rendered_pairs(inputs.pairs, reference=reference, policy=policy)
+        begin_run(folder, config, made_of, reference.device_kinds, reference.dtype, rendered)
+        if not folder.finished:
+            check_rendered(folder, rendered)
+            shards = compare_shards(folder, plan, tokens, workers)
+            note_rendered(folder, rendered_pairs(inputs.pairs, reference=reference, policy=policy))
+            facts: dict[str, Any] = {"reference": model_facts(reference), "policy": model_facts(policy)}
+            facts |= {"how": workers.how()}
+            steps = follow_steps(folder, config, inputs, shards, workers)
+            current_ranks().leave()
+            joiner = tokens.joiner(len(data.blocks))
+            finish_changes(folder, config, inputs, shards, facts, steps=steps, tokens=joiner, began=began)
     clear(folder.shards)
     return read_report(folder, config, inputs)
 
@@ -113,6 +115,35 @@ class Steps:
     policy: int | None
     broken: Sequence[Mapping[str, Any]]
     course: pd.DataFrame | None
+
+
+def follow_steps(
+    folder: RunFolder,
+    config: DisplacementConfig,
+    inputs: Inputs,
+    shards: Sequence[Shard],
+    workers: Workers[WithTokens],
+) -> Steps:
+    """The course of the likelihoods over the checkpoints, where these are compared; and what is wrong with any.
+
+    Args:
+        folder: folder of the run.
+        config: the options.
+        inputs: the pairs, and the checkpoints.
+        shards: changes from the reference to the policy, in order.
+        workers: what made them; in this process, where there are checkpoints.
+    """
+    taken: int | None = workers.facts["step"]
+    if taken is None:
+        return Steps(None, [], None)
+    assert isinstance(workers.local, CompareWorker)
+    # Only one policy is in memory at a time.
+    before = workers.local.drop_policy()
+    data = Dataset(inputs.table, inputs.pairs, config.shard_pairs)
+    earlier = [(step, path) for step, path in inputs.steps or () if step < taken]
+    likelihoods_of, unreadable = measure_steps(folder, config, data, before, earlier)
+    course = course_frame(pa.concat_tables([shard.rows for shard in shards]).to_pandas(), likelihoods_of, taken)
+    return Steps(taken, [*workers.facts["broken"], *unreadable], course)
 
 
 def finish_changes(
@@ -152,7 +183,7 @@ def finish_changes(
     finish(folder, config, facts, hash_files(folder, wrote), began)
 
 
-def _identify_content(inputs: Inputs, reference: LanguageModel, policy: LanguageModel) -> dict[str, Any]:
+def _identify_content(inputs: Inputs, reference: ModelFacts, policy: ModelFacts) -> dict[str, Any]:
     """Hashes that identify the models and the data."""
     return {
         "reference": content_of(reference.source),
@@ -183,28 +214,73 @@ def token_shards(folder: RunFolder, top: int) -> TokenShards:
     return TokenShards(folder.shards, TOKENS_SCHEMA, wanted=top > 0)
 
 
-def compare_shards(folder: RunFolder, data: Dataset, comparer: PairComparer) -> list[Shard]:
-    """Compute the changes of every pair; those of tokens are written beside them."""
+def schema_of(config: DisplacementConfig) -> pa.Schema:
+    """Types of a table of changes."""
     kinds = {"boolean": pa.bool_(), "float64": pa.float64()}
-    schema = pa.schema(
+    return pa.schema(
         [("id", pa.string()), ("status", pa.string())]
         + [(name, pa.int64()) for name in TOKEN_COLUMNS]
-        + [(name, kinds[kind]) for name, kind in comparer.columns.items()]
+        + [(name, kinds[kind]) for name, kind in change_columns(config.predictor_names()).items()]
     )
-    budget, tokens = KeptBudget(folder, comparer.streams), token_shards(folder, comparer.top)
 
-    def prepare(block: range) -> list[TokenizedPair]:
-        return comparer.tokenize(data.of(block), data.where(block))
 
-    def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
+class CompareWorker:
+    """Compares two models on blocks of pairs.
+
+    Args:
+        config: the options.
+        steps: checkpoints of which the last readable one is the policy, by step; None where the options name it.
+    """
+
+    def __init__(self, config: DisplacementConfig, steps: Sequence[tuple[int, Path]] | None) -> None:
+        self._config, self._reference = config, load_reference(config)
+        policy, self._step, self._broken = find_policy(config, steps, self._reference)
+        self._policy: LanguageModel | None = policy
+
+    @cached_property
+    def comparer(self) -> PairComparer:
+        """Compares the models."""
+        assert self._policy is not None
+        return make_comparer(self._config, self._reference, self._policy)
+
+    def drop_policy(self) -> PairScorer:
+        """Give up the policy, and with it the comparing; what is left is the scorer with the reference."""
+        before = self.comparer.before
+        del self.comparer
+        self._policy = None
+        return before
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams that run both models."""
+        return self.comparer.streams
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the models, the step of the policy, and the checkpoints that cannot be read."""
+        assert self._policy is not None
+        models = {"reference": find_model_facts(self._reference), "policy": find_model_facts(self._policy)}
+        return {**models, "step": self._step, "broken": self._broken}
+
+    def how(self) -> dict[str, str]:
+        """How each model is run."""
+        return {"reference": self.comparer.before.stream.how, "policy": self.comparer.after.stream.how}
+
+    def prepare(self, pairs: Sequence[PreferencePair], where: Where) -> list[TokenizedPair]:
+        """Tokens of some pairs."""
+        return self.comparer.tokenize(pairs, where)
+
+    def make(self, tokenized: list[TokenizedPair], report: Advance) -> WithTokens:
+        """Changes of some pairs, and of their tokens."""
         began = time.monotonic()
-        compared = comparer.compare(tokenized, report)
-        tokens.write(number, compared.tokens)
-        return note_making(to_rows(compared.frame, schema), compared.problems, compared.run, began, budget.facts())
+        compared = self.comparer.compare(tokenized, report)
+        rows, budget = to_rows(compared.frame, schema_of(self._config)), budget_facts(self.streams)
+        return note_making(rows, compared.problems, compared.run, began, budget), compared.tokens
 
-    return complete_shards(
-        folder.shards, data, schema, prepare, make, budget=budget, whole=tokens.is_whole, doing="comparing"
-    )
+
+def compare_shards(folder: RunFolder, plan: Shards, tokens: TokenShards, workers: Workers[WithTokens]) -> list[Shard]:
+    """Changes of every pair; those of tokens are written beside them."""
+    budget = workers.keep_budget(folder)
+    return plan.complete(workers.maker(plan.block), tokens.keep, budget=budget, doing="comparing")
 
 
 def measure_steps(
@@ -240,10 +316,12 @@ def measure_step(
     )
     check_same_head(before, scorer)
 
-    def prepare(block: range) -> list[TokenizedPair]:
-        pairs, where = data.of(block), data.where(block)
-        tokenized = scorer.tokenize(pairs, where)
-        check_same_tokens(before.tokenize(pairs, where), tokenized, policy, where)
+    plan = Shards(folder.shards, data, COURSE_SCHEMA, prefix=f"step_{step:09d}_")
+
+    def prepare(number: int) -> list[TokenizedPair]:
+        block = plan.block(number)
+        tokenized = scorer.tokenize(block.rows, block.where)
+        check_same_tokens(before.tokenize(block.rows, block.where), tokenized, policy, block.where)
         return [pair for pair in tokenized if pair.problem is None]
 
     def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
@@ -253,8 +331,7 @@ def measure_step(
         report(len(block), sum(len(pair.chosen) + len(pair.rejected) for pair in tokenized))
         return Shard(to_rows(pd.DataFrame(rows, columns=COURSE_SCHEMA.names), COURSE_SCHEMA), {})
 
-    prefix, doing = f"step_{step:09d}_", f"step {step}"
-    shards = complete_shards(folder.shards, data, COURSE_SCHEMA, prepare, make, prefix=prefix, doing=doing)
+    shards = plan.complete(make_with_next_prepared(prepare, make), keep_shard, doing=f"step {step}")
     frame = pa.concat_tables([shard.rows for shard in shards]).to_pandas()
     if len(frame) and not frame["chosen_logprob"].notna().any():
         raise NotFinite("it gives no pair a finite likelihood")

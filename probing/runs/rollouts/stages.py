@@ -2,24 +2,28 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
 
 from probing.data.rollouts import name_response
 from probing.data.tables import Table
+from probing.engine.stream import Stream
 from probing.errors import SourceMismatch
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.pull_rows import PULLS_SCHEMA
 from probing.instruments.reading import Advance
 from probing.instruments.rollout_rates import ROLLOUTS_SCHEMA, RolloutScorer
-from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.tables import counts
-from probing.runs.common.budget import KeptBudget
+from probing.runs.common.budget import budget_facts
+from probing.runs.common.engines import open_workers
+from probing.runs.common.makers import Where
+from probing.runs.common.model_facts import ModelFacts, find_model_facts
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Blocks, Shard, complete_shards, note_making, pair_facts, to_rows
+from probing.runs.common.parts import Blocks, Shard, Shards, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -33,7 +37,8 @@ from probing.runs.common.record import (
     rendered_groups,
     report_of,
 )
-from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards
+from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
+from probing.runs.common.workers import Workers
 from probing.runs.rollouts.config import ROLLOUTS_FILE, RolloutsConfig
 from probing.runs.rollouts.data import describe_data
 from probing.runs.rollouts.files import write_pages
@@ -53,20 +58,20 @@ def measure_into(folder: RunFolder, config: RolloutsConfig, table: Table, groups
         DataInvalid, NotFinite: not one group could be measured.
     """
     began = time.monotonic()
-    model = load_model(config.model, config, config.revision)
-    made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
-    rendered = rendered_groups(groups, model=model)
-    begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
-    if not folder.finished:
-        check_rendered(folder, rendered)
-        data = Blocks(table, groups, config.shard_groups)
-        scorer = make_scorer(config, model)
-        shards = measure_shards(folder, data, scorer)
-        current_ranks().leave()
-        note_rendered(folder, rendered_groups(groups, model=model))
-        facts = {"model": model_facts(model), "how": scorer.stream.how}
-        tokens = TokenShards(folder.shards, PULLS_SCHEMA)
-        finish_rates(folder, config, data, shards, facts, tokens=tokens.joiner(len(data.blocks)), began=began)
+    data, tokens = Blocks(table, groups, config.shard_groups), TokenShards(folder.shards, PULLS_SCHEMA)
+    plan = Shards(folder.shards, data, ROLLOUTS_SCHEMA, whole=tokens.is_whole, columns=list_response_ids)
+    with open_workers(config, RolloutsWorker, folder, partial(plan.missing, folder)) as workers:
+        model: ModelFacts = workers.facts["model"]
+        made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
+        rendered = rendered_groups(groups, model=model)
+        begin_run(folder, config, made_of, model.device_kinds, model.dtype, rendered)
+        if not folder.finished:
+            check_rendered(folder, rendered)
+            shards = measure_shards(folder, plan, tokens, workers)
+            current_ranks().leave()
+            note_rendered(folder, rendered_groups(groups, model=model))
+            facts = {"model": model_facts(model), "how": workers.how()}
+            finish_rates(folder, config, data, shards, facts, tokens=tokens.joiner(len(data.blocks)), began=began)
     clear(folder.shards)
     return read_report(folder, config, groups)
 
@@ -112,32 +117,50 @@ def make_scorer(config: RolloutsConfig, model: LanguageModel) -> RolloutScorer:
     )
 
 
-def measure_shards(folder: RunFolder, data: Blocks[RolloutGroup], scorer: RolloutScorer) -> list[Shard]:
-    """Rates of the responses of every group; the pulls of tokens are written beside them."""
-    budget, tokens = KeptBudget(folder, [scorer.stream]), TokenShards(folder.shards, PULLS_SCHEMA)
+class RolloutsWorker:
+    """Computes the rates of blocks of groups.
 
-    def prepare(block: range) -> list[TokenizedGroup]:
-        return scorer.tokenize(data.of(block), data.where(block))
+    Args:
+        config: the options.
+    """
 
-    def make(number: int, tokenized: list[TokenizedGroup], report: Advance) -> Shard:
+    def __init__(self, config: RolloutsConfig) -> None:
+        self._config, self._model = config, load_model(config.model, config, config.revision)
+
+    @cached_property
+    def scorer(self) -> RolloutScorer:
+        """Scores groups with the model."""
+        return make_scorer(self._config, self._model)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The stream that runs the model."""
+        return [self.scorer.stream]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the model."""
+        return {"model": find_model_facts(self._model)}
+
+    def how(self) -> str:
+        """How the model is run."""
+        return self.scorer.stream.how
+
+    def prepare(self, groups: Sequence[RolloutGroup], where: Where) -> list[TokenizedGroup]:
+        """Tokens of some groups."""
+        return self.scorer.tokenize(groups, where)
+
+    def make(self, tokenized: list[TokenizedGroup], report: Advance) -> WithTokens:
+        """Rates of the responses of some groups, and the pulls of their tokens."""
         began = time.monotonic()
-        scored = scorer.score(tokenized, report)
-        tokens.write(number, scored.pulls)
-        return note_making(
-            to_rows(scored.frame, ROLLOUTS_SCHEMA), scored.problems, scored.tokens, began, budget.facts()
-        )
+        scored = self.scorer.score(tokenized, report)
+        rows, budget = to_rows(scored.frame, ROLLOUTS_SCHEMA), budget_facts(self.streams)
+        return note_making(rows, scored.problems, scored.tokens, began, budget), scored.pulls
 
-    return complete_shards(
-        folder.shards,
-        data,
-        ROLLOUTS_SCHEMA,
-        prepare,
-        make,
-        budget=budget,
-        whole=tokens.is_whole,
-        columns=list_response_ids,
-        doing="measuring",
-    )
+
+def measure_shards(folder: RunFolder, plan: Shards, tokens: TokenShards, workers: Workers[WithTokens]) -> list[Shard]:
+    """Rates of the responses of every group; the pulls of tokens are written beside them."""
+    budget = workers.keep_budget(folder)
+    return plan.complete(workers.maker(plan.block), tokens.keep, budget=budget, doing="measuring")
 
 
 def list_response_ids(groups: Sequence[RolloutGroup]) -> Mapping[str, Sequence[object]]:

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, fields
 
 from probing.instruments.columns import RATE_COLUMNS, REF_LOGPS, REGIME_COLUMNS, known_columns, split_columns
-from probing.runs.common.options import ArrayOptions, HubOptions, LossOptions, PairOptions, PlotOptions, option
+from probing.runs.common.options import (
+    ArrayOptions,
+    EngineOptions,
+    HubOptions,
+    LossOptions,
+    PairOptions,
+    PlotOptions,
+    option,
+)
 
 SCORES_FILE = "scores.parquet"
 PLOTS_FILE = "plots.html"
@@ -12,7 +20,7 @@ SUGGESTED_DROP = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(PairOptions, LossOptions, HubOptions, PlotOptions, ArrayOptions):
+class ScoreConfig(PairOptions, LossOptions, HubOptions, PlotOptions, ArrayOptions, EngineOptions):
     """Score every pair of a preference dataset by CHES and its relatives.
 
     Writes scores.parquet, plots.html and run.json; and tokens.parquet, and the pairs with log-probabilities, where

@@ -4,27 +4,30 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.instruments.columns import GROUPS, TOKEN_COLUMNS
+from probing.engine.stream import Stream
+from probing.instruments.columns import GROUPS, TOKEN_COLUMNS, known_columns
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.pull_rows import PULLS_SCHEMA
 from probing.instruments.reading import Advance
-from probing.models.devices import devices_of
 from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.pulls import pull_tables
 from probing.report.tables import counts
-from probing.runs.common.budget import KeptBudget
+from probing.runs.common.engines import open_workers
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.losses import make_loss
+from probing.runs.common.makers import Where
+from probing.runs.common.model_facts import ModelFacts, find_model_facts
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Dataset, Shard, complete_shards, note_making, pair_facts, to_rows
+from probing.runs.common.parts import Dataset, Shard, Shards, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
     begin_run,
     check_files,
@@ -40,7 +43,8 @@ from probing.runs.common.record import (
     report_of,
 )
 from probing.runs.common.scored import recorded_shard
-from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards
+from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
+from probing.runs.common.workers import Workers
 from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
 from probing.runs.score.files import write_pages
 from probing.runs.score.rows import check_ref_logps, write_ref_logps
@@ -66,20 +70,20 @@ def score_into(folder: RunFolder, config: ScoreConfig, table: Table, pairs: Sequ
         DataInvalid, NotFinite: not one pair could be scored.
     """
     began = time.monotonic()
-    model = load_model(config.model, config, config.revision)
-    made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
-    rendered = rendered_pairs(pairs, model=model)
-    begin_run(folder, config, made_of, devices_of(model), model.dtype, rendered)
-    if not folder.finished:
-        check_rendered(folder, rendered)
-        data = Dataset(table, pairs, config.shard_pairs)
-        scorer = make_scorer(config, model)
-        shards = score_shards(folder, data, scorer)
-        current_ranks().leave()
-        note_rendered(folder, rendered_pairs(pairs, model=model))
-        facts = {"model": model_facts(model), "how": scorer.stream.how}
-        tokens = token_shards(folder, config.pull)
-        finish_scores(folder, config, data, shards, facts, tokens=tokens.joiner(len(data.blocks)), began=began)
+    data, tokens = Dataset(table, pairs, config.shard_pairs), token_shards(folder, config.pull)
+    plan = Shards(folder.shards, data, schema_of(known_columns(config.computed)), whole=tokens.is_whole)
+    with open_workers(config, ScoreWorker, folder, partial(plan.missing, folder)) as workers:
+        model: ModelFacts = workers.facts["model"]
+        made_of = {"model": content_of(model.source), "data": {"sha256": table.sha256}}
+        rendered = rendered_pairs(pairs, model=model)
+        begin_run(folder, config, made_of, model.device_kinds, model.dtype, rendered)
+        if not folder.finished:
+            check_rendered(folder, rendered)
+            shards = score_shards(folder, plan, tokens, workers)
+            current_ranks().leave()
+            note_rendered(folder, rendered_pairs(pairs, model=model))
+            facts = {"model": model_facts(model), "how": workers.how()}
+            finish_scores(folder, config, data, shards, facts, tokens=tokens.joiner(len(data.blocks)), began=began)
     clear(folder.shards)
     return read_report(folder, pairs)
 
@@ -140,20 +144,47 @@ def schema_of(columns: Sequence[str]) -> pa.Schema:
     return pa.schema([(name, _KINDS.get(name, pa.float64())) for name in columns])
 
 
-def score_shards(folder: RunFolder, data: Dataset, scorer: PairScorer) -> list[Shard]:
-    """Scores of every pair."""
-    schema, tokens = schema_of(scorer.columns), token_shards(folder, scorer.pull)
+class ScoreWorker:
+    """Scores blocks of pairs.
 
-    def prepare(block: range) -> list[TokenizedPair]:
-        return scorer.tokenize(data.of(block), data.where(block))
+    Args:
+        config: the options.
+    """
 
-    def make(number: int, tokenized: list[TokenizedPair], report: Advance) -> Shard:
-        shard, pulls = _new_shard(scorer, schema, tokenized, report)
-        tokens.write(number, pulls)
-        return shard
+    def __init__(self, config: ScoreConfig) -> None:
+        self._config, self._schema = config, schema_of(known_columns(config.computed))
+        self._model = load_model(config.model, config, config.revision)
 
-    budget = KeptBudget(folder, [scorer.stream])
-    return complete_shards(folder.shards, data, schema, prepare, make, budget=budget, whole=tokens.is_whole)
+    @cached_property
+    def scorer(self) -> PairScorer:
+        """Scores pairs with the model."""
+        return make_scorer(self._config, self._model)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The stream that runs the model."""
+        return [self.scorer.stream]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the model."""
+        return {"model": find_model_facts(self._model)}
+
+    def how(self) -> str:
+        """How the model is run."""
+        return self.scorer.stream.how
+
+    def prepare(self, pairs: Sequence[PreferencePair], where: Where) -> list[TokenizedPair]:
+        """Tokens of some pairs."""
+        return self.scorer.tokenize(pairs, where)
+
+    def make(self, tokenized: list[TokenizedPair], report: Advance) -> WithTokens:
+        """Scores of some pairs."""
+        return _new_shard(self.scorer, self._schema, tokenized, report)
+
+
+def score_shards(folder: RunFolder, plan: Shards, tokens: TokenShards, workers: Workers[WithTokens]) -> list[Shard]:
+    """Scores of every pair; the pulls of tokens are written beside them."""
+    return plan.complete(workers.maker(plan.block), tokens.keep, budget=workers.keep_budget(folder))
 
 
 def _new_shard(

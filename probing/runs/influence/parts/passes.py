@@ -11,7 +11,8 @@ from probing.instruments.columns import TOKEN_COLUMNS
 from probing.instruments.influence import renew_head
 from probing.instruments.pair_scores import as_frame, count_run_tokens
 from probing.instruments.reading import Advance, report_tokens, split_runnable
-from probing.runs.common.parts import Shard, complete_shards, note_making, to_rows
+from probing.runs.common.makers import make_with_next_prepared
+from probing.runs.common.parts import Shard, Shards, keep_shard, note_making, to_rows
 from probing.runs.influence.models import LIKELIHOODS
 from probing.runs.influence.parts.directions import Along
 from probing.runs.influence.parts.work import TARGET, Work
@@ -68,12 +69,13 @@ def _complete_passes(
 ) -> list[Shard]:
     """Shards of all pairs under names of their own."""
 
-    def prepare(block: range) -> list[TokenizedPair]:
-        return work.moved.scorer.tokenize(work.data.of(block), work.data.where(block))
+    shards = Shards(work.folder.shards, work.data, schema, prefix=prefix)
 
-    return complete_shards(
-        work.folder.shards, work.data, schema, prepare, make, budget=work.budget, prefix=prefix, doing=doing
-    )
+    def prepare(number: int) -> list[TokenizedPair]:
+        block = shards.block(number)
+        return work.moved.scorer.tokenize(block.rows, block.where)
+
+    return shards.complete(make_with_next_prepared(prepare, make), keep_shard, budget=work.budget, doing=doing)
 
 
 def complete_likelihoods(work: Work, prefix: str, doing: str) -> list[Shard]:
