@@ -135,18 +135,15 @@ def measure_filter(folder: Path, rows: int, form: str) -> tuple[float, float]:
     return found
 
 
-def measure_score(folder: Path, rows: int, form: str, model: str) -> tuple[float, float]:
-    """The same of ``probing score``."""
-    data = folder / f"short-{rows}.{form}"
+def measure_score(folder: Path, rows: int) -> tuple[float, float]:
+    """The same of ``probing score`` with the bundled model on short pairs."""
+    data = folder / f"short-{rows}.jsonl"
     write_pairs(rows, 3, data)
-    return run_measured(
-        ["score", "--data", str(data), "--model", model, "--out", str(folder / f"scores-{rows}-{form}")]
-    )
+    return run_measured(["score", "--data", str(data), "--model", "bundled", "--out", str(folder / f"scores-{rows}")])
 
 
 def bench_reading(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every case on a tenth of its rows and on all of them."""
-    model = getattr(options, "model", None) or "bundled"
     lines = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -155,9 +152,8 @@ def bench_reading(options: argparse.Namespace) -> list[dict[str, Any]]:
             few, all_ = (measure_filter(folder, count, form) for count in (rows // TENTH, rows))
             lines.append(describe(f"filter, {form}", rows, few, all_))
             print(f"  {lines[-1]}", file=sys.stderr)
-        for form in ("jsonl", "parquet"):
-            rows = SMALL if options.small else SCORED
-            few, all_ = (measure_score(folder, count, form, model) for count in (rows // TENTH, rows))
-            lines.append(describe(f"score, {form}", rows, few, all_))
-            print(f"  {lines[-1]}", file=sys.stderr)
+        rows = SMALL if options.small else SCORED
+        few, all_ = (measure_score(folder, count) for count in (rows // TENTH, rows))
+        lines.append(describe("score, jsonl", rows, few, all_))
+        print(f"  {lines[-1]}", file=sys.stderr)
     return lines
