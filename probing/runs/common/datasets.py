@@ -3,21 +3,23 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from probing.data.aside import is_in_memory
 from probing.data.bundled import BUNDLED, BundledName, bundled_data
 from probing.data.columns import ColumnResolver
-from probing.data.lazy import pick
+from probing.data.lazy import LazyRows, pick
 from probing.data.memory import take_part
 from probing.data.pairs import leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.rollouts import rollouts_from_table
-from probing.data.tables import Table, join_tables, list_files, read_table
+from probing.data.tables import Row, Table, join_tables, list_files, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.held import InMemory
 from probing.runs.common.options import (
@@ -113,14 +115,22 @@ def read_rollouts(config: RolloutOptions) -> tuple[Table, Sequence[RolloutGroup]
     return take_shard(config, table, rollouts_from_table(table, config.id_column, config.rollout_columns))
 
 
-def read_labelled_sources(config: PromptOptions, sources: Sequence[str], part: Part) -> Table:
+def read_labelled_sources(
+    config: PromptOptions, sources: Sequence[str], part: Part, held: ExitStack | None = None
+) -> Table:
     """Texts of one or several sources, each of which may be written LABEL=SOURCE to label its rows.
+
+    Args:
+        config: a job's options of texts.
+        sources: the sources.
+        part: which part of them is read.
+        held: keeps files open whose rows are read when they are asked for, as in ``read_table``.
 
     Raises:
         UsageError: only some sources have a label, or the rows have labels of their own.
     """
     named = [_split_label(source) for source in sources]
-    tables = read_each([source for _, source in named], part, "prompts")
+    tables = read_each([source for _, source in named], part, "prompts", held)
     labels = [label for label, _ in named]
     if any(label is not None for label in labels):
         if None in labels:
@@ -141,9 +151,21 @@ def _align_texts(tables: list[Table]) -> list[Table]:
         return tables
     first = TEXT_COLUMNS[0]
     return [
-        table if column == first else replace(table, rows=[{**row, first: row.get(column)} for row in table.rows])
+        table
+        if column == first
+        else replace(table, rows=_change_rows(table.rows, partial(_copy_column, column, first)))
         for table, column in zip(tables, columns, strict=True)
     ]
+
+
+def _copy_column(column: str, name: str, row: Row) -> Row:
+    return {**row, name: row.get(column)}
+
+
+def _change_rows(rows: Sequence[Row], change: Callable[[Row], Row]) -> Sequence[Row]:
+    """Rows that are changed, when they are asked for where the rows are."""
+    changed = LazyRows(len(rows), lambda index: change(rows[index]))
+    return list(changed) if is_in_memory(rows) else changed
 
 
 def _split_label(source: str) -> tuple[str | None, str]:
@@ -161,7 +183,7 @@ def _label_rows(table: Table, label: str) -> Table:
             f"{table.where(other)}: has the label {table.rows[other][LABEL]!r:.40} in its own column, and the file is "
             f"given as {label}={table.path}; give it without the label"
         )
-    rows = [{**row, LABEL: label} for row in table.rows]
+    rows = _change_rows(table.rows, lambda row: {**row, LABEL: label})
     # The same file under another label is other data.
     digest = hashlib.sha256(f"{label}\n{table.sha256}".encode()).hexdigest()
     return replace(table, rows=rows, sha256=digest, original=None)

@@ -169,9 +169,10 @@ class DatasetOptions(Options):
     """The dataset, and where to write.
 
     Args:
-        data: dataset to read: a JSONL, JSON, CSV or Parquet file (also gzipped), a folder that the datasets library
-            saved, a hub id, "-" for JSONL on standard input, or "bundled" for the one in this package. May be repeated;
-            the rows follow one another.
+        data: dataset to read: a JSONL, JSON, CSV or Parquet file (also gzipped), a folder of such files or a pattern
+            that they match ("shards/*.parquet"), an address ("s3://bucket/pairs.jsonl"), a folder that the datasets
+            library saved, a hub id, "-" for JSONL on standard input, or "bundled" for the one in this package. May be
+            repeated; the rows follow one another.
         out: folder for the results; an interrupted run in it is continued.
         split: which split of the dataset to read, where it has several; also a slice of it, or of a file, such as
             train[:200], train[:5%] or [100:200].

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 from probing.data.tables import Table
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.runs.capture.config import CaptureConfig
-from probing.runs.capture.data import read_prompts
+from probing.runs.capture.data import read_data as read_texts
 from probing.runs.common.about import RENDERED
 from probing.runs.common.datasets import read_rollouts
 from probing.runs.common.options import ArrayOptions
@@ -261,7 +261,7 @@ def _read_rows(config: ArrayOptions, held: ExitStack) -> Whole:
         table, groups = read_rollouts(config)
         return Whole(config, table, groups=groups)
     if isinstance(config, CaptureConfig):
-        table, prompts = read_prompts(config)
+        table, prompts = read_texts(config, held)
         return Whole(config, table, prompts=prompts)
     raise TypeError(f"no array is made with {type(config).__name__}")
 

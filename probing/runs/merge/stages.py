@@ -108,7 +108,7 @@ def _merge_rates(folder: RunFolder, config: RolloutsConfig, array: Array, whole:
 def _merge_stores(folder: RunFolder, config: CaptureConfig, array: Array, whole: Whole, began: float) -> Report:
     if not folder.finished:
         schema = choose_schema(folder, whole.prompts)
-        batch = find_batch(folder, config, whole.table, list(whole.prompts), schema)
+        batch = find_batch(folder, config, whole.table, whole.prompts, schema)
         sizes = join_states(folder, array, whole, schema)
         facts = {**batch.facts, "shards": len(sizes), **_describe_blocks(sizes, config.shard_rows)}
         folder.write({"batch_tokens": array.with_rows[0].record["batch_tokens"], **folder.facts()})
