@@ -9,6 +9,7 @@
     python scripts/bench.py refusal [--record docs/benchmarks/refusal.jsonl]
     python scripts/bench.py influence [--rows 2000] [--record docs/benchmarks/influence.jsonl]
     python scripts/bench.py scale [--rows 20000] [--record docs/benchmarks/scale.jsonl]
+    python scripts/bench.py reading [--record docs/benchmarks/reading.jsonl]
 
 Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio
 of neighbouring runs is what counts. No time is printed when the two ways do not agree.
@@ -31,6 +32,7 @@ from bench_clusters import bench_clusters
 from bench_influence import bench_influence
 from bench_kernels import bench_kernels
 from bench_likelihood import bench_likelihood
+from bench_reading import bench_reading
 from bench_refusal import bench_refusal
 from bench_scale import bench_scale
 from measuring import spread_of, status_bytes, timed
@@ -44,7 +46,7 @@ from probing.runs.common.options import PairDataOptions
 from probing.runs.common.versions import versions
 from probing.tokens.pairs import TokenizedPair, tokenize_pairs
 
-WHAT = ("score", "capture", "likelihood", "ccs", "clusters", "kernels", "refusal", "influence", "scale")
+WHAT = ("score", "capture", "likelihood", "ccs", "clusters", "kernels", "refusal", "influence", "scale", "reading")
 BLOCKS = 8
 TOLERANCE = 1e-4
 
@@ -223,6 +225,7 @@ def main() -> None:
         "refusal": lambda: bench_refusal(options),
         "influence": lambda: bench_influence(options),
         "scale": lambda: bench_scale(options),
+        "reading": lambda: bench_reading(options),
     }
     where = facts(options.device)
     lines = [json.dumps({"bench": options.what, **row, **where}) for row in jobs[options.what]()]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from probing.data.cells import is_empty
+from probing.data.lazy import list_columns
 from probing.data.tables import Row, Table
 from probing.errors import DataInvalid, UsageError
 
@@ -23,7 +24,7 @@ class ColumnResolver:
     @classmethod
     def of(cls, rows: Iterable[Row], name: str) -> "ColumnResolver":
         """The columns that any of the rows has."""
-        return cls(name, tuple(dict.fromkeys(column for row in rows for column in row)))
+        return cls(name, list_columns(rows))
 
     @property
     def listing(self) -> str:

@@ -1,10 +1,13 @@
 """Which pairs to keep, by score. The answer depends on scores and ids alone, never on the order of rows."""
 
+import heapq
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from probing.data.aside import find_repeated
 
 RULES = ("keep_lowest", "drop_highest", "below", "keep_highest", "drop_lowest", "above")
 
@@ -29,7 +32,7 @@ def make_keep_mask(ids: Sequence[str], scores: ArrayLike, **rule: float | None) 
     """
     name, value = check_rule(**rule)
     values = np.asarray(scores, dtype=np.float64)
-    if len(set(ids)) != len(values):
+    if len(ids) != len(values) or find_repeated(ids) is not None:
         raise ValueError(f"{len(values)} scores need as many different ids, there are {len(set(ids))}")
     if not np.isfinite(values).all():
         raise ValueError(f"the score of '{ids[int(np.argmin(np.isfinite(values)))]}' is not a finite number")
@@ -37,10 +40,17 @@ def make_keep_mask(ids: Sequence[str], scores: ArrayLike, **rule: float | None) 
         return values < value if name == "below" else values > value
     ordered = -values if name in ("keep_highest", "drop_lowest") else values
     kept = _share(value, len(values)) if name.startswith("keep") else len(values) - _share(value, len(values))
-    by_id = np.array(sorted(range(len(values)), key=ids.__getitem__), dtype=np.int64)
-    order = by_id[np.argsort(ordered[by_id], kind="stable")]
-    mask = np.zeros(len(values), dtype=np.bool_)
-    mask[order[:kept]] = True
+    return _mask_lowest(ids, ordered, kept)
+
+
+def _mask_lowest(ids: Sequence[str], values: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Whether each value is among so many lowest ones; equal values are ordered by their ids."""
+    if not count:
+        return np.zeros(len(values), dtype=np.bool_)
+    last = np.partition(values, count - 1)[count - 1]
+    mask = values < last
+    tied = np.flatnonzero(values == last).tolist()
+    mask[heapq.nsmallest(count - int(mask.sum()), tied, key=ids.__getitem__)] = True
     return mask
 
 

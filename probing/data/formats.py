@@ -10,15 +10,16 @@ import shutil
 import tempfile
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from probing.data.lazy import LazySequence, make_in_blocks
+from probing.data.arrow_rows import open_parquet
+from probing.data.lazy import LazyRows, LazySequence, make_in_blocks
 from probing.errors import DataInvalid, UsageError
 from probing.store.plain_json import parse_json
 from probing.types import Format
@@ -29,6 +30,8 @@ Parsed = tuple[Sequence[Row], Sequence[str], Any]
 MOST_CHARACTERS = 2**24
 """Most bytes of a line, and most characters of a cell or of a row's text: ten times what the longest contexts hold."""
 CHUNK = 2**20
+LINES_BLOCK = 64
+"""Lines that are read together, if they are no more than a chunk."""
 BOM = b"\xef\xbb\xbf"
 SUFFIXES: Mapping[str, Format] = {
     ".jsonl": "jsonl",
@@ -42,12 +45,12 @@ FOREIGN = frozenset(".xlsx .xls .ods .tsv .arrow .feather .orc .avro .pkl .npy .
 """Endings that name a format which is not written here."""
 
 
-def file_format(path: Path) -> Format | None:
+def file_format(path: PurePath) -> Format | None:
     """The format that a file's name stands for, looking past ``.gz``; None if it names none."""
     return SUFFIXES.get(_ending(path))
 
 
-def check_ending(path: Path, form: Format | None) -> None:
+def check_ending(path: PurePath, form: Format | None) -> None:
     """Raise if the name of a file that is to be written stands for another format than the one it will have.
 
     Args:
@@ -68,7 +71,7 @@ def check_ending(path: Path, form: Format | None) -> None:
         )
 
 
-def _ending(path: Path) -> str:
+def _ending(path: PurePath) -> str:
     """The last ending of a name, looking past ``.gz``; empty where there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
@@ -76,7 +79,7 @@ def _ending(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def parse_file(file: BinaryIO, path: Path, kind: Format, held: ExitStack | None = None) -> tuple[Format, Parsed]:
+def parse_file(file: BinaryIO, path: PurePath, kind: Format, held: ExitStack | None = None) -> tuple[Format, Parsed]:
     """The rows of a file, and the format in which they are stored there.
 
     Args:
@@ -84,8 +87,7 @@ def parse_file(file: BinaryIO, path: Path, kind: Format, held: ExitStack | None 
         path: its name, which is used in messages and says whether it is gzipped.
         kind: the format that its name stands for.
         held: keeps files open; then rows are read when they are asked for. A list in JSON is read at once all the
-            same, and so is a Parquet file, but for the Python objects that its rows become. By default everything is
-            read at once.
+            same. By default everything is read at once.
 
     Raises:
         DataInvalid: the content is empty or damaged, or holds no rows; names the line where there is one.
@@ -95,7 +97,7 @@ def parse_file(file: BinaryIO, path: Path, kind: Format, held: ExitStack | None 
     start = _find_start(file)
     if not start:
         raise DataInvalid(f"{path}: the file is empty")
-    readers: dict[str, Callable[[BinaryIO, Path], Parsed]] = {
+    readers: dict[str, Callable[[BinaryIO, PurePath], Parsed]] = {
         "jsonl": _read_jsonl,
         "json": _read_json,
         "csv": _read_csv,
@@ -115,7 +117,7 @@ def parse_file(file: BinaryIO, path: Path, kind: Format, held: ExitStack | None 
     return kind, (rows, lines, original)
 
 
-def _unzip(file: BinaryIO, path: Path, held: ExitStack | None) -> BinaryIO:
+def _unzip(file: BinaryIO, path: PurePath, held: ExitStack | None) -> BinaryIO:
     unzipped: BinaryIO = io.BytesIO()
     if held is not None:
         # The stack closes it.
@@ -140,7 +142,7 @@ def _find_start(file: BinaryIO) -> bytes:
     return kept.strip()[:1]
 
 
-def _decode(content: bytes, path: Path, line: int = 1) -> str:
+def _decode(content: bytes, path: PurePath, line: int = 1) -> str:
     """Text of bytes that begin with this line of a file."""
     try:
         return content.decode()
@@ -152,7 +154,7 @@ def _decode(content: bytes, path: Path, line: int = 1) -> str:
         ) from error
 
 
-def _read_whole(file: BinaryIO, path: Path) -> str:
+def _read_whole(file: BinaryIO, path: PurePath) -> str:
     file.seek(0)
     return _decode(file.read().removeprefix(BOM), path)
 
@@ -162,7 +164,7 @@ def _read_at(file: BinaryIO, start: int, length: int) -> bytes:
     return file.read(length)
 
 
-def _list_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
+def _list_lines(file: BinaryIO, path: PurePath) -> Iterator[tuple[int, int, bytes]]:
     """Start, number and bytes of every line, which is UTF-8; a byte order mark is left out.
 
     Only "\\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
@@ -187,15 +189,43 @@ def explain_too_long(where: str) -> DataInvalid:
     )
 
 
-def _read_jsonl(file: BinaryIO, path: Path) -> Parsed:
-    spans, numbers = array("q"), array("q")
+def _read_jsonl(file: BinaryIO, path: PurePath) -> Parsed:
+    numbers, raw = _find_rows(file, path)
+    rows = LazyRows(len(numbers), lambda at: _parse_object(raw[at], f"{path}, line {numbers[at]}"))
+    return rows, LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), raw
+
+
+def _find_rows(file: BinaryIO, path: PurePath) -> tuple[Sequence[int], Sequence[bytes]]:
+    """The number of the line of every row, and its bytes, which are read again when they are asked for.
+
+    Where each block of rows begins is kept, and not where each row does.
+    """
+    starts, firsts, numbers = array("q"), array("q"), array("q")
+    end = 0
     for start, number, line in _list_lines(file, path):
         if line.strip():
-            spans.extend((start, len(line.removesuffix(b"\n"))))
+            if not starts or len(numbers) - firsts[-1] >= LINES_BLOCK or end - starts[-1] >= CHUNK:
+                starts.append(start)
+                firsts.append(len(numbers))
             numbers.append(number)
-    raw = LazySequence(len(numbers), lambda at: _read_at(file, spans[2 * at], spans[2 * at + 1]))
-    rows = LazySequence(len(numbers), lambda at: _parse_object(raw[at], f"{path}, line {numbers[at]}"))
-    return rows, LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), raw
+        end = start + len(line)
+    starts.append(end)
+    firsts.append(len(numbers))
+
+    def read(block: int, _: int) -> list[list[bytes]]:
+        lines = _read_at(file, starts[block], starts[block + 1] - starts[block]).split(b"\n")
+        return [[line for line in lines if line.strip()]]
+
+    blocks = make_in_blocks(len(starts) - 1, read, size=1)
+
+    def find(row: int) -> bytes:
+        block = bisect_right(firsts, row) - 1
+        return blocks[block][row - firsts[block]]
+
+    count = len(numbers)
+    # Most files have no blank lines, and then rows are numbered as lines are.
+    plain = not count or numbers[-1] == count
+    return range(1, count + 1) if plain else numbers, LazySequence(count, find)
 
 
 def _parse_object(text: bytes, where: str) -> Row:
@@ -210,7 +240,7 @@ def _parse_object(text: bytes, where: str) -> Row:
     return row
 
 
-def _read_json(file: BinaryIO, path: Path) -> Parsed:
+def _read_json(file: BinaryIO, path: PurePath) -> Parsed:
     try:
         rows = parse_json(_read_whole(file, path))
     except json.JSONDecodeError as error:
@@ -225,7 +255,7 @@ def _read_json(file: BinaryIO, path: Path) -> Parsed:
     return rows, [f"entry {number}" for number in range(1, len(rows) + 1)], None
 
 
-def _read_object_of_rows(file: BinaryIO, path: Path) -> Parsed | None:
+def _read_object_of_rows(file: BinaryIO, path: PurePath) -> Parsed | None:
     """Rows of a file that is one object with the list of rows under its only key; None if it is no such file."""
     try:
         whole = parse_json(_read_whole(file, path))
@@ -242,7 +272,7 @@ def _read_object_of_rows(file: BinaryIO, path: Path) -> Parsed | None:
     return rows, [f"entry {number} of '{key}'" for number in range(1, len(rows) + 1)], None
 
 
-def _read_csv(file: BinaryIO, path: Path) -> Parsed:
+def _read_csv(file: BinaryIO, path: PurePath) -> Parsed:
     # A long dialogue exceeds the default of 128 KiB.
     csv.field_size_limit(MOST_CHARACTERS)
     _check_utf8(file, path)
@@ -257,10 +287,12 @@ def _read_csv(file: BinaryIO, path: Path) -> Parsed:
         [fields] = csv.reader(row, strict=True)
         return dict(zip(header, map(parse_cell, fields), strict=True))
 
-    return LazySequence(len(numbers), make), LazySequence(len(numbers), lambda at: f"line {numbers[at]}"), None
+    rows = make_in_blocks(len(numbers), lambda start, stop: [make(at) for at in range(start, stop)], LINES_BLOCK)
+    places = LazySequence(len(numbers), lambda at: f"line {numbers[at]}")
+    return LazyRows(len(rows), rows.__getitem__, header), places, None
 
 
-def _list_csv_rows(lines: "_CountedLines", path: Path) -> tuple[list[str], "array[int]", "array[int]"]:
+def _list_csv_rows(lines: "_CountedLines", path: PurePath) -> tuple[list[str], "array[int]", "array[int]"]:
     """The header; start and length of every row in the file, one behind the other; the line that each begins with."""
     spans, numbers = array("q"), array("q")
     reader = csv.reader(lines, strict=True)
@@ -286,7 +318,7 @@ def _list_csv_rows(lines: "_CountedLines", path: Path) -> tuple[list[str], "arra
 class _CountedLines:
     """The lines of a text, with the ends that they have in its file, and where the latest one ends there."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: PurePath) -> None:
         file.seek(0)
         self.end = len(BOM) if file.read(len(BOM)) == BOM else 0
         file.seek(self.end)
@@ -303,7 +335,7 @@ class _CountedLines:
             yield line
 
 
-def _check_utf8(file: BinaryIO, path: Path) -> None:
+def _check_utf8(file: BinaryIO, path: PurePath) -> None:
     """Raise ``DataInvalid`` unless a file is UTF-8; names the line."""
     file.seek(0)
     decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
@@ -357,15 +389,12 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_message, value))
 
 
-def _read_parquet(file: BinaryIO, path: Path) -> Parsed:
+def _read_parquet(file: BinaryIO, path: PurePath) -> Parsed:
     file.seek(0)
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataInvalid(f"{path}: not a whole Parquet file ({error})") from error
-    count = len(table)
-    rows = make_in_blocks(count, lambda start, stop: _arrow_rows(table.slice(start, stop - start), str(path)))
-    return rows, LazySequence(count, lambda at: f"row {at + 1}"), table
+    kept = open_parquet(file, path)
+    rows = make_in_blocks(len(kept), lambda start, stop: _arrow_rows(kept.read(start, stop), str(path)))
+    lines = LazySequence(len(kept), lambda at: f"row {at + 1}")
+    return LazyRows(len(rows), rows.__getitem__, kept.schema.names), lines, kept
 
 
 def _arrow_rows(table: pa.Table, name: str) -> list[Row]:

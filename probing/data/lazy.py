@@ -1,8 +1,10 @@
 """Sequences whose items are made when they are asked for, so that a large file need not be in memory."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
+from threading import RLock
 from typing import Any, Generic, TypeVar, overload
 
 Item = TypeVar("Item")
@@ -29,9 +31,46 @@ class LazySequence(Sequence[Item], Generic[Item]):
             return [self._make(number) for number in self._numbers[index]]
         return self._make(self._numbers[index])
 
+    def __iter__(self) -> Iterator[Item]:
+        return map(self._make, self._numbers)
+
+    def take(self, indices: Sequence[int]) -> "LazySequence[Item]":
+        """The items with these numbers, in the order given."""
+        return LazySequence(len(indices), lambda number: self[indices[number]])
+
+
+class LazyRows(LazySequence[Mapping[str, Any]]):
+    """Rows of a table, and the names of its columns.
+
+    Args:
+        count: number of rows.
+        make: makes a row.
+        columns: names of the columns, where they are known without reading every row.
+    """
+
+    def __init__(
+        self, count: int, make: Callable[[int], Mapping[str, Any]], columns: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(count, make)
+        self._columns = columns
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns, in order of appearance."""
+        return list_columns(iter(self)) if self._columns is None else tuple(self._columns)
+
+    def take(self, indices: Sequence[int]) -> "LazyRows":
+        """The rows with these numbers, in the order given."""
+        return LazyRows(len(indices), lambda number: self[indices[number]])
+
+
+def list_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of all columns that any of the rows has, in order of appearance."""
+    return rows.columns if isinstance(rows, LazyRows) else tuple(dict.fromkeys(name for row in rows for name in row))
+
 
 def make_in_blocks(count: int, make: Callable[[int, int], Sequence[Item]], size: int = BLOCK) -> LazySequence[Item]:
-    """A sequence whose items are made many at a time; only the latest block is kept.
+    """A sequence whose items are made many at a time; only the latest block is kept. Several threads may read it.
 
     Args:
         count: number of items.
@@ -39,13 +78,16 @@ def make_in_blocks(count: int, make: Callable[[int, int], Sequence[Item]], size:
         size: number of items of a block.
     """
     kept: dict[int, Sequence[Item]] = {}
+    # Blocks are often read from a file, which has one position.
+    lock = RLock()
 
     def make_item(number: int) -> Item:
         wanted, at = divmod(number, size)
-        if wanted not in kept:
-            kept.clear()
-            kept[wanted] = make(wanted * size, min((wanted + 1) * size, count))
-        return kept[wanted][at]
+        with lock:
+            if wanted not in kept:
+                kept.clear()
+                kept[wanted] = make(wanted * size, min((wanted + 1) * size, count))
+            return kept[wanted][at]
 
     return LazySequence(count, make_item)
 
@@ -53,7 +95,7 @@ def make_in_blocks(count: int, make: Callable[[int, int], Sequence[Item]], size:
 def pick(items: Sequence[Item], indices: Sequence[int]) -> Sequence[Item]:
     """The items with these numbers, in the order given; in memory if all are."""
     if isinstance(items, LazySequence):
-        return LazySequence(len(indices), lambda number: items[indices[number]])
+        return items.take(indices)
     return [items[index] for index in indices]
 
 

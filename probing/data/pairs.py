@@ -3,14 +3,17 @@
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from tempfile import SpooledTemporaryFile
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from probing.data.aside import is_in_memory, sort_aside
 from probing.data.cells import is_empty
 from probing.data.formats import Row
-from probing.data.lazy import LazySequence
+from probing.data.lazy import LazySequence, pick
 from probing.data.pair_columns import (
     PROMPT,
     FoundColumns,
@@ -29,12 +32,12 @@ from probing.types import Message, PreferencePair, Text, message_text
 log = logging.getLogger(__name__)
 
 USUAL = PairColumns()
-ASIDE_BYTES = 2**26
-"""Texts that are longer together are put aside on the disk while they are hashed."""
 DIALOGUE_MARK = "\n\nAssistant:"
 
 
-def pairs_from_table(table: Table, id_column: str | None = None, columns: PairColumns = USUAL) -> list[PreferencePair]:
+def pairs_from_table(
+    table: Table, id_column: str | None = None, columns: PairColumns = USUAL
+) -> Sequence[PreferencePair]:
     """All rows of a table as pairs, in order. See ``pairs_from_rows``."""
     return pairs_from_rows(table.rows, table.where, id_column, columns)
 
@@ -44,8 +47,8 @@ def pairs_from_rows(
     where: Where = "row {}".format,
     id_column: str | None = None,
     columns: PairColumns = USUAL,
-) -> list[PreferencePair]:
-    """Rows as pairs, in order.
+) -> Sequence[PreferencePair]:
+    """Rows as pairs, in order. Where rows are made when they are asked for, so are the pairs.
 
     The accepted forms are ``prompt``/``chosen``/``rejected`` as text or as lists of messages; the same without
     ``prompt`` where the responses are whole conversations, as lists of messages or in one string
@@ -64,53 +67,93 @@ def pairs_from_rows(
         UsageError: a column that is named does not exist.
     """
     reader = _Reader.of(rows, where, id_column, columns)
-    sides = [reader.sides(index, row) for index, row in enumerate(rows)]
-    tell_columns(reader.found, rows, reader.mapped)
+    sides: Sequence[tuple[Text, Text, Text]] = LazySequence(len(rows), lambda index: reader.sides(index, rows[index]))
+    sides = list(sides) if is_in_memory(rows) else sides
     ids = row_ids(rows, sides, where, id_column)
-    return [reader.pair(index, row, ids[index], sides[index]) for index, row in enumerate(rows)]
 
+    def make(index: int) -> PreferencePair:
+        row = rows[index]
+        return reader.pair(index, row, ids[index], reader.sides(index, row))
 
-def identify_pairs(table: Table, id_column: str | None = None, columns: PairColumns = USUAL) -> tuple[list[str], str]:
-    """The ids of the pairs of a table, and their ``content_sha256``, with the texts of one pair at a time in memory.
-
-    Raises:
-        DataInvalid, UsageError: as ``pairs_from_rows``.
-    """
-    rows = table.rows
-    reader = _Reader.of(rows, table.where, id_column, columns)
-    sides = LazySequence(len(rows), lambda index: reader.sides(index, rows[index]))
-    ids = row_ids(rows, sides, table.where, id_column)
-    digest = content_sha256(
-        reader.pair(index, row, ids[index], reader.sides(index, row)) for index, row in enumerate(rows)
-    )
+    if is_in_memory(rows):
+        pairs: Sequence[PreferencePair] = [reader.pair(at, row, ids[at], sides[at]) for at, row in enumerate(rows)]
+    else:
+        pairs = lazy = LazyPairs(ids, make)
+        # Every row is read once before anything is done with the first one.
+        _ = lazy.facts
     tell_columns(reader.found, rows, reader.mapped)
-    return ids, digest
+    return pairs
 
 
-def pick_pairs(
-    table: Table,
-    indices: Iterable[int],
-    ids: Sequence[str],
-    id_column: str | None = None,
-    columns: PairColumns = USUAL,
-) -> list[PreferencePair]:
-    """The pairs that a few rows of a table are.
+class LazyPairs(LazySequence[PreferencePair]):
+    """Pairs of which each is made anew whenever it is asked for.
 
     Args:
-        table: the table; no other rows of it are kept in memory.
-        indices: numbers of the rows.
-        ids: the ids of all rows, as ``identify_pairs`` gave them.
-        id_column: as there.
-        columns: as there.
+        ids: their ids.
+        make: makes the pair with this number.
     """
-    rows = table.rows
-    reader = _Reader.of(rows, table.where, id_column, columns)
-    return [reader.pair(index, rows[index], ids[index], reader.sides(index, rows[index])) for index in indices]
+
+    def __init__(self, ids: Sequence[str], make: Callable[[int], PreferencePair]) -> None:
+        super().__init__(len(ids), make)
+        self.ids = ids
+
+    def take(self, indices: Sequence[int]) -> "LazyPairs":
+        """The pairs with these numbers, in the order given."""
+        return LazyPairs(pick(self.ids, indices), lambda number: self[indices[number]])
+
+    @cached_property
+    def facts(self) -> "PairFacts":
+        """What is known of all pairs together."""
+        return PairFacts.of(self)
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known of all pairs together, after one look at each.
+
+    Attributes:
+        content_sha256: a hash of ids and texts that does not depend on the order of the rows, nor on further columns.
+        first_conversation: number of the first pair that is made of messages; None where there is none.
+        arguments: arguments that conversations give the chat template, each once, in the order of the pairs.
+    """
+
+    content_sha256: str
+    first_conversation: int | None
+    arguments: Sequence[Any]
+
+    @classmethod
+    def of(cls, pairs: Sequence[PreferencePair]) -> "PairFacts":
+        """The facts of some pairs."""
+        arguments: dict[bytes, Any] = {}
+        conversations = array("q")
+
+        def look(at: int, pair: PreferencePair) -> tuple[bytes, bytes]:
+            if pair.conversational:
+                conversations.extend([at] if not conversations else [])
+                arguments.setdefault(canonical(pair.chat_template_kwargs or {}), pair.chat_template_kwargs)
+            # What is hashed begins with the id, and no id as JSON begins with another one: ids alone are sorted.
+            return canonical(pair.id), _content(pair)
+
+        digest = hashlib.sha256()
+        for _, content in sort_aside(look(at, pair) for at, pair in enumerate(pairs)):
+            digest.update(content)
+        return cls(digest.hexdigest(), conversations[0] if conversations else None, list(arguments.values()))
+
+
+def list_pair_ids(pairs: Sequence[PreferencePair]) -> Sequence[str]:
+    """The ids of pairs, which are not made for it where they are made when they are asked for."""
+    return pairs.ids if isinstance(pairs, LazyPairs) else [pair.id for pair in pairs]
+
+
+def find_pairs(pairs: Sequence[PreferencePair], ids: Sequence[str]) -> dict[str, PreferencePair]:
+    """The pairs with some ids, by id."""
+    wanted = set(ids)
+    return {id: pairs[at] for at, id in enumerate(list_pair_ids(pairs)) if id in wanted}
 
 
 def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
     """The table without the rows in which neither response was preferred, whose number is said in the log."""
-    ties = set(find_ties(table.rows, columns, table.where))
+    ties = find_ties(table.rows, columns, table.where)
     if not ties:
         return table
     log.warning(
@@ -118,32 +161,17 @@ def leave_out_ties(table: Table, columns: PairColumns = USUAL) -> Table:
         table.path,
         len(ties),
         len(table.rows),
-        table.lines[min(ties)],
+        table.lines[ties[0]],
     )
     if len(ties) == len(table.rows):
         raise DataInvalid(f"{table.path}: every row is a tie, in which neither response was preferred")
-    return table.take([index for index in range(len(table.rows)) if index not in ties])
+    return table.take(array("q", np.delete(np.arange(len(table.rows)), ties).tobytes()))
 
 
-def content_sha256(pairs: Iterable[PreferencePair]) -> str:
-    """A hash of ids and texts that does not depend on the order of the rows, nor on further columns.
-
-    Args:
-        pairs: each with an id of its own; their texts are put aside, on the disk if they are long.
-    """
-    keys: list[bytes] = []
-    ends = array("q", [0])
-    digest = hashlib.sha256()
-    with SpooledTemporaryFile(ASIDE_BYTES) as aside:
-        for pair in pairs:
-            # What is hashed begins with the id, and no id as JSON begins with another one: ids alone are sorted.
-            keys.append(canonical(pair.id))
-            aside.write(_content(pair))
-            ends.append(aside.tell())
-        for index in sorted(range(len(keys)), key=keys.__getitem__):
-            aside.seek(ends[index])
-            digest.update(aside.read(ends[index + 1] - ends[index]))
-    return digest.hexdigest()
+def content_sha256(pairs: Sequence[PreferencePair]) -> str:
+    """A hash of ids and texts that does not depend on the order of the rows, nor on further columns."""
+    facts = pairs.facts if isinstance(pairs, LazyPairs) else PairFacts.of(pairs)
+    return facts.content_sha256
 
 
 def shared_prefix(*sequences: Sequence[Any]) -> int:

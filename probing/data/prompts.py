@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from probing.data.aside import is_in_memory
 from probing.data.cells import plain_value
 from probing.data.columns import ColumnResolver
 from probing.data.formats import Row
+from probing.data.lazy import LazySequence
 from probing.data.pair_columns import PairColumns
 from probing.data.pairs import USUAL, pairs_from_rows
 from probing.data.rows import Where, row_ids, template_arguments, text_of
@@ -39,7 +41,12 @@ class Columns:
 
 def prompts_from_table(table: Table, columns: Columns, substring: str | None = None) -> list[LabelledPrompt]:
     """All rows of a table, in order. See ``prompts_from_rows``."""
-    return prompts_from_rows(table.rows, columns, substring, table.where, table.path)
+    return list(read_prompts(table, columns, substring))
+
+
+def read_prompts(table: Table, columns: Columns, substring: str | None = None) -> Sequence[LabelledPrompt]:
+    """The same, made when they are asked for where the rows of the table are."""
+    return _read_rows(table.rows, columns, substring, table.where, table.path)
 
 
 def prompts_from_rows(
@@ -63,6 +70,12 @@ def prompts_from_rows(
         DataInvalid: a missing column, a wrong type, a duplicate id; names the row.
         UsageError: a column that does not exist, or that pairs do not use; a span named twice.
     """
+    return list(_read_rows(rows, columns, substring, where, name))
+
+
+def _read_rows(
+    rows: Sequence[Row], columns: Columns, substring: str | None, where: Where, name: str
+) -> Sequence[LabelledPrompt]:
     resolver = ColumnResolver.of(rows, name)
     named = [columns.text, columns.response, columns.label, columns.category, columns.span]
     for column in named:
@@ -73,7 +86,8 @@ def prompts_from_rows(
         if any(column is not None for column in named):
             raise UsageError(f"{name}: preference pairs are read by their own columns; leave out the names of others")
         pairs = pairs_from_rows(rows, where, columns.id, columns.pairs)
-        return [side for pair in pairs for side in _sides(pair, substring)]
+        sides = LazySequence(2 * len(pairs), lambda at: _sides(pairs[at // 2], substring)[at % 2])
+        return list(sides) if is_in_memory(rows) else sides
     if columns.pairs != USUAL:
         raise UsageError(f"{name}: the texts are in a column of their own; leave out what is said of pairs")
     text = resolver.find(columns.text, TEXT_COLUMNS)
@@ -81,26 +95,37 @@ def prompts_from_rows(
         raise resolver.explain_missing(
             f"no column of texts ({', '.join(TEXT_COLUMNS)}, or chosen and rejected)", "--text-column"
         )
-    response = resolver.find(columns.response, RESPONSE_COLUMNS)
-    texts = [text_of(row, text, where(index), rows) for index, row in enumerate(rows)]
-    responses = [
-        None if response is None or row.get(response) is None else text_of(row, response, where(index), rows)
-        for index, row in enumerate(rows)
-    ]
-    spans = [substring if columns.span is None else _span(row.get(columns.span)) for row in rows]
-    ids = row_ids(rows, list(zip(texts, responses, spans, strict=True)), where, columns.id)
-    return [
-        _make_prompt(
-            ids[index],
-            row,
-            columns,
-            text=texts[index],
-            response=responses[index],
-            span=spans[index],
-            where=where(index),
+    return _read_texts(rows, columns, (text, resolver.find(columns.response, RESPONSE_COLUMNS)), substring, where)
+
+
+def _read_texts(
+    rows: Sequence[Row], columns: Columns, found: tuple[str, str | None], substring: str | None, where: Where
+) -> Sequence[LabelledPrompt]:
+    """Rows whose texts and responses are in these columns."""
+    text, response = found
+
+    def read(index: int, row: Row) -> tuple[Text, Text | None, Any]:
+        answer = None if response is None or row.get(response) is None else response
+        return (
+            text_of(row, text, where(index), rows),
+            None if answer is None else text_of(row, answer, where(index), rows),
+            substring if columns.span is None else _span(row.get(columns.span)),
         )
-        for index, row in enumerate(rows)
-    ]
+
+    ids = row_ids(rows, LazySequence(len(rows), lambda index: read(index, rows[index])), where, columns.id)
+
+    def make(index: int) -> LabelledPrompt:
+        row = rows[index]
+        said, answered, span = read(index, row)
+        return _make_prompt(ids[index], row, columns, text=said, response=answered, span=span, where=where(index))
+
+    prompts = LazySequence(len(rows), make)
+    if is_in_memory(rows):
+        return list(prompts)
+    # Every row is read once before anything is done with the first one.
+    for _ in prompts:
+        pass
+    return prompts
 
 
 def _sides(pair: PreferencePair, substring: str | None) -> list[LabelledPrompt]:

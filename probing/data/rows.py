@@ -2,12 +2,16 @@
 
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from probing.data.aside import find_repeated, is_in_memory, keep_aside, sort_aside
 from probing.data.cells import drop_none, is_empty, plain_value
 from probing.data.formats import MOST_CHARACTERS, NotJson, Row, explain_too_long, is_message, parse_cell
+from probing.data.lazy import LazySequence
 from probing.data.tables import canonical
 from probing.errors import DataInvalid
 from probing.store.plain_json import parse_json
@@ -188,35 +192,38 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, id_column: str | None) -> list[str]:
+def row_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]], where: Where, id_column: str | None) -> Sequence[str]:
     """An id a row: from its column, or made from the texts (``sides``) where there is none.
+
+    Where rows are not in memory, their ids are not either.
 
     Raises:
         DataInvalid: an id is missing, empty, used twice, or neither text nor a finite number; names the row.
     """
     column = id_column if id_column is not None else "id"
-    values = [row.get(column) for row in rows]
-    if id_column is None and all(value is None for value in values):
+    if id_column is None and all(row.get(column) is None for row in rows):
         return _content_ids(rows, sides)
-    bare = next((index for index, value in enumerate(values) if is_empty(value)), None)
-    if bare is not None and isinstance(values[bare], str):
-        raise DataInvalid(f"{where(bare)}: the id in column '{column}' is empty")
-    if bare is not None:
+    read = (_read_id(row, column, where(index)) for index, row in enumerate(rows))
+    ids: Sequence[str] = list(read) if is_in_memory(rows) else keep_aside(read)
+    repeated = find_repeated(ids)
+    if repeated is not None:
+        earlier, index = repeated
         raise DataInvalid(
-            f"{where(bare)}: there is no id in column '{column}'; the columns are {', '.join(rows[bare])}"
+            f"{where(index)}: id '{ids[index]}' in column '{column}' was already used at {where(earlier)}; make ids "
+            f"unique, or name another column with --id-column"
         )
-    for index, value in enumerate(values):
-        _check_id(value, f"{where(index)}: the id in column '{column}'")
-    seen: dict[str, int] = {}
-    for index, identity in enumerate(map(str, values)):
-        check_characters(identity, column, where(index))
-        if identity in seen:
-            raise DataInvalid(
-                f"{where(index)}: id '{identity}' in column '{column}' was already used at {where(seen[identity])}; "
-                f"make ids unique, or name another column with --id-column"
-            )
-        seen[identity] = index
-    return list(seen)
+    return ids
+
+
+def _read_id(row: Row, column: str, where: str) -> str:
+    value = row.get(column)
+    if is_empty(value) and isinstance(value, str):
+        raise DataInvalid(f"{where}: the id in column '{column}' is empty")
+    if is_empty(value):
+        raise DataInvalid(f"{where}: there is no id in column '{column}'; the columns are {', '.join(row)}")
+    _check_id(value, f"{where}: the id in column '{column}'")
+    check_characters(str(value), column, where)
+    return str(value)
 
 
 def _check_id(value: Any, name: str) -> None:
@@ -228,15 +235,34 @@ def _check_id(value: Any, name: str) -> None:
         raise DataInvalid(f"{name} must be finite, not {value} (a number such as 1e400 is too large)")
 
 
-def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> list[str]:
+def _content_ids(rows: Sequence[Row], sides: Sequence[Sequence[Any]]) -> Sequence[str]:
     """Ids from the texts alone; equal texts are numbered by the rest of their row, so that row order never matters."""
-    groups = defaultdict(list)
-    for index, parts in enumerate(sides):
-        groups[hashlib.sha256(canonical(list(parts))).hexdigest()[:16]].append(index)
-    ids = [""] * len(rows)
-    for identity, members in groups.items():
-        if len(members) > 1:
-            members.sort(key=lambda index: canonical(rows[index]))
-        for number, index in enumerate(members):
-            ids[index] = identity if number == 0 else f"{identity}-{number + 1}"
-    return ids
+    digests = (hashlib.sha256(canonical(list(parts))).digest()[:8] for parts in sides)
+    keys = np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64, len(rows))
+    ordered = np.sort(keys)
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    numbers = _number_equal(rows, keys, np.flatnonzero(np.isin(keys, several))) if len(several) else None
+
+    def make(index: int) -> str:
+        identity = f"{keys[index]:016x}"
+        return f"{identity}-{numbers[index] + 1}" if numbers is not None and numbers[index] else identity
+
+    ids = LazySequence(len(rows), make)
+    return list(ids) if is_in_memory(rows) else ids
+
+
+def _number_equal(rows: Sequence[Row], keys: NDArray[np.uint64], among: NDArray[np.int64]) -> NDArray[np.int32]:
+    """A number for every row, from 0 among those with the same key, in the order of the whole rows.
+
+    Args:
+        rows: all rows.
+        keys: key of each row.
+        among: rows whose key others have, too.
+    """
+    numbers = np.zeros(len(rows), np.int32)
+    items = ((int(keys[at]).to_bytes(8) + canonical(rows[at]), at.to_bytes(8)) for at in among.tolist())
+    latest, count = b"", 0
+    for key, content in sort_aside(items):
+        latest, count = key[:8], count + 1 if key[:8] == latest else 0
+        numbers[int.from_bytes(content)] = count
+    return numbers

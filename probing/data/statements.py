@@ -74,7 +74,7 @@ def contrast_pairs_from_rows(
     _check_truth(candidates, cells)
     named = "pair" if actual_layout == "long" else "id"
 
-    def ids(candidates: Sequence[Candidate]) -> list[str]:
+    def ids(candidates: Sequence[Candidate]) -> Sequence[str]:
         if named == "pair":
             return [str(cells.words(one.rows[0], "pair")) for one in candidates]
         owners = [min(one.rows) for one in candidates]

@@ -5,19 +5,24 @@ import io
 import json
 import re
 import sys
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
+from probing.data.addresses import fetch, is_address, is_local, local_path
+from probing.data.arrow_rows import ArrowRows, chain_arrow_rows
 from probing.data.bars import hide_bars
 from probing.data.formats import SUFFIXES, NotJson, Row, file_format, parse_file
 from probing.data.hub import find_hub_problem
-from probing.data.lazy import LazySequence, chain, make_in_blocks, pick
+from probing.data.lazy import LazyRows, LazySequence, chain, list_columns, make_in_blocks, pick
 from probing.data.portions import Part
+from probing.data.shards import FileOnDemand, find_shards
 from probing.errors import DataInvalid, UsageError
 from probing.types import Format
 
@@ -36,7 +41,7 @@ class Table:
         rows: one mapping a row.
         lines: the place of each row, as a reader of the file would name it ("line 7").
         sha256: over the bytes of the file (of the rows, where there is no single file or not all of it is used).
-        original: what a faithful copy of single rows is made from: raw lines, an Arrow table or a ``datasets.Dataset``;
+        original: what a faithful copy of single rows is made from: raw lines, ``ArrowRows`` or a ``datasets.Dataset``;
             None where there is no such thing.
         numbers: the number of each row in its file, from 0; None where the table is one whole file.
         files: the file of each row, where the table was joined from several.
@@ -74,11 +79,11 @@ class Table:
     @property
     def columns(self) -> list[str]:
         """Names of all columns, in order of appearance."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+        return list(list_columns(self.rows))
 
     def take(self, indices: Sequence[int]) -> "Table":
         """A table of some of the rows, in the order given; the same table where these are all in their order."""
-        if list(indices) == list(range(len(self.rows))):
+        if len(indices) == len(self.rows) and all(at == index for at, index in enumerate(indices)):
             return self
         rows = pick(self.rows, indices)
         return replace(
@@ -87,27 +92,30 @@ class Table:
             lines=pick(self.lines, indices),
             sha256=_rows_sha256(rows),
             original=_take_original(self.original, indices),
-            numbers=[self.row_of(index) for index in indices],
-            files=None if self.files is None else [self.files[index] for index in indices],
+            numbers=array("q", map(self.row_of, indices)),
+            files=None if self.files is None else pick(self.files, indices),
         )
 
 
 def _take_original(original: Any, indices: Sequence[int]) -> Any:
     if original is None:
         return None
-    if isinstance(original, pa.Table):
-        return original.take(pa.array(indices, pa.int64()))
+    if isinstance(original, ArrowRows):
+        return original.take(indices)
     return pick(original, indices) if isinstance(original, Sequence) else original.select(indices)
 
 
 WHOLE = Part()
+MOST_OPEN = 100
+"""Files of one dataset that are open at once; of more, each is open only while it is read."""
 
 
 def read_table(source: str, split: str | None = None, part: Part = WHOLE, held: ExitStack | None = None) -> Table:
     """Read JSONL, JSON, CSV or Parquet (each also gzipped), a saved ``datasets`` folder, or a dataset of the hub.
 
     Args:
-        source: a path, a hub id, or "-" for JSONL on standard input. What exists on disk wins.
+        source: a path, a pattern of paths, an address such as "s3://bucket/pairs.jsonl", a hub id, or "-" for JSONL
+            on standard input. What exists on disk wins.
         split: which split or slice; in place of ``part.split``.
         part: which part of it is read.
         held: keeps files open; then rows are read when they are asked for, and a large file needs little memory (see
@@ -120,18 +128,29 @@ def read_table(source: str, split: str | None = None, part: Part = WHOLE, held: 
     part = part if split is None else replace(part, split=split)
     if not source:
         raise UsageError("no dataset was named")
+    if is_address(source) and not is_local(source):
+        return _read_address(source, part, held)
+    source = local_path(source) if is_local(source) else source
     path = Path(source).expanduser()
     if source == STDIN or path.is_file():
-        table = _read_stdin(held) if source == STDIN else _read_file(path, held)
-        _check_no_hub(source, part)
-        if part.split is not None and not part.is_sliced:
-            raise UsageError(f"{source} is a single file and has no splits; leave out --split, or slice it like [:200]")
-        return table.take(part.choose_rows(len(table.rows), table.path))
+        table = _read_stdin(held) if source == STDIN else _read_file(path, path, held)
+        return _take_part(table, source, "a single file", part)
+    shards = None if _is_of_loader(path, part) else find_shards(source)
+    if shards is not None:
+        return _read_shards(source, [(path, path) for path in shards], part, held)
     if path.is_dir():
         return _read_folder(str(path), part, held)
     if file_format(path) is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         return _read_hub(source, part, held)
     raise DataInvalid(f"{source}: no such file")
+
+
+def list_files(source: str) -> list[Path]:
+    """The files that a name stands for: those of a pattern or a folder of shards; otherwise the name as a path."""
+    source = local_path(source) if is_local(source) else source
+    path = Path(source).expanduser()
+    shards = None if is_address(source) or _is_of_loader(path, WHOLE) else find_shards(source)
+    return [path] if shards is None else shards
 
 
 def join_tables(tables: Sequence[Table], part: Part = WHOLE) -> Table:
@@ -143,21 +162,35 @@ def join_tables(tables: Sequence[Table], part: Part = WHOLE) -> Table:
     """
     if len(tables) == 1:
         return tables[0]
-    pairs = [(table, index) for table in tables for index in range(len(table.rows))]
     formats = {table.format for table in tables}
     original = _join_originals(tables) if len(formats) == 1 else None
     digest = hashlib.sha256("\n".join(table.sha256 for table in tables).encode()).hexdigest()
     joined = Table(
         path=", ".join(dict.fromkeys(table.path for table in tables)),
         format=tables[0].format if len(formats) == 1 else "jsonl",
-        rows=chain([table.rows for table in tables]),
+        rows=_chain_rows([table.rows for table in tables]),
         lines=chain([table.lines for table in tables]),
         sha256=digest,
         original=original,
-        numbers=[table.row_of(index) for table, index in pairs],
-        files=[table.file_of(index) for table, index in pairs],
+        numbers=chain([_numbers(table) for table in tables]),
+        files=chain([LazySequence(len(table.rows), table.file_of) for table in tables]),
     )
-    return joined.take(part.choose_among(range(len(pairs))))
+    return joined.take(part.choose_among(range(len(joined.rows))))
+
+
+def _chain_rows(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    rows = chain(parts)
+    if not isinstance(rows, LazySequence):
+        return rows
+    # Of each file the columns are known, or found once.
+    return LazyRows(
+        len(rows), rows.__getitem__, list(dict.fromkeys(name for part in parts for name in list_columns(part)))
+    )
+
+
+def _numbers(table: Table) -> Sequence[int]:
+    """The number of each row of a table in its file."""
+    return LazySequence(len(table.rows), table.row_of)
 
 
 def _join_originals(tables: Sequence[Table]) -> Any:
@@ -168,13 +201,48 @@ def _join_originals(tables: Sequence[Table]) -> Any:
         return None
     if isinstance(first, Sequence):
         return chain(originals)
-    if isinstance(first, pa.Table):
+    if isinstance(first, ArrowRows):
         same = all(original.schema.equals(first.schema) for original in originals)
-        return pa.concat_tables(originals) if same else None
+        return chain_arrow_rows(originals) if same else None
     import datasets
 
     same = all(original.features == first.features for original in originals)
     return datasets.concatenate_datasets(originals) if same else None
+
+
+def _is_of_loader(path: Path, part: Part) -> bool:
+    """Whether a folder is read by the datasets library: one that it saved, or of which a split is asked for."""
+    asked = part.split_name is not None or part.subset is not None or part.revision is not None
+    return path.is_dir() and (asked or _is_saved_dataset(path))
+
+
+def _take_part(table: Table, source: str, what: str, part: Part) -> Table:
+    _check_no_hub(source, part)
+    if part.split is not None and not part.is_sliced:
+        raise UsageError(f"{source} is {what} and has no splits; leave out --split, or slice it like [:200]")
+    return table.take(part.choose_rows(len(table.rows), table.path))
+
+
+def _read_shards(source: str, files: Sequence[tuple[PurePath, Path]], part: Part, held: ExitStack | None) -> Table:
+    """The rows of several files as those of one dataset, of which a part is taken.
+
+    Args:
+        source: what was named, for messages.
+        files: the name of each file, and where it lies.
+        part: which part of all rows is read.
+        held: see ``read_table``.
+    """
+    several = len(files) > MOST_OPEN
+    joined = join_tables([_read_file(name, path, held, several) for name, path in files])
+    table = replace(joined, path=source) if len(files) > 1 else joined
+    return _take_part(table, source, "no saved dataset", part)
+
+
+def _read_address(source: str, part: Part, held: ExitStack | None) -> Table:
+    """The rows of what lies at an address, which is fetched first."""
+    with ExitStack() as ours:
+        folder = Path((held or ours).enter_context(TemporaryDirectory()))
+        return _read_shards(source, fetch(source, folder), part, held)
 
 
 def _check_no_hub(source: str, part: Part) -> None:
@@ -183,23 +251,36 @@ def _check_no_hub(source: str, part: Part) -> None:
             raise UsageError(f"{source} is not a dataset of the hub; leave out {option}")
 
 
-def _read_file(path: Path, held: ExitStack | None) -> Table:
-    kind = file_format(path)
+def _read_file(name: PurePath, path: Path, held: ExitStack | None, on_demand: bool = False) -> Table:
+    """The rows of a file.
+
+    Args:
+        name: its name, which says the format.
+        path: where it lies.
+        held: see ``read_table``.
+        on_demand: whether the file is open only while it is read.
+    """
+    kind = file_format(name)
     if kind is None:
-        raise DataInvalid(f"{path}: the name ends in none of {', '.join(SUFFIXES)} (each may be followed by .gz)")
+        raise DataInvalid(f"{name}: the name ends in none of {', '.join(SUFFIXES)} (each may be followed by .gz)")
     try:
-        file = io.BytesIO(path.read_bytes()) if held is None else held.enter_context(path.open("rb"))
+        if held is None:
+            file: BinaryIO = io.BytesIO(path.read_bytes())
+        elif on_demand:
+            file = held.enter_context(cast(BinaryIO, io.BufferedReader(FileOnDemand(path))))
+        else:
+            file = held.enter_context(path.open("rb"))
     except OSError as error:
-        raise DataInvalid(f"{path}: cannot be read ({error.strerror})") from error
-    return _parse(file, path, kind, held)
+        raise DataInvalid(f"{name}: cannot be read ({error.strerror})") from error
+    return _parse(file, name, kind, held)
 
 
 def _read_stdin(held: ExitStack | None) -> Table:
     return _parse(io.BytesIO(sys.stdin.buffer.read()), Path("standard input"), "jsonl", held)
 
 
-def _parse(file: io.BytesIO | io.BufferedReader, path: Path, kind: Format, held: ExitStack | None) -> Table:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+def _parse(file: BinaryIO, path: PurePath, kind: Format, held: ExitStack | None) -> Table:
+    digest = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
     kind, (rows, lines, original) = parse_file(file, path, kind, held)
     return Table(str(path), kind, rows, lines, digest, original)
 
@@ -282,12 +363,13 @@ def _from_dataset(source: str, loaded: Any, part: Part, held: ExitStack | None) 
     chosen = loaded if whole else loaded.select(numbers)
     if not len(chosen):
         raise DataInvalid(f"{source}: there are no rows in it")
-    rows: Sequence[Row] = make_in_blocks(len(chosen), lambda start, stop: _read_block(source, chosen, start, stop))
+    blocks = make_in_blocks(len(chosen), lambda start, stop: _read_block(source, chosen, start, stop))
+    rows: Sequence[Row] = LazyRows(len(blocks), blocks.__getitem__, chosen.column_names)
     lines: Sequence[str] = LazySequence(len(numbers), lambda at: f"row {numbers[at] + 1}")
     if held is None:
         rows, lines = list(rows), list(lines)
     table = Table(source, "datasets", rows, lines, _rows_sha256(rows), chosen)
-    return table if whole else replace(table, numbers=list(numbers))
+    return table if whole else replace(table, numbers=array("q", numbers))
 
 
 def _read_block(source: str, loaded: Any, start: int, stop: int) -> list[Row]:

@@ -12,11 +12,13 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from probing.data.arrow_rows import ArrowRows
 from probing.data.bars import hide_bars
 from probing.data.formats import Row
-from probing.data.lazy import LazySequence, pick
+from probing.data.lazy import BLOCK, LazySequence, pick
 from probing.data.tables import Table
 from probing.errors import UsageError
+from probing.store.shards import GROUP_BYTES, GROUP_ROWS, gather_tables
 from probing.types import Format
 
 
@@ -48,18 +50,43 @@ def write_rows(
             for index in indices:
                 sink.write(table.original[index] + b"\n")
         elif form == table.format == "parquet" and table.original is not None:
-            kept = table.original.take(pa.array(indices, pa.int64()))
-            columns = _columns_of(extra)
-            # Rows that were filtered before have such columns, of other scores.
-            kept = kept.drop_columns([name for name in columns if name in kept.column_names])
-            for name, values in columns.items():
-                kept = kept.append_column(name, pa.array(values))
-            pq.write_table(kept, sink)
+            _write_parquet(table.original, indices, extra, sink)
         elif form == "parquet":
             pq.write_table(_arrow(table, indices, extra, form), sink)
         else:
             writers = {"jsonl": _write_jsonl, "json": _write_json, "csv": _write_csv}
             writers[form](_merge_columns(table, indices, extra), table, sink)
+
+
+def _write_parquet(original: ArrowRows, indices: Sequence[int], extra: Sequence[Row], sink: BinaryIO) -> None:
+    """Write rows with their schema and further columns, in row groups that need little memory."""
+    types = _types_of(extra)
+    # Rows that were filtered before have such columns, of other scores.
+    dropped = [name for name in types if name in original.schema.names]
+    at = 0
+
+    def extend(block: pa.Table) -> pa.Table:
+        nonlocal at
+        block, added = block.drop_columns(dropped), extra[at : at + len(block)]
+        at += len(block)
+        for name, kind in types.items():
+            block = block.append_column(name, pa.array([row[name] for row in added], kind))
+        return block
+
+    schema = extend(original.schema.empty_table()).schema
+    with pq.ParquetWriter(sink, schema) as writer:
+        for group in gather_tables(map(extend, original.tables(indices)), GROUP_ROWS, GROUP_BYTES):
+            writer.write_table(group)
+
+
+def _types_of(rows: Sequence[Row]) -> dict[str, pa.DataType]:
+    """The type of every column of rows that have the same ones, as Arrow finds it over all of them."""
+    schemas: list[pa.Schema] = []
+    for start in range(0, len(rows), BLOCK):
+        columns = _columns_of(rows[start : start + BLOCK])
+        schemas.append(pa.schema([(name, pa.array(values).type) for name, values in columns.items()]))
+        schemas = [pa.unify_schemas(schemas, promote_options="permissive")]
+    return {} if not schemas else dict(zip(schemas[0].names, schemas[0].types, strict=True))
 
 
 def _zip(file: BinaryIO) -> BinaryIO:

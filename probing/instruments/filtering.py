@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probing.data.filters import RULES, check_rule, make_keep_mask
+from probing.data.lazy import LazySequence
 from probing.data.pair_columns import PairColumns
 from probing.data.tables import Table
 from probing.errors import DataInvalid, SourceMismatch, UsageError
@@ -130,21 +131,47 @@ def choose_kept(
 ) -> list[bool]:
     """Whether to keep each id, in order."""
     places = find_scores(ids, frame, by)
-    status = frame["status"].to_numpy()[places]
+    status, scores = frame["status"].to_numpy()[places], frame[by].to_numpy(dtype=np.float64)[places]
+    kept: list[bool] = choose_by_scores(ids, status, scores, bad, rule, table).tolist()
+    return kept
+
+
+def choose_by_scores(
+    ids: Sequence[str],
+    status: Any,
+    scores: NDArray[np.float64],
+    bad: Bad,
+    rule: Mapping[str, float | None],
+    table: Table | None = None,
+) -> NDArray[np.bool_]:
+    """Whether to keep each pair, by its status and its score.
+
+    Args:
+        ids: ids of the pairs, all different.
+        status: status of each pair, an array or a ``pandas.Categorical``.
+        scores: score of each pair; any value where the status is not "ok", [pair].
+        bad: what becomes of pairs without a score.
+        rule: see ``make_keep_mask``.
+        table: the pairs' dataset, for messages.
+
+    Raises:
+        DataInvalid: pairs without a score, and ``bad`` is "fail".
+        UsageError: the rule cannot be applied, or keeps no pair.
+    """
     good = np.flatnonzero(status == "ok")
     if len(good) < len(ids) and bad == "fail":
-        bad_rows = describe_bad_rows(ids, status.tolist(), table)
+        bad_rows = describe_bad_rows(ids, status, table)
         raise DataInvalid(f"{bad_rows}. Say what to do with them: --bad keep or --bad drop")
     keep = np.full(len(ids), bad == "keep")
     try:
-        scores = frame[by].to_numpy()[places[good]]
-        keep[good] = make_keep_mask([ids[at] for at in good.tolist()], scores, **rule)
+        # Ids that are on the disk stay there.
+        known = LazySequence(len(good), lambda number: ids[good[number]])
+        keep[good] = make_keep_mask(known, scores[good], **rule)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if not keep.any():
         raise UsageError(f"no pair of {len(ids)} would be kept; nothing was written. Choose a wider rule")
-    kept: list[bool] = keep.tolist()
-    return kept
+    return keep
 
 
 def list_score_columns(frame: "pd.DataFrame") -> list[str]:
@@ -159,10 +186,15 @@ def find_scores(ids: Sequence[str], frame: "pd.DataFrame", by: str) -> NDArray[n
         UsageError: there is no such column of scores.
         SourceMismatch: ids are not the same ones, or one has two rows.
     """
+    check_score_column(frame, by)
+    return find_places(ids, frame)
+
+
+def check_score_column(frame: "pd.DataFrame", by: str) -> None:
+    """Raise ``UsageError`` unless a table of pairs has a column of scores with this name."""
     known = list_score_columns(frame)
     if by not in known:
         raise UsageError(f"there is no score column '{by}'; there are {', '.join(known)}")
-    return find_places(ids, frame)
 
 
 def find_places(ids: Sequence[str], frame: "pd.DataFrame") -> NDArray[np.int64]:
@@ -184,7 +216,7 @@ def find_places(ids: Sequence[str], frame: "pd.DataFrame") -> NDArray[np.int64]:
     return np.fromiter((at[identity] for identity in ids), np.int64, len(ids))
 
 
-def describe_bad_rows(ids: Sequence[str], status: Sequence[str], table: Table | None = None) -> str:
+def describe_bad_rows(ids: Sequence[str], status: Any, table: Table | None = None) -> str:
     """What is wrong with the pairs that have no score, in words."""
     bad = [index for index, word in enumerate(status) if word != "ok"]
     counted = Counter(status[index] for index in bad)

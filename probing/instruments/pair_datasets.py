@@ -184,7 +184,7 @@ def add_ref_logps(
     return _add_columns(take_rows(dataset, good), logps[list(REF_LOGPS)])
 
 
-def _read(dataset: Any, columns: PairColumns) -> list[PreferencePair]:
+def _read(dataset: Any, columns: PairColumns) -> Sequence[PreferencePair]:
     """The pairs of a dataset, whatever format it answers in."""
     check_kind(dataset)
     return as_pairs(dataset.with_format(None) if hasattr(dataset, "with_format") else dataset, columns)

@@ -444,7 +444,7 @@ def score_pairs(
     return pd.concat(frames, ignore_index=True)[list(dict.fromkeys(named or computed))]
 
 
-def as_pairs(pairs: Any, columns: PairColumns = USUAL) -> list[PreferencePair]:
+def as_pairs(pairs: Any, columns: PairColumns = USUAL) -> Sequence[PreferencePair]:
     """Pairs from whatever a caller holds them in, read by their ``columns``; see ``score_pairs``.
 
     Raises:

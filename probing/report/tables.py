@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from probing.report.layout import fit_table, shorten
 from probing.shown import LONGEST_CELL, LONGEST_MESSAGE, escape_controls, to_message
 from probing.types import Estimate, PreferencePair, Text, message_text
 
+FindPairs = Callable[[Sequence[str]], Mapping[str, PreferencePair]]
+"""Finds pairs by their ids."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TEXT_WIDTH = 34
 BINS = 12
@@ -28,10 +30,20 @@ def quantiles(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return table.rename_axis("score").reset_index()
 
 
-def extremes(frame: pd.DataFrame, by: str, pairs: Sequence[PreferencePair], rows: int, highest: bool) -> pd.DataFrame:
-    """The rows with the highest (or lowest) score, with their texts shortened; ties by id."""
-    scored = frame[frame[by].notna()].sort_values([by, "id"], ascending=[not highest, True]).head(rows)
-    texts = {pair.id: pair for pair in pairs if pair.id in set(scored["id"])}
+def extremes(frame: pd.DataFrame, by: str, find: FindPairs, rows: int, highest: bool) -> pd.DataFrame:
+    """The rows with the highest (or lowest) score, with their texts shortened; ties by id.
+
+    Args:
+        frame: a row a pair.
+        by: the score.
+        find: the pairs with some ids, by id.
+        rows: number of rows, at most.
+        highest: whether those with the highest scores are listed.
+    """
+    known = frame[by].dropna()
+    first = known.nlargest(rows, keep="all") if highest else known.nsmallest(rows, keep="all")
+    scored = frame.loc[first.index].sort_values([by, "id"], ascending=[not highest, True]).head(rows)
+    texts = find(scored["id"].tolist())
     return pd.DataFrame(
         {
             by: scored[by],

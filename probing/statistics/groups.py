@@ -1,6 +1,7 @@
 """Groups of rows that share something, directly or through others."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,14 +23,15 @@ def find_twins(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np.int64]:
+def connected_groups(units: ArrayLike, values: Sequence[Hashable] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """The group of every row: rows that share their unit or their value, directly or through others, are of one group.
 
     These are the connected components of the graph whose nodes are units and values, and whose edges are the rows.
 
     Args:
         units: unit of each row, sortable.
-        values: a further value of each row, as many as units; equal to no unit, whatever they are.
+        values: a further value of each row, as many as units; equal to no unit, whatever they are. An array holds
+            numbers from 0.
 
     Returns:
         The number of each row's group, from 0, in the order of the least unit of each group.
@@ -43,11 +45,12 @@ def connected_groups(units: ArrayLike, values: Sequence[Hashable]) -> NDArray[np
 
     names, left = np.unique(np.asarray(units), return_inverse=True)
     # Values are numbered without an array of texts, in which every one would take as much memory as the longest.
-    right = np.array(number_values(values), dtype=np.int64)
+    known = isinstance(values, np.ndarray)
+    right = np.asarray(values if known else number_values(values), dtype=np.int64)
     if len(left) != len(right):
         raise ValueError(f"{len(left)} units and {len(right)} values; there must be as many")
     size = len(names) + int(right.max(initial=-1)) + 1
-    edges = coo_array((np.ones(len(left)), (left, len(names) + right)), shape=(size, size))
+    edges = coo_array((np.ones(len(left), np.int8), (left, len(names) + right)), shape=(size, size))
     # Components are numbered by their first node, and units are numbered before values.
     components: NDArray[np.int32] = connected_components(edges, directed=False)[1]
     return components[left].astype(np.int64)

@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from probing.store.plain_json import parse_json
 
 ROW_OF_DATA = ("group", "id")
 """Columns that tell which row of the data a row of a table is of; the first of them that a table has does so."""
+GROUP_ROWS = 2**16
+"""Rows of a row group: so many are in memory at once while a table is written."""
+GROUP_BYTES = 2**25
+"""Bytes from which on a row group of texts has fewer rows."""
 _FACTS = b"probing"
 _HASH = b"probing_sha256"
 
@@ -103,10 +108,57 @@ def _column_bytes(column: pa.ChunkedArray) -> bytes:
     return json.dumps(column.to_pylist(), default=str).encode()
 
 
-def join_shards(parts: Sequence[pa.Table], target: Path) -> None:
-    """Write all parts, in order, as one Parquet file; its bytes depend on the rows alone."""
-    with new_file(target) as temporary, temporary.open("wb") as file:
-        pq.write_table(pa.concat_tables(parts).combine_chunks(), file)
+def join_shards(parts: Iterable[pa.Table], target: Path) -> None:
+    """Write all parts, in order, as one Parquet file; its bytes depend on the rows alone.
+
+    Args:
+        parts: one or more with the same schema; each is asked for when the ones before it are written.
+        target: the file.
+    """
+    groups = gather_tables(parts)
+    first = next(groups)
+    with (
+        new_file(target) as temporary,
+        temporary.open("wb") as file,
+        pq.ParquetWriter(file, first.schema) as writer,
+    ):
+        for group in chain([first], groups):
+            writer.write_table(group)
+
+
+def gather_tables(
+    parts: Iterable[pa.Table], rows: int = GROUP_ROWS, most_bytes: int | None = None
+) -> Iterator[pa.Table]:
+    """The rows of all parts, in order, as row groups of a file: tables of one chunk, and one at least.
+
+    Args:
+        parts: one or more tables with the same schema, without a row all of them.
+        rows: number of rows of each group but the last.
+        most_bytes: size of the parts from which on a group has fewer.
+    """
+    waiting: list[pa.Table] = []
+    count = size = made = 0
+    for part in parts:
+        waiting.append(part)
+        count, size = count + len(part), size + (part.nbytes if most_bytes else 0)
+        while count >= rows or (most_bytes and size >= most_bytes):
+            whole = pa.concat_tables(waiting).combine_chunks()
+            yield whole.slice(0, rows)
+            made, waiting = made + 1, [whole.slice(rows)]
+            count, size = len(waiting[0]), 0
+    if waiting and (count or not made):
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A Parquet file as a frame; beside it, one column at a time is in memory."""
+    # Given as an open file, since pyarrow takes a path with a colon for an address.
+    with path.open("rb") as file:
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        names = parquet.schema_arrow.names
+        columns = {name: parquet.read([name], use_threads=False).to_pandas(split_blocks=True)[name] for name in names}
+    pa.default_memory_pool().release_unused()
+    return pd.DataFrame(columns, copy=False)
 
 
 def write_frame(frame: pd.DataFrame, target: Path) -> None:

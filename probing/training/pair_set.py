@@ -46,7 +46,7 @@ class PairSet:
         name: where they came from.
     """
 
-    pairs: list[PreferencePair]
+    pairs: Sequence[PreferencePair]
     units: NDArray[np.int64]
     groups: list[str] | None
     name: str

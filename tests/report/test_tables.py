@@ -1,17 +1,21 @@
+from functools import partial
+
 import pandas as pd
 
 from probing import PreferencePair
+from probing.data.pairs import find_pairs
 from probing.report.layout import shorten
 from probing.report.tables import counts, extremes, histogram, name_tables, quantiles, render
 
 PAIRS = [PreferencePair(f"p{n}", f"a long question number {n} " * 4, f" yes\n{n}", " no") for n in range(4)]
+FIND = partial(find_pairs, PAIRS)
 FRAME = pd.DataFrame({"id": [f"p{n}" for n in range(4)], "ches": [1.0, 3.0, float("nan"), 3.0]})
 
 
 def test_extremes_are_ordered_by_score_then_id_and_leave_out_what_has_none():
-    assert extremes(FRAME, "ches", PAIRS, 2, highest=True)["id"].tolist() == ["p1", "p3"]
-    assert extremes(FRAME, "ches", PAIRS, 9, highest=False)["id"].tolist() == ["p0", "p1", "p3"]
-    first = extremes(FRAME, "ches", PAIRS, 1, highest=False).iloc[0]
+    assert extremes(FRAME, "ches", FIND, 2, highest=True)["id"].tolist() == ["p1", "p3"]
+    assert extremes(FRAME, "ches", FIND, 9, highest=False)["id"].tolist() == ["p0", "p1", "p3"]
+    first = extremes(FRAME, "ches", FIND, 1, highest=False).iloc[0]
     assert first["chosen"] == "yes 0"
     assert first["prompt"].startswith("…")
     assert len(first["prompt"]) == 34

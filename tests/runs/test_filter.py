@@ -5,18 +5,25 @@ import os
 import random
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import datasets
+import fsspec
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from probing import filter_pairs
+from probing.data.pairs import pairs_from_rows
+from probing.data.tables import read_table
 from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
 from probing.report import plots
 from probing.runs import filter as filtering
 from probing.runs import score
 from probing.runs.filter import FilterConfig, results, stages
+from probing.store.files import file_sha256
 
 ROWS = [
     {
@@ -326,7 +333,7 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
     del rows
     # The page takes as much, whatever the number of rows: most of it is the library that draws it.
     monkeypatch.setattr(results, "draw_filter", lambda *_: [])
-    for constant in ("data.pairs.ASIDE_BYTES", "store.files.CHUNK"):
+    for constant in ("data.aside.RUN_BYTES", "store.files.CHUNK"):
         monkeypatch.setattr(f"probing.{constant}", 2**20)
     given = {"data": str(tmp_path / f"p.{form}"), "scores": tmp_path / "s.parquet", "by": "ches", "keep_lowest": 0.5}
     filtering.run(FilterConfig(**given, out=tmp_path / "warm"))
@@ -341,14 +348,14 @@ def test_no_texts_are_kept_in_memory(tmp_path, monkeypatch, form):
 
 def test_data_that_change_meanwhile_are_not_filtered(config, scored, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_bytes((scored / "pairs.jsonl").read_bytes())
-    plain = stages.choose_kept
+    plain = stages.choose_by_scores
 
     def change(*arguments):
         with (tmp_path / "mine.jsonl").open("r+b") as file:
             file.write(b" ")
         return plain(*arguments)
 
-    monkeypatch.setattr(stages, "choose_kept", change)
+    monkeypatch.setattr(stages, "choose_by_scores", change)
     with pytest.raises(DataInvalid, match=r"mine\.jsonl: changed while it was read"):
         filtering.run(config(data=str(tmp_path / "mine.jsonl")))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
@@ -522,3 +529,83 @@ def test_a_picture_beside_a_dataset_is_a_file(config, tmp_path):
     for _ in range(2):
         filtering.run(config(out=tmp_path / "kept", format="datasets", overwrite=True))
         assert (tmp_path / "kept.plots.html").is_file()
+
+
+def make_case(folder, ids=True):
+    """2,500 pairs, of which some have no score, and their scores."""
+    rows = [{"prompt": f"p{n}", "chosen": f"c{n}\u2028", "rejected": "r", "n": n} for n in range(2500)]
+    rows = [{"id": f"r{n}", **row} for n, row in enumerate(rows)] if ids else rows
+    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pd.DataFrame(rows).to_parquet(folder / "p.parquet", index=False)
+    read = pairs_from_rows(rows)
+    scores = pd.DataFrame({"id": [pair.id for pair in read], "status": "ok", "ches": np.arange(2500) % 1250 / 7})
+    scores["chosen_tokens"], scores["regime"] = 3, "falls"
+    scores.loc[[7, 2000], ["status", "ches", "chosen_tokens"]] = ["too_long", float("nan"), None]
+    return rows, scores
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_scores_in_any_order_give_the_same_bytes(tmp_path, form, ids):
+    rows, scores = make_case(tmp_path, ids)
+    pq.write_table(
+        pa.Table.from_pandas(scores, preserve_index=False), tmp_path / "scores-straight.parquet", row_group_size=700
+    )
+    scores[::-1].to_parquet(tmp_path / "scores-turned.parquet")
+    given = {"data": str(tmp_path / f"p.{form}"), "by": "ches", "drop_highest": 0.3, "bad": "drop"}
+    for name in ("straight", "turned"):
+        filtering.run(
+            FilterConfig(**given, scores=tmp_path / f"scores-{name}.parquet", out=tmp_path / f"{name}.{form}")
+        )
+    for suffix in ("", ".dropped"):
+        one, other = (tmp_path / f"{name}{suffix}.{form}" for name in ("straight", "turned"))
+        assert one.read_bytes() == other.read_bytes()
+    kept, dropped = (read_table(str(tmp_path / f"straight{part}.{form}")).rows for part in ("", ".dropped"))
+    # Of equal scores those with the lowest ids are kept.
+    good = scores[scores["status"] == "ok"].sort_values(["ches", "id"])["id"].tolist()
+    wanted = {*good[: round(0.7 * len(good))]}
+    assert list(kept) == [row for row, id in zip(rows, scores["id"], strict=True) if id in wanted]
+    assert len(kept) + len(dropped) == 2500
+    [bad] = [row for row in dropped if row["n"] == 2000]
+    assert (bad["probing_ches"], bad["probing_chosen_tokens"], bad["probing_status"]) == (None, None, "too_long")
+    # A column in which a number is missing is of floats.
+    assert {type(row["probing_chosen_tokens"]) for row in dropped} == {float, type(None)}
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "draw_filter", lambda *_: [])
+    monkeypatch.setattr("probing.data.aside.RUN_BYTES", 2**18)
+    peaks = {}
+    for count in (4000, 40000):
+        rows = ({"id": f"r{n}", "prompt": f"p{n}", "chosen": f"c{n}", "rejected": "r"} for n in range(count))
+        (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        frame = pd.DataFrame({"id": [f"r{n}" for n in range(count)], "status": "ok", "ches": np.arange(count) / 7})
+        frame.to_parquet(tmp_path / "s.parquet", index=False)
+        given = {"data": str(tmp_path / "p.jsonl"), "scores": tmp_path / "s.parquet", "by": "ches"}
+        del frame, rows
+        tracemalloc.start()
+        filtering.run(FilterConfig(**given, keep_lowest=0.5, out=tmp_path / f"kept-{count}"))
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # A pair as a Python object alone takes 500 bytes.
+    assert peaks[40000] - peaks[4000] < 100 * 36000
+
+
+def test_kept_rows_are_written_to_an_address(config, scored):
+    system = fsspec.filesystem("memory")
+    report = filtering.run(config(out="memory://out/kept.jsonl"))
+    local = config()
+    filtering.run(local)
+    assert system.cat("/out/kept.jsonl") == Path(local.out).read_bytes()
+    assert "memory://out/kept.jsonl" in report.facts["wrote"]
+    assert report.facts["sha256"]["memory://out/kept.jsonl"] == file_sha256(Path(local.out))
+    with pytest.raises(UsageError, match=r"memory://out/kept\.jsonl: exists already"):
+        filtering.run(config(out="memory://out/kept.jsonl"))
+    filtering.run(config(out="memory://out/kept.jsonl", keep_lowest=1.0, bad="keep", overwrite=True))
+    names = [name.rpartition("/")[2] for name in system.find("/out")]
+    assert "kept.dropped.jsonl" not in names
+    filtering.run(config(out="memory://out/folder/"))
+    assert "memory://out/folder/" in system.cat("/out/folder/README.md").decode()
+    with pytest.raises(UsageError, match=r"nothing can be written to a web server"):
+        filtering.run(config(out="http://127.0.0.1/kept.jsonl"))
+    system.rm("/out", recursive=True)

@@ -1,22 +1,25 @@
 """The texts whose states are read."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
-from probing.data.prompts import prompts_from_table
+from probing.data.lazy import pick
+from probing.data.prompts import read_prompts
 from probing.data.tables import Table
 from probing.runs.capture.config import CaptureConfig
 from probing.runs.common.datasets import read_labelled_sources, text_columns
 from probing.types import LabelledPrompt
 
 
-def read_prompts(config: CaptureConfig) -> tuple[Table, list[LabelledPrompt]]:
-    """The dataset as a table, and its rows."""
-    table = read_labelled_sources(config, config.sources, config.part)
+def read_data(config: CaptureConfig, held: ExitStack | None = None) -> tuple[Table, Sequence[LabelledPrompt]]:
+    """The dataset as a table, and its rows. Args: see ``read_labelled_sources``."""
+    table = read_labelled_sources(config, config.sources, config.part, held)
     columns = replace(text_columns(config), span=config.span_column)
-    return table, prompts_from_table(table, columns, config.substring)
+    return table, read_prompts(table, columns, config.substring)
 
 
-def choose_prompts(config: CaptureConfig, table: Table, prompts: list[LabelledPrompt]) -> list[LabelledPrompt]:
+def choose_prompts(config: CaptureConfig, table: Table, prompts: Sequence[LabelledPrompt]) -> Sequence[LabelledPrompt]:
     """The rows of the shard that is asked for; all of them where none is.
 
     Args:
@@ -27,4 +30,4 @@ def choose_prompts(config: CaptureConfig, table: Table, prompts: list[LabelledPr
     if config.num_shards is None:
         return prompts
     sides, chosen = len(prompts) // len(table.rows), config.choose_rows(len(table.rows))
-    return prompts[sides * chosen.start : sides * chosen.stop]
+    return pick(prompts, range(sides * chosen.start, sides * chosen.stop))

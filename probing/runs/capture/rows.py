@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from probing.data.contents import content_of_row
+from probing.data.lazy import BLOCK, pick
 from probing.data.tables import Table, canonical
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.runs.capture.config import CaptureConfig
-from probing.runs.common.parts import Shard, find_shard
+from probing.runs.common.parts import Shard, StoredShard, find_shard
 from probing.store.activations import REPAIR
 from probing.store.manifest import RunFolder
 from probing.store.shards import shard_path
@@ -37,7 +38,7 @@ class Batch:
     """
 
     facts: dict[str, Any]
-    prompts: list[LabelledPrompt]
+    prompts: Sequence[LabelledPrompt]
     table: Table
     finished: bool
 
@@ -67,7 +68,8 @@ def choose_schema(folder: RunFolder, prompts: Sequence[LabelledPrompt]) -> pa.Sc
         ]
     )
     try:
-        pa.array([label_of(schema, prompt) for prompt in prompts], LABELS[label])
+        for start in range(0, len(prompts), BLOCK):
+            pa.array([label_of(schema, prompt) for prompt in prompts[start : start + BLOCK]], LABELS[label])
     except (pa.ArrowException, OverflowError) as error:
         raise UsageError(f"the labels cannot be written as {label}: {error}") from error
     folder.write({**folder.facts(), "label_type": label})
@@ -81,7 +83,7 @@ def label_of(schema: pa.Schema, prompt: LabelledPrompt) -> Any:
 
 
 def find_batch(
-    folder: RunFolder, config: CaptureConfig, table: Table, prompts: list[LabelledPrompt], schema: pa.Schema
+    folder: RunFolder, config: CaptureConfig, table: Table, prompts: Sequence[LabelledPrompt], schema: pa.Schema
 ) -> Batch:
     """Rows of this run as the manifest records them, or will record them.
 
@@ -91,7 +93,7 @@ def find_batch(
     facts = folder.facts()
     done: list[dict[str, Any]] = facts.get("data", [])
     pending: dict[str, Any] | None = facts.get("pending")
-    whole = hashlib.sha256(canonical([[prompt.id, content_of_row(prompt)] for prompt in prompts])).hexdigest()
+    whole = _hash_rows(prompts)
     source = next((known for known in [*done, *([pending] if pending else [])] if known["rows_sha256"] == whole), None)
     if source is None and done and not config.append:
         raise SourceMismatch(
@@ -117,22 +119,33 @@ def find_batch(
     return Batch(source, new, table, finished=source in done or not new)
 
 
-def cut_into_blocks(batch: Batch, size: int) -> list[list[LabelledPrompt]]:
+def _hash_rows(prompts: Sequence[LabelledPrompt]) -> str:
+    """Hash of the ids and contents of all rows, as one list in JSON."""
+    digest = hashlib.sha256(b"[")
+    for number, prompt in enumerate(prompts):
+        digest.update((b", " if number else b"") + canonical([prompt.id, content_of_row(prompt)]).removesuffix(b"\n"))
+    digest.update(b"]\n")
+    return digest.hexdigest()
+
+
+def cut_into_blocks(batch: Batch, size: int) -> list[Sequence[LabelledPrompt]]:
     """The rows of each shard of a batch, of which a new one has so many rows."""
     count = len(batch.prompts)
     sizes = batch.facts.get("blocks") or [size] * -(-count // size)
     starts = [0, *accumulate(sizes)]
-    return [batch.prompts[start:end] for start, end in pairwise(starts)]
+    return [pick(batch.prompts, range(start, min(end, count))) for start, end in pairwise(starts)]
 
 
 def _leave_out_known(
     folder: RunFolder, prompts: Sequence[LabelledPrompt], before: int, schema: pa.Schema
-) -> list[LabelledPrompt]:
+) -> Sequence[LabelledPrompt]:
     """Rows that no shard before this number has.
 
     Raises:
         SourceMismatch: a row has the id of another row in the store.
     """
+    if not before:
+        return prompts
     known: dict[str, str] = {}
     for number in range(before):
         rows = read_whole_shard(folder, number, schema).rows
@@ -140,7 +153,7 @@ def _leave_out_known(
     for prompt in prompts:
         if known.get(prompt.id, content_of_row(prompt)) != content_of_row(prompt):
             raise SourceMismatch(f"{folder.path}: there is another row with the id '{prompt.id}' in it")
-    return [prompt for prompt in prompts if prompt.id not in known]
+    return pick(prompts, [at for at, prompt in enumerate(prompts) if prompt.id not in known])
 
 
 def read_whole_shard(folder: RunFolder, number: int, schema: pa.Schema) -> Shard:
@@ -153,4 +166,4 @@ def read_whole_shard(folder: RunFolder, number: int, schema: pa.Schema) -> Shard
     shard = find_shard(path, schema, {})
     if shard is None:
         raise StoreCorrupt(f"{path}: missing or damaged; {REPAIR} (on its own data)")
-    return shard
+    return StoredShard.of(shard, path)

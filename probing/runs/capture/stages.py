@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,15 @@ from probing.runs.common.engines import open_workers
 from probing.runs.common.makers import Block, Where
 from probing.runs.common.model_facts import ModelFacts, find_model_facts
 from probing.runs.common.models import load_model
-from probing.runs.common.parts import Shard, Spread, complete_parts, find_shard, status_facts, weigh_rows
+from probing.runs.common.parts import (
+    Shard,
+    Spread,
+    StoredShard,
+    complete_parts,
+    find_shard,
+    status_facts,
+    weigh_rows,
+)
 from probing.runs.common.record import (
     begin_run,
     check_rendered,
@@ -76,7 +85,7 @@ def capture_into(
     folder: RunFolder,
     config: CaptureConfig,
     table: Table,
-    prompts: list[LabelledPrompt],
+    prompts: Sequence[LabelledPrompt],
     model: LanguageModel | None = None,
 ) -> Report:
     """Capture every row into the folder, unless an earlier run has done so; answer with its tables.
@@ -215,7 +224,7 @@ def capture_shards(
 
 def _block(batch: Batch, blocks: Sequence[Sequence[LabelledPrompt]], at: int) -> Block:
     """The rows of one shard of a batch."""
-    rows = blocks[at]
+    rows = list(blocks[at])
     return Block(at, rows, lambda row: f"{batch.table.path}, id '{rows[row].id}'")
 
 
@@ -229,9 +238,13 @@ def _find_shard(
     folder: RunFolder, number: int, block: Sequence[LabelledPrompt], schema: pa.Schema, deep: bool
 ) -> Shard | str:
     """An existing shard, or the reason why it cannot be used."""
-    rows = {"content": [content_of_row(prompt) for prompt in block], "id": [prompt.id for prompt in block]}
-    shard = find_shard(shard_path(folder.shards, number), schema, rows)
-    return "missing" if shard is None else _find_fault(folder, number, shard, deep) or shard
+    path = shard_path(folder.shards, number)
+    if not path.is_file():
+        return "missing"
+    prompts = list(block)
+    rows = {"content": [content_of_row(prompt) for prompt in prompts], "id": [prompt.id for prompt in prompts]}
+    shard = find_shard(path, schema, rows)
+    return "missing" if shard is None else _find_fault(folder, number, shard, deep) or StoredShard.of(shard, path)
 
 
 def _find_fault(folder: RunFolder, number: int, shard: Shard, deep: bool) -> str | None:
@@ -284,8 +297,9 @@ def _new_shard(
         "batch_tokens": made.batch_tokens,
         "problems": [asdict(problem) for problem in captured.problems.values()],
     }
-    write_shard(shard_path(folder.shards, number), rows, facts)
-    return Shard(rows, facts)
+    path = shard_path(folder.shards, number)
+    write_shard(path, rows, facts)
+    return StoredShard.of(Shard(rows, facts), path)
 
 
 def _finish(
@@ -325,7 +339,7 @@ def finish_store(
     known = folder.facts()
     sources = known.get("data", []) + ([] if batch.finished else [batch.facts])
     shards = [read_whole_shard(folder, number, schema) for number in range(sum(source["shards"] for source in sources))]
-    join_shards([schema.empty_table(), *(shard.rows for shard in shards)], folder.path / ROWS_FILE)
+    join_shards(chain([schema.empty_table()], (shard.rows for shard in shards)), folder.path / ROWS_FILE)
     counted = {**status_facts(shards), "tokens": sum(shard.facts["tokens"] for shard in shards)}
     files = {
         "shards": [shard.facts["states"] for shard in shards],

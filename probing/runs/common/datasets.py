@@ -3,20 +3,23 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from probing.data.aside import is_in_memory
 from probing.data.bundled import BUNDLED, BundledName, bundled_data
 from probing.data.columns import ColumnResolver
+from probing.data.lazy import LazyRows, pick
 from probing.data.memory import take_part
-from probing.data.pairs import identify_pairs, leave_out_ties, pairs_from_table
+from probing.data.pairs import leave_out_ties, pairs_from_table
 from probing.data.portions import Part
 from probing.data.prompts import TEXT_COLUMNS, Columns, prompts_from_table
 from probing.data.rollouts import rollouts_from_table
-from probing.data.tables import Table, join_tables, read_table
+from probing.data.tables import Row, Table, join_tables, list_files, read_table
 from probing.errors import DataInvalid, UsageError
 from probing.runs.common.held import InMemory
 from probing.runs.common.options import (
@@ -60,11 +63,15 @@ def read_each(
     part = part if len(sources) == 1 else replace(part, limit=None, sample=None)
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once")
-    files = [source for source in sources if not isinstance(source, InMemory)]
-    paths = [os.path.realpath(os.path.expanduser(source)) for source in files]
-    twice = next((source for source, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice}: is given twice, so that its rows would count twice; leave one out")
+    known: dict[str, str] = {}
+    for source in sources:
+        files = [] if isinstance(source, InMemory) else list_files(source)
+        # A file is called as it was named, or by its own name among those of a folder.
+        paths = {os.path.realpath(file): source if len(files) == 1 else str(file) for file in files}
+        twice = min(known.keys() & paths.keys(), default=None)
+        if twice is not None:
+            raise UsageError(f"{known[twice]}: is given twice, so that its rows would count twice; leave one out")
+        known |= paths
     return [_read_source(source, part, bundled, held) for source in sources]
 
 
@@ -74,7 +81,7 @@ def _read_source(source: str, part: Part, bundled: BundledName, held: ExitStack 
     return read_table(str(bundled_data(bundled)) if source == BUNDLED else source, part=part, held=held)
 
 
-def take_shard(config: DatasetOptions, table: Table, rows: list[OneRow]) -> tuple[Table, list[OneRow]]:
+def take_shard(config: DatasetOptions, table: Table, rows: Sequence[OneRow]) -> tuple[Table, Sequence[OneRow]]:
     """The rows of a dataset that are in the shard that is asked for; all of them where none is.
 
     The rows are given with the ids that they have among all. The hash of the table stays that of the whole dataset,
@@ -88,35 +95,42 @@ def take_shard(config: DatasetOptions, table: Table, rows: list[OneRow]) -> tupl
     if not isinstance(config, ArrayOptions) or config.num_shards is None:
         return table, rows
     chosen = config.choose_rows(len(rows))
-    return replace(table.take(chosen), sha256=table.sha256), rows[chosen.start : chosen.stop]
+    return replace(table.take(chosen), sha256=table.sha256), pick(rows, chosen)
 
 
-def read_pairs(config: PairDataOptions) -> tuple[Table, list[PreferencePair]]:
-    """The dataset as a table, and its rows as pairs; ties are left out of both, and rows of other shards."""
-    table = leave_out_ties(read_sources(config, "pairs"), config.pair_columns)
+def read_pairs(config: PairDataOptions, held: ExitStack | None = None) -> tuple[Table, Sequence[PreferencePair]]:
+    """The dataset as a table, and its rows as pairs; ties are left out of both, and rows of other shards.
+
+    Args:
+        config: a job's options of the dataset.
+        held: keeps files open; then rows and pairs are read when they are asked for, as in ``read_table``.
+    """
+    table = leave_out_ties(read_sources(config, "pairs", held), config.pair_columns)
     return take_shard(config, table, pairs_from_table(table, config.id_column, config.pair_columns))
 
 
-def read_pair_ids(config: PairDataOptions, held: ExitStack) -> tuple[Table, list[str], str]:
-    """The dataset as a table whose rows stay in their files, without ties; the ids of its pairs, and their hash."""
-    table = leave_out_ties(read_sources(config, "pairs", held), config.pair_columns)
-    return table, *identify_pairs(table, config.id_column, config.pair_columns)
-
-
-def read_rollouts(config: RolloutOptions) -> tuple[Table, list[RolloutGroup]]:
+def read_rollouts(config: RolloutOptions) -> tuple[Table, Sequence[RolloutGroup]]:
     """The dataset as a table, and its rows as groups of responses with rewards; without the rows of other shards."""
     table = read_sources(config, "rollouts")
     return take_shard(config, table, rollouts_from_table(table, config.id_column, config.rollout_columns))
 
 
-def read_labelled_sources(config: PromptOptions, sources: Sequence[str], part: Part) -> Table:
+def read_labelled_sources(
+    config: PromptOptions, sources: Sequence[str], part: Part, held: ExitStack | None = None
+) -> Table:
     """Texts of one or several sources, each of which may be written LABEL=SOURCE to label its rows.
+
+    Args:
+        config: a job's options of texts.
+        sources: the sources.
+        part: which part of them is read.
+        held: keeps files open whose rows are read when they are asked for, as in ``read_table``.
 
     Raises:
         UsageError: only some sources have a label, or the rows have labels of their own.
     """
     named = [_split_label(source) for source in sources]
-    tables = read_each([source for _, source in named], part, "prompts")
+    tables = read_each([source for _, source in named], part, "prompts", held)
     labels = [label for label, _ in named]
     if any(label is not None for label in labels):
         if None in labels:
@@ -137,9 +151,21 @@ def _align_texts(tables: list[Table]) -> list[Table]:
         return tables
     first = TEXT_COLUMNS[0]
     return [
-        table if column == first else replace(table, rows=[{**row, first: row.get(column)} for row in table.rows])
+        table
+        if column == first
+        else replace(table, rows=_change_rows(table.rows, partial(_copy_column, column, first)))
         for table, column in zip(tables, columns, strict=True)
     ]
+
+
+def _copy_column(column: str, name: str, row: Row) -> Row:
+    return {**row, name: row.get(column)}
+
+
+def _change_rows(rows: Sequence[Row], change: Callable[[Row], Row]) -> Sequence[Row]:
+    """Rows that are changed, when they are asked for where the rows are."""
+    changed = LazyRows(len(rows), lambda index: change(rows[index]))
+    return list(changed) if is_in_memory(rows) else changed
 
 
 def _split_label(source: str) -> tuple[str | None, str]:
@@ -157,7 +183,7 @@ def _label_rows(table: Table, label: str) -> Table:
             f"{table.where(other)}: has the label {table.rows[other][LABEL]!r:.40} in its own column, and the file is "
             f"given as {label}={table.path}; give it without the label"
         )
-    rows = [{**row, LABEL: label} for row in table.rows]
+    rows = _change_rows(table.rows, lambda row: {**row, LABEL: label})
     # The same file under another label is other data.
     digest = hashlib.sha256(f"{label}\n{table.sha256}".encode()).hexdigest()
     return replace(table, rows=rows, sha256=digest, original=None)

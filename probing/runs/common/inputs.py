@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from probing.data.pairs import LazyPairs
 from probing.data.tables import Table
 from probing.errors import SourceMismatch, UsageError
 from probing.models.checkpoints import (
@@ -89,7 +90,10 @@ def check_prompt_templates(names: Sequence[str], table: Table, prompts: Sequence
 
 def check_pair_templates(names: Sequence[str], table: Table, pairs: Sequence[PreferencePair]) -> None:
     """The same, where a preference pair is a conversation."""
-    first = next((index for index, pair in enumerate(pairs) if pair.conversational), None)
+    if isinstance(pairs, LazyPairs):
+        first = pairs.facts.first_conversation
+    else:
+        first = next((index for index, pair in enumerate(pairs) if pair.conversational), None)
     if first is not None:
         check_templates(names, f"{table.where(first)} (id '{pairs[first].id}'): the pair is made of messages")
 

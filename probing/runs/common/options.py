@@ -97,7 +97,17 @@ class Options:
             _check_kind(entry, value)
             _check_bounds(entry, value)
             if entry.name == "out" and value is not None:
-                check_output_name(Path(value))
+                self._check_out(value)
+
+    def _check_out(self, out: str | Path) -> None:
+        """Raise ``UsageError`` unless results can be written under this name."""
+        check_output_name(Path(out))
+        # A path has one slash where an address has two.
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
+            raise UsageError(
+                f"{out}: is an address, and a run is written into a folder of this machine, where it can go on after "
+                f"it was stopped; give a folder as --out, and copy it when the run is finished"
+            )
 
     def plain(self) -> dict[str, Any]:
         """Every option as JSON holds it."""
@@ -160,9 +170,10 @@ class DatasetOptions(Options):
     """The dataset, and where to write.
 
     Args:
-        data: dataset to read: a JSONL, JSON, CSV or Parquet file (also gzipped), a folder that the datasets library
-            saved, a hub id, "-" for JSONL on standard input, or "bundled" for the one in this package. May be repeated;
-            the rows follow one another.
+        data: dataset to read: a JSONL, JSON, CSV or Parquet file (also gzipped), a folder of such files or a pattern
+            that they match ("shards/*.parquet"), an address ("s3://bucket/pairs.jsonl"), a folder that the datasets
+            library saved, a hub id, "-" for JSONL on standard input, or "bundled" for the one in this package. May be
+            repeated; the rows follow one another.
         out: folder for the results; an interrupted run in it is continued.
         split: which split of the dataset to read, where it has several; also a slice of it, or of a file, such as
             train[:200], train[:5%] or [100:200].

@@ -1,16 +1,19 @@
 """Parts of a job, each saved when it is made, and known again after a restart: one loop for all jobs."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
-from probing.data.pairs import content_sha256
+from probing.data.lazy import pick
+from probing.data.pairs import LazyPairs, content_sha256
 from probing.data.tables import Table
 from probing.errors import StoreCorrupt
 from probing.instruments.problems import LISTED_PROBLEMS
@@ -222,6 +225,36 @@ class Shard:
     facts: dict[str, Any]
 
 
+class StoredShard(Shard):
+    """A shard whose rows are read when they are asked for, and not kept in memory.
+
+    Args:
+        read: reads the rows.
+        facts: facts of their making.
+    """
+
+    def __init__(self, read: Callable[[], pa.Table], facts: dict[str, Any]) -> None:
+        self.__dict__.update(_read=read, facts=facts)
+
+    @classmethod
+    def of(cls, shard: Shard, path: Path) -> "StoredShard":
+        """A shard that is written there; reading its rows raises ``StoreCorrupt`` if that was damaged since."""
+        schema = shard.rows.schema
+
+        def read() -> pa.Table:
+            found = read_shard(path, schema)
+            if found is None:
+                raise StoreCorrupt(f"{path}: gone or damaged; run the same command again")
+            return found[0]
+
+        return cls(read, shard.facts)
+
+    @property
+    def rows(self) -> pa.Table:
+        """The rows."""
+        return self.__dict__["_read"]()
+
+
 def find_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[object]]) -> Shard | None:
     """A shard that an earlier run wrote; None unless it is whole and has these values in these columns."""
     read = read_shard(path, schema)
@@ -255,7 +288,7 @@ class Blocks(Generic[OneRow]):
     rows: Sequence[OneRow]
     size: int
 
-    @property
+    @cached_property
     def blocks(self) -> list[range]:
         """Indices of the rows that make one part; where there are no rows, one part without any has the columns."""
         every = range(len(self.rows))
@@ -264,32 +297,44 @@ class Blocks(Generic[OneRow]):
     @property
     def weights(self) -> list[float]:
         """About how much work each block is; see ``weigh_rows``."""
-        return weigh_rows([self.of(block) for block in self.blocks])
+        return weigh_rows(self.of(block) for block in self.blocks)
 
     def of(self, block: range) -> list[OneRow]:
         """The rows of one block."""
-        return [self.rows[index] for index in block]
+        return list(self.pick(block))
+
+    def pick(self, block: range) -> Sequence[OneRow]:
+        """The same, made when they are asked for where all rows are."""
+        return pick(self.rows, block)
 
     def where(self, block: range) -> Callable[[int], str]:
         """The name of a row of a block in messages."""
-        return lambda row: f"{self.table.where(block[row])} (id '{self.rows[block[row]].id}')"
+        return lambda row: f"{self.table.where(block[row])} (id '{self.ids[block[row]]}')"
 
-    def with_places(self, shards: Sequence["Shard"], of: str = "id") -> list[pa.Table]:
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """The id of each row."""
+        return self.rows.ids if isinstance(self.rows, LazyPairs) else [row.id for row in self.rows]
+
+    def with_places(self, shards: Iterable["Shard"], of: str = "id") -> Iterator[pa.Table]:
         """The rows of all shards with where each comes from: ``row``, and ``file`` where several were read.
 
         Args:
-            shards: one a block.
+            shards: of all rows, in their order.
             of: column of the shards with the id of the row of the dataset; a shard may have several rows of one.
         """
-        index_of = {row.id: index for index, row in enumerate(self.rows)}
-        tables = []
+        known = enumerate(self.ids)
+        index, identity = -1, None
         for shard in shards:
-            indices = [index_of[name] for name in shard.rows[of].to_pylist()]
-            rows = shard.rows.append_column("row", pa.array(map(self.table.row_of, indices), pa.int64()))
+            rows, indices = shard.rows, []
+            for name in rows[of].to_pylist():
+                while identity != name:
+                    index, identity = next(known)
+                indices.append(index)
+            placed = rows.append_column("row", pa.array(map(self.table.row_of, indices), pa.int64()))
             if self.table.files is not None:
-                rows = rows.append_column("file", pa.array(map(self.table.file_of, indices), pa.string()))
-            tables.append(rows)
-        return tables
+                placed = placed.append_column("file", pa.array(map(self.table.file_of, indices), pa.string()))
+            yield placed
 
 
 @dataclass(frozen=True)
@@ -308,7 +353,7 @@ class Dataset(Blocks[PreferencePair]):
 
 def list_ids(rows: Sequence[WithId]) -> Mapping[str, Sequence[object]]:
     """The ids of some rows, where a shard has one row for each."""
-    return {"id": [row.id for row in rows]}
+    return {"id": rows.ids if isinstance(rows, LazyPairs) else [row.id for row in rows]}
 
 
 @dataclass(frozen=True)
@@ -337,9 +382,11 @@ class Shards:
 
     def find(self, number: int) -> Shard | None:
         """A shard that an earlier run wrote; None if it has to be made."""
-        known = self.columns(self.data.of(self.data.blocks[number]))
-        shard = find_shard(self.path(number), self.schema, known)
-        return shard if shard is not None and self.whole(number) else None
+        path = self.path(number)
+        if not path.is_file():
+            return None
+        shard = find_shard(path, self.schema, self.columns(self.data.pick(self.data.blocks[number])))
+        return StoredShard.of(shard, path) if shard is not None and self.whole(number) else None
 
     def block(self, number: int) -> Block:
         """The rows of one shard."""
@@ -371,7 +418,7 @@ class Shards:
         def write(number: int, made: Made) -> Shard:
             shard = finish(number, made)
             write_shard(self.path(number), shard.rows, shard.facts)
-            return shard
+            return StoredShard.of(shard, self.path(number))
 
         def adopt(shard: Shard) -> None:
             if budget is not None:
@@ -410,7 +457,7 @@ def note_making(
     return Shard(rows, facts)
 
 
-def weigh_rows(blocks: Sequence[Sequence[object]]) -> list[float]:
+def weigh_rows(blocks: Iterable[Sequence[object]]) -> list[float]:
     """About how much work each block of rows is: the length of its rows, in characters."""
     return [float(sum(len(repr(row)) for row in block)) for block in blocks]
 
@@ -420,31 +467,33 @@ def to_rows(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
 
 
-def status_facts(shards: Sequence[Shard], lines: Mapping[str, str] | None = None) -> dict[str, Any]:
+def status_facts(shards: Sequence[Shard], data: Blocks[Any] | None = None) -> dict[str, Any]:
     """Facts of the rows of all shards: the number of each status, and the first problems.
 
     Args:
         shards: all shards, each of which has ``problems`` among its facts, and where these are only the first ones
             ``problems_in_all``, their number.
-        lines: place of each row in its dataset, by id; None where it is not told.
+        data: the dataset, for the line of a problem; None where it is not told.
     """
-    problems = [problem for shard in shards for problem in shard.facts["problems"]]
-    if lines is not None:
+    listed = (problem for shard in shards for problem in shard.facts["problems"])
+    problems = list(islice(listed, LISTED_PROBLEMS))
+    if data is not None and problems:
+        wanted = {problem["id"] for problem in problems}
+        lines = {id: data.table.place(index) for index, id in enumerate(data.ids) if id in wanted}
         problems = [{**problem, "line": lines[problem["id"]]} for problem in problems]
     statuses = add_counts(*(count_statuses(shard.rows) for shard in shards))
     return {
         "rows_by_status": dict(sorted(statuses.items())),
-        "problems": problems[:LISTED_PROBLEMS],
+        "problems": problems,
         "problems_in_all": sum(s.facts.get("problems_in_all", len(s.facts["problems"])) for s in shards),
     }
 
 
 def pair_facts(shards: Sequence[Shard], data: Blocks[Any]) -> dict[str, Any]:
     """Facts of all shards: rows by status, the first problems with their lines, speed. Args: see ``status_facts``."""
-    lines = {row.id: data.table.place(index) for index, row in enumerate(data.rows)}
     tokens, seconds = (sum(shard.facts[name] for shard in shards) for name in ("tokens", "seconds"))
     return {
-        **status_facts(shards, lines),
+        **status_facts(shards, data),
         "batch_tokens": shards[-1].facts["batch_tokens"],
         "tokens": tokens,
         "scoring_seconds": round(seconds, 3),

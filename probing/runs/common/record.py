@@ -5,14 +5,16 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from probing.data.pairs import LazyPairs, list_pair_ids
 from probing.data.tables import canonical
 from probing.errors import SourceMismatch, StoreCorrupt
 from probing.kernels.dispatch import with_fallbacks
@@ -90,8 +92,9 @@ def begin_identified(folder: RunFolder, config: Options, depends_on: Mapping[str
 
 def rendered_pairs(pairs: Sequence[PreferencePair], **models: AnyModel) -> dict[str, dict[str, str]]:
     """Hashes of what the chat template of each model writes around pairs; none for pairs of plain text."""
-    arguments = [pair.chat_template_kwargs for pair in pairs if pair.conversational]
-    return _rendered(arguments, models)
+    if not isinstance(pairs, LazyPairs):
+        return _rendered([pair.chat_template_kwargs for pair in pairs if pair.conversational], models)
+    return _rendered(pairs.facts.arguments, models)
 
 
 def rendered_prompts(prompts: Sequence[LabelledPrompt], chat: bool, **models: AnyModel) -> dict[str, dict[str, str]]:
@@ -239,7 +242,7 @@ def check_files(folder: RunFolder, hashes: Mapping[str, str]) -> None:
             raise StoreCorrupt(f"{path}: gone or changed since the run ended; delete {folder.path} and run again")
 
 
-def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]) -> None:
+def check_ids(path: Path, ids: Iterable[object], pairs: Sequence[PreferencePair]) -> None:
     """Raise unless a finished table is of these pairs: the bytes of a dataset do not say how its rows were given ids.
 
     Args:
@@ -250,12 +253,12 @@ def check_ids(path: Path, ids: Sequence[object], pairs: Sequence[PreferencePair]
     Raises:
         SourceMismatch: the table is of rows with other ids.
     """
-    other = next((at for at, pair in enumerate(pairs) if at >= len(ids) or ids[at] != pair.id), None)
-    if other is not None:
-        raise SourceMismatch(
-            f"{path}: was made from rows with other ids (row {other + 1} is '{pairs[other].id}' now). Give the "
-            f"--id-column of that run, or choose another --out"
-        )
+    for row, (found, expected) in enumerate(zip_longest(ids, list_pair_ids(pairs)), start=1):
+        if expected is not None and found != expected:
+            raise SourceMismatch(
+                f"{path}: was made from rows with other ids (row {row} is '{expected}' now). Give the --id-column of "
+                f"that run, or choose another --out"
+            )
 
 
 def report_of(

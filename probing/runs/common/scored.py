@@ -1,7 +1,6 @@
 """The table of a run of pairs, read back together with the data that it is of."""
 
 import dataclasses
-import hashlib
 import io
 import logging
 import os
@@ -15,6 +14,7 @@ from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.runs.common.datasets import read_pairs
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.options import ArrayOptions, PairColumnOptions, PairDataOptions
+from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, read_run
 from probing.store.records import refuse_link
 from probing.types import PreferencePair
@@ -71,26 +71,39 @@ def read_pair_table(file: Path) -> tuple["pd.DataFrame", Mapping[str, Any]]:
     """A table with a row a pair, and the record of its run; empty where there is none beside it.
 
     Raises:
+        UsageError, StoreCorrupt: as ``check_pair_table``.
+    """
+    import pandas as pd
+
+    facts = check_pair_table(file)
+    return pd.read_parquet(io.BytesIO(file.read_bytes())), facts
+
+
+def check_pair_table(file: Path) -> Mapping[str, Any]:
+    """The record of the run of a table with a row a pair; empty where there is none beside it.
+
+    Raises:
         UsageError: the run is not finished, or the table has no pairs.
         StoreCorrupt: the table is damaged, or is not the one that the run wrote.
     """
-    import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     refuse_link(file)
     facts = read_run(file.parent) if os.path.lexists(file.parent / RUN_FILE) else {}
     try:
-        content = file.read_bytes()
-        _check_hash(file, content, facts)
-        frame = pd.read_parquet(io.BytesIO(content))
+        _check_hash(file, facts)
+        # Given as an open file, since pyarrow takes a path with a colon for an address.
+        with file.open("rb") as opened:
+            names = pq.read_schema(opened).names
     except (pa.ArrowException, OSError) as error:
         raise StoreCorrupt(f"{file}: not a whole Parquet file ({error}); score again") from error
-    missing = {"id", "status"} - set(frame.columns)
+    missing = {"id", "status"} - set(names)
     if missing:
         raise UsageError(
             f"{file}: has no column {' and '.join(sorted(missing))}, so it was not made by 'probing score'"
         )
-    return frame, facts
+    return facts
 
 
 def list_hashes(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -119,7 +132,7 @@ def check_readable(data: str | list[str] | None, folder: Path) -> str | list[str
 
 def read_scored_pairs(
     data: str | list[str] | None, facts: Mapping[str, Any], folder: Path
-) -> tuple[Table, list[PreferencePair]]:
+) -> tuple[Table, Sequence[PreferencePair]]:
     """The dataset of a run and its pairs, read again as the run read them.
 
     Args:
@@ -165,12 +178,12 @@ def check_same_pairs(found: str, facts: Mapping[str, Any], data: str, scored: ob
         )
 
 
-def _check_hash(file: Path, content: bytes, facts: Mapping[str, Any]) -> None:
+def _check_hash(file: Path, facts: Mapping[str, Any]) -> None:
     """Raise unless the table is the one that the record of its run names; say so where there is none."""
     if facts.get("status") == "running":
         raise UsageError(f"{file.parent}: the run in it is not finished; run the same command again")
     recorded = list_hashes(facts).get(file.name)
     if recorded is None:
         log.warning("%s: no %s beside it tells its hash, so it cannot be checked for damage", file, RUN_FILE)
-    elif hashlib.sha256(content).hexdigest() != recorded:
+    elif file_sha256(file) != recorded:
         raise StoreCorrupt(f"{file}: changed since the run ended; delete the folder and score again")

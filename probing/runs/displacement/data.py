@@ -1,6 +1,7 @@
 """The inputs of a comparison: pairs with their groups and shares of raters, and checkpoints in a folder."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,23 +55,23 @@ def check_compared(config: DisplacementConfig) -> None:
         check_adapter(name)
 
 
-def read_inputs(config: DisplacementConfig) -> Inputs:
-    """Read the dataset, its columns, and the folder of checkpoints.
+def read_inputs(config: DisplacementConfig, held: ExitStack | None = None) -> Inputs:
+    """Read the dataset, its columns, and the folder of checkpoints. Args: see ``read_pairs``.
 
     Raises:
         DataInvalid, UsageError: a file, a column or a folder that is named is not what it should be.
     """
     steps = find_steps(Path(config.steps).expanduser()) if config.steps is not None else None
-    return replace(read_rows(config), steps=steps)
+    return replace(read_rows(config, held), steps=steps)
 
 
-def read_rows(config: DisplacementConfig) -> Inputs:
-    """Read the dataset and its columns, without the folder of checkpoints.
+def read_rows(config: DisplacementConfig, held: ExitStack | None = None) -> Inputs:
+    """Read the dataset and its columns, without the folder of checkpoints. Args: see ``read_pairs``.
 
     Raises:
         DataInvalid, UsageError: a file or a column that is named is not what it should be.
     """
-    table, pairs = read_pairs(config)
+    table, pairs = read_pairs(config, held)
     # A shard without rows has no columns either.
     groups = column_values(table, config.group_column) if config.group_column and pairs else None
     shares = rater_shares(table, config.rater_share_column) if config.rater_share_column and pairs else None

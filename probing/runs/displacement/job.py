@@ -1,5 +1,6 @@
 """The job ``probing displacement``: what changed between two models, pair by pair and token by token."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from probing.runs.common.inputs import check_pair_templates
@@ -16,9 +17,10 @@ def run(config: DisplacementConfig) -> Report:
         ProbingError: see ``probing.errors``; nothing that was there is written over.
     """
     check_compared(config)
-    inputs = read_inputs(config)
-    check_pair_templates([config.reference], inputs.table, inputs.pairs)
-    with claim(Path(config.out).expanduser(), "displacement") as folder:
+    with ExitStack() as held:
+        inputs = read_inputs(config, held)
+        check_pair_templates([config.reference], inputs.table, inputs.pairs)
+        folder = held.enter_context(claim(Path(config.out).expanduser(), "displacement"))
         # Imported only here, so that errors in the data or the folder are reported without waiting for torch to load.
         from probing.runs.displacement.stages import compare_into
 

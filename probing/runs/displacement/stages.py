@@ -354,7 +354,7 @@ def read_report(folder: RunFolder, config: DisplacementConfig, inputs: Inputs) -
             tables[name] = pd.read_parquet(folder.path / name)
     frame, course = tables[PAIRS_FILE], tables[COURSE_FILE]
     assert frame is not None
-    check_ids(folder.path / PAIRS_FILE, frame["id"].tolist(), inputs.pairs)
+    check_ids(folder.path / PAIRS_FILE, frame["id"], inputs.pairs)
     if not len(frame):
         empty = {"Pairs by status": counts({}, "status")}
         return report_of(folder, empty, facts, [*facts["sha256"], RUN_FILE])

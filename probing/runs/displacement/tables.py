@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from probing.data.pairs import find_pairs
 from probing.metrics.ranking import idealized_ranking_accuracy
 from probing.report.changes import average_pairs
 from probing.report.layout import shorten
@@ -77,7 +79,9 @@ def make_tables(
         names = pd.Series([str(group) for group in groups])[good].reset_index(drop=True)
         tables[f"By group: {config.group_column}"] = _compare_groups(scored, names, config.predictor_names())
     lost = scored[scored["chosen_change"] < 0]
-    tables["Chosen responses that lost most"] = extremes(lost, "chosen_change", pairs, LISTED_PAIRS, highest=False)
+    tables["Chosen responses that lost most"] = extremes(
+        lost, "chosen_change", partial(find_pairs, pairs), LISTED_PAIRS, highest=False
+    )
     if results.tokens is not None and len(lost):
         worst = lost.sort_values(["chosen_change", "id"])["id"].head(LISTED_PAIRS).tolist()
         tables["Where their probability went, at the token that lost most"] = _find_gains(results.tokens, worst)

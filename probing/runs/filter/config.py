@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from probing.data.addresses import is_address
 from probing.data.filters import RULES, check_rule
 from probing.instruments.filtering import Bad
 from probing.runs.common.options import GroupOptions, PairDataOptions, PlotOptions, option
@@ -20,8 +21,9 @@ class FilterConfig(PairDataOptions, GroupOptions, PlotOptions):
             a pair in it. May be repeated with --compare: runs over the same pairs are joined.
         by: column to filter by. "ches_normalized" is the one to start with: higher means more alike, so keep the
             lowest. Of a displacement rate and of an influence keep the highest.
-        out: file (or folder, for datasets) for the pairs that are kept. A name that ends in a slash makes a folder that
-            load_dataset reads, with the kept and the dropped rows, the plots and a card (README.md).
+        out: file (or folder, for datasets) for the pairs that are kept; also an address, such as s3://bucket/kept.jsonl.
+            A name that ends in a slash makes a folder that load_dataset reads, with the kept and the dropped rows, the
+            plots and a card (README.md).
         keep_lowest: share of the scored pairs to keep, e.g. 0.05.
         drop_highest: share of the scored pairs to drop, e.g. 0.1.
         below: keep pairs with a score below this value.
@@ -61,6 +63,10 @@ class FilterConfig(PairDataOptions, GroupOptions, PlotOptions):
             self._check_filter()
         else:
             self._check_comparison()
+
+    def _check_out(self, out: str | Path) -> None:
+        if not is_address(str(out)):
+            super()._check_out(out)
 
     def _check_filter(self) -> None:
         given = [name for name in ("keep", "group_column") if getattr(self, name) is not None]

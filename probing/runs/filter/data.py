@@ -4,11 +4,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probing.data.tables import list_files
 from probing.errors import DataInvalid, SourceMismatch, UsageError
-from probing.runs.common.scored import PAIR_TABLES, PARTS, READING, read_pair_table, recorded_reading
+from probing.runs.common.scored import PAIR_TABLES, PARTS, READING, check_pair_table, recorded_reading
 from probing.runs.filter.config import FilterConfig
 from probing.store.manifest import RUN_FILE, read_run
 
@@ -24,13 +26,20 @@ class Scores:
 
     Attributes:
         path: the folder or file, as it was named.
-        frame: a row a pair.
-        facts: record of the run; empty where there is none beside the table.
+        file: the table, with a row a pair.
+        facts: record of the run; empty where there is none beside it.
     """
 
     path: Path
-    frame: "pd.DataFrame"
+    file: Path
     facts: Mapping[str, Any]
+
+    @cached_property
+    def frame(self) -> "pd.DataFrame":
+        """The whole table."""
+        import pandas as pd
+
+        return pd.read_parquet(self.file)
 
     @property
     def used(self) -> Mapping[str, Any]:
@@ -51,7 +60,7 @@ def read_scores(path: Path) -> Scores:
         raise UsageError(f"{file}: is no Parquet file; give {SOURCES} as --scores")
     if not file.is_file():
         raise UsageError(f"{file}: no such file; give {SOURCES} as --scores")
-    return Scores(path, *read_pair_table(file))
+    return Scores(path, file, check_pair_table(file))
 
 
 def _find_table(folder: Path) -> Path:
@@ -104,7 +113,7 @@ def as_scored(config: FilterConfig, used: Mapping[str, Any]) -> FilterConfig:
 
 def stamp_files(config: FilterConfig) -> dict[str, tuple[int, int]]:
     """Size and time of the last change of every file of the data."""
-    files = [Path(source).expanduser() for source in config.sources]
+    files = [file for source in config.sources for file in list_files(source)]
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
 
 

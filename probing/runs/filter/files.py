@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from probing.data.formats import file_format
-from probing.data.tables import Table
+from probing.data.tables import Table, list_files
 from probing.errors import UsageError
 from probing.report.card import CARD_FILE
 from probing.report.filter_card import (
@@ -42,7 +42,7 @@ def write_outputs(
     form = choose_format(config, filtered.table, card is not None)
     if card is not None and form != "datasets":
         return _write_folder(config, filtered, card, form, check_unchanged)
-    side, plots = _side_path(out), _plots_path(out)
+    side, plots = side_path(out), plots_path(out)
     for target in (out, side, plots):
         remove_leftovers(target.parent, re.escape(target.name))
 
@@ -51,7 +51,7 @@ def write_outputs(
         check_unchanged()
 
     check()
-    dropped = not all(filtered.kept)
+    dropped = not filtered.kept.all()
     wrote, drawn = [out, side] if dropped else [out], [] if filtered.page is None else [plots]
     # All files are complete under temporary names before any appears. A file that is not written anew belongs to the
     # run that is being replaced.
@@ -86,7 +86,7 @@ def _write_folder(
     names = {True: "kept" if split == DROPPED else split, False: DROPPED}
     with new_together([out], True, (), check) as [folder]:
         files = []
-        for keep in (True, False)[: 1 if all(filtered.kept) else 2]:
+        for keep in (True, False)[: 1 if filtered.kept.all() else 2]:
             path = folder / f"{names[keep]}.{form}{'.gz' if zipped else ''}"
             filtered.write(keep, path, form, zipped)
             files.append(_describe_file(filtered, path, keep, split, form))
@@ -107,7 +107,7 @@ def find_split(config: FilterConfig, table: Table) -> str:
 def _describe_file(filtered: Filtered, path: Path, keep: bool, split: str, form: Format) -> DataFile:
     """What the card tells of a file of rows, and how it is to be read."""
 
-    rows, reading = list(filtered.kept).count(keep), {}
+    rows, reading = int((filtered.kept == keep).sum()), {}
     if form == "csv":
         # Otherwise a response such as "None" or "null" would be read as a missing one.
         reading = {"keep_default_na": False, "na_values": [""]}
@@ -166,7 +166,8 @@ def _check_folder(config: FilterConfig, out: Path) -> None:
 
 def _check_replaceable(config: FilterConfig, target: Path) -> None:
     """Raise if this is, holds or lies in what is filtered, or exists and may not be replaced."""
-    sources = {Path(name).expanduser().resolve() for name in [*config.sources, *map(str, config.folders)]}
+    read = (file for source in config.sources for file in [Path(source).expanduser(), *list_files(source)])
+    sources = {path.resolve() for path in [*read, *config.folders]}
     resolved = target.resolve()
     if sources & {resolved, *resolved.parents}:
         raise UsageError(f"{target}: is what is being filtered; choose another --out")
@@ -190,12 +191,12 @@ def choose_format(config: FilterConfig, table: Table, in_folder: bool) -> Format
     return config.format or named or table.format
 
 
-def _side_path(out: Path) -> Path:
+def side_path(out: Path) -> Path:
     """``kept.jsonl.gz`` -> ``kept.dropped.jsonl.gz``."""
     stem, dot, suffixes = out.name.partition(".") if not out.name.startswith(".") else (out.name, "", "")
     return out.with_name(f"{stem}.dropped{dot}{suffixes}")
 
 
-def _plots_path(out: Path) -> Path:
+def plots_path(out: Path) -> Path:
     """``kept.jsonl.gz`` -> ``kept.jsonl.gz.plots.html``, so that outputs of several formats have one each."""
     return out.with_name(f"{out.name}{PLOTS_SUFFIX}")

@@ -2,13 +2,12 @@
 
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probing.data.filters import check_rule, find_threshold
-from probing.data.pairs import pick_pairs
 from probing.instruments.columns import INFLUENCE_COLUMNS, KEEP_LOWEST, RATE_COLUMNS, SCORE_COLUMNS
 from probing.report.filter_card import FilterCard
 from probing.report.pair_titles import TITLES
@@ -19,9 +18,6 @@ from probing.runs.common.provenance import list_data, list_models, list_versions
 from probing.runs.filter.config import FilterConfig
 from probing.runs.filter.rows import Filtered
 from probing.types import PreferencePair, Report
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MODELS = ("model", "reference", "policy", "adapter", "steps")
 """Options of a scoring that name models."""
@@ -39,7 +35,12 @@ INFLUENCE_MEANINGS = {
 
 
 def make_card(
-    config: FilterConfig, reading: FilterConfig, filtered: Filtered, facts: Mapping[str, Any], report: Report
+    config: FilterConfig,
+    reading: FilterConfig,
+    filtered: Filtered,
+    facts: Mapping[str, Any],
+    report: Report,
+    named: str,
 ) -> FilterCard:
     """What the card tells.
 
@@ -49,18 +50,18 @@ def make_card(
         filtered: the rows with their scores.
         facts: record of the scoring.
         report: counts and quantiles.
+        named: name of the output, as it is shown.
     """
 
     counts, spread = report.tables.values()
-    mask, values = np.array(filtered.kept), filtered.scores[config.column].to_numpy(dtype=np.float64)
+    mask, values = filtered.kept, filtered.scores.values
 
     def read(rows: list[int]) -> list[tuple[PreferencePair, float]]:
-        pairs = pick_pairs(filtered.table, rows, filtered.ids, reading.id_column, reading.pair_columns)
-        return list(zip(pairs, values[rows].tolist(), strict=True))
+        return [(filtered.pairs[row], float(values[row])) for row in rows]
 
     chosen = _choose_examples(values, mask, check_rule(**config.rule)[0])
     # Without the slash the same command would write a file where there is no folder yet.
-    out = f"{str(config.out).rstrip('/')}/"
+    out = f"{named.rstrip('/')}/"
     return FilterCard(
         folder=config.target.name,
         title=", ".join(map(name_source, config.sources)),
@@ -71,7 +72,7 @@ def make_card(
         meaning=_tell_meaning(config.column),
         rule=check_rule(**config.rule),
         threshold=find_threshold(values, mask),
-        bad=(config.bad, int((filtered.scores["status"] != "ok").sum())),
+        bad=(config.bad, int((filtered.scores.status != "ok").sum())),
         counts=counts,
         spread=spread,
         examples={title: read(rows) for title, rows in chosen.items()},
@@ -105,25 +106,21 @@ def _tell_meaning(by: str) -> str:
 
 
 def draw_page(
-    config: FilterConfig, frame: "pd.DataFrame", kept: NDArray[np.int64], used: Mapping[str, Any]
+    config: FilterConfig, scores: NDArray[np.float64], kept: NDArray[np.bool_], used: Mapping[str, Any]
 ) -> str | None:
     """A page with the distribution of the score.
 
     Args:
         config: the options.
-        frame: the scores.
-        kept: numbers of the rows of the scores that are kept.
+        scores: the score of each pair, NaN where there is none, [pair].
+        kept: whether each pair is kept, [pair].
         used: options of the scoring.
     """
-
-    scores = frame[config.column].to_numpy(dtype=np.float64)
-    mask = np.zeros(len(scores), dtype=bool)
-    mask[kept] = True
     name, value = check_rule(**config.rule)
-    at = value if name in ("below", "above") else find_threshold(scores, mask)
+    at = value if name in ("below", "above") else find_threshold(scores, kept)
     mark = None if at is None else (at, f"--{name.replace('_', '-')} {value:g}")
     # Options in a record are not believed: they are shown.
     models = {kind: str(used[kind]) for kind in MODELS if used.get(kind)}
     about = describe_now("filter", config, **models, data=config.sources)
-    figures = draw_filter(scores, mask, config.column, mark)
+    figures = draw_filter(scores, kept, config.column, mark)
     return make_plots(figures, about, config.interactive) if figures else None

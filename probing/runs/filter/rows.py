@@ -1,22 +1,31 @@
 """The rows of ``probing filter``: those that are kept, and those that are dropped, with their scores."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from probing.data.lazy import make_in_blocks
+from probing.data.arrow_rows import ArrowRows, open_parquet
+from probing.data.lazy import BLOCK, make_in_blocks
 from probing.data.tables import Row, Table
 from probing.data.writing import write_rows
-from probing.errors import SourceMismatch, UsageError
+from probing.errors import DataInvalid, SourceMismatch, StoreCorrupt, UsageError
 from probing.instruments.columns import TOKEN_COLUMNS
-from probing.instruments.filtering import SIDE_PREFIX, find_places, list_score_columns
+from probing.instruments.filtering import (
+    SIDE_PREFIX,
+    check_score_column,
+    find_places,
+    find_scores,
+    list_score_columns,
+)
 from probing.runs.filter.data import Scores
-from probing.types import Format
+from probing.types import Format, PreferencePair
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,43 +35,122 @@ RUN_TO_RUN = 1e-3
 """Relative difference up to which two runs are taken to give one value: sums of float32 in other batches."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class OrderedScores:
+    """The scores of the pairs of a dataset, in their order.
+
+    Attributes:
+        status: status of each pair.
+        values: the score that pairs are filtered by, NaN where there is none, [pair].
+        read: all columns of some pairs, given their numbers.
+    """
+
+    status: "pd.Categorical"
+    values: NDArray[np.float64]
+    read: "Callable[[NDArray[np.int64]], pd.DataFrame]"
+
+
+@dataclass(frozen=True, eq=False)
 class Filtered:
     """What is written.
 
     Attributes:
         table: the rows.
-        ids: their ids.
-        kept: whether each of them is kept.
-        scores: their scores, in their order.
-        extra: the columns that those dropped get.
+        pairs: the pairs that they are.
+        kept: whether each of them is kept, [row].
+        scores: their scores.
         page: the page of plots.
     """
 
     table: Table
-    ids: Sequence[str]
-    kept: Sequence[bool]
-    scores: "pd.DataFrame"
-    extra: Sequence[Row]
+    pairs: Sequence[PreferencePair]
+    kept: NDArray[np.bool_]
+    scores: OrderedScores
     page: str | None
 
     def write(self, keep: bool, path: Path, form: Format, zipped: bool) -> None:
         """Write the rows that are kept, or the others with their scores."""
-        rows = array("q", (at for at, known in enumerate(self.kept) if known == keep))
-        write_rows(self.table, rows, path, form, () if keep else self.extra, zipped)
+        rows = np.flatnonzero(self.kept == keep)
+        extra = () if keep else list_side_columns(rows, self.scores)
+        write_rows(self.table, array("q", rows.tobytes()), path, form, extra, zipped)
 
 
-def list_side_columns(dropped: NDArray[np.int64], frame: "pd.DataFrame") -> Sequence[Row]:
+def list_side_columns(dropped: NDArray[np.int64], scores: OrderedScores) -> Sequence[Row]:
     """The scores of every dropped row under names that no dataset uses, NaN as None."""
 
     def make(start: int, stop: int) -> list[Row]:
-        records = frame.iloc[dropped[start:stop]].to_dict("records")
+        records = scores.read(dropped[start:stop]).to_dict("records")
         return [
             {f"{SIDE_PREFIX}{name}": value if value == value else None for name, value in row.items()}
             for row in records
         ]
 
     return make_in_blocks(len(dropped), make)
+
+
+def order_scores(ids: Sequence[str], scores: Scores, by: str, held: ExitStack) -> OrderedScores:
+    """The scores of the pairs with these ids.
+
+    Where they are in the order of the pairs, as a scoring writes them, their table stays in its file.
+
+    Args:
+        ids: ids of the pairs of the dataset.
+        scores: the scores.
+        by: the score that pairs are filtered by.
+        held: keeps the table open.
+
+    Raises:
+        UsageError: there is no such column of scores.
+        SourceMismatch: ids are not the same ones.
+        StoreCorrupt: the table is damaged.
+    """
+    import pandas as pd
+
+    try:
+        stored = open_parquet(held.enter_context(scores.file.open("rb")), scores.file)
+        check_score_column(_to_frame(stored.schema.empty_table()), by)
+        found = _read_in_order(ids, stored, by)
+    except DataInvalid as error:
+        raise StoreCorrupt(f"{error}; score again") from error
+    if found is not None:
+        return found
+    frame = scores.frame
+    places = find_scores(ids, frame, by)
+    status = pd.Categorical(frame["status"].to_numpy()[places])
+    values = frame[by].to_numpy(dtype=np.float64)[places]
+    return OrderedScores(status, values, lambda rows: frame.iloc[places[rows]])
+
+
+def _read_in_order(ids: Sequence[str], stored: ArrowRows, by: str) -> OrderedScores | None:
+    """The scores from a table whose ids are these, in this order; None where they are not."""
+    import pandas as pd
+
+    if len(stored) != len(ids):
+        return None
+    numbers: dict[Any, int] = {}
+    codes, values = np.empty(len(ids), np.int16), np.empty(len(ids), np.float64)
+    lacking: set[str] = set()
+    for start in range(0, len(ids), BLOCK):
+        block = stored.read(start, min(start + BLOCK, len(ids)))
+        if block["id"].to_pylist() != ids[start : start + BLOCK]:
+            return None
+        codes[start : start + BLOCK] = [numbers.setdefault(one, len(numbers)) for one in block["status"].to_pylist()]
+        frame = _to_frame(block)
+        values[start : start + BLOCK] = frame[by].to_numpy(dtype=np.float64)
+        lacking |= {name for name in block.column_names if block[name].null_count}
+    # A column of whole numbers in which one is missing is of floats for pandas, in all of its rows.
+    dtypes = {name: np.float64 for name in lacking if pa.types.is_integer(stored.schema.field(name).type)}
+
+    def read(rows: NDArray[np.int64]) -> "pd.DataFrame":
+        return _to_frame(pa.concat_tables(stored.tables(rows.tolist()))).astype(dtypes)
+
+    return OrderedScores(pd.Categorical.from_codes(codes, pd.Index(list(numbers))), values, read)
+
+
+def _to_frame(table: pa.Table) -> "pd.DataFrame":
+    """A part of a table as a frame with the columns that the whole has as a frame."""
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 @dataclass(frozen=True, eq=False)

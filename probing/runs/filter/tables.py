@@ -17,7 +17,7 @@ from probing.instruments.filter_rules import (
 )
 from probing.report.pair_titles import has_one_token
 from probing.report.tables import counts, quantiles
-from probing.runs.filter.rows import JoinedScores
+from probing.runs.filter.rows import JoinedScores, OrderedScores
 from probing.runs.score.tables import name_intervals, note_one_token
 from probing.shown import count_of
 from probing.statistics.intervals import FEW
@@ -30,23 +30,25 @@ LENGTH_RULE = 0.8
 """Rank correlation with the number of tokens from which on a rule is said to do little else than to sort by length."""
 
 
-def make_report(frame: pd.DataFrame, ids: Sequence[str], kept: Sequence[bool], by: str) -> Report:
+def make_report(scores: OrderedScores, kept: NDArray[np.bool_], by: str) -> Report:
     """Counts of the rows by status, and quantiles of the score of all, kept and dropped rows; nothing is written yet.
 
     Args:
-        frame: the scores.
-        ids: ids of the rows of the dataset.
-        kept: whether each of them is kept.
+        scores: the scores of the rows of the dataset.
+        kept: whether each of them is kept, [row].
         by: the score that they were filtered by.
     """
-    keep = dict(zip(ids, kept, strict=True))
-    fate = frame["id"].map(keep).map({True: "kept", False: "dropped"})
-    counted = pd.crosstab(frame["status"], fate).reindex(columns=["kept", "dropped"], fill_value=0)
-    parts = {"all": frame, "kept": frame[fate == "kept"], "dropped": frame[fate == "dropped"]}
-    spread = pd.concat([quantiles(part, [by]).assign(score=name) for name, part in parts.items()], ignore_index=True)
-    facts = {"by": by, "kept": sum(kept), "dropped": len(kept) - sum(kept)}
-    counted = counted.rename_axis(columns=None).reset_index()
-    return Report({"Pairs": counted, f"Quantiles: {by}": spread.rename(columns={"score": "rows"})}, facts)
+    names = list(scores.status.categories)
+    columns = {"kept": kept, "dropped": ~kept}
+    values = {"all": scores.values, **{fate: scores.values[mask] for fate, mask in columns.items()}}
+    counted = pd.DataFrame(
+        {fate: np.bincount(scores.status.codes[mask], minlength=len(names)) for fate, mask in columns.items()},
+        index=pd.Index(names, name="status"),
+    ).sort_index()
+    parts = [quantiles(pd.DataFrame({by: part}), [by]).assign(score=name) for name, part in values.items()]
+    spread = pd.concat(parts, ignore_index=True)
+    facts = {"by": by, "kept": int(kept.sum()), "dropped": int((~kept).sum())}
+    return Report({"Pairs": counted.reset_index(), f"Quantiles: {by}": spread.rename(columns={"score": "rows"})}, facts)
 
 
 def make_comparison(

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from probing.data.pairs import find_pairs
 from probing.report.influence_tables import DROP_TITLE, SPREAD_TITLE, drop_worst, list_spread
 from probing.report.tables import counts, estimates, extremes, quantiles
 from probing.runs.influence.config import InfluenceConfig
@@ -54,7 +56,7 @@ def make_tables(
 
 def list_worst(scored: pd.DataFrame, name: str, inputs: Inputs) -> pd.DataFrame:
     """The pairs with the lowest values of a column, of those below 0, with their texts."""
-    return extremes(scored[scored[name] < 0], name, inputs.pairs, LISTED_PAIRS, highest=False)
+    return extremes(scored[scored[name] < 0], name, partial(find_pairs, inputs.pairs), LISTED_PAIRS, highest=False)
 
 
 def list_directions(facts: Mapping[str, Any]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, get_args
 from probing.data.tables import Table
 from probing.errors import SourceMismatch, StoreCorrupt, UsageError
 from probing.runs.capture.config import CaptureConfig
-from probing.runs.capture.data import read_prompts
+from probing.runs.capture.data import read_data as read_texts
 from probing.runs.common.about import RENDERED
 from probing.runs.common.datasets import read_rollouts
 from probing.runs.common.options import ArrayOptions
@@ -214,13 +215,14 @@ class Whole:
     inputs: Inputs | None = None
 
 
-def read_whole(array: Array, out: Path, data: str | list[str] | None) -> Whole:
+def read_whole(array: Array, out: Path, data: str | list[str] | None, held: ExitStack) -> Whole:
     """Read the dataset again, as one run would have read it whole.
 
     Args:
         array: the shards.
         out: folder of the whole run.
         data: where the dataset lies, if not where it lay for the shards.
+        held: keeps files open whose rows are read when they are asked for.
 
     Raises:
         SourceMismatch: it is not the dataset that the shards were made from.
@@ -229,7 +231,7 @@ def read_whole(array: Array, out: Path, data: str | list[str] | None) -> Whole:
     first = array.members[0]
     source = check_readable(data or first.record.get("config", {}).get("data"), first.path)
     config = replace(first.config, shard_index=None, num_shards=None, out=out, data=source)
-    whole = _read_rows(config)
+    whole = _read_rows(config, held)
     for member in array.members:
         known = _find_data_hash(member)
         if known is not None and known != whole.table.sha256:
@@ -248,18 +250,18 @@ def _find_data_hash(member: Member) -> str | None:
     return str(data["sha256"]) if isinstance(data, dict) and "sha256" in data else None
 
 
-def _read_rows(config: ArrayOptions) -> Whole:
+def _read_rows(config: ArrayOptions, held: ExitStack) -> Whole:
     if isinstance(config, ScoreConfig):
-        table, pairs = read_data(config)
+        table, pairs = read_data(config, held)
         return Whole(config, table, pairs=pairs)
     if isinstance(config, DisplacementConfig):
-        inputs = read_rows(config)
+        inputs = read_rows(config, held)
         return Whole(config, inputs.table, pairs=inputs.pairs, inputs=inputs)
     if isinstance(config, RolloutsConfig):
         table, groups = read_rollouts(config)
         return Whole(config, table, groups=groups)
     if isinstance(config, CaptureConfig):
-        table, prompts = read_prompts(config)
+        table, prompts = read_texts(config, held)
         return Whole(config, table, prompts=prompts)
     raise TypeError(f"no array is made with {type(config).__name__}")
 

@@ -1,5 +1,6 @@
 """The job ``probing merge``: the finished shards of an array become the run that one job would have made."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from probing.runs.merge.config import MergeConfig
@@ -17,8 +18,9 @@ def run(config: MergeConfig) -> Report:
     out = Path(config.out).expanduser()
     array = find_array(config.folders)
     check_apart(array, out)
-    whole = read_whole(array, out, config.data)
-    with claim(out, array.command, array.record_name) as folder:
+    with ExitStack() as held:
+        whole = read_whole(array, out, config.data, held)
+        folder = held.enter_context(claim(out, array.command, array.record_name))
         # Imported only here, so that wrong shards are told without waiting for torch to load.
         from probing.runs.merge.stages import merge_into
 

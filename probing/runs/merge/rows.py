@@ -1,14 +1,14 @@
 """The tables of the shards of an array, checked against their hashes and the rows of the dataset."""
 
-import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probing.runs.common.parts import Shard
+from probing.runs.common.parts import StoredShard
 from probing.runs.common.record import check_files
 from probing.runs.common.scored import list_hashes
 from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens
@@ -25,7 +25,7 @@ def check_member(member: Member, command: str) -> None:
     check_files(RunFolder(member.path, command), list_hashes(member.record))
 
 
-def read_tables(array: Array, name: str, list_ids: Callable[[range], Sequence[object]], rows: int) -> list[Shard]:
+def read_tables(array: Array, name: str, list_ids: Callable[[range], Sequence[object]], rows: int) -> list[StoredShard]:
     """The table of every shard that has rows, and the facts of its making.
 
     Args:
@@ -44,13 +44,15 @@ def read_tables(array: Array, name: str, list_ids: Callable[[range], Sequence[ob
         table = _read_table(member, name)
         check_ids(member, table["id"].to_pylist(), list_ids(member.config.choose_rows(rows)))
         if member.has_rows:
-            shards.append(Shard(table, _find_facts(member)))
+            # Of all tables one at a time is in memory.
+            shards.append(StoredShard(partial(_read_table, member, name), _find_facts(member)))
     return shards
 
 
 def _read_table(member: Member, name: str) -> pa.Table:
-    content = io.BytesIO((member.path / name).read_bytes())
-    table = pq.read_table(content).replace_schema_metadata(None)
+    # Given as an open file, since pyarrow takes a path with a colon for an address.
+    with (member.path / name).open("rb") as file:
+        table = pq.read_table(file).replace_schema_metadata(None)
     return table.drop_columns([place for place in PLACES if place in table.column_names])
 
 

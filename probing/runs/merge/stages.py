@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from probing.data.pairs import list_pair_ids
 from probing.instruments.pair_changes import TOKENS_SCHEMA
 from probing.instruments.pull_rows import PULLS_SCHEMA
 from probing.runs.capture.config import CaptureConfig
@@ -83,7 +84,7 @@ def _merge_changes(folder: RunFolder, config: DisplacementConfig, array: Array, 
             inputs,
             shards,
             _describe(array, "reference", "policy"),
-            steps=join_steps(array, [pair.id for pair in inputs.pairs]),
+            steps=join_steps(array, list_pair_ids(inputs.pairs)),
             tokens=tokens_joiner(array, TOKENS_SCHEMA),
             began=began,
         )
@@ -107,7 +108,7 @@ def _merge_rates(folder: RunFolder, config: RolloutsConfig, array: Array, whole:
 def _merge_stores(folder: RunFolder, config: CaptureConfig, array: Array, whole: Whole, began: float) -> Report:
     if not folder.finished:
         schema = choose_schema(folder, whole.prompts)
-        batch = find_batch(folder, config, whole.table, list(whole.prompts), schema)
+        batch = find_batch(folder, config, whole.table, whole.prompts, schema)
         sizes = join_states(folder, array, whole, schema)
         facts = {**batch.facts, "shards": len(sizes), **_describe_blocks(sizes, config.shard_rows)}
         folder.write({"batch_tokens": array.with_rows[0].record["batch_tokens"], **folder.facts()})
@@ -121,5 +122,5 @@ def _describe_blocks(sizes: Sequence[int], usual: int) -> dict[str, list[int]]:
     return {} if plain else {"blocks": list(sizes)}
 
 
-def _list_ids(pairs: Sequence[PreferencePair], rows: range) -> list[str]:
-    return [pair.id for pair in pairs[rows.start : rows.stop]]
+def _list_ids(pairs: Sequence[PreferencePair], rows: range) -> Sequence[str]:
+    return list_pair_ids(pairs)[rows.start : rows.stop]

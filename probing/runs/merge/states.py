@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from probing.data.contents import content_of_row
 from probing.errors import StoreCorrupt
-from probing.runs.common.parts import Shard, find_shard
+from probing.runs.common.parts import Shard, StoredShard, find_shard
 from probing.runs.merge.data import Array, Member, Whole, check_ids
 from probing.store.activations import ROWS_FILE, find_fault, states_path
 from probing.store.files import file_sha256, new_file
@@ -51,13 +51,18 @@ def join_states(folder: RunFolder, array: Array, whole: Whole, schema: pa.Schema
 def _check_rows(member: Member, shards: Sequence[Shard], whole: Whole) -> None:
     """Raise ``SourceMismatch`` unless a store has the rows of the dataset that are its own, with the same texts."""
     sides, own = len(whole.prompts) // len(whole.table.rows), member.config.choose_rows(len(whole.table.rows))
-    prompts = whole.prompts[sides * own.start : sides * own.stop]
-    expected = {"id": [prompt.id for prompt in prompts], "content": [content_of_row(prompt) for prompt in prompts]}
-    for name, values in expected.items():
-        check_ids(member, [value for shard in shards for value in shard.rows[name].to_pylist()], values)
+    at = sides * own.start
+    for shard in shards:
+        # Of the texts those of one shard are in memory.
+        prompts = whole.prompts[at : min(at + len(shard.rows), sides * own.stop)]
+        at += len(shard.rows)
+        expected = {"id": [prompt.id for prompt in prompts], "content": [content_of_row(prompt) for prompt in prompts]}
+        for name, values in expected.items():
+            check_ids(member, shard.rows[name].to_pylist(), values)
+    check_ids(member, range(at), range(sides * own.stop))
 
 
-def _read_shards(member: Member, schema: pa.Schema) -> list[Shard]:
+def _read_shards(member: Member, schema: pa.Schema) -> list[StoredShard]:
     """The rows of a store, whose files are all found to be as they were written."""
     folder, rows = member.path / SHARDS, member.path / ROWS_FILE
     if rows.is_symlink() or not rows.is_file() or file_sha256(rows) != member.record["rows_sha256"]:
@@ -71,7 +76,7 @@ def _read_shards(member: Member, schema: pa.Schema) -> list[Shard]:
         fault = find_fault(states_path(folder, number), facts, deep=True)
         if fault is not None:
             raise StoreCorrupt(f"{states_path(folder, number)}: {fault}; {AGAIN}")
-        shards.append(shard)
+        shards.append(StoredShard.of(shard, shard_path(folder, number)))
     return shards
 
 

@@ -1,6 +1,5 @@
 """``probing score`` after its data: scoring, shard by shard, and what is answered."""
 
-import io
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from probing.data.tables import Table
@@ -53,7 +51,7 @@ from probing.runs.score.rows import check_ref_logps, write_ref_logps
 from probing.runs.score.tables import BY, score_tables
 from probing.store.files import file_sha256
 from probing.store.manifest import RUN_FILE, RunFolder
-from probing.store.shards import join_shards
+from probing.store.shards import join_shards, read_frame
 from probing.tokens.pairs import TokenizedPair
 from probing.types import PreferencePair, Report
 
@@ -113,7 +111,7 @@ def finish_scores(
     """
     join_shards(data.with_places(shards), folder.path / SCORES_FILE)
     facts = {**facts, "data": data.facts(), **pair_facts(shards, data)}
-    frame = pd.read_parquet(folder.path / SCORES_FILE)
+    frame = read_frame(folder.path / SCORES_FILE)
     if config.write_ref_logps and (frame["status"] == "ok").any():
         facts["ref_logps"] = write_ref_logps(folder, data.table, frame)
     wrote = [*write_pages(folder, config, frame), *tokens(folder.path)]
@@ -210,8 +208,8 @@ def read_report(folder: RunFolder, pairs: Sequence[PreferencePair]) -> Report:
     others = facts.get("sha256", {})
     check_files(folder, {SCORES_FILE: facts[HASH], **others})
     further = check_ref_logps(folder, facts)
-    frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
-    check_ids(path, frame["id"].tolist(), pairs)
+    frame = read_frame(path)
+    check_ids(path, frame["id"], pairs)
     refuse_if_none(facts, "no pair could be scored", path)
     wrote = [SCORES_FILE, *further, *others, RUN_FILE]
     if not len(frame):

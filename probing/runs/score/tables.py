@@ -1,6 +1,7 @@
 """Tables of the scores of a dataset."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from probing.data.filters import find_threshold, make_keep_mask
 from probing.data.pair_units import pair_units
+from probing.data.pairs import find_pairs
 from probing.instruments.columns import GROUPS, LIKELIHOOD_COLUMNS, RATE_COLUMNS, REGIME_COLUMNS, SCORE_COLUMNS
 from probing.metrics.likelihood import dataset_rank_surprisal_ratio
 from probing.report.pair_titles import has_one_token, mask_one_token
@@ -67,9 +69,10 @@ def score_tables(
     if "ranking_correct" in frame:
         tables[f"Ranking, with {name_intervals(units)}"] = estimates(_measure_ranking(frame, units))
     if BY in frame:
+        find = partial(find_pairs, pairs)
         tables[f"Histogram of {BY}"] = histogram(ranked[BY])
-        tables[f"Most alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=True)
-        tables[f"Least alike by {BY}"] = extremes(ranked, BY, pairs, LISTED_PAIRS, highest=False)
+        tables[f"Most alike by {BY}"] = extremes(ranked, BY, find, LISTED_PAIRS, highest=True)
+        tables[f"Least alike by {BY}"] = extremes(ranked, BY, find, LISTED_PAIRS, highest=False)
     tables |= pulls or {}
     notes = [note_one_token(int(short.sum()), "not ranked by it")] if bool(short.any()) else []
     notes += tell_sft_weights(frame, loss)
@@ -88,7 +91,7 @@ def note_one_token(count: int, fate: str) -> str:
 def find_suggested_threshold(frame: pd.DataFrame) -> float | None:
     """The score between the pairs that the suggested filter keeps and those that it drops, if it drops any."""
     good = frame[frame["status"] == "ok"]
-    kept = make_keep_mask(good["id"].tolist(), good[BY].tolist(), drop_highest=SUGGESTED_DROP)
+    kept = make_keep_mask(good["id"].array, good[BY], drop_highest=SUGGESTED_DROP)
     return find_threshold(good[BY].to_numpy(), kept)
 
 
