@@ -7,7 +7,7 @@ from harness import write
 
 from probing.errors import DataInvalid, UsageError
 from probing.runs import capture, ccs, probe
-from probing.runs.capture.data import read_prompts
+from probing.runs.capture.data import read_data
 from probing.runs.ccs.data import read_statements
 from probing.runs.common.datasets import read_labelled
 
@@ -46,7 +46,7 @@ def test_lists_of_strings_and_of_instructions_go_together(files, tmp_path):
         (text, label) for label, texts in TEXTS.items() for text in texts
     ]
     captured = capture.CaptureConfig(model="bundled", data=files, places="final_norm", out=tmp_path / "out", sample=3)
-    table, prompts = read_prompts(captured)
+    table, prompts = read_data(captured)
     assert len(prompts) == len(table.rows) == 3
 
 
