@@ -16,7 +16,7 @@ from itertools import zip_longest
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from probing.errors import ProbingError
+from probing.errors import ProbingError, UsageError
 from probing.ranks import is_launched, join_ranks
 from probing.report.screen import OneLine, guard_screen, to_json
 from probing.shown import to_message
@@ -79,6 +79,9 @@ EXAMPLES = {
 }
 SPREAD = ("score", "displacement", "rollouts", "influence", "ccs", "probe", "clusters", "capture", "refusal evaluate")
 """Commands whose rows are dealt out where they are launched in several processes; of others one process runs all."""
+TOGETHER = ("score", "displacement", "rollouts", "ccs", "probe", "clusters", "capture")
+"""Commands that run a model which the processes of a launch hold together: they need no gradients and change no
+weights."""
 SHOWN = ("json", "full", "quiet")
 """Flags of every command that say how its result is shown."""
 INTERRUPTED = 130
@@ -221,19 +224,28 @@ def _run(command: str, arguments: list[str]) -> int:
 
 def _run_together(command: str, job: ModuleType, config: Any, shown: dict[str, bool]) -> int:
     """Run as one of several processes of a launch; those that do not lead show nothing but errors."""
-    if command not in SPREAD:
+    from probing.models.checkpoints import TENSOR_PARALLEL
+
+    together = getattr(config, "device", None) == TENSOR_PARALLEL
+    if command not in (TOGETHER if together else SPREAD):
         if os.environ["RANK"] != "0":
             return 0
+        if together:
+            raise UsageError(
+                f"--device {TENSOR_PARALLEL} is for commands that read states and likelihoods alone "
+                f"({', '.join(TOGETHER)}); give another --device"
+            )
         logging.getLogger("probing").warning("probing %s runs in one process; the others of this launch end", command)
         return _show(_run_watched(command, job, config), shown)
-    with join_ranks() as ranks:
+    with join_ranks(together) as ranks:
         if not ranks.leads:
             from probing.report.progress import hide_progress
 
             logging.getLogger("probing").setLevel(logging.ERROR)
             hide_progress()
             ranks.wait_for_turn()
-            job.run(config)
+            with ranks.let_leader_speak():
+                job.run(config)
             return 0
         return _show(_run_watched(command, job, config), shown)
     # A process that does not lead left.

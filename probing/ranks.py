@@ -2,7 +2,9 @@
 
 Each runs the same command. The first leads: it alone locks the output folder, writes the record and the results, and
 prints them; the others make their share of the parts and leave. What they tell one another goes through the key-value
-store that the launcher provides, so that no collective operation of a backend is needed.
+store that the launcher provides, so that no collective operation of a backend is needed. Only where they hold one model
+together (tensor parallel) is there a process group, through which the passes of the model go; then all run the same
+rows in the same order.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import Store
 
 log = logging.getLogger(__name__)
@@ -25,7 +28,11 @@ FOREVER = timedelta(days=100)
 """How long a process waits for another: the launcher ends all of them when one fails."""
 SILENCE_SECONDS = 60.0
 POLL_SECONDS = 0.2
-BEGUN, DONE, LEFT = "begun", "done", "left"
+SILENT_SECONDS = 10.0
+"""How long a process that does not lead keeps an error to itself, which the leader most likely tells as well."""
+GROUP_TIMEOUT = timedelta(hours=2)
+"""How long a pass of a model waits for another process: one may read its share of the weights from a slow disk."""
+BEGUN, DONE, LEFT, CHECKED = "begun", "done", "left", "checked"
 
 
 class Left(BaseException):
@@ -41,12 +48,14 @@ class Ranks:
         size: number of processes.
         local_rank: number of this process among those on its machine.
         store: through which they tell one another; None where there is one process.
+        share_model: whether they hold one model together, so that each of them runs all rows.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     store: "Store | None" = None
+    share_model: bool = False
     _shared: int = field(default=0, init=False)
     _gathered: int = field(default=0, init=False)
     _topics: int = field(default=0, init=False)
@@ -56,18 +65,44 @@ class Ranks:
         """Whether this process locks, writes and prints."""
         return self.rank == 0
 
+    def open_group(self, backend: str, device: "torch.device | None" = None) -> None:
+        """Open the process group that passes of a shared model go through; all processes have to call this.
+
+        The others begin their work now: the leader has found nothing wrong with its inputs.
+
+        Args:
+            backend: of torch.distributed, such as "gloo".
+            device: card of this process, where the backend wants to know it.
+        """
+        from torch import distributed
+
+        if distributed.is_initialized():
+            return
+        assert self.store is not None
+        if self.leads:
+            self.store.set(CHECKED, "1")
+        store = distributed.PrefixStore("group", self.store)
+        distributed.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=GROUP_TIMEOUT, device_id=device
+        )
+
     def announce_begun(self) -> None:
         """Tell the others that this process has read its inputs and holds the run; see ``wait_for_turn``."""
         if self.store is not None:
             self.store.set(f"{BEGUN}/{self.rank}", "1")
+            self.store.set(CHECKED, "1")
 
     def wait_for_turn(self) -> None:
         """Wait until the leader has begun, and the first process on this machine has read its model.
 
         So wrong inputs are told once, and the processes of a machine do not read the same files from a cold disk at
-        once.
+        once. Those that hold one model load it together, and wait until the leader has checked its inputs.
         """
-        if self.store is not None and not self.leads:
+        if self.store is None or self.leads:
+            return
+        if self.share_model:
+            self.store.wait([CHECKED], FOREVER)
+        else:
             self.store.wait([f"{BEGUN}/0"], FOREVER)
             if self.local_rank:
                 self.store.wait([f"{BEGUN}/{self.rank - self.local_rank}"], FOREVER)
@@ -85,6 +120,28 @@ class Ranks:
             self.store.wait([key], FOREVER)
             made = self.store.get(key).decode()
         return json.loads(made)
+
+    @contextlib.contextmanager
+    def let_leader_speak(self) -> Iterator[None]:
+        """Where the processes hold one model, hold an error of the block back for a while.
+
+        Most likely it is the leader's as well, and the launcher ends this process before it is told a second time.
+        """
+        try:
+            yield
+        except Exception:
+            if self.share_model:
+                time.sleep(SILENT_SECONDS)
+            raise
+
+    @contextlib.contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Where the processes hold one model, have the leader run the block before the others do."""
+        if self.share_model and not self.leads:
+            self.wait_for_leader()
+        yield
+        if self.share_model and self.leads:
+            self.wait_for_leader()
 
     def wait_for_leader(self, do: Callable[[], None] = lambda: None) -> None:
         """Have the leader do something that the others wait for."""
@@ -162,18 +219,24 @@ def is_launched() -> bool:
 
 
 @contextlib.contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """Run with the other processes of the launch inside the block; ``Left`` ends the block quietly."""
-    global _current
-    from torch.distributed import rendezvous
+def join_ranks(share_model: bool = False) -> Iterator[Ranks]:
+    """Run with the other processes of the launch inside the block; ``Left`` ends the block quietly.
 
-    store, rank, size = next(iter(rendezvous("env://", timeout=FOREVER)))
-    _current = Ranks(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
+    Args:
+        share_model: whether they hold one model together.
+    """
+    global _current
+    from torch import distributed
+
+    store, rank, size = next(iter(distributed.rendezvous("env://", timeout=FOREVER)))
+    _current = Ranks(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store, share_model)
     try:
         with contextlib.suppress(Left):
             yield _current
         # The store may be the leader's, which has to go last.
         _current.gather_last()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     finally:
         _current = Ranks()
 

@@ -8,7 +8,7 @@
     python scripts/bench.py kernels [--record docs/benchmarks/kernels.jsonl]
     python scripts/bench.py refusal [--record docs/benchmarks/refusal.jsonl]
     python scripts/bench.py influence [--rows 2000] [--record docs/benchmarks/influence.jsonl]
-    python scripts/bench.py scale [--rows 4000] [--record docs/benchmarks/scale.jsonl]
+    python scripts/bench.py scale [--rows 20000] [--record docs/benchmarks/scale.jsonl]
     python scripts/bench.py reading [--record docs/benchmarks/reading.jsonl]
 
 Every figure is one JSON line with device, versions and commit. Absolute times of a shared machine are noise; the ratio

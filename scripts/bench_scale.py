@@ -1,4 +1,4 @@
-"""The job ``scale`` of ``bench.py``: a scoring by one process against the same by two, on one thread each."""
+"""The job ``scale`` of ``bench.py``: a scoring by one process against two under torchrun, and against Ray."""
 
 import argparse
 import json
@@ -16,19 +16,27 @@ from bench_influence import repeat_pairs
 from bench_refusal import make_model
 from measuring import spread_of
 
-ROUNDS = 3
-SMALL, LARGE = (2, 64), (12, 512)
+ROUNDS = 2
+SMALL, LARGE = (2, 64), (6, 256)
 """Layers and width of the model: of the large one the passes take nearly all of the time."""
 TOLERANCE = 1e-6
-LEAST = 1.6
-"""Times the throughput of one process that two must have on two cores."""
+LEAST, MOST = 1.6, 1.15
+"""Times the throughput of one process that two must have on two cores; times the time of one process that one actor of
+Ray may take."""
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+WAYS: dict[str, tuple[list[str], list[str]]] = {
+    "one process": ([], []),
+    "two processes": (TORCHRUN, []),
+    "one actor of Ray": ([], ["--engine", "ray", "--ray-actors", "1"]),
+}
+"""What starts Python's module, and what the command gets besides."""
 
 
-def run_scoring(model: Path, data: Path, out: Path, device: str, several: bool) -> dict[str, float]:
+def run_scoring(model: Path, data: Path, out: Path, device: str, way: str) -> dict[str, float]:
     """Seconds of the whole command, and of its work after the data were read, which includes loading the model."""
+    launcher, further = WAYS[way]
     given = ["score", "--model", str(model), "--data", str(data), "--device", device, "--out", str(out), "--quiet"]
-    program = [sys.executable, "-m", *(TORCHRUN if several else []), "probing", *given]
+    program = [sys.executable, "-m", *launcher, "probing", *given, *further]
     began = time.monotonic()
     subprocess.run(program, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     whole = time.monotonic() - began
@@ -48,24 +56,29 @@ def check_same(one: Path, two: Path) -> None:
 
 def bench_scale(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Whole commands in turn, which of them is first changing from round to round."""
-    rows = 80 if options.small else max(options.rows, 3000)
-    ratios: dict[str, list[float]] = {"whole": [], "work": []}
+    rows = 80 if options.small else max(options.rows, 20_000)
+    seconds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         model, data = Path(folder) / "model", Path(folder) / "pairs.jsonl"
         made = make_model(*SMALL if options.small else LARGE, "cpu")
         made.model.save_pretrained(model)
         made.tokenizer.save_pretrained(model)
         data.write_text("".join(json.dumps(pair) + "\n" for pair in repeat_pairs(rows)), encoding="utf-8")
-        for number in range(2 if options.small else ROUNDS):
-            found: dict[bool, dict[str, float]] = {}
-            for several in (False, True) if number % 2 else (True, False):
-                out = Path(folder) / f"out-{number}-{several}"
-                found[several] = run_scoring(model, data, out, options.device, several)
-            check_same(*(Path(folder) / f"out-{number}-{several}" for several in (False, True)))
-            for name, each in ratios.items():
-                each.append(found[False][name] / found[True][name])
-            print(f"  one process {found[False]}, two {found[True]}", file=sys.stderr)
-    return [
-        {"figure": f"throughput of two processes, {name}", "pairs": rows, **spread_of(each), "least_wanted": LEAST}
-        for name, each in ratios.items()
-    ]
+        for number in range(ROUNDS):
+            outs = {way: Path(folder) / f"out-{number}-{way.replace(' ', '-')}" for way in WAYS}
+            for way in list(WAYS) if number % 2 else reversed(WAYS):
+                seconds[way].append(run_scoring(model, data, outs[way], options.device, way))
+                print(f"  {way}: {seconds[way][-1]}", file=sys.stderr, flush=True)
+            for out in outs.values():
+                check_same(outs["one process"], out)
+    plain = seconds["one process"]
+    results: list[dict[str, Any]] = []
+    for part in ("whole", "work"):
+        faster = [one[part] / two[part] for one, two in zip(plain, seconds["two processes"], strict=True)]
+        slower = [ray[part] / one[part] for one, ray in zip(plain, seconds["one actor of Ray"], strict=True)]
+        common = {"pairs": rows, "seconds_of_one_process": round(plain[0][part], 1)}
+        results += [
+            {"figure": f"throughput of two processes, {part}", **common, **spread_of(faster), "least_wanted": LEAST},
+            {"figure": f"time of one actor of Ray, {part}", **common, **spread_of(slower), "most_wanted": MOST},
+        ]
+    return results

@@ -12,6 +12,7 @@ import time
 
 from filelock import FileLock
 
+PATIENCE_SECONDS = 240
 WORDS = "near nearer never no yes always sorry help boat wood glue string paper answer".split()
 # A process runs as fast as its disk: its user has time to interrupt it between any two files, on every machine.
 ON_A_SLOW_DISK = """
@@ -188,3 +189,13 @@ def read_files(folder):
     """The bytes of the tables and states of a run."""
     kept = (path for path in sorted(folder.rglob("*")) if path.suffix in (".parquet", ".safetensors"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def wait_for(wanted, process):
+    """Wait until a function answers something true; returns that."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not (found := wanted()):
+        assert process.poll() is None, f"it ended by itself: {process.communicate()}"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return found

@@ -1,6 +1,7 @@
 """Several processes of one launch: what they tell one another, and how they share the parts of a job."""
 
 import threading
+import time
 
 import pytest
 from torch.distributed import HashStore
@@ -13,12 +14,12 @@ from probing.ranks import Left, Ranks, deal_out
 def together():
     """Run a function in a thread for each of some ranks, which share a store; returns what they answer, or raise."""
 
-    def run(function, size=3):
+    def run(function, size=3, **shared):
         store, found = HashStore(), [None] * size
 
         def call(rank):
             try:
-                found[rank] = function(Ranks(rank, size, rank, store))
+                found[rank] = function(Ranks(rank, size, rank, store, **shared))
             except BaseException as error:  # noqa: BLE001 - what a rank raises is what is looked at
                 found[rank] = error
 
@@ -66,6 +67,38 @@ def test_the_others_begin_after_the_leader(together):
     together(begin)
     assert order[0] == 0
     assert sorted(order) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_where_they_share_a_model_the_others_begin_when_the_leader_has_checked_its_inputs(loads, together, monkeypatch):
+    from torch import distributed
+
+    order, groups = [], []
+    monkeypatch.setattr(distributed, "init_process_group", lambda *given, **named: groups.append(named["rank"]))
+
+    def begin(own):
+        own.wait_for_turn()
+        order.append(own.rank)
+        # A run that is finished already loads nothing.
+        own.open_group("gloo") if loads else own.announce_begun()
+
+    assert together(begin, share_model=True) == [None] * 3
+    assert order[0] == 0
+    assert sorted(groups) == ([0, 1, 2] if loads else [])
+
+
+@pytest.mark.parametrize("share_model", [True, False])
+def test_the_leader_goes_first_where_they_share_a_model(share_model, together):
+    order = []
+
+    def go(own):
+        with own.leader_first():
+            if own.leads:
+                time.sleep(0.2)
+            order.append(own.rank)
+
+    assert together(go, share_model=share_model) == [None] * 3
+    assert order.index(0) == (0 if share_model else 2)
 
 
 def test_all_wait_until_all_have_come(together):

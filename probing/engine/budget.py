@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from probing.errors import UsageError
+from probing.errors import OutOfMemory, UsageError
 from probing.models.devices import devices_of, free_memory
+from probing.models.shares import count_shares
 from probing.models.stack import Stack
+from probing.models.tensor_parallel import take_least
 
 CPU_BATCH_TOKENS = 2048
 MOST_BATCH_TOKENS = 65536
@@ -54,14 +56,24 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
     On a CPU a few thousand tokens keep all cores busy, and more only costs memory. On a card two trials show what a
     token takes and what a batch takes whatever its size (logits of a chunk of rows, say), and half of the free memory
     is filled, up to a size beyond which nothing gets faster.
+
+    Raises:
+        OutOfMemory: a trial of a model that is split over processes does not fit.
     """
+    shared = count_shares(stack.language_model.model) > 1
     cards = [device for device in devices_of(stack.language_model) if device.type == "cuda"]
     if not cards:
         kind = stack.language_model.device.type
         return TokenBudget(CPU_BATCH_TOKENS, f"fixed on {kind}: larger batches are no faster")
     try:
         peaks = [_find_peaks(cards, run_trial, tokens) for tokens in TRIAL_TOKENS]
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        if shared:
+            # The other processes wait for this one in the same trial.
+            raise OutOfMemory(
+                f"a trial of {TRIAL_TOKENS[-1]} tokens does not fit into the memory of {cards[0]}; give --batch-tokens "
+                f"{LEAST_BATCH_TOKENS} or less"
+            ) from error
         return TokenBudget(LEAST_BATCH_TOKENS, f"the least, since a trial of {TRIAL_TOKENS[-1]} tokens did not fit")
     tokens = [run for run, _ in peaks]
     fitting = []
@@ -71,7 +83,12 @@ def choose_batch_tokens(stack: Stack, run_trial: Callable[[int], int]) -> TokenB
         reason = f"half of {free / 2**30:.1f} GiB free at {per_token / 2**10:.0f} KiB a token"
         reason += f" and {fixed / 2**30:.1f} GiB a batch" + f" on {card}" * (len(cards) > 1)
         fitting.append(TokenBudget(fit_batch_tokens(free, per_token, fixed), reason))
-    return min(fitting, key=lambda budget: budget.tokens)
+    budget = min(fitting, key=lambda budget: budget.tokens)
+    if shared:
+        # All processes have to cut the same batches.
+        least = take_least(budget.tokens, cards[0])
+        return budget if least == budget.tokens else TokenBudget(least, "the least that a process found")
+    return budget
 
 
 def _find_peaks(cards: Sequence[torch.device], run_trial: Callable[[int], int], tokens: int) -> tuple[int, list[int]]:

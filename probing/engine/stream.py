@@ -23,6 +23,7 @@ from probing.kernels.dispatch import with_fallbacks
 from probing.kernels.output_head import is_out_of_memory
 from probing.models.hooks import Enough, tap_modules
 from probing.models.passes import run_backbone, trial_ids, use_eval_mode
+from probing.models.shares import count_shares
 from probing.models.stack import Site, Stack, output_site
 from probing.types import Place, Pooling
 
@@ -104,7 +105,7 @@ class Stream:
             What was kept of each row, in the order of the rows, whatever the batches were.
 
         Raises:
-            OutOfMemory: one sequence alone does not fit.
+            OutOfMemory: one sequence alone does not fit; or a batch, where the model is split over processes.
         """
         lengths = [self.mode.length(segment) for segment in segments]
         counts = torch.tensor([segment.stop - segment.start for segment in segments])
@@ -252,6 +253,12 @@ class Stream:
             raise OutOfMemory(
                 f"a single sequence of {tokens} tokens does not fit into the memory of {device}; use --max-length, a "
                 f"smaller --dtype or a larger device"
+            )
+        if count_shares(self.stack.language_model.model) > 1:
+            # The other processes wait for this one in the same batch, and know nothing of smaller ones.
+            raise OutOfMemory(
+                f"a batch of {tokens} tokens does not fit into the memory of {device}, and in tensor parallel the "
+                f"processes cannot go on with smaller ones; give --batch-tokens {max(1, tokens // 2)} or less"
             )
         self.budget.shrink(tokens)
         log.warning(

@@ -14,6 +14,7 @@ from probing.models.adapters import active_adapters, adds_to_weights, merged_cop
 from probing.models.language_model import LanguageModel
 from probing.models.layers import find_backbone
 from probing.models.passes import accepts, logits_of, use_eval_mode
+from probing.models.shares import refuse_shares
 from probing.models.stack import Stack
 from probing.tokens.pairs import TokenizedPair
 
@@ -48,6 +49,7 @@ class GradientRates:
 
     Raises:
         UsageError: no such parameters, weights that are offloaded, or an adapter that cannot be merged.
+        ModelInvalid: the weights are split over processes.
     """
 
     stack: Stack
@@ -126,6 +128,7 @@ def response_logprob(stack: Stack, ids: Sequence[int], prompt_tokens: int) -> Te
 def choose_parameters(stack: Stack, which: str) -> list[nn.Parameter]:
     """The parameters of a model that ``which`` names; see ``GradientRates``."""
     model = stack.language_model.model
+    refuse_shares(model, "exact rates and influences need gradients of whole weights")
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise UsageError(
             "exact rates need every weight on a device, and some are offloaded to the memory of the host; use more or "

@@ -12,12 +12,13 @@ from typing import Any
 from probing.data.bundled import BUNDLED_MODELS
 from probing.data.hub import find_hub_problem
 from probing.data.places import expand_places
-from probing.errors import LayerNotFound, ModelInvalid
+from probing.errors import LayerNotFound, ModelInvalid, UsageError
+from probing.ranks import current_ranks
 from probing.tokens.tokenizer_files import TEMPLATE_FILE, TOKENIZER_FILES, brings_tokenizer, lacks_template
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-BALANCED = "balanced"
+BALANCED, TENSOR_PARALLEL = "balanced", "tensor-parallel"
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
 """Settings under which configs have the number of layers."""
@@ -136,13 +137,24 @@ def _find_cached(name: str, revision: str | None) -> Path | None:
 
 
 def check_device(device: str) -> None:
-    """Raise ``ModelInvalid`` for a device that there is not, as far as that can be known without torch."""
-    if device in ("auto", BALANCED, "meta"):
+    """Raise for a device that there is not, as far as that can be known without torch.
+
+    Raises:
+        ModelInvalid: there is no such device. UsageError: no other processes are there to hold a share of the model.
+    """
+    if device == TENSOR_PARALLEL and not current_ranks().share_model:
+        raise UsageError(
+            f"--device {TENSOR_PARALLEL} splits a model over the processes of a launch, and there is one process; "
+            f"launch the command with torchrun --standalone --nproc_per_node 2 --no-python (or more processes, one a "
+            f"card)"
+        )
+    if device in ("auto", BALANCED, TENSOR_PARALLEL, "meta"):
         return
     kind, colon, number = device.partition(":")
     if kind not in DEVICES or (colon and re.fullmatch(r"\d{1,4}", number) is None):
         raise ModelInvalid(
-            f"device '{device}' cannot be used here: there is none of this name; say auto, {BALANCED}, cpu or cuda:1"
+            f"device '{device}' cannot be used here: there is none of this name; say auto, cpu, cuda:1, {BALANCED} or "
+            f"{TENSOR_PARALLEL}"
         )
     if kind == "cuda" and _is_built_without_cards():
         raise ModelInvalid(

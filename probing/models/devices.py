@@ -8,8 +8,13 @@ import torch
 from torch import nn
 
 from probing.errors import ModelInvalid
-from probing.models.checkpoints import BALANCED
+from probing.models.checkpoints import BALANCED, TENSOR_PARALLEL, check_device
 from probing.ranks import current_ranks
+
+
+def describe_shares(shares: int) -> str:
+    """What is added to the name of a device where so many processes hold a model together; nothing for one."""
+    return f", tensor parallel over {shares}" if shares > 1 else ""
 
 
 class Placed(Protocol):
@@ -42,9 +47,13 @@ def devices_of(language_model: Placed) -> list[torch.device]:
 
 
 def device_names(devices: Sequence[torch.device]) -> str:
-    """Names of the kinds of devices, and of the models of cards, by which arithmetic differs; each once."""
+    """Names of the kinds of devices, and of the models of cards, by which arithmetic differs; each once.
+
+    In tensor parallel sums are split over the processes, so that their number counts, too.
+    """
     names = [torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in devices]
-    return " + ".join(dict.fromkeys(names))
+    shares = current_ranks().size if current_ranks().share_model else 1
+    return " + ".join(dict.fromkeys(names)) + describe_shares(shares)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -65,14 +74,18 @@ def choose_device(device: str = "auto") -> torch.device:
     """The device to run on: "auto" is the first CUDA card, or the CPU where there is none.
 
     Of several processes of one launch on a machine each has a card of its own, for "auto" and "cuda". "balanced" says
-    where the layers of a model go; what is computed besides runs where it would for "auto".
+    where the layers of a model go, and "tensor-parallel" that they are split over the processes; what is computed
+    besides runs where it would for "auto".
 
     Raises:
-        ModelInvalid: there is no such device, or none for this process.
+        ModelInvalid: there is no such device, or none for this process. UsageError: see ``check_device``.
     """
-    if current_ranks().size > 1 and (device == "cuda" or (device in ("auto", BALANCED) and torch.cuda.is_available())):
+    if device == TENSOR_PARALLEL:
+        check_device(device)
+    automatic = device in ("auto", BALANCED, TENSOR_PARALLEL)
+    if current_ranks().size > 1 and (device == "cuda" or (automatic and torch.cuda.is_available())):
         return _choose_own_card(device)
-    if device in ("auto", BALANCED):
+    if automatic:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)

@@ -10,6 +10,7 @@ from probing.kernels.output_head import Unembedding, write_logits
 from probing.models.devices import device_of
 from probing.models.passes import TRIAL_STARTS, last_hidden_state, logits_of, trial_ids, use_eval_mode
 from probing.models.proofs import recall, remember
+from probing.models.shares import gather
 from probing.models.stack import Stack
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
@@ -51,8 +52,10 @@ def find_head(stack: Stack) -> Unembedding:
 def _read_matrix(head: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
     """Weight [vocabulary width] and bias of a linear head."""
     weight: Any = getattr(head, "weight", None)
-    if type(head) is nn.Linear and type(weight.data) is Tensor and weight.device.type != "meta":
-        return weight.data, None if head.bias is None else head.bias.data
+    if type(head) is nn.Linear and weight.device.type != "meta":
+        whole = gather(weight.data)
+        if type(whole) is Tensor:
+            return whole, None if head.bias is None else gather(head.bias.data)
     parameter = next(head.parameters())
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     device = device_of(head, parameter)

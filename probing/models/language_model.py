@@ -10,8 +10,9 @@ from torch import nn
 
 from probing.errors import ModelInvalid
 from probing.models.adapters import adapter_sha256, attach, check_active_adapters, plain_base
-from probing.models.devices import device_of, devices_of
+from probing.models.devices import describe_shares, device_of, devices_of
 from probing.models.hashes import tokenizer_sha256
+from probing.models.shares import count_shares, refuse_shares
 from probing.shown import Shown
 from probing.tokens.templates import template_sha256
 from probing.tokens.tokenizers import read_tokenizer
@@ -75,8 +76,9 @@ class LanguageModel(Shown):
             keep_tokenizer: whether the tokenizer stays the model's, whatever is in the folder.
 
         Raises:
-            ModelInvalid: the adapter does not fit, or PEFT is not installed.
+            ModelInvalid: the adapter does not fit, PEFT is not installed, or the model is split over processes.
         """
+        refuse_shares(self.model, f"{path}: an adapter changes whole weights")
         base = self.base
         if base is None:
             base = self.model if self.peft is None else plain_base(self.peft)
@@ -98,8 +100,8 @@ class LanguageModel(Shown):
 
     @property
     def placement(self) -> str:
-        """The devices that it computes on, separated by commas."""
-        return ", ".join(map(str, devices_of(self)))
+        """The devices that it computes on, separated by commas, and over how many processes it is split."""
+        return ", ".join(map(str, devices_of(self))) + describe_shares(count_shares(self.model))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,6 +14,7 @@ from probing.models.load import LanguageModel, auto_class
 from probing.models.passes import TRIAL_STARTS, last_hidden_state, trial_ids, use_eval_mode
 from probing.models.proofs import recall, remember
 from probing.models.stack import FoundStack, Stack
+from probing.models.tensor_parallel import prove_shares
 
 SHOWN = 8
 CAUSAL = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -32,7 +33,14 @@ def find_stack(language_model: LanguageModel) -> Stack:
 
     Raises:
         LayerNotFound: the model has no such list of modules; lists what was found.
+        ModelInvalid: it is split over processes, and its shares do not compute what the whole does.
     """
+    stack = _find_stack(language_model)
+    prove_shares(stack)
+    return stack
+
+
+def _find_stack(language_model: LanguageModel) -> Stack:
     model = language_model.model
     if getattr(model.config, "is_encoder_decoder", False):
         raise LayerNotFound(f"{type(model).__name__} has an encoder and a decoder, which is not supported yet")

@@ -4,7 +4,9 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,21 @@ from transformers.utils import logging as hf_logging
 
 from probing.errors import ModelInvalid, OutOfMemory
 from probing.kernels.dispatch import fall_back
-from probing.models.checkpoints import adapter_config, base_of, check_checkpoint, find_checkpoint, is_adapter
+from probing.models.checkpoints import (
+    TENSOR_PARALLEL,
+    adapter_config,
+    base_of,
+    check_checkpoint,
+    find_checkpoint,
+    is_adapter,
+)
 from probing.models.devices import BALANCED, choose_device
-from probing.models.hashes import checkpoint_source, hash_weights
+from probing.models.hashes import FilesHash, checkpoint_source, hash_weights
 from probing.models.in_memory import as_language_model
 from probing.models.language_model import LanguageModel
-from probing.types import SHORT_DTYPES
+from probing.models.tensor_parallel import begin_sharing
+from probing.ranks import current_ranks
+from probing.types import SHORT_DTYPES, Source
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +74,8 @@ def load(
         dtype: "float32", "bfloat16", "float16", or fp32, bf16, fp16 for short; "auto" keeps the checkpoint's on an
             accelerator and takes float32 on the CPU.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is the first CUDA card if there is one. "balanced" spreads the
-            layers over all cards, and over the memory of the host where they do not suffice.
+            layers over all cards, and over the memory of the host where they do not suffice; "tensor-parallel" splits
+            every layer over the processes of a launch, and is for commands that run under torchrun.
         trust_remote_code: run code that the checkpoint brings with it.
         tokenizer: tokenizer to take in place of the one in the checkpoint, which then needs none.
 
@@ -91,7 +103,7 @@ def load(
         )
     here = Path(name).exists()
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    with hash_weights(name) as weights:
+    with _begin_hashing(name) as weights:
         with _explain_errors(path_or_id):
             config = AutoConfig.from_pretrained(name, **options)
             _check_sizes(config)
@@ -100,11 +112,23 @@ def load(
                 raise ValueError("model_max_length of its tokenizer is no number")
             wanted = {"config": config, "dtype": _dtype(dtype, place, config), **options}
             with hide_bars() if here else contextlib.nullcontext():
-                model, info = _from_pretrained(name, place, device == BALANCED, wanted)
+                model, info = _from_pretrained(name, place, device, wanted)
         missing = [key for key in info["missing_keys"] if not key.startswith(UNUSED_PARTS)]
         _check_complete(path_or_id, missing, info["unexpected_keys"], model.state_dict())
-        source = checkpoint_source(path_or_id, name, revision, model, tokenizer, weights)
+        source = _tell_source(lambda: checkpoint_source(path_or_id, name, revision, model, tokenizer, weights))
     return LanguageModel(model.eval(), tokenizer, source)
+
+
+def _begin_hashing(name: str) -> AbstractContextManager[FilesHash | None]:
+    """``hash_weights``; of processes that load one model together only the first does so."""
+    ranks = current_ranks()
+    return hash_weights(name) if ranks.leads or not ranks.share_model else contextlib.nullcontext()
+
+
+def _tell_source(make: Callable[[], Source]) -> Source:
+    """The source of a checkpoint; of processes that load one model together the first tells all."""
+    ranks = current_ranks()
+    return Source(**ranks.share(lambda: asdict(make()))) if ranks.share_model else make()
 
 
 @contextlib.contextmanager
@@ -120,7 +144,7 @@ def hide_bars() -> Iterator[None]:
         (enable_progress_bars if fetching else disable_progress_bars)()
 
 
-def _from_pretrained(name: str, place: torch.device, balanced: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+def _from_pretrained(name: str, place: torch.device, device: str, options: dict[str, Any]) -> tuple[Any, Any]:
     """The model on its device, and what the library tells of loading it.
 
     On a card every tensor goes there as it is read, without a copy of the model in the memory of the host; quantised
@@ -128,9 +152,11 @@ def _from_pretrained(name: str, place: torch.device, balanced: bool, options: di
     """
     kind = auto_class(options["config"])
     read = functools.partial(kind.from_pretrained, name, use_safetensors=True, output_loading_info=True, **options)
+    if device == TENSOR_PARALLEL:
+        return tuple(read(**begin_sharing(name, options["config"], place)))
     quantised = getattr(options["config"], "quantization_config", None) is not None
-    if balanced or quantised:
-        return tuple(read(device_map="auto" if balanced else {"": place}))
+    if device == BALANCED or quantised:
+        return tuple(read(device_map="auto" if device == BALANCED else {"": place}))
     if place.type == "cpu":
         return tuple(read())
     try:

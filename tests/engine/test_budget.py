@@ -16,7 +16,7 @@ from probing.engine.budget import (
 )
 from probing.engine.modes import choose_mode
 from probing.engine.stream import Stream
-from probing.errors import UsageError
+from probing.errors import OutOfMemory, UsageError
 from probing.models.layers import find_backbone
 from probing.models.stack import output_site
 
@@ -105,6 +105,20 @@ def test_a_trial_that_does_not_fit_leaves_the_least_budget(cards):
 
     found = choose_batch_tokens(STACK, run)
     assert found == TokenBudget(LEAST_BATCH_TOKENS, "the least, since a trial of 4096 tokens did not fit")
+
+
+def test_processes_that_share_a_model_take_the_least_of_their_budgets(cards, monkeypatch):
+    monkeypatch.setattr(type(STACK.language_model.model), "tp_size", 2)
+    monkeypatch.setattr(budget, "take_least", lambda number, card: min(number, 5000))
+    assert choose_batch_tokens(STACK, run_on(cards)) == TokenBudget(5000, "the least that a process found")
+    monkeypatch.setattr(budget, "take_least", lambda number, card: min(number, 10**6))
+    assert choose_batch_tokens(STACK, run_on(cards)).tokens == 9 * GIB // 2**18
+
+    def run(tokens):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(OutOfMemory, match="give --batch-tokens 1024 or less"):
+        choose_batch_tokens(STACK, run)
 
 
 def test_the_trial_keeps_everything_that_a_run_keeps():

@@ -261,6 +261,12 @@ def test_a_sequence_that_never_fits_is_an_error():
         read(segments_of([16, 16]), STACKED, stack=small_stack(3, torch.OutOfMemoryError()))
 
 
+def test_processes_that_share_a_model_cut_no_smaller_batches(monkeypatch):
+    monkeypatch.setattr(type(MODEL.model), "tp_size", 2)
+    with pytest.raises(OutOfMemory, match=r"192 tokens does not fit .* give --batch-tokens 96 or less"):
+        stream(STACKED, 1000, small_stack(48, torch.OutOfMemoryError())).read(segments_of([16] * 12))
+
+
 def test_other_errors_are_not_swallowed():
     with pytest.raises(RuntimeError, match="something else"):
         read(segments_of([16]), STACKED, stack=small_stack(0, RuntimeError("something else")))

@@ -1,18 +1,14 @@
 """Commands launched in several processes: the same bytes as in one, whatever dies on the way."""
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import refusal_runs
 import tiny
 from harness import (
     ON_A_SLOW_DISK,
+    PATIENCE_SECONDS,
     as_options,
     count_shards,
     make_pairs,
@@ -20,17 +16,16 @@ from harness import (
     make_texts,
     read_files,
     read_lines,
+    wait_for,
     write,
 )
+from launches import find_rank, launch, launched
 
 from probing.runs import capture, clusters, displacement, influence, rollouts, score
 from probing.store.manifest import claim
 from probing.store.shards import read_shard
 
 pytestmark = pytest.mark.distributed
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-SECONDS = 240
 
 
 @pytest.fixture(scope="module")
@@ -84,45 +79,6 @@ def score_words(model_folder, inputs, tmp_path, **changes):
     return ["score", *as_options(options("score", model_folder, inputs, tmp_path / "out") | changes)]
 
 
-@contextlib.contextmanager
-def launched(words, count):
-    """A command in so many processes; it is ended with the block."""
-    given = [*TORCHRUN, str(count), "--no-python", sys.executable, "-c", ON_A_SLOW_DISK, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def launch(words, count):
-    """Run a command in so many processes; returns the status of the launcher, and what was printed and said."""
-    with launched(words, count) as process:
-        printed, said = process.communicate(timeout=SECONDS)
-    return process.returncode, printed, said
-
-
-def find_rank(launcher, rank):
-    """Process id of one of the processes of a launch; None while it is not there."""
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):
-            own = f"PPid:\t{launcher.pid}\n" in status.read_text()
-            if own and f"\0RANK={rank}\0" in f"\0{(status.parent / 'environ').read_text()}":
-                return int(status.parent.name)
-    return None
-
-
-def wait_for(wanted, launcher):
-    """Wait until a function answers something true; returns that."""
-    until = time.monotonic() + SECONDS
-    while not (found := wanted()):
-        assert launcher.poll() is None, f"it ended by itself: {launcher.communicate()}"
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    return found
-
-
 @pytest.mark.parametrize("command", list(RUNS))
 def test_two_processes_write_the_bytes_of_one(command, model_folder, inputs, tmp_path):
     status, printed, said = launch([command, *as_options(options(command, model_folder, inputs, tmp_path / "two"))], 2)
@@ -146,14 +102,28 @@ def test_a_rank_that_is_killed_loses_nothing_that_others_finished(model_folder, 
     with launched(words, 2) as launcher:
         rank = wait_for(lambda: count_shards(tmp_path / "out") > 2 and find_rank(launcher, 1), launcher)
         os.kill(rank, signal.SIGKILL)
-        assert launcher.wait(SECONDS) != 0
+        assert launcher.wait(PATIENCE_SECONDS) != 0
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").glob("0*.parquet")}
     assert 2 < len(kept) < 10
     # Three processes go on where two stopped.
     with launched(words, 3) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out") > len(kept), launcher)
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
-        assert launcher.wait(SECONDS) == 0
+        assert launcher.wait(PATIENCE_SECONDS) == 0
+    score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "one")))
+    assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
+
+
+def test_a_full_disk_of_one_rank_ends_the_launch_and_loses_nothing(model_folder, inputs, tmp_path):
+    # A real limit on file size, as a quota sets it, in a process that only writes shards.
+    limit = "import os, resource\nif os.environ['RANK'] == '1': resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+    words = score_words(model_folder, inputs, tmp_path)
+    status, printed, said = launch(words, 2, f"{limit}\n{ON_A_SLOW_DISK}")
+    assert status != 0
+    assert not printed
+    assert said.count("File too large; nothing partial was left") == 1
+    config = score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "out"))
+    score.run(config)
     score.run(score.ScoreConfig(**options("score", model_folder, inputs, tmp_path / "one")))
     assert read_files(tmp_path / "out") == read_files(tmp_path / "one")
 
@@ -163,7 +133,7 @@ def test_a_damaged_part_is_made_again_by_whoever_gets_it(model_folder, inputs, t
     with launched(words, 2) as launcher:
         wait_for(lambda: count_shards(tmp_path / "out") > 3, launcher)
         os.kill(wait_for(lambda: find_rank(launcher, 0), launcher), signal.SIGKILL)
-        assert launcher.wait(SECONDS) != 0
+        assert launcher.wait(PATIENCE_SECONDS) != 0
     damaged = min((tmp_path / "out" / "shards").glob("0*.parquet"))
     schema = read_shard(damaged, pa_schema(damaged))[0].schema
     damaged.write_bytes(damaged.read_bytes()[:-40])

@@ -26,6 +26,7 @@ from harness import (
     note_calls,
     read_files,
     read_lines,
+    wait_for,
     write,
 )
 from ray.cluster_utils import Cluster
@@ -42,7 +43,6 @@ from probing.store.manifest import claim
 
 pytestmark = pytest.mark.distributed
 
-SECONDS = 240
 ON_RAY = {"engine": "ray", "ray_cpus": 0.5}
 
 
@@ -143,6 +143,27 @@ def test_a_folder_of_another_run_is_refused(model_folder, inputs, tmp_path, clus
         score.run(configure("score", model_folder, inputs, tmp_path / "out", model=str(inputs / "other"), **ON_RAY))
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"ray_address": "ray://head:10001"}, "must be auto or HOST:PORT"),
+        ({"ray_address": "localhost:1"}, "no cluster of Ray answers at localhost:1"),
+        ({"ray_actors": 4, "ray_max_actors": 2}, "less than ray_actors"),
+        ({"engine": "local", "ray_actors": 4}, "give --engine ray with it"),
+    ],
+)
+def test_what_ray_cannot_do_is_told_before_it_is_started(changes, why, monkeypatch):
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=why), on_ray.connect(EngineOptions(**{**ON_RAY, **changes})):
+        pass
+
+
+def test_cards_that_are_not_there_are_not_waited_for(cluster):
+    with pytest.raises(UsageError, match="more cards than this machine has for Ray, 0"):
+        run_stub(2, ray_gpus=1)
+
+
 def test_two_drivers_on_one_folder_are_refused(model_folder, inputs, tmp_path, monkeypatch):
     # Before anything of Ray is started.
     monkeypatch.setattr(on_ray, "connect", None)
@@ -200,9 +221,9 @@ def make_blocks(count):
     return [Block(number, [2 * number, 2 * number + 1], str) for number in range(count)]
 
 
-def run_stub(count, **facts):
+def run_stub(count, ray_gpus=None, **facts):
     """The answers to so many blocks of stubs, by number."""
-    config = EngineOptions(ray_actors=2, **ON_RAY)
+    config = EngineOptions(ray_actors=2, ray_gpus=ray_gpus, **ON_RAY)
     with on_ray.RayWorkers(config, partial(Stub, **facts), make_blocks(count), None) as workers:
         made = list(workers.maker(None).receive())
     assert sorted(delivery.number for delivery in made) == list(range(count))
@@ -215,7 +236,8 @@ def test_a_row_that_kills_its_actor_once_is_made_by_another(cluster, tmp_path):
     assert {delivery.number: delivery.made for delivery in made}[4] == [80, 90]
 
 
-def test_a_row_that_kills_every_actor_ends_the_run(cluster):
+def test_a_row_that_kills_every_actor_ends_the_run(cluster, monkeypatch):
+    monkeypatch.setattr(on_ray, "RESTARTS", 1)
     with pytest.raises(WorkerLost, match="the same command goes on from here"):
         run_stub(12, die_on=8)
 
@@ -235,14 +257,13 @@ def test_blocks_come_as_they_are_done_and_are_counted_for_their_actors(cluster):
 def test_killed_actors_and_a_killed_command_lose_nothing_that_is_done(model_folder, inputs, tmp_path):
     data = str(write(tmp_path / "many.jsonl", make_pairs(400)))
     config = configure("score", model_folder, inputs, tmp_path / "out", data=data)
-    words = ["score", *as_options({**config.plain(), **ON_RAY, "ray_actors": 2})]
+    given = {name: value for name, value in config.plain().items() if value is not None}
+    words = ["score", *as_options({**given, **ON_RAY, "ray_actors": 2})]
     with started_on_ray(words) as process:
-        wait_until(lambda: count_shards(tmp_path / "out") > 2, process)
-        workers = json.loads((tmp_path / "out" / "progress.json").read_text())["parts"][-1]["workers"]
-        assert all(worker["pid"] != process.pid for worker in workers)
-        os.kill(workers[0]["pid"], signal.SIGKILL)
+        actor = wait_for(lambda: find_actor(tmp_path / "out", process.pid), process)
+        os.kill(actor, signal.SIGKILL)
         known = count_shards(tmp_path / "out")
-        wait_until(lambda: count_shards(tmp_path / "out") > known + 5, process)
+        wait_for(lambda: count_shards(tmp_path / "out") > known + 5, process)
         process.kill()
         process.wait()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").glob("0*.parquet")}
@@ -267,22 +288,23 @@ def started_on_ray(words):
             process.kill()
 
 
-def wait_until(true, process):
-    until = time.monotonic() + SECONDS
-    while not true():
-        assert process.poll() is None, f"it ended by itself: {process.communicate()}"
-        assert time.monotonic() < until
-        time.sleep(0.01)
+def find_actor(folder, command):
+    """The process of an actor, as the note of a running command names it; None while there is none."""
+    with contextlib.suppress(OSError):
+        workers = json.loads((folder / "progress.json").read_text())["parts"][-1]["workers"]
+        return next((worker["pid"] for worker in workers if worker["pid"] != command), None)
+    return None
 
 
 def test_a_machine_of_the_cluster_is_lost(tmp_path):
     ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
     try:
-        lost = cluster.add_node(num_cpus=2, resources={"second": 1})
+        lost = cluster.add_node(num_cpus=2, num_gpus=1)
         cluster.wait_for_nodes()
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        config = EngineOptions(engine="ray", ray_address=cluster.address, ray_actors=2, ray_cpus=2)
+        # One actor a card, of which Ray believes that there are two.
+        config = EngineOptions(engine="ray", ray_address=cluster.address)
         with on_ray.RayWorkers(config, partial(Stub, seconds=0.2), make_blocks(60), None) as workers:
             made = []
             for delivery in workers.maker(None).receive():
@@ -290,7 +312,7 @@ def test_a_machine_of_the_cluster_is_lost(tmp_path):
                 if len({each.worker.pid for each in made}) == 2 and lost is not None:
                     cluster.remove_node(lost, allow_graceful=False)
                     # Where the actor that was on it starts again.
-                    cluster.add_node(num_cpus=2)
+                    cluster.add_node(num_cpus=2, num_gpus=1)
                     lost = None
         assert lost is None
         assert sorted(each.number for each in made) == list(range(60))

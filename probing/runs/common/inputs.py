@@ -5,8 +5,14 @@ from pathlib import Path
 
 from probing.data.pairs import LazyPairs
 from probing.data.tables import Table
-from probing.errors import SourceMismatch
-from probing.models.checkpoints import check_checkpoint, check_device, check_layers, check_template_files
+from probing.errors import SourceMismatch, UsageError
+from probing.models.checkpoints import (
+    TENSOR_PARALLEL,
+    check_checkpoint,
+    check_device,
+    check_layers,
+    check_template_files,
+)
 from probing.runs.common.held import InMemory
 from probing.runs.common.options import DeviceOptions, OneModelOptions
 from probing.store.manifest import MANIFEST
@@ -43,6 +49,10 @@ def check_models(
 def check_source(config: OneModelOptions) -> None:
     """The same of the one model of a job, or of the store in its place."""
     if config.store is not None:
+        if config.device == TENSOR_PARALLEL:
+            raise UsageError(
+                f"--device {TENSOR_PARALLEL} splits a model, and the states of a store need none; give another --device"
+            )
         check_device(config.device)
         check_stores([config.store])
     else:

@@ -25,7 +25,7 @@ import ray.exceptions
 from ray import cloudpickle
 
 from probing.errors import ProbingError, SourceMismatch, UsageError, WorkerLost
-from probing.report.progress import say
+from probing.report.progress import open_bar, say
 from probing.runs.common.budget import RecordedBudget, budget_facts, put_budget
 from probing.runs.common.makers import Block, Delivery, MadeElsewhere
 from probing.runs.common.options import EngineOptions
@@ -41,9 +41,11 @@ NOTHING = -1
 """Number of a block without rows, for which an actor only says what its models are."""
 CALLS = 2
 """Blocks that an actor has at a time: one is prepared while the other is made."""
-RETRIES = 3
-"""How often a block is given to another actor when one died: a row that kills its actor must not do so for ever."""
+RESTARTS = 8
+"""How often an actor that died is started again: a row that kills its actor must not do so for ever."""
 WAITED_SECONDS = 60.0
+REACHED_SECONDS = 10.0
+START = "Start one with 'ray start --head', or leave out --ray-address and RAY_ADDRESS, and Ray is started here"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Where the environment does not say otherwise, Ray sends no figures about its use to its makers, and prints no log."""
 
@@ -69,7 +71,7 @@ class Answer:
 
     number: int
     made: Any
-    error: BaseException | None
+    error: ProbingError | None
     facts: Mapping[str, Any] | None
     how: Any
     budget: Mapping[str, Any]
@@ -185,14 +187,12 @@ class _Told:
 
     Attributes:
         facts: facts of the models of the first.
-        by: the actor that said so.
         how: how each runs its models, by actor.
         workers: what each has done, by actor, in the order in which they came.
         warned: warnings that were shown.
     """
 
     facts: Mapping[str, Any] | None
-    by: tuple[int, str]
     how: dict[tuple[int, str], Any]
     workers: dict[tuple[int, str], Worker]
     warned: set[str]
@@ -221,7 +221,7 @@ class RayWorkers(Generic[Made]):
         budget: Mapping[str, Any] | None,
     ) -> None:
         self._config, self._open_worker, self._blocks, self._budget = config, open_worker, blocks, budget
-        self._told, self._held = _Told(None, (0, ""), {}, {}, set()), list[Answer]()
+        self._told, self._held = _Told(None, {}, {}, set()), list[Answer]()
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -290,9 +290,9 @@ class RayWorkers(Generic[Made]):
                     yield answer
         except ray.exceptions.RayActorError as error:
             raise WorkerLost(
-                f"an actor of Ray died, and so did those that were given its rows, {RETRIES + 1} in all, most likely "
-                f"because the memory did not suffice: {str(error).splitlines()[0]}. Give an actor more (--ray-gpus), "
-                f"or less to hold (--batch-tokens); the same command goes on from here"
+                f"an actor of Ray died {RESTARTS + 1} times, most likely because the memory did not suffice: "
+                f"{str(error).splitlines()[0]} Give it more (--ray-gpus), or less to hold (--batch-tokens); the same "
+                f"command goes on from here"
             ) from error
 
     def _hear(self, answer: Answer) -> None:
@@ -308,7 +308,7 @@ class RayWorkers(Generic[Made]):
         here = {"versions": versions()}
         differences = find_differences(here, {"versions": answer.versions})
         if self._told.facts is None:
-            self._told.facts, self._told.by = answer.facts, answer.actor
+            self._told.facts = answer.facts
         elif answer.facts != self._told.facts:
             differences |= find_differences(self._told.facts, answer.facts)
         if differences:
@@ -344,13 +344,46 @@ class _Pool:
 
 
 def _plan_pool(config: EngineOptions, blocks: int) -> _Pool:
-    """The actors for so many blocks: by default one a card of the cluster, or one where there is no card."""
+    """The actors for so many blocks: by default one a card of the cluster, or one where there is no card.
+
+    Raises:
+        UsageError: more cards are asked for than there are, and the cluster is this machine, which gets no more.
+    """
     cards = ray.cluster_resources().get("GPU", 0.0)
     runs_on_cpu = getattr(config, "device", "auto") == "cpu"
     gpus = config.ray_gpus if config.ray_gpus is not None else float(bool(cards) and not runs_on_cpu)
     least = config.ray_actors or (max(1, int(cards / gpus)) if gpus else 1)
     most = max(least, config.ray_max_actors or 0)
+    if gpus > cards and _names_no_cluster(config):
+        raise UsageError(
+            f"--ray-gpus {gpus:g} asks for more cards than this machine has for Ray, {cards:g}; name a cluster with "
+            f"--ray-address, or ask for fewer"
+        )
     return _Pool(min(least, blocks), min(most, blocks), config.ray_cpus, gpus)
+
+
+def _names_no_cluster(config: EngineOptions) -> bool:
+    """Whether Ray is, or was, started here because no cluster is named."""
+    return not (config.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
+def _check_reachable(address: str) -> None:
+    """Raise unless somebody answers at an address: Ray itself gives up only after minutes.
+
+    Raises:
+        UsageError: it is no address, or nobody answers.
+    """
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        raise UsageError(
+            f"--ray-address must be auto or HOST:PORT, as 'ray start --head' prints it, not {address!r:.100}"
+        )
+    try:
+        socket.create_connection((host, int(port)), REACHED_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"no cluster of Ray answers at {address}: {error}. {START}") from error
 
 
 @contextlib.contextmanager
@@ -370,17 +403,18 @@ def connect(config: EngineOptions) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = config.ray_address or os.environ.get("RAY_ADDRESS")
     most = max(config.ray_actors or 1, config.ray_max_actors or 0)
-    # Actors may be asked for on fewer cores than they are; the system then shares these.
+    if address:
+        _check_reachable(address)
     say(f"connecting to Ray at {address}" if address else "starting Ray on this machine for this command")
+    # More actors than cores may be asked for: the system then shares the cores.
     cores = None if address is not None else max(os.cpu_count() or 1, math.ceil(most * config.ray_cpus))
     try:
         with _quiet_stderr():
             ray.init(address, num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UsageError(
-            f"no cluster of Ray could be reached at {address or 'this machine'}: {reason}. Start one with 'ray start "
-            f"--head', or leave out --ray-address and RAY_ADDRESS, and Ray is started here"
+            f"no cluster of Ray could be reached at {address or 'this machine'}: {reason}. {START}"
         ) from error
     try:
         yield
@@ -409,7 +443,12 @@ def start(
     budget: Mapping[str, Any] | None,
 ) -> Iterator[pa.Table]:
     """Give all blocks to a pool of actors; yields the answers in the order in which they are done."""
-    refs = [ray.put(_pack(block)) for block in blocks] or [ray.put(_pack(Block(NOTHING, (), str)))]
+    refs = []
+    with open_bar(desc="sending rows to Ray ", unit=" blocks") as bar:
+        for block in blocks:
+            refs.append(ray.put(_pack(block)))
+            bar.update()
+    refs = refs or [ray.put(_pack(Block(NOTHING, (), str)))]
     pool = _plan_pool(config, len(refs))
     most = f" to {pool.most}" if pool.most > pool.least else ""
     say(f"starting {pool.least}{most} actors with {pool.cpus:g} cores and {pool.gpus:g} cards each; they load models")
@@ -419,7 +458,7 @@ def start(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
-        context.max_consecutive_actor_init_deaths = RETRIES
+        context.max_consecutive_actor_init_deaths = RESTARTS
         compute = ray.data.ActorPoolStrategy(
             min_size=pool.least,
             max_size=pool.most,
@@ -432,12 +471,14 @@ def start(
             Actor,
             fn_constructor_args=(config, open_worker, budget),
             compute=compute,
-            batch_size=None,
+            # A block has one row. Ray wants a number of rows for actors with cards.
+            batch_size=1,
             batch_format="pyarrow",
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
+            max_restarts=RESTARTS,
+            # Of a block, which waits for its actor. Ray counts every try to reach one that is still starting.
+            max_task_retries=-1,
         )
     del refs
     return iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))

@@ -19,6 +19,7 @@ from probing.data.places import expand_places
 from probing.data.portions import Part
 from probing.data.rollouts import RolloutColumns
 from probing.errors import UsageError
+from probing.models.checkpoints import TENSOR_PARALLEL
 from probing.ranks import is_launched
 from probing.runs.common.held import InMemory
 from probing.statistics.folds import LEAST_FOLDS
@@ -280,6 +281,11 @@ class EngineOptions(Options):
             return
         if importlib.util.find_spec("ray") is None:
             raise UsageError('--engine ray needs Ray: pip install "model-probing[ray]", or leave it out')
+        if getattr(self, "device", None) == TENSOR_PARALLEL:
+            raise UsageError(
+                f"--engine ray has a whole model in each actor, and --device {TENSOR_PARALLEL} splits one over the "
+                f"processes of torchrun; leave out one of them"
+            )
         if is_launched():
             raise UsageError("--engine ray starts processes of its own; run the command without a launcher")
         if self.ray_max_actors is not None and self.ray_max_actors < (self.ray_actors or 1):
@@ -362,6 +368,7 @@ class DeviceOptions(Options):
             the CPU. fp32, bf16 and fp16 are short names.
         device: "auto", "cpu", "cuda", "cuda:1", ...: where the model runs and its states are worked on. "balanced"
             spreads the layers over all cards and the host, and works on the states on the first card.
+            "tensor-parallel" splits every layer over the processes of torchrun, a card each.
         trust_remote_code: run Python code that the checkpoint brings with it.
     """
 
@@ -396,6 +403,8 @@ class RunOptions(DeviceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compile and self.device == TENSOR_PARALLEL:
+            raise ValueError(f"the blocks of a model in device {TENSOR_PARALLEL} cannot be compiled; leave out compile")
         if self.metrics_address is not None and importlib.util.find_spec("prometheus_client") is None:
             raise UsageError(
                 '--metrics-port needs prometheus-client: pip install "model-probing[metrics]", or leave it out'

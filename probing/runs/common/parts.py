@@ -41,7 +41,8 @@ def complete_parts(
 ) -> list[Part]:
     """Complete all parts of a job: read those of an earlier run, and make the others.
 
-    Where the command was launched in several processes, each makes its share of those that are missing.
+    Where the command was launched in several processes, each makes its share of those that are missing; or all of them
+    make the same, where they hold one model together, and the first writes.
 
     When this ends, even by an error or an interrupt, the threads of the maker end; the parts before are written.
 
@@ -56,7 +57,9 @@ def complete_parts(
     """
     if isinstance(make, MadeElsewhere):
         return _complete_as_they_come(known, make, write, bar)
-    if spread is not None and current_ranks().size > 1:
+    if spread is not None and current_ranks().share_model:
+        known, write = _follow_leader(known, write, spread)
+    elif spread is not None and current_ranks().size > 1:
         return _complete_together(known, make, write, bar, adopt, spread)
     missing = [number for number, part in enumerate(known) if part is None]
     parts = []
@@ -110,6 +113,41 @@ class Spread(Generic[Part]):
 
     find: Callable[[int], Part | None]
     weights: Callable[[], Sequence[float]]
+
+
+def _follow_leader(
+    known: Sequence[Part | None], write: Callable[[int, Made], Part], spread: Spread[Part]
+) -> tuple[list[Part | None], Callable[[int, Made], Part]]:
+    """What ``complete_parts`` gets in each of several processes that make the same parts.
+
+    Returns:
+        The parts that are there for the leader, and a function with which the leader writes a part, and the others wait
+        for that and read it.
+
+    Raises:
+        StoreCorrupt: a part is there for the leader and not for this process.
+    """
+    ranks = current_ranks()
+
+    def find(number: int) -> Part:
+        part = spread.find(number)
+        if part is None:
+            raise StoreCorrupt(
+                f"part {number} of the run is not there for process {ranks.rank} of the launch; all processes have to "
+                f"see the output folder under the same path"
+            )
+        return part
+
+    def write_once(number: int, made: Made) -> Part:
+        part = write(number, made) if ranks.leads else None
+        ranks.wait_for_leader()
+        return find(number) if part is None else part
+
+    there = ranks.share(lambda: [part is not None for part in known])
+    agreed = [(find(number) if part is None else part) if there[number] else None for number, part in enumerate(known)]
+    # Nobody looks for parts after the leader has gone on.
+    ranks.gather()
+    return agreed, write_once
 
 
 def _complete_together(

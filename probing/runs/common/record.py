@@ -62,9 +62,10 @@ def begin_run(
     depends_on = {**made_of, "options": config.identity(), "device": kinds}
     depends_on |= {} if dtype is None else {"dtype": dtype_name(dtype)}
     depends_on |= {"versions": versions()}
-    known = folder.facts()
-    written = known.get("identity", {}).get(RENDERED) if known else rendered
-    begin_identified(folder, config, depends_on | ({RENDERED: written} if written else {}), today())
+    with current_ranks().leader_first():
+        known = folder.facts()
+        written = known.get("identity", {}).get(RENDERED) if known else rendered
+        begin_identified(folder, config, depends_on | ({RENDERED: written} if written else {}), today())
 
 
 def begin_identified(folder: RunFolder, config: Options, depends_on: Mapping[str, Any], day: str) -> None:

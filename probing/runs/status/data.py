@@ -120,7 +120,8 @@ def _count_parts(folder: Path) -> Iterator[tuple[str, Work]]:
             yield from ((manifest.parent.name, work) for _, work in inner.parts)
     works: dict[str, Work] = {}
     for path in sorted((folder / SHARDS).glob("*.parquet")):
-        name = re.fullmatch(r"(\w*)\d{6}\.parquet", path.name)
+        # Of the millionth part on, a number has more digits.
+        name = re.fullmatch(r"(\w*?)\d{6,}\.parquet", path.name)
         known = summarize_shard(path) if name is not None and name[1] != OF_TOKENS else None
         if name is not None and known is not None:
             # Parts of different work are told apart by how their names begin: steps of a training, for instance.

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from harness import damage_end
+from torch.distributed import HashStore
 
+from probing import ranks
 from probing.errors import StoreCorrupt
+from probing.ranks import Ranks
 from probing.report.progress import Progress
 from probing.runs.common import layers
 from probing.runs.common.layers import complete_layers, read_layer_arrays
 from probing.runs.common.makers import make_one_after_another, make_several_at_once, make_with_next_prepared
-from probing.runs.common.parts import complete_parts
+from probing.runs.common.parts import Spread, complete_parts
 
 PLACES = [f"resid_post:{layer}" for layer in range(5)]
 
@@ -141,3 +144,36 @@ def test_pieces_are_not_written_through_a_link(tmp_path):
     (tmp_path / "p").symlink_to(tmp_path)
     with pytest.raises(StoreCorrupt, match="is a link"):
         layers.Pieces(tmp_path / "p")
+
+
+@pytest.fixture
+def follower(monkeypatch):
+    """This process is the second of two that hold one model; the leader has the first of two parts, and makes none."""
+    store = HashStore()
+    store.set("shared/1", "[true, false]")
+    monkeypatch.setattr(ranks, "_current", Ranks(1, 2, 1, store, share_model=True))
+    return store
+
+
+def complete_two(known, find):
+    """Complete two parts, of which none may be written here."""
+    make = make_one_after_another(lambda number, report: f"made {number}")
+    write = lambda number, made: pytest.fail(f"{made} was written")  # noqa: E731
+    return complete_parts(known, make, write, Progress(2, 0), spread=Spread(find, lambda: [1.0, 1.0]))
+
+
+def test_a_part_that_only_the_leader_sees_is_an_error(follower):
+    with pytest.raises(StoreCorrupt, match="part 0 of the run is not there for process 1 of the launch"):
+        complete_two([None, None], lambda number: None)
+
+
+def test_of_processes_that_hold_one_model_the_leader_writes_what_all_make(follower):
+    # All have come; and the leader has written the second part.
+    for number in (2, 3):
+        follower.set(f"shared/{number}", "null")
+    assert complete_two(["kept", None], lambda number: f"found {number}") == ["kept", "found 1"]
+    # What the leader has to make is made here, too, also where this process sees a part.
+    follower.set("shared/4", "[false, false]")
+    for number in (5, 6, 7):
+        follower.set(f"shared/{number}", "null")
+    assert complete_two(["kept", None], lambda number: f"found {number}") == ["found 0", "found 1"]

@@ -165,7 +165,7 @@ def dead(options, tmp_path):
     for number in range(2):
         write_shard(shard_path(folder / SHARDS, number), rows, facts)
     write_shard(shard_path(folder / SHARDS, 0, "tokens_"), rows, {})
-    write_shard(shard_path(folder / SHARDS, 0, "step_000000010_"), pa.table({"id": ["a", "b"]}), {})
+    write_shard(shard_path(folder / SHARDS, 1_000_000, "step_000000010_"), pa.table({"id": ["a", "b"]}), {})
     write_shard(shard_path(folder / SHARDS, 0, "step_000000020_"), pa.table({"place": ["a"]}), {})
     return folder
 
