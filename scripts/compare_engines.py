@@ -1,6 +1,6 @@
 """Whether every way to spread a run gives the rows of one process: torchrun, Ray and an array, on generated pairs.
 
-    python scripts/compare_engines.py [--rows 20000] [--few 2000] [--record docs/benchmarks/engines.jsonl]
+    python scripts/compare_engines.py [--rows 20000] [--few 2000] [--only score] [--record FILE]
 
 Scores the pairs (``--rows``), and captures and compares the first of them (``--few``), plainly, by two processes under
 torchrun, by two and by four actors of Ray, and by an array of seven shards that are merged. Every table is sorted by id
@@ -96,11 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20000)
     parser.add_argument("--few", type=int, default=2000)
-    parser.add_argument("--record", type=Path)
+    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
+    parser.add_argument("--record", type=Path, help="append the lines to this file")
     given = parser.parse_args()
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for command in COMMANDS:
+        for command in given.only:
             rows = given.rows if command == "score" else given.few
             data, out = Path(folder) / f"{command}.jsonl", Path(folder) / command
             data.write_text("".join(json.dumps(pair) + "\n" for pair in repeat_pairs(rows)), encoding="utf-8")
@@ -113,7 +114,8 @@ def main() -> None:
                 lines.append({**line, "same_bytes_of_the_table": same, **facts("cpu")})
                 print(json.dumps(lines[-1]), flush=True)
     if given.record is not None:
-        given.record.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        with given.record.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
     sys.exit(any(not line["worst"] <= TOLERANCE for line in lines))
 
 

@@ -9,12 +9,19 @@ from typing import Any
 from probing.runs.common.options import DeviceOptions, HubOptions, option
 from probing.types import Report
 
-EXTRAS = {"cuda": ["triton"], "train": ["trl", "peft"], "report": ["plotly"], "metrics": ["prometheus_client"]}
+EXTRAS = {
+    "cuda": ["triton"],
+    "train": ["trl", "peft"],
+    "report": ["plotly"],
+    "metrics": ["prometheus_client"],
+    "ray": ["ray"],
+}
 USES = {
     "cuda": "kernels run in Triton on a CUDA card",
     "train": "adapters (peft); trl for scripts/validate_displacement.py",
     "report": "--interactive: pages of plots that can be zoomed (plotly)",
     "metrics": "--metrics-port: progress for Prometheus (prometheus_client)",
+    "ray": "--engine ray: rows run by the actors of a cluster (ray)",
 }
 
 
