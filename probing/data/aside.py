@@ -93,13 +93,14 @@ def find_repeated(values: Sequence[str]) -> tuple[int, int] | None:
     Eight bytes a value are kept: values with one hash are compared themselves.
     """
     hashes = np.fromiter(map(hash, values), np.int64, len(values))
-    ordered = np.sort(hashes)
-    suspected = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    # In place: they are hashed again in the rare case that two are the same.
+    hashes.sort()
+    suspected = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not suspected:
         return None
     seen: dict[str, int] = {}
-    for index in np.flatnonzero(np.isin(hashes, list(suspected))).tolist():
-        earlier = seen.setdefault(values[index], index)
+    for index, value in enumerate(values):
+        earlier = seen.setdefault(value, index) if hash(value) in suspected else index
         if earlier != index:
             return earlier, index
     return None

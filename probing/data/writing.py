@@ -6,6 +6,7 @@ import io
 import json
 import zlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,7 +19,7 @@ from probing.data.formats import Row
 from probing.data.lazy import BLOCK, LazySequence, pick
 from probing.data.tables import Table
 from probing.errors import UsageError
-from probing.store.shards import GROUP_BYTES, GROUP_ROWS, gather_tables
+from probing.store.shards import GROUP_BYTES, write_groups
 from probing.types import Format
 
 
@@ -74,9 +75,7 @@ def _write_parquet(original: ArrowRows, indices: Sequence[int], extra: Sequence[
         return block
 
     schema = extend(original.schema.empty_table()).schema
-    with pq.ParquetWriter(sink, schema) as writer:
-        for group in gather_tables(map(extend, original.tables(indices)), GROUP_ROWS, GROUP_BYTES):
-            writer.write_table(group)
+    write_groups(sink, chain([schema.empty_table()], map(extend, original.tables(indices))), most_bytes=GROUP_BYTES)
 
 
 def _types_of(rows: Sequence[Row]) -> dict[str, pa.DataType]:

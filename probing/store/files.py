@@ -14,7 +14,7 @@ from pathlib import Path
 
 from probing.errors import FolderBusy, UsageError
 
-CHUNK = 1 << 24
+CHUNK = 1 << 20
 TURN_SECONDS = 30.0
 """How long a process waits for its turn to change names in a folder; that takes another one milliseconds."""
 

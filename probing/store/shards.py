@@ -4,10 +4,10 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +21,7 @@ ROW_OF_DATA = ("group", "id")
 """Columns that tell which row of the data a row of a table is of; the first of them that a table has does so."""
 GROUP_ROWS = 2**16
 """Rows of a row group: so many are in memory at once while a table is written."""
-GROUP_BYTES = 2**25
+GROUP_BYTES = 2**24
 """Bytes from which on a row group of texts has fewer rows."""
 _FACTS = b"probing"
 _HASH = b"probing_sha256"
@@ -115,39 +115,47 @@ def join_shards(parts: Iterable[pa.Table], target: Path) -> None:
         parts: one or more with the same schema; each is asked for when the ones before it are written.
         target: the file.
     """
-    groups = gather_tables(parts)
-    first = next(groups)
-    with (
-        new_file(target) as temporary,
-        temporary.open("wb") as file,
-        pq.ParquetWriter(file, first.schema) as writer,
-    ):
-        for group in chain([first], groups):
-            writer.write_table(group)
+    with new_file(target) as temporary, temporary.open("wb") as file:
+        write_groups(file, parts)
 
 
-def gather_tables(
-    parts: Iterable[pa.Table], rows: int = GROUP_ROWS, most_bytes: int | None = None
-) -> Iterator[pa.Table]:
-    """The rows of all parts, in order, as row groups of a file: tables of one chunk, and one at least.
+def write_groups(
+    file: BinaryIO, parts: Iterable[pa.Table], rows: int = GROUP_ROWS, most_bytes: int | None = None
+) -> None:
+    """Write the rows of all parts, in order, as a Parquet file whose row groups need little memory.
 
     Args:
+        file: the opened file.
         parts: one or more tables with the same schema, without a row all of them.
         rows: number of rows of each group but the last.
         most_bytes: size of the parts from which on a group has fewer.
     """
+    parts = iter(parts)
+    first = next(parts)
     waiting: list[pa.Table] = []
-    count = size = made = 0
-    for part in parts:
-        waiting.append(part)
-        count, size = count + len(part), size + (part.nbytes if most_bytes else 0)
-        while count >= rows or (most_bytes and size >= most_bytes):
+    made = 0
+    with pq.ParquetWriter(file, first.schema) as writer:
+
+        def write() -> None:
+            nonlocal made
             whole = pa.concat_tables(waiting).combine_chunks()
-            yield whole.slice(0, rows)
-            made, waiting = made + 1, [whole.slice(rows)]
-            count, size = len(waiting[0]), 0
-    if waiting and (count or not made):
-        yield pa.concat_tables(waiting).combine_chunks()
+            # Before it is written, since these are as large.
+            waiting.clear()
+            writer.write_table(whole)
+            made += 1
+
+        for part in chain([first], parts):
+            rest, count = part, sum(map(len, waiting))
+            while count + len(rest) >= rows:
+                # The group is cut out of the part, since a rest of the group would keep all of it in memory.
+                waiting.append(rest.slice(0, rows - count))
+                rest, count = rest.slice(rows - count), 0
+                write()
+            waiting.append(rest)
+            if most_bytes and sum(each.nbytes for each in waiting) >= most_bytes:
+                write()
+        if any(map(len, waiting)) or not made:
+            write()
 
 
 def read_frame(path: Path) -> pd.DataFrame:

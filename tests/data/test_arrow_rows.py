@@ -13,7 +13,7 @@ from probing.data.pair_units import pair_units
 from probing.data.pairs import LazyPairs, content_sha256, pairs_from_table
 from probing.data.tables import read_table
 from probing.errors import DataInvalid
-from probing.store.shards import gather_tables, join_shards
+from probing.store.shards import join_shards, write_groups
 
 COUNT = 5000
 TABLE = pa.table({"id": [f"r{n}" for n in range(COUNT)], "n": range(COUNT), "list": [[n % 7] for n in range(COUNT)]})
@@ -48,11 +48,18 @@ def test_what_is_no_parquet_is_refused():
 
 def test_row_groups_are_of_whole_tables(tmp_path):
     parts = [TABLE.slice(start, 300) for start in range(0, COUNT, 300)]
-    groups = list(gather_tables(iter(parts), rows=1000))
-    assert [len(group) for group in groups] == [1000] * 5
-    assert pa.concat_tables(groups).equals(TABLE)
-    assert [len(group) for group in gather_tables(parts, rows=10**6, most_bytes=parts[0].nbytes * 3)][:2] == [900, 900]
-    assert [len(group) for group in gather_tables([TABLE.slice(0, 0)] * 3)] == [0]
+
+    def groups_of(parts, **how):
+        file = io.BytesIO()
+        write_groups(file, iter(parts), **how)
+        stored = pq.ParquetFile(file)
+        assert stored.read().equals(pa.concat_tables(parts).combine_chunks())
+        return [stored.metadata.row_group(number).num_rows for number in range(stored.metadata.num_row_groups)]
+
+    assert groups_of(parts, rows=1000) == [1000] * 5
+    assert groups_of([TABLE], rows=1500) == [1500, 1500, 1500, 500]
+    assert groups_of(parts, most_bytes=parts[0].nbytes * 3)[:2] == [900, 900]
+    assert groups_of([TABLE.slice(0, 0)] * 3) == [0]
     # A table that is one group has the bytes that it has when it is written whole.
     join_shards(iter(parts), tmp_path / "joined.parquet")
     pq.write_table(TABLE, tmp_path / "whole.parquet")
