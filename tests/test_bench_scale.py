@@ -1,4 +1,4 @@
-"""scripts/bench_scale.py in small: ratios of both ways, and no time where their numbers differ."""
+"""scripts/bench_scale.py in small: ratios of all ways, and no time where their numbers differ."""
 
 import importlib.util
 from argparse import Namespace
@@ -21,9 +21,10 @@ def bench(monkeypatch):
 
 
 def write_scores(change):
-    """A stand-in for a scoring, whose numbers change by so much where two processes make them."""
+    """A stand-in for a scoring, whose numbers change by so much where several processes make them."""
 
-    def run(data, out, device, several):
+    def run(model, data, out, device, way):
+        several = way != "one process"
         out.mkdir()
         frame = pd.DataFrame({"id": ["a", "b"], "ches": [1.0, 2.0 + change * several]})
         frame.iloc[:: -1 if several else 1].to_parquet(out / "scores.parquet")
@@ -34,10 +35,12 @@ def write_scores(change):
 
 def test_ratios_are_those_of_seconds(bench, monkeypatch):
     monkeypatch.setattr(bench, "run_scoring", write_scores(1e-9))
-    whole, work = bench.bench_scale(OPTIONS)
-    assert whole["ratio_median"] == pytest.approx(4 / 3, abs=1e-3)
-    assert work["ratio_median"] == 1.5
-    assert whole["pairs"] == 80
+    two, ray, two_at_work, ray_at_work = bench.bench_scale(OPTIONS)
+    assert two["ratio_median"] == pytest.approx(4 / 3, abs=1e-3)
+    assert ray["ratio_median"] == 0.75
+    assert two_at_work["ratio_median"] == 1.5
+    assert ray_at_work["ratio_median"] == pytest.approx(2 / 3, abs=1e-3)
+    assert two["pairs"] == 80
 
 
 def test_no_time_is_shown_where_numbers_differ(bench, monkeypatch):

@@ -505,7 +505,7 @@ BAD_DATA = {
     ),
     "wrong type": (
         lambda path: path.write_text(
-            '{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
+            '{"id": "j", "prompt": "q", "chosen": "a", "rejected": "b"}\n'
             '{"id": "k", "prompt": "q", "chosen": 7, "rejected": "b"}\n'
         ),
         "line 2 (id 'k'): 'chosen' must be text or a list of messages, found int (7)",

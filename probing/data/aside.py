@@ -31,11 +31,15 @@ def keep_aside(texts: Iterable[str]) -> LazySequence[str]:
     """Texts on the disk as a sequence, of which one block at a time is in memory. Their file ends with the sequence."""
     file = tempfile.TemporaryFile()  # noqa: SIM115
     ends, count, texts = array("q", [0]), 0, iter(texts)
-    while block := list(islice(texts, BLOCK)):
-        # Half of a surrogate pair, which is no UTF-8, is an escape in JSON.
-        file.write(json.dumps(block).encode())
-        ends.append(file.tell())
-        count += len(block)
+    try:
+        while block := list(islice(texts, BLOCK)):
+            # Half of a surrogate pair, which is no UTF-8, is an escape in JSON.
+            file.write(json.dumps(block).encode())
+            ends.append(file.tell())
+            count += len(block)
+    except BaseException:
+        file.close()
+        raise
 
     def read(start: int, stop: int) -> list[str]:
         block = start // BLOCK

@@ -17,7 +17,7 @@ from probing.errors import DataInvalid, FolderBusy, LayerNotFound, NotFinite, So
 from probing.runs import capture as job
 from probing.runs.capture import stages
 from probing.runs.capture.config import CaptureConfig
-from probing.runs.capture.data import read_prompts
+from probing.runs.capture.data import read_data
 from probing.store import activations
 from probing.store.manifest import MANIFEST, claim
 
@@ -507,7 +507,7 @@ def test_real_pairs_are_the_same_whatever_the_batches(real_data, model_folder, t
     values = one.read("resid_post:1")
     assert torch.equal(values, two.read("resid_post:1"))
     model = load(str(model_folder))
-    for prompt in read_prompts(CaptureConfig(out=tmp_path, **options))[1][::25]:
+    for prompt in read_data(CaptureConfig(out=tmp_path, **options))[1][::25]:
         if prompt.id in one.ids:
             states = plain_response_states(model, prompt)
             torch.testing.assert_close(values[one.ids.index(prompt.id)], states, rtol=1e-5, atol=1e-5)
