@@ -24,7 +24,7 @@ class KeptBudget:
     def __init__(self, folder: RunFolder, streams: Sequence[Stream]) -> None:
         self._streams = streams
         facts = folder.facts()
-        self._put(self.facts() if "batch_tokens" not in facts else facts["batch_tokens"])
+        put_budget(streams, self.facts() if "batch_tokens" not in facts else facts["batch_tokens"])
         if "batch_tokens" not in facts:
             folder.write({**facts, "batch_tokens": self.facts()})
 
@@ -34,10 +34,7 @@ class KeptBudget:
 
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Go on with the budget after a part, whose facts are these."""
-        self._put(facts["batch_tokens"])
-
-    def _put(self, facts: Mapping[str, Any]) -> None:
-        put_budget(self._streams, facts)
+        put_budget(self._streams, facts["batch_tokens"])
 
 
 class RecordedBudget:

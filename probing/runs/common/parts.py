@@ -99,7 +99,7 @@ def _complete_as_they_come(
 
 def _count_statuses(part: object) -> dict[str, int]:
     """Number of rows of each status in a part; none where its rows have no status."""
-    return count_statuses(part.rows) if isinstance(part, Shard) else {}
+    return part.statuses if isinstance(part, Shard) else {}
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,11 @@ class Shard:
     rows: pa.Table
     facts: dict[str, Any]
 
+    @property
+    def statuses(self) -> dict[str, int]:
+        """Number of rows of each status; see ``count_statuses``."""
+        return count_statuses(self.rows)
+
 
 class StoredShard(Shard):
     """A shard whose rows are read when they are asked for, and not kept in memory.
@@ -231,10 +236,13 @@ class StoredShard(Shard):
     Args:
         read: reads the rows.
         facts: facts of their making.
+        statuses: number of rows of each status; None where they are counted when they are asked for.
     """
 
-    def __init__(self, read: Callable[[], pa.Table], facts: dict[str, Any]) -> None:
-        self.__dict__.update(_read=read, facts=facts)
+    def __init__(
+        self, read: Callable[[], pa.Table], facts: dict[str, Any], statuses: dict[str, int] | None = None
+    ) -> None:
+        self.__dict__.update(_read=read, facts=facts, _statuses=statuses)
 
     @classmethod
     def of(cls, shard: Shard, path: Path) -> "StoredShard":
@@ -247,12 +255,18 @@ class StoredShard(Shard):
                 raise StoreCorrupt(f"{path}: gone or damaged; run the same command again")
             return found[0]
 
-        return cls(read, shard.facts)
+        return cls(read, shard.facts, shard.statuses)
 
     @property
     def rows(self) -> pa.Table:
         """The rows."""
         return self.__dict__["_read"]()
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """Number of rows of each status."""
+        known: dict[str, int] | None = self.__dict__["_statuses"]
+        return super().statuses if known is None else known
 
 
 def find_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[object]]) -> Shard | None:
@@ -481,7 +495,7 @@ def status_facts(shards: Sequence[Shard], data: Blocks[Any] | None = None) -> di
         wanted = {problem["id"] for problem in problems}
         lines = {id: data.table.place(index) for index, id in enumerate(data.ids) if id in wanted}
         problems = [{**problem, "line": lines[problem["id"]]} for problem in problems]
-    statuses = add_counts(*(count_statuses(shard.rows) for shard in shards))
+    statuses = add_counts(*(shard.statuses for shard in shards))
     return {
         "rows_by_status": dict(sorted(statuses.items())),
         "problems": problems,

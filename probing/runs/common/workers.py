@@ -1,12 +1,15 @@
 """What makes the blocks of a run: workers, each with the models in its process."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 from probing.engine.stream import Stream
 from probing.instruments.reading import Advance
+from probing.models.language_model import LanguageModel
 from probing.runs.common.budget import KeptBudget, RecordedBudget
 from probing.runs.common.makers import Block, MadeElsewhere, Maker, Where, make_with_next_prepared
+from probing.runs.common.model_facts import find_model_facts
 from probing.store.manifest import RunFolder
 
 Ready = TypeVar("Ready")
@@ -33,6 +36,54 @@ class BlockWorker(Protocol[Ready_co, Made_co]):
 
     def make(self, ready: Any, report: Advance) -> Made_co:
         """Make what was prepared."""
+
+
+class Scorer(Protocol):
+    """Runs one model on rows."""
+
+    @property
+    def stream(self) -> Stream:
+        """The stream that runs the model."""
+
+    def tokenize(self, rows: Any, where: Where | None = None, /) -> Any:
+        """Tokens of some rows."""
+
+
+AnyScorer = TypeVar("AnyScorer", bound=Scorer)
+
+
+class ScorerWorker(Generic[AnyScorer]):
+    """A worker with one scorer of one model, of which a job says how it makes a block.
+
+    Args:
+        model: the model.
+        open_scorer: opens the scorer, when it is first needed: a finished run needs none.
+    """
+
+    def __init__(self, model: LanguageModel, open_scorer: Callable[[LanguageModel], AnyScorer]) -> None:
+        self._model, self._open_scorer = model, open_scorer
+
+    @cached_property
+    def scorer(self) -> AnyScorer:
+        """Scores rows with the model."""
+        return self._open_scorer(self._model)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The stream that runs the model."""
+        return [self.scorer.stream]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the model."""
+        return {"model": find_model_facts(self._model)}
+
+    def how(self) -> str:
+        """How the model is run."""
+        return self.scorer.stream.how
+
+    def prepare(self, rows: Any, where: Where) -> Any:
+        """Tokens of some rows."""
+        return self.scorer.tokenize(rows, where)
 
 
 class Workers(Protocol[Made]):

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from probing.data.rollouts import name_response
 from probing.data.tables import Table
-from probing.engine.stream import Stream
 from probing.errors import SourceMismatch
 from probing.instruments.problems import refuse_if_none
 from probing.instruments.pull_rows import PULLS_SCHEMA
@@ -20,8 +19,7 @@ from probing.ranks import current_ranks
 from probing.report.tables import counts
 from probing.runs.common.budget import budget_facts
 from probing.runs.common.engines import open_workers
-from probing.runs.common.makers import Where
-from probing.runs.common.model_facts import ModelFacts, find_model_facts
+from probing.runs.common.model_facts import ModelFacts
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import Blocks, Shard, Shards, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
@@ -38,7 +36,7 @@ from probing.runs.common.record import (
     report_of,
 )
 from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
-from probing.runs.common.workers import Workers
+from probing.runs.common.workers import ScorerWorker, Workers
 from probing.runs.rollouts.config import ROLLOUTS_FILE, RolloutsConfig
 from probing.runs.rollouts.data import describe_data
 from probing.runs.rollouts.files import write_pages
@@ -117,7 +115,7 @@ def make_scorer(config: RolloutsConfig, model: LanguageModel) -> RolloutScorer:
     )
 
 
-class RolloutsWorker:
+class RolloutsWorker(ScorerWorker[RolloutScorer]):
     """Computes the rates of blocks of groups.
 
     Args:
@@ -125,29 +123,7 @@ class RolloutsWorker:
     """
 
     def __init__(self, config: RolloutsConfig) -> None:
-        self._config, self._model = config, load_model(config.model, config, config.revision)
-
-    @cached_property
-    def scorer(self) -> RolloutScorer:
-        """Scores groups with the model."""
-        return make_scorer(self._config, self._model)
-
-    @property
-    def streams(self) -> list[Stream]:
-        """The stream that runs the model."""
-        return [self.scorer.stream]
-
-    def describe(self) -> dict[str, Any]:
-        """Facts of the model."""
-        return {"model": find_model_facts(self._model)}
-
-    def how(self) -> str:
-        """How the model is run."""
-        return self.scorer.stream.how
-
-    def prepare(self, groups: Sequence[RolloutGroup], where: Where) -> list[TokenizedGroup]:
-        """Tokens of some groups."""
-        return self.scorer.tokenize(groups, where)
+        super().__init__(load_model(config.model, config, config.revision), partial(make_scorer, config))
 
     def make(self, tokenized: list[TokenizedGroup], report: Advance) -> WithTokens:
         """Rates of the responses of some groups, and the pulls of their tokens."""

@@ -3,15 +3,13 @@
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from probing.data.tables import Table
-from probing.engine.stream import Stream
 from probing.instruments.columns import GROUPS, TOKEN_COLUMNS, known_columns
 from probing.instruments.pair_scores import PairScorer
 from probing.instruments.problems import refuse_if_none
@@ -21,11 +19,11 @@ from probing.models.load import LanguageModel
 from probing.ranks import current_ranks
 from probing.report.pulls import pull_tables
 from probing.report.tables import counts
+from probing.runs.common.budget import budget_facts
 from probing.runs.common.engines import open_workers
 from probing.runs.common.held import NOT_FILES
 from probing.runs.common.losses import make_loss
-from probing.runs.common.makers import Where
-from probing.runs.common.model_facts import ModelFacts, find_model_facts
+from probing.runs.common.model_facts import ModelFacts
 from probing.runs.common.models import load_model
 from probing.runs.common.parts import Dataset, Shard, Shards, note_making, pair_facts, to_rows
 from probing.runs.common.record import (
@@ -44,7 +42,7 @@ from probing.runs.common.record import (
 )
 from probing.runs.common.scored import recorded_shard
 from probing.runs.common.token_shards import TOKENS_FILE, JoinTokens, TokenShards, WithTokens
-from probing.runs.common.workers import Workers
+from probing.runs.common.workers import ScorerWorker, Workers
 from probing.runs.score.config import SCORES_FILE, SUGGESTED_DROP, ScoreConfig
 from probing.runs.score.files import write_pages
 from probing.runs.score.rows import check_ref_logps, write_ref_logps
@@ -144,7 +142,7 @@ def schema_of(columns: Sequence[str]) -> pa.Schema:
     return pa.schema([(name, _KINDS.get(name, pa.float64())) for name in columns])
 
 
-class ScoreWorker:
+class ScoreWorker(ScorerWorker[PairScorer]):
     """Scores blocks of pairs.
 
     Args:
@@ -152,30 +150,8 @@ class ScoreWorker:
     """
 
     def __init__(self, config: ScoreConfig) -> None:
-        self._config, self._schema = config, schema_of(known_columns(config.computed))
-        self._model = load_model(config.model, config, config.revision)
-
-    @cached_property
-    def scorer(self) -> PairScorer:
-        """Scores pairs with the model."""
-        return make_scorer(self._config, self._model)
-
-    @property
-    def streams(self) -> list[Stream]:
-        """The stream that runs the model."""
-        return [self.scorer.stream]
-
-    def describe(self) -> dict[str, Any]:
-        """Facts of the model."""
-        return {"model": find_model_facts(self._model)}
-
-    def how(self) -> str:
-        """How the model is run."""
-        return self.scorer.stream.how
-
-    def prepare(self, pairs: Sequence[PreferencePair], where: Where) -> list[TokenizedPair]:
-        """Tokens of some pairs."""
-        return self.scorer.tokenize(pairs, where)
+        super().__init__(load_model(config.model, config, config.revision), partial(make_scorer, config))
+        self._schema = schema_of(known_columns(config.computed))
 
     def make(self, tokenized: list[TokenizedPair], report: Advance) -> WithTokens:
         """Scores of some pairs."""
@@ -187,12 +163,10 @@ def score_shards(folder: RunFolder, plan: Shards, tokens: TokenShards, workers: 
     return plan.complete(workers.maker(plan.block), tokens.keep, budget=workers.keep_budget(folder))
 
 
-def _new_shard(
-    scorer: PairScorer, schema: pa.Schema, tokenized: list[TokenizedPair], report: Advance
-) -> tuple[Shard, pa.Table | None]:
+def _new_shard(scorer: PairScorer, schema: pa.Schema, tokenized: list[TokenizedPair], report: Advance) -> WithTokens:
     began = time.monotonic()
     scored = scorer.score_tokenized(tokenized, report)
-    rows, batch_tokens = to_rows(scored.frame, schema), asdict(scorer.stream.budget)
+    rows, batch_tokens = to_rows(scored.frame, schema), budget_facts([scorer.stream])
     return note_making(rows, scored.problems, scored.tokens, began, batch_tokens), scored.pulls
 
 
